@@ -116,8 +116,9 @@ func (s *testbed) allowing(t *contender, name string, number int32) error {
 	return writeObjects(t.dir, name+".json", policyFor(labNamespace(s.cluster), name, ports))
 }
 
-// A probe runs for probeTime. After probeBefore, the policy is written. It must take effect
-// before the probe ends.
+// The times of a probe (see testbed.probe). The client sends datagrams for probeTime. The
+// policy is written probeBefore after the start. So the policy has probeTime - probeBefore
+// to take effect.
 const (
 	probeBefore = 200 * time.Millisecond
 	probeTime   = 1200 * time.Millisecond
@@ -166,8 +167,9 @@ func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error
 	return nil
 }
 
-// probe sends datagrams to probePort, and meanwhile writes a policy that allows only the port
-// in allow. It returns the answered datagrams and the time of the write.
+// probe lets the client of t send datagrams to probePort for probeTime. After probeBefore,
+// it writes a policy that allows only the port allow. It returns the times at which the
+// answered datagrams were sent (seen), and the time of the write in Unix nanoseconds.
 func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64, err error) {
 	type answer struct {
 		load.Answer

@@ -17,7 +17,7 @@ type loadSpec struct {
 	result.Load
 	do      string // see load.Order.Do
 	clients int
-	seen    bool // runs only on rows whose keys were seen before, because it makes a single connection
+	seen    bool // runs only on rows whose keys the agent has seen before, because one connection has one key
 }
 
 var loads = []loadSpec{
@@ -147,8 +147,9 @@ func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, er
 // takesPart reports whether the load runs on a row.
 func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 
-// warmUp is the duration of a load that runs before the first round. It makes the agents see
-// the keys that the rounds treat as seen, and lets heap and tables grow.
+// warmUp is the duration of a load that runs on each contender before the first round.
+// After it, the agents have seen the keys of the rows with seen keys, and heaps and tables
+// have grown.
 const warmUp = 200 * time.Millisecond
 
 // rounds runs, in each round, each load on one contender after the other.

@@ -26,9 +26,9 @@ const (
 	freshPort  = 20000
 )
 
-// freshKeys is the number of different keys of a load with never-seen keys. It is twice the
-// size of the kernel's cache and far more than --cache-size of the "fresh" row, so that a cache
-// has forgotten a key when it repeats.
+// freshKeys is the number of different keys that a load with never-seen keys uses in turn.
+// It is twice the size of the kernel's flow cache, and far more than --cache-size of the
+// "fresh" row. So both caches have evicted a key before the load uses the key again.
 const freshKeys = 131072
 
 const (

@@ -58,9 +58,10 @@ func (p *progress) share() float64 {
 	return min(0.99, float64(p.done)/float64(p.planned))
 }
 
-// left extrapolates the remaining time. Steps take longer than expected, because programs
-// are started and counters are read. left assumes that the remaining steps exceed their
-// expected time by the same factor as the finished steps.
+// left estimates the remaining time: the expected time of the remaining steps, multiplied by
+// (time since the start) / (expected time of the finished steps). The factor is greater than 1,
+// because steps also start programs and read counters. left omits it while less than 2% of the
+// expected time of all steps is done.
 func (p *progress) left(now time.Time) time.Duration {
 	rest := max(0, p.planned-p.done)
 	if p.done < p.planned/50 {

@@ -64,8 +64,8 @@ func TestSelectRows(t *testing.T) {
 	if err != nil || !slices.Equal(names(got), []string{"none", "none-fresh", "fresh"}) || len(notes) > 0 {
 		t.Errorf("fresh: %v %v %v", names(got), notes, err)
 	}
-	// For a sluice without --kernel-cache, the "kernel" row is left out, and the "user" row does
-	// not use the flag.
+	// If the sluice to measure does not have the flag --kernel-cache, selectRows omits the row
+	// "kernel", and the row "user" runs without this flag.
 	got, notes, err = selectRows([]string{"kernel", "user"}, "--cache-size")
 	if err != nil || !slices.Equal(names(got), []string{"none", "user"}) || len(notes) != 1 || len(got[1].args) > 0 {
 		t.Errorf("kernel, user: %+v %v %v", got, notes, err)
@@ -178,7 +178,7 @@ func TestProgress(t *testing.T) {
 	if !strings.Contains(out.String(), "  0%, 1m40s left: 10/1/1: first") {
 		t.Errorf("%q", out.String())
 	}
-	p.step(time.Second, "second") // the first step was half of the expected time, and took as long as expected
+	p.step(time.Second, "second") // the first step has taken the 50 s that were planned for it, half of the total
 	if !strings.Contains(out.String(), " 50%, 50s left: 10/1/1: second") {
 		t.Errorf("%q", out.String())
 	}

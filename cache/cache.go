@@ -2,10 +2,11 @@
 // sluice/filter/engine. The packages below it are the other places that remember verdicts:
 // bpf, a flow cache in the kernel; conntrack, the marks of live connections.
 //
-// A cache is never flushed. A remembered verdict carries the epochs of both ends, which
-// change whenever a verdict about them could; it is valid only while both are current. So a
-// new pod invalidates no other verdicts, and a verdict that is inserted after a change is
-// never used.
+// A cache is never flushed. A remembered verdict contains the epochs that the source and
+// the destination had when it was decided. The epoch of an address changes whenever a
+// verdict about the address may change. A cache uses a verdict only if both of its epochs
+// are current. So a new pod does not invalidate verdicts about other addresses. A verdict
+// that is decided before a change and inserted after it is never used.
 package cache
 
 import (
@@ -48,14 +49,17 @@ type Flows struct {
 type flow struct {
 	verdict filter.Verdict
 	ends    Ends
-	// snapshot is the number of the last snapshot by which the verdict was found valid.
-	// While that snapshot is in force, a hit looks up no endpoint, which halves its cost.
+	// snapshot is the number of the last snapshot for which Decide has found the verdict
+	// valid. While that snapshot is in force, Decide returns the verdict without looking up
+	// the endpoints to compare epochs. This halves the cost of a hit.
 	snapshot uint64
 }
 
-// doorkeeperSet is a set of flows that were decided recently, the latest first, in one
-// cache line. With sets of one entry, two alternating flows could evict each other forever;
-// with 4,000 flows, one in eight had such a collision.
+// doorkeeperSet holds the tags of up to 16 flows that were decided recently, the latest
+// first. The tag of a flow is a part of its hash. A set is one cache line long. If a set
+// had only one entry, two flows of the same set could evict each other in turn, and neither
+// would ever enter the cache. Of 4,000 flows, one in eight would share its set with
+// another.
 type doorkeeperSet [16]uint32
 
 // Ends are the epochs of both ends of a flow. An end without an endpoint has the epoch 0.
@@ -71,7 +75,7 @@ func NewFlows(size int) *Flows {
 		return &Flows{} // NewLRU fails only for sizes that are not positive
 	}
 	sets := 1
-	for sets*len(doorkeeperSet{}) < 2*size { // at most half full, so that few sets overflow
+	for sets*len(doorkeeperSet{}) < 2*size { // at least two entries for each cached flow, so that few sets overflow
 		sets *= 2
 	}
 	return &Flows{lru: lru, seed: maphash.MakeSeed(), doorkeeper: make([]doorkeeperSet, sets)}
@@ -117,9 +121,11 @@ func (f *Flows) remember(k *filter.Key, now flow) {
 	f.size.Store(int64(f.lru.Len()))
 }
 
-// seen reports whether the doorkeeper has the flow, and adds it if not. A full set drops
-// its oldest flow. About once in a hundred million times, seen mistakes a flow for another,
-// so that the flow is inserted when it is decided for the first time.
+// seen reports whether the flow was decided recently: whether its tag is in its
+// doorkeeperSet. If not, seen adds the tag, and a full set drops its oldest tag. About once
+// in a hundred million calls, another flow of the set has the same tag. Then seen wrongly
+// returns true, and the only effect is that Decide inserts the flow already at its first
+// decision.
 func (f *Flows) seen(k *filter.Key) bool {
 	h := maphash.Comparable(f.seed, *k)
 	set, tag := &f.doorkeeper[h&uint64(len(f.doorkeeper)-1)], uint32(h>>32)|1 // a tag is never 0, because 0 marks a free entry

@@ -232,7 +232,7 @@ func TestOldVerdictsNeverAnswer(t *testing.T) {
 		for step := range steps {
 			c.step()
 			s, _ := c.Commit()
-			for range 2 { // twice, so that all flows are remembered
+			for range 2 { // two rounds, because a flow is remembered when it is decided for the second time
 				for _, k := range keys {
 					want := s.Decide(k)
 					got, _, _ := flows.Decide(s, &k)

@@ -29,8 +29,9 @@ type Action uint8
 const (
 	Deny Action = iota
 	Allow
-	// Hold: the packet is held, because one of its ends should be a pod that is not known
-	// yet. It is evaluated again later. No verdict has this action.
+	// Hold: the packet is held, because one of its addresses is in the pod ranges and no pod
+	// with this address is known yet. The packet is evaluated again later. No Verdict has this
+	// action.
 	Hold
 	// Skip: the packet goes on without a verdict, and is judged at a later hook. No verdict
 	// has this action.
@@ -82,8 +83,8 @@ const (
 	// PodNotKnown: one end should be a pod, but the pod did not become known in time, so
 	// the fail mode decided.
 	PodNotKnown
-	// MidStream: the packet does not begin a connection, and policies deny the
-	// opposite direction, in which the connection may have begun.
+	// MidStream: the packet does not begin a connection, so the connection may have begun in
+	// the opposite direction, and policies deny connections in that direction.
 	MidStream
 
 	// NumReasons is the number of reasons.
@@ -220,8 +221,8 @@ type Verdict struct {
 	Egress, Ingress Side
 	Action          Action
 	Reason          Reason
-	// Pair is set if all packets between the two addresses get this action, for any
-	// protocol and port, though not always for this reason. Such a pair is not always
-	// recognized, so Pair may also be false.
+	// Pair is set only if all packets from the source to the destination address get this
+	// action, whatever their protocol and port. Their reasons may differ. Pair may be false
+	// although all these packets get this action, because not every such case is recognized.
 	Pair bool
 }

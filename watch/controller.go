@@ -39,8 +39,8 @@ type Source interface {
 type Options struct {
 	// Logger logs each problem of a policy once while it lasts. nil discards all log lines.
 	Logger *slog.Logger
-	// Stages apply each change, in this order, from the first change on. If there are none,
-	// Run blocks after the first change until Attach is called.
+	// Stages apply each change, in this order, beginning with the first change. If Stages is
+	// empty, Run publishes the first change and then waits until Attach sets the stages.
 	Stages []Stage
 }
 
@@ -70,7 +70,7 @@ type Controller struct {
 	loggedProblems map[policy.Problem]bool
 	loggedClashes  map[string]bool
 
-	unsettled     policy.Changes     // changes that were applied while a stage was unsettled
+	unsettled     policy.Changes     // changes to apply again, because a stage returned ErrUnsettled
 	retryTimer    <-chan time.Time   // fires when unsettled must be applied again; nil if no stage is unsettled
 	hasWork       bool               // the store has unfinished work on large policies
 	drafts        chan *policy.Draft // drafts to prepare: at most one
@@ -307,8 +307,8 @@ func (c *Controller) await(ctx context.Context, first Change) {
 	}
 }
 
-// apply puts a change in force, stage by stage. If a stage is unsettled, the later stages
-// still run, and the change is applied again after unsettledInterval.
+// apply puts a change in force, stage by stage. If a stage returns ErrUnsettled, the later
+// stages still run, and all stages apply the change again after unsettledInterval.
 func (c *Controller) apply(ctx context.Context, change Change) error {
 	c.unsettled, c.retryTimer = nil, nil
 	settled := true

@@ -150,7 +150,7 @@ func TestControllerWaitsForEverySource(t *testing.T) {
 	one, two := make(feed), make(feed)
 	_, calls, _ := run(t, &pub, nil, one, two)
 	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // taken only after the first update has been received
+	one <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) } // this send returns only after the Controller has received the first update
 	select {
 	case p := <-calls:
 		t.Fatalf("published %+v without the second source", p.snapshot.Counts())
@@ -229,7 +229,9 @@ func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 		await(t, calls)
 		reader.Enter()
 		in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-		for range 2 { // applied when the worker is found stuck, and again while it is still stuck
+		// The Controller applies the change although the worker is stuck, and applies it once
+		// more while the worker is still stuck.
+		for range 2 {
 			if p := await(t, calls); len(p.changes) != 1 {
 				t.Fatalf("changes %v, want the address of a", p.changes)
 			}

@@ -65,7 +65,7 @@ func (d *drafted) update(u watch.Update) {
 		select {
 		case d.in <- u:
 			return
-		case p := <-d.calls: // the Controller takes no update until the test receives its publication
+		case p := <-d.calls: // the Controller takes no update while a publication waits to be received
 			d.last = p.snapshot
 		case <-time.After(waitTimeout):
 			d.t.Fatal("the Controller does not take the update")
@@ -259,7 +259,8 @@ func TestControllerCompilesInTurns(t *testing.T) {
 			t.Fatal("the large policy does not come into force")
 		}
 	}
-	if steps > 8 { // 4 policies of two steps each; without turns, all 20 others would come first
+	// 8 steps are enough for 4 policies. Without turns, 20 policies (40 steps) would come first.
+	if steps > 8 {
 		t.Errorf("the only policy of a namespace waited for %d steps", steps)
 	}
 }

@@ -15,8 +15,9 @@ type Change struct {
 	Snapshot *policy.Snapshot
 	// Addresses are the addresses for which a verdict may have changed.
 	Addresses policy.Changes
-	// Unsettled is set if an earlier stage has returned ErrUnsettled, so that verdicts of an
-	// older snapshot may still take effect. It is also set when the change is applied again.
+	// Unsettled is set if a stage before this one has returned ErrUnsettled: verdicts of an
+	// older snapshot may still take effect. The Controller then applies the change again, and
+	// sets Unsettled for all stages of that second pass too.
 	Unsettled bool
 }
 

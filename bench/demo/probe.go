@@ -119,8 +119,8 @@ func probeAll(ctx context.Context, probes []probe, a *agenttest.Agent, mark int)
 	return outcomes
 }
 
-// pendingProbes holds the attempts that have neither an answer nor a denial yet, and the
-// denials.
+// pendingProbes tracks the probes. flows holds those that are still pending: neither answered
+// nor denied. denials holds the first denial of each denied flow.
 type pendingProbes struct {
 	mu      sync.Mutex
 	flows   map[flow]bool

@@ -17,7 +17,7 @@ const (
 // cell is a cell of the table: the attempts from one host to one port.
 type cell struct {
 	asked, reached map[string]int // number of attempts and of successful ones, by network
-	why            []string       // letters of the reasons for denials
+	why            []string       // letters of the reasons for failed attempts
 	wrong          bool
 }
 

@@ -53,8 +53,9 @@ type clientGroup struct {
 	out   Outcome
 }
 
-// run runs the clients for a time, and then waits for the connections that are still open. If
-// these slow connections did not count, the worst server would look best.
+// run runs the clients for the given time, and then waits for the connections that are still
+// open. These slow connections must count: without them, a slower server would have the lower
+// latency.
 func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.Duration) (out Outcome, err error) {
 	w := &clientGroup{exchange: x, Client: c, slots: make([]slot, max(1, clients)), took: make([]time.Duration, 0, 1<<16)}
 	if w.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {

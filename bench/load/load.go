@@ -62,9 +62,9 @@ type Micros float64
 // Outcome is the result of a client.
 type Outcome struct {
 	Done   uint64        `json:"done"`   // answered connections or requests
-	InTime uint64        `json:"intime"` // the part of Done that was answered before the time was over
+	InTime uint64        `json:"intime"` // the part of Done that was answered before the clients stopped beginning new ones
 	Failed uint64        `json:"failed"` // unanswered or refused connections or requests
-	Late   uint64        `json:"late"`   // the part of Done that was answered only after a retransmission, about a second later
+	Late   uint64        `json:"late"`   // the part of Done that took lateAfter or longer, for TCP because a SYN was retransmitted
 	Took   time.Duration `json:"took"`
 	Latency
 	Bytes uint64 `json:"bytes,omitempty"` // sent bytes of a stream
@@ -115,9 +115,10 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// open opens a non-blocking socket. If from is valid, it binds the socket to this address, but
-// lets the kernel choose the port only at connect: there the 4-tuple must be unique, not the
-// port. At bind, the ports would run out.
+// open opens a non-blocking socket. If from is valid, open binds the socket to this address, and
+// makes the kernel choose the source port at connect instead of at bind. At bind, the kernel would
+// choose a port that no other socket has, and the ports would run out. At connect, only the
+// 4-tuple must be unique.
 func open(kind int, from, to netip.Addr) (fd int, err error) {
 	fd, err = unix.Socket(domain(to), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -152,8 +152,8 @@ func (r *Result) charts(of Scenario) (charts []chart) {
 	return charts
 }
 
-// shares returns a chart of metric m of a load. It shows each row's values, divided by those of
-// the row that it is compared with.
+// shares returns a chart of metric m of a load. The chart shows, for each row, the row's value in
+// each round divided by the value of its reference row in the same round.
 func (r *Result) shares(of Scenario, l Load, m Metric) chart {
 	c := chart{title: l.Label + ": " + m.Name + " as a share of the row it is held against", mark: 1}
 	low, high := 1.0, 1.0

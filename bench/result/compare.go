@@ -12,8 +12,8 @@ import (
 // Change is the difference of a figure between two results.
 type Change struct {
 	Key
-	Old, New float64 // medians, of ratios or of the figures themselves
-	Ratio    bool    // Old and New are ratios to the reference row
+	Old, New float64 // medians of the figure's values; if Ratio is set, medians of their ratios
+	Ratio    bool    // the values were divided by those of the reference row
 	P        float64 // p-value of the rank test
 	// Real reports that the change is beyond the noise.
 	Real bool
@@ -48,9 +48,10 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 		c := Change{Key: s.Key, Old: stats.Median(a), New: stats.Median(b), Ratio: ratio, P: stats.MannWhitney(a, b)}
 		changes = append(changes, c)
 	}
-	// Apply the false discovery rate to each size separately. With 7 rounds on each side, no
-	// p-value is below 1/1716. Among the thousand figures of all sizes, a change that is the
-	// only real one would need a p-value of 0.05/1000, and so could never count.
+	// Control the false discovery rate separately for each size of cluster. With 7 rounds on
+	// each side, the smallest possible p-value is 1/1716. If the roughly 1,000 figures of all
+	// sizes were tested together, a single real change would need a p-value of 0.05/1000, and
+	// could never be detected.
 	for _, of := range fresh.Scenarios() {
 		markReal(changes, of)
 	}
@@ -114,7 +115,7 @@ func WriteChanges(w io.Writer, old, fresh *Result, changes []Change) (worse int,
 	return worse, err
 }
 
-// fewest returns the number of values of the figure that has the fewest.
+// fewest returns the smallest number of values that a figure of the result has.
 func fewest(r *Result) int {
 	n := math.MaxInt
 	for _, s := range r.Series {

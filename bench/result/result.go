@@ -56,7 +56,8 @@ type Machine struct {
 type Row struct {
 	Name  string `json:"name"`
 	Label string `json:"label"`
-	// Against is the reference row of ratios; empty for a row that is a reference.
+	// Against is the name of the row by whose values this row's values are divided for ratios;
+	// empty for a row without ratios.
 	Against string `json:"against,omitempty"`
 	About   string `json:"about"`
 }
@@ -114,7 +115,7 @@ type Aim struct {
 	Row      string  `json:"row"`
 	Load     string  `json:"load"`
 	Label    string  `json:"label"`
-	Want     float64 `json:"want"` // a lower bound if Better is More, otherwise an upper bound
+	Want     float64 `json:"want"` // the bound for Got: a lower bound if Better is More, an upper bound if it is Less
 	Better   string  `json:"better"`
 	Got      float64 `json:"got"`
 	Low      float64 `json:"low"` // lowest value of the rounds

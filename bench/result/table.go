@@ -19,9 +19,9 @@ type Table struct {
 	Rows  [][]string
 }
 
-// Tables returns the tables of a scenario: the aims, and one table for each load with a row
-// for each contender. The first figure of a load is followed by its ratio to that of the
-// reference row, if there is such a row.
+// Tables returns the tables of a scenario: one for the aims, and one for each load, with a row
+// for each contender. If a contender has a reference row, the column of the load's first metric
+// is followed by its ratio to the reference row's value, and by the lowest and highest ratio.
 func (r *Result) Tables(of Scenario) (tables []Table) {
 	if t := r.aims(of); len(t.Rows) > 0 {
 		tables = append(tables, t)
@@ -81,9 +81,9 @@ func (r *Result) table(of Scenario, l Load) Table {
 	return t
 }
 
-// metrics returns the figures of a load that get a column, in the order of the row with the
-// most figures. Counts of errors that are 0 in all rows get no column. metrics returns their
-// names separately.
+// metrics returns the metrics that get a column in the table of a load, in the order of the row
+// that has the most metrics. A count of errors that is 0 in all rows gets no column; metrics
+// returns the names of such counts in none.
 func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) {
 	rows := make(map[string][]Metric)
 	happened := make(map[Metric]bool)
@@ -115,7 +115,7 @@ func (r *Result) metrics(of Scenario, l Load) (metrics []Metric, none []string) 
 	return metrics, none
 }
 
-// hasRatio reports whether the first figure of a load has a reference row.
+// hasRatio reports whether any row of a load has a figure that the row's reference row has too.
 func (r *Result) hasRatio(of Scenario, l Load) bool {
 	for _, s := range r.Series {
 		if s.Scenario == of && s.Load == l.Name && len(r.Ratios(s)) > 0 {

@@ -14,8 +14,9 @@ import (
 	moremath "github.com/aclements/go-moremath/stats"
 )
 
-// Quantile returns the value below which a fraction q of the values lies, interpolated
-// between two neighbors. It is NaN if there are no values. The values need not be sorted.
+// Quantile returns the q-quantile of the values, for q from 0 (the smallest value) to 1 (the
+// largest). Between two neighbors in the sorted order, it interpolates linearly. It returns
+// NaN if there are no values. The values need not be sorted.
 func Quantile(values []float64, q float64) float64 {
 	if len(values) == 0 {
 		return math.NaN()
@@ -47,10 +48,10 @@ func Ratios(values, by []float64) []float64 {
 }
 
 // MannWhitney returns the p-value of the two-sided rank test of Mann and Whitney: the
-// probability that two sets of values from one distribution differ at least as much as a
-// and b. With fewer than 4 values on each side, the p-value cannot be below 0.05. It is exact
-// for up to 50 values on each side, or 25 with ties, and otherwise approximate. Benchstat uses
-// the same test.
+// probability that two sets of values differ at least as much as a and b, if both sets come
+// from one distribution. If both sides have fewer than 4 values, the p-value is never below
+// 0.05. The p-value is exact for up to 50 values on each side (up to 25 if some values are
+// equal), and approximate for more. Benchstat uses the same test.
 func MannWhitney(a, b []float64) float64 {
 	result, err := moremath.MannWhitneyUTest(a, b, moremath.LocationDiffers)
 	if err != nil {
@@ -59,10 +60,11 @@ func MannWhitney(a, b []float64) float64 {
 	return min(1, result.P)
 }
 
-// Discoveries reports for each p-value whether it counts as a difference. At most the given
-// share of the counted differences is expected to be due to chance (Benjamini and Hochberg
-// 1995). If each p-value below 0.05 counted, a comparison of a thousand equal
-// figures would find fifty differences.
+// Discoveries reports for each p-value whether it counts as a real difference. The method
+// of Benjamini and Hochberg (1995) bounds the false ones: on average, at most the given
+// share of the counted differences is due to chance. A fixed threshold does not: if each
+// p-value below 0.05 counted, a comparison of a thousand figures without any real
+// difference would find about fifty.
 func Discoveries(p []float64, share float64) []bool {
 	order := make([]int, len(p))
 	for i := range order {

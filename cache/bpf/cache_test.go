@@ -110,9 +110,9 @@ func manyPackets(src, dst netip.Addr) (all [][]byte) {
 	return append(all, packetOf(src, dst, filter.ICMP, 0, 20))
 }
 
-// A verdict that applies to all packets between two addresses is remembered for all of them, and
-// is invalid after the same changes as other verdicts. So only the first packet of a port scan
-// reaches user space.
+// If a verdict applies to all packets between two addresses, the kernel remembers it for
+// this pair of addresses, whatever the protocol and port. So only the first packet of a
+// port scan reaches user space. The same changes invalidate such a verdict as any other.
 func TestPairs(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	all := letIn("db", "web")
@@ -150,9 +150,11 @@ func TestPairs(t *testing.T) {
 	}
 }
 
-// If policies without rules isolate a pod, the kernel denies packets between it and other pods
-// without a trip to user space. It leaves two kinds of packets to user space: those from the pod to
-// itself, and those between the pod and an unknown address, which may be the node.
+// If a pod is isolated in both directions and no rule allows anything, the kernel denies
+// packets between this pod and other pods, even if it remembers no verdict about them. The
+// kernel leaves two kinds of packets to user space until it remembers a verdict: those from
+// the pod to itself, and those between the pod and an unknown address, because that may be
+// an address of the node.
 func TestClosed(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.store.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
@@ -565,7 +567,8 @@ func BenchmarkPrograms(b *testing.B) {
 	}
 }
 
-// If the kernel cannot take all pod ranges, the cache is disabled until a Publish whose ranges fit.
+// If Publish gets more pod ranges than the map in the kernel can hold, it returns an error,
+// and the programs match nothing until a Publish whose ranges fit.
 func TestTooManyRanges(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)

@@ -31,9 +31,10 @@ func onlyPort() *networkingv1.NetworkPolicy {
 	return p
 }
 
-// While the verdict about an allowed packet is remembered, the programs never contradict user space
-// about a variant of that packet: each byte with every value, each 16-bit field with every
-// plausible length, and the packet cut off at every length.
+// The kernel remembers the verdict about an allowed packet. For a variant of that packet, the
+// programs never give a verdict that contradicts user space. In a variant, one byte has any
+// value, or one 16-bit field at an even offset has a value from 0 to 79 (lengths that a header
+// could state), or the packet is cut off after any number of bytes.
 func TestOddPackets(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{}, nil)
 	web6, db6 := netip.MustParseAddr("fd00::3"), netip.MustParseAddr("fd00::2")
@@ -44,8 +45,9 @@ func TestOddPackets(t *testing.T) {
 	}
 	u.store.SetPolicy(netpol.Read(onlyPort()))
 	u.commit(t)
-	// forgetful inserts no verdicts, so that the verdict about the original packet is the only
-	// one that the programs could apply wrongly.
+	// forgetful evaluates the variants in user space, without inserting the verdicts into the
+	// kernel's cache. So the only verdict that the programs could wrongly apply to a variant is
+	// the one about the original packet.
 	forgetful := newUser(t, c, nil)
 	forgetful.evaluator = engine.New(engine.Config{Published: &forgetful.published}, cache.NewFlows(0))
 	forgetful.published.Publish(u.published.Snapshot())
@@ -91,9 +93,10 @@ func TestOddPackets(t *testing.T) {
 	}
 }
 
-// All changes of one publication take effect at once in the kernel. Each publication of the test
-// isolates either web for egress or db for ingress, so at no time may a packet pass as if neither
-// were isolated.
+// All changes of one publication take effect in the kernel at the same moment. The test
+// publishes in turn a snapshot that isolates only web (egress) and one that isolates only db
+// (ingress). If the kernel applied the changes one by one, neither pod would be isolated for a
+// moment, and a packet from web to db would match "allow".
 func TestChangesAtOnce(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	p, u := load(t, c), newUser(t, c, nil)

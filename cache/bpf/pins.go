@@ -35,9 +35,9 @@ func mount(path string) error {
 }
 
 // pins is the directory of one agent's programs. The agent holds a lock on the directory while
-// it runs, so that other agents recognise the directories of dead agents: the kernel releases
-// the lock however a process ends, and the lock works across containers with separate process
-// IDs.
+// it runs, and the kernel releases the lock however the process ends. So other agents recognise
+// the directory of a dead agent: it has no lock. Unlike a file with a process ID, this also
+// works between containers that do not share their process IDs.
 type pins struct {
 	dir  string
 	lock *os.File

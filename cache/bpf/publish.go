@@ -77,7 +77,8 @@ func (t *tables) close() error {
 
 // Publish updates the endpoints and ranges to those of a snapshot; changes lists the addresses
 // whose endpoints differ from those of the last call's snapshot. When Publish returns, no packet
-// is decided by an older snapshot, and every packet that was decided by one has left the rules.
+// is decided by an older snapshot, and every packet that an older snapshot has decided has left
+// the iptables rules.
 //
 // Publish takes about 2 µs for each change, and an RCU grace period of some 10 ms. After an
 // error the cache is disabled until a later Publish succeeds. If the error is
@@ -98,9 +99,10 @@ func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	return nil
 }
 
-// SetDevices sets the interfaces that lead to a single pod of this node, by the pod's address.
-// An address that is not in devices keeps its interface while a pod has the address: when a pod
-// ends, its interface vanishes before the API reports the end.
+// SetDevices sets the interfaces that lead to only one pod of this node. devices maps an address
+// of the pod to the index of its interface. An address that is missing in devices keeps the
+// interface of an earlier call while a pod has the address: when a pod ends, its interface
+// vanishes before the API reports the end.
 //
 // After an error the cache is disabled until a later Publish succeeds. If the error is
 // ErrStillAnswering, the cache could not be disabled either.
@@ -122,9 +124,9 @@ func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 	if c.tables == nil || c.snapshot == nil {
 		return nil // the next Publish writes the devices
 	}
-	// The entries are changed in place, even in the table that the programs read. The device of
-	// an entry decides only whether the programs match a packet or leave it to user space, never
-	// which verdict it gets.
+	// Change the entries in place, even in the table that the programs read. This is safe,
+	// because the device of an entry never changes a verdict: it decides only whether the
+	// programs answer a packet or leave it to user space.
 	for _, table := range []*ebpf.Map{c.tables.read, c.tables.spare} {
 		unknown := func(a netip.Addr) bool { return c.snapshot.Endpoint(a) == nil }
 		if err := c.write(table, c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), unknown))); err != nil {
@@ -170,7 +172,8 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 	}
 	t.read, t.spare = t.spare, t.read
 	if err := c.write(t.spare, s, slices.Values(changes)); err != nil {
-		// The table that the programs read is complete. The next Publish makes new tables.
+		// This is not an error of Publish: the table that the programs read is complete, and
+		// only the spare one is not. The next Publish makes two new tables.
 		c.log.Warn("a spare table of the kernel's flow cache could not be written; making a new one", "err", err)
 		c.tables = nil
 		return t.close()

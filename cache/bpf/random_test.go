@@ -39,7 +39,7 @@ func podAddrs(n int) [2]netip.Addr {
 var (
 	nodeAddrs = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 	outside   = [2]netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:f::7")}
-	// The addresses of the last two pods are outside the ranges.
+	// podRanges contain the addresses of pods 2 to 7, and not those of pods 8 and 9.
 	podRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125")}
 )
 
@@ -249,7 +249,8 @@ func TestAgreesWithUserSpace(t *testing.T) {
 			for _, a := range []netip.Addr{k.Key.SrcAddr(), k.Key.DstAddr()} {
 				if e, is := u.published.Snapshot().Lookup(a); err == nil && e == nil {
 					unknown++
-					pending = pending || is != policy.Known // left to user space, even if no pod could change the verdict
+					// The programs leave packets of pending addresses to user space in any case.
+					pending = pending || is != policy.Known
 				}
 			}
 			if plain && after == noMatch && unknown < 2 && !pending {

@@ -9,8 +9,8 @@ import (
 	"sluice/filter"
 )
 
-// stamped holds the inputs of a stamp as words, so that each bit can be flipped: 4 words of
-// addresses, the rest of the key, and both epochs.
+// stamped is the input of a stamp as seven words, so that a test can flip any bit: four words
+// of addresses, one for the port, protocol and transport of the key, and one for each epoch.
 type stamped [7]uint64
 
 func (w *stamped) stamp(s *secrets) uint64 {
@@ -26,7 +26,8 @@ func (w *stamped) stamp(s *secrets) uint64 {
 // bits is the number of bits of each word that are part of the input.
 var bits = [7]int{64, 64, 64, 64, 32, 64, 64}
 
-// flips returns the masks that flip up to two bits of a word.
+// flips returns XOR masks for a word of the given number of bits: 0, all masks with one bit,
+// and all masks with two bits.
 func flips(bits int) (masks []uint64) {
 	masks = append(masks, 0)
 	for one := range bits {
@@ -38,8 +39,9 @@ func flips(bits int) (masks []uint64) {
 	return masks
 }
 
-// differ returns an error if two inputs have the same stamp. The inputs differ from base in the
-// words at and at+1: in up to two bits of one word and up to one of the other.
+// differ computes the stamps of variants of base, and returns an error if two variants have the
+// same stamp. In a variant, only the words base[at] and base[at+1] differ from base: up to two
+// bits of one of these words and up to one bit of the other.
 func differ(base stamped, at int, stamp func(*stamped) uint64) error {
 	seen := make(map[uint64]stamped)
 	for _, few := range [][2]int{{at, at + 1}, {at + 1, at}} {
@@ -61,8 +63,8 @@ func differ(base stamped, at int, stamp func(*stamped) uint64) error {
 	return nil
 }
 
-// Inputs that differ in a few bits of two neighbouring words have different stamps, for any secrets
-// and any other words.
+// Two inputs have different stamps if they differ only in a few bits of two neighbouring
+// words. The test uses three sets of random secrets; the other words are all 0 or random.
 func TestStampsDiffer(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 0))
 	for round := range 3 {
@@ -70,7 +72,7 @@ func TestStampsDiffer(t *testing.T) {
 		for i := range s {
 			s[i] = random.Uint64()
 		}
-		var base stamped // zero in the first round, as large parts of many keys are
+		var base stamped // all words are 0 in the first round: many keys consist mostly of zeros
 		for i := range base {
 			if round > 0 {
 				base[i] = random.Uint64() >> (64 - bits[i])
@@ -84,8 +86,9 @@ func TestStampsDiffer(t *testing.T) {
 	}
 }
 
-// differ finds the collisions of a chain of multiplications, in which changes of neighbouring words
-// cancel out for every start value.
+// differ detects a bad hash: it finds collisions of a chain of multiplications. In such a
+// chain, a change of one word and a suitable change of the next word cancel out, whatever the
+// start value is.
 func TestStampsOfAChainCollide(t *testing.T) {
 	chain := func(w *stamped) uint64 {
 		h := uint64(0x0123456789abcdef)
@@ -100,8 +103,9 @@ func TestStampsOfAChainCollide(t *testing.T) {
 	}
 }
 
-// A stamp depends on the secrets, and on which end has which epoch. TestAgreesWithUserSpace would
-// fail if the kernel computed other stamps, because the kernel uses no verdict with another stamp.
+// Other secrets give another stamp. If the two ends of a key exchange their epochs, the stamp
+// changes too. This test covers only the Go code. TestAgreesWithUserSpace covers the C code: if
+// the kernel computed other stamps than user space, it would use no verdict of user space.
 func TestStampDependsOnAll(t *testing.T) {
 	a, b := newSecrets(), newSecrets()
 	var k filter.Key

@@ -66,8 +66,8 @@ func TestDevices(t *testing.T) {
 	if got := p.run(in); got != allowed {
 		t.Errorf("to it, by its interface: %s", got)
 	}
-	// The cache may learn the interface of the next pod at the address before it learns of
-	// that pod.
+	// The address of an ended pod goes to a new pod. SetDevices may report the interface of the
+	// new pod before a snapshot contains this pod.
 	u.store.DeletePod("default", "web")
 	u.commit(t)
 	devices(map[netip.Addr]uint32{web: 4})

@@ -47,16 +47,16 @@ func (m Marks) check() error {
 
 // Conn is one tracked connection. It is valid only while it is being reported.
 type Conn struct {
-	// Key is the key of the connection's first packet in POSTROUTING: the original source,
-	// and the destination and its port after translation.
+	// Key is the key that the connection's first packet has in the chain POSTROUTING of
+	// mangle: its source is from before SNAT, its destination and port are from after DNAT.
 	Key filter.Key
 	// SrcPort is the source port; 0 unless Key.Transport is Ported.
 	SrcPort uint16
-	// MidStream is set if the entry was not made by the first packet of the
-	// connection: its source may be the end that accepted the connection.
+	// MidStream is set if a later packet than the first of the connection made the entry.
+	// That packet may be a reply, so the source in Key may be the server.
 	MidStream bool
-	// Malformed is set if the entry has no key that can be trusted, as with an
-	// IPv4-mapped address in an IPv6 header. Key is then meaningless.
+	// Malformed is set if no reliable key can be derived from the entry, for example because
+	// an IPv6 entry contains an IPv4-mapped address. Key is then meaningless.
 	Malformed bool
 	// Mark is the whole connection mark.
 	Mark uint32

@@ -35,21 +35,24 @@ import (
 //   - The endpoint is gone, and packets of its address are held for the next endpoint.
 //   - The last sweep of the address failed.
 //
-// If a pod's address has no endpoint now, its check may wait until it has one again.
+// If an address that a pod had has no endpoint now, its connections may be left unevaluated until
+// the address has an endpoint again (needLater).
 
 // Scope states which connections an event concerns.
 type Scope uint8
 
 const (
-	// ScopeFlows concerns the connections whose verdict has changed.
+	// ScopeFlows concerns those connections of the changed addresses whose verdict may have
+	// changed. The list above defines them.
 	ScopeFlows Scope = iota
-	// ScopeAddresses concerns all connections of the changed addresses. It is for verdicts
-	// of older snapshots that took effect late, or may still do so.
+	// ScopeAddresses concerns all connections of the changed addresses. It is for the case
+	// that a verdict of an older snapshot took effect late, or may still take effect.
 	ScopeAddresses
 	// ScopeAll concerns all connections.
 	ScopeAll
-	// ScopeGap concerns all connections too. It is for the case that packets may have passed
-	// without a verdict: the sweep counts connections without a mark in Result.Unjudged.
+	// ScopeGap concerns all connections, like ScopeAll. It is for the case that packets may
+	// have passed without a verdict. The sweep also counts, in Result.Unjudged, the
+	// connections without a mark that should have had one.
 	ScopeGap
 )
 
@@ -73,14 +76,16 @@ type need uint8
 
 const (
 	needNothing need = iota
-	// needLater means that TrackedFlows may lack connections of the address, which matters
-	// only when the address has an endpoint again.
+	// needLater means that the address has no endpoint now, and that TrackedFlows may lack
+	// connections of the address. The address needs a check when it has an endpoint again.
 	needLater
-	// needSweep means that the change may concern connections that TrackedFlows lacks.
+	// needSweep means that the change may alter the verdict about connections that
+	// TrackedFlows lacks, so all connections of the address must be evaluated.
 	needSweep
 )
 
-// maxLater bounds the addresses with needLater. If there are more, all of them are swept.
+// maxLater bounds the number of addresses with needLater. If there are more, the next sweep
+// evaluates the connections of all of them.
 const maxLater = 1024
 
 // record adds the change of an address to the changes since the last sweep.
@@ -93,9 +98,9 @@ func (f *Follower) record(before, now *policy.Snapshot, a netip.Addr, scope Scop
 	f.changes[a] = change{now.Number(), n}
 }
 
-// comesBack marks the tracked flows of an address as incomplete if its endpoint was in an
-// earlier snapshot already. Verdicts that caches remember about that endpoint are valid again,
-// and TrackedFlows may have forgotten their flows.
+// comesBack marks the tracked flows of an address as incomplete if the epoch of its endpoint is
+// from an earlier snapshot. In this case, verdicts with that epoch, which caches still remember,
+// are valid again, and TrackedFlows may have forgotten the flows of these verdicts.
 func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
 	if f.tracked == nil || before == nil {
 		return
@@ -105,9 +110,9 @@ func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
 	}
 }
 
-// need returns what the change of an address requires beyond a check of the tracked flows. It
-// requires more if TrackedFlows may lack live connections of the address that may be denied
-// now.
+// need returns what the change of an address requires beyond a check of its tracked flows. This
+// check is not enough if the address may have live connections that TrackedFlows lacks and that
+// the new snapshot may deny.
 func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	if f.tracked == nil || before == nil {
 		return needSweep
@@ -125,8 +130,9 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	return needNothing
 }
 
-// due returns the changed addresses whose connections must be evaluated now. Addresses that
-// can wait are put back.
+// due returns the changed addresses whose connections must be evaluated now. Addresses with
+// needLater are deferred: due puts them back into f.changes. If there are more than maxLater of
+// those, due returns them too.
 func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bool) policy.Changes {
 	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
 	evaluate := func(k *filter.Key) filter.Action {

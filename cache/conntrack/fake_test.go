@@ -9,8 +9,8 @@ import (
 	"sluice/filter"
 )
 
-// Fake is a Table in memory, for tests. It guarantees only what Table does: its dumps also
-// report connections that were not asked for.
+// Fake is a Table in memory, for tests. A dump reports all connections, including those
+// that the caller did not ask for, because Table permits that too.
 type Fake struct {
 	// Interrupt, if set, is called before each dump. If it returns true, the dump reports
 	// the first half of the connections and returns ErrInterrupted.

@@ -23,9 +23,10 @@ const (
 //
 // Most changes need no sweep: see due.go.
 //
-// A sweep by the latest snapshot covers all changes before it. If a snapshot is published
-// during a sweep, the next sweep evaluates the connections of the addresses that it changes.
-// If the snapshot alters the verdict about a connection, one of the ends is among them.
+// A sweep uses the latest snapshot, and so covers all changes up to that snapshot. If another
+// snapshot is published during a sweep, a further sweep follows. It evaluates only the
+// connections of the addresses that the new snapshot changes. That is enough: if a snapshot
+// alters the verdict about a connection, one end of the connection is a changed address.
 type Follower struct {
 	sweeper  *Sweeper
 	tracked  *TrackedFlows // if nil, every change is followed by a sweep
@@ -167,9 +168,9 @@ func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, al
 	return f.snapshot, changes, all, gap
 }
 
-// putBack records the given changes again, because they have not been swept. If an address
-// has changed again meanwhile, putBack demands a sweep for it: record did not know the older
-// change when it determined whether the newer one needs a sweep.
+// putBack records the changes of a failed sweep again. If Published has recorded a newer
+// change of an address during that sweep, putBack sets its need to needSweep. The need that
+// record computed may be too low, because record did not know the older change.
 func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -67,7 +67,7 @@ func TestFollowerTriesAgain(t *testing.T) {
 		r.store.SetPolicy(netpol.Read(guard("idle")))
 		r.publish(f, conntrack.ScopeFlows)
 		synctest.Wait()
-		r.want(toDB, revoked) // it is in the half that the dump reports
+		r.want(toDB, revoked) // the interrupted dump reports only the half of the table with toDB
 		r.want(toIdle, allowed)
 		failing.Store(false)
 		for mark := uint32(allowed); mark == allowed; {
@@ -95,15 +95,15 @@ func TestFollowerReportsAFailure(t *testing.T) {
 	}
 	s, _ := policy.NewStore().Commit()
 	f.Published(s, nil, conntrack.ScopeAll)
-	for range 2 { // the sweep is still due after the first error
+	for range 2 { // the second call also fails: after an error, the sweep is still due
 		if err := f.Sweep(t.Context()); err == nil {
 			t.Error("no error, although the table cannot be read")
 		}
 	}
 }
 
-// A paused follower leaves the connections to another agent, even if a sweep was due, until
-// the next snapshot is published.
+// After Pause, a follower sweeps no connections, because another agent judges them. This holds
+// even if a sweep was due. It ends when the next snapshot is published.
 func TestFollowerPause(t *testing.T) {
 	r := newFixture(t)
 	f := r.follow()

@@ -114,9 +114,11 @@ func parseTuple(b []byte) (t tuple) {
 	return t
 }
 
-// parseConn parses the body of an entry, from nfgenmsg on. It returns an error if the entry
-// cannot be identified, because such an entry cannot be marked. An entry without a key that
-// can be trusted is reported as malformed.
+// parseConn parses the body of an entry, which begins with struct nfgenmsg, into c. It
+// returns an error if c.Ref cannot name the entry in later requests: the original tuple is
+// missing, or is longer with the zone than maxRef bytes. The mark of such an entry cannot
+// be changed. If the tuples give no key, or have an IPv4-mapped IPv6 address, parseConn
+// sets c.Malformed.
 //
 // parseConn parses only what is needed: in a dump of the whole table, a parser of all
 // attributes takes ten times as long (see the benchmarks).

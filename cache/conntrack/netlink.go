@@ -24,14 +24,15 @@ const (
 	// fails, and all the answers must fit into the socket's receive buffer. An answer takes
 	// about 900 bytes there, so 128 answers take 113 KiB of the usual 200 KiB.
 	sendBatch = 128
-	// maxFiltered bounds the addresses for which the kernel selects connections; for more
-	// addresses, it reports all connections. Each address takes two walks through the
-	// kernel's whole table. To report all 50,000 connections of a table takes about as long
-	// as twenty walks (see the benchmarks).
+	// maxFiltered bounds the addresses for which Dump lets the kernel select the connections.
+	// For more addresses, Dump lets the kernel report all connections. A selection takes two
+	// walks through the kernel's whole table for each address. Reporting all 50,000 connections
+	// of a table takes about as long as twenty walks (see the benchmarks).
 	maxFiltered = 4
-	// minFiltered is the least number of connections for which selection pays off: a walk visits
-	// every bucket of the kernel's hash table, full or empty, which takes some milliseconds
-	// in a large table.
+	// minFiltered is the number of connections in the table from which on a selection pays off.
+	// Below it, reporting all connections is faster: each walk of a selection visits every
+	// bucket of the kernel's hash table, even the empty ones, which takes some milliseconds if
+	// the table has many buckets.
 	minFiltered = 4096
 )
 
@@ -139,14 +140,16 @@ func (k *Netlink) count(ctx context.Context) int {
 // should have left out.
 var errUnfiltered = errors.New("kernel does not filter the connection table")
 
-// dumpAmong reports the connections from the addresses and, concurrently, the connections
-// from other addresses to them: on two CPUs, this halves the time of the walks through the
-// kernel's table.
+// dumpAmong reports the connections from and to the given addresses. It dumps those from the
+// IPv4 addresses and those to the IPv4 addresses concurrently: on two CPUs, this halves the time
+// of the walks through the kernel's table. It reports a connection between two of these
+// addresses once.
 //
-// If some addresses are IPv6, it reports all IPv6 connections, in one more walk. The
-// kernel's comparison of IPv6 addresses is inverted
-// (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): its filter leaves out exactly the requested
-// connections, and if there are no others, its answer looks like that of an empty table.
+// If any of the addresses is IPv6, dumpAmong makes one more dump, of all IPv6 connections. It
+// cannot let the kernel select these, because the kernel's comparison of IPv6 addresses is
+// inverted (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): the filter leaves out exactly
+// the requested connections. If there are no others, the wrong answer cannot be recognised,
+// because it looks like that of an empty table.
 func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	v4 := slices.DeleteFunc(slices.Clone(among), netip.Addr.Is6)
 	var mu sync.Mutex
@@ -174,9 +177,10 @@ func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func
 	return errors.Join(err, <-to)
 }
 
-// dumpOf requests, for each of the IPv4 addresses, the connections with that source in the
-// tuple of the given direction. If report returns false, the connection does not have that
-// source, and dumpOf returns errUnfiltered.
+// dumpOf makes one dump for each IPv4 address in among. It requests the connections whose tuple
+// of the given direction, original or reply, has that address as its source. report returns
+// false if a connection does not have this source; the kernel has then ignored the filter, and
+// dumpOf returns errUnfiltered.
 func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
 	for _, a := range among {
 		strays := false
@@ -286,8 +290,8 @@ type message struct {
 func exchange(ctx context.Context, c *netlink.Conn, out, in []byte, got func(message) (done bool, err error)) (err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
-		// stop returns false if the deadline has been set or is about to be. The socket is
-		// unusable in that case.
+		// stop returns false if ctx has ended: the function above has set the deadline of the
+		// socket, or is about to. The socket is unusable after that.
 		if !stop() && err == nil {
 			err = context.Cause(ctx)
 		}

@@ -231,8 +231,8 @@ func TestUDPStopsAndFlowsAgain(t *testing.T) {
 	}
 }
 
-// peer reads one datagram and returns its source. The datagram must not be one that was
-// sent while the connection was revoked.
+// peer reads one datagram and returns its source. If the datagram is "lost", the text of the
+// datagrams that the test sends while the connection is revoked, the test fails.
 func (l *live) peer(t *testing.T, c *net.UDPConn) net.Addr {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(testTimeout))
@@ -323,9 +323,10 @@ func TestICMPIsRevoked(t *testing.T) {
 	}
 }
 
-// The kernel selects the right connections from a table with both families. All IPv6
-// connections have the same two addresses. So a kernel whose comparison of IPv6 addresses is
-// inverted (see dumpAmong) would leave out all of them.
+// From a table with both families, a dump with a filter reports the same connections as a dump
+// without one. Some kernels invert the comparison of IPv6 addresses (see dumpAmong). The test would
+// detect this: all its IPv6 connections have the same two addresses, so that such a kernel would
+// leave out all of them.
 func TestKernelFilter(t *testing.T) {
 	node := newTable(t)
 	fill(t, node, 300, db, idle, netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("10.0.0.8"))

@@ -21,8 +21,9 @@ const testTimeout = 2 * time.Minute
 // target is the port on db to which the services are translated.
 const target = 6379
 
-// network is a router between two pods. It translates the services to db, sets the foreign
-// bits in the mark of every connection, and drops both directions of revoked connections.
+// network is a router between the pods web and db. The router translates the addresses service
+// and service6 to db, sets mark bits that belong to other programs on every connection, and
+// drops the packets of revoked connections in both directions.
 type network struct {
 	tb              testing.TB
 	web, router, db *lab.Host

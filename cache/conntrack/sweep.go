@@ -19,9 +19,9 @@ const (
 	// batchSize bounds the updates that are collected before they are written, and so the
 	// memory of a sweep. They are written while the dump goes on.
 	batchSize = 512
-	// batchTimeout bounds how long an update waits for others while the dump goes on: a
-	// dump of all connections can take a hundred milliseconds, and denied packets should
-	// not pass until its end.
+	// batchTimeout bounds how long an update waits for its batch to fill during a dump. A dump
+	// of all connections can take 100 ms, and a connection that is denied now should not keep
+	// passing until the dump ends.
 	batchTimeout = 5 * time.Millisecond
 	// maxPasses bounds the dumps of a sweep; see Sweep.
 	maxPasses = 5
@@ -57,15 +57,17 @@ func (r Result) LogValue() slog.Value {
 // Sweeper evaluates live connections. It is safe for concurrent use: sweeps wait for each
 // other.
 type Sweeper struct {
-	// Local lists the addresses of this node. Connections from them are never revoked,
-	// because the rules never stop them, and connections to them only by policies that are
-	// for what pods send to their node. It is called at most once a sweep, and only if a
-	// connection is to be revoked. New sets it to list the addresses of the interfaces in the
-	// process's network namespace.
+	// Local returns the addresses of this node. A sweep never revokes connections from or to
+	// these addresses, because the iptables rules let their packets pass without a verdict. A
+	// sweep calls Local at most once: before it revokes the first connection or, with
+	// ScopeGap, before it marks the first connection without a mark. New sets Local to a
+	// function that lists the addresses of the interfaces in the process's network namespace.
 	Local func() ([]netip.Addr, error)
-	// FailOpen allows live connections of a pending address of this node. Otherwise they
-	// are revoked, just as new connections are denied when their hold expires: the pod that
-	// had the address is gone, and the next pod may send before it is known.
+	// FailOpen applies to live connections of a pending address of this node. The pod that had
+	// such an address is gone, and the next pod may use the address before the agent knows
+	// that pod. Without FailOpen, a sweep therefore revokes these connections, just as a
+	// worker denies new ones when their hold expires. With FailOpen, a sweep evaluates them
+	// as if no pod had the address.
 	FailOpen bool
 
 	table    Table
@@ -102,10 +104,10 @@ func interfaceAddrs() ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// Sweep evaluates the live connections of the changed addresses, or all, by the snapshot,
-// and rewrites the marks that differ. It must be called only when every verdict of older
-// snapshots has taken effect. Before the first change it must be called for all
-// connections, because connections that existed before the agent have no mark.
+// Sweep evaluates live connections by the snapshot: those of the addresses in changes or, with
+// ScopeAll and ScopeGap, all connections. It rewrites each mark that differs from the verdict.
+// The caller must wait until every verdict of older snapshots has taken effect. The first sweep
+// must evaluate all connections, because those that existed before the agent have no mark.
 //
 // It dumps the table until a dump finds nothing to rewrite. One dump is enough except for a
 // rare race: the kernel finds the connection to mark by its five-tuple, and another
@@ -122,9 +124,9 @@ func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes 
 // sweepOptions configure a sweep.
 type sweepOptions struct {
 	all    bool          // evaluate all connections
-	gap    bool          // packets may have passed without a verdict: count connections without a mark
-	seen   *TrackedFlows // records all connections of the sweep; may be nil
-	number uint64        // the number of the sweep, for seen
+	gap    bool          // count connections without a mark in Result.Unjudged; see ScopeGap
+	seen   *TrackedFlows // tracked flows to which the sweep adds its keys; may be nil
+	number uint64        // the number of the sweep, which seen records
 }
 
 // sweep is Sweep with all its options.
@@ -194,7 +196,7 @@ type sweep struct {
 	snapshot *policy.Snapshot
 	among    []netip.Addr          // the addresses whose connections are evaluated; nil for all
 	set      map[[16]byte]struct{} // among, as a set
-	local    map[[16]byte]struct{} // addresses of this node; nil until they are needed
+	local    map[[16]byte]struct{} // addresses of this node; nil until isLocal needs them
 
 	updates []Update  // updates that are not yet written
 	oldest  time.Time // the time at which the first of updates was found
@@ -210,7 +212,8 @@ type verdict struct {
 	packet  packet.Packet
 	verdict filter.Verdict
 	count   *int
-	// unjudged is set if the connection had no verdict and should have had one.
+	// unjudged is set if Result.Unjudged counts the connection: it had no mark, although the
+	// rules send the packets of such connections to a worker.
 	unjudged bool
 }
 
@@ -233,8 +236,8 @@ func (w *sweep) run() error {
 	return nil
 }
 
-// pass dumps the table once. Updates that it found before an interruption are valid, and
-// are written.
+// pass dumps the table once, and evaluates each dumped connection. If the dump is interrupted,
+// the updates for the connections dumped so far are valid, and pass writes them.
 func (w *sweep) pass() error {
 	w.evaluated, w.err = 0, nil
 	w.updates, w.pending = w.updates[:0], w.pending[:0]
@@ -290,10 +293,10 @@ func (w *sweep) visit(c *Conn) {
 	}
 }
 
-// decide returns the verdict about a connection. A connection that was picked up in the
-// middle is allowed only if both directions are allowed; the same holds for packets in
-// mid-stream, see [sluice/filter/engine.Evaluator]. known is false if the connection needs
-// no mark.
+// decide returns the verdict about a connection. If conntrack did not see how the connection
+// began (MidStream), decide allows it only if policies allow both directions, as
+// [sluice/filter/engine.Evaluator] does for packets in mid-stream. known is false if the
+// connection needs no mark.
 func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	v, known = w.sweeper.evaluate(w.snapshot, &c.Key)
 	if w.options.seen != nil {
@@ -341,8 +344,8 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
 }
 
-// held reports whether new connections of an address are held for its pod, and denied if the
-// pod does not become known.
+// held reports whether packets of new connections of an address are held until the address's pod
+// is known or, if the hold expires first, denied.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
 // sparesNode reports whether a connection that v denies must not be revoked, because an end is

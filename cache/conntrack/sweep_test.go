@@ -276,9 +276,10 @@ func TestInterruptedDumpIsRepeated(t *testing.T) {
 	}
 }
 
-// A connection ends between the dump and the update, and another one begins with the same
-// five-tuple, which a Service translates to another port. The new connection must end up
-// with its own mark.
+// A sweep dumps the connections, and then updates their marks. Between these steps, a
+// connection ends, and a new one begins with the same five-tuple. The Service translates the
+// new one to another port, so its verdict differs. The sweep must not leave the new connection
+// with the mark for the old one.
 func TestReplacedConnection(t *testing.T) {
 	for _, tc := range []struct {
 		name            string
@@ -368,8 +369,9 @@ func TestInvalidMarks(t *testing.T) {
 	}
 }
 
-// When a pod is gone, connections of its address are revoked until the next pod with the
-// address is known, and are then evaluated as that pod's. With FailOpen, they stay allowed.
+// When a pod is deleted, the sweep revokes all connections of its address except those with the
+// node. When another pod with this address becomes known, the sweep evaluates them as
+// connections of that pod. With FailOpen, the connections stay allowed in the meantime.
 func TestPendingAddress(t *testing.T) {
 	for _, failOpen := range []bool{true, false} {
 		r := newFixture(t)
@@ -399,8 +401,9 @@ func TestPendingAddress(t *testing.T) {
 	}
 }
 
-// A connection that was picked up in the middle may have begun at either end, so it is
-// allowed only while both directions are.
+// Conntrack did not see the beginning of these connections, so either end may have opened them.
+// Such a connection stays allowed only while the policies allow both a connection from its source
+// to its destination and one in the opposite direction.
 func TestPickedUpInTheMiddle(t *testing.T) {
 	for _, tc := range []struct {
 		name   string

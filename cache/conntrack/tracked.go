@@ -10,27 +10,29 @@ import (
 
 const (
 	shardCount = 16
-	// maxKeys bounds the keys of one address. With more keys, a sweep is cheaper than
-	// evaluating them one by one.
+	// maxKeys bounds the keys of one address. With more keys, reading the kernel's table in a
+	// sweep costs less than evaluating the keys one by one.
 	maxKeys = 2048
 	// maxShard bounds the keys of a shard. All shards together then take some 10 MiB.
 	maxShard = 8192
 )
 
-// TrackedFlows are the keys under which connections may live, by the address of either end.
-// Most changes of policy change no verdict about these keys, and need no sweep. That is
-// worth much: evaluating a hundred keys takes 20 µs, but a walk through the kernel's table
-// takes some ten milliseconds, in which the CPU forwards no packet.
+// TrackedFlows are the keys that live connections may have. Each key is stored under the
+// addresses of both of its ends. After a change of policy, the keys of the changed addresses
+// are evaluated again. A sweep is needed only if the verdict about a key has changed, and most
+// changes of policy change none. Evaluating a hundred keys takes 20 µs; a sweep reads the
+// kernel's table, which takes some ten milliseconds, in which the CPU forwards no packet.
 //
-// TrackedFlows may hold keys without a live connection, but must not lack the key of a live
-// one. They are filled by
+// TrackedFlows may hold keys that no live connection has, but every live connection must have
+// its key here. Two parts of the agent add keys:
 //
-//   - the evaluators, with every key that they allow for the first time since one of its
-//     ends changed. Until they have allowed it, no cache answers for the key. See Track.
-//   - the sweeps, with all connections that they see.
+//   - An evaluator adds a key when it allows the key for the first time since an end of the
+//     key changed. No cache answers for the key before that moment. See Track.
+//   - A sweep adds the keys of all connections that it sees.
 //
-// Connections that no policy concerns are not tracked; when a policy begins to concern
-// them, a sweep follows. If an address has too many keys, only that fact is recorded.
+// Connections that no policy concerns are not tracked. When a policy begins to concern them, a
+// sweep follows. If an address has more than perAddr keys, they are dropped, and its set is
+// marked as incomplete (see keySet.lost).
 type TrackedFlows struct {
 	perAddr, perShard int
 	shards            [shardCount]shard
@@ -45,8 +47,8 @@ type shard struct {
 // keySet holds the keys of one address. A nil set has no keys.
 type keySet struct {
 	keys map[filter.Key]trackedFlow
-	// lost is the number of the latest snapshot that evaluated a key which is not kept
-	// here; 0 if keys is complete.
+	// lost is 0 if keys is complete. Otherwise keys were dropped or not added, and lost is
+	// the number of the latest snapshot that evaluated one of them.
 	lost uint64
 }
 
@@ -54,7 +56,7 @@ type keySet struct {
 type trackedFlow struct {
 	snapshot uint64  // number of the last snapshot that evaluated the key
 	sweep    uint64  // number of the last sweep that saw a connection of the key
-	actions  actions // all actions that live connections of the key may have
+	actions  actions // the actions that the marks of the key's live connections may express
 }
 
 // actions is a set of values of filter.Action, one bit for each.
@@ -73,9 +75,10 @@ func NewTrackedFlows() *TrackedFlows {
 
 func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
 
-// Track records a key that the snapshot with the given number allows; src and dst report
-// which of its ends have an endpoint or are pending. The caller must call it before the
-// verdict takes effect, and may do so concurrently. It takes some 200 ns.
+// Track records a key that the snapshot with the given number allows. src and dst are true if
+// the source or destination has an endpoint or is a pending address; Track stores the key only
+// under such ends. The caller must call Track before the verdict takes effect. Track is safe
+// for concurrent use, and takes some 200 ns.
 func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
 	now := trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}
 	if src {
@@ -96,8 +99,9 @@ func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict
 	}
 }
 
-// add records a key of an address. Only a sweep adds to an incomplete set, because only a
-// sweep can complete it.
+// add records a key under an address. If the address's set is incomplete, add records a key
+// only for a sweep: a sweep sees all connections, and so makes the set complete. For a worker,
+// add then only updates the number keySet.lost.
 func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 	sweep := now.sweep != 0 // whether add is called for a sweep; otherwise for a worker
 	s := a.shard(addr)
@@ -113,8 +117,9 @@ func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 		return
 	}
 	if was, ok := set.keys[*k]; ok {
-		// A sweep gives its action to all connections of the key, and so replaces the
-		// recorded actions, unless a newer snapshot than the sweep's has recorded one.
+		// A sweep marks all connections of the key with its own action, so that action
+		// replaces the recorded ones. If a newer snapshot than the sweep's has evaluated the
+		// key, the sweep's action is added to the recorded ones instead.
 		if !sweep || was.snapshot > now.snapshot {
 			now.actions |= was.actions
 		}
@@ -136,15 +141,15 @@ func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 	s.total++
 }
 
-// forget drops the keys of an address, and records the snapshot up to which keys may be
-// missing.
+// forget drops the keys of an address and marks its set as incomplete: set.lost becomes the
+// given snapshot, unless it is greater already.
 func (s *shard) forget(set *keySet, snapshot uint64) {
 	s.total -= len(set.keys)
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict makes room by dropping the keys of one address. It drops those of keep only if no
-// other address has keys.
+// evict makes room in a shard: it drops the keys of an arbitrary address of the shard. It drops
+// the keys of keep only if all other sets of the shard are empty.
 func (s *shard) evict(keep *keySet, snapshot uint64) {
 	for _, set := range s.of {
 		if set != keep && len(set.keys) > 0 {
@@ -155,8 +160,8 @@ func (s *shard) evict(keep *keySet, snapshot uint64) {
 	s.forget(keep, snapshot)
 }
 
-// lose drops the keys of an address. It records that, under the given snapshot and later
-// ones, caches may answer for keys that are no longer tracked.
+// lose drops the keys of an address and marks its set as incomplete. The caller calls it when
+// caches, from the given snapshot on, may allow connections with keys that are not tracked.
 func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()
@@ -167,8 +172,9 @@ func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s.forget(s.of[addr], snapshot)
 }
 
-// changed reports whether the action of some live connection of an address may differ from
-// what evaluate returns now.
+// changed reports whether a connection of an address may need another mark: evaluate returns,
+// for one of the address's keys, an action that differs from a recorded one. changed also
+// returns true if the keys of the address are incomplete.
 func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.Action) bool {
 	s := a.shard(addr)
 	s.mu.Lock()
@@ -188,10 +194,12 @@ func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.
 	return false
 }
 
-// swept records that a sweep has seen all connections of an address; changed is the number of
-// the snapshot in which the address last changed. swept drops each key that the sweep did not
-// see and that was last evaluated before that snapshot: the key has no connection left, and no
-// cache answers for it.
+// swept is called after a sweep that has seen all connections of an address. changed is the
+// number of the snapshot in which the address last changed. swept drops a key if the sweep saw
+// no connection of it, and if the key was last evaluated before the snapshot changed: in that
+// case the key has no connection, and caches do not answer for it. If keys that the snapshot
+// changed or a later one evaluated are missing, swept drops all keys, and the set stays
+// incomplete.
 func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()

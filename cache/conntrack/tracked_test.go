@@ -159,8 +159,9 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	return 0, false
 }
 
-// openBack reports whether no policy isolates the source for ingress or the destination for
-// egress. Only then may the kernel's flow cache allow a packet from the middle of a connection.
+// openBack reports whether policies leave the opposite direction of the flow open: one end is
+// the node, or no policy isolates the source for ingress or the destination for egress. Only
+// then may the kernel's flow cache allow a packet from the middle of a connection.
 func (h *history) openBack(k *filter.Key) bool {
 	src, dst := h.kernelSnapshot.Endpoint(k.SrcAddr()), h.kernelSnapshot.Endpoint(k.DstAddr())
 	return src.IsNode() || dst.IsNode() || src.Effect(filter.Ingress) == policy.Open && dst.Effect(filter.Egress) == policy.Open
@@ -264,8 +265,9 @@ func (h *history) randomPolicy() *networkingv1.NetworkPolicy {
 	return p
 }
 
-// publish publishes the changes. Some connections begin before the kernel's flow cache has
-// the new snapshot: the evaluator uses the new one, the cache the old one.
+// publish commits the changes and publishes the snapshot, first to the evaluator and then to
+// the model of the kernel's flow cache. In between, up to three connections begin: the
+// evaluator decides them by the new snapshot, the model by the old one.
 func (h *history) publish(scope conntrack.Scope) {
 	s, changes := h.store.Commit()
 	h.published.Publish(s)
@@ -299,9 +301,9 @@ func (h *history) sweep() (walked bool) {
 	}
 }
 
-// After each sweep, which TrackedFlows may have limited or made unnecessary, a second
-// sweeper evaluates all live connections of the changed addresses: none may have a wrong
-// mark.
+// TrackedFlows lets the Follower limit a sweep to some connections, or leave it out. The test
+// checks that this misses none: after each sweep, a second sweeper evaluates all live
+// connections of the changed addresses, and must find no wrong mark.
 func TestNoSweepIsLeftOut(t *testing.T) {
 	const histories = 400
 	for _, limit := range []struct{ perAddr, perShard int }{{1000, 1000}, {5, 1000}, {1000, 12}} {
@@ -407,9 +409,10 @@ func (h *history) revokes(k filter.Key) {
 	h.want(ref, revoked)
 }
 
-// If another pod has the address of a pod for some time, remembered verdicts about the
-// first pod are valid again afterwards. The next sweep must find the connections that these
-// verdicts allow, whether or not there was a sweep in between.
+// The address of pod p0 goes to p1 for some time, and then back to p0. From then on, the
+// verdicts that the kernel's flow cache remembers about p0 are valid again. The next sweep
+// must find the connections that these verdicts allow, with and without a sweep while p1 had
+// the address.
 func TestAnAddressComesBack(t *testing.T) {
 	for _, sweep := range []bool{true, false} {
 		t.Run(fmt.Sprintf("sweep=%v", sweep), func(t *testing.T) { testComesBack(t, sweep) })
@@ -437,8 +440,9 @@ func testComesBack(t *testing.T, sweep bool) {
 	h.revokes(k)
 }
 
-// A connection that begins and ends between a publication and its sweep leaves a remembered
-// verdict of the new snapshot. Later sweeps must find the connections that this verdict allows.
+// A connection begins and ends after a publication and before the sweep that follows it. The
+// kernel's flow cache then remembers a verdict of the new snapshot. Later sweeps must find
+// the connections that this verdict allows.
 func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h, k := quiet(t)
 	h.store.SetPolicy(netpol.Read(guard("p0", 80, 81)))
@@ -453,8 +457,8 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h.revokes(k)
 }
 
-// If an address has too many keys, they are not tracked one by one until a sweep finds few
-// enough keys.
+// If an address has more keys than the limit, TrackedFlows stops tracking its keys one by
+// one. It resumes when a sweep finds that live connections have no more keys than the limit.
 func TestManyKeys(t *testing.T) {
 	h, k := quiet(t)
 	h.tracked.Limit(3, 1000)

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// The flows of a pod do not continue with the next pod that gets its address, even before
-// the agent knows the new pod.
+// When a pod is deleted, its connections are revoked. So they do not reach the next pod
+// with the same address before the agent knows that pod and has judged them again.
 func TestFlowsEndWithTheirPodOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.start("--pod-cidrs", startRange4.String())

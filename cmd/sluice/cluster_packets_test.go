@@ -259,8 +259,8 @@ func (st *stream) next() int {
 	return len(st.sent)
 }
 
-// gaps returns the times between consecutive packets. They limit the resolution of the
-// measurement.
+// gaps returns the times between consecutive packets. A change can be measured only to within
+// such a gap.
 func (st *stream) gaps() (all []time.Duration) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -307,8 +307,9 @@ func (st *stream) changedAt(from int, arrive bool) (time.Time, bool) {
 	if old-first < stablePackets {
 		return time.Time{}, false
 	}
-	// The first packet that arrives marks the change, even if a later one does not arrive:
-	// the workers answer in parallel, so one may still drop by the old snapshot.
+	// If packets arrive after the change, the first packet that arrives marks it, even if a
+	// later packet is dropped. The workers answer in parallel, so when one uses the new
+	// snapshot, another may still drop a packet by the old one.
 	if arrive {
 		first = from + slices.Index(st.arrived[from:], true)
 	}
@@ -322,8 +323,8 @@ func TestClusterPacketLatency(t *testing.T) {
 	const changes = 500
 	s := newClusterTestbed(t)
 	s.start()
-	// Each allowed packet leaves a conntrack entry. With a short timeout there are about as
-	// many entries as on a busy node. Otherwise they would accumulate.
+	// Each allowed packet leaves a conntrack entry. With a timeout of one second, there are at
+	// most about 1,000 entries at a time; with the default timeout, entries would accumulate.
 	s.must(s.Nodes[0].Do(func() error {
 		return os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", []byte("1"), 0o644)
 	}))
@@ -339,7 +340,8 @@ func TestClusterPacketLatency(t *testing.T) {
 		s.must(err)
 		line, err := s.agent.Await(ctx, mark, agenttest.Event(event.Published))
 		s.must(err)
-		// Wait until the agent is idle. In a cluster, it usually is when a change arrives.
+		// Wait until the agent is idle before the next change, because an agent in a real
+		// cluster is usually idle when a change arrives.
 		_, err = s.agent.Await(ctx, mark, agenttest.Followed(line))
 		s.must(err)
 		times[what+", from the request"] = append(times[what+", from the request"], at.Sub(before))

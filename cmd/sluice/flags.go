@@ -64,7 +64,7 @@ func addOldName(fs *pflag.FlagSet, old, now string) {
 type renamedValue struct {
 	pflag.Value
 	name  string  // the old or the new name
-	given *string // the name that the user has given, or empty; shared by both flags
+	given *string // shared by both flags: the name under which the user set the flag, or empty
 }
 
 func (v renamedValue) Set(text string) error {

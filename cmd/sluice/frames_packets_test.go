@@ -43,9 +43,9 @@ func TestRandomFramesOnPackets(t *testing.T) {
 	}
 }
 
-// fuzzPolicies allow nothing to "mine/cart" and two ports to "default/db". The sender
-// "default/other" may send to one port. "bare/odd" and the other sender, "default/web", are
-// not isolated.
+// fuzzPolicies isolate two targets for ingress: "mine/cart" may receive nothing, "default/db"
+// only packets to two ports. They isolate the sender "default/other" for egress: it may send
+// only to UDP port 53. The target "bare/odd" and the sender "default/web" are not isolated.
 var fuzzPolicies = policies(
 	"mine/none: {podSelector: {}, policyTypes: [Ingress, Egress]}",
 	db("[{ports: [{protocol: UDP, port: 53}, {port: 6379}]}]"),
@@ -163,10 +163,11 @@ func (f *frameFuzz) inject(name string) *lab.Injector {
 	return i
 }
 
-// batch is the number of frames before the fuzzer waits for a pacing frame.
+// batch is the number of random frames that the method run sends before it calls wait.
 const batch = 200
 
-// pacingFlag is set in the numbers of pacing frames, which are all allowed.
+// pacingFlag is a bit in the number of a frame. It marks a pacing frame: an allowed datagram
+// that the method wait sends.
 const pacingFlag = 1 << 31
 
 func (f *frameFuzz) run(count int) {
@@ -188,10 +189,11 @@ func (f *frameFuzz) run(count int) {
 	}
 }
 
-// wait waits until all frames have been processed: it sends an allowed datagram after them and
-// waits until the datagram has arrived at each target. It repeats the datagram: a frame with a
-// forged link address makes the bridge forward to the wrong port until the owner of the address
-// sends a frame.
+// wait waits until the node has processed all earlier frames. It sends an allowed datagram, the
+// pacing frame, to each target that policies let it reach, and waits until the datagram arrives.
+// It may have to send the datagram several times: an earlier frame with the target's link address
+// as its forged source makes the bridge forward to the wrong port, until the target itself sends
+// a frame (see announce).
 func (f *frameFuzz) wait(id uint32) {
 	f.t.Helper()
 	for i, name := range fuzzTargets {
@@ -279,7 +281,7 @@ func (f *frameFuzz) listen(name string, sniffer *lab.Sniffer, received chan<- ui
 // listener is the state for the packets that arrive at one target.
 type listener struct {
 	decoder *packet.Decoder
-	parts   map[string]bool // by packet (see part): the first fragment was allowed
+	parts   map[string]bool // identifiers (see part) of the packets whose first fragment was allowed
 }
 
 // arrived checks a frame that has arrived.
@@ -326,7 +328,8 @@ func (f *frameFuzz) denies(sender, name string, p []byte, decoder *packet.Decode
 	case to.Isolation(filter.Ingress) == nil && asksDHCP(got):
 		return ""
 	case to.Isolation(filter.Ingress) == nil && f.isSender(dst):
-		return "" // an answer to a sender, which the bridge has flooded to all ports
+		// p is an answer to a sender. The bridge has flooded it to all ports, also the target's.
+		return ""
 	case !own && isolated:
 		return fmt.Sprintf("it claims to come from %s", src)
 	case !own && !src.IsLinkLocalUnicast() && !src.IsUnspecified():

@@ -378,8 +378,8 @@ func (s *testbed) cluster(without, instead string) string {
 type stagedSender struct {
 	*prober
 	t        *testing.T
-	gate     sync.RWMutex // read-locked while a datagram is sent, so that no stage ends meanwhile
-	stage    int          // 0 during a change
+	gate     sync.RWMutex // read-locked by a sender while it sends; write-locked to change the stage
+	stage    int          // current stage; 0 while a change is made, when any verdict is right
 	next     int
 	denies   map[int]string
 	sent     []atomic.Int64
@@ -503,7 +503,8 @@ func (e *stagedSender) await(what string, n *atomic.Int64) {
 }
 
 // end stops the senders and checks that no datagram of a denied stage has arrived. Call it
-// in an allowed stage: when datagrams of this stage have arrived, so have all earlier ones.
+// after the method allowed, which returns when datagrams of its own stage have arrived. By
+// then, every datagram of an earlier stage has arrived or was dropped.
 func (e *stagedSender) end() {
 	e.t.Helper()
 	e.stop.Store(true)

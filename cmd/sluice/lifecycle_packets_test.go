@@ -143,8 +143,9 @@ func TestLiveConnectionsOnPackets(t *testing.T) {
 	}
 }
 
-// The agent judges the live connections when it starts. Otherwise, on a connection where only
-// the server sends, all packets would be replies and pass without a verdict.
+// When the agent starts, it judges the connections that already exist. Replies pass without a
+// verdict, so without this step, a connection on which only the server sends would never be
+// judged.
 func TestConnectionsFromBeforeOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -207,7 +208,7 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 		name       string
 		args       []string
 		kill       bool
-		open, gone bool // while no agent runs: new connections pass; nothing is left on the node
+		open, gone bool // expected without an agent: new connections pass; no rules and marks are left
 	}{
 		{"remove, closed", []string{"--on-exit", "remove", "--fail", "closed"}, false, true, true},
 		{"remove, open", []string{"--on-exit", "remove", "--fail", "open"}, false, true, true},
@@ -253,9 +254,10 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 	}
 }
 
-// requests counts the connection requests between two hosts, at both ends. A request that
-// does not arrive was lost, with one exception: conntrack refuses a retransmission while the
-// first one is still queued. Retransmissions are not a sign of loss: on a busy machine, TCP
+// requests counts the connection requests (SYN) between two hosts, at both ends. A request
+// that was sent and did not arrive was lost, with one exception: while the first SYN of a
+// connection is queued, the client may retransmit it, and conntrack then drops one of the
+// two. The number of retransmissions does not show a loss: on a busy machine, TCP
 // retransmits before the answer has come.
 type requests struct {
 	t              *testing.T

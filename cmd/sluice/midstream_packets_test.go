@@ -277,15 +277,17 @@ func (c *tcpPair) pickUp() {
 		if c.entry().Key.SrcAddr() == server.Addr() {
 			return
 		}
-		// Try again: a late acknowledgment of the client came before the server's byte.
+		// A late acknowledgment of the client came before the server's byte, and created the
+		// entry. Try again.
 		if time.Now().After(end) {
 			c.t.Fatalf("not begun by the server: %+v", c.entry())
 		}
 	}
 }
 
-// A revoked connection does not continue when its entry is gone. The server's next packet
-// would begin a connection from the isolated server to the client, which no policy denies.
+// A revoked connection does not continue when its conntrack entry is gone. To the kernel, the
+// server's next packet then begins a connection from the isolated server to the client, and no
+// policy denies connections in this direction.
 // A connection that is allowed in both directions continues.
 func TestRevokedStaysRevokedOnPackets(t *testing.T) {
 	for _, cached := range []string{"on", "off"} {
@@ -355,7 +357,7 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 			both := s.newTCPPair(t, family, "mine/cart")
 			both.pickUp()
 			other.pickUp()
-			begun.checkFlows() // both.pickUp and other.pickUp have flushed its entry as well
+			begun.checkFlows() // creates the entry of begun again: the calls of pickUp have flushed the whole table
 			again := s.newTCPPair(t, family, "default/web")
 			s.write("policies.yaml", policies(closed, toDB, "default/cart: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}]}]}"))
 			s.start()
@@ -409,9 +411,9 @@ func TestMidStreamWithoutTrackingBeforeOnPackets(t *testing.T) {
 	}
 }
 
-// An isolated pod may send to a peer from which it accepts no connections, but only packets
-// that begin a connection arrive. Any other packet may be an answer on a denied connection
-// whose entry is gone, as after a flush of the table.
+// If an isolated pod accepts no connections from a peer, the pod's packets reach the peer only if
+// they begin a connection. Any other packet may be an answer to a denied connection of the peer
+// whose conntrack entry is gone, for example after a flush of the table.
 func TestOnlyBeginningsLeaveAnIsolatedPodOnPackets(t *testing.T) {
 	segment := func(set func(*layers.TCP)) func(*prober, string) []byte {
 		return func(pr *prober, mark string) []byte {

@@ -101,8 +101,8 @@ func TestBridgeSettingsOnPackets(t *testing.T) {
 	}
 }
 
-// With the guard, the setting for VLAN tags is not reported: it does not matter, because the
-// guard drops all frames with VLAN tags.
+// If the guard runs, the agent does not report a wrong value of sysctlVLAN: frames with VLAN tags
+// cannot bypass iptables, because the guard drops all of them.
 func TestGuardReplacesVLANSettingOnPackets(t *testing.T) {
 	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
@@ -189,9 +189,10 @@ func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 	}
 }
 
-// startPod starts a pod. At once, the pod opens connections and other pods connect to it. The
-// agent gets the object of the pod only when these packets are held. The policies allow all
-// of these connections or none.
+// startPod starts a pod. Before the agent knows the pod, the pod opens connections, and another pod
+// connects to it. When the agent holds the first packets of these connections, startPod creates
+// the API object of the pod. Then all connections must succeed if allowed is set, and otherwise
+// none. ownRoute states that the node has a host route to the pod.
 func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowed, ownRoute bool) {
 	t.Helper()
 	pod, err := s.Nodes[0].AddPod(name)
@@ -201,7 +202,7 @@ func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowe
 	if err := pod.Serve("tcp", 6379); err != nil {
 		t.Fatal(err)
 	}
-	if ownRoute { // otherwise the agent already knows the range, from the bridge's route
+	if ownRoute { // otherwise the addresses are in the bridge's range, which is pending already
 		for _, a := range pod.Addrs() {
 			s.awaitPending(t, a)
 		}

@@ -314,7 +314,8 @@ func TestSourceCheckMovesBetweenGuardAndRulesOnPackets(t *testing.T) {
 	}
 }
 
-// attachBefore attaches a program before the guard's. It passes all packets on to the guard.
+// attachBefore attaches a program of another owner before the guard's program. The attached
+// program passes all packets on to the guard's.
 func (s *testbed) attachBefore(t *testing.T, device string) (detach func()) {
 	t.Helper()
 	var l bpf.Link

@@ -141,7 +141,7 @@ func TestOwnTableOnPackets(t *testing.T) {
 			s.eventually(t, "the rules are in table sluice", func() bool { return s.inTable(t, "sluice") })
 			checked(inSluice, "sluice")
 			end()
-			checked(inSluice, "sluice") // the rules move back only with the next agent
+			checked(inSluice, "sluice") // only the next agent moves the rules back
 			s.agent.Kill()
 			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // the kernel's flow cache answers
 			s.removeRules(t)
@@ -187,10 +187,11 @@ func TestTableChangesOnPackets(t *testing.T) {
 	}
 	for range 3 {
 		l.more(100)
-		// Change only PREROUTING: POSTROUTING keeps filtering, so that only the move itself
-		// could let a packet through. Rename the hook instead of removing it, because the
-		// kernel drops the queued packets of a removed hook. Stop the agent meanwhile, so
-		// that it does not repair a part of the change.
+		// Replace the hook PREROUTING of mangle, so that the agent moves the rules. The hook
+		// POSTROUTING of mangle filters until the move: if a denied packet gets through, the
+		// move has let it through. Rename the old hook: if it were removed, the kernel would
+		// drop the queued packets. Stop the agent during the two commands, so that it does not
+		// repair the hook after the first one.
 		sendSignal(t, s.agent.PID(), syscall.SIGSTOP)
 		s.nft(t, "rename chain %s mangle PREROUTING theirs")
 		s.nft(t, "add chain %s mangle PREROUTING")

@@ -36,7 +36,7 @@ func startAddrs(number int) []netip.Addr {
 type podStarter struct {
 	*testbed
 	keepKnown bool            // keep the manifests of pods that have ended
-	delay     []time.Duration // how much longer than the lag each allowed connection took
+	delay     []time.Duration // for each allowed connection: its duration minus its wait for the end of the lag
 	mu        sync.Mutex
 }
 
@@ -186,7 +186,8 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 		for _, bridged := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, bridged %v", name, bridged), func(t *testing.T) {
 				s := newPodStarterWith(t, newTestbedWith(t, lab.Options{Nodes: 2, Bridged: bridged}), "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
-				s.keepKnown = true // otherwise denials of ended pods would have the reason pod-not-known too
+				// Otherwise late packets of ended pods would be denied as pod-not-known, and counted below.
+				s.keepKnown = true
 				// With this policy, db accepts a datagram only from some pods, so the agent must
 				// know the sending pod.
 				s.save("names.yaml", policies("default/names: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"))
@@ -197,8 +198,9 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 					}
 					sent++
 				}
-				// The scan "from pending addresses" forges its sources. If forged sources are
-				// dropped, no packet is held, so stop after some packets.
+				// Fill all places for held packets. The scan "from pending addresses" forges its
+				// sources, and the guard may drop its packets before they are held. So this scan
+				// stops after 4*places packets even if some places are still free.
 				for end := time.Now().Add(waitTimeout); s.heldPackets(t) < places && (sent < 4*places || !strings.HasPrefix(name, "from")); send() {
 					if time.Now().After(end) {
 						t.Fatalf("the scan fills only %d places", s.heldPackets(t))
@@ -250,8 +252,9 @@ func (s *podStarter) heldPackets(t *testing.T) (n int) {
 	return n
 }
 
-// BenchmarkPodStart measures how much longer than the lag an allowed connection takes. Run
-// it with -benchtime=1000x for 1,000 starts.
+// BenchmarkPodStart starts pods whose manifests the agent gets after a lag. It measures the delay
+// of each allowed connection: the time to connect, minus the part of the lag in which the
+// connection had to wait. Run it with -benchtime=1000x for 1,000 starts.
 func BenchmarkPodStart(b *testing.B) {
 	s := newPodStarter(b)
 	b.ResetTimer()

@@ -44,8 +44,9 @@ func TestContextsNameTheirCause(t *testing.T) {
 	}
 }
 
-// missingCauses returns the positions in a file at which the code hides why a context has ended:
-// calls of context.WithTimeout and context.WithDeadline, and places that pass on ctx.Err().
+// missingCauses returns the positions in a file at which the cause of a context's end is lost:
+// calls of context.WithTimeout and context.WithDeadline, which set no cause, and calls of
+// ctx.Err() outside of comparisons, which return an error without the cause.
 func missingCauses(file *ast.File) (found []token.Pos) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		switch n := n.(type) {

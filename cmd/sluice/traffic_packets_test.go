@@ -154,8 +154,9 @@ func (pr *prober) packet(proto layers.IPProtocol, payload ...gopacket.Serializab
 	return b.Bytes()
 }
 
-// udp returns an allowed datagram with a unique source port. It has IP options, so that the
-// kernel's flow cache does not answer it. In the queue it cannot overtake other packets.
+// udp returns a datagram that the policies allow, with a source port of its own. IP options in
+// it keep the kernel's flow cache from answering it, so that it always goes through the queue.
+// There it stays behind the packets that were sent before it.
 func (pr *prober) udp(text string) []byte {
 	udp := &layers.UDP{SrcPort: layers.UDPPort(40000 + pr.sentinel), DstPort: 53}
 	if pr.v6 {
@@ -177,9 +178,9 @@ func (pr *prober) udpTo(port uint16, text string) []byte {
 	return pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39999, DstPort: layers.UDPPort(port)}, gopacket.Payload(text))
 }
 
-// arrives sends a packet that contains mark, and reports whether the target receives it. It
-// sends an allowed datagram through the same queue afterwards. If only the datagram arrives,
-// the packet was dropped.
+// arrives sends a packet that contains the text mark, and then an allowed datagram, the
+// sentinel, through the same queue. It waits until the target receives one of them. It returns
+// true if the packet arrives first. If the sentinel arrives first, the packet was dropped.
 func (pr *prober) arrives(packet []byte, mark string) bool {
 	pr.t.Helper()
 	pr.sentinel++
@@ -211,8 +212,8 @@ func (pr *prober) sctp(port uint16, text string) []byte {
 	return pr.packet(layers.IPProtocolSCTP, &layers.SCTP{SrcPort: 5000, DstPort: layers.SCTPPort(port)}, gopacket.Payload(append(init, text...)))
 }
 
-// Policies apply to protocols for which the tests have no socket, and to packets that no
-// socket would send.
+// Policies apply to protocols for which the testbed has no sockets, such as SCTP, and to packets
+// that no socket would send, such as a truncated TCP header. The test writes these packets itself.
 func TestCraftedPackets(t *testing.T) {
 	const allowDNS = "{ports: [{protocol: UDP, port: 53}]}"
 	s := newTestbed(t)
@@ -337,9 +338,10 @@ func (s *testbed) queues() map[int]uint64 {
 	return found
 }
 
-// A one-way UDP flow is judged only once, although conntrack considers each of its packets
-// new. A TCP connection with many packets is also judged once. The mark on the connection
-// ensures this, so the test runs without the kernel's flow cache.
+// Only the first packet of a one-way UDP flow is queued, although conntrack has the state NEW for
+// all of its packets. Of a TCP connection with many packets, also only one is queued. The
+// connection mark must achieve this, so the test switches off the kernel's flow cache, which
+// would keep packets from the queue too.
 func TestJudgedOnceOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))
@@ -354,7 +356,9 @@ func TestJudgedOnceOnPackets(t *testing.T) {
 				t.Fatal(err)
 			}
 			if n > 0 && n < packets-1 {
-				continue // packets that arrive before the first verdict are queued too
+				// Wait only for the first packet, so that its verdict precedes the others, and for
+				// the last one.
+				continue
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 			_, err := pr.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte(text)) })

@@ -26,10 +26,10 @@ func (s *testbed) replacePod(t *testing.T, name string) *lab.Host {
 	return h
 }
 
-// When the agent is gone, the kernel applies its verdicts about a pod of this node only at
-// that pod's interface. A new pod that gets the same address may be isolated, so --fail
-// decides about its packets. This holds if the old pod had no policies, and also if a rule
-// allowed it.
+// After the agent has ended, the kernel's flow cache applies a verdict about a pod of this
+// node only to packets at that pod's interface. If a new pod gets the address, it has
+// another interface, and --fail decides about its packets, because a policy may isolate the
+// new pod. This holds whether the old pod had no policies or a rule allowed its traffic.
 func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -52,8 +52,8 @@ func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 	s.check(t, []string{"default/other outside tcp 80"}, nil)
 }
 
-// The kernel cannot distinguish pods that share an interface. For those, its verdicts hold
-// only until --unattended has passed without an agent.
+// The kernel's flow cache cannot distinguish pods that share an interface. After the agent has
+// ended, it applies its verdicts about such pods only for the time --unattended.
 func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -85,9 +85,9 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s.check(t, others, toOdd)
 }
 
-// awaitNotQueued repeats calls of what until no packet is queued during a call. On a busy
-// machine, a heartbeat of the agent may be late, and meanwhile the kernel's flow cache does
-// not answer.
+// awaitNotQueued calls what repeatedly, until no packet is queued during a call. One call may
+// not be enough: on a busy machine, a heartbeat of the agent may be late, and until it comes,
+// the kernel's flow cache gives no verdicts, so packets are queued.
 func (s *testbed) awaitNotQueued(t *testing.T, what func()) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); ; {

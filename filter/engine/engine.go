@@ -20,9 +20,10 @@ type Observer interface {
 
 // Memory is an additional cache of verdicts, such as bpf.Writer. It serves one evaluator.
 type Memory interface {
-	// Remember stores a verdict with the epochs of both ends: the verdict is valid while
-	// they are current. With filter.Any, it is valid for all packets of the pair. The
-	// packet is not released before Remember returns.
+	// Remember stores a verdict about k. src and dst are the epochs of both ends: the verdict
+	// is valid while both are current. If k.Transport is filter.Any, the verdict is valid for
+	// all packets between the two addresses. The packet is not released before Remember
+	// returns.
 	Remember(k filter.Key, src, dst uint64, action filter.Action)
 }
 
@@ -30,10 +31,10 @@ type Memory interface {
 // conntrack.TrackedFlows does. Several evaluators call it concurrently. The packet is not
 // released before Track returns.
 type FlowTracker interface {
-	// Track records an allowed key and the number of the snapshot, before the verdict takes
-	// effect. src and dst report, for each end, whether its address has an endpoint or is
-	// pending: only at such an address can a change affect the verdict. With filter.Any,
-	// all keys of the pair are allowed.
+	// Track records that the snapshot with the given number allows k. The evaluator calls it before
+	// the verdict takes effect. src and dst are set if the address of that end has an endpoint
+	// or is pending: only at such an address can a change affect the verdict. If k.Transport is
+	// filter.Any, all packets between the two addresses are allowed.
 	Track(k filter.Key, src, dst bool, snapshot uint64)
 }
 
@@ -45,8 +46,9 @@ type Config struct {
 	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
 	// packets from or to a pending address.
 	Memory Memory
-	// Tracker may be nil. It does not get a key again while a cache has its verdict. It gets
-	// keys with the reason NotIsolated only if the address of one end is pending.
+	// Tracker may be nil. It gets a key when the snapshot decides it, and not when the verdict
+	// comes from a cache. The reason NotIsolated is an exception: Tracker gets the key of every
+	// packet with this reason if the address of one end is pending, and otherwise of none.
 	Tracker FlowTracker
 	// Translated reports whether the kernel gives a packet for this node another destination
 	// after the hook INPUT, as IPVS does. Such a packet is judged when it has that destination.
@@ -200,9 +202,10 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 			return pending
 		}
 	}
-	// Record both directions, even if this packet is held or denied: the flow cache has
-	// both verdicts now, and may allow later packets. The kernel's cache does not use them to
-	// allow a packet in mid-stream if an end is isolated in the opposite direction.
+	// Record the verdicts of both directions, even if this packet is held or denied: the flow
+	// cache has both now, and may allow later packets by them. To record them in the kernel's
+	// cache is safe: that cache does not allow a mid-stream packet if one of its ends is
+	// isolated in the opposite direction.
 	if back.Action == filter.Allow {
 		e.record(&reverse, &back, cache.Ends{Src: ends.Dst, Dst: ends.Src}, unknownEnds{unknown.dst, unknown.src}, backFresh)
 	}
@@ -210,8 +213,10 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 	return pending
 }
 
-// finalMidStream is Snapshot.Final for a packet that does not begin a connection, but would
-// be allowed if it did. Its verdict depends on both directions.
+// finalMidStream reports whether the verdict about a mid-stream packet is final (see
+// Snapshot.Final). forth is the verdict in the packet's own direction, which allows; back is
+// the verdict in the opposite direction. The packet passes only if both allow. So its verdict
+// is final if back is a final denial, or if both are final.
 func (e *Evaluator) finalMidStream(p *packet.Packet, forth *filter.Verdict, reverse *filter.Key, back *filter.Verdict, unknown unknownEnds) bool {
 	return e.snapshot.Final(reverse, back, unknown.dst, unknown.src) &&
 		(back.Action != filter.Allow || e.snapshot.Final(&p.Key, forth, unknown.src, unknown.dst))
@@ -232,12 +237,13 @@ func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
 	return u
 }
 
-// pending returns the address of the unknown pod for which a packet must be held if its
-// verdict is not final. It returns an invalid address if the packet need not be held.
+// pending is called for a packet with a verdict v that is not final. It returns the address of
+// the unknown pod for which the packet must be held, or an invalid address if the packet need
+// not be held.
 //
-// Policies may isolate a pod of this node, and this node enforces them. The policies that
-// isolate a pod of another node are enforced there. On this node such a pod is only a peer,
-// so the packet is held only if it would otherwise be denied.
+// If the unknown pod is on this node, the packet is always held: this node enforces the
+// policies that may isolate the pod. If it is on another node, that node enforces them, and the
+// pod is only a peer here. In that case the packet is held only if v denies it.
 func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr) {
 	waits := func(end policy.Pending) bool {
 		return end == policy.PendingLocal || end == policy.PendingRemote && v.Action == filter.Deny
@@ -251,9 +257,9 @@ func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr)
 	return none
 }
 
-// record passes a verdict to Tracker and Memory if they need it. Memory does not need
-// verdicts about pods that are not known: it would never return them, and a scan of
-// addresses would evict useful verdicts.
+// record passes a verdict to Tracker and Memory if they need it. Memory does not get verdicts
+// about pending addresses: it could never use them, and during a scan of addresses they would
+// evict useful verdicts.
 func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, unknown unknownEnds, fresh bool) {
 	track := e.config.Tracker != nil && v.Action == filter.Allow && tracked(v.Reason, unknown, fresh)
 	remember := e.config.Memory != nil && v.Reason != filter.NotIsolated && unknown == noneUnknown
@@ -279,7 +285,7 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	switch why {
 	case filter.SameAddress, filter.OwnNode:
-		return false // such a verdict holds as long as the ends keep their addresses
+		return false // such a verdict depends only on the addresses of the ends, and not on policies
 	case filter.NotIsolated:
 		return unknown != noneUnknown
 	}

@@ -17,9 +17,8 @@ const (
 	latencyBuckets = 25
 )
 
-// Sides is the set of ends of a flow about which policies decided: they isolate the end, or
-// an ordered rule matched. Bit 0 is the source, in egress; bit 1 is the destination, in
-// ingress.
+// Sides is a bit set of the isolated ends of a flow. Bit 0 is set if policies isolate the
+// source for egress, bit 1 if policies isolate the destination for ingress.
 type Sides uint8
 
 // SidesOf returns the sides of a verdict.

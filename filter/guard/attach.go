@@ -72,8 +72,9 @@ func (s side) attach(index int, program *ebpf.Program) error {
 	return nil
 }
 
-// attachTCX attaches a program before all others. It replaces an earlier program of Sluice in
-// one step, so that the interface is never without a program.
+// attachTCX attaches a program to an interface. If the interface already has a program of Sluice
+// on this side, attachTCX replaces it in one step, at the same position, so that the interface
+// is never without a program. Otherwise it attaches the program before all others.
 func (s side) attachTCX(index int, program *ebpf.Program) error {
 	old, err := s.attached(index)
 	if err != nil {
@@ -143,10 +144,15 @@ func (s side) attachFilter(index int, program *ebpf.Program) error {
 // gone reports whether err means that an interface no longer exists.
 func gone(err error) bool { return errors.Is(err, unix.ENODEV) }
 
-// present reports whether a program of Sluice is attached to an interface.
-func present(index int) bool {
-	ids, _ := fromPod.attached(index)
-	return len(ids) > 0 || len(fromPod.filters(index)) > 0
+// present reports whether sluice_from_pod is attached to an interface, with TCX or as a filter. If
+// both is set, sluice_to_pod must be attached as well.
+func present(index int, both bool) bool {
+	return fromPod.present(index) && (!both || toPod.present(index))
+}
+
+func (s side) present(index int) bool {
+	ids, _ := s.attached(index)
+	return len(ids) > 0 || len(s.filters(index)) > 0
 }
 
 // first reports whether TCX runs a program of Sluice before all other programs at an interface,

@@ -63,7 +63,7 @@ func TestAttach(t *testing.T) {
 		if a, b := attachments(t, index); a != tcx || b != filters {
 			t.Errorf("%s: %d with TCX and %d filters, want %d and %d", what, a, b, tcx, filters)
 		}
-		if got := present(index); got != (tcx+filters > 0) {
+		if got := present(index, tcx+filters > 1); got != (tcx+filters > 0) {
 			t.Errorf("%s: present is %v", what, got)
 		}
 	}
@@ -107,5 +107,31 @@ func TestAttach(t *testing.T) {
 	expect("after Cleanup of a tunnel", 0, 0)
 	if _, err := Cleanup(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A program that another process has detached is noticed and attached again, on either side.
+func TestDetachedProgramIsAttachedAgain(t *testing.T) {
+	for _, s := range []side{fromPod, toPod} {
+		t.Run(s.program, func(t *testing.T) {
+			g := openGuard(t)
+			needTCX(t)
+			index := newInterface(t)
+			g.on, g.found.ports = true, []port{{index: index, name: "pod"}}
+			for _, what := range []string{"at first", "after it was detached"} {
+				if err := g.attach(); err != nil {
+					t.Fatal(err)
+				}
+				if tcx, filters := attachments(t, index); tcx != 2 || filters != 0 || !g.intact() {
+					t.Errorf("%s: %d programs with TCX and %d filters; intact is %v", what, tcx, filters, g.intact())
+				}
+				if _, err := s.remove(index); err != nil {
+					t.Fatal(err)
+				}
+				if g.intact() {
+					t.Error("a detached program is not noticed")
+				}
+			}
+		})
 	}
 }

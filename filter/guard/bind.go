@@ -11,12 +11,12 @@ import (
 // binding assigns a port to a pod.
 type binding struct {
 	pod    string
-	listed []netip.Addr // addresses that are at the port and, according to the API, the pod's
+	listed []netip.Addr // addresses found at the port that the API lists for the pod
 	netns  int
 }
 
-// bindings maps the interface index of a port to the port's pod. It has at most one port of each
-// pod: the one with the addresses that the API lists, not the ports of the pod's other networks.
+// bindings maps the interface index of a port to the port's pod. A pod with several networks has
+// several ports. bindings has at most one of them: the port with the addresses that the API lists.
 type bindings map[int]*binding
 
 // of returns the binding of a port; nil if the port's pod is not known, or if the port leads to
@@ -28,8 +28,8 @@ func (b bindings) unknown(f found) bool {
 	return slices.ContainsFunc(f.ports, func(p port) bool { return !p.tunnel && b.of(p) == nil && b.beside(p) == nil })
 }
 
-// beside returns the binding of another port that leads to the same network namespace; nil if there
-// is none.
+// beside is for a port without a binding. If another port that leads to the same network namespace
+// has a binding, beside returns that binding, otherwise nil.
 func (b bindings) beside(p port) *binding {
 	if p.tunnel {
 		return nil
@@ -42,8 +42,8 @@ func (b bindings) beside(p port) *binding {
 	return nil
 }
 
-// next returns the bindings for the given interfaces and snapshot. Earlier bindings take
-// precedence: addresses that a pod sets later do not change the binding of its port.
+// next returns the bindings for the given interfaces and snapshot. A port that is in b keeps its
+// pod, so that a pod cannot change the binding of its port by setting other addresses.
 func (b bindings) next(f found, s *policy.Snapshot) bindings {
 	now, taken := bindings{}, make(map[string]int)
 	for _, p := range f.ports {
@@ -72,7 +72,7 @@ func (b bindings) next(f found, s *policy.Snapshot) bindings {
 		}
 		for pod, by := range claims {
 			if len(by) > 1 || len(pods(s, claimed(by[0]))) > 1 {
-				continue // the claims contradict each other: at least one is false
+				continue // several ports claim the pod, or the port claims several pods: at least one claim is false
 			}
 			p := by[0]
 			now[p.index], taken[pod] = &binding{pod, of(pod, s, claimed(p)), p.netns}, p.index
@@ -101,7 +101,8 @@ func of(pod string, s *policy.Snapshot, among ...[]netip.Addr) (addrs []netip.Ad
 	return addrs
 }
 
-// The flags in the map "ports", the values of "own" and the flags in "known", as in program.c.
+// Three groups of constants from program.c: the flags in a value of the map "ports", the values
+// of the map "own", and the flags in a value of the map "known".
 const (
 	podPort         uint32 = 1
 	primaryPort     uint32 = 2
@@ -155,7 +156,8 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 	for _, p := range f.ports {
 		if b.of(p) != nil && p.master != 0 {
 			bridges[p.master] = true
-			st.ports[uint32(p.master)] = portValue{} // if the node routes a packet from a pod of the bridge, the packet comes in at the bridge
+			// A packet from a pod of the bridge that the node routes arrives at the bridge's interface.
+			st.ports[uint32(p.master)] = portValue{}
 		}
 	}
 	for _, p := range f.ports {
@@ -210,8 +212,9 @@ func (st state) outside(f found, p port) {
 	}
 }
 
-// ordinary sets the addresses whose ordinary frames program.c lets pass without further checks: for
-// each family, the first listed address that is not the node's, link-local or loopback.
+// ordinary sets v.IPv4 and v.IPv6. program.c lets ordinary frames with these addresses pass without
+// further checks. For each family, the address is the first one in listed that is neither the
+// node's nor link-local nor loopback.
 func (v *portValue) ordinary(listed []netip.Addr, node addresses) {
 	for _, a := range listed {
 		switch {
@@ -236,7 +239,7 @@ func (st state) claim(f found, p port, one *binding, s *policy.Snapshot) {
 	}
 	for _, a := range one.listed {
 		if f.node[a] {
-			continue // packets with this source count as the node's
+			continue // the guard and the rules treat packets with this source as packets of the node
 		}
 		st.own[place{a.As16(), uint32(p.index)}] = listed
 		st.known[a.As16()] |= ofPod

@@ -103,8 +103,9 @@ func TestBindings(t *testing.T) {
 	}
 }
 
-// The maps get flags, addresses and tunnels as the survey and the snapshot require: for pods'
-// ports, a secondary network, an unknown port on the bridge, and the bridge itself.
+// The function wanted derives the content of the programs' maps from a survey of the node and
+// a snapshot. The survey has two ports that are bound to pods, a port of the first pod in a
+// secondary network, a port on a bridge whose pod is not known, a tunnel, and the bridge.
 func TestWanted(t *testing.T) {
 	second := bridged(3, "10.9.0.1")
 	second.netns, second.master = 1, 98
@@ -142,8 +143,8 @@ func TestWanted(t *testing.T) {
 	}
 }
 
-// The method "ordinary" sets the first address of each family that is neither the node's nor
-// link-local.
+// The method portValue.ordinary stores one address of each family: the first that is neither
+// an address of the node nor link-local. If there is none, the field stays zero.
 func TestOrdinary(t *testing.T) {
 	node := addresses{netip.MustParseAddr("10.0.0.9"): true}
 	for listed, want := range map[string]string{

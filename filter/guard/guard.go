@@ -30,18 +30,21 @@ import (
 )
 
 const (
-	// searchInterval is the time between two passes over the node's interfaces while the pod
-	// of an interface is not known; idleInterval is the time otherwise. The kernel reports
-	// changes of interfaces, but not of the addresses at their other ends.
+	// The guard reads the node's interfaces in passes. searchInterval is the time between two
+	// passes while the pod of an interface is not known; idleInterval is the time otherwise.
+	// Passes are needed because the kernel reports changes of interfaces, but not of the
+	// addresses at an interface's other end, in a pod.
 	searchInterval = time.Second
 	idleInterval   = 10 * time.Second
-	// eventDebounce is the delay between an event and the pass that follows: a network
-	// plugin causes several events. publishDebounce is the delay after a publication, which
-	// only matters for a port whose pod is not known yet.
+	// eventDebounce is the delay between an event and the pass that follows, so that one pass
+	// handles the several events that a network plugin causes. publishDebounce is the delay
+	// between a publication and the pass that follows. That pass is only for ports whose pod
+	// was not known before the publication.
 	eventDebounce   = 20 * time.Millisecond
 	publishDebounce = 200 * time.Millisecond
-	// checkInterval bounds how long the loss of a program goes unnoticed; the kernel does not
-	// report it. A check takes some microseconds for each interface.
+	// checkInterval is the time between two checks (see intact). The kernel does not report
+	// that another process has detached a program, so the guard checks for that. A check takes
+	// some microseconds for each interface.
 	checkInterval = time.Second
 	// maxSearches bounds the consecutive passes at searchInterval for a port whose pod stays
 	// unknown: the port may lead to a container that belongs to no pod.
@@ -50,8 +53,8 @@ const (
 
 // Guard manages the programs on the node's interfaces. Its methods may be called concurrently.
 type Guard struct {
-	// OnCovers, if set, is called after Covers has changed, and is called again until it
-	// succeeds. Set it before Run.
+	// OnCovers, if set, is called after the result of Covers has changed. If OnCovers returns
+	// an error, it is called again later. Set OnCovers before Run is called.
 	OnCovers func(ctx context.Context, covers bool) error
 
 	log  *slog.Logger
@@ -64,13 +67,15 @@ type Guard struct {
 	snapshot *policy.Snapshot
 	bound    bindings
 	written  state
-	attached map[int]bool // indexes of the interfaces with our programs
+	// attached has the indexes of the interfaces with our programs. The value is true if
+	// sluice_to_pod is one of them.
+	attached map[int]bool
 	// tentative has the indexes of interfaces that got a program before their kind was known.
 	tentative map[int]bool
-	swept     bool   // programs of an earlier agent have been removed from interfaces that need none
-	open      string // reason why Covers is false; empty if it is true
-	followed  bool   // the value of Covers that the rules follow
-	searched  int    // passes since the number of ports changed
+	swept     bool   // earlier agents' programs were removed from all interfaces that need no program
+	open      string // reason why Covers returns false; empty if the programs check all interfaces
+	followed  bool   // result of Covers for which the iptables rules were last written
+	searched  int    // number of passes since the number of ports last changed; see maxSearches
 	failed    string // the last error that was logged; empty if the last pass succeeded
 }
 
@@ -112,7 +117,8 @@ func (g *Guard) Begin(s *policy.Snapshot) error {
 	g.on, g.snapshot, g.swept = true, s, false
 	clear(g.attached)
 	clear(g.tentative)
-	g.followed = true // assume that the rules rely on the programs of an earlier agent
+	// Assume that the rules of an earlier agent leave the check of sources to its programs.
+	g.followed = true
 	err := g.ensure()
 	if err != nil {
 		g.failed = err.Error() // the caller logs it
@@ -128,8 +134,10 @@ func (g *Guard) RulesUpdated(covers bool) {
 	g.wake()
 }
 
-// Release detaches this agent's programs from interfaces without a pod. Without the agent, the
-// programs' data would become stale: another machine may get an address of this node.
+// Release is called when the agent ends. It detaches this agent's programs from the interfaces
+// without a pod. These programs drop frames whose source is an address of this node. Without
+// the agent, their list of these addresses would become stale: if another machine got one of
+// the addresses, its frames would be dropped.
 func (g *Guard) Release() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -151,17 +159,17 @@ func (g *Guard) Release() error {
 	return errors.Join(errs...)
 }
 
-// Covers reports whether the programs on all interfaces drop packets whose source is the node's
-// own or the receiver's. If covers is false, because is the reason, and the rules must drop such
-// packets.
+// Covers reports whether the programs drop packets with a forged source (an address of the node,
+// or the packet's own destination) at whichever interface they arrive. If the result "covers" is
+// false, the rules must drop such packets, and the result "because" is the reason.
 func (g *Guard) Covers() (covers bool, because string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.on && g.open == "", g.open
 }
 
-// Publish applies a snapshot, which is in force when Publish returns. A port whose pod was not
-// known before may be updated only later, in a pass of Run.
+// Publish applies a snapshot. When Publish returns, the programs apply the snapshot at all ports
+// whose pod was known before. A port whose pod was not known may follow in a later pass of Run.
 func (g *Guard) Publish(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -275,25 +283,32 @@ func (g *Guard) attachEarly(update netlink.LinkUpdate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	index, kind := int(update.Index), update.Link.Type()
-	if update.Header.Type != unix.RTM_NEWLINK || !g.on || g.open != "" || g.attached[index] || kind == "bridge" || slices.Contains(g.found.others, index) {
+	if update.Header.Type != unix.RTM_NEWLINK || !g.on || g.open != "" || g.has(index) || kind == "bridge" || slices.Contains(g.found.others, index) {
 		return
 	}
 	if g.objs.attachOutside(index) == nil {
-		g.attached[index] = true
+		g.attached[index] = false
 		g.tentative[index] = true
 	}
 }
 
-// intact reports whether all programs are still attached, and still the first ones where Covers
-// requires it.
+// has reports whether an interface has our programs.
+func (g *Guard) has(index int) bool {
+	_, has := g.attached[index]
+	return has
+}
+
+// intact reports whether the programs are still attached to each interface in g.attached. If
+// Covers returns true, intact also requires that sluice_from_pod is still the first program of
+// each of these interfaces.
 func (g *Guard) intact() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.on {
 		return true
 	}
-	for index := range g.attached {
-		if !present(index) || g.open == "" && !first(index) {
+	for index, both := range g.attached {
+		if !present(index, both) || g.open == "" && !first(index) {
 			return false
 		}
 	}
@@ -378,9 +393,9 @@ func (g *Guard) ensure() error {
 func (g *Guard) attach() error {
 	var errs []error
 	there := make(map[int]bool)
-	put := func(p port, attach func() error) {
+	put := func(p port, both bool, attach func() error) {
 		there[p.index] = true
-		if !g.attached[p.index] || g.tentative[p.index] || !present(p.index) {
+		if !g.has(p.index) || g.tentative[p.index] || !present(p.index, both) {
 			err := attach()
 			switch {
 			case errors.Is(err, errNoTCX):
@@ -392,28 +407,30 @@ func (g *Guard) attach() error {
 				errs = append(errs, fmt.Errorf("guard interface %s: %w", p.name, err))
 				return
 			}
-			g.attached[p.index] = true
+			g.attached[p.index] = both
 			delete(g.tentative, p.index)
 		}
-		if g.open == "" && !first(p.index) && present(p.index) { // present excludes interfaces that are gone
+		if g.open == "" && !first(p.index) && present(p.index, both) { // present excludes interfaces that are gone
 			g.open = fmt.Sprintf("the guard is not the first of the programs that TCX attaches to %s", p.name)
 		}
 	}
 	for _, p := range g.found.ports {
-		put(p, func() error { return g.objs.attach(p) })
+		put(p, !p.tunnel, func() error { return g.objs.attach(p) })
 	}
 	if g.open == "" {
 		for _, p := range g.found.outside {
-			put(p, func() error { return g.objs.attachOutside(p.index) })
+			put(p, false, func() error { return g.objs.attachOutside(p.index) })
 		}
 	} else if g.followed {
-		return errors.Join(errs...) // the programs stay until the rules replace them
+		// Do not detach yet: the rules do not drop forged sources until OnCovers has updated them.
+		return errors.Join(errs...)
 	}
 	return errors.Join(append(errs, g.detach(there))...)
 }
 
-// detach removes the programs from interfaces outside of wanted. The first time after Begin, it
-// also removes programs that an earlier agent has left there.
+// detach removes this agent's programs from all interfaces that are not in wanted. Until this
+// has succeeded once after Begin, it also removes the programs that earlier agents have left
+// on such interfaces.
 func (g *Guard) detach(wanted map[int]bool) error {
 	var errs []error
 	unwanted := slices.Collect(maps.Keys(g.attached))

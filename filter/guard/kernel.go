@@ -8,9 +8,10 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// write updates the maps to the wanted state, and the recorded state accordingly. It writes the
-// addresses before the ports: as soon as a port has a pod, the programs accept only the known
-// addresses of that pod there.
+// write updates the maps in the kernel to the wanted state, and records in recorded what it
+// has written. It writes the addresses of pods before the ports: as soon as the map of
+// ports assigns a port to a pod, the programs accept there only the addresses that are
+// known for that pod.
 func (o *programObjects) write(recorded *state, want state) error {
 	return errors.Join(
 		ensure(o.Own, recorded.own, want.own), ensure(o.Known, recorded.known, want.known),

@@ -28,8 +28,8 @@ func openGuard(tb testing.TB) *Guard {
 	return g
 }
 
-// A frame gets the same verdict and mark whether or not the programs skip checks for ordinary
-// frames.
+// The programs let ordinary frames of the addresses in portValue.IPv4 and IPv6 pass without
+// further checks. Each frame gets the same verdict and mark as without these two addresses.
 func TestOrdinaryFramesPassAllChecks(t *testing.T) {
 	g := openGuard(t)
 	r := rand.New(rand.NewPCG(1, 2))
@@ -84,14 +84,15 @@ var (
 	frameAddrs6 = addrs("fd00::1", "fd00::2", "fe80::1", "fe80::2", "fd00::9", "::", "ff02::1", "ff02::1:2")
 )
 
-// randomPort returns maps with random flags for the loopback interface and for each address.
+// randomPort returns maps with random flags for the loopback interface, and with random entries
+// for all test addresses except the first two, which are the addresses of the interface's pod.
 func randomPort(r *rand.Rand) state {
 	st := newState()
 	st.ports[loopback] = portValue{Flags: r.Uint32N(32)}
 	st.tunnels[bigEndian(4789)] = 1
 	for i, a := range append(addrs(frameAddrs4[0].String(), frameAddrs6[0].String()), append(frameAddrs4[1:], frameAddrs6[1:]...)...) {
 		switch {
-		case i < 2: // the pod's own addresses, with the values that the guard would write
+		case i < 2: // the pod's addresses: if the port has the flag primaryPort, the guard writes these values
 			if st.ports[loopback].Flags&primaryPort != 0 {
 				st.own[place{a.As16(), loopback}], st.known[a.As16()] = listed, ofPod
 			}
@@ -127,7 +128,7 @@ func pick[T any](r *rand.Rand, from ...T) T {
 func randomFrame(r *rand.Rand) []byte {
 	frame := append([]byte{pick[byte](r, 2, 1, 0xff), 0, 0, 0, 0, 1}, 2, 0, 0, 0, 0, 2)
 	upper := make([]byte, 24)
-	for at := 0; at < 8; at += 4 { // write the ports twice: the programs read the second pair if there is an IPv4 option
+	for at := 0; at < 8; at += 4 { // the ports are at 0, or at 4 after 4 bytes of IPv4 options
 		binary.BigEndian.PutUint16(upper[at:], pick[uint16](r, 4711, 68, 546))
 		binary.BigEndian.PutUint16(upper[at+2:], pick[uint16](r, 80, 4789, 67, 547))
 	}

@@ -23,8 +23,8 @@ type found struct {
 	all     addresses            // broadcast addresses of the node's networks
 	peers   addresses            // other ends of the node's tunnels
 	tunnels []uint16             // UDP ports of the node's tunnels
-	// beyond is the reason why the programs cannot detect all sources that are the node's own;
-	// empty if they can.
+	// beyond is the reason why the programs, on this node, cannot detect every packet that has
+	// a source of the node but comes from elsewhere. It is empty if they can.
 	beyond string
 }
 
@@ -34,11 +34,11 @@ type port struct {
 	index, master int
 	name          string
 	tunnel        bool
-	bare, member  bool         // only in found.outside; bare: no Ethernet header in its frames; member: part of a bridge
+	bare, member  bool         // set only in found.outside; bare: frames have no Ethernet header; member: port of a bridge
 	netns         int          // the kernel's ID of the other end's namespace
 	routed        []netip.Addr // addresses with a host route to the port
-	behind        []netip.Addr // addresses of the other end
-	beside        []netip.Addr // addresses of other interfaces in that namespace
+	behind        []netip.Addr // addresses of the veth pair's other end
+	beside        []netip.Addr // addresses of all other interfaces in the other end's network namespace
 }
 
 // survey reads the node's interfaces, addresses and routes.
@@ -107,8 +107,9 @@ func (f *found) other(l netlink.Link, all []netlink.Link) {
 		// node's own source.
 		f.beyond = fmt.Sprintf("both ends of %s are in the node's network namespace", a.Name)
 	case is, a.Flags&net.FlagLoopback != 0, master == "bond", master == "team":
-		// Frames here also pass another interface, before or after, and are checked
-		// there. Frames on loopback come from the node.
+		// A frame at a bridge has passed a port of the bridge before, and is checked there. A
+		// frame at a member of a bond or team passes the bond or team afterwards, and is checked
+		// there. All frames on loopback come from the node itself.
 	default:
 		f.outside = append(f.outside, port{index: a.Index, master: a.MasterIndex, name: a.Name, bare: a.EncapType != "ether", member: master == "bridge"})
 		return
@@ -167,7 +168,8 @@ func (f *found) own() error {
 		if addr, ok := netip.AddrFromSlice(a.IP); ok && addr.Is6() && addr.IsLinkLocalUnicast() {
 			f.local[a.LinkIndex] = append(f.local[a.LinkIndex], addr)
 		}
-		// The first address of a network is an obsolete broadcast address (RFC 1122, 3.3.6).
+		// A network has up to three broadcast addresses: the configured one, the last address,
+		// and the first address, which is an obsolete form (RFC 1122, 3.3.6).
 		f.all.add(a.Broadcast)
 		if ones, bits := a.Mask.Size(); bits == 32 && ones < 31 {
 			f.all.add(a.IP.Mask(a.Mask))
@@ -177,9 +179,9 @@ func (f *found) own() error {
 	return nil
 }
 
-// localRoutes records the destinations of local routes, because the rules in iptables treat them as
-// the node's own addresses. The programs look up only single addresses, so localRoutes sets f.beyond
-// if the destination of a route is a range.
+// localRoutes adds the destinations of local routes to the node's addresses, because iptables'
+// match addrtype (LOCAL) includes them too. The programs can look up only single addresses. So
+// localRoutes sets f.beyond if a destination is a range and not in 127.0.0.0/8.
 func (f *found) localRoutes() error {
 	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
 	if err = interrupted(err); err != nil {

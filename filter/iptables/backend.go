@@ -74,9 +74,9 @@ type use struct {
 	rules   int  // number of rules of other programs
 }
 
-// usage reads all tables of a backend, for both families. Reading creates no tables: the -save
-// commands visit only existing tables. They stop at the first rule that they cannot print; in that
-// case addUnprintable counts the rules.
+// usage counts the rules in all tables of a backend, for both families. It runs iptables-save and
+// ip6tables-save, which read only existing tables, so that usage creates no table. The commands
+// stop at the first rule that they cannot print; in that case addUnprintable counts the rules.
 func usage(ctx context.Context, tools []tool) (use, error) {
 	var u use
 	for _, t := range tools {
@@ -122,7 +122,7 @@ func (u *use) add(saved string) {
 		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
 			u.kubelet = true
 		case fields[0] == "-A" && !isOwned(fields[1]) && !leadsTo(line, isOwned):
-			u.rules++ // the agent's own rules do not count: they would only confirm an earlier choice
+			u.rules++ // rules of Sluice are not counted: they are where an earlier agent chose to put them
 		}
 	}
 }

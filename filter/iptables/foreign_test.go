@@ -166,8 +166,8 @@ func TestRealCleanupBesideForeign(t *testing.T) {
 	}
 }
 
-// A repair corrects states of the table in which existing rules have no effect or rules cannot
-// be written.
+// A repair corrects each of these states of the table. In each of them, packets bypass our
+// rules, or iptables cannot rewrite our chains.
 func TestRealTableStates(t *testing.T) {
 	for name, script := range map[string]string{
 		"the table is dormant":             "add table %s mangle { flags dormant; }",
@@ -225,9 +225,9 @@ func TestRealReferredTo(t *testing.T) {
 	n.wantInForce()
 }
 
-// Early versions of iptables-nft do not list chains of a table that has any object that they do
-// not understand. With such a version, changed rules are repaired, and unchanged rules are left
-// alone.
+// Early versions of iptables-nft do not list any chain of a table that contains an object
+// unknown to them. With such a version, reconcile still detects whether the rules have
+// changed: it repairs changed rules, and does not touch unchanged ones.
 func TestRealIptablesThatListsNothing(t *testing.T) {
 	refusing := refusingIptables(t)
 	n := newRealNode(t, NFT, Defaults)
@@ -326,8 +326,9 @@ func TestRealMissingLibraries(t *testing.T) {
 			})
 			n.inside(func(ctx context.Context) error { return m.Pause(ctx, DropUnqueued) })
 			n.inside(m.Remove)
-			// A listing of the legacy backend has no handles, so a rule that has a match and
-			// leads to an owned chain may stay. In that case the empty chain stays too.
+			// Remove may leave a foreign rule that leads to an owned chain and has a match:
+			// in the legacy backend, rules have no handles by which Remove could delete
+			// such a rule. The chain of the rule then stays too, but is empty.
 			got := n.saved()
 			if b == Legacy && chain == "POSTROUTING" {
 				got = strings.NewReplacer(":"+Chain+" - \n", "", "-p tcp -g "+Chain+"\n", "").Replace(got)

@@ -13,9 +13,9 @@ type dropCounter interface {
 	Dropped(chain string) (packets uint64, err error)
 }
 
-// forged sums a table's counters of dropped packets, which restart at 0 when the chain is
-// written. The sum does not include packets that were dropped between the last reading and a
-// restart.
+// forged sums the readings of a table's counters of dropped packets. The kernel restarts these
+// counters at 0 when the chain is written. Packets that were dropped after the last reading before
+// such a restart are missing from the sum.
 type forged struct {
 	mu          sync.Mutex
 	last, total uint64

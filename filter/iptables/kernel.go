@@ -39,9 +39,10 @@ type kernelTable struct {
 	path    string   // path of iptables
 	restore string   // path of iptables-restore
 	wait    []string // arguments that make both commands wait for the lock
-	// byHandle makes Rules read the rules of other programs over netlink, with their handles,
-	// instead of with iptables. It is atomic because tests use a table concurrently with the
-	// Manager.
+	// byHandle is set after Restore has failed. While it is set, Rules reads the chains of
+	// other programs over netlink instead of with iptables, and Restore deletes rules by the
+	// handles that netlink reports. It is atomic because tests use a table concurrently with
+	// the Manager.
 	byHandle atomic.Bool
 }
 
@@ -86,8 +87,9 @@ func (k *kernelTable) Chains(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Rules lists the chain with iptables. If that fails because of a rule that iptables cannot express
-// or a missing library, Rules returns the short form of the rules, see [Table].
+// Rules lists the chain with iptables. Rules returns the short form of the rules (see [Table]) in
+// two cases: if the listing fails for another reason than missing privilege, and if byHandle is
+// set and the chain belongs to another program.
 func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error) {
 	if !k.byHandle.Load() || isOwned(chain) {
 		rules, err := k.list(chain)
@@ -190,8 +192,9 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	if err == nil && steps.last != "" {
 		err = k.run(ctx, steps.last)
 	}
-	// iptables may fail to find a rule that it has printed itself, or fail because of a rule that
-	// it does not understand. The next attempt deletes rules by handle, which always works.
+	// A deletion by iptables may fail: it may not find a rule that it has printed itself, or not
+	// understand some rule of the table. A deletion by handle does not depend on iptables, so the
+	// next attempt deletes by handle.
 	k.byHandle.Store(err != nil)
 	if err != nil {
 		if hasOwner, second := k.nft().hasOwner(); hasOwner && second == nil {
@@ -237,7 +240,9 @@ func (k *kernelTable) clearBaseChains() (cleared bool) {
 	return cleared
 }
 
-// steps are the parts of a transaction that names rules by handle.
+// steps are the parts into which splitText splits a transaction, in the order in which Restore
+// applies them: first as iptables-restore text, then the deletion of the rules with these handles,
+// then last as iptables-restore text, which deletes chains.
 type steps struct {
 	first   string
 	handles []ruleHandle
@@ -249,8 +254,8 @@ type ruleHandle struct {
 	handle uint64
 }
 
-// splitText splits a transaction that names rules by handle. A transaction without handles
-// becomes the first step as a whole, and so remains one transaction.
+// splitText splits the text of a transaction into steps if it deletes rules by handle. If it
+// deletes no rule by handle, the field first is the whole text, which remains one transaction.
 func splitText(text string) steps {
 	var s steps
 	var first, last []string

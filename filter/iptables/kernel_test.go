@@ -246,8 +246,9 @@ func TestRealForgedWithoutRules(t *testing.T) {
 	})
 }
 
-// Whatever the per-source limit, checks do not repair its rule: either iptables prints the rule as
-// it was written, or the Manager records the printed form.
+// iptables may print the rule of the per-source limit in another form than it was written.
+// The Manager records the printed form, so that its checks do not repair the rule, whatever
+// the limit.
 func TestRealSourceLimits(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
 		for _, share := range []int{1, 7, 50, 59, 999, 3000, 6000, MaxSourceShare} { // 50 and 59 have iptables' default burst, 5

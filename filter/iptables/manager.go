@@ -25,7 +25,7 @@ type Manager struct {
 	EnsurePins func() error
 
 	opts     Options
-	all      Options // opts before Without removed parts
+	all      Options // the options with all parts; opts lacks the parts that Without has removed
 	log      *slog.Logger
 	repairs  atomic.Uint64
 	failures atomic.Uint64
@@ -125,8 +125,8 @@ func (m *Manager) Apply(ctx context.Context) error {
 	})
 }
 
-// Without sets which parts the rules omit, from the next Apply on. It replaces an earlier
-// setting.
+// Without sets the parts that the rules omit. The next Apply writes the rules without these
+// parts, and with those that an earlier call of Without had removed.
 func (m *Manager) Without(less Less) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -256,11 +256,12 @@ func (t *keptTable) begin() { now := time.Now(); t.since.Store(&now) }
 // end records that the work has ended.
 func (t *keptTable) end() { t.since.Store(nil) }
 
-// ensure writes the wanted chains and the jumps to them if they differ, and returns the differences
-// that it found. It reads the result back, because a version of iptables may print a rule in
-// another form, which must not count as a change in every check. The printed form becomes the
-// canonical one only after two writes with the same result: after one write, a difference may be a
-// change by another program.
+// ensure compares a table with the wanted chains and the jumps to them. It writes them if they
+// differ, and returns the differences that it found first. After a write, it compares again: some
+// versions of iptables print a rule in another form than Sluice writes it, and this form must not
+// count as a difference in every later check. ensure records the printed form as the canonical one
+// only if two writes have the same result. After a single write, the difference may be a change by
+// another program.
 func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong []string, err error) {
 	var before tableState
 	t.right = false
@@ -290,9 +291,10 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 		case try == 3:
 			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): find the program that changes %s", strings.Join(diff, "; "), table)
 		}
-		// The first write may fail because a chain to be deleted is already gone; in that
-		// case, read the table and write again. If the second write fails too, another
-		// object may refer to an outdated chain: empty these chains without deleting them.
+		// The first write may fail because a chain that it deletes has already gone. In that
+		// case, read the table and write again. The second write may fail because an object of
+		// another program refers to an outdated chain. In that case, write a third time, and
+		// only empty the outdated chains.
 		err = t.write(ctx, now, want)
 		if err != nil && try > 0 && len(t.outdated(now, want)) > 0 {
 			t.stuck = t.outdated(now, want)

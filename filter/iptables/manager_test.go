@@ -114,7 +114,8 @@ func TestApply(t *testing.T) {
 	if m.v4.Writes() != v4 || m.v6.Writes() != v6 {
 		t.Errorf("applying again wrote %d and %d times", m.v4.Writes()-v4, m.v6.Writes()-v6)
 	}
-	if v4 != 2 || v6 != 2 { // the first transaction was newManaged's
+	// newManaged made the first transaction of each table, to write the foreign rules.
+	if v4 != 2 || v6 != 2 {
 		t.Errorf("%d and %d transactions, want one each", v4-1, v6-1)
 	}
 }
@@ -441,8 +442,8 @@ func reformat(rule string) string {
 	return rule
 }
 
-// If iptables prints the rules in another form, they do not count as changed, and real changes
-// are still detected.
+// iptables prints the rules in another form than the one in which the Manager wrote them. The
+// Manager does not take this difference for a change, and still detects and repairs real changes.
 func TestAnotherForm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
@@ -491,7 +492,8 @@ func (t *meddler) Restore(ctx context.Context, text string) error {
 	return t.Fake.Restore(ctx, "-I SLUICE 1 -s 192.0.2."+string(rune('0'+t.n))+"/32 -j RETURN")
 }
 
-// A change by another program must not become the canonical form.
+// If another program changes the rules after each write, the Manager must not take what it reads
+// for the canonical form, the one in which iptables prints the written rules.
 func TestForeignChangeIsNotCanonical(t *testing.T) {
 	f := &meddler{Fake: NewFake(IPv4)}
 	m := New(Defaults, []Table{f}, nil)
@@ -518,7 +520,8 @@ func TestApplyRetriesWhenARuleIsGone(t *testing.T) {
 	}
 }
 
-// vanishing is a table that loses the jumps once, right before a write.
+// vanishing is a table from which another program deletes both jumps to SLUICE right before the
+// first write.
 type vanishing struct {
 	*Fake
 	done bool

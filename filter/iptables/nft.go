@@ -198,8 +198,8 @@ func (t nftTable) rules(chain string) (rules []nftRule, err error) {
 	return rules, nil
 }
 
-// count adds to u the chains and rules of other programs in all tables of the family,
-// including the tables of native nft.
+// count adds the rules of other programs in all tables of the family to u.rules, including the
+// tables of native nft. It sets u.kubelet if a chain of the kubelet exists.
 func (t nftTable) count(u *use) error {
 	err := t.dump(unix.NFT_MSG_GETCHAIN, nil, func(ad *netlink.AttributeDecoder) error {
 		for ad.Next() {
@@ -249,9 +249,9 @@ func (t nftTable) inactive() (string, error) {
 	return t.wrongHook()
 }
 
-// wrongHook looks for a chain that has the name of a built-in chain in entries, but another
-// type, hook or priority, so that the kernel would not call the owned rules where it must. It
-// returns a description of the chain, or "" if there is none.
+// wrongHook describes the first chain that is named like a built-in chain that the rules use
+// (PREROUTING or POSTROUTING; see entries), but has a different type, hook or priority. The
+// kernel would not call its rules at the right place. wrongHook returns "" if there is none.
 func (t nftTable) wrongHook() (string, error) {
 	chains, err := t.chains()
 	if err != nil {

@@ -126,9 +126,10 @@ func (r *nftRule) readVerdict(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
-// text returns the rule as iptables prints it if the rule is plain. Otherwise it returns the
-// rule's handle and jumps: leadsTo understands this form, and [kernelTable.Restore] deletes
-// the rule by the handle.
+// text returns the text of a rule. For a plain rule, this is the text that iptables prints. For
+// any other rule, it is the chain, the handle and the jumps, such as "-A FORWARD @7 -j SLUICE".
+// This is enough for leadsTo to find the jumps, and for [kernelTable.Restore] to delete the rule
+// by its handle.
 func (r nftRule) text(chain string) string {
 	text := "-A " + chain
 	if !r.plain {
@@ -154,8 +155,9 @@ func handleOf(line string) (chain string, handle uint64, is bool) {
 	return words[1], handle, n == 1 && err == nil
 }
 
-// withHandles returns a transaction that deletes rules by handle instead of by text. The texts of
-// these rules must be as [nftRule.text] returns them. withHandles omits rules that do not exist.
+// withHandles rewrites a transaction: a line that deletes a rule by its text then deletes it by
+// its handle. The text of the rule must be in the form that [nftRule.text] returns. A line is
+// omitted if its rule does not exist. All other lines stay unchanged.
 func (t nftTable) withHandles(text string) (string, error) {
 	var out strings.Builder
 	remaining := map[string][]nftRule{} // by chain: the rules whose handles are not used yet

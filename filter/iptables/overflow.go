@@ -13,12 +13,14 @@ const (
 	// overflowBuckets is the number of buckets of hashlimit's table, 8 bytes each. The kernel
 	// walks the table once a second.
 	overflowBuckets = 1 << 14
-	// burstsPerSecond sets the burst of a source to a tenth of its limit. With a limit of
-	// 1,000 that is 100 packets, which take a worker 2 ms. Excess packets go to the overflow
-	// queue, whose worker is usually idle.
+	// burstsPerSecond sets the burst of a source: the number of packets that it may send at
+	// once is its limit in packets per second, divided by burstsPerSecond. With a limit of
+	// 1,000, the burst is 100 packets, which take a worker 2 ms. Excess packets go to the
+	// overflow queue, whose worker is usually idle.
 	burstsPerSecond = 10
-	// limitUnits is the number of units in a second: hashlimit stores a rate as the integer
-	// number of units for one packet.
+	// limitUnits is the number of hashlimit's time units in a second. hashlimit stores a rate
+	// as the time between two packets, in whole units: limitUnits divided by the packets per
+	// second, rounded down.
 	limitUnits = 1_000_000
 )
 
@@ -32,10 +34,11 @@ func (o Options) Span() int { return o.Queues + 1 }
 // rule, one pod that sends to random addresses would fill them all. With it, the pod fills
 // only the overflow queue, and the queues of other sources stay short.
 //
-// Up to its limit, a source stays in the balanced queues. So a client that is merely busy gets
-// verdicts at least at that rate during a flood. Packets of one flow may overtake each other
-// if several of them are queued: packets that conntrack calls INVALID or UNTRACKED, or packets
-// that arrive before the first one has its verdict.
+// The packets of a source within its limit stay in the balanced queues. So during a flood by
+// another source, a client that is merely busy gets verdicts at least at the rate of its limit.
+// If several packets of a flow are queued, they may be in different queues and overtake each
+// other. These are packets that conntrack calls INVALID or UNTRACKED, or packets that arrive
+// before the first packet of the flow has its verdict.
 //
 // The name of hashlimit's table includes the rate, because an existing table keeps the rate of
 // its creation. The rate is rounded as the kernel stores it and iptables-save prints it.

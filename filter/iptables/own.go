@@ -26,7 +26,7 @@ type ownTable struct {
 	// texts holds the text of each rule that this agent wrote, without "-A" and the chain. The
 	// keys are the kernel's forms of the rules.
 	texts map[string]string
-	stays bool // if set, Leave keeps the table
+	stays bool // Leave does not delete the table
 }
 
 func newOwnTable(f Family) *ownTable { return &ownTable{family: f, texts: map[string]string{}} }
@@ -105,9 +105,9 @@ func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
 	return packets, err
 }
 
-// Leave implements Table. When a table is deleted, the kernel drops the queued packets of
-// the node; so Leave keeps the empty table while an agent uses mangle. It also keeps a table
-// with chains of other programs.
+// Leave implements Table. When a table is deleted, the kernel drops all packets that wait in
+// queues of the node. So Leave keeps the empty table if stays is set, as Others sets it for an
+// agent that uses mangle. Leave also keeps a table with chains of other programs.
 func (o *ownTable) Leave() error {
 	chains, err := o.nft().chains()
 	if err != nil || o.stays || len(chains) == 0 {
@@ -152,8 +152,8 @@ type ownChange struct {
 	table    nftTable
 	messages []netlink.Message
 	texts    map[string]string
-	hooks    []entry // hooks whose rules jump to a wanted chain
-	renewed  bool    // the table is deleted and created again, because a hook was wrong
+	hooks    []entry // hooks with a jump to a chain that the transaction fills
+	renewed  bool    // the transaction first deletes the table and creates it again, because a hook was wrong
 }
 
 // all applies a text in the format of iptables-restore.
@@ -169,8 +169,8 @@ func (b *ownChange) all(text string) error {
 	return b.commit()
 }
 
-// prepare begins a transaction. If the transaction fills chains, prepare creates the table and its
-// hooks.
+// prepare begins the transaction for text. If text declares chains, in lines that begin
+// with ":", prepare creates the table and the hooks of these chains.
 func (b *ownChange) prepare(text string) error {
 	if !strings.Contains(text, "\n:") {
 		return nil
@@ -208,13 +208,13 @@ func (b *ownChange) carryOut(line string) error {
 	command, rest, _ := strings.Cut(line, " ")
 	chain, rule, _ := strings.Cut(rest, " ")
 	switch {
-	case b.renewed && (command == "-D" || command == "-F" || command == "-X"): // the new table is empty
+	case b.renewed && (command == "-D" || command == "-F" || command == "-X"): // the new table has nothing to delete
 	case strings.HasPrefix(command, ":"):
 		b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, b.chain(command[1:]))
 		b.flush(command[1:])
 	case command == "-A":
 		return b.addRule(chain, rule)
-	case command == "-I": // replaces all rules of the hook, which should have no other rule
+	case command == "-I": // only for the jump of a hook: it replaces all rules, because a hook must have no other rule
 		b.flush(chain)
 		_, rule, _ = strings.Cut(rule, " ")
 		return b.addRule(chain, rule)

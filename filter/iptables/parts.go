@@ -95,7 +95,8 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		if less == t.lacks {
 			continue
 		}
-		// Errors of these attempts are less helpful than the first error, which is returned.
+		// If all fallbacks fail too, ensure returns the error of the first attempt: it explains
+		// more than the errors of the fallbacks.
 		if _, second := t.ensure(ctx, m.opts.without(less).chains(t.Family())); second == nil {
 			// Try again soon: the cause of the failure may be temporary.
 			t.reduce(less, err, checkInterval)

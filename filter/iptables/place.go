@@ -10,10 +10,10 @@ import (
 // a separate table if mangle cannot be used, because a process owns it or one of its hooks is
 // not as iptables creates it.
 //
-// Once the rules are in the separate table, they stay there until the agent ends; the next
-// agent uses mangle again if it can. Going back earlier would gain nothing, because the
-// rules have the same effect in both tables. But it would drop the queued packets, and a
-// program that claims mangle repeatedly could cause that at will.
+// Once the rules are in the separate table, they stay there until the agent ends. The next
+// agent uses mangle again if it can. An earlier return to mangle would gain nothing, because
+// the rules have the same effect in both tables. It would also drop the queued packets: a program
+// that claims mangle repeatedly could then cause such losses at will.
 type place struct {
 	mangle *kernelTable
 	own    *ownTable

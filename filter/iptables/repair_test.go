@@ -101,7 +101,8 @@ func TestFallBacks(t *testing.T) {
 	}
 }
 
-// An omitted part is added when it can be written again. That does not count as a repair.
+// When an omitted part of the rules can be written again, the Manager adds it. Repairs does not
+// count that addition.
 func TestFallBacksEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, pinnedOptions())
@@ -199,8 +200,8 @@ func TestRepairEnsuresPins(t *testing.T) {
 	})
 }
 
-// A failed repair is tried again after retryDelay. From the second failure on, Failures reports it
-// until it succeeds. RepairFailures counts every failed attempt.
+// A failed repair is tried again after retryDelay. RepairFailures counts every failed attempt.
+// Failures lists the table from the second failure in a row until a repair succeeds.
 func TestRepairThatFails(t *testing.T) {
 	for _, times := range []int{1, 3} {
 		synctest.Test(t, func(t *testing.T) {
@@ -211,7 +212,8 @@ func TestRepairThatFails(t *testing.T) {
 			synctest.Wait()
 			var left atomic.Int64
 			left.Store(int64(times))
-			perAttempt := int64(2 * len((&Manager{opts: Defaults}).fallbacks())) // each fallback is tried twice
+			// A failed repair makes two transactions for each combination of parts.
+			perAttempt := int64(2 * len((&Manager{opts: Defaults}).fallbacks()))
 			left.Store(int64(times) * perAttempt)
 			m.change("-F SLUICE")
 			m.v4.Refuse(func(string) error {
@@ -305,8 +307,9 @@ func TestStorm(t *testing.T) {
 			}
 			time.Sleep(time.Second / rate)
 		}
-		// A check that finds a difference reads the table again after the write, so each check costs
-		// two reads. The ticker adds one check in each checkInterval.
+		// Each check costs at most two reads: one before the write and one after it. The number
+		// of checks is at most checkBurst, plus checksPerSecond in each second, plus the one of
+		// the ticker in each checkInterval, which is a second.
 		if n, most := m.v4.Reads()-reads, 2*(checkBurst+seconds*(checksPerSecond+1)); n > most {
 			t.Errorf("%d reads for %d changes, want at most %d", n, seconds*rate, most)
 		}
@@ -341,7 +344,8 @@ func TestRealWatch(t *testing.T) {
 	}
 	n.iptables(IPv6, "-t", table, "-F")
 	n.iptables(IPv4, "-t", "nat", "-A", "POSTROUTING", "-j", "ACCEPT")
-	n.iptables(IPv4, "-t", table, "-A", "SLUICE-ALLOW", "-j", "RETURN") // its notification follows the notifications of earlier changes
+	// Notifications arrive in order: when that of the next change has arrived, so have any others.
+	n.iptables(IPv4, "-t", table, "-A", "SLUICE-ALLOW", "-j", "RETURN")
 	await(t, "notified of an owned rule", func() bool { return notified.Load() > 0 })
 	if got := notified.Load(); got > 2 {
 		t.Errorf("notified %d times of one change to an owned chain", got)
@@ -392,9 +396,10 @@ func TestRealWatchOverrun(t *testing.T) {
 	n.wantInForce()
 }
 
-// BenchmarkRepair measures two times: from the kernel's notification of a flush to its
-// notification of the repair, and from the start of the flush command until the agent has checked
-// its repair.
+// BenchmarkRepair flushes the hook and reports two durations. "open" is how long the rules are
+// missing: from the kernel's notification of the flush to its notification of the repair.
+// "command-to-checked" lasts from the start of the flush command until the Manager has checked
+// the repaired rules.
 func BenchmarkRepair(b *testing.B) {
 	for _, backend := range backends {
 		b.Run(string(backend), func(b *testing.B) { benchmarkRepair(b, backend) })

@@ -12,7 +12,8 @@ import (
 const (
 	// checkInterval is the time between two periodic checks of the rules. It bounds how long a
 	// change without a notification may go unnoticed. A check costs about 8 runs of iptables, of
-	// 1 to 2 ms each. It is skipped if the generation has not changed.
+	// 1 to 2 ms each. It is skipped if the generation of nf_tables, which each change of its
+	// rules increases, is still that of the last check.
 	checkInterval = time.Second
 	// retryDelay is the wait before a failed repair is tried again.
 	retryDelay = 100 * time.Millisecond
@@ -25,8 +26,9 @@ const (
 // Run restores the rules of Apply after another program has changed them, until ctx ends. It
 // logs the differences. After an error it keeps trying, and logs the same error only once.
 //
-// It checks after a notification of a change to owned chains or hooks, and every checkInterval.
-// After its own changes it reads nothing, because the generation is the one that it recorded.
+// It checks the rules every checkInterval, and after each notification of a change to owned
+// chains or hooks. Its own changes cause notifications too. The check after those reads no
+// rules, because it finds the generation that Run recorded after its change.
 func (m *Manager) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
 	for _, t := range m.tables { // before the first check, so that no change is missed
@@ -79,8 +81,8 @@ func (m *Manager) watch(ctx context.Context, t *keptTable, changed chan<- struct
 // changedOrFailing reports whether a table needs a check before the next interval.
 func (t *keptTable) changedOrFailing() bool { return t.changed.Load() || t.failing > 0 }
 
-// reconcile checks all tables, and repairs their rules. It reports whether a table failed whose
-// previous check succeeded.
+// reconcile checks all tables, and repairs their rules. It returns true if this failed for a
+// table for which the previous check succeeded.
 func (m *Manager) reconcile(ctx context.Context) (failedOnce bool) {
 	return m.check(ctx, func(*keptTable) bool { return true })
 }

@@ -6,14 +6,15 @@ import (
 )
 
 // sources returns the rules that drop packets with a forged source: an address of this node, or
-// the packet's own destination. The rules are in PREROUTING, before address translation, because
-// after it such sources can be legitimate:
+// the packet's own destination. The rules are in PREROUTING, before address translation. There
+// they can distinguish forged packets from legitimate ones:
 //
-//   - The node's own packets arrive only over loopback, and as copies of its own multicast;
-//     rpfilter matches neither. So after this chain, a packet with a source address of the node
-//     is from the node.
-//   - When a pod reaches itself through a Service, translation makes the packet's source equal
-//     to its destination (Decide allows it). No packet arrives like that.
+//   - A legitimate packet with a source of the node arrives only over loopback, or as a copy of
+//     the node's own multicast. A rule lets loopback pass, and "rpfilter --invert" does not match
+//     the copies. So a packet that passes the rules with a source of the node is from the node.
+//   - No legitimate packet arrives with a source that equals its destination. (If a pod reaches
+//     itself through a Service, address translation later makes them equal. Decide allows such
+//     a packet, in POSTROUTING.)
 //
 // rpfilter could check all sources, but it would also drop packets on legitimate asymmetric
 // routes. The package guard knows which interfaces may have such routes.
@@ -33,7 +34,7 @@ func (o Options) sources(f Family) []string {
 		"-m addrtype --src-type LOCAL -m rpfilter --invert -j DROP",
 	}
 	if o.AnySource {
-		rules = rules[1:2] // a chain needs a rule
+		rules = rules[1:2] // keep one rule that drops nothing, because a wanted chain must have a rule
 	}
 	for i := range rules {
 		rules[i] = "-A " + sourceChain + " " + rules[i]
@@ -49,9 +50,10 @@ const (
 	bpfReturn    = 0x06 // BPF_RET|BPF_K: return a constant
 )
 
-// sameAddress returns a BPF program that matches packets whose source equals their destination,
-// as iptables accepts and prints it. No other match compares two fields of a packet. Unlike the
-// programs of cache/bpf, it needs neither the system call bpf nor a pinned name.
+// sameAddress returns the text of a classic BPF program, in the form that iptables accepts and
+// prints. The program matches packets whose source equals their destination; no other match of
+// iptables compares two fields of a packet. The program is part of the rule: unlike the programs
+// of cache/bpf, it needs neither the system call bpf nor a pinned file.
 func sameAddress(f Family) string {
 	at, words := 12, 1 // the source in an IPv4 header: its offset in bytes, and its length in 32-bit words
 	if f == IPv6 {
@@ -60,7 +62,9 @@ func sameAddress(f Family) string {
 	const each = 4
 	code := []string{fmt.Sprint(each*words + 2)}
 	for i := range words {
-		differ := each*(words-i) - each + 1 // length of the jump to the last instruction, which returns 0
+		// differ is the number of instructions to skip if two words differ, so that the program
+		// goes on with its last instruction, which returns 0 (no match).
+		differ := each*(words-i) - each + 1
 		code = append(code,
 			fmt.Sprintf("%d 0 0 %d", bpfLoad, at+4*i),
 			fmt.Sprintf("%d 0 0 0", bpfToX),

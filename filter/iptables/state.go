@@ -55,8 +55,9 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 }
 
 // obviousDiff returns the differences that can be found without reading the rules of owned
-// chains: missing chains, wrong numbers of rules, and wrong jumps. After a flush, nothing is
-// enforced until the rules are written again, and a full read first would delay that.
+// chains: missing chains, wrong numbers of rules, and wrong jumps. It exists for speed: after a
+// flush, nothing is enforced until the rules are written again, and reading all rules first would
+// delay the write.
 func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
 		return nil // only a full read finds the rules that lead to older chains
@@ -108,8 +109,8 @@ func (h tableState) equal(o tableState) bool {
 	return maps.EqualFunc(h.hooks, o.hooks, same) && maps.EqualFunc(h.chains, o.chains, same)
 }
 
-// canonicalForm maps a rule as written to the rule as this node's iptables prints it, where the
-// two differ.
+// canonicalForm maps a rule, as Sluice writes it, to the form in which this node's iptables prints
+// it. A rule that is not in the map is printed as it is written.
 type canonicalForm map[string]string
 
 // of returns the printed form of a rule.
@@ -120,8 +121,9 @@ func (s canonicalForm) of(rule string) string {
 	return rule
 }
 
-// record records the printed form of each wanted rule. It records nothing if the number of rules in
-// a chain is wrong: in that case they cannot be the wanted rules in another form.
+// record records the form in which iptables prints each wanted rule. It assumes that rule i of a
+// chain is wanted rule i in another form. If a chain has another number of rules than wanted, this
+// is not so, and record records nothing.
 func (s canonicalForm) record(now tableState, want map[string][]string) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
@@ -204,8 +206,8 @@ func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	return []string{fmt.Sprintf("%s jumps to %s by another rule", e.name, e.chain)}
 }
 
-// leading returns the rules outside of owned chains that lead to a chain for which match returns
-// true. It skips the rules in such chains.
+// leading returns the rules that lead to a chain for which match returns true. It searches neither
+// these chains nor the owned chains.
 func leading(ctx context.Context, t Table, now tableState, match func(chain string) bool) ([]string, error) {
 	var found []string
 	for _, name := range now.names {

@@ -10,9 +10,9 @@ type Table interface {
 	// String returns the name of the command for the table, such as "ip6tables-legacy", or the
 	// name of the separate table.
 	String() string
-	// Choose selects the table that will have the rules of this family, if there is a choice. Call
-	// it before writing the rules, and Tidy afterwards: Tidy tries to remove rules that are left in
-	// the table that was used before.
+	// Choose decides which of the possible tables gets the rules of this family. Call
+	// Choose before the rules are written, and Tidy after that: if Choose has decided for
+	// another table than before, Tidy tries to remove the rules from the earlier table.
 	Choose() error
 	Tidy(ctx context.Context)
 	// Leave deletes a separate table after its rules are gone.
@@ -23,8 +23,8 @@ type Table interface {
 	// cannot print a rule, Rules returns a short form of it: the text contains at least the jumps
 	// to other chains, and suffices to delete the rule.
 	Rules(ctx context.Context, chain string) ([]string, error)
-	// Jumps returns the rules of a chain like Rules, but may return the short form of each rule. It
-	// may be cheaper than Rules.
+	// Jumps is a version of Rules that may be cheaper, and may return the short form of any
+	// rule.
 	Jumps(ctx context.Context, chain string) ([]string, error)
 	// Count returns the number of rules of a chain, if counting is much cheaper than Rules.
 	// Otherwise, known is false.
@@ -32,8 +32,9 @@ type Table interface {
 	// Inactive returns the reason why packets do not traverse the existing rules; empty if they do.
 	// Restore makes the table active again where it can.
 	Inactive(ctx context.Context) (why string, err error)
-	// Generation returns a number that changes with every change to the table, and perhaps with
-	// changes to other tables. If reading the number is not much cheaper than Rules, known is false.
+	// Generation returns a number. If two calls return the same number, the table has not
+	// changed between them; a change to another table may change the number too. If there
+	// is no such number, or if it costs nearly as much to read as Rules, known is false.
 	Generation() (number uint32, known bool)
 	// Watch calls notify soon after each relevant change to the table, including changes by
 	// Restore, until ctx ends. It returns at once, with [errors.ErrUnsupported] if the table has

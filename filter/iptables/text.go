@@ -10,10 +10,11 @@ const (
 	// Chain is the chain that POSTROUTING jumps to. Sluice owns the chain with this name, and
 	// all chains whose names begin with this name and a dash.
 	Chain = "SLUICE"
-	// allowChain has the rules for packets that were allowed. It is a separate chain so that one match
-	// leads to three actions: save the mark, clear it, and leave Chain. If a rule of Chain
-	// cleared the packet mark, an allowed packet without a conntrack entry would go on to the
-	// queue again, forever.
+	// allowChain has the rules for allowed packets. A rule of Chain jumps to it with -g, so that
+	// one match leads to three actions: save the packet mark in the connection mark, clear the
+	// packet mark, and leave Chain. These cannot be rules of Chain itself: after the packet
+	// mark is cleared, no match would recognise an allowed packet without a conntrack entry. It
+	// would be queued and allowed again, forever.
 	allowChain = Chain + "-ALLOW"
 	// sourceChain is the chain that PREROUTING jumps to.
 	sourceChain = Chain + "-SOURCE"
@@ -79,8 +80,9 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
 		Chain: o.mainRules(f, last...),
 		allowChain: {
-			// A packet without a connection (INVALID or UNTRACKED in conntrack) has no place to
-			// save the mark, so each such packet is queued.
+			// A packet without a conntrack entry (INVALID or UNTRACKED) has no connection mark in
+			// which to save the mark. So every such packet is queued, even if an earlier one of
+			// the same flow was allowed.
 			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.AllowedMark, o.Mask()),
 			// Clear the packet mark, so that neither later rules nor the outer packet of a tunnel
 			// see it.
@@ -115,9 +117,10 @@ func (o Options) markRules() []string {
 		// A packet that the queue has allowed comes again, with AllowedMark set. Because of
 		// --goto, the end of allowChain is also the end of this chain.
 		fmt.Sprintf("-m mark --mark %#x/%#x -g %s", o.AllowedMark, o.AllowedMark, allowChain),
-		// A connection that a helper expects, such as a data connection of FTP, starts with
-		// the mark of the connection that announced it. Until its first reply it is RELATED;
-		// excluding RELATED here gives it its own verdict.
+		// A conntrack helper announces some connections, such as a data connection of FTP. The
+		// kernel gives them the connection mark of the control connection, so they would pass
+		// here without a verdict of their own. Until its first reply, such a connection is
+		// RELATED, and this rule excludes RELATED packets.
 		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask()),
 	}
 }
@@ -162,9 +165,10 @@ func (o Options) cacheRules(allow string) (rules []string) {
 	return rules
 }
 
-// queue returns the NFQUEUE rule. The kernel selects the queue by a hash of both addresses
-// and, for IPv4, the protocol; the direction makes no difference (nfqueue_hash). So the packets
-// between two addresses stay in order, and two busy addresses share one worker.
+// queue returns the NFQUEUE rule. The kernel selects the queue by a hash of both addresses and,
+// for IPv4, the protocol; both directions have the same hash (nfqueue_hash). So packets of one
+// protocol between two addresses stay in order, and all of them have the same worker, even if
+// other workers are idle.
 func (o Options) queue() string {
 	rule := fmt.Sprintf("-j NFQUEUE --queue-num %d", o.FirstQueue)
 	if o.Queues > 1 {
@@ -193,8 +197,8 @@ type change struct {
 	fill  map[string][]string // replaces the rules of these owned chains
 	stale []string            // rules to delete, "-A CHAIN ..."
 	drop  []string            // chains to delete
-	// keepDropped empties the chains in drop without deleting them, because something refers to
-	// them.
+	// keepDropped is set if the chains in drop are emptied and not deleted, because something
+	// else, such as another program's rule, still refers to them.
 	keepDropped bool
 	hooked      []entry // hooks that get their jump as the first rule
 }

@@ -37,7 +37,7 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 	if strings.Contains(got, "hashlimit") {
 		t.Errorf("a rule for the overflow queue, without a limit:\n%s", got)
 	}
-	o.SourceShare = 3000 // stored as 333, which is 1,000,000/3000 rounded down; iptables prints 1,000,000/333 = 3003
+	o.SourceShare = 3000 // the kernel stores ⌊1,000,000/3000⌋ = 333, and iptables prints ⌊1,000,000/333⌋ = 3003
 	if want := "--hashlimit-above 3003/sec --hashlimit-burst 300 --hashlimit-mode srcip --hashlimit-name sluice-3003 "; !strings.Contains(o.Wanted(IPv4), want) {
 		t.Errorf("there is no %q in\n%s", want, o.Wanted(IPv4))
 	}
@@ -50,7 +50,8 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 	}
 }
 
-// The rules that consult the BPF cache directly precede the queues, and stay during a pause.
+// The rules that consult the BPF cache are immediately before the queue rules, and stay during a
+// pause.
 func TestCacheRules(t *testing.T) {
 	o := Defaults
 	o.AllowPin, o.DenyPin = "/sys/fs/bpf/s/allow", "/sys/fs/bpf/s/deny"

@@ -17,9 +17,9 @@ const maxExtensions = 12
 const minExtensionLen = 8
 
 // skipExtensions skips the IPv6 extension headers at the beginning of s; next is the type
-// of the first header there. It returns the type and the span of the header behind them, or
-// false and the type of the header at which it stopped: one that it cannot skip, or one that is
-// in another fragment.
+// of the first header there. It returns true, and the type and the span of the first header
+// after them. If it cannot reach that header, it returns false, and the type of the header at
+// which it stopped. That header is cut off, is in another fragment, or exceeds maxExtensions.
 //
 // It skips exactly the headers that the kernel's connection tracking skips
 // (ipv6_skip_exthdr), including the Authentication Header. If it skipped more, a verdict
@@ -58,10 +58,10 @@ func isExtension(next layers.IPProtocol) bool {
 	return false
 }
 
-// extensionLen returns the length in bytes that an extension header of at least
-// minExtensionLen bytes announces. Its second byte counts units of 8 bytes after the first
-// 8 (RFC 8200, 4.3); in an Authentication Header, units of 4 after the first 8 (RFC 4302,
-// 2.2); in a fragment header, nothing.
+// extensionLen returns the length of an extension header in bytes. A fragment header always has
+// 8 bytes. For all others, the second byte n determines the length: 8+4*n bytes for an
+// Authentication Header (RFC 4302, 2.2), otherwise 8+8*n bytes (RFC 8200, 4.3). header must
+// have at least minExtensionLen bytes.
 func extensionLen(next layers.IPProtocol, header []byte) int {
 	switch next {
 	case layers.IPProtocolIPv6Fragment:

@@ -19,12 +19,13 @@ const (
 
 // span is the part of a packet from some header to the end.
 type span struct {
-	captured []byte // the part within the copy range
-	sent     int    // its length on the wire: len(captured) or more
+	captured []byte // the bytes that NFQUEUE has copied: the kernel may cut off the end of the packet
+	sent     int    // length of the span on the wire, in bytes: at least len(captured)
 }
 
-// newSpan returns the span of a packet with the length that its IP header announces.
-// Captured bytes beyond it are link-layer padding and not part of the packet.
+// newSpan returns the span that begins with data; announced is its length in bytes according
+// to the IP header. If data is longer, newSpan removes the bytes after that length: they are
+// padding of the link layer.
 //
 // Offloading leaves length 0 in the header if the packet is too long for the field (IPv4
 // and IPv6 "BIG TCP", IPv6 jumbograms of RFC 2675). In that case the length is unknown. A

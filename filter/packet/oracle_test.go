@@ -68,9 +68,9 @@ func slowDecode(data []byte) (p packet.Packet, err error) {
 	return p, nil
 }
 
-// slowMidStream decides by the flags of a TCP header, and by the type of the first chunk of
-// an SCTP packet. If either is not visible, the packet counts as mid-stream. So does a packet
-// with an extension header that cannot be skipped, because it may hide either.
+// slowMidStream reports whether a packet counts as mid-stream. For TCP it tests the flags in the
+// header, and for SCTP the type of the first chunk. A packet also counts as mid-stream if these
+// are not visible, or if it has an extension header that cannot be skipped and may hide them.
 func slowMidStream(w rawPacket, last header, visible bool) bool {
 	switch last.protocol {
 	case 6:

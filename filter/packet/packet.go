@@ -26,9 +26,9 @@ var (
 	ErrTruncated = errors.New("packet ends within the IP header")
 	// ErrVersion: the version field is neither 4 nor 6.
 	ErrVersion = errors.New("packet is neither IPv4 nor IPv6")
-	// ErrMappedAddress: an IPv6 header holds an IPv4-mapped address (::ffff:0:0/96). Such
-	// addresses are for sockets, not for packets. A key holds IPv4 addresses in this form,
-	// so the packet would be taken for one from or to an IPv4 endpoint.
+	// ErrMappedAddress: an IPv6 header holds an IPv4-mapped address (::ffff:0:0/96). Only
+	// sockets may use such addresses, not packets. A filter.Key stores IPv4 addresses in this
+	// form, so a key with the mapped address would name an IPv4 endpoint.
 	ErrMappedAddress = errors.New("IPv6 header holds an IPv4-mapped address")
 )
 
@@ -40,9 +40,9 @@ type Packet struct {
 	SrcPort uint16
 	// MidStream is set for a TCP or SCTP packet that does not open a connection: a TCP
 	// segment other than a plain SYN, an SCTP packet other than an INIT, or a packet that
-	// cannot be decoded and may be either. Connection tracking may take it for the first
-	// packet of a connection, though its sender may be the end that accepted the
-	// connection.
+	// cannot be decoded and may be one of these. If conntrack has no entry for the
+	// connection, it treats the sender as the end that opened the connection. In fact, the
+	// sender may be the end that accepted it.
 	MidStream bool
 }
 
@@ -105,13 +105,13 @@ func (d *Decoder) Decode(data []byte) (p Packet, err error) {
 	return p, err
 }
 
-// fixed copies a fixed header to memory that may be edited, and returns the copy.
+// fixed copies a fixed header to d.scratch, and returns the copy, which the caller may edit.
 //
-// gopacket follows the length fields of a fixed header, and allocates if it finds an error
-// behind the header. The caller therefore checks these fields itself and overwrites them in
-// the copy with a length that ends with the header. The copy costs about a nanosecond. It
-// is also needed because gopacket keeps slices of its input, while the caller reuses its
-// buffer for the next packet.
+// The copy has two purposes. First, gopacket reads as many bytes as the length fields of a
+// header announce, and allocates if it finds an error behind the header. So the caller checks
+// the length fields itself, and then sets them in the copy to the length of the header alone.
+// Second, gopacket keeps slices of its input, but the buffer of the packet is reused for the
+// next packet. The copy costs about a nanosecond.
 func (d *Decoder) fixed(header []byte) []byte {
 	return d.scratch[:copy(d.scratch[:], header)]
 }

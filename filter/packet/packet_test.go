@@ -157,9 +157,9 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-// A packet that is cut off, by the copy range or by its sender, may give less information
-// than the whole packet, but no different information. The test cuts every sample at every
-// length.
+// NFQUEUE, or the sender, may cut off the end of a packet. Decode may then return an error, or
+// an Opaque key with the right addresses. But if it returns a Ported or Portless key, the result
+// must be the same as for the whole packet. The test cuts every sample at every length.
 func TestDecodeCutOff(t *testing.T) {
 	d := packet.NewDecoder()
 	for _, s := range samples() {

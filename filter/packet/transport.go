@@ -11,9 +11,9 @@ import (
 
 // Lengths of the fixed headers, in bytes (RFC 9293, 3.1; RFC 768; RFC 9260, 3.1).
 //
-// The ports are the first four bytes of each, but a shorter header counts as cut off:
-// no receiver accepts such a packet, and such a small fragment is an attempt to
-// overwrite the rest of the header with the next fragment (RFC 1858).
+// Four bytes would be enough to read the ports, but a header shorter than these lengths counts
+// as cut off. No receiver accepts such a packet, and an attacker can send a first fragment that
+// small so that the next fragment overwrites the rest of the header (RFC 1858).
 const (
 	tcpHeaderLen  = 20
 	udpHeaderLen  = 8

@@ -8,10 +8,10 @@ import (
 	"slices"
 )
 
-// addrTable maps addresses to their owners. It never changes: with returns a new table,
-// which shares all unchanged chapters with the old one. With 100,000 addresses, a single
-// change copies some 16 KB, and a large batch of changes little more than the whole table.
-// A lookup takes one memory access that is likely to miss the processor's caches.
+// addrTable maps addresses to their owners. A table never changes: the method "with" returns a
+// new table, which shares all unchanged chapters with the old one. In a table of 100,000
+// addresses, one change copies some 16 KB, and a large batch of changes copies little more than
+// the whole table once. A lookup makes one memory access that is likely to miss the CPU's caches.
 //
 // The usual structure for addresses, a prefix trie, would copy all neighbors of an address
 // with each change: 500 allocations.
@@ -50,9 +50,9 @@ func (e *entry) addr() netip.Addr {
 	return netip.AddrFrom16(b).Unmap()
 }
 
-// hash returns the hash of the address. Its low half selects the chapter, its high half the
-// slot where probing begins. The hash has no secret seed: to make addresses collide, an
-// attacker would have to choose the addresses of thousands of pods.
+// hash returns the hash of the address. The low half of the hash selects the chapter, and the
+// high half selects the slot where probing begins. The hash needs no secret seed: only an
+// attacker who could choose the addresses of thousands of pods could make them collide.
 func (e *entry) hash() uint64 {
 	high, low := bits.Mul64(e.high^0x9e3779b97f4a7c15, e.low^0xd1b54a32d192ed03)
 	return high ^ low
@@ -144,8 +144,9 @@ func (t *addrTable) set(shared []bool, e entry) {
 	case (s.owner == nil) == (e.owner == nil):
 		*s = e
 	case e.owner == nil:
-		// Entries in later slots may be there only because this slot was taken, so all
-		// entries of the chapter are placed again.
+		// An entry in a later slot may have been placed there because this slot was taken. A
+		// lookup stops at a free slot, and would no longer find that entry. So all entries of
+		// the chapter are placed again.
 		s.owner = nil
 		t.chapters[at] = newChapter(c.slots, len(c.slots))
 		t.size--

@@ -89,9 +89,10 @@ func TestWorstPolicies(t *testing.T) {
 	}
 }
 
-// costOf compiles the policy of the given size that a recipe makes, and returns the bytes
-// that are kept for each byte of the policy. It returns an error if the policy exceeds a
-// bound or its estimate.
+// costOf makes a policy of the given size by a recipe, and compiles it. It returns the ratio of
+// the memory that the compiled policy keeps to the size of the policy in etcd. It returns an
+// error if the memory exceeds a bound (keptPerByte, allocatedPerByte) or the estimate of
+// policy.CostOf.
 func costOf(m worstcase.Recipe, size int) (float64, error) {
 	p := m.OfSize("worst", size)
 	took, w, s := measure(m.Pods(), p)
@@ -99,7 +100,9 @@ func costOf(m worstcase.Recipe, size int) (float64, error) {
 	runtime.KeepAlive(s)
 	stored := uint64(p.Size())
 	if raceEnabled {
-		took.allocated = 0 // under -race sync.Pool drops items, and regexp allocates for each port's name
+		// With -race the bound does not hold: sync.Pool drops items at random, so regexp
+		// allocates for each port name.
+		took.allocated = 0
 	}
 	if took.kept > keptPerByte*stored+extraBytes || took.allocated > allocatedPerByte*stored+extraBytes {
 		return 0, fmt.Errorf("a policy of %d bytes keeps %d and allocates %d: %v", stored, took.kept, took.allocated, m)

@@ -24,9 +24,9 @@ const (
 	Pass   = filter.RulePasses
 )
 
-// Effect is what a cache may assume about all packets of an endpoint in one direction
-// without asking for a decision. It does not apply to packets between the endpoint and its
-// node, or from the endpoint to itself.
+// Effect summarizes the decisions about all packets of an endpoint in one direction: a cache
+// may use it instead of asking for each decision. It does not apply to packets between the
+// endpoint and its node, or from the endpoint to itself.
 type Effect uint8
 
 // The effects.
@@ -37,11 +37,11 @@ const (
 )
 
 // link is an element of a chain: the rules of one tier for a pod in one direction, and the
-// next tier. A chain contains only tiers whose policies select the pod. If a tier isolates the
-// pod, it is the last, because it always decides. A nil link is an empty chain.
+// next tier. A chain contains only tiers whose policies select the pod. A tier that isolates
+// the pod is always the last link, because it decides every flow. A nil link is an empty chain.
 type link struct {
 	rules     *ruleSet
-	isolation *filter.Isolation // the policies, if the tier isolates; nil for ordered rules
+	isolation *filter.Isolation // the policies that isolate the pod, if this tier isolates; nil if the rules are ordered
 	set       *policySet
 	next      *link  // nil for the last link
 	miss      Action // applies if no rule matches
@@ -70,7 +70,8 @@ func (l *link) findIsolation() *filter.Isolation {
 	return nil
 }
 
-// newSetLink returns the link of a policy set for chains that end with this set.
+// newSetLink returns a link of a policy set without a next link: the last link of all chains
+// that end with this set.
 func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) link {
 	l := link{rules: rules, isolation: isolation, set: set, miss: Pass}
 	if isolation != nil {
@@ -141,7 +142,8 @@ type decision struct {
 	passed    *filter.Rule      // the Admin rule that passed the flow on
 	isolation *filter.Isolation // set if the tier that isolates was evaluated
 	pair      bool              // the decision is the same for all flows between the two addresses
-	// unknown reports that the rule has an unknown action, which decide treats as Deny.
+	// unknown is set if the rule has an action that decide does not know. decide treats such
+	// an action as Deny.
 	unknown bool
 }
 

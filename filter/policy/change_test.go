@@ -32,8 +32,8 @@ type history struct {
 	log     []string // events, oldest first
 	probes  []flow   // flows to decide after each commit
 	before  *policy.Snapshot
-	// seen holds, for each probe, all earlier verdicts by the epochs of its ends, like a
-	// cache that never evicts an entry.
+	// seen[i] holds the earlier verdicts about probes[i], by the epochs that its source and
+	// destination had then. It is like a cache that never evicts an entry.
 	seen    []map[[2]uint64]remembered
 	changed uint64 // verdicts that a commit changed
 	failure string
@@ -41,11 +41,11 @@ type history struct {
 	drafts    bool                                        // the store uses drafts, so that new versions of policies come into force later
 	preparing *policy.Draft                               // the draft that NextDraft returned, until it is passed to Prepared
 	versions  map[[2]string][]*networkingv1.NetworkPolicy // all versions of each policy, nil for a delete
-	reached   map[[2]string]int                           // index of the version in force; earlier versions must never be in force again
-	overdue   int                                         // policies whose newest version was not in force, summed over all commits
-	overdueIn map[string]bool                             // namespaces with overdue policies at the last commit
+	reached   map[[2]string]int                           // index in versions of the version in force, which must never decrease
+	overdue   int                                         // sum, over all commits, of the policies whose newest version was not yet in force
+	overdueIn map[string]bool                             // namespaces with a policy whose newest version was not in force at the last commit
 	started   map[podAddress]start                        // pods' addresses whose packets are held until the pod is known
-	deferred  int                                         // deferred addresses, summed over all commits
+	deferred  int                                         // sum, over all commits, of the addresses that the store deferred (see defer.go)
 }
 
 type remembered struct {
@@ -387,8 +387,10 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 	h.seen[i][epochs] = remembered{v.Action, now.Number()}
 }
 
-// checkPublic compares the owners of addresses, the clashes and the counts with those of a
-// new store. It also checks that each changed address has a new epoch.
+// checkPublic compares the owners of addresses and the counts in the snapshot now with
+// those of fresh, the snapshot of a new store. It compares the clashes with those of the
+// cluster. It also checks that each address in changes has a new epoch. behind disables the
+// check of the counts.
 func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {

@@ -27,7 +27,9 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		w.commitPod(p)
 	}
 	for _, k := range w.compiled {
-		k.recent = nil // otherwise the identity could keep a class that no pod uses any longer
+		// The field recent does not count as a use of the class. Clear it, because the class
+		// may be released after this Commit.
+		k.recent = nil
 	}
 	w.compiled = w.compiled[:0]
 	for _, p := range w.renewed {
@@ -56,10 +58,11 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	}, changes
 }
 
-// commitPod compiles a pod's endpoint. The endpoint gets a new epoch if the pod's policies,
-// ports or node addresses have changed, or if its new labels match different peer
-// selectors. A new policy whose rules match the pod as a peer does not change the pod's
-// epoch: instead, the pods that the policy selects get new epochs.
+// commitPod compiles a pod's endpoint. The endpoint gets a new epoch in two cases: the
+// policies that select the pod, its ports or its node's addresses have changed; or the pod
+// has new labels, and other peer selectors match them. If a new policy only has a rule that
+// names the pod as a peer, the pod keeps its epoch: the pods that the policy selects get new
+// ones.
 func (w *Store) commitPod(p *pod) {
 	old := p.endpoint
 	if p.gone {
@@ -75,7 +78,7 @@ func (w *Store) commitPod(p *pod) {
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
-		w.releaseClass(c) // the endpoint is already counted as a use of the class
+		w.releaseClass(c) // classOf has added a use, but the old endpoint already counts as one
 		return
 	}
 	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, host: p.host}
@@ -145,7 +148,7 @@ func (w *Store) classFor(p *pod) *class {
 		c.refs++
 		for d := range sets {
 			for _, set := range sets[d] {
-				w.releasePolicySet(set) // the class is already counted as a use of the set
+				w.releasePolicySet(set) // policySetsOf has added a use, but the class already counts as one
 			}
 		}
 		p.ports = c.ports // the lists are equal: keep only one of them
@@ -203,8 +206,9 @@ func (w *Store) policySetsOf(p *pod) (sets policySets) {
 	return sets
 }
 
-// selectPolicies finds the policies of each tier that select a pod. Policies that isolate
-// the pod always decide, so later tiers are left out.
+// selectPolicies stores in sets, for direction d, the policy set of each tier that has
+// policies for the pod. It stops after the tier NetworkPolicy if that tier has any: these
+// policies isolate the pod and decide about every flow, so later tiers are never asked.
 func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
 	selected := w.selecting(p, d)
 	for t := Admin; t < numTiers; t++ {
@@ -281,8 +285,8 @@ func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 }
 
 // rulesOfLarge compiles a list of policies that contains large ones. Each large policy
-// becomes a part of its own: merged with other policies, it would be compiled again whenever
-// one of them changes.
+// becomes a part of its own. If it were merged with other policies, each change of one of
+// those would compile the large policy again.
 func (w *Store) rulesOfLarge(g *policySet, policies []*policy) *ruleSet {
 	all := &extra{parts: make([]*ruleSet, 0, len(policies))}
 	var small []*policy

@@ -8,17 +8,23 @@ import (
 	"sluice/filter"
 )
 
-// shape bounds the size of compiled sets, relative to the number of entries in the rules.
-// The fastest form is a set for each interval of ports. Where rules overlap, this form may
-// take rules × intervals entries. If that is more than flat allows, the rules are compiled
-// to a segment tree, which holds each span in at most two nodes of each level. In either
-// form, a rule with many ports and many peers takes ports × peers entries. If that is more
-// than tree allows, sets refer to the largest of these rules instead of copying them, and
-// each such rule costs an additional lookup.
+// shape bounds the memory of a compiled rule set, in entries. The bounds depend on n, the
+// number of entries in the rules. For rules with port numbers, the compiler tries three forms
+// in this order:
+//
+//   - One peer set for each interval of ports. It is the fastest form. Where rules overlap, it
+//     takes up to rules × intervals entries; its bound is floor + flat × n.
+//   - A segment tree, which stores each span of ports in at most two nodes of each level. A
+//     rule with many ports and many peers takes ports × peers entries; the bound of the tree
+//     is tree × levels × n.
+//   - The same tree, whose sets refer to the largest rules instead of copying them. Each such
+//     rule costs one more lookup.
+//
+// The sets of named ports have the bound of the first form, and refer to large rules likewise.
 type shape struct {
-	floor int  // see flat
-	flat  int  // the sets of all intervals may take floor + flat × (entries in the rules)
-	tree  int  // a segment tree may take tree × levels × (entries in the rules)
+	floor int  // constant part of the bound on the first form
+	flat  int  // factor of the bound on the first form
+	tree  int  // factor of the bound on the segment tree
 	apart bool // for tests: the rules of several policies are never merged
 }
 

@@ -8,7 +8,10 @@ import (
 // ruleLists is several lists of rules that are stored in one slice. To fill them, call count
 // for each element, then allot once, then put for each element.
 type ruleLists struct {
-	ends  []int // the end of each list in rules; while the lists are filled, the place of its next element
+	// ends holds a number for each list. Before allot, it is the length of the list.
+	// Between allot and the last put, it is the index in rules at which the next put
+	// writes. After the last put, it is the index in rules behind the last element.
+	ends  []int
 	rules []uint32
 }
 
@@ -42,7 +45,8 @@ func (p *ruleLists) at(i int) []uint32 {
 	return p.rules[begin:p.ends[i]]
 }
 
-// weightOf returns the weight of all rules in p, each counted once.
+// weightOf returns the sum of the weights (compiler.weight) of the rules in p. It counts a
+// rule once, even if several lists contain the rule.
 func (c *compiler) weightOf(p *ruleLists) (sum int) {
 	counted := make([]bool, len(c.rules))
 	for _, r := range p.rules {
@@ -54,8 +58,8 @@ func (c *compiler) weightOf(p *ruleLists) (sum int) {
 	return sum
 }
 
-// setsAt builds the set of each list of rules. The sets have about limit entries in total,
-// or fewer.
+// setsAt returns a peer set for each list of rules. To keep the total number of entries
+// below about limit, several sets may share the entries of a rule (see large).
 func (c *compiler) setsAt(p *ruleLists, limit int) []*peerSet {
 	large := c.large(p, limit)
 	sets := make([]*peerSet, len(p.ends))
@@ -65,9 +69,11 @@ func (c *compiler) setsAt(p *ruleLists, limit int) []*peerSet {
 	return sets
 }
 
-// large picks rules that sets refer to instead of copying them. It picks those whose copies
-// would take the most entries, one by one, until all sets together have about limit entries
-// or fewer. It returns nil if it need not pick any.
+// large selects the rules whose entries are not copied into sets: all sets refer to one
+// shared peer set of such a rule. large returns nil if sets with copies of all rules have at
+// most limit entries in total. Otherwise, it selects rules that several lists contain, in
+// descending order of the entries that their copies would take, until the remaining copies
+// take at most limit entries.
 func (c *compiler) large(p *ruleLists, limit int) []bool {
 	seen, total := make(map[mark]bool), 0
 	uses := make([]int, len(c.rules))
@@ -107,7 +113,8 @@ func (c *compiler) large(p *ruleLists, limit int) []bool {
 	return large
 }
 
-// split returns a set that refers to the large rules and has copies of the others.
+// split returns the peer set of a list of rules. The set refers to the sets of those rules
+// for which large is true, and has copies of the entries of all other rules.
 func (c *compiler) split(rules []uint32, large []bool) *peerSet {
 	if large == nil || len(rules) < 2 || !slices.ContainsFunc(rules, func(r uint32) bool { return large[r] }) {
 		return c.set(rules)

@@ -28,8 +28,9 @@ func joined(spans []span) []span {
 	return out
 }
 
-// table cuts the ports into intervals where spans begin or end. It returns a set for each
-// interval, or a tree if these sets would be too large.
+// table divides the ports into intervals: each begin and each end of a span begins a new
+// interval. It returns a list of the intervals with one set for each (flat), or a tree if
+// these sets together would have too many entries.
 func (c *compiler) table(spans []span) (flat []interval, tree portTree) {
 	if len(spans) == 0 {
 		return nil, tree
@@ -77,9 +78,10 @@ func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	}
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.at, b.at) })
 	open := make([]bool, len(c.rules))
-	// sweep calls f for each interval with the combined mark and the total weight of the
-	// interval's rules. During the call, open is true for these rules. Spans of one rule do
-	// not touch, so each edge opens or closes its rule.
+	// sweep calls f for each interval, in order, until f returns false. The rules of an
+	// interval are those with a span that contains it: open[rule] is true for them during the
+	// call, m combines their marks, and weight is the sum of their weights. The spans of one
+	// rule do not touch each other, so a rule's edges open and close it in turn.
 	sweep := func(f func(interval int, m mark, weight int) bool) bool {
 		clear(open)
 		var m mark
@@ -133,8 +135,9 @@ func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	return out
 }
 
-// tree builds the sets of a segment tree over the intervals. Each span is in at most two
-// nodes of a level. The sets have about limit entries in total, or fewer.
+// tree returns the sets of a segment tree, whose leaves are the intervals. Each span is
+// divided among nodes, at most two on each level of the tree, and the sets of these nodes
+// contain the span's rule. All sets together have about limit entries or fewer.
 func (c *compiler) tree(spans []span, intervals, limit int) []*peerSet {
 	nodes := newRuleLists(2 * intervals)
 	each := func(f func(node int, rule uint32)) {

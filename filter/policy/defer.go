@@ -9,8 +9,9 @@ import (
 
 func (p *policy) reach() Reach { return Reach{p.subject.text, p.isolates} }
 
-// widens reports whether a draft may isolate a pod that the version in force, or an earlier
-// draft of the policy, does not isolate.
+// widens reports whether the policy may isolate more pods once the draft d is in force. It
+// compares d with the version in force, and with the draft of the same policy that is being
+// prepared, if that is an earlier one. If no version is in force, widens returns true.
 func (w *Store) widens(d *Draft) bool {
 	p := w.policies[d.ref]
 	if p == nil || d.reach.widens(p.reach()) {
@@ -20,16 +21,17 @@ func (w *Store) widens(d *Draft) bool {
 	return earlier != nil && earlier != d && earlier.ref == d.ref && !earlier.dropped && d.reach.widens(earlier.reach)
 }
 
-// widens reports whether a version of a policy may isolate a pod that the version before
-// does not isolate. It assumes that different selectors select different pods, unless the
-// version before selects all pods.
+// widens reports whether a version of a policy with the reach r may isolate a pod that a
+// version with the reach before does not isolate. It compares selectors only as texts: if
+// the texts differ, it assumes that r selects another pod, unless before selects all pods.
 func (r Reach) widens(before Reach) bool {
 	return before.Subject != "" && before.Subject != r.Subject ||
 		r.Isolates[filter.Egress] && !before.Isolates[filter.Egress] ||
 		r.Isolates[filter.Ingress] && !before.Isolates[filter.Ingress]
 }
 
-// firstWidening returns the lowest number of a namespace's drafts for which widens is true.
+// firstWidening returns the number of the oldest draft of a namespace for which widens
+// returns true. ok is false if there is no such draft.
 func (w *Store) firstWidening(namespace string) (number uint64, ok bool) {
 	if d := w.drafts.current; d != nil && d.ref.Namespace == namespace && !d.dropped && w.widens(d) {
 		return d.number, true
@@ -48,10 +50,11 @@ type claim struct {
 	addr netip.Addr
 }
 
-// deferred holds, by namespace, the addresses of pods that started while there was a draft
-// that may isolate them, each with the number of the last draft at that time. Such an
-// address stays unknown, so that its packets are held, until widens is false for all drafts
-// up to this number: later drafts do not prolong the wait. In all other respects the pod is
+// deferred holds the deferred addresses by namespace. The store defers an address of a pod
+// if the pod starts while a draft exists that may isolate it. For each address, deferred
+// holds the number of the newest draft at that time. The address stays unknown, so that its
+// packets are held, until Store.widens returns false for all drafts up to this number.
+// Drafts with higher numbers do not prolong the wait. Apart from this address, the pod is
 // known.
 type deferred map[string]map[claim]uint64
 
@@ -67,10 +70,10 @@ func (x deferred) remove(p *pod, a netip.Addr) {
 	}
 }
 
-// deferrable reports whether an address of a pod may be deferred. Packets of unknown
-// addresses are held only in the local ranges. An unknown address elsewhere is not isolated,
-// so there the policies in force must apply at once. A pod of another node is isolated by
-// its own node, and need not be deferred here.
+// deferrable reports whether an address of a pod may be deferred. The address must be in
+// the local ranges. Packets of other unknown addresses are not held, so no policy at all
+// would apply to a deferred address outside of these ranges. The pod must run on this node,
+// if the store knows the node's name: a pod of another node is isolated by the agent there.
 func (w *Store) deferrable(p *pod, a netip.Addr) bool {
 	return (w.local.node == "" || p.local) && w.inLocalRanges(a)
 }
@@ -89,7 +92,8 @@ func (w *Store) deferNew(p *pod, a netip.Addr) {
 	w.deferred[p.namespace][claim{p, a}] = w.drafts.last
 }
 
-// undefer makes the addresses known that no draft defers any longer.
+// undefer ends the deferral of each address whose wait is over (see deferred) or that is no
+// longer deferrable. The commit that calls undefer makes these addresses known.
 func (w *Store) undefer() {
 	for namespace, claims := range w.deferred {
 		first, widens := w.firstWidening(namespace)

@@ -63,7 +63,7 @@ func (h *history) startBehindPolicy(name string) {
 	h.setPod(o)
 }
 
-// endStarts forgets the addresses of a pod, and returns them.
+// endStarts removes the entries of a pod's addresses from h.started, and returns them.
 func (h *history) endStarts(namespace, name string) map[podAddress]start {
 	ended := map[podAddress]start{}
 	for key, at := range h.started {
@@ -75,8 +75,9 @@ func (h *history) endStarts(namespace, name string) map[podAddress]start {
 	return ended
 }
 
-// liveAddrs returns the addresses of the pod in the list with the name and time of creation of
-// o. It returns nil if there is none, if it is in the host network, or if it has ended.
+// liveAddrs finds the pod in the list that has the same name and time of creation as o, and
+// returns its addresses. It returns nil if there is no such pod, if the pod is in the host
+// network, or if the pod has ended.
 func liveAddrs(list []*corev1.Pod, o *corev1.Pod) []netip.Addr {
 	i := named(list, o.Namespace, o.Name)
 	if i < 0 || !list[i].CreationTimestamp.Equal(&o.CreationTimestamp) || list[i].Spec.HostNetwork ||

@@ -87,8 +87,8 @@ func (w starting) prepareNext() {
 	}
 }
 
-// A pod that starts behind two drafts of a policy stays unknown until the second is in force,
-// if the first does not isolate the pod.
+// A policy has two drafts when a pod starts: the first does not isolate the pod, the second
+// does. The pod stays unknown until the second draft is in force.
 func TestPodsThatStartBehindTwoDrafts(t *testing.T) {
 	w := newStarting(t)
 	w.SetPolicy(w.policy("p", "", 1))
@@ -114,8 +114,8 @@ func TestPodsThatStartBehindTwoDrafts(t *testing.T) {
 	w.expect("10.0.0.1", "a/pod")
 }
 
-// A pod that starts while a draft waits stays unknown if the draft may isolate the pod and
-// the version in force does not.
+// A pod starts while a policy has a draft. If the draft may isolate the pod in a direction in
+// which the policy's version in force does not, the pod stays unknown.
 func TestPodsThatStartBehindDrafts(t *testing.T) {
 	const unknown, known = "", "a/pod"
 	for _, tt := range []struct {
@@ -220,8 +220,9 @@ func TestWaitingPodsBecomeKnown(t *testing.T) {
 	}
 }
 
-// Pods are updated, deleted and replaced while they wait. An address that a pod had before
-// the draft stays known, but an address that passes to a new pod is deferred.
+// Pods are updated, deleted and replaced while a draft delays the pods of a namespace. If a
+// pod had an address before the draft, the address stays known while that pod keeps it. If a
+// new pod gets the address, it is unknown until the draft is in force.
 func TestPodsChangeWhileTheyWait(t *testing.T) {
 	w := newStarting(t)
 	w.SetPolicy(w.policy("small", "web", 1))

@@ -10,27 +10,29 @@ import (
 )
 
 const (
-	// largeSize bounds the encoded size of policies that SetPolicy and Commit read and
-	// compile themselves. A policy of this size takes some 2 ms.
+	// largeSize is the largest encoded size, in bytes, of a policy that SetPolicy and Commit
+	// read and compile themselves, which takes some 2 ms. After UseDrafts, every larger
+	// policy becomes a draft.
 	largeSize = 16 << 10
-	// mostWaiting bounds the encoded bytes of a namespace's waiting drafts. Further large
-	// policies are refused until there is room.
+	// mostWaiting bounds the total encoded size, in bytes, of the waiting drafts of a
+	// namespace. A large policy that would exceed it is refused until there is room.
 	mostWaiting = 16 << 20
-	// mostDirty is the number of dirty pods at which Work stops, so that the next Commit is
-	// short. A single piece of work may mark more pods dirty than that.
+	// mostDirty is the number of dirty pods (pods that the next Commit must compile) at which
+	// Work stops, so that the next Commit is short. Work compares the number after each piece
+	// of work, and one piece may exceed it.
 	mostDirty = 1000
 )
 
 // Draft is a version of a large policy that is not in force yet. The previous version stays
 // in force until the draft has been read and compiled, as if the API server had reported the
-// new version later. The address of a pod that starts in the meantime is deferred (stays
-// unknown) if the draft may isolate the pod and the previous version does not.
+// new version later. A pod may start in the meantime. If the draft may isolate this pod and the
+// previous version does not, the pod's address is deferred: it stays unknown.
 type Draft struct {
 	ref     Ref
 	from    Source
 	sum     [sha256.Size]byte
 	reach   Reach
-	number  uint64 // grows with each draft; a draft that replaces a waiting one gets that one's number
+	number  uint64 // position in the order of drafts; a draft takes over the number of the waiting draft that it replaces
 	limits  Limits
 	shape   shape
 	dropped bool // a later version or a delete replaced it
@@ -38,10 +40,10 @@ type Draft struct {
 	step    step
 	err     error // the reason why the policy cannot be read
 	cost    int64
-	large   *Policy // the policy, if it is over Limits.Policy
+	large   *Policy // the policy as read, if its cost exceeds Limits.Policy; otherwise nil
 	policy  *policy
 	subject *selector
-	adopted int         // number of selectors in policy.uses that the store has adopted
+	adopted int         // policy.uses[:adopted] are the selectors that the store has adopted
 	fresh   []*selector // adopted selectors that must still be matched with all pods or namespaces
 	known   bool        // the selectors in fresh have been matched
 }
@@ -51,22 +53,22 @@ type step uint8
 
 const (
 	reading    step = iota // Prepare reads the policy
-	adopting               // Work adds its selectors to the store's
-	compiling              // Prepare compiles its rules
-	installing             // Work puts it in force
+	adopting               // Work adds the policy's selectors to those of the store
+	compiling              // Prepare compiles the policy's rules
+	installing             // Work puts the policy in force
 )
 
 // drafts holds the large policies that are not in force yet. Namespaces take turns, so that
 // the policies of one namespace do not delay those of another.
 type drafts struct {
 	on      bool
-	waiting map[Ref]*Draft   // by policy, its newest draft, until work on the draft begins
-	of      map[string][]Ref // by namespace, the waiting drafts in the order of their numbers
-	size    map[string]int   // by namespace, the encoded bytes of waiting drafts
-	turns   []string         // namespaces with waiting drafts, in the order of their turns
+	waiting map[Ref]*Draft   // newest draft of each policy, until NextDraft makes it current
+	of      map[string][]Ref // keys of waiting by namespace, in the order of the drafts' numbers
+	size    map[string]int   // total encoded size of the waiting drafts by namespace, in bytes
+	turns   []string         // namespaces with waiting drafts; NextDraft takes a draft of the first one
 	last    uint64           // number of the last draft
-	current *Draft           // the draft that is being worked on; no longer in waiting
-	out     bool             // the caller of NextDraft is preparing current
+	current *Draft           // draft that NextDraft has removed from waiting, until it is in force or dropped
+	out     bool             // NextDraft has returned current, and Prepared has not been called yet
 }
 
 // UseDrafts makes drafts of large policies from now on, so that they are prepared outside
@@ -172,7 +174,7 @@ func (w *Store) NextDraft() *Draft {
 		d = w.drafts.waiting[w.drafts.of[in][0]]
 		more := len(w.drafts.of[in]) > 1
 		w.unwait(d.ref)
-		if more { // the namespace's next turn comes after those of all others
+		if more { // move the namespace to the end of turns
 			w.drafts.turns = append(w.drafts.turns[1:], in)
 		}
 		w.drafts.current = d
@@ -235,7 +237,7 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 	s := u[key]
 	if s == nil {
 		s = newSelector(key, sel)
-		s.id = uint32(len(u)) // a provisional id, to distinguish selectors in rule.content
+		s.id = uint32(len(u)) // a provisional id, because rule.content tells selectors apart by their ids
 		u[key] = s
 	}
 	return s
@@ -258,7 +260,7 @@ func (w *Store) Prepared(d *Draft) {
 	d.step = adopting
 	switch {
 	case d.dropped:
-	case d.err != nil: // cannot happen: the package that reads the source has encoded it
+	case d.err != nil: // cannot happen: from.Read decodes what its own package has encoded
 		d.dropped, w.due = true, true
 	case d.large != nil:
 		w.put(d.ref, w.policies[d.ref], d.from, func() *policy { return w.refuseTooLarge(d.large, d.cost) }).sum = d.sum

@@ -46,7 +46,8 @@ func (h *history) finishDrafts() {
 	h.fail(flow{}, "drafts are not in force after all steps")
 }
 
-// behind reports whether any work for drafts is left.
+// behind reports whether a draft is still to be prepared or to be brought into force. It takes
+// the next draft, if there is one, and does a step of work.
 func (h *history) behind() bool {
 	if !h.drafts {
 		return false
@@ -76,7 +77,7 @@ func (h *history) inForce() *cluster {
 		switch {
 		case at == len(versions) && !ok && h.reached[key] == 0:
 			h.overdueIn[key[0]] = true
-			continue // no version is in force yet
+			continue // the policy exists only as a draft, so none of its versions is in force yet
 		case at == len(versions):
 			h.fail(flow{}, fmt.Sprintf("policy %v: none of its versions from index %d of %d is in force (in the store: %t)", key, h.reached[key], len(versions), ok))
 			continue

@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// A small policy may use a selector that until then only a draft used, and that pods have
-// not been matched with yet. The next Commit then matches the pods.
+// A draft may have added a selector that has not been matched with any pod yet. If a small
+// policy uses the same selector, the next Commit matches all pods with it.
 func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 	selector := func(key string) *metav1.LabelSelector {
 		return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: key, Operator: metav1.LabelSelectorOpDoesNotExist}}}

@@ -33,8 +33,8 @@ func (w *Store) SetShape(n int) {
 	}
 }
 
-// SetLarge sets the encoded size above which a policy becomes a draft first, if drafts are
-// in use.
+// SetLarge sets a size in bytes. If the store uses drafts, a policy whose encoded form is larger
+// becomes a draft before it comes into force.
 func (w *Store) SetLarge(bytes int) { w.large = bytes }
 
 // Versions returns the digests of the policies in force, by namespace and name.

@@ -20,12 +20,13 @@ const (
 	PendingLocal
 )
 
-// Final reports whether v, the verdict about k, stays the same whichever pods turn out to
-// have the pending addresses. A packet with a final verdict need not be held.
+// Final reports whether v, the verdict about k, is final: any pod that may turn out to have a
+// pending address would get the same verdict. A packet with a final verdict need not be held.
+// src and dst state whether the addresses of k are pending.
 //
-// A pending pod of this node may be isolated by any policy, even by one that is not known
-// yet. Until the pod is known, a verdict that allows its traffic is therefore final only if
-// the other end is its own node. Final does not allocate.
+// Any policy may isolate a pending pod of this node, even a policy that the agent has not read
+// yet. So a verdict that allows traffic of such a pod is final only if the other end of the
+// flow is this node. Final does not allocate.
 func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) bool {
 	from, to := s.Endpoint(k.SrcAddr()), s.Endpoint(k.DstAddr())
 	switch v.Reason {
@@ -40,14 +41,14 @@ func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) boo
 	return egress == never || ingress == never || egress == always && ingress == always
 }
 
-// outcome tells whether the policies of one end allow a flow, whichever pods turn out to have
-// the pending addresses.
+// outcome states whether the policies of one end allow a flow. The pending addresses of the
+// flow belong to pods that are not known yet, so outcome considers every possible pod there.
 type outcome uint8
 
 const (
-	depends outcome = iota // the decision may differ between these pods
-	always                 // allowed for all of them
-	never                  // allowed for none of them
+	depends outcome = iota // may be allowed for some possible pods and denied for others
+	always                 // allowed for every possible pod
+	never                  // denied for every possible pod
 )
 
 func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side, e *Endpoint, own, peer Pending) outcome {
@@ -58,7 +59,7 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	case own == PendingRemote:
 		return always
 	case l != nil && l.isolation == nil && peer != Known:
-		return depends // the pod may match an earlier rule than the one that matches its address
+		return depends // rules are ordered: the pod may match a rule before the one that matches its address
 	case side.Allows():
 		return always // a rule that allows the address allows any pod with the address
 	case peer == Known, l == nil:
@@ -69,10 +70,11 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	return never
 }
 
-// mayAllow reports whether a rule may allow a flow once its pending peer is known, although
-// no rule allows it now. Such a rule names pods by labels and is for the port of the flow,
-// or it is for a named port, which the peer may have under any number. ports are the named
-// ports of the pod that the rules isolate.
+// mayAllow reports whether a rule may allow a flow once its pending peer is known. The caller
+// has checked that no rule allows the flow now. Two kinds of rules may allow it later: a rule
+// that names pods by labels and includes the port of the flow; and, for egress, a rule for a
+// named port, because the peer may give any port that name. ports are the named ports of the
+// pod that the rules isolate.
 func (r *ruleSet) mayAllow(k *filter.Key, d filter.Direction, ports []namedPort) bool {
 	for _, part := range r.parts() {
 		if part.mayAllow(k, d, ports) {

@@ -34,12 +34,13 @@ func (c *cluster) with(r chance, name string, addr netip.Addr, f flow) *cluster 
 	return &out
 }
 
-// If pods appear at the pending addresses, a final verdict stays the same: it is the
-// oracle's verdict for any such pods. Other verdicts usually differ for some pods.
+// A verdict is final if it stays the same whichever pods appear at the pending addresses. The
+// test adds random pods there, and compares each final verdict with the oracle's. For most
+// verdicts that are not final, some of these pods change the verdict.
 func TestFinalVerdictsAreFinal(t *testing.T) {
 	const clusters, flows, pods = 500, 15, 12
 	final, open := map[filter.Action]int{}, 0
-	missed := 0 // verdicts for which Final returned false although no tried pods changed them
+	missed := 0 // verdicts for which Final returned false although none of the random pods changed them
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 9000)
 		whole := r.cluster()
@@ -71,7 +72,7 @@ func TestFinalVerdictsAreFinal(t *testing.T) {
 				}
 				j := other.judge(f)
 				action := j.Action
-				if !j.exempt() { // the policies of a remote pod count only on its own node
+				if !j.exempt() { // the policies of a remote pod are enforced on that pod's node, not here
 					action = filter.Deny
 					if (src == policy.PendingRemote || j.Egress.allows()) && (dst == policy.PendingRemote || j.Ingress.allows()) {
 						action = filter.Allow

@@ -52,16 +52,17 @@ type Policy struct {
 	Source Source
 }
 
-// Source is the encoded object that a policy was read from. It takes a tenth of the memory
-// of the rules: the store keeps only the source, and reads the rules again when it needs
-// them. If Read is nil, the store keeps the Policy.
+// Source is the encoded object that a policy was read from. The store keeps the Source
+// instead of the Policy, because it takes a tenth of the memory, and calls Read again
+// whenever it needs the rules. If Read is nil, the store keeps the Policy.
 type Source struct {
 	Encoded []byte // the object as the API encodes it
 	Read    func(Ref, []byte) (*Policy, error)
 }
 
-// Encoded is a policy to set in a store. It may not have been read yet: a large policy takes
-// only a fifth of the memory until then.
+// Encoded is a policy to set in a store. Either Form is the policy, or Form is nil and the
+// store reads the policy from Source later. A large policy that has not been read takes a
+// fifth of the memory.
 type Encoded struct {
 	Ref    Ref
 	Digest [sha256.Size]byte

@@ -6,10 +6,10 @@ import (
 	"slices"
 )
 
-// idSet is the set of ids of the selectors that match an object. It never changes. A small
-// set is a sorted list. A larger set is a bitmap from the lowest to the highest id if the
-// bitmap is smaller than the list, so that the set takes at most one bit for each existing
-// selector, however many match.
+// idSet is the set of ids of the selectors that match an object. It never changes. A set of
+// more than idBits.few ids is a bitmap from its lowest to its highest id, if the bitmap
+// takes less memory than a list. Every other set is a sorted list. So a set that is not
+// small takes at most one bit for each existing selector.
 type idSet struct {
 	list  []uint32
 	dense *idWords // nil if the set is a list
@@ -54,7 +54,8 @@ func (d *idWords) all(f func(uint32)) {
 	}
 }
 
-// common calls f for each id that is also in b, until f returns false.
+// common calls f for each id that is both in s and in b, in ascending order. It stops when f
+// returns false.
 func (s *idSet) common(b *idBits, f func(uint32) bool) {
 	for _, id := range s.list {
 		if at := int(id / 64); at < len(b.words) && b.words[at]>>(id%64)&1 == 1 && !f(id) {
@@ -103,7 +104,7 @@ func (s *idSet) sum(h *maphash.Hash) {
 type idBits struct {
 	words     []uint64
 	low, high int // words outside of words[low:high] are 0
-	few       int // a set of at most this many ids becomes a list
+	few       int // take returns a list if the set has at most few ids
 }
 
 func (b *idBits) grow(words int) {

@@ -21,7 +21,7 @@ type policy struct {
 	mark     mark              // pseudo-random bits: two hashes of the id
 	text     string            // "namespace/name" of the policy
 	sum      [sha256.Size]byte // digest of the version
-	kept     Source            // the source to read the rules from again; empty if there was no room to keep it
+	kept     Source            // source to read the rules from again; zero if Store.count has not kept it
 	subject  *selector
 	place    int     // index in subject.policies
 	isolates [2]bool // the directions in which the policy isolates
@@ -31,11 +31,12 @@ type policy struct {
 	uses     []*selector     // selectors of peers, once for each use
 	nodes    []*nodeSelector // selectors of peers that are nodes, once for each use
 	problems []Problem
-	large    bool  // its rules are never merged with those of other policies
+	large    bool  // isLarge is true of it, so its rules are never merged with others
 	cost     int64 // estimated memory, in bytes
-	refused  bool  // its rules are not read, because it is over a limit
-	// recoverable reports that the policy is refused because of other policies (over
-	// Limits.Policies or mostWaiting), so that it may come back when there is room.
+	refused  bool  // the policy is over a limit, so its rules were not read
+	// recoverable is set if the policy is refused only because it and other policies together
+	// exceed Limits.Policies or mostWaiting. When the others take less, the store may read
+	// this policy again.
 	recoverable bool
 }
 
@@ -63,7 +64,7 @@ type reader struct {
 	in   interner
 	form *Policy
 	p    *policy
-	seen map[string]bool // contents of the rules that have been added in the current direction
+	seen map[string]bool // rule.content of each rule that was added in the current direction
 }
 
 func (w *Store) readPolicy(form *Policy) *policy {
@@ -235,9 +236,9 @@ func (w *Store) useNamespaces(sel labels.Selector) *selector {
 	return s
 }
 
-// usePeer interns a peer selector. The next call of match finds the pods that it matches.
-// Their epochs stay the same, because verdicts change only with the rules that use the
-// selector, and the pods that these rules isolate get new epochs.
+// usePeer interns a peer selector. The next call of Store.match finds the pods that the selector
+// matches. These pods keep their epochs: a verdict changes only if a rule uses the selector, and
+// the pods to which that rule applies get new epochs.
 func (w *Store) usePeer(in scope, sel labels.Selector) *selector {
 	s, isNew := w.peers.use(in, sel)
 	if isNew || s.fresh {

@@ -19,15 +19,20 @@ type label struct{ key, value string }
 type labelIndex struct {
 	byLabel map[label]bucket[*selector]
 	byKey   map[string]bucket[*selector]
-	rest    bucket[*selector] // selectors with only NotIn and DoesNotExist requirements: they match by absence
-	absence *absence          // index of rest; nil until rest has more selectors than the field few
+	// rest holds the selectors that match by absence: they have only NotIn and DoesNotExist
+	// requirements, which an object without labels meets.
+	rest bucket[*selector]
+	// absence is an index of the selectors in rest. add creates it when rest has more than few
+	// selectors, and remove deletes it when rest is empty.
+	absence *absence
 	few     int
 }
 
-// bucket is a list of selectors or identities. An element that is gone is only counted at
-// first; the list is compacted when half of its elements are gone. Searching the list for
-// each removed element would be slow if thousands of selectors had a label in common. A map
-// would take ten times the memory for one or two elements, and few buckets have more.
+// bucket is a list of selectors or identities. When an element is removed, it stays in the list
+// and only the field gone is incremented. When half of the elements are gone, the list is
+// compacted. Searching the list for each removed element would be slow: thousands of selectors
+// may have a label in common. Most buckets have one or two elements, for which a map would take
+// ten times the memory.
 type bucket[T interface{ gone() bool }] struct {
 	list []T
 	gone int
@@ -71,11 +76,12 @@ type absence struct {
 	byKey   map[string]bucket[*selector]
 }
 
-// anchor returns the requirement under which a selector is filed. It is a list of labels: a
-// matching object must have one of them. Of several requirements that list labels, anchor
-// chooses the one with the lowest cost. If no requirement lists labels, anchor returns a key
-// that a matching object must have. It returns neither labels nor a key for a selector that
-// matches by absence.
+// anchor returns the requirement under which a selector is filed:
+//
+//   - anyOf, if the selector has In requirements: the labels of the one with the lowest cost. A
+//     matching object has one of these labels.
+//   - otherwise key, if the selector has Exists requirements. A matching object has this key.
+//   - otherwise neither: the selector matches by absence.
 func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 	lowest := math.MaxInt
 	for _, r := range s.asks {
@@ -98,8 +104,8 @@ func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 // with more requirements has a matcher.
 const mostAsked = 8
 
-// asksOf returns the selector's requirements that only an object with the required key can
-// meet, but at most the first mostAsked.
+// asksOf returns the selector's In, Equals and Exists requirements, which an object without the
+// key does not meet. If there are more than mostAsked, it returns the first mostAsked.
 func asksOf(sel labels.Selector) (asks []labels.Requirement) {
 	reqs, _ := sel.Requirements()
 	for _, r := range reqs {
@@ -116,7 +122,7 @@ func asksOf(sel labels.Selector) (asks []labels.Requirement) {
 // matcher is the form of a selector with many requirements. The requirements are indexed by
 // key, so that matching takes time proportional to the labels of the object.
 type matcher struct {
-	asks   map[string]map[string]bool // required keys and their allowed values; nil allows any value
+	asks   map[string]map[string]bool // allowed values by required key; a nil map of values allows any value
 	labels map[label]bool             // labels that the object must not have
 	keys   map[string]bool            // keys that the object must not have
 }
@@ -183,8 +189,8 @@ func (s *selector) matches(set labels.Set) bool {
 	return s.labels.Matches(set)
 }
 
-// entries is the cost function of a labelIndex: the number of buckets in which a selector
-// is filed under these labels.
+// entries is the cost function that labelIndex passes to anchor. It returns the number of
+// buckets to which a selector is added if it is filed under the labels anyOf.
 func entries(anyOf []label) int { return len(anyOf) }
 
 func (x *labelIndex) add(s *selector) {
@@ -270,8 +276,9 @@ func (x *labelIndex) collect(set labels.Set, ids, scratch *idBits) {
 	x.absence.collect(set, ids, scratch, nil)
 }
 
-// collectIn is like collect, for an index with selectors of several scopes: it adds only ids of
-// selectors whose scope includes ns. The caller must have filled mask with x.mask for ns.
+// collectIn adds to ids the ids of the selectors that match set and whose scope includes ns. It
+// is for an index whose selectors have namespace selectors as scopes. The caller must have called
+// x.mask(ns, mask) before. collectIn overwrites scratch.
 func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask *idBits) {
 	test := func(b bucket[*selector]) {
 		for s := range b.all() {
@@ -392,11 +399,11 @@ type identity struct {
 	pods   []*pod // pods[i].place is i; empty when the identity is gone
 
 	subjects []*selector // subject selectors that match
-	peers    idSet       // peer selectors that match, as of the last Commit
+	peers    idSet       // ids of the non-empty peer selectors that match, as of the last Store.match
 	sum      [2]uint64   // sumOf(peers)
-	stale    bool        // peers must be found again
-	staleOwn bool        // if stale: peers whose scope is only this namespace must be found again, too
-	recent   *class      // class of one of the pods, if this Commit has compiled one
+	stale    bool        // Store.match must find the peers again whose scope is a namespace selector
+	staleOwn bool        // if stale: also the peers whose scope is a namespace by name
+	recent   *class      // class of one of the pods, if this Commit has determined one; otherwise nil
 }
 
 // gone reports whether the identity has no pods.
@@ -408,7 +415,8 @@ func (k *identity) add(p *pod) {
 	k.pods = append(k.pods, p)
 }
 
-// remove removes the pod at a place. The pod may already have joined another identity.
+// remove removes the pod k.pods[place]. It does not change the fields of that pod, which may
+// already belong to another identity.
 func (k *identity) remove(place uint32) {
 	last := uint32(len(k.pods) - 1)
 	if place != last {
@@ -424,7 +432,7 @@ func (k *identity) remove(place uint32) {
 type identitySet struct {
 	seed    maphash.Seed
 	all     bucket[*identity]
-	byHash  map[uint64]*identity // identities by hash; of several with the same hash, only the first
+	byHash  map[uint64]*identity // one identity for each hash: the first, if several have the same hash
 	byLabel map[uint64]bucket[*identity]
 }
 

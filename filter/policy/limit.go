@@ -16,8 +16,9 @@ import (
 type Limits struct {
 	// Policy bounds each policy.
 	Policy int64
-	// Policies bounds the memory of all policies together. While they need more, the most
-	// expensive policy of the most expensive namespace is refused.
+	// Policies bounds the memory of all policies together. If they need more, policies are
+	// refused one by one until the rest is within the bound: each time the most expensive
+	// policy of the namespace whose policies together are the most expensive.
 	Policies int64
 }
 
@@ -26,9 +27,9 @@ type Limits struct {
 // server stores.
 func DefaultLimits() Limits { return Limits{Policy: 160 << 20, Policies: 256 << 20} }
 
-// mostRefused bounds the encoded bytes of recoverable policies that the store keeps. A
-// policy that was kept comes back as soon as there is room. A policy that was not kept comes
-// back only when it is set again.
+// mostRefused bounds the encoded bytes of refused policies that the store keeps so that it can
+// read them again. A kept policy is admitted as soon as there is room. A refused policy that was
+// not kept must be set again.
 const mostRefused = 32 << 20
 
 // SetLimits sets the limits. Limits.Policies applies to all policies from the next Commit
@@ -159,8 +160,8 @@ func (w *Store) refuseOverBacklog(form *Policy) *policy {
 	return p
 }
 
-// refuse reads the subject of a policy and the directions in which it isolates, but not its
-// rules, so that the policy allows nothing.
+// refuse reads a policy without its rules. The policy still selects and isolates the same pods
+// in the same directions, but allows nothing. detail and hint describe the reason.
 func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 	bare := *form
 	bare.Rules = form.closed()
@@ -173,9 +174,10 @@ func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
-// count adds a policy that comes into force to w.cost or w.refused. It keeps the source of
-// the policy if there is room, so that the policy can be read again when other policies, or
-// the Nodes that it names, take less.
+// count accounts for a new policy. An admitted policy adds its cost to w.cost, and keeps its
+// source. A refused policy that is recoverable adds the size of its source to w.refused and
+// keeps the source, unless w.refused would exceed mostRefused. A policy with its source can be
+// read again.
 func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
@@ -198,8 +200,9 @@ func (w *Store) discount(p *policy) {
 	w.recount = w.recount || w.overdrawn
 }
 
-// balance decides which policies are refused because of Limits.Policies. The decision
-// depends only on the names and costs of the policies, and not on the order of events.
+// balance refuses policies, and admits refused ones again, so that all admitted policies
+// together are within Limits.Policies. The choice depends only on the names and costs of the
+// policies, and not on the order in which they were set.
 func (w *Store) balance() {
 	if !w.recount {
 		return
@@ -230,13 +233,13 @@ func (w *Store) balance() {
 	w.recount = waits
 }
 
-// draftBack makes a draft of a large policy that was refused, so that the policy comes back.
-// It returns false if there is no room for the draft.
+// draftBack makes a draft of a large policy that was refused. The draft, once in force,
+// replaces the refused policy. draftBack returns false if there is no room for the draft.
 func (w *Store) draftBack(p *policy) bool {
 	newest, _ := w.newest(p.ref)
 	d := w.drafts.current
 	if newest != p.sum || w.drafts.waiting[p.ref] != nil || d != nil && d.ref == p.ref && !d.dropped {
-		return true // this version or a later one is already a draft
+		return true // this version of the policy, or a later one, is already a draft
 	}
 	return w.draft(&Draft{ref: p.ref, from: p.kept, sum: p.sum, reach: p.reach()})
 }

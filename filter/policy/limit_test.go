@@ -59,8 +59,9 @@ func (w limited) verdict(t *testing.T, to string) filter.Verdict {
 	return s.Decide(f.key())
 }
 
-// A policy over Limits.Policy allows nothing, which affects only the pods that it selects.
-// It comes into force when it is made smaller.
+// If the cost of a policy exceeds Limits.Policy, the store refuses the policy: the policy
+// allows nothing, but isolates only the pods that it selects. A smaller version of the
+// policy comes into force.
 func TestPolicyBeyondItsLimit(t *testing.T) {
 	limit := policy.CostOf(netpol.Read(large("a", "p", 50)))
 	w := newLimited(policy.Limits{Policy: limit})
@@ -101,9 +102,10 @@ func TestRefusedPolicyIsolates(t *testing.T) {
 	}
 }
 
-// If all policies together are over Limits.Policies, the largest policies of the namespace
-// with the highest cost are refused until all others are within the limit. The refused
-// policies come into force again when there is room.
+// If the sum of the costs of all policies exceeds Limits.Policies, the store refuses the
+// largest policy of the namespace with the highest cost, and repeats this until the
+// remaining policies are within the limit. When other policies are deleted, refused
+// policies that fit again come into force.
 func TestPoliciesBeyondTheirLimit(t *testing.T) {
 	cost := policy.CostOf(netpol.Read(large("a", "p0", 50)))
 	w := newLimited(policy.Limits{Policies: 5*cost + cost/2})

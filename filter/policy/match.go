@@ -9,8 +9,10 @@ import (
 // match updates which peer selectors match which pods. It handles all changes since the last
 // call together, because a single policy may add ten thousand selectors for the same pods.
 func (w *Store) match() {
-	w.affect(w.removed)              // before ns.matched changes: affect reads it
-	w.wideOnly = len(w.removed) == 0 // otherwise keepOwn could keep ids that were reused
+	w.affect(w.removed) // before matchNamespaces, which replaces ns.matched: affect reads it
+	// If selectors were removed, their ids may belong to new selectors now. keepOwn would keep
+	// such an id, so the identities must be matched with all selectors.
+	w.wideOnly = len(w.removed) == 0
 	w.matchNamespaces()
 	w.wideOnly = false
 	w.affect(w.added)
@@ -32,8 +34,9 @@ func (w *Store) match() {
 // affect marks the identities and namespaces that must be matched again because the given
 // peer selectors were added or removed.
 func (w *Store) affect(selectors []*selector) {
-	// The sets hold ids of namespace selectors. Those in whole are the scope of an empty peer
-	// selector, those in some are the scope of any other peer selector.
+	// whole and some hold ids of namespace selectors. A namespace selector is in whole if it is
+	// the scope of an empty peer selector, and in some if it is the scope of any other peer
+	// selector. within lists these other peer selectors by the id of their scope.
 	var whole, some idBits
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {
@@ -66,8 +69,10 @@ func (w *Store) affect(selectors []*selector) {
 	}
 }
 
-// affectIn marks the identities of ns that s matches as stale. If finding them takes more
-// tests than matching all identities of ns again, it marks ns as stale instead.
+// affectIn marks the identities of ns that s matches as stale. If s is empty, it marks ns as
+// dirty instead. affectIn counts the tests of identities in ns for all selectors. Once there
+// are more than 4 for each identity of ns, plus 64, it marks ns as stale: then it is cheaper to
+// match all identities of ns again.
 func (w *Store) affectIn(s *selector, ns *namespace) {
 	switch {
 	case s.labels.Empty():
@@ -123,9 +128,10 @@ func (w *Store) matchNamespace(ns *namespace) {
 	ns.matched, ns.relabeled = matched, false
 }
 
-// affectBy marks the identities of ns that must be matched again because a namespace
-// selector is in a and not in b. Only selectors that are scopes of peer selectors matter. If
-// ids were reused, affectBy may mark too many identities.
+// affectBy marks the identities of ns that must be matched again because a namespace selector
+// is in a and not in b. It considers only namespace selectors that are scopes of peer
+// selectors. If an id in a or b now belongs to another selector, affectBy may mark more
+// identities than necessary.
 func (w *Store) affectBy(a, b *idSet, ns *namespace) {
 	a.common(&w.peers.scopes, func(id uint32) bool {
 		if b.has(id) {
@@ -171,8 +177,9 @@ func (w *Store) matchPods() {
 	w.staleIdentities = nil
 }
 
-// keepOwn adds an id to w.ids if the scope of its selector is a namespace's name and not a
-// namespace selector. The selector has matched the pods, so the name is that of their namespace.
+// keepOwn adds the id of a peer selector to w.ids if the scope of the selector is the name of a
+// namespace and not a namespace selector. matchPods calls keepOwn with the ids that an identity
+// already has, so this name is that of the identity's namespace.
 func (w *Store) keepOwn(id uint32) {
 	if s := w.peers.byID[id]; s != nil && s.scope.selector == nil {
 		w.ids.set(id)
@@ -199,8 +206,9 @@ func (w *Store) matchWhole() {
 	}
 	everyone := make([]idSet, max(len(w.everyone), len(w.namespaces)+len(w.unusedNS)))
 	copy(everyone, w.everyone)
-	// of[i] is 1 plus the id of the empty pod selector whose scope is the namespace selector
-	// i, or 0 if there is none.
+	// of is indexed by the ids of namespace selectors. An element is 1 plus the id of the empty
+	// peer selector whose scope is that namespace selector, or 0 if there is no such peer
+	// selector.
 	of := make([]uint32, len(w.nsSelectors.byID))
 	for i, s := range w.nsSelectors.byID {
 		if s != nil && s.within != nil && s.within.everyone != nil {

@@ -385,10 +385,11 @@ func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 	return owner
 }
 
-// beats reports whether a owns an address that b claims too. In the ranges of the enforcing
-// node, a pod of that node wins. Otherwise the pod that was created later wins, or, in the
-// same second, the pod with the greater "namespace/name", so that the order of events does
-// not matter.
+// beats reports whether pod a, and not pod b, owns an address that both claim. If the
+// address is in the ranges of the enforcing node, and one of the pods runs on that node,
+// this pod wins. In all other cases the pod that was created later wins. If both were
+// created in the same second, the pod with the greater "namespace/name" wins, so that the
+// order of events does not matter.
 func (c *cluster) beats(a, b *corev1.Pod, addr netip.Addr) bool {
 	here := func(p *corev1.Pod) bool { return p.Spec.NodeName == localNode }
 	for _, r := range c.Ranges {

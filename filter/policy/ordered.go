@@ -9,10 +9,11 @@ import (
 	"sluice/filter"
 )
 
-// query is a flow from or to a pod, with all that the pod's chain needs for a decision.
+// query is a flow from or to a pod, seen from that pod. It has all that the pod's chain of
+// policy sets needs for a decision.
 type query struct {
 	key      *filter.Key
-	peer     *Endpoint
+	peer     *Endpoint  // the other end of the flow
 	addr     netip.Addr // the peer's address
 	dst      *Endpoint  // the destination, in which named ports are looked up
 	everyone []idSet
@@ -188,8 +189,9 @@ func (r *ruleSet) deniesAll() bool {
 	return r.extra != nil && len(r.extra.ranks) > 0 && r.extra.ranks[0].action == Deny && r.portless != nil && r.portless.everyone == 0
 }
 
-// byRank cuts overlapping ranges into pieces that do not overlap, and sorts the pieces for a
-// binary search. The rule of a piece is the lowest among the ranges that contain the piece.
+// byRank cuts overlapping ranges into pieces that do not overlap, and returns the pieces
+// sorted by address for a binary search. If several ranges contain a piece, the piece gets
+// the lowest of their rule indexes, because the rule of the lowest rank decides.
 func byRank(ranges []blockRange) []blockRange {
 	slices.SortFunc(ranges, func(a, b blockRange) int { return cmp.Or(cmp.Compare(a.low, b.low), cmp.Compare(a.rule, b.rule)) })
 	cuts := make([]uint32, 0, 2*len(ranges))
@@ -220,7 +222,7 @@ func byRank(ranges []blockRange) []blockRange {
 	return fitted(out)
 }
 
-// rankHeap is a heap of ranges with the lowest rule at the top.
+// rankHeap is a heap of ranges. The range with the lowest rule index is at the top.
 type rankHeap []blockRange
 
 func (h rankHeap) Len() int           { return len(h) }

@@ -25,8 +25,10 @@ func between(f flow) (all []flow) {
 	return append(all, f)
 }
 
-// A verdict with Pair set is the oracle's verdict for every flow between the two addresses.
-// An endpoint whose effect is Closed cannot reach others (egress) or be reached (ingress).
+// If Decide returns a verdict with Pair set, the oracle returns the same action for every flow
+// between the two addresses. If the Effect of the source for egress or of the destination for
+// ingress is Closed, the oracle denies all of these flows, unless policies do not apply to them
+// at all (see exempt).
 func TestPairs(t *testing.T) {
 	const clusters, flows = 250, 20
 	asPair := map[filter.Action]int{} // verdicts with Pair set

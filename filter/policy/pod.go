@@ -53,11 +53,11 @@ type pod struct {
 	renewed  bool      // it needs a new epoch, even if its class stays the same
 	local    bool      // it runs on this node
 	ending   bool      // it is being deleted
-	// relabeled: its labels changed, so it needs a new epoch if different peer selectors
-	// match it now.
+	// relabeled is set if the labels have changed. The pod then needs a new epoch, unless the
+	// same peer selectors as before match it.
 	relabeled  bool
 	dirty      bool // the next commit compiles it
-	reselected bool // different policies than before may select it
+	reselected bool // the set of policies that select it may have changed
 	gone       bool // it has been deleted
 }
 

@@ -12,19 +12,19 @@ import (
 
 // podRanges is the address ranges of pods in a snapshot. It never changes.
 type podRanges struct {
-	number     uint64 // number of the last change that requires all live connections to be evaluated again
+	number     uint64 // rangeSources.changes when the ranges were built
 	local, all bart.Lite
 	here, list []netip.Prefix // the contents of local and of all, as lists
 }
 
 // rangeSources holds the sources of the pod ranges of the next snapshot.
 type rangeSources struct {
-	given    []netip.Prefix            // ranges of this node from its configuration
+	given    []netip.Prefix            // ranges of this node's pods that were passed to SetPodRanges
 	nodes    map[string][]netip.Prefix // the ranges of each Node, by its name
-	starting []netip.Prefix            // what live.List returned at the last RenewStartingPods
+	starting []netip.Prefix            // copy of the addresses in live, made by RenewStartingPods
 	live     *StartingPods
-	changes  uint64 // the number of the next podRanges
-	stale    bool   // current must be built again
+	changes  uint64 // number of changes so far that required all live connections to be evaluated again
+	stale    bool   // the sources have changed since current was built
 	current  *podRanges
 }
 
@@ -84,8 +84,9 @@ func (w *Store) changeRanges() {
 	w.adoptRanges()
 }
 
-// adoptRanges updates the local ranges at once rather than at the next Commit. Pods may be set
-// before that Commit, and only addresses in the local ranges can be deferred (see deferrable).
+// adoptRanges updates the store's local ranges at once. The next Commit would be too late: a
+// SetPod before it must know whether the pod's address is in the local ranges, because only
+// then can the address be deferred (see deferrable).
 func (w *Store) adoptRanges() {
 	r := &w.ranges
 	w.setLocalRanges(slices.Concat(r.given, r.nodes[w.local.node], r.starting))

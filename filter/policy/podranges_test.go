@@ -15,8 +15,8 @@ func prefixes(texts ...string) (list []netip.Prefix) {
 	return list
 }
 
-// Lookup returns the endpoint of an address, or whether a pod is pending there. Changes of
-// the ranges of Nodes do not affect existing snapshots, but starting pods do, at once.
+// Lookup returns the endpoint of an address, and whether a pod is pending there. A snapshot
+// keeps the Nodes' ranges of its Commit, but sees changes of the starting pods at once.
 func TestLookup(t *testing.T) {
 	w := policy.NewStore()
 	w.SetLocalNode("here")

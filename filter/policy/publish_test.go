@@ -25,14 +25,14 @@ func TestSynchronizeLeavesNoOlderEffect(t *testing.T) {
 	}
 	publish()
 
-	var synchronized atomic.Uint64 // number of the oldest snapshot that may still take effect
+	var synchronized atomic.Uint64 // number of the oldest snapshot whose decisions may still take effect
 	var stop atomic.Bool
 	var stale, acted atomic.Uint64
 	var workers sync.WaitGroup
 	for range readers {
 		workers.Go(func() {
 			for !stop.Load() {
-				r := pub.NewReader() // readers come and go, as workers restart
+				r := pub.NewReader() // replaced after 50 decisions, as when a worker restarts
 				for range 50 {
 					number := r.Enter().Number()
 					for range 3 { // deciding takes time

@@ -7,11 +7,13 @@ import (
 	"sluice/filter"
 )
 
-// ruleSet is the compiled rules of some policies in one direction, cut into intervals along
-// the port axis. For any number of policies, a lookup searches at most three peer sets, plus
-// those of the destination's named ports, plus one more if no rule matches. If rules
-// overlap so much along the axis that a peer set for each interval would take far more
-// memory than the policies, a lookup walks a tree of peer sets instead.
+// ruleSet is the compiled rules of some policies in one direction. The ports of each protocol
+// are cut into intervals, and each interval has a peer set (see portTable). For any number of
+// policies, a lookup searches at most three peer sets: those for rules without ports, for all
+// ports of the protocol, and for the interval of the port. It also searches one for each name
+// of the destination's port, and one more if no rule matches. If many rules overlap, a peer
+// set for each interval could take far more memory than the policies. In that case a portTree
+// replaces the intervals.
 //
 // Peer sets refer to rules and bounds by indexes of 4 bytes. The fields that most lookups
 // read come first, within one cache line.
@@ -20,9 +22,9 @@ type ruleSet struct {
 	peers    *peerSet // the rules for all ports together; nil if there are no rules
 	rules    []*filter.Rule
 	ports    [3]portTable
-	bounds   []netip.Addr // the first address of each range and the first one after it; sorted
+	bounds   []netip.Addr // sorted: for each address range, its first address and the next address after its end
 	named    map[portName]*peerSet
-	anyNamed [3]bool // whether there are rules for named ports; indexed by protocol, like the field ports
+	anyNamed [3]bool // for each protocol, indexed like ports: whether a rule has a named port
 	extra    *extra  // nil for most rule sets
 }
 
@@ -60,8 +62,8 @@ type portName struct {
 	protocol filter.Protocol
 }
 
-// portTable is one protocol's ports, cut into intervals within which the same
-// rules apply.
+// portTable finds the peer sets for a port of one protocol. It cuts the ports into intervals:
+// the same rules apply to all ports of an interval.
 type portTable struct {
 	all  *peerSet   // rules that name the protocol and no port
 	flat []interval // sorted; empty if there is a tree
@@ -74,9 +76,9 @@ type interval struct {
 	start uint16
 }
 
-// portTree is a segment tree over the intervals that ports are cut into. The rules of
-// interval i are in the sets of the leaf i+len(starts) and of all its ancestors; the parent
-// of node n is n/2, and the root is node 1.
+// portTree is a segment tree over intervals of ports. Interval i begins at port starts[i], and
+// its leaf is node i+len(starts). The parent of node n is node n/2, and the root is node 1. The
+// rules for an interval are in the sets of its leaf and of all ancestors of this leaf.
 type portTree struct {
 	starts []uint16 // sorted: where each interval begins
 	sets   []*peerSet
@@ -84,13 +86,13 @@ type portTree struct {
 
 // peerSet finds the rule for a peer at some ports. It fills one cache line.
 type peerSet struct {
-	everyone uint32 // a rule for every peer, or noRule
-	whole    uint32 // index in peers where the second part begins
-	// peers[:whole] are the selectors that pods match by their labels, peers[whole:] the
-	// selectors that match all pods of a namespace; each part is sorted by selector.
+	everyone uint32 // index of a rule that matches every peer, or noRule
+	whole    uint32 // index in peers of the first selector that matches all pods of a namespace
+	// peers[:whole] are selectors that test the labels of pods. peers[whole:] are selectors
+	// that match all pods of a namespace. Each part is sorted by the ids of its selectors.
 	peers  []peerRule
 	blocks []blockRange // sorted and disjoint
-	more   *peerSets    // a set for each rule that is too large to be copied into this set
+	more   *peerSets    // one set for each rule that is too large to be copied into this set; may be nil
 }
 
 type peerSets struct{ list []*peerSet }
@@ -102,14 +104,15 @@ const noRule = ^uint32(0)
 // peerRule is the id of a selector, and the index of the rule for the pods that it matches.
 type peerRule struct{ selector, rule uint32 }
 
-// blockRange is a range of addresses, and the index of the rule for them. It contains the
-// addresses whose place among the bounds (see placeOf) is at least low and below end.
+// blockRange is a range of addresses, and the index of the rule for them. An address is in the
+// range if its place among the bounds (see placeOf) is at least low and less than end.
 type blockRange struct{ low, end, rule uint32 }
 
 // remote is the peer of a flow, prepared for lookups in a rule set.
 type remote struct {
-	// some is the set of selectors that match the peer's labels. whole is the set of selectors
-	// that match all pods of its namespace. Both are nil if the peer is not a pod.
+	// some is the set of selectors that match the peer by its labels. whole is the set of
+	// selectors that match all pods of the peer's namespace. Both are nil if the peer is not a
+	// pod.
 	some, whole *idSet
 	addr        netip.Addr
 	rules       *ruleSet
@@ -118,9 +121,10 @@ type remote struct {
 	far         bool   // no block of ordered rules contains addr; valid if placed is set
 }
 
-// find returns the rule that allows the flow k from or to peer, or nil. pair reports
-// whether the result holds for all flows between the two addresses. Named ports are looked
-// up in dst, the destination, in both directions.
+// find returns a rule that allows the flow k, or nil. The rules are those of one end of the
+// flow; peer is the endpoint at the other end, and peerAddr its address. pair reports whether
+// the result is the same for all flows between the two addresses of k. dst is the endpoint at
+// the destination of k: rules for egress and for ingress both find named ports there.
 func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	if r.peers == nil {
 		return r.inParts(k, peer, peerAddr, dst, everyone)

@@ -10,15 +10,16 @@ type selector struct {
 	id     uint32
 	scope  scope
 	text   string               // labels as text; identifies the selector within its scope
-	labels labels.Selector      // empty: everything in scope
-	asks   []labels.Requirement // see asksOf
-	many   *matcher             // nil for a selector of few requirements
+	labels labels.Selector      // an empty one selects everything in scope
+	asks   []labels.Requirement // result of asksOf
+	many   *matcher             // result of matcherOf; nil unless it has more than mostAsked requirements
 	refs   int                  // number of uses by policies
 
-	// fresh: only drafts use the selector, and it has not been matched with all pods (or
-	// namespaces) yet.
+	// fresh is set while only drafts use the selector and it has not yet been matched with all
+	// pods (a namespace selector: with all namespaces).
 	fresh bool
-	// twin is the shared selector that replaces this selector of a draft.
+	// twin is set if this selector was read for a draft and the store already had an equal
+	// selector: it points to that selector, which the draft uses in place of this one.
 	twin *selector
 
 	// members and subjects are set in a subject selector: the identities that match, and the
@@ -59,20 +60,21 @@ type selectors struct {
 	wide    labelIndex // non-empty pod selectors whose scope is a namespace selector
 	scopes  idBits     // ids of the namespace selectors that are the scope of a selector in wide
 	unused  []uint32   // released ids, free for reuse
-	few     int        // at most this many selectors that match by absence are tested one by one
+	few     int        // value of labelIndex.few for the indexes in byScope; see fewAbsent
 }
 
 // scopeSelectors holds the selectors of a scope. If the scope is a namespace selector, it
-// holds only the empty pod selector. All other pod selectors of such scopes are in a single
-// index, selectors.wide, because ten thousand of these scopes may include the same
-// namespace, each with one selector.
+// holds only the empty pod selector. The other pod selectors of all such scopes share the index
+// selectors.wide, because a namespace may be in ten thousand of these scopes, and each scope may
+// have one selector: with an index for each scope, a pod would be looked up ten thousand times.
 type scopeSelectors struct {
 	everyone *selector // the empty selector; nil if it is not in use
 	some     labelIndex
 }
 
-// fewAbsent is the largest number of selectors with only NotIn and DoesNotExist requirements
-// that are tested one by one. If there are more, they are indexed.
+// fewAbsent is the value of labelIndex.few. If a labelIndex has at most fewAbsent selectors with
+// only NotIn and DoesNotExist requirements, it tests them one by one. For more such selectors, it
+// creates an index of the type absence.
 const fewAbsent = 64
 
 func newSelectors() selectors {
@@ -141,9 +143,10 @@ func (x *selectors) file(s *selector) {
 	}
 }
 
-// newID returns a released id, or the next id if no released one is left. This keeps the
-// ids, and thus bitmaps of ids, small. An id may be reused within a Commit, because that
-// Commit compiles everything again that had the old selector.
+// newID returns a released id or, if there is none, the lowest id that was never used. Reuse
+// keeps the ids small, and thus the bitmaps that are indexed by id. An id may pass from one
+// selector to another between two Commits: the second Commit compiles everything again that used
+// the old selector.
 func (x *selectors) newID() uint32 {
 	if last := len(x.unused) - 1; last >= 0 {
 		id := x.unused[last]

@@ -65,10 +65,10 @@ func fromDB(rule string) string {
 	return "default/p: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress], egress: [" + rule + "]}"
 }
 
-// TestSemantics runs the cases against the engine and the oracle, which must also agree
-// about all flows between any two of the ends. A single decision does not involve translated
-// addresses, replies or live connections: the tests of the iptables rules and of conntrack
-// cover these.
+// TestSemantics compares the verdicts in the cases with those of the engine and of the oracle.
+// After each step, it also compares engine and oracle for flows between any two of the ends. It
+// does not cover address translation, replies and live connections, which are not part of a
+// decision: the tests of the iptables rules and of conntrack cover them.
 func TestSemantics(t *testing.T) {
 	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases, clusterCases) {
 		t.Run(c.name, func(t *testing.T) {

@@ -8,9 +8,9 @@ import (
 // cacheLine is the size of a line of the processor's cache, in bytes.
 const cacheLine = 64
 
-// Types with tens of thousands of values do not grow unnoticed, and the fields that a
-// decision reads are in the first cache line. Go aligns an object to a cache line if its
-// size class is a multiple of the line's size.
+// A Store has tens of thousands of values of some types. The test fails if one of these types
+// leaves its size class, or if a field that a decision reads is outside the first cache line.
+// Go aligns an object to a cache line if its size class is a multiple of the line's size.
 func TestSizes(t *testing.T) {
 	if unsafe.Sizeof(uintptr(0)) != 8 {
 		t.Skip("the sizes are those of 64-bit processors")

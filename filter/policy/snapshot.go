@@ -40,10 +40,10 @@ type Endpoint struct {
 }
 
 // class is the compiled form of pods that no policy can tell apart. The fields that a
-// decision reads fill one cache line. The padding makes the struct 128 bytes large, so that
-// it begins at a cache line. Without it, Go would allocate 112 bytes for each class. Three
-// out of four would then begin within a line, and each decision about them would read one
-// line more.
+// decision reads fill one cache line of 64 bytes. The padding makes the struct 128 bytes
+// large, so that every class begins at a cache line. Without the padding, Go would allocate
+// 112 bytes for each class. Three of four classes would then begin in the middle of a line,
+// and a decision about such a class would read two lines instead of one.
 type class struct {
 	chains    [2]*link // a chain for each filter.Direction; nil if no policy decides
 	peers     idSet    // peer selectors that match, except those that match whole namespaces
@@ -239,14 +239,16 @@ func (s *Snapshot) decideOwnNode(k *filter.Key, dstAddr netip.Addr, src, dst *En
 	return v
 }
 
-// sideOutcome is the decision of one side. allows reports whether it allows the flow. pair
-// reports whether the decision is the same for all packets between the two addresses.
+// sideOutcome is the decision of the policies of one end. allows is set if they allow the
+// flow. pair is set if they decide the same for all packets between the two addresses,
+// whatever the protocol and the ports.
 type sideOutcome struct{ allows, pair bool }
 
 var passes = sideOutcome{true, true}
 
 // decideSide returns the decision of a chain, and stores in side the policies and the rule
-// that made it. The first branch is for chains without ordered rules, as most chains are.
+// that made the decision. The first branch is for a chain without ordered rules, the usual
+// case.
 func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *Endpoint, addr netip.Addr, dst *Endpoint) (o sideOutcome) {
 	if l.isolation != nil {
 		side.Isolation = l.isolation
@@ -259,8 +261,8 @@ func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *E
 	return sideOutcome{d.action == Accept, d.pair}
 }
 
-// runsOn reports whether e is a pod and addr an address of the node that it runs on. other
-// is the owner of addr, or nil; an address with an owner does not count as the node's.
+// runsOn reports whether e is a pod and addr is an address of e's node. other is the owner of
+// addr, or nil. If addr has an owner, runsOn returns false.
 func (e *Endpoint) runsOn(addr netip.Addr, other *Endpoint) bool {
 	return e != nil && other == nil && slices.Contains(e.host.list(), addr)
 }

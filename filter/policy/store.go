@@ -24,7 +24,7 @@ type Store struct {
 	tiers      [numTiers]int           // the number of policies of each tier
 	overlaps   map[overlap]int         // uses by policy sets
 	faulty     map[*policy]struct{}    // policies that have problems
-	node       map[netip.Addr]struct{} // this node's addresses; with IPVS, also the addresses of all Services
+	node       map[netip.Addr]struct{} // this node's addresses; if kube-proxy uses IPVS, they include those of all Services
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
@@ -45,7 +45,7 @@ type Store struct {
 	drafts   drafts
 	deferred deferred
 	large    int         // policies with more encoded bytes are large
-	dying    []*selector // selectors to release, once for each use by a removed large policy
+	dying    []*selector // peer selectors of removed large policies, still to be released; listed once for each use
 	sweep    *sweep      // nil if none is in progress
 	limbo    limbo
 	due      bool // a policy came into force or was refused since the last Commit
@@ -70,13 +70,15 @@ type Store struct {
 	removed          []*selector // peer selectors removed since the last match
 	ids, spare, mask idBits
 
-	table         *addrTable              // the owners of addresses; shared with the last snapshot
-	everyone      []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
-	unusedNS      []uint32                // namespace ids that can be reused
-	dirtyNS       map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
-	staleIn       []*namespace            // namespaces in which a peer selector was added or removed
-	compiled      []*identity             // identities whose field recent is set
-	wideOnly      bool                    // while set, Store.stale requests no matching with selectors whose scope is one namespace by name
+	table    *addrTable              // the owners of addresses; shared with the last snapshot
+	everyone []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
+	unusedNS []uint32                // namespace ids that can be reused
+	dirtyNS  map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
+	staleIn  []*namespace            // namespaces in which a peer selector was added or removed
+	compiled []*identity             // identities whose field recent is set
+	// While wideOnly is set, Store.stale requests matching only with the peer selectors whose
+	// scope is a namespace selector.
+	wideOnly      bool
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
 	lastNumber    uint64 // number of the last snapshot
@@ -98,8 +100,8 @@ type namespace struct {
 
 	relabeled bool // its labels changed since the last Commit
 	stale     bool // all of its pods must be matched with the peer selectors again
-	staleOwn  bool // if stale: also with the peer selectors whose scope is only this namespace
-	tests     int  // cost of matching single selectors in this Commit; see affectIn
+	staleOwn  bool // stale includes the peer selectors whose scope is this namespace by name
+	tests     int  // number of tests so far in this Commit for matching selectors one by one; see affectIn
 }
 
 // NewStore returns an empty store.
@@ -274,7 +276,8 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim records the addresses of a pod. It may defer those that are not in known.
+// claim records a pod as an owner or rival of its addresses. Addresses in known were known as
+// this pod's before; claim may defer the others (see the type deferred).
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
 		if !slices.Contains(known, a) {
@@ -343,8 +346,8 @@ func (w *Store) dirty(p *pod) {
 	}
 }
 
-// renew marks a pod to get a new epoch in the next Commit. It does not mark it to be
-// compiled again.
+// renew marks a pod: the next Commit gives it a new epoch, so that remembered verdicts about it
+// become invalid. Unlike dirty, renew does not request that the pod is compiled again.
 func (w *Store) renew(p *pod) {
 	if !p.renewed {
 		p.renewed = true
@@ -352,8 +355,9 @@ func (w *Store) renew(p *pod) {
 	}
 }
 
-// stale marks an identity to be matched with the peer selectors again. If wideOnly is set,
-// it is matched only with those whose scope is a namespace selector.
+// stale marks an identity: the next call of matchPods matches it with the peer selectors again.
+// If wideOnly is set during all calls for the identity, matchPods uses only the selectors whose
+// scope is a namespace selector.
 func (w *Store) stale(k *identity) {
 	if !k.stale {
 		k.stale = true
@@ -417,7 +421,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	}
 	p.subject.attach(p)
 	w.touch(p.subject)
-	if old != nil { // last, so that selectors which both versions use are not released in between
+	if old != nil { // remove the old version last: selectors that both versions use then stay in use
 		w.removePolicy(old)
 	}
 	return p

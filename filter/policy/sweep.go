@@ -1,14 +1,15 @@
 package policy
 
 // sweep matches pods with the peer selectors again, in small pieces, so that the many
-// selectors of a large policy do not delay other changes. It is for selectors that no policy
-// in force uses: the selectors of a draft, and those of removed policies. Until the sweep
-// ends, it is undefined whether a pod has the ids of these selectors.
+// selectors of a large policy do not delay other changes. It serves only selectors that no
+// policy in force uses: the selectors of a draft, and those of removed policies. Until the sweep
+// ends, a pod may lack the ids of draft selectors that match it, and may still have the ids of
+// removed selectors.
 type sweep struct {
 	namespaces []*namespace // namespaces that must still be matched
 	identities []*identity  // identities that must still be matched
 	draft      *Draft       // the draft with the selectors to match; may be nil
-	retired    limbo        // ids that are free after the sweep
+	retired    limbo        // ids that can be reused after the sweep
 }
 
 // namespacesPerPiece bounds the namespaces that are matched as one piece of work.
@@ -17,17 +18,17 @@ const namespacesPerPiece = 16
 // identitiesPerPiece bounds the identities that are matched as one piece of work.
 const identitiesPerPiece = 32
 
-// limbo holds the ids of released selectors that cannot be reused yet, because pods may
-// still have them. It also holds the namespaces of these pods.
+// limbo holds the ids of released selectors. An id in limbo must not be given to another
+// selector yet, because pods may still have it. limbo also holds the namespaces of these pods.
 type limbo struct {
 	peers, namespaces []uint32            // ids of peer selectors and of namespace selectors
-	wide              bool                // limbo includes all namespaces
-	in                map[string]struct{} // names of namespaces, unless wide
+	wide              bool                // set if the pods may be in any namespace
+	in                map[string]struct{} // names of the pods' namespaces; not used if wide is set
 }
 
 func (l *limbo) empty() bool { return len(l.peers)+len(l.namespaces) == 0 }
 
-// touch adds the namespaces in the scope of a selector.
+// touch adds the namespaces whose pods a selector may match.
 func (l *limbo) touch(s *selector) {
 	if s.scope.selector != nil {
 		l.wide = true

@@ -96,8 +96,9 @@ func (r chance) tiered() *tiered {
 	return c
 }
 
-// store returns a store with the cluster. In half of the cases, its ClusterNetworkPolicies
-// had other rules at an earlier commit.
+// store returns a store with the objects of the cluster and its ordered policies, not
+// committed. In half of the calls, it first commits versions of the ordered policies with
+// other actions.
 func (c *tiered) store(r chance) *policy.Store {
 	w := c.newStore()
 	if r.oneIn(2) {

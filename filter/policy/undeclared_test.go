@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// A namespace that gets the id of a deleted namespace is not matched by the selectors that
-// matched the deleted one, even if the new namespace has no object.
+// The store may give the id of a deleted namespace to a new one. The selectors that matched the
+// deleted namespace do not match the new one, even if the API has no Namespace object for it.
 func TestNamespaceThatNothingNames(t *testing.T) {
 	podIn := func(namespace, name, addr string) *corev1.Pod {
 		return &corev1.Pod{

@@ -14,11 +14,12 @@ import (
 
 // kernelQueue is one open NFQUEUE. It divides the work between go-nfqueue and this package.
 //
-// go-nfqueue binds and configures the queue, and encodes the verdicts. Its requests and
-// verdicts go through our own [socket], which batches the verdicts. Its reader is parked,
-// because it would take one message with each system call and allocate for each packet, and
-// because its callback hides where a burst ends. Packets are read by kernelQueue.read
-// instead.
+// go-nfqueue binds and configures the queue, and encodes the verdicts. It sends both
+// through our own [socket], which sends many verdicts with one system call.
+// kernelQueue.read reads the packets. go-nfqueue's own reader is blocked (see
+// socket.ReceiveIter) for two reasons: it needs a system call for each message and
+// allocates for each packet; and it passes packets to a callback one by one, so that the
+// worker would not know which packet is the last of a burst.
 type kernelQueue struct {
 	library *nfqueue.Nfqueue
 	socket  *socket
@@ -73,9 +74,10 @@ func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
 	return q, nil
 }
 
-// read waits for packets, reads up to limit messages with one system call, and returns the
-// packets and the number of messages. The two numbers differ: some messages are errors, and
-// packets that arrived before the queue was configured are returned first, as 0 messages.
+// read waits for messages, and reads up to limit of them with one system call. It returns
+// the packets in these messages, and the number of messages. There may be fewer packets
+// than messages, because some messages are errors. If packets arrived before the queue was
+// configured, the first read returns only these, and 0 as the number of messages.
 func (q *kernelQueue) read(limit int) (packets []packet, messages int, err error) {
 	if early := q.socket.takeEarly(); len(early) > 0 {
 		return early, 0, nil
@@ -172,8 +174,9 @@ func parsePacket(body []byte) (p packet, err error) {
 func explain(err error, netNS int, number uint16) error {
 	taken := errors.Is(err, unix.EBUSY)
 	if errors.Is(err, unix.EPERM) {
-		// The kernel returns EPERM both for a queue of another process and for a missing
-		// privilege. The list of bound queues distinguishes them, if it can be read.
+		// The kernel returns EPERM in two cases: another process has bound the queue, or
+		// this process lacks a privilege. Bound distinguishes the cases, if it can read the
+		// list of bound queues.
 		taken, _ = Bound(netNS, number, 1)
 	}
 	switch {

@@ -11,15 +11,16 @@ const (
 	// maxBurst bounds the messages that one system call reads. Their verdicts are sent
 	// together, so it also bounds how long a verdict waits for others.
 	maxBurst = 64
-	// overflowBurst replaces maxBurst for the overflow queue, and floodBurst replaces it
-	// during a flood. A flood begins after floodBacklog messages without a pause, and ends
-	// when the worker has kept up for floodQuiet. A shorter pause does not end it, because a
-	// flood has short pauses too.
+	// The overflow queue has smaller bursts: overflowBurst is its bound, and floodBurst is its
+	// bound during a flood. A flood begins after floodBacklog messages without a pause. (A read
+	// that returns fewer messages than its bound has emptied the queue, so a pause follows.) The
+	// flood ends when all reads in a time of floodQuiet have emptied the queue. A shorter time
+	// does not end it, because a flood has short pauses too.
 	//
 	// The other workers wait for at most one burst of the overflow queue. During a flood,
-	// the 99th percentile of their waits was a quarter longer with bursts of 4 messages
-	// instead of 2, and twice as long with 8. Without a flood, bursts of 2 cost a busy
-	// client a third of its connections; bursts of 16 cost it none.
+	// the 99th percentile of their waits with bursts of 4 messages was 1.25 times that with
+	// bursts of 2; with bursts of 8, it was twice as long. Without a flood, bursts of 2 cost a
+	// busy client a third of its connections; bursts of 16 cost it none.
 	overflowBurst = 16
 	floodBurst    = 2
 	floodBacklog  = 512
@@ -28,15 +29,15 @@ const (
 
 // pace decides how many messages the next read takes.
 type pace struct {
-	burst    int  // bounds the messages of the next read
+	burst    int  // largest number of messages that the next read may take
 	overflow bool // the queue is the overflow queue, which yields to all others
 
-	behind     int       // messages since the last read that returned fewer than burst
-	floodUntil time.Time // time at which the current flood counts as over
+	behind     int       // messages since the last read of fewer messages than burst, which emptied the queue
+	floodUntil time.Time // end of the current flood, unless another read without a pause postpones it
 
-	// Once fullBacklog messages have come without a pause, full is called after each burst
-	// until the next pause. Its parameter first is true in the first of these calls. If
-	// fullBacklog is 0, full is never called.
+	// After fullBacklog messages without a pause, the function full is called after each
+	// read, up to and including the last read before a pause. The parameter "first" is true in
+	// the first of these calls. If fullBacklog is 0, the function full is never called.
 	fullBacklog int
 	unpaused    int // messages since the last pause
 	full        func(first bool)
@@ -60,8 +61,9 @@ func (p *pace) took(n int) {
 	}
 }
 
-// countUnpaused counts the messages that came without a pause. A read of fewer messages
-// than burst is the last one before a pause.
+// countUnpaused adds n to the messages that came without a pause, and calls full if there are
+// fullBacklog or more. A read of fewer messages than burst has emptied the queue: a pause
+// follows, and the count begins at 0 again.
 func (p *pace) countUnpaused(n int) {
 	before := p.unpaused
 	if p.unpaused += n; p.unpaused >= p.fullBacklog {
@@ -72,7 +74,8 @@ func (p *pace) countUnpaused(n int) {
 	}
 }
 
-// adapt sets the size of the overflow queue's next burst, after a burst of n messages.
+// adapt sets the bound of the overflow queue's next read (floodBurst during a flood, otherwise
+// overflowBurst), after a read that took n messages.
 func (p *pace) adapt(n int, now time.Time) {
 	if p.behind += n; n < p.burst {
 		p.behind = 0
@@ -89,15 +92,15 @@ func (p *pace) adapt(n int, now time.Time) {
 // yield lets all other work run first while the overflow queue is flooded; if there is no
 // other work, it returns at once. It needs both calls. Gosched yields to the other workers:
 // it also wakes an idle thread of the runtime, which looks for packets in their queues.
-// sched_yield yields to the pods: without it the kernel lets a busy thread run on for
-// milliseconds, and a thread that has just become runnable waits that long. The 99th
-// percentile of another pod's connection times on two cores, compared with no flood, was
-// 17 times as long with neither call, 11 or 18 times with one of them, and twice as long
-// with both.
+// sched_yield yields to the processes of pods: without it, the kernel lets this busy thread
+// run on for milliseconds, and a pod's thread that has just become runnable waits that long.
+// During a flood, the 99th percentile of another pod's connection times on two cores was a
+// multiple of that without a flood: 17 times with neither call, 11 or 18 times with one of
+// them, and twice with both.
 //
-// Without a flood, yield does nothing. Otherwise every busy program would run first, for
-// milliseconds each: on a node that started containers, a client that was merely over its
-// limit waited for up to 770 ms, against 50 ms without yielding.
+// Without a flood, yield does nothing. If it yielded then too, every busy program of the node
+// would run first, for milliseconds each: on a node that started containers, a client whose
+// packets exceeded its limit waited for up to 770 ms, against 50 ms without yielding.
 //
 // The thread keeps its priority. At a lower priority, the kernel could suspend it for a
 // long time in the middle of a burst, and the garbage collector would wait for it.

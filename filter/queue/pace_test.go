@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// The worker of the overflow queue reads only a few packets at a time during a flood, and
-// more again once it has kept up for a while.
+// During a flood, the worker of the overflow queue reads at most floodBurst packets at a
+// time. When its reads have not been full for floodQuiet, it reads up to overflowBurst
+// packets again.
 func TestPace(t *testing.T) {
 	p := newPace(true)
 	now := time.Now()

@@ -141,7 +141,8 @@ func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 		if err == nil {
 			err = q.flush() // returns when the kernel has carried out the verdicts
 		}
-		h.evaluator.Exit() // quiescent: every verdict of the snapshot has been carried out
+		// All verdicts have been carried out, so from here on this goroutine uses no snapshot.
+		h.evaluator.Exit()
 		if err != nil {
 			return err
 		}
@@ -151,9 +152,9 @@ func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 	}
 }
 
-// expireDisplaced answers the packets that were displaced. It does not evaluate the
-// remaining packets again, because in a flood each arriving packet may displace one. It
-// returns the zero time, so that run leaves its timer unchanged.
+// expireDisplaced answers the displaced packets, as if they had reached their deadline. It
+// does not evaluate the other packets: in a flood, each arriving packet may displace one, and
+// would cause an evaluation of all. The returned time is zero: run then keeps its timer.
 func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -60,21 +60,22 @@ type Options struct {
 	MaxLen uint32
 	// CopyRange bounds the bytes that are read of each packet; 0 means DefaultCopyRange.
 	CopyRange uint32
-	// FailOpen lets packets pass if their queue is full; otherwise they are dropped. With
-	// FailOpen, a flood lets packets through that policies deny.
+	// FailOpen makes the kernel let a packet pass if its queue is full, instead of dropping
+	// it. So with FailOpen, packets that policies deny may pass during a flood.
 	FailOpen bool
-	// OnGap, if set, is called after packets may have passed without a verdict: with
-	// FailOpen, after a queue may have been full; and after a worker was restarted, because
-	// the rules may accept packets while their queue has no reader. It must not block.
+	// OnGap, if not nil, is called when packets may have passed without a verdict. There are
+	// two causes: with FailOpen, a queue may have been full; and a worker was restarted, and
+	// the rules may accept packets while their queue has no reader. OnGap must not block.
 	OnGap func()
 	// NoGSO makes the kernel segment large packets before it queues them. Some kernels
 	// then drop UDP segments and SCTP.
 	NoGSO bool
 	// Hold bounds how long a packet waits for its pod to become known.
 	Hold time.Duration
-	// MaxHeld bounds the pending packets of all queues together: it is the number of places.
-	// When no place is free, a packet of a sender with fewer places displaces one of the
-	// sender with the most; see shares.
+	// MaxHeld bounds the pending packets of all queues together: each takes one of MaxHeld
+	// places. If no place is free, a new packet may take the place of a packet from the sender
+	// with the most places. It may if its own sender has fewer places. The type shares defines
+	// what a sender is, and chooses the packet.
 	MaxHeld int
 	// NetNS is a file descriptor of the network namespace of the queues; 0 means the
 	// network namespace of the process.
@@ -90,9 +91,9 @@ func (o Options) span() int {
 }
 
 const (
-	// DefaultMaxLen is four times the kernel's default. A full queue empties in 80 ms, at
-	// 20 µs a packet; a client whose packet is dropped because the queue is full waits a
-	// second before it retransmits.
+	// DefaultMaxLen is four times the kernel's default of 1024. A worker empties a full queue
+	// in 80 ms, at 20 µs a packet. That delay is better than a drop: if a full queue drops the
+	// first packet of a TCP connection, the client retransmits it only after a second.
 	DefaultMaxLen = 4096
 	// DefaultCopyRange covers every header that a decision needs, except for long chains of
 	// IPv6 extension headers, which make the packet opaque.
@@ -108,12 +109,12 @@ type Stats struct {
 	Dropped         uint64 // packets that the kernel dropped because the queue or the socket was full
 	Overflow        uint64 // packets of the overflow queue; included in Allowed and Denied
 	OverflowDropped uint64 // packets of the overflow queue that the kernel dropped; not included in Dropped
-	Full            uint64 // times that a queue may have been full and let packets pass
+	Full            uint64 // with FailOpen: how often a queue may have let packets pass because it was full
 
 	Pending      int64  // packets that wait for their pod now
 	Held         uint64 // packets that have been held since the start
 	HoldExpired  uint64 // packets whose pod did not become known in time
-	HoldRejected uint64 // packets that got no place, or lost it to a packet of another sender
+	HoldRejected uint64 // packets that were not held, or no longer held, because all places were taken
 }
 
 // Queues are the workers of all queues.
@@ -156,11 +157,12 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 	return q, nil
 }
 
-// fullBacklog returns the least number of packets that a worker reads without a pause after
-// its queue or its socket's receive buffer was full; buffer is the size of that receive buffer
-// in bytes. The type pace detects a full queue by this number, because with FailOpen the kernel
-// does not count the packets that find the queue full. Such a queue holds at most MaxHeld
-// pending packets and one burst under evaluation; the other packets are unread.
+// fullBacklog returns a number of packets: if a worker reads fewer packets without a pause,
+// neither its queue nor its socket's receive buffer was full before. buffer is the size of
+// that receive buffer in bytes. The type pace detects a full queue by this number, because
+// with FailOpen the kernel does not count the packets that find the queue full. Of the
+// MaxLen packets in a full queue, at most MaxHeld are pending and at most maxBurst are
+// being evaluated. All others are unread, and the worker reads them without a pause.
 func (o Options) fullBacklog(buffer int) int {
 	most := 2*(int(o.CopyRange)+overhead) + 1024 // upper bound of the buffer space that the kernel charges for a packet
 	return max(1, min(int(o.MaxLen)-o.MaxHeld-maxBurst, buffer/most))

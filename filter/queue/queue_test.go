@@ -416,8 +416,9 @@ func TestFullQueueFailOpen(t *testing.T) {
 	}
 }
 
-// With FailOpen, OnGap is called after packets may have passed because the queue was full:
-// not before the worker reads the queue, and not if the queue was never nearly full.
+// With FailOpen, the kernel lets packets pass while the queue is full. When the worker reads a
+// queue that has been full, it calls OnGap. OnGap is not called before that read. It is never
+// called if the queue was never nearly full, or without FailOpen.
 func TestFullQueueCallsOnGap(t *testing.T) {
 	for _, c := range []struct {
 		name          string
@@ -612,8 +613,9 @@ func TestHold(t *testing.T) {
 	}
 }
 
-// Packets that have waited for Options.Hold, and packets for which there is no place,
-// expire.
+// A held packet is denied when it has waited for the time Options.Hold. A packet is denied at
+// once if Options.MaxHeld packets are held already. For both, the queue calls the evaluator's
+// Expire.
 func TestHoldIsBounded(t *testing.T) {
 	r := newFixture(t, 1, func(data []byte) filter.Action {
 		if bytes.Contains(data, []byte("late")) {
@@ -699,8 +701,8 @@ func TestHoldIsShared(t *testing.T) {
 	}
 }
 
-// Packets that a worker holds when it fails are not answered in the queue that it opens
-// next, where their IDs belong to other packets.
+// A worker that fails opens its queue again. It must forget the packets that it held before: in
+// the new queue, their IDs belong to other packets, which would get the verdicts of the old ones.
 func TestHoldEndsWithItsQueue(t *testing.T) {
 	var queues atomic.Pointer[queue.Queues]
 	var r *fixture

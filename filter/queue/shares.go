@@ -25,10 +25,10 @@ type shares struct {
 // sharer is an interface, or a source address at an interface.
 type sharer struct {
 	n       int              // places in use
-	packets []*pendingPacket // for an address: its packets, the oldest first
+	packets []*pendingPacket // only of an address: its packets, the oldest first
 
-	addresses map[netip.Addr]*sharer // for an interface: the source addresses of its packets
-	ranks     ranks                  // for an interface: addresses, by places in use
+	addresses map[netip.Addr]*sharer // only of an interface: the sharers of its source addresses
+	ranks     ranks                  // only of an interface: these sharers, by places in use
 }
 
 func newShares(most int) *shares {
@@ -64,9 +64,14 @@ func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 	return displaced, true
 }
 
-// displace returns the packet that p displaces, or nil. It is the newest packet of the sender
-// with the most places. The sender of p must have at least two places fewer: otherwise the two
-// senders would displace each other's packets in turn.
+// displace returns the packet that p displaces, or nil if p must not displace any.
+//
+// displace first compares interfaces. If the interface with the most places has at least two
+// more than the interface of p, a packet of that interface is displaced. Otherwise displace
+// compares the source addresses at the interface of p. If the address with the most places has
+// at least two more than the source of p, a packet of that address is displaced. In both cases,
+// it is the newest packet of the interface's address with the most places. If a difference of
+// one were enough, two senders would displace each other's packets in turn.
 func (s *shares) displace(p *pendingPacket) *pendingPacket {
 	own, top := s.devices[p.device], s.ranks.top()
 	switch {
@@ -114,7 +119,8 @@ func (s *shares) held() int {
 func (s *shares) remove(p *pendingPacket) {
 	d := s.devices[p.device]
 	a := d.addresses[p.source]
-	for i, o := range a.packets { // usually few steps: the oldest packet is first, and expires first
+	// The loop usually takes few steps: the oldest packet is at the front, and expires first.
+	for i, o := range a.packets {
 		if o == p {
 			a.packets = append(a.packets[:i], a.packets[i+1:]...)
 			break

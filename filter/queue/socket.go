@@ -19,12 +19,12 @@ const (
 	// overhead is an upper bound of a message's size without its packet, in bytes.
 	overhead = 512
 	// receiveBuffer is the requested size of the socket's receive buffer, in bytes. The
-	// kernel accounts about 800 bytes for each packet, so that a queue reaches MaxLen
-	// before the buffer is full.
+	// kernel counts about 800 bytes for each packet, so the buffer has room for more than
+	// 10,000 packets. A queue of DefaultMaxLen packets is full before the buffer is.
 	receiveBuffer = 8 << 20
-	// maxOut bounds the verdicts of one system call, in bytes; about 800 verdicts fit. The
-	// kernel refuses more than the socket's send buffer, some 200 KiB, and many pending
-	// packets may be answered at once.
+	// maxOut is the number of buffered bytes at which Send flushes the verdicts: about 800
+	// verdicts. The workers may answer many pending packets at once, and the kernel rejects
+	// a message that is larger than the socket's send buffer (some 200 KiB).
 	maxOut = 32 << 10
 
 	headerLen  = 16       // struct nlmsghdr
@@ -37,8 +37,10 @@ const (
 // costs twice as much CPU.
 //
 // go-nfqueue uses it as a netlink.Socket, to send requests and to read their
-// acknowledgements. A queue delivers packets as soon as it is bound, before it is
-// configured. Packets that arrive before an acknowledgement are kept for the first read.
+// acknowledgements. The kernel delivers packets as soon as the queue is bound. So packets
+// may arrive while go-nfqueue waits for the acknowledgement of a request that configures
+// the queue. The socket keeps such packets in early, and kernelQueue.read returns them
+// first.
 type socket struct {
 	conn *nlsocket.Conn
 	raw  syscall.RawConn
@@ -51,7 +53,7 @@ type socket struct {
 	mu  sync.Mutex // guards out: another goroutine answers pending packets
 	out []byte     // verdicts that are not yet sent
 
-	requested bool          // a request waits for its acknowledgement
+	requested bool          // a request was sent whose acknowledgement has not been read
 	early     []packet      // packets that came before the acknowledgement
 	closed    chan struct{} // closed by Close
 
@@ -94,12 +96,13 @@ func (s *socket) setUp(copyRange uint32) error {
 	// SO_RCVBUFFORCE may exceed net.core.rmem_max. If it fails, the socket works with a
 	// smaller buffer, and its losses are counted and reported.
 	_ = s.conn.SetsockoptInt(unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
-	// The kernel drops and counts excess packets either way. Without this option, the next
-	// read would also fail with ENOBUFS, and the worker with it.
+	// If the buffer is full, the kernel drops and counts packets, with or without this
+	// option. Without it, the next read would also return ENOBUFS, and the worker would
+	// fail.
 	if err := s.conn.SetsockoptInt(unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS, 1); err != nil {
 		return fmt.Errorf("set NETLINK_NO_ENOBUFS: %w", err)
 	}
-	_ = s.conn.SetsockoptInt(unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1) // errors come without a copy of the request
+	_ = s.conn.SetsockoptInt(unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1) // the kernel's error messages then omit the copy of the request
 	if s.raw, err = s.conn.SyscallConn(); err != nil {
 		return err
 	}
@@ -214,8 +217,10 @@ func (s *socket) Receive() ([]netlink.Message, error) {
 	return all, nil
 }
 
-// ReceiveIter implements netlink.Socket: it returns the acknowledgement of a request.
-// Without a request it blocks until the socket is closed, which parks go-nfqueue's reader.
+// ReceiveIter implements netlink.Socket. If a request was sent, it yields the
+// acknowledgement. Otherwise, go-nfqueue's reader has called it to read packets.
+// kernelQueue.read reads them instead, so ReceiveIter blocks this reader until the socket
+// is closed.
 func (s *socket) ReceiveIter() iter.Seq2[netlink.Message, error] {
 	return func(yield func(netlink.Message, error) bool) {
 		if !s.requested {

@@ -10,9 +10,9 @@ import (
 	"sluice/filter"
 )
 
-// A worker that failed is restarted after a backoff: firstBackoff at first, doubled with each
-// failure up to lastBackoff. Both are short, because the packets of the worker's queue are
-// dropped meanwhile.
+// A worker that failed is restarted after a backoff. The backoff is firstBackoff at first, and
+// doubles with each failure up to lastBackoff. Both are short, because the kernel drops the
+// packets of the worker's queue during the backoff or, with --fail open, lets them pass.
 const (
 	firstBackoff = 10 * time.Millisecond
 	lastBackoff  = time.Second
@@ -66,8 +66,9 @@ func (w *worker) session(ctx context.Context) error {
 		return err
 	}
 	defer context.AfterFunc(ctx, q.close)()
-	// Close the queue before the pending packets are forgotten. A packet that remained would
-	// be answered in the queue that is opened next, where its ID belongs to another packet.
+	// The deferred calls close the queue first and then end w.pending. In the other order, a
+	// packet could stay pending until the next session, which would answer it by its ID. In
+	// the queue of that session, the ID belongs to another packet.
 	defer w.pending.start(ctx, q, w.fail)()
 	defer q.close()
 	p, err := w.newPace(q)
@@ -108,8 +109,9 @@ func (w *worker) started() {
 	}
 }
 
-// queueFull records that packets may have found the queue full and passed. first is set at
-// the first call after a pause; see pace.full.
+// queueFull records that the queue may have been full, and that packets may therefore have passed
+// without a verdict. A series of calls ends when the worker has read the queue empty. first is
+// true in the first call of a series; see pace.full.
 func (w *worker) queueFull(first bool) {
 	if first && w.queues.full.Add(1) == 1 {
 		w.queues.log.Warn("a queue may have been full and let packets pass without a verdict; their connections will be judged. More or longer queues may help",
@@ -136,7 +138,7 @@ func (w *worker) answer(q *kernelQueue, p *pace) error {
 		if err == nil {
 			err = q.flush() // returns when the kernel has carried out the verdicts
 		}
-		w.evaluator.Exit() // quiescent: every verdict of the snapshot has been carried out
+		w.evaluator.Exit() // every verdict since Enter has been carried out, as Exit requires
 		if err != nil {
 			return err
 		}

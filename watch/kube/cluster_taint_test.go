@@ -45,9 +45,10 @@ func (r *real) taints() (keys []string) {
 	return keys
 }
 
-// TestClusterStartupTaint checks with a real API server that the patch works with the chart's
-// rights and fails with fewer. While other clients change the Node all the time, the startup
-// taint is always removed, and nothing else is.
+// TestClusterStartupTaint checks against a real API server that the agent can remove the startup
+// taint if it has the right to patch Nodes, and reports an error if it lacks this right. Other
+// clients change the Node all the time; the agent still removes the startup taint, and never
+// removes another taint.
 func TestClusterStartupTaint(t *testing.T) {
 	r := realServer(t)
 	r.grant()

@@ -163,7 +163,7 @@ func TestClusterFollow(t *testing.T) {
 	r.must(err)
 	r.must(r.StopServer(syscall.SIGTERM))
 	r.must(r.StartServer(r.ctx))
-	f.names("10.1.0.3", "default/other") // the last state that the source knows
+	f.names("10.1.0.3", "default/other") // the connection is still cut, so the old state stays in force
 	l.set(false)
 	f.names("10.1.0.3", "default/new")
 	f.verdict("10.1.0.4", "10.1.0.1", 6379, filter.Deny)

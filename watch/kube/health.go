@@ -26,7 +26,7 @@ type KindHealth struct {
 	// first failure, and while the watch of the kind is open. After a failure, the known
 	// objects stay in force.
 	Err      error
-	Since    time.Time // time at which Err last was set, cleared, or replaced with a different failure
+	Since    time.Time // time of the last change of Err; before the first change, the time at which the source was created
 	Objects  int       // number of objects in the last full list
 	Events   uint64    // added, changed and deleted objects, except for those in lists
 	Restarts uint64    // watches that were opened again
@@ -41,7 +41,7 @@ type health struct {
 
 	mu     sync.Mutex
 	kinds  []*kindState
-	logged []string  // keys of the logged failures; empty once all kinds have recovered
+	logged []string  // keys of the failures that were logged since all kinds last were without a failure
 	began  time.Time // time at which the first of the logged failures was recorded
 }
 
@@ -104,7 +104,7 @@ func (h *health) synced(k *kind, objects int) {
 // requestDone records the outcome of a request.
 func (h *health) requestDone(k *kind, verb string, err error) {
 	if isRestart(err) {
-		return // the agent is ending, or the reflector lists again
+		return // no failure: the agent is ending, or the watch has expired and the reflector lists again
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

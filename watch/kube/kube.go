@@ -37,14 +37,14 @@ import (
 	"sluice/filter/policy"
 )
 
-// pageSize bounds the number of objects in one page of a list. It applies to servers that
-// do not stream lists. It limits the memory usage: before an object is reduced, it takes
-// about 15 KB.
+// pageSize bounds the number of objects in one page of a list, if the server does not stream
+// lists. It limits the memory usage: an object takes about 15 KB until it is reduced to what
+// decisions need.
 const pageSize = 500
 
 // The wait between attempts to reach the API server doubles from minRetryBackoff to
 // maxRetryBackoff. Reflectors add up to half of it at random. The maximum is lower than
-// client-go's 30 s, because policies are late by up to one wait after the server is back.
+// client-go's 30 s: when the server is back, new policies come into force up to one wait late.
 const (
 	minRetryBackoff = 200 * time.Millisecond
 	maxRetryBackoff = 10 * time.Second

@@ -21,8 +21,9 @@ func nodeObject(name string, ranges ...string) *node {
 	return slimNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: ranges}})
 }
 
-// The snapshot after a change of a Node has the changed ranges. So the sweep that such a
-// change requires runs at once, and does not wait for another change.
+// The first snapshot after a change of a Node has the new pod ranges. So the publication of this
+// snapshot starts the sweep that new ranges require; otherwise, the sweep would wait for another
+// change.
 func TestRangesComeWithTheirChange(t *testing.T) {
 	q := newQueue(1)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))

@@ -112,8 +112,8 @@ func addPorts(text *portText, c *corev1.Container) {
 	}
 }
 
-// form converts the pod to the type that the policy store takes. The value does not escape to
-// the heap: it stays on the stack of put, which calls form.
+// form converts the pod to the type that the policy store takes. It returns the value, not a
+// pointer, so that the value stays on the stack of the caller, put.
 func (p *pod) form() policy.Pod {
 	o := policy.Pod{
 		Namespace: p.Namespace, Name: p.Name, Labels: p.labels.of(), Node: p.node,

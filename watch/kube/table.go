@@ -32,9 +32,9 @@ type table struct {
 	health *health
 	nodes  *nodes        // reads Nodes; nil for other kinds
 	taint  *startupTaint // removes the startup taint of this node's Node; nil for other kinds, and without a taint
-	// known contains the names of the objects that the API server has. The value is the
-	// label set of a pod. This reference keeps the set alive, so that new pods with equal
-	// labels share it: the policy store refers only to the labels in it.
+	// known maps the name of each object that the API server has to the label set of a pod. The
+	// map keeps each label set alive, so that new pods with equal labels share it. The policy
+	// store does not keep it alive, because it refers only to the labels in the set.
 	known  map[types.NamespacedName]*labelSet
 	listed bool // the first list has arrived
 }

@@ -270,7 +270,8 @@ func appendMissing(list []string, one []byte) []string {
 	return list
 }
 
-// readSpec decodes the spec, and appends the text forms of the ports to at.
+// readSpec decodes the spec into p. It appends the ports of containers to at.ports and those of
+// sidecars to at.sidecars, in text form.
 func (p *pod) readSpec(spec []byte, at *texts) error {
 	return each(spec, func(f field) error {
 		switch f.number {
@@ -284,7 +285,7 @@ func (p *pod) readSpec(spec []byte, at *texts) error {
 		case specInit:
 			before := len(at.sidecars)
 			always, err := wirePorts(&at.sidecars, f.bytes)
-			if !always { // not a sidecar: it ends before the containers start
+			if !always { // the init container is not a sidecar, and ends before the pod's containers start
 				at.sidecars = at.sidecars[:before]
 			}
 			return err

@@ -38,10 +38,11 @@ func (c *checker) problem(field, detail, hint string) {
 	c.p.problem(c.object, c.at+field, detail, c.rule+hint)
 }
 
-// strict notes an unknown field, unless it is in the spec or the status of a policy. Such a
-// field may belong to a newer API, and does not affect decisions. specByParts reports a field
-// in a policy's spec, as a problem of the rule. The status is ignored: NetworkPolicies had one
-// in Kubernetes 1.24 to 1.27.
+// strict handles err, an error of the strict decoder. If err is about an unknown field,
+// strict adds a note: the field may belong to a newer API, and does not affect decisions.
+// There are two exceptions. An unknown field in the spec of a policy is a problem, which
+// specByParts reports. A status of a policy is ignored, because NetworkPolicies had one in
+// Kubernetes 1.24 to 1.27. Any other err is a problem.
 func (c *checker) strict(object any, err error) {
 	isPolicy := c.kind != nil
 	c.uncertain = true // the decoder reports at most 100 unknown fields
@@ -56,9 +57,10 @@ func (c *checker) strict(object any, err error) {
 	}
 }
 
-// undecodable reports a value of the wrong type. The parameter at is the path of a field, and
-// text is the field's JSON. If at is empty, text is the whole object. undecodable decodes text
-// again with encoding/json, because only that decoder names the field.
+// undecodable reports a problem if text cannot be decoded into object, because a value has
+// the wrong type. text is the JSON of the field with the path at, or of the whole object if
+// at is empty. err is the error of the first decoder, which does not name the field of the
+// value. So undecodable decodes text again with encoding/json, whose error names the field.
 func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	var wrong *json.UnmarshalTypeError
 	again := json.Unmarshal(text, newLike(object))

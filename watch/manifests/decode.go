@@ -88,8 +88,8 @@ func toJSON(text []byte) (_ []byte, err error) {
 
 var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
 
-// behind reports whether there is text behind the first YAML document in d. The YAML parser
-// would ignore such text. where is the line of the text, as the beginning of a message.
+// behind reports whether d has more text after its first YAML document. toJSON ignores such
+// text. where is "line N: ", the beginning of a message, or "" if the line is not known.
 func behind(d document) (where string, more bool) {
 	defer func() {
 		if recover() != nil {
@@ -107,7 +107,7 @@ func behind(d document) (where string, more bool) {
 		line := 1
 		if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
 			line, _ = strconv.Atoi(m[1]) // the match has only digits
-			line++                       // the parser counts this line from 0
+			line++                       // in this error, the parser counts lines from 0
 		}
 		where = fmt.Sprintf("line %d: ", d.line+line)
 	}

@@ -167,9 +167,10 @@ func bomb() string {
 
 const policyHead = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchLabels: {a: b}}\n"
 
-// Unknown fields in the metadata or beside the spec are ignored, with a note. An unknown field
-// in a rule closes that rule. One in the spec itself closes the whole policy, in both
-// directions.
+// An unknown field of a policy has one of three effects, depending on its place. In the
+// metadata or beside the spec, it is ignored, with a note. Inside a rule, it closes the
+// rule: the rule allows nothing. In the spec but outside a rule, it closes the policy: the
+// policy isolates its pods in both directions and allows nothing.
 func TestUnknownFields(t *testing.T) {
 	const closedRule, openRule = "closed", "open"
 	tests := map[string]struct {
@@ -330,8 +331,10 @@ func TestNotRead(t *testing.T) {
 	}
 }
 
-// FuzzParse checks that no document of any input is lost: each one with content becomes an
-// object, a problem or a note, or is of an unsupported kind.
+// FuzzParse checks that no input makes the parser lose a document silently. It appends a
+// policy to the input. The parser must return this policy or report a problem, unless the
+// policy may be part of the input's last comment or scalar (see swallowed). Each problem,
+// note and hole must have a detail and a hint.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		web, shop, closed, "{", "--- a\n...\n---", `{"kind":"List","items":[{}]}`, web + "----\n" + closed, `{"a":1}{"b":2}`,

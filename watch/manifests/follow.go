@@ -26,14 +26,14 @@ const (
 	debounceQuiet = 10 * time.Millisecond
 	// debounceMax bounds the duration of a series.
 	debounceMax = 50 * time.Millisecond
-	// resyncInterval bounds the time until a change without an event is detected: behind a
-	// link that leads out of the directory, on a file system without notification, or in a
-	// directory that was missing. A resync costs one stat for each file.
+	// resyncInterval bounds the time until Follow detects a change that causes no event. Such
+	// changes happen behind a link that leads out of the directory, on a file system without
+	// notification, or in a directory that was missing. A resync costs one stat for each file.
 	resyncInterval = 5 * time.Second
 )
 
-// Delta is a change of the objects in a directory. Deltas that are applied in order lead
-// from one state of the directory to the next.
+// Delta is the difference between two successive states of the objects in a directory. Apply
+// it to a policy store that has the earlier state, to get the later one.
 type Delta struct {
 	Set     Objects // new and changed objects
 	Deleted []Ref
@@ -85,7 +85,7 @@ type follower struct {
 	touched map[string]bool // paths with events since the last scan
 	all     bool            // events were lost, so every file must be read
 	state   *merged
-	logged  map[Problem]bool // problems that have been logged: of roots, and about duplicate objects
+	logged  map[Problem]bool // problems that logNew has logged: duplicate objects and unreadable subdirectories
 
 	onProblems func([]Problem) // may be nil
 	reported   []Problem       // argument of the last call of onProblems
@@ -106,7 +106,7 @@ type root struct {
 // file is the state of one file.
 type file struct {
 	info    fs.FileInfo
-	content *content  // the content in force: the last good content, if there is one
+	content *content  // the content in force: the last without problems, or else the last nonempty one
 	good    bool      // the content in force has no problems
 	broken  bool      // the content that was read last has problems
 	wrong   []Problem // problems of the content that was read last
@@ -362,9 +362,10 @@ func (f *follower) apply(path string, known *file, now *content) {
 	}
 }
 
-// inPolicies returns the problems that the netpol package finds in the policies, except
-// consequences of c.problems. A rule with a problem allows nothing, which is safe. But the
-// problem makes the file count as broken, so that its last good state stays in force.
+// inPolicies returns the problems that the netpol package finds in the policies, except those
+// that c.problems cause. A rule with a problem allows nothing, which is safe, but may deny
+// what the author wanted to allow. So the returned problems make the file count as broken, and
+// its last good state stays in force.
 func (c *content) inPolicies() []Problem {
 	var found []Problem
 	for _, it := range c.items {
@@ -442,8 +443,8 @@ func (f *follower) reportNotRead(now []NotRead) {
 	}
 }
 
-// difference returns the change from before to after. It compares items by identity,
-// because an unchanged file keeps its items.
+// difference returns the change from before to after. An item counts as changed if its pointer
+// differs: the items of a file keep their pointers until the file is read again.
 func difference(before, after *merged) Delta {
 	d := Delta{Set: Objects{Origins: make(map[string]Origin)}}
 	for _, it := range before.items {

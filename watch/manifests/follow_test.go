@@ -222,8 +222,8 @@ func TestFollowOneFile(t *testing.T) {
 	f.until("NetworkPolicy default/closed")
 }
 
-// A series of events leads to one change, so that there is never a time at which only some of
-// the events have taken effect.
+// Several file events in quick succession lead to a single delta. So the state never contains only
+// a part of these events.
 func TestFollowCoalescesBursts(t *testing.T) {
 	f := follow(t, t.TempDir())
 	stage := t.TempDir()
@@ -314,8 +314,8 @@ func TestTruncatedFileLosesItsObjects(t *testing.T) {
 	})
 }
 
-// The readable part of a file that has never been good stays in force when the file is
-// truncated.
+// A file has errors from the beginning, so that only its readable objects are in force. When the
+// file is truncated, these objects stay in force.
 func TestTruncatedBrokenFileKeepsItsObjects(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"all.yaml": closed + "---\na: ["}))
 	f.put("all.yaml", "")

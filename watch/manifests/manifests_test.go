@@ -268,7 +268,7 @@ func TestBrokenPolicyAllowsNothing(t *testing.T) {
 	ingress, both := [2]bool{filter.Ingress: true}, [2]bool{true, true}
 	tests := map[string]struct {
 		spec     string
-		selector int // number of requirements that are kept
+		selector int // expected number of requirements in the policy's pod selector
 		isolates [2]bool
 	}{
 		"in a rule":         {"  podSelector: {matchLabels: {a: b}}\n  ingress: [{form: []}]\n", 1, ingress},

@@ -10,8 +10,9 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// step is one step of the path from a policy's spec to a field: an object, and its field
-// that contains the next step. field is empty in the last step.
+// step is one step of the path from a policy's spec to a field. object is the type of the object
+// at this step. field is the name of the field of object in which the next step's object is; it
+// is empty in the last step.
 type step struct {
 	object reflect.Type
 	field  string
@@ -52,8 +53,9 @@ func (k *policyKind) suggest(path string) string {
 		strings.Join(fields, ", ")
 }
 
-// stepsTo follows the path as long as the API has its fields, and returns the rest of the
-// path as the unknown name. The name may contain dots, as the keys of labels do.
+// stepsTo follows the path from t until it meets a name that is not a field of the API. It returns
+// the steps so far, and the rest of the path as name. name may contain dots, because it may be the
+// key of a label.
 func stepsTo(t reflect.Type, path string) (steps []step, name string) {
 	for {
 		part, rest, more := strings.Cut(path, ".")
@@ -67,13 +69,14 @@ func stepsTo(t reflect.Type, path string) (steps []step, name string) {
 	}
 }
 
-// homeOf returns a hint about where an unknown field belongs: in an enclosing object, or
-// directly below one. It returns "" if there is no such place.
+// homeOf returns a hint about the place to which the unknown field name can be moved: an object on
+// the path, or an object that is a field of one of these. It returns "" if none of them has a
+// field with this name.
 func homeOf(name string, steps []step) string {
 	for _, s := range slices.Backward(steps) {
 		switch {
 		case s.field == name:
-			return "" // the field is nested in itself
+			return "" // the path already contains a field with this name
 		case s.field != "" && fieldType(s.object, name) != nil:
 			return "move it beside " + s.field
 		}

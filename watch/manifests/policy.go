@@ -59,8 +59,8 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 	}
 }
 
-// decode reports a value of the wrong type, unless it is in a policy's spec: specByParts
-// reports such a value.
+// decode handles the error err, which means that a value of an object has the wrong type. It
+// reports a value outside the spec of a policy. specByParts reports values in the spec.
 func (c *checker) decode(object any, err error) {
 	c.uncertain = true
 	if c.kind != nil {
@@ -156,8 +156,9 @@ func part[T any](c *checker, raw json.RawMessage, at string, into *T) bool {
 	return len(unknown) == 0 && err == nil
 }
 
-// CausedBy reports whether p is a consequence of one of the given problems: a rule that cannot
-// be read is replaced with a rule whose only peer is invalid, and that peer is a problem too.
+// CausedBy reports whether the problem p is a consequence of one of the problems in from. If a rule
+// cannot be read, from has a problem about the rule. rulesByParts then replaces the rule with one
+// whose only peer is invalid, and p may be the problem about this peer.
 func CausedBy(p policy.Problem, from []Problem) bool {
 	rule := ruleOf(p.Field)
 	if p.Field != rule+".from[0]" && p.Field != rule+".to[0]" {

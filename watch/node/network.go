@@ -15,12 +15,12 @@ import (
 )
 
 const (
-	// networkDebounce is the pause between a change and the reading of the network: a pod's
-	// interface and its routes appear within a few milliseconds, and are read together. It
-	// delays the detection of starting pods.
+	// networkDebounce is the pause between an event and the reading of the network. A pod's
+	// interface and its routes appear within a few milliseconds, so that after the pause one
+	// reading covers them all. The pause delays the detection of starting pods.
 	networkDebounce = 5 * time.Millisecond
-	// pauseFactor is the ratio of the pause after a reading of the network to the duration
-	// of that reading. It bounds the CPU usage on a node where pods come and go all the
+	// pauseFactor × (duration of a reading of the network) is the pause after that reading.
+	// So readings take at most 1/5 of the time, even on a node where pods come and go all the
 	// time. A reading takes about 10 ms with 250 pods.
 	pauseFactor = 4
 	// resubscribeBackoff is the pause before a broken subscription is opened again.
@@ -210,16 +210,17 @@ func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)
 	}
 }
 
-// concerns reports whether a route may lead to pods or to a default gateway. Events of all
-// other routes with gateways are ignored, because there can be very many.
+// concerns reports whether a route is a default route or has no gateway: a route without a
+// gateway may lead to pods. The agent ignores events of all other routes, because a routing
+// daemon may cause very many.
 func concerns(u netlink.RouteUpdate) bool {
 	everywhere := u.Dst == nil || u.Dst.IP.IsUnspecified()
 	return u.Route.Type == unix.RTN_UNICAST && (everywhere || u.Gw == nil && u.Via == nil && len(u.MultiPath) == 0)
 }
 
-// follow puts a token into events for each relevant event of a subscription. The kernel
-// ends a subscription that lags behind; follow subscribes again, and puts one token for all
-// events that it may have missed.
+// follow puts a token into events for each event for which matters returns true, unless the
+// channel is full. If follow reads too slowly, the kernel ends the subscription. follow then
+// subscribes again, and puts one token for all events that it may have missed.
 func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}, matters func(T) bool, subscribe func(context.Context, func(error)) (<-chan T, error)) {
 	signal := func() {
 		select {

@@ -7,9 +7,9 @@ import (
 	"slices"
 )
 
-// PodBridges returns the bridges that lead to pods of this node. Such a bridge has a route
-// without a gateway whose destination overlaps one of ranges or contains one of pods. Other
-// bridges are left out, because the node does not reach its pods over them.
+// PodBridges returns the bridges over which the node reaches its pods. The node has a route
+// over such a bridge, without a gateway, and the destination of the route overlaps one of
+// ranges (pod ranges) or contains one of pods (addresses of pods).
 func (n *Network) PodBridges(ranges []netip.Prefix, pods []netip.Addr) []Link {
 	var found []Link
 	for _, l := range n.Links {
@@ -49,8 +49,10 @@ func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 //     of the bridge lead to other network namespaces. If a port leads out of the
 //     node, other machines may have addresses there.
 //
-// The range of a bridge stays when its last pod has ended, if it is in the result of the
-// previous call (before). Ranges within the known ones are omitted. The result is sorted.
+// known holds the pod ranges that are already set; PodRanges omits ranges within these.
+// before is the result of the previous call: if it contains the network of a bridge, the
+// network stays in the result even when the last pod of the bridge has ended. pods holds
+// the addresses of known pods. The result is sorted.
 func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []netip.Prefix {
 	var found []netip.Prefix
 	taken := n.takenNetns(pods)
@@ -81,7 +83,7 @@ func (n *Network) PodDevices() map[netip.Addr]uint32 {
 			continue
 		}
 		if other, ok := found[r.To.Addr()]; ok && other != uint32(l.Index) {
-			found[r.To.Addr()] = 0 // ambiguous: the route depends on the packet
+			found[r.To.Addr()] = 0 // two routes: which one a packet takes depends on the packet
 			continue
 		}
 		found[r.To.Addr()] = uint32(l.Index)
@@ -113,9 +115,10 @@ func (n *Network) isLocal(bridge Link) bool {
 // namespace.
 func (l Link) isVeth() bool { return l.Kind == "veth" && l.InOtherNetns }
 
-// takenNetns returns the IDs of the network namespaces that do not belong to a starting pod,
-// although they may have a host route to an unknown address: the namespaces of known pods with
-// a host route, and of all pods on a bridge.
+// takenNetns returns the IDs of the network namespaces that do not belong to a starting
+// pod: those to which a host route for one of pods leads, and those with an interface on a
+// bridge. If a host route for an unknown address leads to one of these namespaces, the
+// address is a further address of the pod there.
 func (n *Network) takenNetns(pods []netip.Addr) map[int]bool {
 	taken := make(map[int]bool)
 	for _, l := range n.Links {

@@ -30,10 +30,11 @@ const (
 	vlanTagged    = bridgeSysctls + "bridge-nf-filter-vlan-tagged"
 )
 
-// CheckSettings reads the settings from root, and returns those that let packets between
-// pods on these bridges bypass iptables. If there are no bridges, it returns nil, even if
-// the kernel lacks the settings. If guarded is set, the pods' interfaces pass no frames
-// with VLAN tags, so the setting for such frames is not checked.
+// CheckSettings reads the kernel settings below the directory root. It returns the settings
+// that let packets between pods on the given bridges bypass iptables, or the missing module
+// that has these settings. Without bridges, it returns nil. guarded means that the guard
+// drops frames with VLAN tags at the pods' interfaces, so that the setting for such frames
+// need not be checked.
 func CheckSettings(root string, bridges []Link, guarded bool) (found []SettingProblem) {
 	if len(bridges) == 0 {
 		return nil // routed packets always pass iptables

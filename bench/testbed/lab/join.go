@@ -215,9 +215,9 @@ func (h *Host) routeHere(to netip.Prefix) error {
 	return h.uplink.router.ns.addRoute(h.uplink.remote, to, via, source)
 }
 
-// removeLink removes the link at once. Otherwise the kernel would remove it some time after
-// the namespace is gone, and until then the old pod's route would conflict with the route to a
-// new pod that has the same address.
+// removeLink removes the link to a host at once. Otherwise the kernel would remove the link only
+// some time after the host's namespace has ended. Until then the router would keep its route to
+// the host, which would conflict with the route to a new host with the same address.
 func (w uplink) removeLink() error {
 	if w.remote == nil || !w.router.ns.fd.IsOpen() {
 		return nil

@@ -29,8 +29,8 @@ const (
 // Namespace is the namespace of the policies and pods.
 const Namespace = "attacker"
 
-// Recipe describes a large policy and the pods of its cluster. The numbers of ports, names,
-// blocks and peers are those of each rule.
+// Recipe describes a large policy and the pods of its cluster. The fields that count ports, port
+// names, address blocks and peers state how many of them each rule has.
 type Recipe struct {
 	Layout               int // layout of the port ranges
 	Ports, Names, Blocks int
@@ -40,8 +40,8 @@ type Recipe struct {
 	Absent               int // peers by labels, with the operator DoesNotExist
 	Values               int // number of values in each In and NotIn
 	Namespaces           int // peers by labels of namespaces
-	Reuse                int // number of rules after which the peers repeat; 0 means never
-	Requirements         int // number of requirements of one more peer, which selects pods in all namespaces; 0 means no such peer
+	Reuse                int // rule i has the peers of rule i%Reuse; 0 means that the peers of rules do not repeat
+	Requirements         int // if not 0, each rule has one more peer, with this number of label requirements for pods of all namespaces
 	Both                 int // peers by labels of namespaces and pods
 	Identities           int // number of pods with distinct labels, in the policy's namespace
 	PodNamespaces        int // number of namespaces of these pods, if there is more than one

@@ -64,8 +64,8 @@ type agent struct {
 	gaps      chan struct{} // a value means that packets may have passed unjudged; see recordGap
 	handovers chan handover
 
-	lease     io.Closer // while it is open, the predecessor does not enforce; nil without a predecessor
-	rulesStay bool      // rules remain after the agent ends: with --on-exit keep, or after a failed removal
+	lease     io.Closer // the predecessor yields while it is open, and enforces again if it is closed; nil without a predecessor
+	rulesStay bool      // rules remain after the agent ends, because of --on-exit keep or because their removal failed
 
 	mu    sync.Mutex // never held during I/O
 	phase phase
@@ -196,7 +196,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	if err == nil {
 		a.handOverUntil(ctx, serving)
 	} else if either.Err() != nil {
-		err = nil // ctx has ended, or group.Wait returns the error
+		err = nil // interrupted: ctx has ended, or a part has failed and group.Wait below returns its error
 	}
 	if ctx.Err() != nil {
 		a.log.Info("ending", "rules", string(a.opts.OnExit))
@@ -259,9 +259,10 @@ func (a *agent) is(phases ...phase) bool {
 	return slices.Contains(phases, a.phase)
 }
 
-// drain stops the rules from queueing new packets, and waits until the workers have
-// answered the queued ones. Meanwhile, new packets already pass or are dropped as after the
-// end of the agent (see --on-exit and --fail).
+// drain changes the rules so that they queue no new packets, and waits until the workers
+// have answered the queued ones. The changed rules treat new packets as they will be
+// treated after the end of the agent: they pass with --on-exit remove or --fail open, and
+// are dropped otherwise.
 func (a *agent) drain(ctx, serving context.Context) error {
 	ctx, cancel := within(ctx, drainTimeout, "to answer the queued packets")
 	defer cancel()

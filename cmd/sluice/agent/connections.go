@@ -35,14 +35,15 @@ func (a *agent) judgeAll(scope conntrack.Scope) (judged bool) {
 // queues.
 const predecessorInterval = 20 * time.Millisecond
 
-// judgeAfterPredecessor waits until the predecessor has answered the packets in its queues,
-// and then requests that all live connections are judged: the predecessor may have decided
-// by an older state of the cluster.
+// judgeAfterPredecessor waits until the agent from which this one takes over (the predecessor)
+// has answered all packets in its queues. Then it requests a sweep that judges all live
+// connections again: the predecessor may have decided by an older state of the cluster.
 func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 	tick := time.NewTicker(predecessorInterval)
 	defer tick.Stop()
-	// Two successive reads must find the queues empty: the kernel stops counting a packet
-	// before it carries out the verdict.
+	// The kernel removes a packet from the queue's length shortly before it carries out the
+	// packet's verdict. So the loop ends only after two successive reads of length 0: the time
+	// between them is enough for the last verdict.
 	for empty := 0; empty < 2; {
 		select {
 		case <-ctx.Done():
@@ -66,15 +67,16 @@ func (a *agent) judgeAfterPredecessor(ctx context.Context) error {
 const (
 	// gapInterval is the shortest pause after a sweep of sweepAfterGaps.
 	gapInterval = time.Second
-	// gapPauseFactor makes the pause longer after a long sweep: the pause lasts at least this
-	// many times as long as the sweep. A sweep of 100,000 connections takes some hundred milliseconds of one
-	// CPU, and a pod that keeps a queue full must not keep that CPU busy.
+	// gapPauseFactor is the smallest ratio of the pause after a sweep to the duration of the
+	// sweep, so that sweeps take at most a tenth of one CPU even if a pod keeps a queue full. A
+	// sweep of 100,000 connections takes some hundred milliseconds of CPU time.
 	gapPauseFactor = 9
 )
 
-// recordGap records a gap: packets may have passed unjudged, while the rules were flushed or
-// because a queue was full with --queue-overflow pass. Their connections have no mark, and
-// the rules let the replies pass without a verdict. recordGap does not block.
+// recordGap requests a sweep after a gap: a time in which packets may have passed without a
+// verdict, because the rules were missing, or because a queue was full with --queue-overflow
+// pass. The connections of these packets have no mark, and the rules let their replies pass, so
+// only a sweep can revoke them. recordGap does not block.
 func (a *agent) recordGap() {
 	select {
 	case a.gaps <- struct{}{}:
@@ -93,7 +95,9 @@ func (a *agent) sweepAfterGaps(ctx context.Context) {
 		}
 		began := time.Now()
 		if !a.judgeAll(conntrack.ScopeGap) && a.is(starting, applying, resuming) {
-			a.recordGap() // judge later: the sweep at the agent's start may have run before the gap
+			// The agent does not enforce at the moment, so judgeAll has requested nothing. Try
+			// again after the pause: the sweep at the agent's start may have preceded the gap.
+			a.recordGap()
 		}
 		if err := a.follower.Sweep(ctx); err != nil && ctx.Err() == nil {
 			a.log.Error("cannot judge the connections that may have passed unjudged; trying again", "err", err)

@@ -35,7 +35,7 @@ type fixture struct {
 
 	mu    sync.Mutex
 	done  []string                // recorded steps
-	hooks map[string]func() error // called at the step with this name; their error is the step's error
+	hooks map[string]func() error // by name of a step; the method step calls the function and returns its error
 
 	iptables *iptables.Fake
 	ended    chan error

@@ -69,8 +69,9 @@ func (a *agent) keepRules(ctx context.Context) error {
 	return a.releaseGuard(ctx)
 }
 
-// releaseGuard removes this agent's programs from the interfaces without a pod, but only if
-// the rules drop forged sources. Otherwise the programs may be the only part that drops them.
+// releaseGuard removes this agent's programs from the interfaces without a pod if the iptables
+// rules drop forged sources. If the rules do not, the programs stay, because nothing else may drop
+// forged sources.
 func (a *agent) releaseGuard(ctx context.Context) error {
 	if a.guard == nil || !a.manager.DropsSources(ctx) {
 		return nil

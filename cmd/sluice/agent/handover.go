@@ -40,12 +40,14 @@ const (
 	takeOverInterval = 50 * time.Millisecond
 )
 
-// queuedAgent is the agent that reads the range of queues next to this agent's range.
+// queuedAgent is another agent of this node. Its range of queues directly precedes or follows
+// the range of this agent.
 type queuedAgent struct {
 	socket string
-	first  uint16 // number of the agent's first queue
-	count  int    // how many queues the agent has
-	// blocks is set if that agent reads the configured queues, so that this one cannot.
+	first  uint16 // number of the other agent's first queue
+	count  int    // number of queues in the other agent's range
+	// blocks is set if the other agent reads the configured queues. In this case, this agent
+	// must use the range after them.
 	blocks bool
 }
 
@@ -95,8 +97,9 @@ func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err erro
 }
 
 // requestYield asks the agent that listens on a socket to yield, and returns when it has
-// yielded. The lease must stay open for as long as this agent enforces. If there is no answer
-// within the timeout, the other agent hangs, and the error tells the user what to do.
+// yielded. This agent must keep the lease open for as long as it enforces: when the lease is
+// closed, the other agent enforces again. If the other agent does not answer within the timeout,
+// it hangs, and the error tells the user what to do.
 func requestYield(ctx context.Context, socket string, timeout time.Duration) (lease io.Closer, err error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -150,9 +153,9 @@ func (q queuedAgent) TakeOver(ctx context.Context) (io.Closer, error) {
 		case err == nil:
 			return lease, nil
 		case errors.Is(err, errNoAgent) && !q.blocks:
-			return nil, nil //nolint:nilnil // the process that reads the other range is not an agent, and does no harm
+			return nil, nil //nolint:nilnil // a process that is not an agent reads the other range, which this agent does not need
 		case errors.Is(err, errNoAgent) && q.gone():
-			return nil, nil //nolint:nilnil // the agent has ended in the meantime
+			return nil, nil //nolint:nilnil // the predecessor has ended since chooseQueues found it
 		case !errors.Is(err, errNotEnforcing) || time.Now().After(end):
 			return nil, err
 		}
@@ -183,8 +186,8 @@ type handover struct {
 	gone    <-chan struct{} // closed when the other agent has died or released its lease
 }
 
-// handOver answers an agent that wants to take over. The request stays open for as long as
-// that agent lives.
+// handOver answers the request of an agent that wants to take over. If this agent has yielded,
+// the request stays open until the other agent dies or closes its lease.
 func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 	if !a.requestHandover(r.Context()) {
 		http.Error(w, "this agent is not ready itself, or has yielded to another", http.StatusConflict)
@@ -197,8 +200,8 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// requestHandover makes the goroutine of run yield, and reports whether it has. ctx ends
-// when the agent that wants to take over has died.
+// requestHandover asks the goroutine of run to yield, and reports whether it has yielded. ctx
+// ends when the agent that wants to take over dies or closes its lease.
 func (a *agent) requestHandover(ctx context.Context) bool {
 	if !a.is(enforcing) {
 		return false // do not wait for the goroutine of run, which may be busy

@@ -69,9 +69,10 @@ type interfaceGuard interface {
 
 // predecessor is the agent that may enforce when this one starts.
 type predecessor interface {
-	// TakeOver returns when the predecessor has left rules and connections to this agent. The
-	// predecessor takes them back when the lease is closed. The lease is nil if the
-	// predecessor has ended.
+	// TakeOver asks the predecessor to stop changing rules and marks of connections, and
+	// returns when it has stopped. While the lease is open, only this agent changes them; when
+	// the lease is closed, the predecessor does so again. The lease is nil if the predecessor
+	// has ended.
 	TakeOver(ctx context.Context) (lease io.Closer, err error)
 	// Queued returns the number of packets that the predecessor has not answered yet.
 	Queued() (int, error)

@@ -75,8 +75,9 @@ func (a *agent) setKernelDevices(devices map[netip.Addr]uint32) {
 	}
 }
 
-// attend writes a heartbeat to the kernel's flow cache at intervals, until ctx ends. When
-// the heartbeat stops, so do the answers for pods that share an interface (--unattended).
+// attend writes a heartbeat to the kernel's flow cache at intervals, until ctx ends. If the last
+// heartbeat is older than --unattended, the cache stops answering for those pods of this node
+// that have no interface of their own.
 func (a *agent) attend(ctx context.Context) {
 	if a.kernel == nil || a.opts.Unattended == 0 {
 		return
@@ -100,9 +101,10 @@ func (a *agent) attend(ctx context.Context) {
 
 // avoidKernel returns the reason not to use the kernel's flow cache, or an empty string.
 //
-// A change of a legacy table replaces the whole table, and the process that changes it must
-// find the pinned programs that the rules call. A kube-proxy in a container that does not
-// see them could no longer change the table.
+// One of the reasons is a legacy table. Every change of a legacy table replaces the whole table,
+// so the process that makes the change must open all pinned programs that rules of the table
+// call. kube-proxy may run in a container without /sys/fs/bpf. It cannot open the agent's pinned
+// programs there, and could not change the table any more.
 func (a *agent) avoidKernel() string {
 	switch {
 	case a.opts.Verdicts == verdictlog.All:
@@ -113,16 +115,17 @@ func (a *agent) avoidKernel() string {
 	return ""
 }
 
-// applyWhatWorks puts the rules in place, without the parts that iptables or the kernel does
-// not support: the overflow queue, the kernel's flow cache and the rules about forged
-// sources each need a match that may be missing, and only an attempt shows this. The agent
-// leaves such parts out until it ends.
+// applyWhatWorks writes the rules. Three parts of the rules each need a match that iptables or
+// the kernel may lack: the overflow queue, the kernel's flow cache, and the rules against forged
+// sources. Only writing them shows whether they work. If a part fails twice, applyWhatWorks
+// writes the rules without it, and the agent omits that part until it ends.
 func (a *agent) applyWhatWorks(ctx context.Context) error {
 	a.manager.MustPin(a.kernel != nil && a.opts.KernelCache == KernelCacheOn)
 	if err := a.manager.Apply(ctx); err != nil {
 		return err
 	}
-	a.manager.MustPin(false) // a repair without the programs is better than no repair
+	// Later repairs may omit the BPF programs: rules without them are better than no rules.
+	a.manager.MustPin(false)
 	if less, _ := a.manager.Lacks(); less != (iptables.Less{}) {
 		// Try all parts once more: the first attempt may have failed for another reason.
 		if err := a.manager.Apply(ctx); err != nil {
@@ -140,7 +143,9 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 	return a.without(less, because)
 }
 
-// without logs which parts the rules lack, and adapts the agent to that.
+// without logs each part that the rules lack (less), with the reason. If the rules lack the check
+// of sources, without records this in a.network. If they lack the calls of the BPF programs, it
+// stops the kernel's flow cache.
 func (a *agent) without(less iptables.Less, because string) error {
 	if less.Overflow {
 		a.log.Info("sources over --source-share do not go to the overflow queue", event.SourceLimitOff.Attr(), "because", because)

@@ -13,7 +13,8 @@ const (
 	// each packet rarely start a collection. In a large cluster it is a fraction of the live
 	// heap; Go's default (GOGC=100) would double the memory that policies and pods need.
 	headroom = 64 << 20
-	// minGC and maxGC bound the headroom, in percent of the live heap.
+	// minGC and maxGC bound the growth of the heap that starts a collection, in percent of the
+	// live heap. They take precedence over headroom: see gcPercent.
 	minGC, maxGC = 40, 400
 	// overhead is the memory of the process in addition to the heap and the headroom: stacks,
 	// the collector itself, and fragmentation.
@@ -65,9 +66,9 @@ func gcPercent(live uint64) int {
 	return int(min(max(100*headroom/max(live, 1), minGC), maxGC))
 }
 
-// memoryLimit returns the soft limit for the memory of the process, in bytes. During a burst
-// of events, the agent makes garbage faster than the collector frees it at the pace that
-// gcPercent sets. Near the limit, the collector runs more often.
+// memoryLimit returns the soft limit for the memory of the process, in bytes. Near this limit,
+// Go's collector runs more often than gcPercent requests. The limit matters during a burst of
+// events: the agent then produces garbage faster than the collector frees it.
 func memoryLimit(live uint64) int64 {
 	return int64(live + max(headroom, live/100*minGC) + overhead)
 }

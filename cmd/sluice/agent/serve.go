@@ -24,8 +24,9 @@ type status struct {
 	inForce   atomic.Pointer[time.Time] // when the current snapshot came into force
 	manifests atomic.Pointer[[]manifests.Problem]
 	notRead   atomic.Pointer[[]manifests.NotRead]
-	// otherBackend is the error of the last attempt to remove an earlier agent's rules from
-	// the other backend of iptables; nil if none remain. Packets pass through them too.
+	// otherBackend is the error of the last attempt to remove the rules that an earlier
+	// agent left in the other backend of iptables; nil if no such rules remain. While they
+	// remain, packets traverse both the old rules and those of this agent.
 	otherBackend atomic.Pointer[error]
 }
 

@@ -12,8 +12,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// Change is an addition to a policy that makes a side allow the flow, and as little else as
-// the API can express. The user decides whether to make it.
+// Change is a suggestion to the user: an addition to a policy, after which one side (egress or
+// ingress) allows the flow. It allows as few other flows as the API can express.
 type Change struct {
 	Policy policy.Ref
 	Field  string // the list to add to, as in "spec.ingress[0].from"
@@ -73,10 +73,10 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest))}
 }
 
-// inTheWay returns the problem of the nearest rule, or nil. The problem must be corrected before
-// anything is added to the rule, because the API server refuses a policy with a malformed
-// item, and so does an agent that reads manifests. Often no addition is needed after the
-// correction, for example of a port in quotes.
+// inTheWay returns the problem of the nearest rule (a malformed port or peer), or nil if it has
+// none. The user must correct this problem before an addition to the rule can help, because the
+// API server, and an agent that reads manifests, refuse a policy with a malformed item. Often
+// the correction alone is enough: for example, the rule names the right port, but in quotes.
 func (c *Cluster) inTheWay(s *Side) *policy.Problem {
 	if len(s.Nearest) == 0 {
 		return nil
@@ -118,9 +118,9 @@ func portOf(k filter.Key) policy.PortRange {
 	return policy.PortRange{Protocol: k.Protocol, Low: k.Port, High: k.Port}
 }
 
-// peerOf returns a peer for a rule: it matches the other end of the flow. It selects a pod by
-// those of its labels whose keys the nearest rule uses, or by all of its labels if it has
-// none of these keys. It selects any other end by the address.
+// peerOf returns a peer that matches the other end of the flow. If that end is a pod, the peer
+// selects it by labels: those whose keys the nearest rule uses too, or all labels of the pod if
+// there are no such keys. Otherwise the peer is a block with the end's address.
 func (c *Cluster) peerOf(s *Side, f Flow, nearest *RuleMatch) policy.Peer {
 	peer, addr := f.To, f.Key.DstAddr()
 	if s.Direction == filter.Ingress {

@@ -134,9 +134,10 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	return e
 }
 
-// notes warns that the verdict may differ on a real node. A node may have addresses that
-// neither the manifests nor the API contain, such as the address of a node-local DNS cache.
-// These are usually link-local. The agent on the node reads them from its interfaces.
+// notes returns a warning for each link-local address of a denied flow that belongs to no
+// known pod or node: on a real node, the verdict may differ. The address may be the node's
+// own, such as that of a node-local DNS cache. The agent reads such addresses from the
+// node's interfaces, but neither the manifests nor the API contain them.
 func notes(f Flow, v filter.Verdict) []string {
 	if v.Action == filter.Allow || v.Egress.Rule != nil && !v.Egress.Allows() {
 		return nil // an ordered rule also denies what a pod sends to its own node

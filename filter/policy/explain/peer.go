@@ -12,8 +12,9 @@ import (
 	"sluice/filter/policy"
 )
 
-// Scores of mismatches that correcting labels cannot remove. They only determine which peer
-// of a rule is shown as the nearest. Each missing or wrong label scores one.
+// A mismatch between the flow and a peer of a rule has a score, and the peer with the lowest
+// score is shown as the nearest. A mismatch of labels has one point for each missing or wrong
+// label. The constants are the scores of mismatches that no change of labels can remove.
 const (
 	otherAddress = 50  // the flow's peer is a pod, and outside of the rule's block
 	otherKind    = 100 // the flow's peer is not a pod, and the rule selects pods

@@ -53,9 +53,9 @@ type End struct {
 // byAddress reports whether the question named the end by its address.
 func (e *End) byAddress() bool { return len(e.Addrs) == 1 && e.Name == e.Addrs[0].String() }
 
-// Flows returns the flows that answer a question: one for each address family that both
-// ends have, IPv4 first, or one to each endpoint if the destination is the address of a
-// Service. Errors contain a hint.
+// Flows returns the flows that a question is about. Usually there is one flow for each
+// address family that both ends have, IPv4 first. If the destination is the address of a
+// Service, there is one flow to each endpoint behind the Service. Errors contain a hint.
 func (c *Cluster) Flows(q Question) ([]Flow, error) {
 	from, err := c.endpoint(q.From)
 	if err != nil {

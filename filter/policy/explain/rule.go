@@ -14,7 +14,7 @@ import (
 // RuleMatch is the result of matching one rule against a flow.
 type RuleMatch struct {
 	Rule       filter.Rule
-	Peers      string     // the rule's peer that matches the peer of the flow or is nearest to it, in words
+	Peers      string     // the rule's peer that matches the flow, or the one with the lowest Mismatch.score, in words
 	Ports      string     // the ports that the rule allows, in words
 	Mismatches []Mismatch // why the rule does not allow the flow; empty if it does
 }
@@ -25,7 +25,7 @@ type Mismatch struct {
 	Allows string // what the rule allows: "pods with role=frontend in namespace default"
 	Flow   string // what the flow has instead: "default/web has role=backend"
 
-	score int      // distance, to choose the nearest peer of a rule
+	score int      // how much a peer of the rule differs from the flow; RuleMatch shows the peer with the lowest score
 	keys  []string // keys of the labels that the rule's pod selector requires
 	field string   // the field of a malformed part; otherwise empty
 }
@@ -144,9 +144,10 @@ func (c *Cluster) brokenField(r filter.Rule, part string) string {
 	return ""
 }
 
-// problemOf returns a problem of a rule, preferably in the given part of the rule, or nil if
-// the rule has none. If the whole rule could not be read, a rule with an invalid peer is in
-// force in its place. The problem then names another field of the rule, or the list of rules.
+// problemOf returns a problem of a rule, or nil if the rule has none. It prefers a problem
+// in the given part of the rule. A rule that could not be read as a whole is replaced by a
+// rule with an invalid peer. The problem of such a rule names another field of the rule, or
+// the list of rules.
 func (c *Cluster) problemOf(r filter.Rule, part string) *policy.Problem {
 	problems := c.problems[r.Policy]
 	for _, at := range []string{part, ruleField(r)} {

@@ -206,7 +206,8 @@ func (s *service) nothingBehind() string {
 	return "it has no selector and no EndpointSlices"
 }
 
-// targetText returns the port of the endpoints in parentheses, as a number or a name.
+// targetText returns the target port of a Service's port, in parentheses: "(8080)" or "(http)".
+// If the Service states none, it is the Service's port.
 func targetText(port *corev1.ServicePort) string {
 	if port.TargetPort.String() == "0" {
 		return fmt.Sprintf(" (%d)", port.Port)

@@ -86,7 +86,7 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.N
 	}
 	slices.SortFunc(l.policies, func(a, b *lintPolicy) int { return cmp.Compare(a.text, b.text) })
 
-	store.Commit() // decides which policies are too large
+	store.Commit() // so that Problems includes the policies that are too large
 	for _, p := range store.Problems() {
 		check := Invalid
 		if strings.HasSuffix(p.Field, ".domainNames") {

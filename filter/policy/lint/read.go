@@ -84,7 +84,7 @@ type rule struct {
 // peer is one item of a "from" or "to" list: a block, or selectors.
 type peer struct {
 	field     string
-	namespace labels.Selector // if own is set, it selects only the policy's namespace, by name
+	namespace labels.Selector // selects namespaces; if own is set, only the policy's namespace, by its name label
 	own       bool
 	pods      labels.Selector
 	block     *block
@@ -167,7 +167,8 @@ func (p *lintPolicy) peer(o *policy.Peer) (peer, bool) {
 		return out, true
 	}
 	out.own = true
-	// An invalid name is reported when the policy is read. It matches nothing.
+	// If the namespace's name is not valid as a label value, the peer matches nothing. The
+	// name is reported elsewhere, when the policy is read.
 	named, err := labels.NewRequirement(corev1.LabelMetadataName, selection.In, []string{p.namespace})
 	if err != nil {
 		return out, false

@@ -142,8 +142,11 @@ func (l *linter) namespaceLabels() []labels.Set {
 	return found
 }
 
-// nearLabels explains why a selector matches nothing: for the first key that has no match,
-// it lists the existing values, or reports that nothing has the key.
+// nearLabels explains why a selector (sel) matches none of the label sets in have. It looks
+// for the first requirement of the selector that none of the sets meets. If some sets have
+// the key of this requirement, nearLabels returns a text with up to five values of the key.
+// If no set has the key, it returns a text that says so. If there is no such requirement,
+// it returns "".
 func (l *linter) nearLabels(sel labels.Selector, have []labels.Set) string {
 	requirements, _ := sel.Requirements()
 	for _, r := range requirements {
@@ -182,8 +185,10 @@ func (l *linter) knownNamespaces() string {
 	return " (there are " + strings.Join(all, ", ") + ")"
 }
 
-// portNames reports named ports that no possible destination has. Rules without any
-// destination are skipped, because their selectors have been reported.
+// portNames reports each named port of a rule that no destination pod of the rule has. It
+// skips a rule without a destination pod, because matches reports the selectors of such a
+// rule. It does not skip an egress rule that allows only address blocks: addresses have no
+// port names.
 func (l *linter) portNames(p *lintPolicy, r *rule) {
 	var to []*pod
 	for _, o := range l.pods {

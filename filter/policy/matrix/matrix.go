@@ -16,7 +16,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// MaxPods bounds the pods of a matrix that is filled: n pods have n*n cells.
+// MaxPods is the largest number of pods for which New computes the cells. With more pods, New
+// returns a matrix without cells: n pods would have n*n cells.
 const MaxPods = 2000
 
 // Matrix holds a verdict for each pair of pods and each port.
@@ -30,7 +31,7 @@ type Matrix struct {
 	LeftOut int `json:"-"`
 
 	snapshot *policy.Snapshot
-	policies map[string][2][]portSpan // ports in the rules of each policy
+	policies map[string][2][]portSpan // by policy and direction: the ports that the policy's rules name
 	spans    map[spanKey][]portSpan
 }
 
@@ -51,9 +52,9 @@ func (p Port) String() string {
 	return strconv.Itoa(int(p.Number)) + "/" + p.Protocol
 }
 
-// The verdicts of a cell about a port. mixed means that the flow is allowed for one address
-// family and denied for the other. In Other, it may also mean that only some ports are
-// allowed.
+// The verdicts about a port of a cell. "mixed" means that the flow is allowed for one address
+// family and denied for the other. In the type Other, which covers many ports, "mixed" may also
+// mean that some of these ports are allowed and some are denied.
 const (
 	allowed = "allow"
 	denied  = "deny"
@@ -73,7 +74,7 @@ type Cell struct {
 	From  string     `json:"from"`
 	To    string     `json:"to"`
 	Ports []PortCell `json:"ports"`
-	Other *Other     `json:"other,omitempty"` // all ports outside of Ports
+	Other *Other     `json:"other,omitempty"` // the answer about all ports that are not in the field Ports
 }
 
 // PortCell is the answer about one port.

@@ -8,7 +8,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// portSpan is a range of ports with the same verdict under every policy.
+// portSpan is a range of ports of one protocol.
 type portSpan struct {
 	proto     filter.Protocol
 	low, high uint16 // both 0 for a protocol without ports
@@ -36,8 +36,11 @@ func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
 	return all
 }
 
-// spansBetween splits the ports into spans wherever a port range of either end's policies
-// begins or ends, so that all ports of a span get the same verdict.
+// spansBetween splits the ports of each protocol into spans. The policies that count are
+// those that isolate the source (from) for egress or the destination (to) for ingress. A
+// span begins or ends where a numeric port range of these policies begins or ends. So all
+// ports of a span have the same verdict, except ports that a policy names and the
+// destination declares.
 func (m *Matrix) spansBetween(from, to *Pod) []portSpan {
 	key := spanKey{from.decidingText[filter.Egress], to.decidingText[filter.Ingress]}
 	if spans, ok := m.spans[key]; ok {

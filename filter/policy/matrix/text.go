@@ -94,7 +94,8 @@ func (c *Cell) text() string {
 	return strings.Join(open, ",")
 }
 
-// oneFamily reports whether all other ports are open for only one address family.
+// oneFamily reports whether every port without a PortCell is open for one address family and
+// closed for the other.
 func (o *Other) oneFamily() bool {
 	return o != nil && o.Verdict == mixed && len(o.Allowed)+len(o.OneFamily) == 0
 }

@@ -31,7 +31,7 @@ func (r *reader) port(p *networkingv1.NetworkPolicyPort, field string) policy.Po
 }
 
 func readPort(p *networkingv1.NetworkPolicyPort) (port policy.PortRange, wrong *flaw) {
-	port.Protocol = filter.TCP // the default if the protocol is absent; an empty one is malformed
+	port.Protocol = filter.TCP // the default for an absent protocol; the protocol "" is malformed
 	if p.Protocol != nil {
 		proto, ok := protocolOf(*p.Protocol)
 		if !ok {

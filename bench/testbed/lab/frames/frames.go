@@ -47,10 +47,10 @@ type End struct {
 // Options are the addresses and ports of the frames.
 type Options struct {
 	Sender End
-	// Targets receive frames. The first of Others is the router, which also receives
-	// frames. Of all further Others, only the addresses are used, for example as sources.
-	// They receive no frames: the sender may have connections with them, whose answers
-	// would pass.
+	// Frames go to the Targets and to the router, which is the first of Others. The other
+	// elements of Others receive no frames: if the sender had a connection with one of them,
+	// a frame could be an answer on it and pass. Their addresses appear in frames, for
+	// example as sources.
 	Targets, Others []End
 	Ports           []uint16
 	// Tunnels maps the UDP port of a tunnel to the link address at its inner end.
@@ -263,7 +263,8 @@ func (s *Source) tcp(data []byte) []byte {
 	return append(h, data...)
 }
 
-// icmp returns an ICMP message. Errors quote a packet that the target seems to have sent.
+// icmp returns an ICMP message. Some messages quote a packet from dst to src, as an ICMP error
+// quotes the packet that it is about.
 func (s *Source) icmp(protocol byte, src, dst netip.Addr, data []byte, id uint32, depth int) []byte {
 	types := []byte{8, 0, 3, 4, 5, 9, 10, 11, 12, 13, 17}
 	if protocol == 58 {

@@ -19,8 +19,9 @@ import (
 // other daemons of a node usually leave free.
 const DefaultAddress = "127.0.0.1:10301"
 
-// Handler returns the handler of /metrics, /healthz, /readyz and /debug/. The pages below
-// /debug/ are only for callers on this machine, whatever the address of the server.
+// Handler returns the handler of /metrics, /healthz, /readyz and /debug/. Only callers that
+// connect from a loopback address get the pages below /debug/, even if the server listens on
+// another address too.
 func Handler(read func() *State) http.Handler {
 	mux := http.NewServeMux()
 	// If the server listens beyond loopback, every pod may request these pages, so
@@ -43,7 +44,8 @@ func Handler(read func() *State) http.Handler {
 	return mux
 }
 
-// onlyLocal rejects callers from other machines.
+// onlyLocal rejects callers that do not connect from a loopback address: other machines,
+// pods, and processes of this node that connect to another address of the node.
 func onlyLocal(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if from, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !from.Addr().Unmap().IsLoopback() {
@@ -79,9 +81,10 @@ func untilDone(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// oneAtATime renders only one page at a time for callers on this node, and only one for all
-// other callers, so that many callers cost no more CPU than one. It buffers each page, so that
-// a slow reader does not block other callers.
+// oneAtATime lets next render at most two pages at the same time: one for a caller on this
+// node, and one for any other caller. So the CPU use does not grow with the number of
+// callers. oneAtATime buffers each page until it is complete, so that a slow reader does not
+// block other callers.
 func oneAtATime(next http.Handler) http.Handler {
 	node, others := make(chan struct{}, 1), make(chan struct{}, 1)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -128,9 +131,10 @@ func answer(w http.ResponseWriter, wrong string) {
 // none is answered.
 const answerTimeout = 15 * time.Second
 
-// liveness answers /healthz. A part that fails ends the agent, so liveness only has to detect a
-// part that hangs: packets are queued, and for answerTimeout none is answered. The packets that
-// are held for their pod are queued in the kernel too, but do not count.
+// liveness answers /healthz. If a part of the agent fails, the agent ends, so liveness only
+// detects parts that hang. It fails if packets are queued, and the workers have answered
+// none for more than answerTimeout. Packets that are held until their pod is known do not
+// count, although they are queued in the kernel too.
 type liveness struct {
 	read func() *State
 

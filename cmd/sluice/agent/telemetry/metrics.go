@@ -171,7 +171,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(lookups, "miss", s.Flows.Misses)
 	count(lookups, "stale", s.Flows.Stale)
 	if k := s.Kernel; k != nil {
-		// The agent counts only the first denial of a flow, and the kernel the later ones.
+		// The agent counts verdicts about queued packets. The kernel counts the packets that its
+		// flow cache answered, which were not queued. So no packet is in both counts.
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Open+k.Allowed), notKnown, filter.Allow.String(), byKernel)
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied), notKnown, filter.Deny.String(), byKernel)
 		count(inKernel, "open", k.Open)
@@ -249,9 +250,9 @@ func byDirection(v *engine.Verdicts) map[series]uint64 {
 	return sums
 }
 
-// direction returns the value of the "direction" label. For a flow that policies deny, it is
-// the direction that denied it. For every other flow, it is the directions in s: those in
-// which policies isolate an end.
+// direction returns the value of the label "direction". If policies deny the flow, the value
+// is the direction that denies it: "egress" or "ingress". Otherwise the value names the
+// directions in which policies isolate an end: "egress", "ingress", "both" or "none".
 func direction(r filter.Reason, s engine.Sides) string {
 	egress, ingress := s.Has(filter.Egress), s.Has(filter.Ingress)
 	switch {

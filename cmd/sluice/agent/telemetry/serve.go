@@ -19,8 +19,9 @@ const (
 	// listenInterval is the time between two attempts to listen, and between two checks of
 	// the socket.
 	listenInterval = time.Second
-	// listenTimeout is the time after which an agent that cannot listen reports a problem. A
-	// short time is normal: an agent that takes over waits for its predecessor.
+	// listenTimeout is the time for which listening must have failed before the agent
+	// reports a problem. A shorter failure is normal while an agent takes over, because its
+	// predecessor still listens.
 	listenTimeout = 30 * time.Second
 	// headerTimeout bounds the time to read the header of a request, and readTimeout the time
 	// to read the whole request.
@@ -43,8 +44,9 @@ type Options struct {
 	Socket  string // path of the unix socket for sluice status; empty disables it
 	// HandOver answers an agent that wants to take over. nil rejects such requests.
 	HandOver http.HandlerFunc
-	// TookOver reports whether the agent that listens on the socket has yielded to this one.
-	// nil means that it has not.
+	// TookOver reports whether this agent has taken over from the agent that listens on the
+	// socket. If so, this agent may replace that agent's socket. nil means that no agent has
+	// yielded.
 	TookOver func() bool
 	Logger   *slog.Logger // nil discards all log lines
 }
@@ -103,8 +105,9 @@ func socketHandler(opts Options, read func() *State) http.Handler {
 	return mux
 }
 
-// listener opens a listener. It also returns a function that reports whether the agent should
-// listen again, because clients can no longer reach the listener.
+// listener is a function that opens a listener at an address or path. It also returns a
+// function that reports whether clients can no longer reach this listener, so that the
+// agent should open another one.
 type listener func(context.Context, string) (net.Listener, func() bool, error)
 
 func listenTCP(node, others *slots) listener {
@@ -184,9 +187,10 @@ type binding struct {
 	warned bool      // a warning about this failure was logged
 }
 
-// serve listens and answers until ctx ends. It listens again when clients cannot reach the
-// listener any more: the socket was deleted, or the agent that took over has died. Requests
-// in progress continue.
+// serve listens and answers until ctx ends. It opens a new listener when clients can no
+// longer reach the old one, for either of two reasons: the socket was deleted, or an agent
+// that took over has replaced the socket with its own and has died since. Requests in
+// progress continue.
 func (p *binding) serve(ctx context.Context, handler http.Handler, listen listener) {
 	server := newServer(handler, p.log)
 	defer server.Close()
@@ -218,8 +222,9 @@ func (p *binding) serve(ctx context.Context, handler http.Handler, listen listen
 	}
 }
 
-// report logs that the agent listens, or the reason why it does not. It logs a reason once,
-// and again as a warning after listenTimeout.
+// report logs that the agent listens (err is nil), or the reason why it does not (err). It
+// logs a reason only when the reason changes. If the agent has not listened for
+// listenTimeout, report also logs one warning.
 func (p *binding) report(ctx context.Context, err error) {
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		return

@@ -17,17 +17,19 @@ import (
 // as long as its client wants. So the number of connections is limited: each takes a slot,
 // and there are fewer slots than descriptors.
 //
-// If no slot is free, a new connection displaces another one instead of being refused: the
-// new one could be a probe of the kubelet, and the others idle connections of a pod. The
-// displaced one belongs to the source with the most connections, and is one without a request
-// in progress if the source has such a connection. Callers on the node have separate slots,
-// which pods cannot take.
+// If no slot is free, the listener accepts the new connection and closes another one: the
+// new connection could be a probe of the kubelet, and the others idle connections of a pod.
+// slots.enter selects the connection to close. First, it selects the source: the new
+// connection's own source if that source now exceeds its share (sourceSlots), otherwise a
+// source with the most connections. Of this source, it selects the oldest connection without
+// a request in progress, or the oldest connection if all have one. Callers on the node have
+// separate slots, which pods cannot take.
 const (
 	nodeSlots   = 64  // for callers on this node, over TCP
 	otherSlots  = 128 // for callers from other machines and pods
 	sourceSlots = 16  // how many of otherSlots one address may take
 	socketSlots = 32  // for the unix socket, which only root may open
-	minSlots    = 2   // lower bound of each number above, however few descriptors there are
+	minSlots    = 2   // lower bound to which limitsFor may reduce each number above
 
 	// reserve is the number of descriptors that the agent keeps for itself. With four queues
 	// it has about 40 open, and runs one command at a time.
@@ -37,8 +39,10 @@ const (
 // slotLimits is the largest number of connections for each kind of caller.
 type slotLimits struct{ node, others, perSource, socket int }
 
-// limitsFor divides half of the descriptors beyond the reserve among the kinds of callers. The
-// other half is a safety margin.
+// limitsFor returns the limits for a process that may open the given number of descriptors.
+// Slots may take (descriptors - reserve) / 2 of them; the other half is a safety margin. If
+// that is less than the sum of nodeSlots, otherSlots and socketSlots, limitsFor reduces
+// each limit in proportion, but not below minSlots.
 func limitsFor(descriptors uint64) slotLimits {
 	const all = nodeSlots + otherSlots + socketSlots
 	left := (int(min(descriptors, 1<<20)) - reserve) / 2
@@ -51,7 +55,7 @@ func limitsFor(descriptors uint64) slotLimits {
 func descriptors() uint64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0 // for which limitsFor returns minSlots for each kind of caller
+		return 0 // limitsFor(0) returns minSlots for each kind of caller
 	}
 	return limit.Cur
 }
@@ -80,8 +84,9 @@ type slotConn struct {
 	pinned bool       // the connection is never displaced
 }
 
-// enter gives c a slot. If that displaces a connection, which may be c itself, enter returns
-// it, and the caller must close it.
+// enter gives c a slot, and returns nil if a slot was free for it. Otherwise, enter takes
+// the slot of one connection (out) away, and the caller must close out. If all candidates
+// are pinned, out is c.
 func (p *slots) enter(c *slotConn) (out *slotConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,9 +109,10 @@ func (p *slots) enter(c *slotConn) (out *slotConn) {
 	return out
 }
 
-// victim chooses the connection to displace among those that candidate accepts: the oldest
-// that is not busy or, if all are busy, the oldest. Pinned connections are never displaced;
-// if nothing else is left, victim returns the newcomer.
+// victim returns the connection that must give up its slot. It considers the connections
+// for which candidate returns true, except newcomer and pinned ones. Of these, victim
+// returns the oldest that is not busy. If all are busy, it returns the oldest. If there are
+// none, it returns newcomer.
 func (p *slots) victim(newcomer *slotConn, candidate func(*slotConn) bool) *slotConn {
 	var oldest *slotConn
 	for _, c := range p.taken {
@@ -164,9 +170,9 @@ type limited struct {
 	slotsOf func(net.Conn) (*slots, netip.Addr)
 }
 
-// Accept returns the next connection that gets a slot. If that displaces another connection,
-// Accept closes the displaced one before it returns, so that at most one connection at a time
-// is open without a slot.
+// Accept returns the next connection that gets a slot. If this connection takes the slot of
+// another one, Accept closes the other one before it returns. So the listener has at most
+// one open connection without a slot.
 func (l limited) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
@@ -177,7 +183,7 @@ func (l limited) Accept() (net.Conn, error) {
 		c := &slotConn{Conn: conn, in: in, source: source}
 		out := in.enter(c)
 		if out != nil {
-			_ = out.Conn.Close() // the handler of out gets an error
+			_ = out.Conn.Close() // a handler that still reads or writes on out gets an error
 		}
 		if out != c {
 			return c, nil

@@ -30,8 +30,8 @@ func (e *namedSlots) enter(source int, name string) (c *slotConn, out string) {
 	return c, out
 }
 
-// A new connection displaces one of the source with the most connections: the oldest that is
-// neither busy nor pinned.
+// If a source is over its limit or all slots are taken, a new connection displaces a connection
+// of the source that has the most: its oldest one that is neither busy nor pinned.
 func TestDisplacement(t *testing.T) {
 	e := &namedSlots{newSlots(4, 2), map[*slotConn]string{}}
 	step := func(source int, name, want string) *slotConn {

@@ -76,7 +76,7 @@ type Packets struct {
 	Waiting         int               `json:"waiting"`         // in the queues now
 	Held            uint64            `json:"held"`            // held until their pod was known
 	Expired         uint64            `json:"expired"`         // held, but their pod did not become known in time
-	Refused         uint64            `json:"refused"`         // denied because there was no room to hold them, or to keep holding them
+	Refused         uint64            `json:"refused"`         // denied, because the table of held packets was full: they got no place, or lost it to a packet of another sender
 	Dropped         uint64            `json:"dropped"`         // dropped by the kernel, because a queue was full
 	Overflow        uint64            `json:"overflow"`        // judged in the overflow queue, because their source was over its limit
 	OverflowDropped uint64            `json:"overflowDropped"` // dropped by the kernel, because the overflow queue was full
@@ -114,15 +114,15 @@ type InKernel struct {
 	Denied  uint64 `json:"denied"`
 }
 
-// Live counts the live connections that were judged after changes. Each is unchanged,
-// allowed, revoked or restored.
+// Live counts the verdicts about live connections after changes. Judged is the sum of
+// Unchanged, Allowed, Revoked and Restored.
 type Live struct {
 	Judged    int `json:"judged"`
 	Unchanged int `json:"unchanged"`
 	Allowed   int `json:"allowed"` // marked as allowed for the first time
 	Revoked   int `json:"revoked"`
 	Restored  int `json:"restored"`
-	Unjudged  int `json:"unjudged"` // without a verdict before the sweep
+	Unjudged  int `json:"unjudged"` // had no verdict before; counted only in sweeps after a gap (see recordGap in package agent)
 }
 
 func liveOf(r conntrack.Result) Live {

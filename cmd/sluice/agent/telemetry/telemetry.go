@@ -55,7 +55,7 @@ type State struct {
 	// Bypassed lists the kernel settings that let packets bypass iptables, if they make the
 	// agent unready.
 	Bypassed       []string
-	SysctlProblems int // number of settings that let packets bypass iptables, even if the agent is ready
+	SysctlProblems int // number of settings that let packets bypass iptables, whether or not they make the agent unready
 	PodsOutside    int // number of addresses of this node's pods outside of all pod ranges
 	Problems       []Problem
 	NotRead        string // objects that the agent does not read, but that may change what is allowed
