@@ -259,16 +259,7 @@ func newObstructed(t *testing.T, families []Family, script string) *packets {
 	for _, f := range families {
 		n.obstruct(f, script)
 	}
-	p := &packets{realNode: n}
-	var err error
-	if p.a, err = n.AddPod("a"); err == nil {
-		p.b, err = n.AddPod("b")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.reader = read(n, Defaults)
-	n.inside(n.Apply)
+	p := n.withPods(Defaults)
 	for _, f := range families {
 		n.wantInOwnTable(f)
 		if name := n.tables[slices.Index(Families, f)].String(); name != "nft table "+nftFamily[f]+" sluice" {

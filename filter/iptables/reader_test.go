@@ -108,14 +108,19 @@ type packets struct {
 
 func newPackets(t *testing.T, b Backend, opts Options) *packets {
 	t.Helper()
-	n := newRealNode(t, b, opts)
+	return newRealNode(t, b, opts).withPods(opts)
+}
+
+// withPods adds two pods and a reader of the queues, and applies the rules.
+func (n *realNode) withPods(opts Options) *packets {
+	n.t.Helper()
 	p := &packets{realNode: n}
 	var err error
 	if p.a, err = n.AddPod("a"); err == nil {
 		p.b, err = n.AddPod("b")
 	}
 	if err != nil {
-		t.Fatal(err)
+		n.t.Fatal(err)
 	}
 	p.reader = read(n, opts)
 	n.inside(n.Apply)

@@ -43,12 +43,11 @@ type Options struct {
 	Host     Host   // nil means the network of this process
 }
 
-// The users. Admin has all rights, and Nobody has none. Agent has the rights that a test
-// grants it, for example with Grant.
+// The users. Admin has all rights. Agent has the rights that a test grants it, for example
+// with Grant.
 const (
-	Admin  = "admin"
-	Agent  = "sluice"
-	Nobody = "nobody"
+	Admin = "admin"
+	Agent = "sluice"
 )
 
 // ControlPlane is a running etcd and kube-apiserver.
@@ -119,7 +118,7 @@ func (c *ControlPlane) writeSecrets() error {
 	}
 	block := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
 	var users []byte
-	for _, user := range []string{Admin, Agent, Nobody} {
+	for _, user := range []string{Admin, Agent} {
 		groups := ""
 		if user == Admin {
 			groups = `,"system:masters"`
