@@ -210,7 +210,7 @@ func (f *frameFuzz) wait(id uint32) {
 					f.t.Fatalf("after %d frames, a datagram that is allowed does not arrive at %s %s", id, name, to)
 				}
 				f.announce(i)
-				p := udpPacket(from.Addrs()[n], to, uint16(30000+f.nextPort.Add(1)%30000), 53, string(frames.Fill(mark, 24)))
+				p := withOptions(udpPacket(from.Addrs()[n], to, uint16(30000+f.nextPort.Add(1)%30000), 53, string(frames.Fill(mark, 24))))
 				frame := append(append(append([]byte(nil), from.RouterMAC()...), from.MAC()...), []byte{8, 0}...)
 				if n == 1 {
 					copy(frame[12:], []byte{0x86, 0xdd})

@@ -299,13 +299,16 @@ func TestSourceCheckMovesBetweenGuardAndRulesOnPackets(t *testing.T) {
 	expect("a foreign jump to the chain is removed", false)
 
 	s.stop()
+	g.withoutAgent, out.withoutAgent = true, true
 	expect("without an agent, the kept rules have the chain", true)
 	s.start("--on-exit", "keep")
+	g.withoutAgent, out.withoutAgent = false, false
 	expect("with the guard of a new agent, the chain is not there", false)
 	s.agent.Kill()
 	if s.hasSourceChain(t) || programsAt(t, node.Host, "eth0") == 0 {
 		t.Error("after the agent was killed, the guard's program is gone or the chain exists")
 	}
+	g.withoutAgent, out.withoutAgent = true, true
 	checkNoForged()
 	s.start("--on-exit", "remove")
 	s.stop()

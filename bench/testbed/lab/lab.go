@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 )
@@ -47,6 +48,11 @@ type Options struct {
 	// Bridged connects the pods of a node by a Linux bridge, as the bridge CNI plugin does,
 	// instead of by a route to each pod.
 	Bridged bool
+	// InOrder makes packets arrive in the order in which they were sent. Without it, the kernel
+	// handles a packet on the CPU that sent it, and so a packet can overtake another when its
+	// sender moves to another CPU. With it, one CPU handles the packets of all links, which
+	// costs throughput. It needs Linux 6.3 and has no effect on older kernels.
+	InOrder bool
 }
 
 // Lab is a network of nodes, pods and outside hosts. Its methods may be called concurrently.
@@ -57,7 +63,8 @@ type Lab struct {
 	// and every node routes to it.
 	Outside *Host
 
-	router *Host
+	router  *Host
+	inOrder bool
 
 	closing sync.Mutex
 
@@ -92,10 +99,20 @@ var routerSettings = append(slices.Clone(hostSettings),
 	"net/ipv4/conf/all/rp_filter", "2", "net/ipv4/conf/default/rp_filter", "2",
 )
 
+// firstCPU is the kernel setting that makes the first CPU handle all packets that a host receives.
+// It is empty if the kernel does not have the setting.
+var firstCPU = func() []string {
+	const mask = "net/core/rps_default_mask" // since Linux 6.3
+	if _, err := os.Stat("/proc/sys/" + mask); err != nil {
+		return nil
+	}
+	return []string{mask, "1"}
+}()
+
 // New builds a lab with its nodes and one outside host, and no pods. It fails without root. The
 // caller must Close it.
 func New(opts Options) (*Lab, error) {
-	l := &Lab{used: make(map[netip.Addr]bool)}
+	l := &Lab{used: make(map[netip.Addr]bool), inOrder: opts.InOrder}
 	if err := l.build(max(opts.Nodes, 1), opts.Bridged); err != nil {
 		return nil, errors.Join(fmt.Errorf("build the lab: %w", err), l.Close())
 	}
@@ -180,6 +197,9 @@ func (l *Lab) addHost(router *Host, name string, v4, v6 netip.Prefix, settings [
 
 // add makes a host without a connection.
 func (l *Lab) add(name string, settings []string) (*Host, error) {
+	if l.inOrder {
+		settings = append(slices.Clone(settings), firstCPU...)
+	}
 	ns, err := newNamespace(settings...)
 	if err != nil {
 		return nil, fmt.Errorf("make %s: %w", name, err)

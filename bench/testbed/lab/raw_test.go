@@ -3,6 +3,9 @@ package lab_test
 import (
 	"bytes"
 	"context"
+	"os"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/google/gopacket"
@@ -69,5 +72,30 @@ func TestSendAndSniff(t *testing.T) {
 	cancel()
 	if _, err := s.Next(ctx); err == nil {
 		t.Error("Next returns a packet after its context has ended")
+	}
+}
+
+// One CPU handles all packets that a host receives. Otherwise a packet can overtake another when
+// its sender moves to another CPU.
+func TestOneCPUHandlesAllPackets(t *testing.T) {
+	if _, err := os.Stat("/proc/sys/net/core/rps_default_mask"); err != nil {
+		t.Skipf("needs Linux 6.3: %v", err)
+	}
+	for _, bridged := range []bool{false, true} {
+		l := lab.ForTest(t, lab.Options{Bridged: bridged})
+		for _, h := range []*lab.Host{l.Nodes[0].Host, l.Outside, addPod(t, l.Nodes[0], "web")} {
+			// A mount of sysfs shows the interfaces of the namespace in which it was made.
+			cmd := exec.Command("unshare", "--mount", "sh", "-c", `mount -t sysfs sysfs /sys && grep -H . $(find -L /sys/class/net -maxdepth 4 -name rps_cpus -not -path "*/lo/*")`)
+			masks, err := h.Output(cmd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(masks) {
+				_, mask, _ := strings.Cut(strings.TrimSpace(line), ":")
+				if mask = strings.TrimLeft(mask, "0,"); mask != "1" {
+					t.Errorf("%s: the CPUs that handle packets of an interface are %q, want the first alone: %s", h.Name, mask, line)
+				}
+			}
+		}
 	}
 }

@@ -28,10 +28,12 @@ func Require(t TB) {
 	}
 }
 
-// ForTest builds a lab for the duration of a test. It skips the test as [Require] does.
+// ForTest builds a lab for the duration of a test. Packets arrive in order (see Options.InOrder).
+// It skips the test as [Require] does.
 func ForTest(t TB, opts Options) *Lab {
 	t.Helper()
 	Require(t)
+	opts.InOrder = true
 	l, err := New(opts)
 	if err != nil {
 		t.Fatalf("%v", err)
