@@ -17,60 +17,12 @@ func selector(key, value string) metav1.LabelSelector {
 	return metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
 }
 
-// platform returns ClusterNetworkPolicies like those of a platform team, half of them in each
-// tier. Their subjects overlap: all namespaces, those of a team or of an environment, or the
-// pods of a tier of applications.
-func platform(policies, rules int) (all []*v1beta1.ClusterNetworkPolicy) {
-	r := chance{rand.New(rand.NewPCG(1, 2))}
-	team := func() metav1.LabelSelector { return selector("team", fmt.Sprintf("team-%02d", r.IntN(20))) }
-	env := func() metav1.LabelSelector { return selector("env", oneOf(r, "production", "staging", "test")) }
-	pods := func() *v1beta1.NamespacedPod {
-		return &v1beta1.NamespacedPod{NamespaceSelector: env(), PodSelector: selector("tier", oneOf(r, "web", "service", "data", "batch"))}
-	}
-	for i := range policies {
-		o := &v1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("platform-%03d", i)}}
-		o.Spec.Tier, o.Spec.Priority = oneOf(r, v1beta1.AdminTier, v1beta1.BaselineTier), int32(i)
-		in := [4]metav1.LabelSelector{{}, team(), env()}[i%4]
-		if o.Spec.Subject.Namespaces = &in; i%4 == 3 {
-			o.Spec.Subject = v1beta1.ClusterNetworkPolicySubject{Pods: pods()}
-		}
-		for n := range rules {
-			peer := v1beta1.ClusterNetworkPolicyEgressPeer{}
-			switch in := team(); r.IntN(3) {
-			case 0:
-				peer.Namespaces = &in
-			case 1:
-				peer.Pods = pods()
-			default:
-				for range 5 {
-					peer.Networks = append(peer.Networks, v1beta1.CIDR(fmt.Sprintf("198.%d.%d.0/24", r.IntN(256), r.IntN(256))))
-				}
-			}
-			var ports []v1beta1.ClusterNetworkPolicyProtocol
-			for range r.IntN(3) {
-				ports = append(ports, v1beta1.ClusterNetworkPolicyProtocol{TCP: &v1beta1.ClusterNetworkPolicyProtocolTCP{DestinationPort: &v1beta1.Port{Number: oneOf[int32](r, 80, 443, 5432, 9090)}}})
-			}
-			if n%2 == 0 && peer.Networks == nil {
-				o.Spec.Ingress = append(o.Spec.Ingress, v1beta1.ClusterNetworkPolicyIngressRule{
-					Name: fmt.Sprint("rule ", n), Action: r.action(), From: []v1beta1.ClusterNetworkPolicyIngressPeer{{Namespaces: peer.Namespaces, Pods: peer.Pods}}, Protocols: ports,
-				})
-				continue
-			}
-			o.Spec.Egress = append(o.Spec.Egress, v1beta1.ClusterNetworkPolicyEgressRule{
-				Name: fmt.Sprint("rule ", n), Action: r.action(), To: []v1beta1.ClusterNetworkPolicyEgressPeer{peer}, Protocols: ports,
-			})
-		}
-		all = append(all, o)
-	}
-	return all
-}
-
 // besidePlatform runs a benchmark at 10,000 pods and 1,000 NetworkPolicies, without and with
 // 100 ClusterNetworkPolicies of 25 rules.
 func besidePlatform(b *testing.B, run func(b *testing.B, c *madeup.Cluster, fill func(*policy.Store))) {
 	c := madeup.New(1, madeup.Options{Pods: 10_000, Policies: 1_000, Namespaces: 200})
 	var forms []*policy.Policy
-	for _, o := range platform(100, 25) {
+	for _, o := range madeup.Platform(100, 25) {
 		forms = append(forms, clusterpolicy.Read(o))
 	}
 	for _, policies := range []int{0, 100} {
@@ -92,7 +44,7 @@ func BenchmarkDecideBesidePlatform(b *testing.B) {
 		w := policy.NewStore()
 		fill(w)
 		s, _ := w.Commit()
-		_, _, _, apart := w.Forms()
+		_, _, _, apart, _ := w.Forms()
 		keys := c.Keys(1, 1<<16)
 		i, allowed := 0, 0
 		for b.Loop() {
@@ -171,7 +123,7 @@ func BenchmarkLargestClusterPolicy(b *testing.B) {
 func BenchmarkCommitClusterPolicy(b *testing.B) {
 	c, w := madeup.New(1, madeup.Options{Pods: 10_000, Policies: 1_000, Namespaces: 200}), policy.NewStore()
 	c.Fill(w)
-	all := platform(100, 25)
+	all := madeup.Platform(100, 25)
 	for _, o := range all {
 		w.SetPolicy(clusterpolicy.Read(o))
 	}
