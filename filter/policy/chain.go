@@ -43,8 +43,10 @@ type link struct {
 	rules     *ruleSet
 	isolation *filter.Isolation // the policies that isolate the pod, if this tier isolates; nil if the rules are ordered
 	set       *policySet
-	next      *link  // nil for the last link
-	miss      Action // applies if no rule matches
+	next      *link      // nil for the last link
+	table     *rankTable // of rules; nil if they have none
+	miss      Action     // applies if no rule matches
+	tier      Tier
 	effect    Effect // of this link and all that follow
 	toNode    Effect // the same for packets from the pod to its node
 }
@@ -73,7 +75,10 @@ func (l *link) findIsolation() *filter.Isolation {
 // newSetLink returns a link of a policy set without a next link: the last link of all chains
 // that end with this set.
 func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) link {
-	l := link{rules: rules, isolation: isolation, set: set, miss: Pass}
+	l := link{rules: rules, isolation: isolation, set: set, miss: Pass, tier: set.key.tier}
+	if rules.extra != nil {
+		l.table = rules.extra.table
+	}
 	if isolation != nil {
 		l.miss = Deny
 	}
@@ -164,7 +169,7 @@ func (l *link) decide(q *query) (d decision) {
 			d.action = Accept
 			return d
 		}
-		at, pair := l.rules.lowest(q)
+		at, pair := l.first(q)
 		if d.pair = d.pair && pair; !pair && q.key.Transport == filter.Any {
 			return d // rules differ by port: the key of a pair is allowed only if all packets are
 		}
@@ -174,9 +179,9 @@ func (l *link) decide(q *query) (d decision) {
 		}
 		switch action {
 		case Pass:
-			if at.rule != nil && at.rule.Tier == Admin {
+			if l.tier == Admin {
 				d.passed = at.rule
-			} else if at.rule != nil {
+			} else {
 				d.rule = at.rule
 			}
 			continue
@@ -189,4 +194,12 @@ func (l *link) decide(q *query) (d decision) {
 	}
 	d.action = Accept // no tier has decided
 	return d
+}
+
+// first returns the first of the ordered rules of l that matches a flow: see ruleSet.lowest.
+func (l *link) first(q *query) (m match, pair bool) {
+	if l.table != nil {
+		return l.table.first(q)
+	}
+	return l.rules.lowest(q)
 }

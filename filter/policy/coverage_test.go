@@ -16,7 +16,7 @@ import (
 type coverage struct {
 	reasons map[filter.Reason]int
 	kinds   map[string]int
-	forms   [4]int // sums of the counts that Store.Forms returns
+	forms   [5]int // sums of the counts that Store.Forms returns
 }
 
 func newCoverage() *coverage {
@@ -36,8 +36,8 @@ func (s *coverage) add(o *coverage) {
 }
 
 // countForms adds the counts that Store.Forms returns.
-func (s *coverage) countForms(flat, trees, refer, apart int) {
-	for i, n := range []int{flat, trees, refer, apart} {
+func (s *coverage) countForms(flat, trees, refer, apart, tables int) {
+	for i, n := range []int{flat, trees, refer, apart, tables} {
 		s.forms[i] += n
 	}
 }
@@ -180,7 +180,7 @@ func portKind(item networkingv1.NetworkPolicyPort) string {
 func (s *coverage) check(t *testing.T, decisions int) {
 	t.Helper()
 	t.Logf("%d decisions: %v, %v", decisions, s.reasons, s.kinds)
-	for i, form := range []string{"flat", "trees", "with references", "in parts"} {
+	for i, form := range []string{"flat", "trees", "with references", "in parts", "rank tables"} {
 		if s.forms[i] < decisions/20_000 {
 			t.Errorf("only %d compiled forms were %s", s.forms[i], form)
 		}

@@ -6,7 +6,7 @@ import "net/netip"
 func CostOf(p *Policy) int64 { return costOf(p, noNodes) }
 
 // Shapes is the number of shapes that SetShape accepts.
-const Shapes = 4
+const Shapes = 6
 
 // SetShape selects the shape of the rule sets that are compiled from now on:
 //
@@ -14,10 +14,12 @@ const Shapes = 4
 //	1: segment trees for all ports, into which every rule is copied
 //	2: segment trees that refer to rules instead of copying them, where they can
 //	3: like 1, but rules of several policies are not merged
+//	4: like 0
+//	5: like 0, but ordered rules are compiled like others
 //
-// In shapes 1 to 3 small sets of selectors are also stored like large ones.
+// In shapes 1 to 4 small sets of selectors are also stored like large ones.
 func (w *Store) SetShape(n int) {
-	if n > 0 {
+	if n > 0 && n < 5 {
 		w.ids.few, w.peers.few, w.nsSelectors.few, w.subjects.few = 0, 0, 0, 0
 		w.peers.wide.few = 0
 	}
@@ -30,6 +32,7 @@ func (w *Store) SetShape(n int) {
 		w.shape = shape{floor: -1, flat: 0, tree: 1 << 20, apart: true}
 	default:
 		w.shape = defaultShape()
+		w.shape.noTables = n == 5
 	}
 }
 
@@ -59,11 +62,14 @@ func (w *Store) Deferred() map[[2]string][]netip.Addr {
 }
 
 // Forms counts the parts of the rule sets in use: flat port tables, port tables that are
-// trees, peer sets that refer to other peer sets, and rule sets that are a part of another
-// rule set.
-func (w *Store) Forms() (flat, trees, refer, apart int) {
+// trees, peer sets that refer to other peer sets, rule sets that are a part of another rule
+// set, and rank tables.
+func (w *Store) Forms() (flat, trees, refer, apart, tables int) {
 	for _, g := range w.policySets {
 		apart += len(g.alone.rules.parts())
+		if g.alone.table != nil {
+			tables++
+		}
 		for t := range g.alone.rules.ports {
 			var sets []*peerSet
 			if list := g.alone.rules.ports[t].flat; list != nil {
@@ -82,7 +88,7 @@ func (w *Store) Forms() (flat, trees, refer, apart int) {
 			}
 		}
 	}
-	return flat, trees, refer, apart
+	return flat, trees, refer, apart, tables
 }
 
 // Kept counts the records that the store keeps, by kind.

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"container/heap"
 	"net/netip"
 	"slices"
@@ -33,27 +32,66 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	if r.peers == nil {
 		return r.lowestInParts(q)
 	}
+	if t := r.extra.table; t != nil {
+		return t.first(q)
+	}
+	p := remoteOf(q, r)
+	at, anyPort := r.lowestInSets(q, &p)
+	if at = min(at, r.lowestNamed(q, &p)); at == noRule {
+		return match{}, anyPort == noRule
+	}
+	rank := &r.extra.ranks[at]
+	return match{rank.rule, rank.action}, at == anyPort && rank.portless
+}
+
+// remoteOf returns the peer of a flow for lookups in a rule set.
+func remoteOf(q *query, r *ruleSet) remote {
 	p := remote{addr: q.addr, rules: r}
 	if q.peer != nil && q.peer.class != nil {
 		p.some, p.whole = &q.peer.class.peers, &q.everyone[q.peer.class.namespace]
 	}
-	// For most peers, no rule matches or the first one is for all ports: then the result is
-	// the same for all flows, and one lookup finds it.
-	at := r.peers.lowest(&p)
-	if at == noRule {
-		return match{}, true
+	return p
+}
+
+// lowestInSets returns the lowest rank of the rules that match the flow by numbers of ports,
+// and the lowest one of the rules that match its peer at any port. It is for a rule set
+// without a table.
+func (r *ruleSet) lowestInSets(q *query, p *remote) (at, anyPort uint32) {
+	if anyPort = r.peers.lowest(p); anyPort == noRule {
+		return noRule, noRule
 	}
-	if pair = r.extra.ranks[at].portless; !pair {
-		if q.key.Transport == filter.Ported {
-			at = r.lowestAtPort(q, &p)
-		} else {
-			at = r.portless.lowest(&p)
+	if q.key.Transport != filter.Ported {
+		return r.portless.lowest(p), anyPort
+	}
+	table := portTableOf(q.key.Protocol)
+	t, tree := &r.ports[table], &r.extra.trees[table]
+	at = noRule
+	switch {
+	case t.flat != nil:
+		at = t.at(q.key.Port).lowest(p)
+	case tree.sets != nil:
+		for node := tree.leaf(q.key.Port); node > 0; node /= 2 {
+			at = min(at, tree.sets[node].lowest(p))
 		}
-		if at == noRule {
-			return match{}, false
+	default: // no rule is for some ports of the protocol
+		at = min(r.portless.lowest(p), t.all.lowest(p))
+	}
+	return at, anyPort
+}
+
+// lowestNamed returns the lowest rank of the rules for the name of the port, or noRule.
+func (r *ruleSet) lowestNamed(q *query, p *remote) uint32 {
+	at := noRule
+	if len(r.named) == 0 || q.key.Transport != filter.Ported || q.dst == nil || q.dst.class == nil {
+		return at
+	}
+	for i := range q.dst.class.ports {
+		np := &q.dst.class.ports[i]
+		if np.number == q.key.Port && np.protocol == q.key.Protocol {
+			at = min(at, r.named[portName{np.name, np.protocol}].lowest(p))
 		}
 	}
-	return match{r.rules[at], r.extra.ranks[at].action}, pair
+	return at
 }
 
 // lowestInParts is like lowest, for a rule set with a part for each policy. The parts are
@@ -67,34 +105,6 @@ func (r *ruleSet) lowestInParts(q *query) (m match, pair bool) {
 		}
 	}
 	return match{}, pair
-}
-
-// lowestAtPort returns the lowest rank of the rules for the port of the flow, or noRule.
-func (r *ruleSet) lowestAtPort(q *query, p *remote) uint32 {
-	k := q.key
-	table := portTableOf(k.Protocol)
-	t, tree := &r.ports[table], &r.extra.trees[table]
-	at := noRule
-	switch {
-	case t.flat != nil:
-		at = t.at(k.Port).lowest(p)
-	case tree.sets != nil:
-		for node := tree.leaf(k.Port); node > 0; node /= 2 {
-			at = min(at, tree.sets[node].lowest(p))
-		}
-	default: // no rule is for some ports of the protocol
-		at = min(r.portless.lowest(p), t.all.lowest(p))
-	}
-	if len(r.named) == 0 || q.dst == nil || q.dst.class == nil {
-		return at
-	}
-	for i := range q.dst.class.ports {
-		np := &q.dst.class.ports[i]
-		if np.number == k.Port && np.protocol == k.Protocol {
-			at = min(at, r.named[portName{np.name, np.protocol}].lowest(p))
-		}
-	}
-	return at
 }
 
 // lowest returns the lowest rank of the rules that name the peer, or noRule, which is above
@@ -186,14 +196,14 @@ func (r *ruleSet) mayDeny() bool {
 
 // deniesAll reports whether the first rule denies everything.
 func (r *ruleSet) deniesAll() bool {
-	return r.extra != nil && len(r.extra.ranks) > 0 && r.extra.ranks[0].action == Deny && r.portless != nil && r.portless.everyone == 0
+	return r.extra != nil && r.extra.closed
 }
 
 // byRank cuts overlapping ranges into pieces that do not overlap, and returns the pieces
 // sorted by address for a binary search. If several ranges contain a piece, the piece gets
 // the lowest of their rule indexes, because the rule of the lowest rank decides.
 func byRank(ranges []blockRange) []blockRange {
-	slices.SortFunc(ranges, func(a, b blockRange) int { return cmp.Or(cmp.Compare(a.low, b.low), cmp.Compare(a.rule, b.rule)) })
+	slices.SortFunc(ranges, func(a, b blockRange) int { return compareBoth(a.low, b.low, a.rule, b.rule) })
 	cuts := make([]uint32, 0, 2*len(ranges))
 	for _, r := range ranges {
 		cuts = append(cuts, r.low, r.end)
@@ -205,7 +215,7 @@ func byRank(ranges []blockRange) []blockRange {
 	next := 0
 	for i, low := range cuts {
 		for ; next < len(ranges) && ranges[next].low == low; next++ {
-			heap.Push(&open, ranges[next])
+			heap.Push(&open, &ranges[next])
 		}
 		for len(open) > 0 && open[0].end <= low {
 			heap.Pop(&open)
@@ -222,15 +232,16 @@ func byRank(ranges []blockRange) []blockRange {
 	return fitted(out)
 }
 
-// rankHeap is a heap of ranges. The range with the lowest rule index is at the top.
-type rankHeap []blockRange
+// rankHeap is a heap of ranges. The range with the lowest rule index is at the top. Its elements
+// are pointers, because each push and pop of a value would allocate.
+type rankHeap []*blockRange
 
 func (h rankHeap) Len() int           { return len(h) }
 func (h rankHeap) Less(i, j int) bool { return h[i].rule < h[j].rule }
 func (h rankHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 
 // Push implements [heap.Interface].
-func (h *rankHeap) Push(r any) { *h = append(*h, r.(blockRange)) }
+func (h *rankHeap) Push(r any) { *h = append(*h, r.(*blockRange)) }
 
 // Pop implements [heap.Interface].
 func (h *rankHeap) Pop() any {

@@ -33,9 +33,11 @@ type ruleSet struct {
 type extra struct {
 	// ranks describes the rules, if they are ordered: the matching rule with the lowest
 	// index, its rank, decides. Without ranks, all rules accept and have no order.
-	ranks []rank
-	near  nearBits // of the blocks of ordered rules
-	trees [3]portTree
+	ranks  []rank
+	table  *rankTable
+	closed bool     // the first rule denies everything
+	near   nearBits // of the blocks of ordered rules
+	trees  [3]portTree
 	// parts are rule sets that are not merged; most of them hold the rules of a single
 	// policy. If a rule set has parts, its other fields are empty.
 	parts []*ruleSet
@@ -43,6 +45,7 @@ type extra struct {
 
 // rank is what a lookup needs of an ordered rule.
 type rank struct {
+	rule     *filter.Rule
 	action   Action
 	portless bool // the rule is for every port
 }

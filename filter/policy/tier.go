@@ -19,12 +19,15 @@ func (e *Endpoint) Policies(d filter.Direction, t Tier) []string {
 	return nil
 }
 
-// policies appends the policies of the rules to names. Each comes once, because the rules
+// policies appends the policies of ordered rules to names. Each comes once, because the rules
 // are in the order of their policies.
 func (r *ruleSet) policies(names []string) []string {
-	for i := range r.rules {
-		if n := len(names); n == 0 || names[n-1] != r.rules[i].Policy {
-			names = append(names, r.rules[i].Policy)
+	if r.extra == nil {
+		return names // the rules are not ordered
+	}
+	for i := range r.extra.ranks {
+		if name := r.extra.ranks[i].rule.Policy; len(names) == 0 || names[len(names)-1] != name {
+			names = append(names, name)
 		}
 	}
 	for _, part := range r.parts() {
