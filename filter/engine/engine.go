@@ -64,8 +64,7 @@ type Evaluator struct {
 	flows   *cache.Flows
 	tally   tally
 
-	reading  bool             // set between Enter and Exit
-	snapshot *policy.Snapshot // the snapshot of the read section; nil outside of one, and before the first publication
+	snapshot *policy.Snapshot // the snapshot of the read section; nil outside of one
 }
 
 // New returns an evaluator that remembers verdicts in flows.
@@ -284,14 +283,19 @@ func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 
 // Enter begins a read section: all packets until Exit are decided by the snapshot that is
 // in force now. policy.Published.Synchronize waits for such sections, so that no older
-// verdict can still take effect when it returns.
-func (e *Evaluator) Enter() { e.snapshot, e.reading = e.reader.Enter(), true }
+// verdict can still take effect when it returns. Before the first publication there is no
+// older verdict to wait for, and so no read section.
+func (e *Evaluator) Enter() {
+	if e.snapshot = e.reader.Enter(); e.snapshot == nil {
+		e.reader.Exit()
+	}
+}
 
 // Exit ends the read section. It is called when the kernel has applied all verdicts of the
 // section. Outside of a read section, Exit does nothing.
 func (e *Evaluator) Exit() {
-	if e.reading {
-		e.snapshot, e.reading = nil, false
+	if e.snapshot != nil {
+		e.snapshot = nil
 		e.reader.Exit()
 	}
 }
