@@ -297,8 +297,8 @@ func (c *Controller) commit(ctx context.Context, by []string) error {
 	return nil
 }
 
-// await sends the first change to the channel of First, and waits for the stages from
-// Attach.
+// await sends the first change to the channel that First returns, and waits until Attach sets the
+// stages.
 func (c *Controller) await(ctx context.Context, first Change) {
 	c.first <- first
 	select {

@@ -228,8 +228,8 @@ func mutate(random *rand.Rand, base []sample) []byte {
 }
 
 // If both Decode and the packet decoder of gopacket find ports in a sample, they find the
-// same ports. Samples in which only gopacket finds ports are skipped: it finds some even if
-// lengths or versions cannot be right.
+// same ports. Samples in which only gopacket finds ports are skipped, because gopacket accepts
+// impossible lengths and versions.
 func TestDecodeAgainstGopacket(t *testing.T) {
 	d := packet.NewDecoder()
 	compared := 0

@@ -25,8 +25,8 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		w.commitPod(p)
 	}
 	for _, k := range w.compiled {
-		// The field recent does not count as a use of the class. Clear it, because the class
-		// may be released after this Commit.
+		// The field recent is not counted as a reference to the class. Clear it, because the
+		// class may be released after this Commit.
 		k.recent = nil
 	}
 	w.compiled = w.compiled[:0]
@@ -74,7 +74,7 @@ func (w *Store) commitPod(p *pod) {
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
-		w.releaseClass(c) // classOf has added a use, but the old endpoint already counts as one
+		w.releaseClass(c) // classOf has counted a reference, but the endpoint already has one
 		return
 	}
 	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, host: p.host}
@@ -107,7 +107,7 @@ func (w *Store) newEpoch() uint64 {
 	return w.lastEpoch
 }
 
-// classOf returns the class of a pod, and adds a use to it.
+// classOf returns the class of a pod, and increments the class's reference count.
 func (w *Store) classOf(p *pod) *class {
 	if c := p.identity.recent; c != nil && slices.Equal(c.ports, p.ports) {
 		c.refs++
@@ -144,7 +144,7 @@ func (w *Store) classFor(p *pod) *class {
 		c.refs++
 		for d := range sets {
 			for _, set := range sets[d] {
-				w.releasePolicySet(set) // policySetsOf has added a use, but the class already counts as one
+				w.releasePolicySet(set) // policySetsOf has counted a reference, but c already has one
 			}
 		}
 		p.ports = c.ports // the lists are equal: keep only one of them
@@ -187,7 +187,8 @@ func (sets *policySets) chains() (chains [2]*link) {
 	return chains
 }
 
-// policySetsOf returns the sets of policies that decide for a pod, and adds a use to each.
+// policySetsOf returns the policy sets that decide for a pod, and increments the reference count of
+// each.
 func (w *Store) policySetsOf(p *pod) (sets policySets) {
 	for d := range sets {
 		if p.reselected || p.endpoint == nil {
@@ -217,8 +218,8 @@ func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
 	}
 }
 
-// policySetOf returns the policy set of the given policies, and adds a use to it. It
-// compiles the set on first use.
+// policySetOf returns the policy set of the given policies, and increments the set's reference
+// count. If there is no such set, it compiles one.
 func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*policy) *policySet {
 	key := policySetKey{direction: d, tier: t}
 	for _, pol := range policies {
@@ -228,7 +229,7 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 		set.refs++
 		return set
 	}
-	slices.SortFunc(policies, byText) // ordered rules are ranked in this order
+	slices.SortFunc(policies, byText) // of the tiers Admin and Baseline, earlier policies take precedence
 	var isolation *filter.Isolation
 	if t == NetworkPolicy {
 		isolation = &filter.Isolation{Direction: d, Policies: make([]string, len(policies))}
@@ -243,10 +244,10 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 	return set
 }
 
-// grantedToPolicySets bounds the memory of merged rules. The merged rule sets of a namespace may
-// have as many entries as its policies have, large policies excepted, plus grantedToPolicySets.
-// Each distinct combination of policies is merged separately, so without this bound the memory
-// could grow with pods × policies.
+// grantedToPolicySets bounds the memory of merged rules: the merged rule sets of a namespace have
+// at most (entries of its policies that are not large) + grantedToPolicySets entries. Each distinct
+// combination of policies is merged separately, so without this bound the memory could grow with
+// pods × policies.
 const grantedToPolicySets = 1 << 15
 
 // rulesOf compiles the rules of some policies into one rule set. If merging them would take

@@ -35,7 +35,7 @@ type Draft struct {
 	number  uint64 // position in the order of drafts; a draft takes over the number of the waiting draft that it replaces
 	limits  Limits
 	shape   shape
-	dropped bool // a later version or a delete replaced it
+	dropped bool // never comes into force: a later version or a delete replaced it, or the store refused it
 
 	step    step
 	err     error // the reason why the policy cannot be read
@@ -85,7 +85,7 @@ func (w *Store) UseDrafts() {
 func (w *Store) isLarge(from Source) bool { return len(from.Encoded) > w.large }
 
 // draft adds a draft to the waiting ones, or replaces the waiting draft of the same policy.
-// It returns false if there is no room.
+// It returns false if the waiting drafts of the namespace would exceed mostWaiting.
 func (w *Store) draft(d *Draft) bool {
 	in, before := d.ref.Namespace, w.drafts.waiting[d.ref]
 	size := w.drafts.size[in] + len(d.from.Encoded)
@@ -211,7 +211,7 @@ func (d *Draft) compile() {
 	}
 }
 
-// shareAll replaces the draft's own selectors with the store's equal selectors.
+// shareAll replaces each selector that has a twin, an equal selector of the store, with its twin.
 func shareAll(list []*selector) {
 	for i, s := range list {
 		if s.twin != nil {
