@@ -344,8 +344,8 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
 }
 
-// held reports whether packets of new connections of an address are held until the address's pod
-// is known or, if the hold expires first, denied.
+// held reports whether workers hold the packets of new connections of an address with the
+// status p until its pod is known. A packet is denied if its hold expires first.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
 // isLocal reports whether an end of the connection has an address of this node. It considers the

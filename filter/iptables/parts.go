@@ -156,7 +156,7 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 		m.log.Info("the rules have all their parts again", event.RulesComplete.Attr(), "table", t.String())
 		return
 	}
-	// A transaction that fails changes nothing.
+	// A failed transaction changes nothing, so the last check of the table still holds.
 	t.generation, t.right = generation, right
 	t.reduce(t.lacks, err, completeInterval)
 }

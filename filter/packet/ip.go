@@ -38,7 +38,7 @@ func newSpan(data []byte, announced int) span {
 	return span{captured: data[:min(announced, len(data))], sent: announced}
 }
 
-// skip returns the span behind the next n bytes, and whether all of these were captured.
+// skip returns the span after the next n bytes, and whether all of these bytes were captured.
 func (s span) skip(n int) (span, bool) {
 	if len(s.captured) < n {
 		return s, false

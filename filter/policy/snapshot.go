@@ -58,7 +58,7 @@ type policySet struct {
 	id    uint64
 	refs  int
 	ns    *namespace
-	size  int // number of rule entries that are merged for this set only
+	size  int // number of rule entries that the set adds to ns.merged
 }
 
 // policySetKey identifies a set of policies.

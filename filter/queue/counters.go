@@ -28,7 +28,7 @@ type counter struct {
 	dropped uint64 // packets dropped because the queue or the socket was full
 }
 
-// counters returns the counters of the workers' queues, by number.
+// counters returns the counters of the workers' queues, by queue number.
 func (q *Queues) counters() (map[uint16]counter, error) {
 	return counters(q.opts.NetNS, q.opts.First, q.opts.span())
 }
@@ -70,7 +70,7 @@ func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 	return found, nil
 }
 
-// Waiting returns the number of packets in the queues that have no verdict yet.
+// Waiting returns the number of packets without a verdict in the workers' queues.
 func (q *Queues) Waiting() (int, error) {
 	return Waiting(q.opts.NetNS, q.opts.First, q.opts.span())
 }
