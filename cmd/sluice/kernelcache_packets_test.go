@@ -321,9 +321,9 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	s.check(t, []string{otherToDB}, []string{webToDB})
 }
 
-// Policies, labels and addresses change as fast as possible while connections open. After a
-// change was acknowledged, no packet is judged by the state before the change, neither the
-// first packet of a connection nor a later one.
+// The test changes policies, labels and addresses as fast as possible while connections open.
+// After the agent has acknowledged a change, every packet gets the new verdict: the first
+// packets of new connections and the packets of open connections.
 func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	const rounds, ports = 4, 3000
 	s := newTestbed(t)
@@ -361,8 +361,8 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	}
 }
 
-// cluster returns the manifests of the testbed, with one difference: the text in the second
-// parameter takes the place of the pod that the first parameter names.
+// cluster returns the testbed's manifests with two changes: the pod that the parameter without
+// names is missing, and the text in the parameter instead is added.
 func (s *testbed) cluster(without, instead string) string {
 	text := testbedNamespaces + instead
 	for _, p := range testbedPods {

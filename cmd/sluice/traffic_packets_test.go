@@ -68,7 +68,8 @@ func TestServicesOnPackets(t *testing.T) {
 	}
 }
 
-// Traffic through a NodePort does not count as traffic from the pod's node.
+// Traffic from a pod's node always passes. Traffic through a NodePort of that node passes only
+// if a policy allows its original source.
 func TestNodePortOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	pod := s.host("default/db")
@@ -374,9 +375,9 @@ func (s *testbed) queues() map[int]uint64 {
 }
 
 // Only the first packet of a one-way UDP flow is queued, although conntrack has the state NEW for
-// all of its packets. Of a TCP connection with many packets, also only one is queued. The
-// connection mark must achieve this, so the test switches off the kernel's flow cache, which
-// would keep packets from the queue too.
+// all of its packets. Only the first packet of a TCP connection is queued, too. The connection
+// mark must achieve this, so the test switches off the kernel's flow cache, which would also
+// keep packets from the queue.
 func TestJudgedOnceOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))

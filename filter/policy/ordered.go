@@ -9,8 +9,8 @@ import (
 	"sluice/filter"
 )
 
-// query is a flow from or to a pod, seen from that pod. It has all that the pod's chain of
-// policy sets needs for a decision.
+// query is a flow, seen from the pod at one of its ends. The policy sets of this pod decide
+// about the flow.
 type query struct {
 	key      *filter.Key
 	peer     *Endpoint  // the other end of the flow
@@ -40,9 +40,9 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	if q.key.Transport == filter.Ported {
 		at = min(at, r.lowestAtPort(q, &p))
 	}
-	// The result is the same for all flows between the two addresses in two cases. Either a
-	// rule without ports matches, and no rule of a lower rank names the peer at any port. Or
-	// no rule names the peer.
+	// The result is the same for all flows between the two addresses if no rule names the peer.
+	// It is also the same if a rule without ports matches, and each rule of a lower rank names
+	// only other peers.
 	pair = r.peers.lowest(&p) == at && r.portless.lowest(&p) == at
 	if at == noRule {
 		return match{}, pair

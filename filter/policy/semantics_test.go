@@ -28,7 +28,7 @@ type step struct {
 	flows string
 }
 
-// ends maps names to the addresses of smallCluster, and a few outside of it.
+// ends maps names to addresses: those in smallCluster and a few others.
 var ends = map[string]string{
 	"db": "10.0.0.1", "db6": "fd00::1", "web": "10.0.0.2", "web6": "fd00::2", "job": "10.0.0.3", "odd": "10.0.0.4",
 	"done": "10.0.0.5", "agent": "10.9.0.3", "new": "10.0.0.8",
@@ -46,7 +46,7 @@ func one(name, policies, flows string) semanticsCase {
 	return semanticsCase{name, []step{{policies: policies, flows: flows}}}
 }
 
-// The two scenarios that users start from.
+// The two policies of the demo that README.md shows.
 const (
 	accessDemo1 = `default/access-demo1: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{port: 6379}]}]}`
 	accessDemo2 = `default/access-demo2: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: 6379}]}]}`

@@ -144,7 +144,7 @@ func TestReadFollowsLinks(t *testing.T) {
 	}
 }
 
-// Objects have the defaults of the API server.
+// Read sets the fields for which the API server has defaults.
 func TestReadDefaults(t *testing.T) {
 	objects, problems := read(t, map[string]string{"a.yaml": web + "---" + shop + "---" + closed + `---
 apiVersion: networking.k8s.io/v1

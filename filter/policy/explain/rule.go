@@ -14,8 +14,8 @@ import (
 // RuleMatch is the result of matching one rule against a flow.
 type RuleMatch struct {
 	Rule       filter.Rule
-	Peers      string     // the rule's peer that matches the flow, or the one with the lowest Mismatch.score, in words
-	Ports      string     // the ports that the rule allows, in words
+	Peers      string     // in words: the peer of the rule that matches the flow; without a match, the peer with the lowest Mismatch.score
+	Ports      string     // in words: the ports that the rule allows
 	Mismatches []Mismatch // why the rule does not allow the flow; empty if it does
 }
 
@@ -43,8 +43,8 @@ func (r *RuleMatch) mismatches(part string) bool {
 	return false
 }
 
-// rules returns the rules in force that a policy has in a direction. It has none if its
-// subject is malformed or the policy is too large.
+// rules returns the rules of a policy in a direction, if they are in force. A policy whose
+// subject is malformed, or that is too large, has no rules in force.
 func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	p := c.policies[name]
 	if p == nil || c.tooLarge(name) || p.Subject.Malformed {
@@ -105,10 +105,11 @@ func (c *Cluster) brokenField(r filter.Rule, part string) string {
 	return ""
 }
 
-// problemOf returns a problem of a rule, or nil if the rule has none. It prefers a problem
-// in the given part of the rule. A rule that could not be read as a whole is replaced by a
-// rule with an invalid peer. The problem of such a rule names another field of the rule, or
-// the list of rules.
+// problemOf returns a problem of a rule, or nil if the rule has none. It looks first in the
+// given part of the rule, then in the whole rule, then in the field of the list of rules, such
+// as "spec.ingress". The package sluice/watch/manifests replaces a rule or list that it cannot
+// decode by a rule with an invalid peer. The problem then names the field that it could not
+// decode, not the peer.
 func (c *Cluster) problemOf(r filter.Rule, part string) *policy.Problem {
 	problems := c.problems[r.Policy]
 	for _, at := range []string{part, ruleField(r)} {
