@@ -101,8 +101,8 @@ func New(store *policy.Store, pub *policy.Published, opts Options) *Controller {
 	return c
 }
 
-// First returns a channel that receives the first change after it is published. It is used
-// only if Options names no stages.
+// First returns a channel that receives the first change after its publication. Nothing is sent
+// if Options.Stages is set.
 func (c *Controller) First() <-chan Change { return c.first }
 
 // Attach sets the stages that apply all changes after the first, in this order. It must be

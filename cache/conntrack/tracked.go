@@ -75,10 +75,10 @@ func NewTrackedFlows() *TrackedFlows {
 
 func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
 
-// Track records a key that the snapshot with the given number allows. src and dst are true if
-// the source or destination has an endpoint or is a pending address; Track stores the key only
-// under such ends. The caller must call Track before the verdict takes effect. Track is safe
-// for concurrent use, and takes some 200 ns.
+// Track records a key that the snapshot with the given number allows. It stores the key under the
+// source if src is set, and under the destination if dst is set. The caller sets them for an
+// address that has an endpoint or is pending, and must call Track before the verdict takes effect.
+// Track is safe for concurrent use, and takes some 200 ns.
 func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
 	now := trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}
 	if src {
@@ -148,8 +148,8 @@ func (s *shard) forget(set *keySet, snapshot uint64) {
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict makes room in a shard: it drops the keys of an arbitrary address of the shard. It drops
-// the keys of keep only if all other sets of the shard are empty.
+// evict makes room in a shard: it drops the keys of an arbitrary set of the shard. It chooses the
+// set keep only if all other sets are empty.
 func (s *shard) evict(keep *keySet, snapshot uint64) {
 	for _, set := range s.of {
 		if set != keep && len(set.keys) > 0 {

@@ -92,7 +92,7 @@ func randomPort(r *rand.Rand) state {
 	st.tunnels[bigEndian(4789)] = 1
 	for i, a := range append(addrs(frameAddrs4[0].String(), frameAddrs6[0].String()), append(frameAddrs4[1:], frameAddrs6[1:]...)...) {
 		switch {
-		case i < 2: // the pod's addresses: if the port has the flag primaryPort, the guard writes these values
+		case i < 2: // the pod's addresses: as in the guard, in the maps only if the port has the flag primaryPort
 			if st.ports[loopback].Flags&primaryPort != 0 {
 				st.own[place{a.As16(), loopback}], st.known[a.As16()] = listed, ofPod
 			}

@@ -108,8 +108,8 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 	return policy.Pass, nil
 }
 
-// side reports whether the tiers of one direction allow the flow. If an ordered tier
-// decides, side also returns its rule.
+// side reports whether the tiers of one direction allow the flow. If the tier Admin or Baseline
+// decides, side also returns the rule that decides.
 func (c *tiered) side(d filter.Direction, f flow) (allows bool, rule *filter.Rule) {
 	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
 	pod, peer := src, dst

@@ -148,7 +148,7 @@ func (p *parser) problem(object, field, detail, hint string) {
 	})
 }
 
-// note records a mistake that has no effect.
+// note records a mistake that does not change what policies allow.
 func (p *parser) note(object, field, detail, hint string) {
 	p.notes = append(p.notes, Problem{
 		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Hint: hint,
