@@ -66,11 +66,11 @@ const (
 	Malformed
 	// NotSynced: the packet came before the first snapshot of the cluster.
 	NotSynced
-	// PodNotKnown: one end should be a pod, but the pod did not become known in time, so
-	// the fail mode decided.
+	// PodNotKnown: one address should belong to a pod, but the pod did not become known in
+	// time. The fail mode (--fail) decided.
 	PodNotKnown
-	// MidStream: the packet does not begin a connection, so the connection may have begun in
-	// the opposite direction, and policies deny connections in that direction.
+	// MidStream: the packet does not begin a connection. The connection may have begun in the
+	// opposite direction, in which policies deny it.
 	MidStream
 
 	// NumReasons is the number of reasons.

@@ -79,9 +79,9 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
 		Chain: o.mainRules(f, last...),
 		allowChain: {
-			// A packet without a conntrack entry (INVALID or UNTRACKED) has no connection mark in
-			// which to save the mark. So every such packet is queued, even if an earlier one of
-			// the same flow was allowed.
+			// Set the allowed mark on the connection. A packet without a conntrack entry (INVALID
+			// or UNTRACKED) has no connection mark. So every such packet is queued, even if an
+			// earlier packet of the same flow was allowed.
 			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.AllowedMark, o.Mask()),
 			// Clear the packet mark, so that neither later rules nor the outer packet of a tunnel
 			// see it.
@@ -112,8 +112,8 @@ func (o Options) mainRules(f Family, last ...string) []string {
 		// packets of other senders with such a source.
 		"-m addrtype --src-type LOCAL -j RETURN",
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
-		// Replies pass, and errors about replies. A connection whose first packet was denied
-		// has no replies.
+		// Replies pass, and so do ICMP errors about replies. They need no verdict, because only
+		// a connection whose first packet was allowed has replies.
 		"-m conntrack --ctdir REPLY -j RETURN",
 		// The only RELATED packets of ICMP are errors about a known connection.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),

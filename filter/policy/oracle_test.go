@@ -99,7 +99,7 @@ func (c *cluster) judge(f flow) judgement {
 	return j
 }
 
-// exempt reports whether the flow is allowed under all policies.
+// exempt reports whether the flow is allowed regardless of the policies.
 func (j judgement) exempt() bool { return j.SameAddress || j.OwnNode }
 
 // judgeSide evaluates the policies of one end: the source for egress, the destination for
@@ -317,7 +317,7 @@ func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, b
 
 // podAt returns the pod that has an address, or nil. Pods with hostNetwork have no address
 // of their own, and finished pods have released theirs. If two live pods claim one address,
-// the status of one of them is stale, and beats decides.
+// the status of one of them is stale, and the method beats determines the owner.
 func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 	var owner *corev1.Pod
 	for _, p := range c.Pods {
@@ -511,8 +511,8 @@ func readFlow(t *testing.T, text string) flow {
 	return f
 }
 
-// smallCluster has the pods of the two scenarios that users start from, and further pods of
-// every kind.
+// smallCluster has the pods that the example policies access-demo1 and access-demo2 concern. It
+// also has a finished pod, a pod with hostNetwork, and a pod whose namespace has no object.
 const smallCluster = `
 {kind: Namespace, metadata: {name: default}}
 ---

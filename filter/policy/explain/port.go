@@ -43,8 +43,8 @@ func (h *matcher) ports(items []policy.PortRange, field string) (string, *Mismat
 	return lack.Allows, lack
 }
 
-// portItem describes one item and reports whether it matches. It also returns the name of a
-// named port. For a malformed item, all results are empty.
+// portItem describes one item of a rule's ports, and reports whether it matches the flow. name is
+// the port name in the item, or empty. For a malformed item, all results are empty.
 func (h *matcher) portItem(port *policy.PortRange) (says, name string, matches bool) {
 	if port.Malformed {
 		return "", "", false
