@@ -125,8 +125,8 @@ func (p *programs) runFrom(device uint32, data []byte) verdict {
 	return got
 }
 
-// user is the user space part: a store, and an evaluator that writes its verdicts to the cache in
-// the kernel.
+// user is the part of an agent that runs in user space: a store, and an evaluator that writes its
+// verdicts to the flow cache in the kernel.
 type user struct {
 	store     *policy.Store
 	published policy.Published
@@ -161,8 +161,8 @@ func (u *user) evaluate(data []byte) filter.Action {
 	return action
 }
 
-// packetOf returns a well-formed packet with length bytes behind the IP header. It is the first of
-// a connection.
+// packetOf returns a well-formed first packet of a connection. length is the number of bytes behind
+// the IP header.
 func packetOf(src, dst netip.Addr, protocol filter.Protocol, port uint16, length int) []byte {
 	body := make([]byte, length)
 	binary.BigEndian.PutUint16(body[2:], port)

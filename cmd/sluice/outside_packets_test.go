@@ -76,7 +76,7 @@ func (s *testbed) hasSourceChain(t *testing.T) bool {
 		}
 	}
 	if n == 1 {
-		return s.hasSourceChain(t) // try again: the agent writes one family after the other
+		return s.hasSourceChain(t) // try again: the agent has written one family, and is about to write the other
 	}
 	return n > 0
 }
@@ -250,7 +250,8 @@ func TestSourceCheckMovesBetweenGuardAndRulesOnPackets(t *testing.T) {
 		t.Helper()
 		s.eventually(t, what, func() bool {
 			checkNoForged()
-			// The guard's program may be detached a moment after the chain was added.
+			// Check both: the agent adds the chain first, and detaches the guard's program a
+			// moment later.
 			return s.hasSourceChain(t) == chain && (programsAt(t, node.Host, "eth0") > 0) != chain
 		})
 		checkNoForged()

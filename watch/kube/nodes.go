@@ -26,7 +26,8 @@ func (n *nodes) read(o *node) {
 	}
 }
 
-// check warns if this node's Node is missing. It warns again only after the Node has existed.
+// check warns if this node's Node is missing. While the Node stays missing, check does not repeat
+// the warning.
 func (n *nodes) check(exists bool) {
 	if n.self == "" || exists != n.warned {
 		return

@@ -11,8 +11,8 @@ import (
 	"sluice/watch"
 )
 
-// start runs all steps until the agent enforces. The order matters, so that packets neither
-// pass unjudged nor are dropped without need:
+// start runs all steps until the agent enforces. Their order ensures that no packet passes
+// unjudged and that none is dropped without need:
 //
 //   - Without a snapshot, the workers would deny all packets.
 //   - Rules without workers would drop all new connections.
@@ -43,8 +43,8 @@ func (a *agent) start(ctx context.Context, background func(part func(context.Con
 	return nil
 }
 
-// firstSnapshot waits until all sources have been read. It publishes the snapshot to the
-// kernel's flow cache and the guard, which must have it before there are rules.
+// firstSnapshot waits until all sources have been read. Then it publishes the first snapshot to
+// the kernel's flow cache and to the guard: both need a snapshot before the rules are written.
 func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 	var first watch.Change
 	select {

@@ -152,8 +152,8 @@ type Pod struct {
 	Name      string       `json:"name"`
 	Addresses []netip.Addr `json:"addresses"`
 	Ports     []Port       `json:"ports,omitempty"`
-	Egress    []string     `json:"egressPolicies,omitempty"`  // policies that isolate it
-	Ingress   []string     `json:"ingressPolicies,omitempty"` // policies that isolate it
+	Egress    []string     `json:"egressPolicies,omitempty"`  // policies that isolate the pod for egress
+	Ingress   []string     `json:"ingressPolicies,omitempty"` // policies that isolate the pod for ingress
 
 	endpoint *policy.Endpoint
 }
