@@ -98,9 +98,9 @@ func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 }
 
 // SetDevices sets the interfaces that lead to only one pod of this node. devices maps an address
-// of the pod to the index of its interface. An address that is missing in devices keeps the
-// interface of an earlier call while a pod has the address: when a pod ends, its interface
-// vanishes before the API reports the end.
+// of the pod to the index of its interface. When a pod ends, its interface vanishes before the
+// API reports the end. So an address that is missing in devices keeps the interface of an
+// earlier call for as long as a pod has the address.
 //
 // After an error the cache is disabled until a later Publish succeeds. If the error is
 // ErrStillAnswering, the cache could not be disabled either.

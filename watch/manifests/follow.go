@@ -101,7 +101,7 @@ type root struct {
 // file is the state of one file.
 type file struct {
 	info    fs.FileInfo
-	content *content  // the content in force: the last without problems, or else the last nonempty one
+	content *content  // the content in force: the last without problems; if there is none, the last nonempty one
 	good    bool      // the content in force has no problems
 	broken  bool      // the content that was read last has problems
 	wrong   []Problem // problems of the content that was read last

@@ -219,8 +219,8 @@ func TestFollowOneFile(t *testing.T) {
 	f.until("NetworkPolicy default/closed")
 }
 
-// Several file events in quick succession lead to a single delta. So the state never contains only
-// a part of these events.
+// Several file events in quick succession lead to a single delta, so that no delta contains only
+// a part of their changes.
 func TestFollowCoalescesBursts(t *testing.T) {
 	f := follow(t, t.TempDir())
 	stage := t.TempDir()

@@ -58,8 +58,8 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 	}
 }
 
-// decode handles the error err, which means that a value of an object has the wrong type. It
-// reports a value outside the spec of a policy. specByParts reports values in the spec.
+// decode handles err, which means that a value of an object has the wrong type. It reports the
+// value, unless the value is in the spec of a policy: specByParts reports those.
 func (c *checker) decode(object any, err error) {
 	c.uncertain = true
 	if c.kind != nil {
@@ -68,7 +68,7 @@ func (c *checker) decode(object any, err error) {
 			metav1.ObjectMeta `json:"metadata"`
 		}
 		if err = kjson.UnmarshalCaseSensitivePreserveInts(c.text, &outside); err == nil {
-			return // the value is in the spec
+			return // the value with the wrong type is in the spec
 		}
 		object = &outside
 	}
@@ -158,7 +158,7 @@ func CausedBy(p policy.Problem, from []Problem) bool {
 	}
 	list, _, _ := strings.Cut(rule, "[")
 	return slices.ContainsFunc(from, func(o Problem) bool {
-		at := strings.Index(o.Field, "spec") // skip the prefix of an object in a list
+		at := strings.Index(o.Field, "spec") // an object in a List has a prefix before "spec"
 		return at >= 0 && o.Object == p.Policy.Object() && (ruleOf(o.Field[at:]) == rule || o.Field[at:] == list)
 	})
 }

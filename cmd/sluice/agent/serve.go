@@ -121,9 +121,9 @@ func (a *agent) state() *telemetry.State {
 	return s
 }
 
-// beyondManifests returns the problems that only the store has found (found), without those
-// that were already found in manifests (broken) or that follow from these. For such
-// problems, the report of the manifest is enough, and it also names the file.
+// beyondManifests returns the problems that the store has found ("found"), except those that
+// equal or follow from a problem in the manifests ("broken"). Such a problem is reported for
+// the manifest, and that report also names the file.
 func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
 		return manifests.CausedBy(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {
