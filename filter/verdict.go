@@ -44,7 +44,8 @@ func (a Action) String() string {
 // Reason is the reason for a verdict.
 type Reason uint8
 
-// The reasons: after NoReason, first those that allow, then those that deny.
+// The reasons: after NoReason, first those that allow, then those that deny. With an open fail
+// mode, PodNotKnown allows.
 const (
 	// NoReason is the zero value, which no decision returns.
 	NoReason Reason = iota

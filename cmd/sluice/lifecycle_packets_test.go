@@ -200,7 +200,7 @@ func (s *testbed) leftovers(t *testing.T) string {
 }
 
 // After the agent has ended or was killed, --on-exit and --fail decide which new connections
-// pass until the next agent runs. Allowed connections that are open at the end continue.
+// pass until the next agent runs. Allowed connections that were open before continue.
 // TestKernelCacheWithoutAgentOnPackets tests the verdicts of the kernel's flow cache without an
 // agent.
 func TestWithoutAgentOnPackets(t *testing.T) {

@@ -169,9 +169,8 @@ func (s *testbed) podObject(name, role string, h *lab.Host) *corev1.Pod {
 	return p
 }
 
-// Even if the Node has no spec.podCIDR, a pod that starts under policies is isolated in
-// both directions from its first packet. Its allowed packets are held until the agent knows
-// the pod.
+// Even if the Node has no spec.podCIDR, the policies isolate a new pod in both directions from
+// its first packet. Its allowed packets are held until the agent knows the pod.
 func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 	for name, bridged := range map[string]bool{"routed": false, "bridged": true} {
 		t.Run(name, func(t *testing.T) {

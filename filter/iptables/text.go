@@ -11,9 +11,9 @@ const (
 	// all chains whose names begin with this name and a dash.
 	Chain = "SLUICE"
 	// allowChain has the rules for allowed packets. A rule of Chain jumps to it with -g, so that
-	// one match leads to three actions: save the packet mark in the connection mark, clear the
-	// packet mark, and leave Chain. These cannot be rules of Chain itself: after the packet
-	// mark is cleared, no match would recognise an allowed packet without a conntrack entry. It
+	// one match leads to three actions: set the allowed mark on the connection, clear the packet
+	// mark, and leave Chain. These cannot be rules of Chain itself: after the packet mark is
+	// cleared, no match would recognise an allowed packet without a conntrack entry. The packet
 	// would be queued and allowed again, forever.
 	allowChain = Chain + "-ALLOW"
 	// sourceChain is the chain that PREROUTING jumps to.

@@ -333,8 +333,8 @@ func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 }
 
 // beats reports whether pod a, and not pod b, owns an address that both claim. If the
-// address is in the ranges of the enforcing node, and one of the pods runs on that node,
-// this pod wins. In all other cases the pod that was created later wins. If both were
+// address is in the ranges of the enforcing node, and only one of the pods runs on that node,
+// that pod wins. In all other cases the pod that was created later wins. If both were
 // created in the same second, the pod with the greater "namespace/name" wins, so that the
 // order of events does not matter.
 func (c *cluster) beats(a, b *corev1.Pod, addr netip.Addr) bool {

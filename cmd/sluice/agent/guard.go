@@ -91,7 +91,7 @@ func (a *agent) yieldGuard() {
 	}
 }
 
-// runGuard follows the node's interfaces.
+// runGuard lets the guard follow changes of the node's interfaces until ctx ends.
 func (a *agent) runGuard(ctx context.Context) {
 	if a.guard != nil {
 		a.guard.Run(ctx)

@@ -35,7 +35,7 @@ type nodeNetwork struct {
 	root     string        // directory of the kernel's settings, /proc/sys
 	timeout  time.Duration // outsideTimeout, except in tests
 	// guarded reports whether the guard drops frames with VLAN tags or forged sources at pods'
-	// interfaces. It is nil if there is no guard.
+	// interfaces. A nil guarded counts as false.
 	guarded func() bool
 	log     *slog.Logger
 	// onDevices, if not nil, is called with the interface indexes of those pods of this node
@@ -118,8 +118,8 @@ func (n *nodeNetwork) setNetwork(now *node.Network) {
 	}
 }
 
-// refresh derives ranges and problems again. If s is not nil, it first reads this node's pods
-// from s.
+// refresh derives the ranges again, and finds the present problems. If s is not nil, it first
+// reads this node's pods from s.
 func (n *nodeNetwork) refresh(s *policy.Snapshot) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

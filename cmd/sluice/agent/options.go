@@ -72,7 +72,7 @@ const (
 type KernelCache string
 
 // The values of KernelCache. With auto, the kernel remembers verdicts if it supports this and
-// if that does no harm (see avoidKernel).
+// avoidKernel returns no objection.
 const (
 	KernelCacheAuto KernelCache = "auto"
 	KernelCacheOn   KernelCache = "on"
