@@ -213,7 +213,7 @@ func (c *Controller) loop(ctx context.Context, updates <-chan message, sources [
 	}
 }
 
-// prepare prepares drafts until ctx ends.
+// prepare prepares the drafts of large policies (see policy.Draft) until ctx ends.
 func (c *Controller) prepare(ctx context.Context) {
 	for {
 		select {

@@ -40,7 +40,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// The objects are committed, so that building needs no clang. "make generate"
+// The compiled programs are committed, so that building needs no clang. "make generate"
 // compiles them again; clang 14 of Debian 12 gives the same bytes.
 //
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -no-global-types -target bpfel,bpfeb program program.c -- -O2 -Wall -Werror -mcpu=v2

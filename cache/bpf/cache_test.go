@@ -66,8 +66,8 @@ func newFixture(t testing.TB, opts bpf.Options, ranges []netip.Prefix) (*bpf.Cac
 
 func redis(from netip.Addr) []byte { return packetOf(from, db, filter.TCP, 6379, 20) }
 
-// The programs match nothing before a snapshot is published and before a verdict is remembered.
-// After that they repeat the verdict.
+// The programs match nothing until a snapshot is published and a verdict is remembered. From then
+// on they repeat the verdict.
 func TestRemembers(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{}, nil)
 	if got := p.run(redis(web)); got != noMatch {
@@ -110,7 +110,7 @@ func manyPackets(src, dst netip.Addr) (all [][]byte) {
 
 // If a verdict applies to all packets between two addresses, the kernel remembers it for
 // this pair of addresses, whatever the protocol and port. So only the first packet of a
-// port scan reaches user space. The same changes invalidate such a verdict as any other.
+// port scan reaches user space. Such a verdict becomes invalid by the same changes as any other.
 func TestPairs(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	all := letIn("db", "web")

@@ -258,8 +258,8 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 // not find it.
 const clearTries = 2
 
-// dropEach deletes the emptied chains of a change one by one, and returns the chains that cannot
-// be deleted.
+// dropEach deletes the chains that a change has only emptied (see change.keepDropped), one by one. It
+// returns those that cannot be deleted.
 func dropEach(ctx context.Context, t Table, c change) (left []string) {
 	if !c.keepDropped {
 		return nil

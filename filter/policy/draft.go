@@ -111,7 +111,7 @@ func (w *Store) draft(d *Draft) bool {
 	return true
 }
 
-// unwait removes the waiting version of a policy, if there is one.
+// unwait removes the waiting draft of a policy, if there is one.
 func (w *Store) unwait(ref Ref) {
 	d := w.drafts.waiting[ref]
 	if d == nil {
@@ -263,7 +263,7 @@ func (w *Store) Work(more func() bool) (again, commit bool) {
 	if !w.drafts.on {
 		return false, false
 	}
-	w.match() // first, because changes since the last Commit may require it
+	w.match() // first handle the selectors that were added or removed since the last Commit
 	for again = w.workOn(); again && len(w.dirtyPods) < mostDirty && more(); {
 		again = w.workOn()
 	}
