@@ -104,7 +104,7 @@ var steps = []step{
 	},
 }
 
-// always are expectations that no policy can change. They follow the expectations of a step.
+// always lists expectations that no policy can change. They follow the expectations of a step.
 var always = []string{
 	"yes * -> itself",
 	"yes node-1 -> *",

@@ -29,8 +29,9 @@ import (
 //   - A tracked flow of the address has another verdict now.
 //   - TrackedFlows does not keep all flows of the address: there are too many, or caches use
 //     verdicts about flows that TrackedFlows has forgotten (see comesBack).
-//   - Connections of the address may have begun without a worker, because the endpoint was
-//     open or not known, and the new policies may deny these connections.
+//   - Connections of the address may have begun without a worker, because no policy denied
+//     packets of the endpoint or the endpoint was not known, and the new policies may deny these
+//     connections.
 //   - The endpoint is gone, and packets of its address are held for the next endpoint.
 //   - The last sweep of the address failed.
 //

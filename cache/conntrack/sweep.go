@@ -331,7 +331,7 @@ func (w *sweep) concerns(c *Conn) bool {
 	return ok
 }
 
-// evaluate returns the verdict about a key. known is false if no policy could deny it: a
+// evaluate returns the verdict about a key. known is false if no policy could deny the flow: a
 // connection from this node, or between ends that are not pods, needs no mark.
 func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()

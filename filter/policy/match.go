@@ -225,7 +225,8 @@ func (w *Store) matchWhole() {
 	w.dirtyNS = make(map[*namespace]struct{})
 }
 
-// wholeSelectors returns the ids of the peer selectors that match all pods of a namespace.
+// wholeSelectors returns the ids of the peer selectors that match all pods of ns. matchWhole
+// describes of.
 func (w *Store) wholeSelectors(ns *namespace, of []uint32) idSet {
 	if s := w.peers.everyone(scope{namespace: ns.name}); s != nil {
 		w.ids.set(s.id)

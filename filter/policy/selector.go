@@ -13,7 +13,7 @@ type selector struct {
 	labels labels.Selector      // an empty one selects everything in scope
 	asks   []labels.Requirement // result of asksOf
 	many   *matcher             // result of matcherOf; nil unless it has more than mostAsked requirements
-	refs   int                  // number of uses by policies
+	refs   int                  // number of uses: calls of use and adopt that no release has ended
 
 	// fresh is set while only drafts use the selector and it has not yet been matched with all
 	// pods (a namespace selector: with all namespaces).

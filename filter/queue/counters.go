@@ -61,7 +61,7 @@ func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 		}
 		var numbers [7]uint64
 		for i := range numbers {
-			numbers[i], _ = strconv.ParseUint(fields[i], 10, 64) // a port may be negative, and is not needed
+			numbers[i], _ = strconv.ParseUint(fields[i], 10, 64) // fails for a negative netlink port, which is not needed
 		}
 		if n := numbers[0]; n >= uint64(first) && n < uint64(first)+uint64(count) {
 			found[uint16(n)] = counter{waiting: numbers[2], dropped: numbers[5] + numbers[6]}
