@@ -35,8 +35,8 @@ func newCache(t testing.TB, opts bpf.Options) *bpf.Cache {
 	return c
 }
 
-// bpffs returns a path at which a BPF file system may be mounted. It is unmounted when the test
-// ends.
+// bpffs returns a path at which the caller may mount a BPF file system. When the test ends, the file
+// system is unmounted.
 func bpffs(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -44,8 +44,8 @@ func (g *forger) fromOutside(attacker *lab.Host) *forger {
 	return &out
 }
 
-// direct reports whether the attacker sends its frames to the victim through the bridge, not
-// to the router.
+// direct reports whether the attacker sends its frames through the bridge directly to the victim.
+// Otherwise, it sends them to the router.
 func (g *forger) direct() bool { return g.to.String() == g.victim.MAC().String() }
 
 // sourcesDropped returns the number of packets that the rules and the guard have dropped

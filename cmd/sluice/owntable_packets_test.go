@@ -141,9 +141,9 @@ func TestOwnTableOnPackets(t *testing.T) {
 			s.eventually(t, "the rules are in table sluice", func() bool { return s.inTable(t, "sluice") })
 			checked(inSluice, "sluice")
 			end()
-			checked(inSluice, "sluice") // only the next agent moves the rules back
+			checked(inSluice, "sluice") // this agent does not move the rules back to mangle; only the next agent does
 			s.agent.Kill()
-			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // the kernel's flow cache answers
+			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // without an agent, the kernel's flow cache still decides
 			s.removeRules(t)
 			if text := s.ruleset(t); strings.Contains(text, "SLUICE") || strings.Contains(text, "sluice") {
 				t.Errorf("after rules --remove:\n%s", text)

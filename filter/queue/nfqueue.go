@@ -63,7 +63,7 @@ func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
 	_ = library.Con.Close()
 	library.Con = netlink.NewConn(s, s.port)
 	q := &kernelQueue{library: library, socket: s, close: sync.OnceFunc(func() { _ = library.Close() })}
-	// Neither function is called before the socket is closed: see socket.ReceiveIter.
+	// go-nfqueue calls neither function before the socket is closed: see socket.ReceiveIter.
 	err = library.RegisterWithErrorFunc(context.Background(), func(nfqueue.Attribute) int { return 1 }, func(error) int { return 1 })
 	if err != nil {
 		q.close()

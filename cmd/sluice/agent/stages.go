@@ -38,7 +38,8 @@ func (a *agent) judgePending(context.Context, watch.Change) error {
 	return nil
 }
 
-// publishToKernel returns when the kernel answers no packet by an older snapshot.
+// publishToKernel publishes the snapshot to the kernel's flow cache. It returns when the cache
+// decides no packet by an older snapshot.
 func (a *agent) publishToKernel(_ context.Context, c watch.Change) error {
 	if a.kernel == nil {
 		return nil

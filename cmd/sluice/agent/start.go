@@ -89,7 +89,7 @@ func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
 	return nil
 }
 
-// leftoversInterval is the time between two attempts to remove rules from the other backend.
+// leftoversInterval is the time between two attempts of retryLeftovers.
 const leftoversInterval = 30 * time.Second
 
 // removeLeftovers removes what earlier agents have left. It runs after applyRules, because a
@@ -103,7 +103,8 @@ func (a *agent) removeLeftovers(ctx context.Context, background func(func(contex
 	a.removePins()
 }
 
-// retryLeftovers tries at intervals to remove rules from the other backend, until it succeeds.
+// retryLeftovers tries every leftoversInterval to remove earlier agents' rules from the other
+// backend of iptables, until it succeeds.
 func (a *agent) retryLeftovers(ctx context.Context) error {
 	tick := time.NewTicker(leftoversInterval)
 	defer tick.Stop()
