@@ -196,7 +196,7 @@ func beginMessage(b []byte, kind, flags uint16, seq uint32, family uint8) []byte
 	b = binary.NativeEndian.AppendUint16(b, kind)
 	b = binary.NativeEndian.AppendUint16(b, flags)
 	b = binary.NativeEndian.AppendUint32(b, seq)
-	b = binary.NativeEndian.AppendUint32(b, 0) // port ID; the kernel knows it
+	b = binary.NativeEndian.AppendUint32(b, 0) // port ID; the kernel takes it from the socket
 	return append(b, family, 0, 0, 0)          // nfgenmsg: family, NFNETLINK_V0, no resource
 }
 

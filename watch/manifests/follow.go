@@ -310,7 +310,7 @@ func (f *follower) check(path string) time.Duration {
 			return debounceQuiet // it has just been deleted
 		}
 		if known.broken && known.info == nil {
-			return resyncInterval // the broken link has been logged
+			return resyncInterval // the path is a dangling symlink, which has been logged
 		}
 		info = nil
 	}
@@ -423,8 +423,8 @@ func (f *follower) logNew(duplicates []Problem) {
 	f.logged = logged
 }
 
-// reportNotRead logs skipped objects that may change what is allowed, and passes them to
-// onNotRead, if they have changed.
+// reportNotRead is called with the skipped objects that may change what is allowed. If they differ
+// from those of the previous call, it logs them and passes them to onNotRead.
 func (f *follower) reportNotRead(now []NotRead) {
 	if slices.Equal(now, f.notRead) {
 		return

@@ -321,7 +321,7 @@ func TestTruncatedBrokenFileKeepsItsObjects(t *testing.T) {
 	f.until("Namespace shop, NetworkPolicy default/closed")
 }
 
-// A file without objects may become empty.
+// An empty file that had no objects before is not reported.
 func TestEmptyFileWithoutObjects(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"all.yaml": "", "was.yaml": "# nothing\n"}))
 	f.put("was.yaml", "")
