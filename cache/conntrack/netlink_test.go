@@ -459,8 +459,8 @@ func TestOpenWithoutNamespace(t *testing.T) {
 	}
 }
 
-// A dump for one address reports all connections of a small table, but only the connections
-// of that address of a large table.
+// A dump for one address of a small table reports all connections. The same dump of a large
+// table reports only the connections from or to that address.
 func TestSmallTableIsNotFiltered(t *testing.T) {
 	node := newTable(t)
 	fill(t, node, 300, db, idle, netip.MustParseAddr("10.0.0.7"))

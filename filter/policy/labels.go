@@ -336,7 +336,7 @@ type identity struct {
 	pods   []*pod // pods[i].place is i; without pods, the identity is gone
 
 	subjects []*selector // subject selectors that match
-	peers    idSet       // ids of the non-empty peer selectors that match, as of the last Store.match
+	peers    idSet       // ids of the peer selectors that match, except empty ones; as of the last Store.match
 	sum      [2]uint64   // sumOf(peers)
 	stale    bool        // the identity must be matched again with the peer selectors whose scope is a namespace selector
 	staleOwn bool        // if stale is set: also with the peer selectors whose scope is a single namespace

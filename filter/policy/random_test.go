@@ -383,8 +383,8 @@ func (r chance) end(c *cluster, v6 bool) netip.Addr {
 	return r.podAddr(v6)
 }
 
-// aimAtNamedPort changes the port of a flow to a named port of its destination, if the
-// destination has one.
+// aimAtNamedPort changes a flow's protocol and port to those of a named port of its destination,
+// if the destination has one.
 func (r chance) aimAtNamedPort(c *cluster, f *flow) {
 	pod := c.podAt(f.Dst)
 	if pod == nil {

@@ -62,10 +62,11 @@ func fromDB(rule string) string {
 	return "default/p: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress], egress: [" + rule + "]}"
 }
 
-// TestSemantics compares the verdicts in the cases with those of the engine and of the oracle.
-// After each step, it also compares engine and oracle for flows between any two of the ends. It
-// does not cover address translation, replies and live connections, which are not part of a
-// decision: the tests of the iptables rules and of conntrack cover them.
+// TestSemantics compares the verdicts in the cases with those of the policy store's snapshot
+// (the engine) and of the oracle in oracle_test.go. After each step, it also compares engine and
+// oracle for flows between any two addresses in ends. It does not cover address translation,
+// replies and live connections, which are not part of a decision: the tests of the iptables rules
+// and of conntrack cover them.
 func TestSemantics(t *testing.T) {
 	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases) {
 		t.Run(c.name, func(t *testing.T) {
@@ -249,8 +250,8 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	}
 }
 
-// An IPv4-mapped address counts as the IPv4 address. The zone of an address is ignored, and
-// so is text that is not an address.
+// The store treats an IPv4-mapped address as the IPv4 address. It ignores the zone of an
+// address, and any text that is not an address.
 func TestUnusualAddresses(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("::ffff:10.9.0.1"), netip.MustParseAddr("fe80::1%eth0")})

@@ -28,8 +28,8 @@ type checker struct {
 	unidentified bool // the object has no readable name or namespace
 
 	kind      *policyKind // nil if the object is not a policy
-	uncertain bool        // only for policies: the decoded spec may be incomplete
-	closed    bool        // only for policies: the policy cannot be interpreted as a whole, and allows nothing
+	uncertain bool        // only for policies: parts of the spec may have been lost in decoding
+	closed    bool        // only for policies: an unreadable part affects the whole policy, which therefore allows nothing
 }
 
 func (c *checker) problem(field, detail, hint string) {

@@ -10,8 +10,8 @@ import (
 	"sluice/filter"
 )
 
-// write creates files in a new directory, and returns the directory. The keys are relative
-// paths.
+// write creates files in a new directory, and returns the directory. The keys of files are
+// relative paths.
 func write(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -262,7 +262,8 @@ func TestFirstOfTwoFilesCounts(t *testing.T) {
 	}
 }
 
-// A policy with an unreadable part does not allow what it may have been meant to deny.
+// If a part of a policy is unreadable, all of its rules in this test allow nothing: the part may
+// have been meant to restrict them.
 func TestBrokenPolicyAllowsNothing(t *testing.T) {
 	const head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n"
 	ingress, both := [2]bool{filter.Ingress: true}, [2]bool{true, true}

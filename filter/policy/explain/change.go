@@ -24,8 +24,8 @@ type Change struct {
 	Problem *policy.Problem
 }
 
-// generated lists labels that controllers add to pods. They change with each version of the
-// pods, so policies should not use them.
+// generated lists the keys of labels that controllers add to pods. The value of such a label
+// identifies a single pod, or one version or run of a workload, so policies should not use it.
 var generated = []string{
 	"pod-template-hash", "controller-revision-hash", "pod-template-generation", "controller-uid", "job-name",
 	"batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index",
