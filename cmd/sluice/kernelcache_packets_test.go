@@ -174,7 +174,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 		exit, fail      string
 		kill            bool
 		allow, deny     []string
-		pins, leftovers bool // pins: pinned programs remain without an agent; leftovers: rules or marks remain
+		pins, leftovers bool // whether the ended agent leaves pinned programs (pins), and rules or marks (leftovers)
 	}{
 		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy, outside}, []string{otherToDB, neverSeen}, true, true},
 		{"killed, open", "remove", "open", true, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, true, true},
@@ -520,8 +520,8 @@ func (e *stagedSender) end() {
 	e.t.Logf("%d changes; %d datagrams sent while denied, none passed", len(e.denies), sent)
 }
 
-// If all ports of a port scan have the same verdict, packets are queued only until one of
-// the ports was judged.
+// If a policy gives all ports of a pod the same verdict, one queued packet suffices for a port
+// scan: the kernel decides about the packets to all other ports.
 func TestScanOfPortsIsNotQueued(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
@@ -542,7 +542,8 @@ func TestScanOfPortsIsNotQueued(t *testing.T) {
 	})
 }
 
-// The kernel drops a pod's flood of packets with one denied key without queueing them.
+// If a pod floods a destination to which its packets have been denied before, the kernel drops
+// the packets without queueing them.
 func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

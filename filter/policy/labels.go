@@ -99,8 +99,8 @@ func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 	return anyOf, key
 }
 
-// mostAsked bounds the number of a selector's requirements that anchor considers. A selector
-// with more requirements has a matcher.
+// mostAsked bounds the number of a selector's requirements that anchor considers. If a selector
+// has more requirements of any kind, a matcher (see matcher.go) matches it.
 const mostAsked = 8
 
 // asksOf returns the selector's In, Equals and Exists requirements, which an object without the

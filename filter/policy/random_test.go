@@ -147,7 +147,8 @@ func (r chance) setPorts(spec *corev1.PodSpec) {
 	}
 }
 
-// containerPort returns the name of a port, sometimes one that no policy can name.
+// containerPort returns a name for a port of a container: usually a valid one, sometimes none or
+// an invalid one, which no policy can contain.
 func (r chance) containerPort() string {
 	if r.oneIn(30) {
 		return oneOf(r, "80", "HTTP", "a--b")

@@ -198,7 +198,8 @@ func verdictText(v filter.Verdict) string {
 	return text
 }
 
-// agree compares engine and oracle about flows between all ends.
+// agree checks that engine and oracle give the same verdicts for flows between any two addresses
+// in ends.
 func (r *semanticsRun) agree(step int) {
 	r.t.Helper()
 	for _, src := range ends {
@@ -214,7 +215,7 @@ func (r *semanticsRun) agree(step int) {
 }
 
 // A malformed part of a policy is reported with the policy, the field, and a hint at what
-// would be right. Case 15 of TestSemantics tests the verdicts of such policies.
+// would be right. The cases "15 ..." of TestSemantics test the verdicts of such policies.
 func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	tests := map[string]string{ // maps a spec to the field of its problem
 		`{podSelector: {matchExpressions: [{key: a, operator: Is}]}}`:                                               "spec.podSelector",

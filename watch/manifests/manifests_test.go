@@ -249,7 +249,8 @@ func TestLineNumbers(t *testing.T) {
 	}
 }
 
-// If several files have the same object, the first one counts.
+// If several files contain the same object, Read uses the one in the first file by path, and
+// reports the others.
 func TestFirstOfTwoFilesCounts(t *testing.T) {
 	objects, problems := read(t, map[string]string{
 		"b.yaml": strings.Replace(web, "10.0.0.1", "10.0.0.2", 1), "a.yaml": web, "c/a.yaml": web,

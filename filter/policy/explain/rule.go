@@ -74,7 +74,7 @@ func (c *Cluster) tooLarge(name string) bool {
 func (c *Cluster) match(d filter.Direction, f Flow, name string, index int, rules []policy.Rule) RuleMatch {
 	out := RuleMatch{Rule: filter.Rule{Policy: name, Direction: d, Index: index}}
 	if index >= len(rules) {
-		return out // the snapshot was made from different objects
+		return out // the rule is from a snapshot that was made from different objects
 	}
 	h := matcher{c: c, namespace: c.policies[name].Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
 	list := "to"

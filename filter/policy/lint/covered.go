@@ -29,7 +29,7 @@ func (l *linter) exceptions(p *lintPolicy, r *rule) {
 	}
 }
 
-// hostBits reports CIDRs with host bits, which the API ignores.
+// hostBits reports CIDRs with host bits. NetworkPolicy ignores these bits.
 func (l *linter) hostBits(p *lintPolicy, r *rule) {
 	for _, x := range r.peers {
 		if x.block == nil {

@@ -216,7 +216,7 @@ func TestHandOverOutlivesTheSocket(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	answered(t, path) // on the new socket
+	answered(t, path) // on the socket with which the agent has replaced the deleted one
 	select {
 	case <-ended:
 		t.Error("the request ended with the socket")
