@@ -95,8 +95,8 @@ func (t Transport) String() string {
 // in each new connection, no new connection would hit the flow cache.
 //
 // Addresses are 16 bytes, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2), so that both
-// families share one code path and the struct hashes as plain bytes: as a map key,
-// netip.Addr takes almost twice as long.
+// families share one code path and the struct hashes as plain bytes. With netip.Addr as the
+// type of Src and Dst, a map lookup takes almost twice as long.
 type Key struct {
 	Src, Dst  [16]byte
 	Port      uint16 // destination port; 0 unless Transport is Ported
@@ -131,7 +131,7 @@ func (k Key) Reverse(srcPort uint16) Key {
 }
 
 // Pair returns the key for all packets between the two addresses. The verdict about this key
-// depends only on the addresses: if it is Allow, every packet between them is allowed.
+// is Allow only if every packet between the two addresses is allowed.
 func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }
 
 // String returns the key as in logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".

@@ -54,7 +54,8 @@ func (a Action) String() string {
 // Reason is the reason for a verdict.
 type Reason uint8
 
-// The reasons: after NoReason, first those that allow, then those that deny.
+// The reasons: after NoReason, first those that allow, then those that deny. With an open fail
+// mode, PodNotKnown allows.
 const (
 	// NoReason is the zero value, which no decision returns.
 	NoReason Reason = iota
@@ -80,11 +81,11 @@ const (
 	Malformed
 	// NotSynced: the packet came before the first snapshot of the cluster.
 	NotSynced
-	// PodNotKnown: one end should be a pod, but the pod did not become known in time, so
-	// the fail mode decided.
+	// PodNotKnown: one address should belong to a pod, but the pod did not become known in
+	// time. The fail mode (--fail) decided.
 	PodNotKnown
-	// MidStream: the packet does not begin a connection, so the connection may have begun in
-	// the opposite direction, and policies deny connections in that direction.
+	// MidStream: the packet does not begin a connection. The connection may have begun in the
+	// opposite direction, in which policies deny it.
 	MidStream
 
 	// NumReasons is the number of reasons.

@@ -40,7 +40,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// The objects are committed, so that building needs no clang. "make generate"
+// The compiled programs are committed, so that building needs no clang. "make generate"
 // compiles them again; clang 14 of Debian 12 gives the same bytes.
 //
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -no-global-types -target bpfel,bpfeb program program.c -- -O2 -Wall -Werror -mcpu=v2
@@ -62,19 +62,21 @@ type Options struct {
 	Flows int
 	// AllowedOnly leaves denials to user space, where they are logged.
 	AllowedOnly bool
-	// Unattended bounds how long after the last call of Attend the kernel answers for
-	// pods of this node that share an interface, as on a bridge; 0 disables the bound.
-	// Their addresses may belong to other pods when the agent has been gone for long.
+	// Unattended concerns pods of this node that share an interface, as on a bridge. The
+	// kernel stops answering for them when Attend has not been called for this time: after
+	// a long absence of the agent, their addresses may belong to other pods. 0 means that
+	// the kernel never stops.
 	Unattended time.Duration
 	// Logger logs failures that are not returned; nil discards them.
 	Logger *slog.Logger
 }
 
-// Stats are the statistics of a cache. Answers of the kernel are counted per packet.
+// Stats are the statistics of a cache. Open, Allowed and Denied count the packets that the kernel
+// answered.
 type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
 	Allowed uint64 // packets allowed by a verdict in the cache
-	Denied  uint64 // packets denied by a verdict in the cache, or because an end is closed: policies allow it nothing
+	Denied  uint64 // packets denied by a verdict in the cache, or because policies allow one of the ends nothing
 	Failed  uint64 // verdicts that could not be inserted
 	// Published is the duration of the last Publish that changed something.
 	Published time.Duration

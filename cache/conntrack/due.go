@@ -16,7 +16,7 @@ import (
 //	a change of policy                               ScopeFlows
 //	a change while a worker was stuck                ScopeAddresses
 //	the start, which is the first event of all       ScopeAll
-//	the agent that had taken over has ended          ScopeAll
+//	the successor has died, this agent enforces      ScopeAll
 //	the predecessor has answered its last packet     ScopeAll
 //	packets may have passed without a verdict        ScopeGap
 //
@@ -28,10 +28,11 @@ import (
 // holds:
 //
 //   - A tracked flow of the address has another verdict now.
-//   - TrackedFlows does not keep all flows of the address: there are too many, or the
-//     endpoint has come back and caches answer for flows that were forgotten meanwhile.
-//   - Connections of the address may have begun without a worker, because the endpoint was
-//     open or not known, and the new policies may deny these connections.
+//   - TrackedFlows does not keep all flows of the address: there are too many, or caches use
+//     verdicts about flows that TrackedFlows has forgotten (see comesBack).
+//   - Connections of the address may have begun without a worker, because no policy denied
+//     packets of the endpoint or the endpoint was not known, and the new policies may deny these
+//     connections.
 //   - The endpoint is gone, and packets of its address are held for the next endpoint.
 //   - The last sweep of the address failed.
 //

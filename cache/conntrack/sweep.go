@@ -331,7 +331,7 @@ func (w *sweep) concerns(c *Conn) bool {
 	return ok
 }
 
-// evaluate returns the verdict about a key. known is false if no policy could deny it: a
+// evaluate returns the verdict about a key. known is false if no policy could deny the flow: a
 // connection from this node, or between ends that are not pods, needs no mark.
 func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
@@ -344,8 +344,8 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
 }
 
-// held reports whether packets of new connections of an address are held until the address's pod
-// is known or, if the hold expires first, denied.
+// held reports whether workers hold the packets of new connections of an address with the
+// status p until its pod is known. A packet is denied if its hold expires first.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
 // sparesNode reports whether a connection that v denies must not be revoked, because an end is

@@ -161,7 +161,8 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 
 // openBack reports whether policies leave the opposite direction of the flow open: one end is
 // the node, or no policy isolates the source for ingress or the destination for egress. Only
-// then may the kernel's flow cache allow a packet from the middle of a connection.
+// then may the kernel's flow cache allow a packet from the middle of a connection, because the
+// connection may have been opened in the opposite direction.
 func (h *history) openBack(k *filter.Key) bool {
 	src, dst := h.kernelSnapshot.Endpoint(k.SrcAddr()), h.kernelSnapshot.Endpoint(k.DstAddr())
 	return src.IsNode() || dst.IsNode() || src.Effect(filter.Ingress) == policy.Open && dst.Effect(filter.Egress) == policy.Open
@@ -301,9 +302,9 @@ func (h *history) sweep() (walked bool) {
 	}
 }
 
-// TrackedFlows lets the Follower limit a sweep to some connections, or leave it out. The test
-// checks that this misses none: after each sweep, a second sweeper evaluates all live
-// connections of the changed addresses, and must find no wrong mark.
+// Because of TrackedFlows, the Follower limits a sweep to some connections, or skips it. The test
+// checks that no connection keeps a wrong mark: after each publication and sweep, a second
+// sweeper evaluates all live connections of the changed addresses, and must find no wrong mark.
 func TestNoSweepIsLeftOut(t *testing.T) {
 	const histories = 400
 	for _, limit := range []struct{ perAddr, perShard int }{{1000, 1000}, {5, 1000}, {1000, 12}} {
@@ -457,8 +458,9 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h.revokes(k)
 }
 
-// If an address has more keys than the limit, TrackedFlows stops tracking its keys one by
-// one. It resumes when a sweep finds that live connections have no more keys than the limit.
+// If an address has more keys than the limit, TrackedFlows no longer records each of them. It
+// records them again when a sweep finds that the live connections of the address have no more
+// keys than the limit.
 func TestManyKeys(t *testing.T) {
 	h, k := quiet(t)
 	h.tracked.Limit(3, 1000)
@@ -468,7 +470,7 @@ func TestManyKeys(t *testing.T) {
 		h.table.Remove(h.open(k, false))
 	}
 	dumps := func() int { n, _ := h.table.Uses(); return n }
-	for i, want := range []int{1, 0} { // the first change needs a sweep, the second does not
+	for i, want := range []int{1, 0} { // after the first sweep, each key is recorded again, so the second change needs no sweep
 		before := dumps()
 		h.store.SetPolicy(netpol.Read(guard("p0", 80, int32(100+i))))
 		h.publishAndSweep(conntrack.ScopeFlows)

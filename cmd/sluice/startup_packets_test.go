@@ -92,7 +92,7 @@ func (s *testbed) awaitProblem(t *testing.T, text string) {
 
 // Until the first agent of a node is ready, all connections pass. The agent removes the
 // startup taint only when its rules are in place and it has judged the connections that began
-// before.
+// without them.
 func TestStartupTaintOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

@@ -32,9 +32,10 @@ type Memory interface {
 // released before Track returns.
 type FlowTracker interface {
 	// Track records that the snapshot with the given number allows k. The evaluator calls it before
-	// the verdict takes effect. src and dst are set if the address of that end has an endpoint
-	// or is pending: only at such an address can a change affect the verdict. If k.Transport is
-	// filter.Any, all packets between the two addresses are allowed.
+	// the verdict takes effect. src reports whether the source address has an endpoint or is
+	// pending; dst reports the same of the destination address. Only a change at such an address
+	// can affect the verdict. If k.Transport is filter.Any, the snapshot allows all packets
+	// between the two addresses.
 	Track(k filter.Key, src, dst bool, snapshot uint64)
 }
 
@@ -46,9 +47,10 @@ type Config struct {
 	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
 	// packets from or to a pending address.
 	Memory Memory
-	// Tracker may be nil. It gets a key when the snapshot decides it, and not when the verdict
-	// comes from a cache. The reason NotIsolated is an exception: Tracker gets the key of every
-	// packet with this reason if the address of one end is pending, and otherwise of none.
+	// Tracker may be nil. It gets the key of each flow that the snapshot allows, but not if the
+	// verdict comes from a cache. Three reasons are exceptions. For SameAddress and OwnNode,
+	// Tracker gets no key. For NotIsolated, it gets the key of every packet from or to a pending
+	// address, and no other key. Tracker also gets the keys of packets that FailOpen allows.
 	Tracker FlowTracker
 	// Translated reports whether the kernel gives a packet for this node another destination
 	// after the hook INPUT, as IPVS does. Such a packet is judged when it has that destination.
@@ -70,8 +72,7 @@ type Evaluator struct {
 	flows   *cache.Flows
 	tally   tally
 
-	reading  bool             // set between Enter and Exit
-	snapshot *policy.Snapshot // the snapshot of the read section; nil outside of one, and before the first publication
+	snapshot *policy.Snapshot // the snapshot of the read section; nil outside of one
 }
 
 // New returns an evaluator that remembers verdicts in flows.
@@ -202,10 +203,10 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 			return pending
 		}
 	}
-	// Record the verdicts of both directions, even if this packet is held or denied: the flow
-	// cache has both now, and may allow later packets by them. To record them in the kernel's
-	// cache is safe: that cache does not allow a mid-stream packet if one of its ends is
-	// isolated in the opposite direction.
+	// Record the verdicts of both directions, even if this packet is denied: the flow cache now
+	// has both, and Tracker does not get the key of a packet that the flow cache allows. The
+	// kernel's cache may have both too: it allows no mid-stream packet if policies isolate an
+	// end in the opposite direction.
 	if back.Action == filter.Allow {
 		e.record(&reverse, &back, cache.Ends{Src: ends.Dst, Dst: ends.Src}, unknownEnds{unknown.dst, unknown.src}, backFresh)
 	}
@@ -237,9 +238,9 @@ func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
 	return u
 }
 
-// pending is called for a packet with a verdict v that is not final. It returns the address of
-// the unknown pod for which the packet must be held, or an invalid address if the packet need
-// not be held.
+// pending is called for a packet whose verdict v is not final (see Snapshot.Final). It returns
+// the address of the unknown pod for which the packet must be held, or an invalid address if
+// the packet need not be held.
 //
 // If the unknown pod is on this node, the packet is always held: this node enforces the
 // policies that may isolate the pod. If it is on another node, that node enforces them, and the
@@ -273,15 +274,15 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	if track {
 		e.config.Tracker.Track(k, ends.Src != 0 || unknown.src != policy.Known, ends.Dst != 0 || unknown.dst != policy.Known, e.snapshot.Number())
 	}
-	// Memory gets the verdict before the kernel does. This delays the packet by
-	// microseconds, but a second connection that follows at once hits the cache.
+	// Call Remember before the packet is answered. This delays the packet by microseconds, but
+	// even a second connection that follows at once hits the cache.
 	if remember {
 		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
 	}
 }
 
-// tracked reports whether Tracker needs a key that is allowed for the reason why. fresh is
-// set if the verdict is not from the flow cache.
+// tracked reports whether Tracker needs the key of an allowed packet. why is the reason of the
+// verdict. fresh is set if the verdict is not from the flow cache.
 func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	switch why {
 	case filter.SameAddress, filter.OwnNode:
@@ -294,14 +295,19 @@ func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 
 // Enter begins a read section: all packets until Exit are decided by the snapshot that is
 // in force now. policy.Published.Synchronize waits for such sections, so that no older
-// verdict can still take effect when it returns.
-func (e *Evaluator) Enter() { e.snapshot, e.reading = e.reader.Enter(), true }
+// verdict can still take effect when it returns. Before the first publication there is no
+// older verdict to wait for, and so no read section.
+func (e *Evaluator) Enter() {
+	if e.snapshot = e.reader.Enter(); e.snapshot == nil {
+		e.reader.Exit()
+	}
+}
 
 // Exit ends the read section. It is called when the kernel has applied all verdicts of the
 // section. Outside of a read section, Exit does nothing.
 func (e *Evaluator) Exit() {
-	if e.reading {
-		e.snapshot, e.reading = nil, false
+	if e.snapshot != nil {
+		e.snapshot = nil
 		e.reader.Exit()
 	}
 }

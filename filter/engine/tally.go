@@ -36,7 +36,7 @@ func SidesOf(v *filter.Verdict) Sides {
 // Has reports whether policies decided about the flow in a direction.
 func (s Sides) Has(d filter.Direction) bool { return s&(1<<d) != 0 }
 
-// Verdicts counts verdicts by action, by reason and by sides.
+// Verdicts counts verdicts by action, by reason and by Sides.
 type Verdicts [2][filter.NumReasons][4]uint64
 
 // Latency is a histogram of how long decisions took. One in 64 decisions is timed.

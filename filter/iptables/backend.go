@@ -122,7 +122,7 @@ func (u *use) add(saved string) {
 		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
 			u.kubelet = true
 		case fields[0] == "-A" && !isOwned(fields[1]) && !leadsTo(line, isOwned):
-			u.rules++ // rules of Sluice are not counted: they are where an earlier agent chose to put them
+			u.rules++ // Sluice's own rules are not counted: an earlier agent chose their backend
 		}
 	}
 }
@@ -263,9 +263,10 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 	return tables, nil
 }
 
-// Others returns the tables of OpenAll except inUse. An agent with another backend may have
-// left rules there, which packets would traverse too; [Cleanup] removes these rules. If Others
-// returns a separate table, Cleanup empties it but does not delete it, see ownTable.Leave.
+// Others returns the tables of OpenAll except inUse. An earlier agent with another backend may
+// have left rules there. Packets would traverse these rules too, until [Cleanup] removes them.
+// Cleanup empties a separate table (an ownTable) that Others has returned, but does not delete
+// it: see ownTable.Leave.
 func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 	all, err := OpenAll(ctx)
 	if err != nil {

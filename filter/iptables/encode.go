@@ -13,12 +13,12 @@ import (
 // encoded is a rule in the form that nf_tables accepts.
 type encoded struct {
 	expressions attributes
-	protocol    uint32 // layer-4 protocol that the rule declares, because some matches require it; 0 if no match does
+	protocol    uint32 // layer-4 protocol of the rule's "-p", for NFTA_RULE_COMPAT; 0 if the rule has no "-p"
 }
 
-// encodeRule translates an owned rule, without "-A" and the chain, into the expressions that
-// iptables-nft would write. It supports only what owned rules use, and returns an error for
-// anything else, so that no condition of a rule is lost.
+// encodeRule translates a rule of Sluice, without "-A" and the chain, into the expressions that
+// iptables-nft would write. It supports only what Sluice's rules use. For anything else it
+// returns an error, so that no condition of a rule is lost.
 func encodeRule(f Family, rule string) (e encoded, err error) {
 	words := splitRule(rule)
 	for len(words) > 0 {

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// dropCounter is a [Table] that counts the packets that the rules of a chain have dropped.
+// A [Table] that is also a dropCounter counts the packets that the rules of a chain have dropped.
 type dropCounter interface {
 	Dropped(chain string) (packets uint64, err error)
 }

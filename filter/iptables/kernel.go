@@ -106,7 +106,7 @@ func (k *kernelTable) Rules(ctx context.Context, chain string) ([]string, error)
 	return k.Jumps(ctx, chain)
 }
 
-// Jumps reads nf_tables over netlink, which takes a twentieth of the time of the command.
+// Jumps reads nf_tables over netlink, which takes a twentieth of the time of iptables.
 func (k *kernelTable) Jumps(ctx context.Context, chain string) ([]string, error) {
 	if k.backend != NFT {
 		return k.Rules(ctx, chain)

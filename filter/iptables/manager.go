@@ -17,8 +17,8 @@ import (
 // Manager keeps the rules in the tables. Its methods may be called concurrently; a lock
 // serializes them.
 type Manager struct {
-	// OnRepair, if set, is called after each repair: packets may have passed without a
-	// verdict before it. It must not block. Set it before Run.
+	// OnRepair, if set, is called after each repair: until the repair, packets may have passed
+	// without a verdict. OnRepair must not block. Set it before Run.
 	OnRepair func()
 	// EnsurePins, if set, restores missing names of pinned programs: iptables can write a
 	// rule only while the programs that the rule calls have names. Set it before Run.
@@ -333,8 +333,8 @@ func (t *keptTable) write(ctx context.Context, now tableState, want map[string][
 	c := change{fill: want, drop: t.outdated(now, want)}
 	c.keepDropped = len(c.drop) > 0 && slices.Equal(c.drop, t.stuck)
 	if len(c.drop) > 0 {
-		// Search all chains for rules that lead to these chains. The search is expensive, but
-		// outdated chains are rare.
+		// Search all chains for rules that lead to the outdated chains. The search is expensive,
+		// but outdated chains are rare.
 		refs, err := leading(ctx, t, now, func(chain string) bool { return slices.Contains(c.drop, chain) })
 		if err != nil {
 			return err

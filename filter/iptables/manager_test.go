@@ -158,8 +158,8 @@ func TestApplyRepairs(t *testing.T) {
 	}
 }
 
-// Run undoes each change and logs the reason. Afterwards it does not read the rules while their
-// generation stays the same.
+// Run undoes each change and logs the reason. It does not read the rules again until their
+// generation number changes.
 func TestRunRepairs(t *testing.T) {
 	for name, c := range changes {
 		t.Run(name, func(t *testing.T) {
@@ -264,12 +264,12 @@ func TestPauseAndApply(t *testing.T) {
 			want := strings.ReplaceAll(m.applied(), queues, last)
 			m.want(want)
 			time.Sleep(5 * checkInterval)
-			m.want(want) // Run does not end the pause
+			m.want(want) // Run has not restored the queues
 			m.apply()
 			m.want(m.applied())
 			m.change("-F SLUICE")
 			time.Sleep(2 * checkInterval)
-			m.want(m.applied()) // Run restores the rules again
+			m.want(m.applied()) // after Apply, Run restores the rules
 		})
 	}
 }
@@ -563,7 +563,7 @@ func TestCleanup(t *testing.T) {
 	if !slices.Equal(removed, want) {
 		t.Errorf("removed\n%s\nwant\n%s", strings.Join(removed, "\n"), strings.Join(want, "\n"))
 	}
-	m.change("-X SLUICEGATE") // succeeds, because Cleanup left this chain: it is not owned
+	m.change("-X SLUICEGATE") // the chain still exists: Cleanup deletes only owned chains
 	m.want(m.clean)
 	if removed, err := Cleanup(t.Context(), []Table{m.v4, m.v6}); err != nil || len(removed) != 0 {
 		t.Errorf("again: %q, %v", removed, err)

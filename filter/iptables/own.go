@@ -18,8 +18,8 @@ const ownName = "sluice"
 // ownTable is a separate table in nf_tables, whose chains have the hooks and priority of
 // iptables' mangle. It holds the same rules, for nodes where mangle cannot be used.
 //
-// iptables-nft writes only to its own tables. So ownTable writes the rules over netlink, see
-// encodeRule: it translates a transaction of iptables-restore into a transaction of nf_tables.
+// iptables-nft writes only to its own tables. So ownTable writes the rules over netlink:
+// ownChange translates a transaction of iptables-restore into a transaction of nf_tables.
 type ownTable struct {
 	noChoice
 	family Family
@@ -50,8 +50,8 @@ func (o *ownTable) Chains(context.Context) (names []string, err error) {
 	return names, err
 }
 
-// Rules implements Table. For rules that this ownTable did not write, it returns the same text as
-// Jumps does.
+// Rules implements Table. A rule that this ownTable has written is returned as it was written,
+// any other rule in the form of nftRule.text.
 func (o *ownTable) Rules(_ context.Context, chain string) ([]string, error) {
 	rules, err := o.nft().rules(chain)
 	var lines []string
@@ -105,9 +105,9 @@ func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
 	return packets, err
 }
 
-// Leave implements Table. When a table is deleted, the kernel drops all packets that wait in
-// queues of the node. So Leave keeps the empty table if stays is set, as Others sets it for an
-// agent that uses mangle. Leave also keeps a table with chains of other programs.
+// Leave implements Table. It deletes the table, except in two cases: the table has chains of
+// other programs, or stays is set. When a table is deleted, the kernel drops all packets that
+// wait in queues of the node. Therefore Others sets stays for an agent that uses mangle.
 func (o *ownTable) Leave() error {
 	chains, err := o.nft().chains()
 	if err != nil || o.stays || len(chains) == 0 {
@@ -214,7 +214,7 @@ func (b *ownChange) carryOut(line string) error {
 		b.flush(command[1:])
 	case command == "-A":
 		return b.addRule(chain, rule)
-	case command == "-I": // only for the jump of a hook: it replaces all rules, because a hook must have no other rule
+	case command == "-I": // always the jump of a hook, which must have no other rule
 		b.flush(chain)
 		_, rule, _ = strings.Cut(rule, " ")
 		return b.addRule(chain, rule)

@@ -71,7 +71,7 @@ func TestEncodeRule(t *testing.T) {
 // For each rule that encodeRule encodes, iptables prints the text that was encoded.
 func TestRealEncodedAsIptablesDoes(t *testing.T) {
 	for i, o := range everyRule() {
-		o.AllowPin, o.DenyPin = "", "" // the kernel would require the programs
+		o.AllowPin, o.DenyPin = "", "" // with a pin, the kernel would require the pinned program
 		n := newRealNode(t, NFT, o)
 		for _, f := range Families {
 			text := o.Wanted(f)
@@ -202,8 +202,8 @@ func TestRealOwnTable(t *testing.T) {
 	}
 }
 
-// If the guard drops forged sources, the separate table has no chain in PREROUTING, which the
-// kernel would call for every packet. The chain is added when it is needed.
+// While the guard drops forged sources, the separate table has no chain in PREROUTING, because
+// the kernel would call it for every packet. When the guard stops, the chain is added.
 func TestRealOwnTableGuarded(t *testing.T) {
 	opts := Defaults
 	opts.Guarded = true
@@ -235,7 +235,7 @@ func TestRealOwnTableGuarded(t *testing.T) {
 	}
 }
 
-// ownDamage lists changes of other programs to the separate table.
+// ownDamage lists changes that other programs could make to the separate table.
 var ownDamage = []string{
 	"flush table %[1]s sluice",
 	"delete table %[1]s sluice",

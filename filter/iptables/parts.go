@@ -33,7 +33,7 @@ var lesser = []Less{
 // nothing.
 const completeInterval = time.Minute
 
-// without returns the options without the parts in less.
+// without returns a copy of o that omits the parts in less.
 func (o Options) without(less Less) Options {
 	if less.Pins {
 		o.AllowPin, o.DenyPin = "", ""
@@ -156,7 +156,7 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 		m.log.Info("the rules have all their parts again", event.RulesComplete.Attr(), "table", t.String())
 		return
 	}
-	// A transaction that fails changes nothing.
+	// A failed transaction changes nothing, so the last check of the table still holds.
 	t.generation, t.right = generation, right
 	t.reduce(t.lacks, err, completeInterval)
 }

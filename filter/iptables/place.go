@@ -103,7 +103,7 @@ func (p *place) Count(ctx context.Context, chain string) (int, bool) {
 // Inactive implements Table.
 func (p *place) Inactive(ctx context.Context) (string, error) { return p.in().Inactive(ctx) }
 
-// Generation implements Table. All tables of nf_tables share one generation.
+// Generation implements Table. All tables of nf_tables share one generation number.
 func (p *place) Generation() (uint32, bool) { return p.in().Generation() }
 
 // Restore implements Table.

@@ -60,7 +60,7 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 // delay the write.
 func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
-		return nil // only a full read finds the rules that lead to older chains
+		return nil // there are older chains, and only a full read finds the rules that lead to them
 	}
 	var wrong []string
 	for _, name := range wantedNames(want) {
@@ -93,8 +93,8 @@ func (h tableState) older(want map[string][]string) []string {
 	return names
 }
 
-// outdated returns the owned chains to delete. It omits chains that are known to be stuck and are
-// already empty.
+// outdated returns the owned chains to delete. It omits the empty chains in t.stuck, because they
+// cannot be deleted.
 func (t *keptTable) outdated(now tableState, want map[string][]string) []string {
 	return slices.DeleteFunc(now.older(want), func(name string) bool {
 		return len(now.chains[name]) == 0 && slices.Contains(t.stuck, name)
@@ -121,9 +121,9 @@ func (s canonicalForm) of(rule string) string {
 	return rule
 }
 
-// record records the form in which iptables prints each wanted rule. It assumes that rule i of a
-// chain is wanted rule i in another form. If a chain has another number of rules than wanted, this
-// is not so, and record records nothing.
+// record stores the form in which iptables prints each wanted rule. It assumes that rule i of a
+// chain is wanted rule i in another form. If the number of rules of any chain differs from the
+// number of wanted rules, the assumption is wrong, and record stores nothing.
 func (s canonicalForm) record(now tableState, want map[string][]string) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
@@ -238,7 +238,7 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 		}
 		c := change{drop: slices.Sorted(maps.Keys(now.chains)), keepDropped: try == clearTries}
 		if len(c.drop) == 0 {
-			return nil, nil // no rule can lead to a missing chain
+			return nil, nil // without owned chains, no rule can lead to one
 		}
 		if c.stale, err = leading(ctx, t, now, isOwned); err != nil {
 			return nil, err
@@ -258,8 +258,8 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 // not find it.
 const clearTries = 2
 
-// dropEach deletes the emptied chains of a change one by one, and returns the chains that cannot
-// be deleted.
+// dropEach deletes the chains that a change has only emptied (see change.keepDropped), one by one. It
+// returns those that cannot be deleted.
 func dropEach(ctx context.Context, t Table, c change) (left []string) {
 	if !c.keepDropped {
 		return nil

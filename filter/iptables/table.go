@@ -10,9 +10,9 @@ type Table interface {
 	// String returns the name of the command for the table, such as "ip6tables-legacy", or the
 	// name of the separate table.
 	String() string
-	// Choose decides which of the possible tables gets the rules of this family. Call
-	// Choose before the rules are written, and Tidy after that: if Choose has decided for
-	// another table than before, Tidy tries to remove the rules from the earlier table.
+	// Choose selects one of the possible tables for the rules of this family. Call Choose before
+	// the rules are written, and Tidy after that: if Choose has selected a different table than
+	// before, Tidy tries to remove the rules from the earlier table.
 	Choose() error
 	Tidy(ctx context.Context)
 	// Leave deletes a separate table after its rules are gone.
@@ -23,8 +23,7 @@ type Table interface {
 	// cannot print a rule, Rules returns a short form of it: the text contains at least the jumps
 	// to other chains, and suffices to delete the rule.
 	Rules(ctx context.Context, chain string) ([]string, error)
-	// Jumps is a version of Rules that may be cheaper, and may return the short form of any
-	// rule.
+	// Jumps is like Rules, but may return the short form of any rule. This may be cheaper.
 	Jumps(ctx context.Context, chain string) ([]string, error)
 	// Count returns the number of rules of a chain, if counting is much cheaper than Rules.
 	// Otherwise, known is false.

@@ -11,9 +11,9 @@ const (
 	// all chains whose names begin with this name and a dash.
 	Chain = "SLUICE"
 	// allowChain has the rules for allowed packets. A rule of Chain jumps to it with -g, so that
-	// one match leads to three actions: save the packet mark in the connection mark, clear the
-	// packet mark, and leave Chain. These cannot be rules of Chain itself: after the packet
-	// mark is cleared, no match would recognise an allowed packet without a conntrack entry. It
+	// one match leads to three actions: set the allowed mark on the connection, clear the packet
+	// mark, and leave Chain. These cannot be rules of Chain itself: after the packet mark is
+	// cleared, no match would recognise an allowed packet without a conntrack entry. The packet
 	// would be queued and allowed again, forever.
 	allowChain = Chain + "-ALLOW"
 	// sourceChain is the chain that PREROUTING jumps to.
@@ -80,9 +80,9 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
 		Chain: o.mainRules(f, last...),
 		allowChain: {
-			// A packet without a conntrack entry (INVALID or UNTRACKED) has no connection mark in
-			// which to save the mark. So every such packet is queued, even if an earlier one of
-			// the same flow was allowed.
+			// Set the allowed mark on the connection. A packet without a conntrack entry (INVALID
+			// or UNTRACKED) has no connection mark. So every such packet is queued, even if an
+			// earlier packet of the same flow was allowed.
 			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.AllowedMark, o.Mask()),
 			// Clear the packet mark, so that neither later rules nor the outer packet of a tunnel
 			// see it.
@@ -129,8 +129,8 @@ func (o Options) markRules() []string {
 func (o Options) exemptRules(f Family) []string {
 	rules := []string{
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
-		// Replies pass, and errors about replies. A connection whose first packet was denied
-		// has no replies.
+		// Replies pass, and so do ICMP errors about replies. They need no verdict, because only
+		// a connection whose first packet was allowed has replies.
 		"-m conntrack --ctdir REPLY -j RETURN",
 		// The only RELATED packets of ICMP are errors about a known connection.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),

@@ -70,8 +70,8 @@ func (l *link) findIsolation() *filter.Isolation {
 	return nil
 }
 
-// newSetLink returns a link of a policy set without a next link: the last link of all chains
-// that end with this set.
+// newSetLink returns the link of a policy set that ends a chain. All chains that end with this
+// policy set share it.
 func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) link {
 	l := link{rules: rules, isolation: isolation, set: set, miss: Pass}
 	if isolation != nil {

@@ -27,8 +27,8 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		w.commitPod(p)
 	}
 	for _, k := range w.compiled {
-		// The field recent does not count as a use of the class. Clear it, because the class
-		// may be released after this Commit.
+		// The field recent is not counted as a reference to the class. Clear it, because the
+		// class may be released after this Commit.
 		k.recent = nil
 	}
 	w.compiled = w.compiled[:0]
@@ -78,7 +78,7 @@ func (w *Store) commitPod(p *pod) {
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
-		w.releaseClass(c) // classOf has added a use, but the old endpoint already counts as one
+		w.releaseClass(c) // classOf has counted a reference, but the endpoint already has one
 		return
 	}
 	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, host: p.host}
@@ -111,7 +111,7 @@ func (w *Store) newEpoch() uint64 {
 	return w.lastEpoch
 }
 
-// classOf returns the class of a pod, and adds a use to it.
+// classOf returns the class of a pod, and increments the class's reference count.
 func (w *Store) classOf(p *pod) *class {
 	if c := p.identity.recent; c != nil && slices.Equal(c.ports, p.ports) {
 		c.refs++
@@ -148,7 +148,7 @@ func (w *Store) classFor(p *pod) *class {
 		c.refs++
 		for d := range sets {
 			for _, set := range sets[d] {
-				w.releasePolicySet(set) // policySetsOf has added a use, but the class already counts as one
+				w.releasePolicySet(set) // policySetsOf has counted a reference, but c already has one
 			}
 		}
 		p.ports = c.ports // the lists are equal: keep only one of them
@@ -191,7 +191,8 @@ func (sets *policySets) chains() (chains [2]*link) {
 	return chains
 }
 
-// policySetsOf returns the sets of policies that decide for a pod, and adds a use to each.
+// policySetsOf returns the policy sets that decide for a pod, and increments the reference count of
+// each.
 func (w *Store) policySetsOf(p *pod) (sets policySets) {
 	for d := range sets {
 		if p.reselected || p.endpoint == nil {
@@ -221,8 +222,8 @@ func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
 	}
 }
 
-// policySetOf returns the policy set of the given policies, and adds a use to it. It
-// compiles the set on first use.
+// policySetOf returns the policy set of the given policies, and increments the set's reference
+// count. If there is no such set, it compiles one.
 func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*policy) *policySet {
 	key := policySetKey{direction: d, tier: t}
 	for _, pol := range policies {

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// span is the half-open range [low, end) of ports that a rule names. table converts the
-// ports to indexes of intervals.
+// span is the half-open range [low, end) of ports that a rule names. The method table replaces
+// the ports low and end by indexes of intervals.
 type span struct {
 	low, end, rule uint32
 }
@@ -28,9 +28,9 @@ func joined(spans []span) []span {
 	return out
 }
 
-// table divides the ports into intervals: each begin and each end of a span begins a new
-// interval. It returns a list of the intervals with one set for each (flat), or a tree if
-// these sets together would have too many entries.
+// table divides the ports into intervals: an interval begins wherever a span begins or ends.
+// It returns flat, a list of the intervals with a peer set for each. If these sets together
+// would have too many entries, flat is nil and it returns tree.
 func (c *compiler) table(spans []span) (flat []interval, tree portTree) {
 	if len(spans) == 0 {
 		return nil, tree
@@ -68,8 +68,8 @@ func (c *compiler) table(spans []span) (flat []interval, tree portTree) {
 	return nil, tree
 }
 
-// flat returns a set for each interval, or nil if the sets would have more than limit
-// entries. It counts the entries before it builds any set.
+// flat returns a peer set for each interval, or nil if the sets together would have more
+// entries than limit. It counts the entries before it builds any set.
 func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	type edge struct{ at, rule uint32 }
 	edges := make([]edge, 0, 2*len(spans))
@@ -79,9 +79,9 @@ func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.at, b.at) })
 	open := make([]bool, len(c.rules))
 	// sweep calls f for each interval, in order, until f returns false. The rules of an
-	// interval are those with a span that contains it: open[rule] is true for them during the
-	// call, m combines their marks, and weight is the sum of their weights. The spans of one
-	// rule do not touch each other, so a rule's edges open and close it in turn.
+	// interval are those with a span that contains it. During the call, open[rule] is true for
+	// these rules, m is the XOR of their marks, and weight is the sum of their weights. The
+	// spans of one rule do not touch each other, so each edge of a rule inverts open[rule].
 	sweep := func(f func(interval int, m mark, weight int) bool) bool {
 		clear(open)
 		var m mark
@@ -135,9 +135,10 @@ func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	return out
 }
 
-// tree returns the sets of a segment tree, whose leaves are the intervals. Each span is
-// divided among nodes, at most two on each level of the tree, and the sets of these nodes
-// contain the span's rule. All sets together have about limit entries or fewer.
+// tree returns the peer sets of the nodes of a segment tree, whose leaves are the intervals.
+// The rule of a span is in the sets of those nodes that together cover the span: at most two
+// nodes on each level of the tree. The total number of entries in all sets does not exceed
+// limit by much.
 func (c *compiler) tree(spans []span, intervals, limit int) []*peerSet {
 	nodes := newRuleLists(2 * intervals)
 	each := func(f func(node int, rule uint32)) {

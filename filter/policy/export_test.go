@@ -46,7 +46,8 @@ func (w *Store) Versions() map[[2]string][32]byte {
 	return all
 }
 
-// Deferred returns the deferred addresses by the namespace and name of their pods.
+// Deferred returns the deferred addresses (see the type deferred) by the namespace and name of
+// their pods.
 func (w *Store) Deferred() map[[2]string][]netip.Addr {
 	all := make(map[[2]string][]netip.Addr)
 	for _, claims := range w.deferred {

@@ -41,8 +41,8 @@ func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) boo
 	return egress == never || ingress == never || egress == always && ingress == always
 }
 
-// outcome states whether the policies of one end allow a flow. The pending addresses of the
-// flow belong to pods that are not known yet, so outcome considers every possible pod there.
+// outcome states whether the policies of one end allow a flow. The pod at a pending address of
+// the flow is not known yet, so outcome covers every pod that may turn out to have the address.
 type outcome uint8
 
 const (
@@ -59,7 +59,7 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	case own == PendingRemote:
 		return always
 	case l != nil && l.isolation == nil && peer != Known:
-		return depends // rules are ordered: the pod may match a rule before the one that matches its address
+		return depends // rules are ordered, and an earlier rule than the one for the address may match the pod's labels
 	case side.Allows():
 		return always // a rule that allows the address allows any pod with the address
 	case peer == Known, l == nil:

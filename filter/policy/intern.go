@@ -20,8 +20,8 @@ type policy struct {
 	id       uint64            // new with each version of the policy
 	mark     mark              // pseudo-random bits: two hashes of the id
 	text     string            // "namespace/name" of the policy
-	sum      [sha256.Size]byte // digest of the version
-	kept     Source            // source to read the rules from again; zero if Store.count has not kept it
+	sum      [sha256.Size]byte // digest of this version of the policy
+	kept     Source            // encoded policy, to read the rules again; zero if Store.count has not stored it
 	subject  *selector
 	place    int     // index in subject.policies
 	isolates [2]bool // the directions in which the policy isolates
@@ -31,12 +31,12 @@ type policy struct {
 	uses     []*selector     // selectors of peers, once for each use
 	nodes    []*nodeSelector // selectors of peers that are nodes, once for each use
 	problems []Problem
-	large    bool  // isLarge is true of it, so its rules are never merged with others
+	large    bool  // Store.isLarge returned true; the rules are never merged with those of other policies
 	cost     int64 // estimated memory, in bytes
 	refused  bool  // the policy is over a limit, so its rules were not read
 	// recoverable is set if the policy is refused only because it and other policies together
-	// exceed Limits.Policies or mostWaiting. When the others take less, the store may read
-	// this policy again.
+	// exceed Limits.Policies or mostWaiting. When there is room for it, the store may read the
+	// policy again.
 	recoverable bool
 }
 

@@ -16,9 +16,9 @@ import (
 type Limits struct {
 	// Policy bounds each policy.
 	Policy int64
-	// Policies bounds the memory of all policies together. If they need more, policies are
-	// refused one by one until the rest is within the bound: each time the most expensive
-	// policy of the namespace whose policies together are the most expensive.
+	// Policies bounds the memory of all policies together. If they need more, the store
+	// refuses policies one by one until the rest is within the bound. Each time, it chooses the
+	// namespace whose policies need most, and refuses the policy there that needs most.
 	Policies int64
 }
 
@@ -27,9 +27,9 @@ type Limits struct {
 // server stores.
 func DefaultLimits() Limits { return Limits{Policy: 160 << 20, Policies: 256 << 20} }
 
-// mostRefused bounds the encoded bytes of refused policies that the store keeps so that it can
-// read them again. A kept policy is admitted as soon as there is room. A refused policy that was
-// not kept must be set again.
+// mostRefused bounds the encoded bytes of the refused policies whose source the store keeps. As
+// soon as there is room, the store reads such a source again and admits its policy. A refused
+// policy without a kept source stays refused until it is set again.
 const mostRefused = 32 << 20
 
 // SetLimits sets the limits. Limits.Policies applies to all policies from the next Commit
@@ -75,7 +75,7 @@ func costOf(p *Policy, nodes func(labels.Selector) int) int64 {
 type costs struct {
 	nodes        func(labels.Selector) int
 	bytes        int64
-	ports, peers int // peers counts the entries that the rules add to peer sets
+	ports, peers int // peers counts the entries that the rules add to peer sets (see peerSet)
 }
 
 func (c *costs) rule(r *Rule) {
@@ -175,9 +175,9 @@ func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 // count accounts for a new policy. An admitted policy adds its cost to w.cost, and keeps its
-// source. A refused policy that is recoverable adds the size of its source to w.refused and
-// keeps the source, unless w.refused would exceed mostRefused. A policy with its source can be
-// read again.
+// source, so that replace can read the policy again. A refused policy that is recoverable adds
+// the size of its source to w.refused, and keeps the source as well, unless w.refused would
+// exceed mostRefused.
 func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
@@ -300,7 +300,7 @@ func worstOf(sums map[string]int64) (worst string) {
 func (w *Store) replace(p *policy, read func(*Policy, int64) *policy) {
 	form, err := p.kept.Read(p.ref, p.kept.Encoded)
 	if err != nil {
-		return // cannot happen: the package that reads the source has encoded it
+		return // cannot happen: the package of p.kept.Read has itself encoded the source
 	}
 	w.put(p.ref, p, p.kept, func() *policy { return read(form, p.cost) }).sum = p.sum
 }

@@ -370,7 +370,7 @@ func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, b
 
 // podAt returns the pod that has an address, or nil. Pods with hostNetwork have no address
 // of their own, and finished pods have released theirs. If two live pods claim one address,
-// the status of one of them is stale, and beats decides.
+// the status of one of them is stale, and the method beats determines the owner.
 func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 	var owner *corev1.Pod
 	for _, p := range c.Pods {
@@ -386,8 +386,8 @@ func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 }
 
 // beats reports whether pod a, and not pod b, owns an address that both claim. If the
-// address is in the ranges of the enforcing node, and one of the pods runs on that node,
-// this pod wins. In all other cases the pod that was created later wins. If both were
+// address is in the ranges of the enforcing node, and only one of the pods runs on that node,
+// that pod wins. In all other cases the pod that was created later wins. If both were
 // created in the same second, the pod with the greater "namespace/name" wins, so that the
 // order of events does not matter.
 func (c *cluster) beats(a, b *corev1.Pod, addr netip.Addr) bool {
@@ -575,8 +575,8 @@ func readFlow(t *testing.T, text string) flow {
 	return f
 }
 
-// smallCluster has the pods of the two scenarios that users start from, and further pods of
-// every kind.
+// smallCluster has the pods that the example policies access-demo1 and access-demo2 concern. It
+// also has a finished pod, a pod with hostNetwork, and a pod whose namespace has no object.
 const smallCluster = `
 {kind: Namespace, metadata: {name: default}}
 ---

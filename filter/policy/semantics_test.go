@@ -31,7 +31,7 @@ type step struct {
 	flows string
 }
 
-// ends maps names to the addresses of smallCluster, and a few outside of it.
+// ends maps names to addresses: those in smallCluster and a few others.
 var ends = map[string]string{
 	"db": "10.0.0.1", "db6": "fd00::1", "web": "10.0.0.2", "web6": "fd00::2", "job": "10.0.0.3", "odd": "10.0.0.4",
 	"done": "10.0.0.5", "agent": "10.9.0.3", "new": "10.0.0.8",
@@ -49,7 +49,7 @@ func one(name, policies, flows string) semanticsCase {
 	return semanticsCase{name, []step{{policies: policies, flows: flows}}}
 }
 
-// The two scenarios that users start from.
+// The two policies of the demo that README.md shows.
 const (
 	accessDemo1 = `default/access-demo1: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{port: 6379}]}]}`
 	accessDemo2 = `default/access-demo2: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: 6379}]}]}`
@@ -65,10 +65,11 @@ func fromDB(rule string) string {
 	return "default/p: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress], egress: [" + rule + "]}"
 }
 
-// TestSemantics compares the verdicts in the cases with those of the engine and of the oracle.
-// After each step, it also compares engine and oracle for flows between any two of the ends. It
-// does not cover address translation, replies and live connections, which are not part of a
-// decision: the tests of the iptables rules and of conntrack cover them.
+// TestSemantics compares the verdicts in the cases with those of the policy store's snapshot
+// (the engine) and of the oracle in oracle_test.go. After each step, it also compares engine and
+// oracle for flows between any two addresses in ends. It does not cover address translation,
+// replies and live connections, which are not part of a decision: the tests of the iptables rules
+// and of conntrack cover them.
 func TestSemantics(t *testing.T) {
 	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases, clusterCases) {
 		t.Run(c.name, func(t *testing.T) {
@@ -261,7 +262,7 @@ func (r *semanticsRun) agree(step int) {
 }
 
 // A malformed part of a policy is reported with the policy, the field, and a hint at what
-// would be right. Case 15 of TestSemantics tests the verdicts of such policies.
+// would be right. The cases "15 ..." of TestSemantics test the verdicts of such policies.
 func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	tests := map[string]string{ // maps a spec to the field of its problem
 		`{podSelector: {matchExpressions: [{key: a, operator: Is}]}}`:                                               "spec.podSelector",
@@ -297,8 +298,8 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	}
 }
 
-// An IPv4-mapped address counts as the IPv4 address. The zone of an address is ignored, and
-// so is text that is not an address.
+// The store treats an IPv4-mapped address as the IPv4 address. It ignores the zone of an
+// address, and any text that is not an address.
 func TestUnusualAddresses(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("::ffff:10.9.0.1"), netip.MustParseAddr("fe80::1%eth0")})

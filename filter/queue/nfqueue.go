@@ -40,8 +40,8 @@ type packet struct {
 	data []byte
 }
 
-// openQueue binds a queue and configures it. stale is called for each verdict about a
-// packet that is already gone.
+// openQueue binds a queue and configures it. It calls stale for each verdict that the kernel
+// rejects because the packet has already left the queue.
 func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
 	var flags uint32
 	if !o.NoGSO {
@@ -65,7 +65,7 @@ func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
 	_ = library.Con.Close()
 	library.Con = netlink.NewConn(s, s.port)
 	q := &kernelQueue{library: library, socket: s, close: sync.OnceFunc(func() { _ = library.Close() })}
-	// Neither function is called before the socket is closed: see socket.ReceiveIter.
+	// go-nfqueue calls neither function before the socket is closed: see socket.ReceiveIter.
 	err = library.RegisterWithErrorFunc(context.Background(), func(nfqueue.Attribute) int { return 1 }, func(error) int { return 1 })
 	if err != nil {
 		q.close()
@@ -102,8 +102,8 @@ func (q *kernelQueue) read(limit int) (packets []packet, messages int, err error
 	return q.packets, messages, err
 }
 
-// allow lets a packet pass: it goes through its chain again, with the mark. Like deny and
-// requeue, it takes effect at the next flush or earlier.
+// allow sends a packet through its chain again with the given mark, by which the rules let the
+// packet pass. The verdicts of allow, deny and requeue take effect at the next flush or earlier.
 func (q *kernelQueue) allow(id, mark uint32) error {
 	return q.library.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark))
 }
@@ -153,7 +153,7 @@ func parsePacket(body []byte) (p packet, err error) {
 		switch kind := binary.NativeEndian.Uint16(b[2:]) & attrTypeMask; {
 		case kind == attrPayload:
 			p.data = value
-		case len(value) < 4: // too short: each of the attributes below begins with 4 bytes
+		case len(value) < 4: // malformed: each of the attributes below has 4 bytes or more
 		case kind == attrPacketHeader:
 			p.id, numbered = binary.BigEndian.Uint32(value), true
 			p.toNode = len(value) > hookOffset && value[hookOffset] == unix.NF_INET_LOCAL_IN

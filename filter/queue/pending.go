@@ -16,7 +16,8 @@ const (
 	// repeat a lost request after a second.
 	DefaultHold = time.Second
 	// DefaultMaxHeld bounds the pending packets of all queues together. It is a quarter of
-	// one queue, so that they leave room for packets that need not wait.
+	// the length of one queue. Even if all pending packets are in the same queue, three
+	// quarters of it remain for packets that need not wait.
 	DefaultMaxHeld = DefaultMaxLen / 4
 )
 
@@ -48,7 +49,7 @@ type pendingPacket struct {
 	toNode    bool       // see packet
 	source    netip.Addr // from the IP header; may be forged
 	owner     *pendingPackets
-	displaced bool // another packet has its place; guarded by shares.mu
+	displaced bool // another packet has taken its place (see shares); guarded by shares.mu
 }
 
 func newPendingPacket(p *packet, addr netip.Addr, deadline time.Time) *pendingPacket {
@@ -87,7 +88,7 @@ func (h *pendingPackets) start(ctx context.Context, q *kernelQueue, fail context
 	}
 }
 
-// add holds a packet, and reports whether it got a place.
+// add holds a packet, and reports whether there was a place for it (see shares.take).
 func (h *pendingPackets) add(p *pendingPacket) bool {
 	// Lock before p takes a place: if another worker's packet displaces p at once,
 	// expireDisplaced waits for the lock, and then finds p in h.packets.
@@ -153,8 +154,9 @@ func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 }
 
 // expireDisplaced answers the displaced packets, as if they had reached their deadline. It
-// does not evaluate the other packets: in a flood, each arriving packet may displace one, and
-// would cause an evaluation of all. The returned time is zero: run then keeps its timer.
+// does not evaluate the other packets: in a flood, each arriving packet may displace another,
+// and each time, all pending packets would be evaluated. expireDisplaced returns the zero time,
+// so that run does not change its timer.
 func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

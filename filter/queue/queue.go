@@ -73,9 +73,9 @@ type Options struct {
 	// Hold bounds how long a packet waits for its pod to become known.
 	Hold time.Duration
 	// MaxHeld bounds the pending packets of all queues together: each takes one of MaxHeld
-	// places. If no place is free, a new packet may take the place of a packet from the sender
-	// with the most places. It may if its own sender has fewer places. The type shares defines
-	// what a sender is, and chooses the packet.
+	// places. If no place is free, a new packet takes the place of a packet of the sender that
+	// has the most places, if the new packet's sender has at least two places fewer. The type
+	// shares defines what a sender is, and chooses the packet that loses its place.
 	MaxHeld int
 	// NetNS is a file descriptor of the network namespace of the queues; 0 means the
 	// network namespace of the process.
@@ -95,8 +95,8 @@ const (
 	// in 80 ms, at 20 µs a packet. That delay is better than a drop: if a full queue drops the
 	// first packet of a TCP connection, the client retransmits it only after a second.
 	DefaultMaxLen = 4096
-	// DefaultCopyRange covers every header that a decision needs, except for long chains of
-	// IPv6 extension headers, which make the packet opaque.
+	// DefaultCopyRange covers every header that a decision needs. Only a long chain of IPv6
+	// extension headers may exceed it: then the packet's ports are unknown (filter.Opaque).
 	DefaultCopyRange = 256
 )
 
@@ -157,12 +157,11 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 	return q, nil
 }
 
-// fullBacklog returns a number of packets: if a worker reads fewer packets without a pause,
-// neither its queue nor its socket's receive buffer was full before. buffer is the size of
-// that receive buffer in bytes. The type pace detects a full queue by this number, because
-// with FailOpen the kernel does not count the packets that find the queue full. Of the
-// MaxLen packets in a full queue, at most MaxHeld are pending and at most maxBurst are
-// being evaluated. All others are unread, and the worker reads them without a pause.
+// fullBacklog returns the smallest possible number of unread packets in a full queue or in a
+// full receive buffer of buffer bytes. If a worker reads at least that many without a pause, its
+// queue may have been full. The type pace relies on this, because with FailOpen the kernel does
+// not count the packets that find a queue full. Of the MaxLen packets in a full queue, at most
+// MaxHeld are pending, at most maxBurst are being evaluated, and all others are unread.
 func (o Options) fullBacklog(buffer int) int {
 	most := 2*(int(o.CopyRange)+overhead) + 1024 // upper bound of the buffer space that the kernel charges for a packet
 	return max(1, min(int(o.MaxLen)-o.MaxHeld-maxBurst, buffer/most))

@@ -149,8 +149,8 @@ func (w *worker) answer(q *kernelQueue, p *pace) error {
 // answerOne answers a packet, or holds it.
 func (w *worker) answerOne(q *kernelQueue, p *packet) error {
 	if p.data == nil {
-		// The packet arrived before the queue was configured. After requeue it comes back
-		// with its data.
+		// The packet arrived before the queue was configured to copy data. requeue makes the
+		// kernel queue it once more, with its data.
 		return q.requeue(p.id)
 	}
 	action, pending := w.queues.evaluate(w.number, w.evaluator, p.data, p.toNode)

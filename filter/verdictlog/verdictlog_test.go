@@ -24,7 +24,7 @@ var (
 	db  = netip.MustParseAddr("fd00::2")
 )
 
-// log returns a verdict log and the buffer that it writes to. Its lines have no time.
+// log returns a verdict log and the buffer that it writes to. The lines have no timestamp.
 func log(level verdictlog.Level, perSecond int) (*verdictlog.Log, *bytes.Buffer) {
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(&corev1.Pod{
@@ -157,7 +157,7 @@ func TestRate(t *testing.T) {
 
 func TestSuppressedLinesDoNotAllocate(t *testing.T) {
 	l, _ := log(verdictlog.All, 1)
-	l.Observe(packet.Packet{}, filter.Verdict{}) // the one line of this second
+	l.Observe(packet.Packet{}, filter.Verdict{}) // uses up the one line that the rate allows in this second
 	if n := testing.AllocsPerRun(1000, func() { l.Observe(packet.Packet{}, filter.Verdict{}) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}

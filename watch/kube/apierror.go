@@ -122,8 +122,8 @@ func withText(err error) error {
 	return fmt.Errorf("the server responds with %d, %s%w", s.Code, name, err)
 }
 
-// statusHint returns a hint for a response that concerns the kind of objects or the user,
-// and "" for any other response.
+// statusHint returns a hint if the server rejects the user, does not serve the kind, or is
+// not a supported API server. For any other response, it returns "".
 func statusHint(err error, status apierrors.APIStatus, k *kind) string {
 	switch {
 	case apierrors.IsForbidden(err):

@@ -11,7 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// slimSerializer returns decoders that reduce each object to its slim form.
+// slimSerializer returns decoders that reduce each object to its slim form: the fields that the
+// agent uses (see object.go).
 type slimSerializer struct {
 	runtime.NegotiatedSerializer
 	kinds  map[reflect.Type]*kind // kinds by the types of their objects and lists

@@ -41,8 +41,8 @@ type health struct {
 
 	mu     sync.Mutex
 	kinds  []*kindState
-	logged []string  // keys of the failures that were logged since all kinds last were without a failure
-	began  time.Time // time at which the first of the logged failures was recorded
+	logged []string  // keys of the failures logged in the current outage, which lasts until no kind has a failure
+	began  time.Time // time of the first failure in the current outage
 }
 
 type kindState struct {

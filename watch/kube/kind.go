@@ -92,7 +92,7 @@ func policyKind[T any, P policyObject[T]](name, resource string, group schema.Gr
 		slim: func(o runtime.Object, _ *pools) object {
 			p := o.(P)
 			t := slimMetaOf(p)
-			p.SetNamespace(t.Namespace) // interned: the encoded policy keeps it
+			p.SetNamespace(t.Namespace) // the interned string, because the encoded policy keeps it
 			return &encodedPolicy{t, encode(p)}
 		},
 		remove: func(s *policy.Store, namespace, object string) {

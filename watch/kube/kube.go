@@ -43,8 +43,9 @@ import (
 const pageSize = 500
 
 // The wait between attempts to reach the API server doubles from minRetryBackoff to
-// maxRetryBackoff. Reflectors add up to half of it at random. The maximum is lower than
-// client-go's 30 s: when the server is back, new policies come into force up to one wait late.
+// maxRetryBackoff. Reflectors lengthen each wait by a random amount, at most by half. The maximum
+// is lower than client-go's 30 s, because new policies may come into force one wait after the
+// server is back.
 const (
 	minRetryBackoff = 200 * time.Millisecond
 	maxRetryBackoff = 10 * time.Second

@@ -111,8 +111,8 @@ func (n *nodes) parseRange(form *policy.Node, text string) {
 	form.Ranges = append(form.Ranges, p)
 }
 
-// check warns if this node's Node is missing and the pod ranges are needed. It warns again
-// only after the Node has existed.
+// check warns if this node's Node is missing. While the Node stays missing, check does not repeat
+// the warning.
 func (n *nodes) check(exists bool) {
 	if n.self == "" || !n.ranges || exists != n.warned {
 		return

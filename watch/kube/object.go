@@ -61,7 +61,7 @@ type pod struct {
 	slimMeta
 	labels *labelSet
 	// noAddr is set for a pod without an address of its own: it is in the host network, has
-	// ended, or has not started. Only its name matters.
+	// ended, or has not started. The policy store removes such a pod, and needs only its name.
 	noAddr bool
 	node   string // name of the Node that the pod runs on
 	addrs  []string
@@ -93,8 +93,8 @@ func slimPod(o *corev1.Pod, shared *pools) *pod {
 	return p
 }
 
-// addresses returns the addresses in list. It appends the single address if list does not
-// contain it, because older servers send only that one.
+// addresses returns the addresses in list. If list does not contain the address one, addresses
+// appends it: older servers set the field with a single address, but not the list.
 func addresses[T any](one string, list []T, text func(T) string) []string {
 	all := make([]string, 0, max(1, len(list)))
 	for _, item := range list {

@@ -23,7 +23,7 @@ type queue struct {
 	changes []change
 	missing int           // number of kinds whose first list has not arrived
 	wake    chan struct{} // holds a token if there may be changes to take
-	room    *sync.Cond    // signaled when changes have been taken, and at the end
+	room    *sync.Cond    // wakes blocked calls of add: broadcast by take and end
 	ended   bool
 }
 

@@ -59,8 +59,8 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 	}
 }
 
-// decode handles the error err, which means that a value of an object has the wrong type. It
-// reports a value outside the spec of a policy. specByParts reports values in the spec.
+// decode handles err, which means that a value of an object has the wrong type. It reports the
+// value, unless the value is in the spec of a policy: specByParts reports those.
 func (c *checker) decode(object any, err error) {
 	c.uncertain = true
 	if c.kind != nil {
@@ -69,7 +69,7 @@ func (c *checker) decode(object any, err error) {
 			metav1.ObjectMeta `json:"metadata"`
 		}
 		if err = kjson.UnmarshalCaseSensitivePreserveInts(c.text, &outside); err == nil {
-			return // the value is in the spec
+			return // the value with the wrong type is in the spec
 		}
 		object = &outside
 	}

@@ -217,7 +217,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	return err
 }
 
-// startParts starts the parts that run from the beginning.
+// startParts starts the parts that run before the rules are written.
 func (a *agent) startParts(background func(func(context.Context) error), sources []watch.Source) {
 	background(func(ctx context.Context) error {
 		return a.controller.Run(ctx, append(sources, node.Source{Logger: a.log}, watch.Starting{Pods: a.starting})...)

@@ -19,8 +19,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// Objects are the objects from which a snapshot was made, with the API server's defaulting,
-// and their problems.
+// Objects are the objects from which a snapshot was made, and their problems. The defaults of
+// the API server must be set in the objects.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
@@ -91,7 +91,7 @@ type Explanation struct {
 // Side is the part of an explanation about one direction.
 type Side struct {
 	Direction filter.Direction
-	Pod       string   // the pod whose policies count, "namespace/name"; empty if the end is not a pod
+	Pod       string   // "namespace/name" of the pod at this end; empty if the end is not a pod
 	Policies  []string // names of the policies that isolate the pod
 
 	// Tiers are the tiers with policies for the pod, in the order of their evaluation.

@@ -48,7 +48,7 @@ func ReadAll(objects []*networkingv1.NetworkPolicy) []*policy.Policy {
 	return all
 }
 
-// largeSize bounds the encoded size of policies that Encode reads.
+// largeSize is the largest encoded size, in bytes, of a policy that counts as small in Encode.
 const largeSize = 16 << 10
 
 // Encode encodes a NetworkPolicy for a Store. If the policy is small, Encode also sets

@@ -52,11 +52,11 @@ type State struct {
 	Watches []Watch
 	Failing []string // tables in which the rules cannot be kept in place, each with the reason
 	Reduced []string // tables in which the rules lack a part, each with the reason
-	// Bypassed lists the kernel settings that let packets bypass iptables, if they make the
-	// agent unready.
+	// Bypassed lists those kernel settings that let packets bypass iptables and make the agent
+	// unready.
 	Bypassed       []string
 	SysctlProblems int // number of settings that let packets bypass iptables, whether or not they make the agent unready
-	PodsOutside    int // number of addresses of this node's pods outside of all pod ranges
+	PodsOutside    int // number of addresses outside of all pod ranges that belong to this node's pods
 	Problems       []Problem
 	NotRead        string // objects that the agent does not read, but that may change what is allowed
 }
