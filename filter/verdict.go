@@ -33,6 +33,9 @@ const (
 	// with this address is known yet. The packet is evaluated again later. No Verdict has this
 	// action.
 	Hold
+	// Reject: the packet is denied, and its sender gets a TCP reset or an ICMP error. No Verdict
+	// has this action, but Deny and the field Reject.
+	Reject
 	// Skip: the packet goes on without a verdict, and is judged at a later hook. No verdict
 	// has this action.
 	Skip
@@ -45,6 +48,8 @@ func (a Action) String() string {
 		return "allow"
 	case Hold:
 		return "hold"
+	case Reject:
+		return "reject"
 	case Skip:
 		return "skip"
 	}
@@ -174,7 +179,8 @@ type Rule struct {
 	Tier      Tier
 	Direction Direction
 	Action    RuleAction
-	Index     int // in spec.ingress or spec.egress, from 0
+	Denial    Denial // of the policy
+	Index     int    // in spec.ingress or spec.egress, from 0
 }
 
 // PolicyTitle returns the policy of the rule as text for people names it. A policy of a
@@ -192,6 +198,7 @@ func PolicyTitle(t Tier, policy string) string {
 // Isolation is the set of policies that isolate a pod in one direction.
 type Isolation struct {
 	Direction Direction
+	Denial    Denial   // of the policies; drop prevails
 	Policies  []string // "namespace/name", sorted; never empty
 }
 
@@ -226,4 +233,7 @@ type Verdict struct {
 	// action, whatever their protocol and port. Their reasons may differ. Pair may be false
 	// although all these packets get this action, because not every such case is recognized.
 	Pair bool
+	// Reject is set if the sender of a denied packet gets an answer, where that is possible:
+	// see Denial.
+	Reject bool
 }

@@ -47,6 +47,9 @@ type link struct {
 	miss      Action // applies if no rule matches
 	effect    Effect // of this link and all that follow
 	toNode    Effect // the same for packets from the pod to its node
+	// denial is how the rules of this tier deny packets; mixed is set if they differ.
+	denial filter.Denial
+	mixed  bool
 }
 
 // same reports whether two chains consist of the same policy sets.
@@ -75,7 +78,10 @@ func (l *link) findIsolation() *filter.Isolation {
 func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) link {
 	l := link{rules: rules, isolation: isolation, set: set, miss: Pass}
 	if isolation != nil {
-		l.miss = Deny
+		l.miss, l.denial = Deny, isolation.Denial
+	} else if rules != nil {
+		denial, uniform := rules.uniformDenial()
+		l.denial, l.mixed = denial, !uniform
 	}
 	l.effect, l.toNode = l.conclude(), l.concludeToNode()
 	return l

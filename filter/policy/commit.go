@@ -43,14 +43,15 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	w.due = false
 	w.lastNumber++
 	return &Snapshot{
-		number:   w.lastNumber,
-		newest:   w.lastEpoch,
-		table:    w.table,
-		everyone: w.everyone,
-		toNode:   w.toNode > 0,
-		ranges:   ranges,
-		nodes:    w.nodes.commit(),
-		starting: w.ranges.live,
+		number:    w.lastNumber,
+		newest:    w.lastEpoch,
+		table:     w.table,
+		everyone:  w.everyone,
+		toNode:    w.toNode > 0,
+		mayReject: w.denial == filter.DenialReject || w.rejecting > 0,
+		ranges:    ranges,
+		nodes:     w.nodes.commit(),
+		starting:  w.ranges.live,
 		counts: Counts{
 			Namespaces: len(w.namespaces), Pods: len(w.pods), Policies: len(w.policies),
 			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets), Tiers: w.tiers,
@@ -74,7 +75,7 @@ func (w *Store) commitPod(p *pod) {
 	}
 	c := w.classOf(p)
 	keeps := old != nil && !p.renewed && old.host.same(p.host) &&
-		old.class.sameChains(c) && slices.Equal(old.class.ports, c.ports) &&
+		old.class.sameChains(c) && old.class.rejects == c.rejects && slices.Equal(old.class.ports, c.ports) &&
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
@@ -129,7 +130,10 @@ func (w *Store) classOf(p *pod) *class {
 func (w *Store) classFor(p *pod) *class {
 	sets := w.policySetsOf(p)
 
-	var key []byte
+	rejects, key := w.rejects(p.identity.ns), make([]byte, 1)
+	if rejects {
+		key[0] = 1
+	}
 	key = binary.AppendUvarint(key, uint64(p.identity.ns.id))
 	for d := range sets {
 		for _, set := range sets[d][Admin:] {
@@ -154,7 +158,7 @@ func (w *Store) classFor(p *pod) *class {
 		p.ports = c.ports // the lists are equal: keep only one of them
 		return c
 	}
-	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
+	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, rejects: rejects, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
 	w.classes[c.key] = c
 	return c
 }
@@ -236,7 +240,7 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 	slices.SortFunc(policies, byPriority)
 	var isolation *filter.Isolation
 	if t == NetworkPolicy {
-		isolation = &filter.Isolation{Direction: d, Policies: make([]string, len(policies))}
+		isolation = &filter.Isolation{Direction: d, Denial: denialOf(policies), Policies: make([]string, len(policies))}
 		for i, pol := range policies {
 			isolation.Policies[i] = pol.text
 		}

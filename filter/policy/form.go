@@ -44,7 +44,9 @@ type Policy struct {
 	Rules    [2][]Rule // the rules of each direction, in the order of the object
 	// Ignored counts, by direction, the rules of the object that have no effect because the
 	// policy does not apply to their direction. They are not in Rules.
-	Ignored  [2]int
+	Ignored [2]int
+	// Denial is how the policy denies packets. If it is unset, namespace and node decide.
+	Denial   filter.Denial
 	Problems []Problem
 	// Digest identifies the version: policies with equal digests are equal. The zero value
 	// means that the digest is not known.

@@ -31,7 +31,8 @@ type policy struct {
 	uses     []*selector     // selectors of peers, once for each use
 	nodes    []*nodeSelector // selectors of peers that are nodes, once for each use
 	problems []Problem
-	large    bool  // Store.isLarge returned true; the rules are never merged with those of other policies
+	denial   filter.Denial
+	large    bool  // isLarge is true of it, so its rules are never merged with others
 	cost     int64 // estimated memory, in bytes
 	refused  bool  // the policy is over a limit, so its rules were not read
 	// recoverable is set if the policy is refused only because it and other policies together
@@ -75,7 +76,7 @@ func (w *Store) readPolicy(form *Policy) *policy {
 
 // read turns a Policy into a policy, without its subject.
 func read(form *Policy, in interner) *policy {
-	p := &policy{ref: form.Ref, tier: form.Tier, priority: form.Priority, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
+	p := &policy{ref: form.Ref, tier: form.Tier, priority: form.Priority, text: form.Ref.String(), isolates: form.Isolates, denial: form.Denial, problems: form.Problems}
 	rules := form.Rules
 	switch {
 	case form.Tier < Admin || form.Tier >= numTiers:
@@ -135,7 +136,7 @@ func (r reader) rule(d filter.Direction, index int, from Rule) {
 		return
 	}
 	out := rule{
-		is:       filter.Rule{Policy: r.p.text, Name: from.Name, Tier: r.p.tier, Direction: d, Action: from.Action, Index: index},
+		is:       filter.Rule{Policy: r.p.text, Name: from.Name, Tier: r.p.tier, Direction: d, Action: from.Action, Denial: r.p.denial, Index: index},
 		anyone:   len(from.Peers) == 0,
 		portless: len(from.Ports) == 0,
 		ports:    from.Ports,

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
 )
 
 // Store holds the known state of the cluster: namespaces, pods, policies, and this node.
@@ -51,11 +53,13 @@ type Store struct {
 	due      bool // a policy came into force or was refused since the last Commit
 
 	limits    Limits
-	cost      int64 // estimated bytes of all policies that are not refused
-	refused   int   // encoded bytes of refused policies that are kept
-	overdrawn bool  // some policies are refused because of limits.Policies
-	recount   bool  // balance must decide again which policies are refused
-	toNode    int   // policies that may deny flows from pods to their node
+	cost      int64         // estimated bytes of all policies that are not refused
+	refused   int           // encoded bytes of refused policies that are kept
+	overdrawn bool          // some policies are refused because of limits.Policies
+	recount   bool          // balance must decide again which policies are refused
+	denial    filter.Denial // of this node
+	rejecting int           // policies and namespaces that reject
+	toNode    int           // policies that may deny flows from pods to their node
 	classes   map[string]*class
 
 	selectedBy [numTiers][]*policy // scratch; see selecting
@@ -94,6 +98,7 @@ type namespace struct {
 	labels     labels.Set
 	identities identitySet
 	policies   int
+	denial     filter.Denial
 	budget     budget
 	scopes     idBits // namespace selectors of subjects that match it
 	matched    idSet  // namespace selectors of peers that match it, as of the last Commit
@@ -168,6 +173,7 @@ func (w *Store) SetNamespace(name string, labels labels.Set) {
 func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
 		ns.declared = false
+		w.SetNamespaceDenial(name, filter.DenialUnset)
 		w.relabelNamespace(ns, nil)
 		w.dropNamespace(ns)
 	}
@@ -414,6 +420,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	if p.mayDenyToNode() {
 		w.toNode++
 	}
+	w.countDenial(p.denial, 1)
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
 	}
@@ -443,6 +450,7 @@ func (w *Store) removePolicy(p *policy) {
 	if p.mayDenyToNode() {
 		w.toNode--
 	}
+	w.countDenial(p.denial, -1)
 	delete(w.faulty, p)
 	p.subject.detach(p)
 	w.touch(p.subject)

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 )
@@ -140,14 +141,17 @@ func (p *pod) DeepCopyObject() runtime.Object { return p }
 type namespace struct {
 	slimMeta
 	labels map[string]string
+	denial filter.Denial
 }
 
 func slimNamespace(o *corev1.Namespace) *namespace {
-	return &namespace{slimMetaOf(o), o.Labels}
+	denial, _ := policy.ReadDenial(o.Annotations)
+	return &namespace{slimMetaOf(o), o.Labels, denial}
 }
 
 func (n *namespace) put(w *policy.Store) {
 	w.SetNamespace(n.Name, n.labels)
+	w.SetNamespaceDenial(n.Name, n.denial)
 }
 
 // DeepCopyObject returns the object itself, which is immutable.

@@ -63,6 +63,8 @@ func (d Delta) Apply(w *policy.Store) {
 func (o Objects) Apply(w *policy.Store) {
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)
+		denial, _ := policy.ReadDenial(ns.Annotations) // lint reports another value
+		w.SetNamespaceDenial(ns.Name, denial)
 	}
 	for _, pod := range o.Pods {
 		w.SetPod(pod)
