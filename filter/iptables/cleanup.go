@@ -33,5 +33,8 @@ func where(t Table) string {
 	if _, own := t.(*ownTable); own {
 		return t.String()
 	}
+	if t.layout() == rejecting {
+		return t.String() + ":"
+	}
 	return t.String() + ": " + table
 }

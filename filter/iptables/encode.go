@@ -60,7 +60,7 @@ func parseArguments(words []string) arguments {
 func (e *encoded) add(f Family, flag, name string, a arguments) error {
 	switch {
 	case flag == "-p":
-		number := map[string]uint32{"icmp": unix.IPPROTO_ICMP, "ipv6-icmp": unix.IPPROTO_ICMPV6}[name]
+		number := map[string]uint32{"icmp": unix.IPPROTO_ICMP, "ipv6-icmp": unix.IPPROTO_ICMPV6, "tcp": unix.IPPROTO_TCP}[name]
 		if number == 0 {
 			return errUnknown("-p " + name)
 		}

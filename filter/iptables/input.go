@@ -41,8 +41,12 @@ func (o Options) nodeSources(f Family) (rules []string) {
 // does not mark its connection: IPVS translates packets after this chain, and POSTROUTING,
 // which judges them by their real destination, would take the mark for a verdict.
 func (o Options) nodeRules(f Family, last ...string) []string {
-	rules := append(o.markRules(), o.exemptRules(f)...)
-	return inChain(nodeChain, append(append(rules, o.cacheRules("-j RETURN")...), last...))
+	var rules, revoked, refuse []string
+	if o.Reject {
+		rules, revoked, refuse = []string{o.judgedRejected()}, o.refuseRevoked(), o.refuseRemembered()
+	}
+	rules = slices.Concat(rules, o.markRules(), o.exemptRules(f, revoked...), o.cacheRules("-j RETURN", refuse...), last)
+	return inChain(nodeChain, rules)
 }
 
 // SetNodeSources sets the addresses whose packets to this node are judged; none for no judgment

@@ -282,7 +282,7 @@ func TestWithout(t *testing.T) {
 	if got := m.v4.Dump(); strings.Count(got, "-m bpf --object-pinned /pins/") != 2 {
 		t.Fatalf("want both programs in\n%s", got)
 	}
-	for _, less := range []Less{{Overflow: true}, {Pins: true}, {Sources: true}, {true, true, true}, {}} {
+	for _, less := range []Less{{Overflow: true}, {Pins: true}, {Sources: true}, {Pins: true, Overflow: true, Sources: true}, {}} {
 		m.Without(less)
 		m.apply()
 		m.want(m.applied())
@@ -436,7 +436,7 @@ func TestConcurrentCalls(t *testing.T) {
 
 // reformat returns a rule in a form that no version of iptables prints.
 func reformat(rule string) string {
-	if strings.HasPrefix(rule, "-A SLUICE") || slices.ContainsFunc(entries, func(e entry) bool { return rule == e.jump() }) {
+	if strings.HasPrefix(rule, "-A SLUICE") || slices.ContainsFunc(mangle.entries, func(e entry) bool { return rule == e.jump() }) {
 		return strings.ReplaceAll(strings.Replace(rule, "-j ", "--jump-here -j ", 1), "ipv6-icmp", "58")
 	}
 	return rule

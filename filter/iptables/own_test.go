@@ -37,6 +37,7 @@ func everyRule() []Options {
 		Defaults, pinnedOptions(), Defaults.without(Less{Overflow: true, Sources: true}),
 		{AllowedMark: 1, RevokedMark: 1 << 31, FirstQueue: 7, Queues: 1, SourceShare: 7, FailOpen: true},
 		{AllowedMark: 1 << 30, RevokedMark: 2, Queues: 8, SourceShare: MaxSourceShare, NodeSources: prefixes("10.1.2.3/32", "fd00::7/128")},
+		{AllowedMark: 1 << 8, RevokedMark: 4, Queues: 2, SourceShare: 1, NodeSources: prefixes("10.1.2.3/32", "fd00::7/128"), Reject: true},
 	}
 }
 
@@ -74,7 +75,7 @@ func TestRealEncodedAsIptablesDoes(t *testing.T) {
 		o.AllowPin, o.DenyPin = "", "" // with a pin, the kernel would require the pinned program
 		n := newRealNode(t, NFT, o)
 		for _, f := range Families {
-			text := o.Wanted(f)
+			text, _, _ := strings.Cut(o.Wanted(f), "*filter")
 			text = strings.ReplaceAll(text, " -m rpfilter --invert", "") // encoded as fib, which iptables cannot print
 			n.inside(func(context.Context) error {
 				b := ownChange{table: nftTable{f, table}, texts: map[string]string{}}
@@ -149,7 +150,7 @@ func (n *realNode) tableText(f Family, name string) string {
 func (n *realNode) wantInOwnTable(f Family) {
 	n.t.Helper()
 	own := n.tableText(f, ownName)
-	for _, e := range entries[:2] {
+	for _, e := range mangle.entries[:2] {
 		if !strings.Contains(own, "jump "+e.chain+"\n") {
 			n.t.Errorf("%s: the separate table holds\n%s", f, own)
 		}
