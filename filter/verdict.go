@@ -237,3 +237,11 @@ type Verdict struct {
 	// see Denial.
 	Reject bool
 }
+
+// Answer returns the action, with Reject for a denial whose sender gets an answer.
+func (v *Verdict) Answer() Action {
+	if v.Action == Deny && v.Reject {
+		return Reject
+	}
+	return v.Action
+}

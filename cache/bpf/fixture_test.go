@@ -156,12 +156,12 @@ func (u *user) commit(t testing.TB) {
 // evaluate returns the verdict of user space, which the kernel then remembers. A packet to an
 // address of the node is for the node itself.
 func (u *user) evaluate(data []byte) filter.Action {
-	toNode := false
-	if k, err := u.decoder.Decode(data); err == nil {
-		toNode = u.published.Snapshot().Endpoint(k.Key.DstAddr()).IsNode()
+	hook := filter.AtPostrouting
+	if k, err := u.decoder.Decode(data); err == nil && u.published.Snapshot().Endpoint(k.Key.DstAddr()).IsNode() {
+		hook = filter.AtInput
 	}
 	u.evaluator.Enter()
-	action, _ := u.evaluator.Evaluate(data, toNode)
+	action, _ := u.evaluator.Evaluate(data, hook)
 	u.evaluator.Exit()
 	return action
 }

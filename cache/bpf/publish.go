@@ -30,6 +30,8 @@ const (
 	closedIngress   = 16
 	shared          = 64
 	askToNode       = 128
+	rejectEgress    = 256
+	rejectIngress   = 512
 )
 
 // endpointOf returns the table entry of an endpoint. device is the index of the interface that
@@ -37,6 +39,8 @@ const (
 // shares one with other pods.
 func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
 	out := endpoint{Epoch: e.Epoch(), Device: device}
+	closedOut, rejectOut := closes(e, filter.Egress)
+	closedIn, rejectIn := closes(e, filter.Ingress)
 	for _, one := range [...]struct {
 		is   bool
 		flag uint32
@@ -44,8 +48,10 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 		{e.IsNode(), isNode},
 		{e.Effect(filter.Egress) != policy.Open, isolatedEgress},
 		{e.Effect(filter.Ingress) != policy.Open, isolatedIngress},
-		{e.Effect(filter.Egress) == policy.Closed, closedEgress},
-		{e.Effect(filter.Ingress) == policy.Closed, closedIngress},
+		{closedOut, closedEgress},
+		{closedIn, closedIngress},
+		{rejectOut, rejectEgress},
+		{rejectIn, rejectIngress},
 		{device == 0 && isLocal(s, e), shared},
 		{e.EffectToNode() != policy.Open, askToNode},
 	} {
@@ -54,6 +60,16 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 		}
 	}
 	return out
+}
+
+// closes reports whether the programs may deny every packet of an endpoint in a direction, and
+// whether such packets are rejected. If that depends on the packet, the programs need a verdict.
+func closes(e *policy.Endpoint, d filter.Direction) (closed, rejects bool) {
+	if e.Effect(d) != policy.Closed {
+		return false, false
+	}
+	rejects, known := e.ClosedDenial(d)
+	return known, rejects
 }
 
 // isLocal reports whether a pod runs on this node.

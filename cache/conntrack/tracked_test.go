@@ -124,14 +124,18 @@ func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 && (action == filter.Deny || !midStream || h.openBack(k)) {
 		return action == filter.Allow
 	}
+	hook := filter.AtPostrouting
+	if toNode {
+		hook = filter.AtInput
+	}
 	packet := syn(k, port)
 	if midStream {
 		packet[33] = 0x10
 	}
 	h.evaluator.Enter()
-	action, pending := h.evaluator.Evaluate(packet, toNode)
+	action, pending := h.evaluator.Evaluate(packet, hook)
 	if pending.IsValid() {
-		action = h.evaluator.Expire(packet, toNode)
+		action = h.evaluator.Expire(packet, hook)
 	}
 	h.evaluator.Exit()
 	return action == filter.Allow
@@ -391,7 +395,7 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 		action, _ = h.inKernel(&k)
 	} else {
 		h.evaluator.Enter()
-		action, _ = h.evaluator.Evaluate(syn(&k, 1), false)
+		action, _ = h.evaluator.Evaluate(syn(&k, 1), filter.AtPostrouting)
 		h.evaluator.Exit()
 	}
 	if action != filter.Allow {

@@ -23,7 +23,7 @@ type Memory interface {
 	// Remember stores a verdict about k. src and dst are the epochs of both ends: the verdict
 	// is valid while both are current. If k.Transport is filter.Any, the verdict is valid for
 	// all packets between the two addresses. The packet is not released before Remember
-	// returns.
+	// returns. The action filter.Reject is a denial too.
 	Remember(k filter.Key, src, dst uint64, action filter.Action)
 }
 
@@ -58,6 +58,10 @@ type Config struct {
 	// Memory gets no verdicts about such packets. Translated may be nil. Several evaluators call
 	// it concurrently.
 	Translated func(k filter.Key) (translated, possible bool)
+	// Rejects reports whether the rules reject packets that are to be rejected; otherwise these
+	// are dropped. It is called by several evaluators concurrently, for packets that are denied.
+	// It may be nil: then all are dropped.
+	Rejects func() bool
 	// FailOpen allows a packet if its pod, which should be one of this node, did not become
 	// known in time.
 	FailOpen bool
@@ -80,27 +84,26 @@ func New(config Config, flows *cache.Flows) *Evaluator {
 	return &Evaluator{config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
 }
 
-// Evaluate decides the packet that begins with the IP header at data[0]. toNode is set if
-// the packet is for this node itself. A packet that cannot be decoded is denied. With
-// filter.Hold, the packet must be held until the pod with the address pending is known.
-// Evaluate is called between Enter and Exit.
-func (e *Evaluator) Evaluate(data []byte, toNode bool) (action filter.Action, pending netip.Addr) {
+// Evaluate decides the packet that begins with the IP header at data[0] and was queued at the
+// hook. A packet that cannot be decoded is denied. With filter.Hold, the packet must be held
+// until the pod with the address pending is known. Evaluate is called between Enter and Exit.
+func (e *Evaluator) Evaluate(data []byte, at filter.Hook) (action filter.Action, pending netip.Addr) {
 	var p packet.Packet
 	var v filter.Verdict
 	if e.tally.due() {
 		began := time.Now()
-		pending = e.decide(data, toNode, &p, &v)
+		pending = e.decide(data, at, &p, &v)
 		e.tally.took(time.Since(began))
 	} else {
-		pending = e.decide(data, toNode, &p, &v)
+		pending = e.decide(data, at, &p, &v)
 	}
 	if pending.IsValid() {
 		return filter.Hold, pending
 	}
-	if v.Action != filter.Skip {
-		e.report(&p, &v)
+	if v.Action == filter.Skip {
+		return filter.Skip, pending
 	}
-	return v.Action, pending
+	return e.report(&p, &v, at), pending
 }
 
 // Expire decides a packet whose pod did not become known in time. If that should be a pod
@@ -108,17 +111,16 @@ func (e *Evaluator) Evaluate(data []byte, toNode bool) (action filter.Action, pe
 // address, which never allows more than a pod would get. The fail mode covers missing
 // knowledge only, and does not open what policies deny to everyone. Expire is called
 // between Enter and Exit.
-func (e *Evaluator) Expire(data []byte, toNode bool) filter.Action {
+func (e *Evaluator) Expire(data []byte, at filter.Hook) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
-	pending := e.decide(data, toNode, &p, &v)
+	pending := e.decide(data, at, &p, &v)
 	if pending.IsValid() {
 		if e.snapshot.Pending(pending) == policy.PendingLocal {
 			e.failMode(&p, &v)
 		}
 	}
-	e.report(&p, &v)
-	return v.Action
+	return e.report(&p, &v, at)
 }
 
 // failMode decides a packet if a pod of this node did not become known in time.
@@ -144,18 +146,23 @@ func (e *Evaluator) matters(addr netip.Addr) bool {
 	return endpoint != nil || pending != policy.Known
 }
 
-// report counts a verdict and passes it to the observer.
-func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
+// report counts a verdict, passes it to the observer and returns its action. A packet that
+// cannot be rejected is dropped.
+func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict, at filter.Hook) filter.Action {
+	if v.Reject && (at == filter.AtPostrouting || e.config.Rejects == nil || !e.config.Rejects()) {
+		v.Reject = false
+	}
 	e.tally.count(v)
 	if e.config.Observer != nil {
 		e.config.Observer.Observe(*p, *v)
 	}
+	return v.Answer()
 }
 
 // decide decodes a packet and decides it. If the packet should be held, decide returns the
 // address whose pod it waits for. p and v are out-parameters: returning them by value cost
 // 10% of a cache hit.
-func (e *Evaluator) decide(data []byte, toNode bool, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
+func (e *Evaluator) decide(data []byte, at filter.Hook, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	var err error
 	*p, err = e.decoder.Decode(data)
 	switch {
@@ -165,7 +172,7 @@ func (e *Evaluator) decide(data []byte, toNode bool, p *packet.Packet, v *filter
 	case e.snapshot == nil:
 		v.Action, v.Reason = filter.Deny, filter.NotSynced
 		return pending
-	case toNode:
+	case at == filter.AtInput:
 		return e.decideToNode(p, v)
 	}
 	var ends cache.Ends
@@ -277,7 +284,7 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	// Call Remember before the packet is answered. This delays the packet by microseconds, but
 	// even a second connection that follows at once hits the cache.
 	if remember {
-		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
+		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Answer())
 	}
 }
 

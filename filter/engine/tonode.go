@@ -48,7 +48,7 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 		if v.Pair {
 			key = key.Pair()
 		}
-		e.config.Memory.Remember(key, ends.Src, ends.Dst, v.Action)
+		e.config.Memory.Remember(key, ends.Src, ends.Dst, v.Answer())
 	}
 	return pending
 }

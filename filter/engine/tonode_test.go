@@ -78,7 +78,7 @@ func TestEvaluateToNode(t *testing.T) {
 		e := engine.New(config, cache.NewFlows(16))
 		e.Enter()
 		data := datagram(key(tt.src, tt.dst, tt.port))
-		action, pending := e.Evaluate(data, true)
+		action, pending := e.Evaluate(data, filter.AtInput)
 		got := action.String()
 		if len(said) > 0 {
 			got = said[0][strings.LastIndex(said[0], ": ")+2:]
@@ -90,7 +90,7 @@ func TestEvaluateToNode(t *testing.T) {
 			t.Errorf("%s: remembered %q, tracked %q", tt.name, r.remembered, r.tracked)
 		}
 		if action == filter.Hold {
-			if late := e.Expire(data, true); late != filter.Deny {
+			if late := e.Expire(data, filter.AtInput); late != filter.Deny {
 				t.Errorf("%s: %s after waiting", tt.name, late)
 			}
 		}

@@ -45,9 +45,9 @@ type pendingPacket struct {
 	addr     netip.Addr // the address whose pod is not known yet
 	deadline time.Time
 
-	device    uint32     // see packet
-	toNode    bool       // see packet
-	source    netip.Addr // from the IP header; may be forged
+	device    uint32      // see packet
+	hook      filter.Hook // see packet
+	source    netip.Addr  // from the IP header; may be forged
 	owner     *pendingPackets
 	displaced bool // another packet has taken its place (see shares); guarded by shares.mu
 }
@@ -55,7 +55,7 @@ type pendingPacket struct {
 func newPendingPacket(p *packet, addr netip.Addr, deadline time.Time) *pendingPacket {
 	return &pendingPacket{
 		id: p.id, mark: p.mark, data: bytes.Clone(p.data), addr: addr, deadline: deadline,
-		device: p.device, toNode: p.toNode, source: sourceOf(p.data),
+		device: p.device, hook: p.hook, source: sourceOf(p.data),
 	}
 }
 
@@ -167,7 +167,7 @@ func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, e
 			continue
 		}
 		h.worker.queues.heldRejected.Add(1)
-		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data, p.toNode))
+		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data, p.hook))
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
@@ -186,14 +186,14 @@ func (h *pendingPackets) reevaluate(q *kernelQueue) (next time.Time, err error) 
 			kept = append(kept, p)
 			continue
 		}
-		action, _ := h.worker.queues.evaluate(h.worker.number, h.evaluator, p.data, p.toNode)
+		action, _ := h.worker.queues.evaluate(h.worker.number, h.evaluator, p.data, p.hook)
 		if action == filter.Hold && now.Before(p.deadline) {
 			kept = append(kept, p)
 			continue
 		}
 		if action == filter.Hold {
 			h.worker.queues.heldExpired.Add(1)
-			action = h.evaluator.Expire(p.data, p.toNode)
+			action = h.evaluator.Expire(p.data, p.hook)
 		}
 		err = h.worker.reply(q, p.id, p.mark, action)
 		h.worker.queues.shares.leave(p)

@@ -108,6 +108,9 @@ func (l *Log) reportSuppressed() {
 func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
 	attrs := make([]slog.Attr, 0, 24)
 	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
+	if v.Reject {
+		attrs = append(attrs, slog.String("answer", filter.Reject.String()))
+	}
 	if v.Reason == filter.Malformed {
 		return attrs
 	}
