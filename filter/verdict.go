@@ -187,7 +187,8 @@ type Rule struct {
 // whole cluster is named with its tier, as in "admin/platform".
 func (r *Rule) PolicyTitle() string { return PolicyTitle(r.Tier, r.Policy) }
 
-// PolicyTitle returns the title of a policy with the given tier and text.
+// PolicyTitle returns the title of a policy: its name in verdicts, such as "default/db", or for
+// a policy in no namespace the tier and the name, such as "admin/platform".
 func PolicyTitle(t Tier, policy string) string {
 	if t == NetworkPolicyTier || strings.Contains(policy, "/") {
 		return policy

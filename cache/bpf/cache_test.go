@@ -199,9 +199,10 @@ func orderedPolicy(tier policy.Tier, rule policy.Rule) *policy.Policy {
 	}
 }
 
-// If an ordered rule may deny what a pod sends to its node, the kernel repeats the verdicts about
-// that, in the middle of a connection too, and no longer those of before. What the node sends,
-// and packets of pods that no policy concerns, still need no verdict.
+// Without a policy, the BPF programs allow every packet from a pod to its node. If an ordered
+// rule may deny such packets, the programs leave each one to user space until they have its
+// verdict, and then repeat that verdict, also in the middle of a connection. Packets from the
+// node, and packets of pods that no policy concerns, still need no verdict.
 func TestToNode(t *testing.T) {
 	node, closed := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.0.0.66")
 	ack := packetOf(web, node, filter.TCP, 22, 20)
@@ -224,7 +225,7 @@ func TestToNode(t *testing.T) {
 		u.commit(t)
 		wantClosed := denied
 		if tier == policy.Baseline {
-			wantClosed = allowed // a NetworkPolicy isolates the pod, and leaves its node open
+			wantClosed = allowed // a NetworkPolicy isolates this pod: the tier Baseline is not evaluated, and its node is open to it
 		}
 		for i, one := range []struct {
 			data         []byte
@@ -253,8 +254,9 @@ func TestToNode(t *testing.T) {
 	}
 }
 
-// With an Admin policy for all pods, the kernel remembers verdicts as it does for NetworkPolicy.
-// If the policy can deny nothing, it still answers for pods without another policy.
+// With an Admin policy for all pods that may deny packets, the BPF programs need a remembered
+// verdict, as with a NetworkPolicy. If the Admin policy can deny nothing, they allow packets
+// between pods without another policy, and need no verdict.
 func TestAdminPolicyForAllPods(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.store.SetPolicy(orderedPolicy(policy.Admin, policy.Rule{Action: policy.Pass}))
@@ -277,9 +279,9 @@ func TestAdminPolicyForAllPods(t *testing.T) {
 	}
 }
 
-// If policies isolate an end in the opposite direction, the kernel leaves packets in the middle
-// of a connection to user space, which checks both directions. A remembered denial applies to
-// all packets.
+// User space checks both directions of a packet in the middle of a connection. So if policies
+// isolate an end in the direction opposite to the packet's, the BPF programs leave such a packet
+// to user space. A remembered denial applies to all packets.
 func TestMidStreamIsLeftToUserSpace(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)

@@ -21,8 +21,9 @@ import (
 //	packets may have passed without a verdict        ScopeGap
 //
 // A snapshot with different pod ranges widens the scope to ScopeAll, because the ranges
-// decide which flows the workers track. So does the first policy that may deny what pods send
-// to their node: until then, no such flow is tracked, nor that of a pending address.
+// decide which flows the workers track. The first policy that may deny what pods send to their
+// node widens the scope to ScopeAll too: before it, no flow to the node is tracked, not even
+// one from a pending address.
 //
 // With ScopeFlows, the connections of a changed address are evaluated again if one of these
 // holds:
@@ -124,7 +125,7 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	case was == nil && wasPending == policy.Known, was != nil && f.sweeper.held(isPending), was != nil && policy.MayRestrict(was, is):
 		return needSweep
 	case was == nil && wasPending == policy.PendingRemote && is.EffectToNode() != policy.Open:
-		return needSweep // the rules have not selected the address's packets to the node
+		return needSweep // until now, the rules did not select the packets from the address to the node
 	case isPending != policy.Known:
 		return needLater
 	}

@@ -348,9 +348,10 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 // status p until its pod is known. A packet is denied if its hold expires first.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
-// sparesNode reports whether a connection that v denies must not be revoked, because an end is
-// this node, by an address that the snapshot may lack, such as a bridge's. What the node sends
-// is never denied. About what it receives, it decides again, and sets v to the verdict.
+// sparesNode is called for a connection that v denies. It reports whether the connection must
+// not be revoked, because one end is this node. The snapshot may lack the node's address, such
+// as that of a bridge. A connection from the node is never revoked. For a connection to the
+// node, sparesNode decides again, and stores the verdict in v.
 func (w *sweep) sparesNode(c *Conn, v *filter.Verdict) bool {
 	switch {
 	case w.isLocal(c.Key.Src):
@@ -362,7 +363,7 @@ func (w *sweep) sparesNode(c *Conn, v *filter.Verdict) bool {
 	return v.Action == filter.Allow
 }
 
-// isLocal reports whether this node has an address.
+// isLocal reports whether addr is an address of this node.
 func (w *sweep) isLocal(addr [16]byte) bool {
 	if w.local == nil {
 		addrs, err := w.sweeper.Local()

@@ -107,15 +107,16 @@ func (h *history) hangUp() {
 	h.live = h.live[:len(h.live)-1]
 }
 
-// unjudged reports whether the rules let a packet to the node pass without a verdict. They
-// follow the snapshot of the kernel's flow cache.
+// unjudged reports whether the rules let a packet from src to the node pass without a verdict.
+// The rules follow the same snapshot as the kernel's flow cache.
 func (h *history) unjudged(src netip.Addr) bool {
 	s := h.kernelSnapshot
 	selected := slices.ContainsFunc(s.LocalRanges(), func(p netip.Prefix) bool { return p.Contains(src) })
 	return !s.JudgesOwnNode() || !selected && s.Endpoint(src).EffectToNode() == policy.Open
 }
 
-// allows reports whether the first packet of a connection that the node sees is allowed.
+// allows reports whether a connection is allowed, decided by the first of its packets that the
+// node sees. If midStream is set, this packet is not the SYN.
 func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	toNode := h.published.Snapshot().Endpoint(k.DstAddr()).IsNode()
 	if toNode && h.unjudged(k.SrcAddr()) {

@@ -48,15 +48,16 @@ type Config struct {
 	// packets from or to a pending address.
 	Memory Memory
 	// Tracker may be nil. It gets the key of each flow that the snapshot allows, but not if the
-	// verdict comes from a cache. Three reasons are exceptions. For SameAddress and OwnNode,
-	// Tracker gets no key. For NotIsolated, it gets the key of every packet from or to a pending
-	// address, and no other key. Tracker also gets the keys of packets that FailOpen allows.
+	// verdict comes from a cache. Three reasons are exceptions. For SameAddress, Tracker gets no
+	// key. For OwnNode, it gets the key only if policies may deny what the source sends to its
+	// node. For NotIsolated, it gets the key of every packet from or to a pending address, and no
+	// other key. Tracker also gets the keys of packets that FailOpen allows.
 	Tracker FlowTracker
-	// Translated reports whether the kernel gives a packet for this node another destination
-	// after the hook INPUT, as IPVS does. Such a packet is judged when it has that destination.
-	// possible reports whether the kernel may do so with any packet for this node; in this case,
-	// Memory gets no verdicts about such packets. Translated may be nil. Several evaluators call
-	// it concurrently.
+	// Translated may be nil. Several evaluators call it concurrently. k is the key of a packet
+	// to this node. translated reports whether the kernel will change the packet's destination
+	// after the hook INPUT, as IPVS does. Such a packet is judged when it has the new
+	// destination. possible reports whether there is any destination that the kernel changes;
+	// in this case, Memory gets no verdicts about packets to this node.
 	Translated func(k filter.Key) (translated, possible bool)
 	// Rejects reports whether the rules reject packets that are to be rejected; otherwise these
 	// are dropped. It is called by several evaluators concurrently, for packets that are denied.
@@ -106,11 +107,11 @@ func (e *Evaluator) Evaluate(data []byte, at filter.Hook) (action filter.Action,
 	return e.report(&p, &v, at), pending
 }
 
-// Expire decides a packet whose pod did not become known in time. If that should be a pod
-// of this node, the fail mode decides. Otherwise the packet gets the verdict for an unknown
-// address, which never allows more than a pod would get. The fail mode covers missing
-// knowledge only, and does not open what policies deny to everyone. Expire is called
-// between Enter and Exit.
+// Expire decides a held packet if the pod with its pending address did not become known in
+// time. If the address is expected to belong to a pod of this node, the fail mode decides.
+// Otherwise, the packet gets the verdict for an unknown address, which never allows more than a
+// pod would get. If policies deny the packet for every possible pod, that verdict applies
+// instead of the fail mode. Expire is called between Enter and Exit.
 func (e *Evaluator) Expire(data []byte, at filter.Hook) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
@@ -178,7 +179,7 @@ func (e *Evaluator) decide(data []byte, at filter.Hook, p *packet.Packet, v *fil
 	var ends cache.Ends
 	var fresh bool
 	*v, ends, fresh = e.flows.Decide(e.snapshot, &p.Key)
-	if p.MidStream && v.Action == filter.Allow && v.Reason != filter.OwnNode { // what the node sends passes
+	if p.MidStream && v.Action == filter.Allow && v.Reason != filter.OwnNode { // a packet from the node always passes
 		return e.decideMidStream(p, v, ends, fresh)
 	}
 	unknown := e.unknown(&p.Key, ends)

@@ -12,10 +12,11 @@ import (
 // decideToNode decides a packet for this node itself. Its source is a pod of this node, or an
 // address that should be one.
 //
-// The destination need not be an address that the snapshot lists: it may be a group, or an
-// address that was added a moment ago. The verdict about such a packet is stored nowhere,
-// because for packets to other hosts the same key has another verdict. In mid-stream, one
-// verdict suffices, because what the node sends to its pods is always allowed.
+// The destination need not be an address that the snapshot lists: it may be a multicast group,
+// or an address that was added a moment ago. The verdict about such a packet is stored nowhere,
+// because for packets to other hosts the same key has another verdict. For a mid-stream packet,
+// the opposite direction is not checked, because what the node sends to its pods is always
+// allowed.
 func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	k := &p.Key
 	translated, possible := e.translated(k)
@@ -38,7 +39,7 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 	var fresh bool
 	*v, ends, fresh = e.flows.Decide(e.snapshot, k)
 	if src.EffectToNode() == policy.Open {
-		return pending // the kernel's cache needs no verdict, and a change is followed by a sweep
+		return pending // the kernel's cache needs no verdict about such a source; if a policy comes to concern it, a sweep follows
 	}
 	if fresh {
 		e.trackToNode(k, v, src, true)
@@ -60,10 +61,12 @@ func (e *Evaluator) translated(k *filter.Key) (translated, possible bool) {
 	return e.config.Translated(*k)
 }
 
-// trackToNode passes an allowed key to Tracker, unless policies do not concern what src sends
-// to the node. Other than between pods, a flow that no rule allows is tracked too: a later
-// policy may deny it although the pod has been concerned before. dst reports whether the
-// destination has an endpoint.
+// trackToNode passes an allowed key to Tracker if policies may deny what src sends to its node.
+// dst reports whether the destination has an endpoint.
+//
+// A flow that no rule allows is tracked too, unlike a flow between pods. A later policy may deny
+// it, and then a sweep may check only tracked flows: it checks all connections of a pod only
+// after the first policy that may deny what the pod sends to its node.
 func (e *Evaluator) trackToNode(key *filter.Key, v *filter.Verdict, src *policy.Endpoint, dst bool) {
 	if e.config.Tracker == nil || v.Action != filter.Allow || v.Reason == filter.SameAddress || src.EffectToNode() == policy.Open {
 		return

@@ -26,8 +26,9 @@ func (r *recorder) Track(k filter.Key, _, _ bool, _ uint64) {
 	r.tracked = append(r.tracked, k.String())
 }
 
-// Packets to the node are decided by ordered rules alone, also if the snapshot does not list the
-// destination as the node's. What IPVS translates is skipped, and packets of a starting pod wait.
+// Only ordered rules decide packets to the node, even if the snapshot does not list the
+// destination as an address of the node. Evaluate skips packets that IPVS translates, and holds
+// packets of a starting pod.
 func TestEvaluateToNode(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})

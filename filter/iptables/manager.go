@@ -160,8 +160,8 @@ func (m *Manager) SetGuarded(ctx context.Context, guarded bool) error {
 	return m.rewrite(ctx, changed)
 }
 
-// rewrite writes the wanted rules to the tables that are not known to have them, if Run keeps
-// the rules. changed is set if the wanted rules have changed.
+// rewrite writes the wanted rules to the tables if Run keeps the rules. It skips a table that is
+// known to have the wanted rules; if changed is set, these are new rules, which no table has.
 func (m *Manager) rewrite(ctx context.Context, changed bool) error {
 	if changed {
 		for _, t := range m.tables {

@@ -122,8 +122,9 @@ func (o Options) allowedConnection() string {
 	return fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask())
 }
 
-// exemptRules returns the rules about packets that need no verdict of their own. Those in
-// revoked are about packets of revoked connections that are not simply dropped.
+// exemptRules returns the rules about packets that are never queued: packets of revoked
+// connections are dropped; replies, ICMP errors and neighbour discovery pass. The rules in
+// revoked come first: they handle revoked connections whose packets are not simply dropped.
 func (o Options) exemptRules(f Family, revoked ...string) []string {
 	rules := append(revoked,
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),

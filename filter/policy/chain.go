@@ -119,7 +119,8 @@ func (l *link) effectOf() Effect {
 }
 
 // concludeToNode returns the effect of the chain that begins with l on packets from a pod to
-// its node. Policies that isolate never deny these, and end the chain.
+// its node. NetworkPolicies never deny these packets, and a link with NetworkPolicies ends the
+// chain.
 func (l *link) concludeToNode() Effect {
 	switch {
 	case l.isolation != nil:
@@ -172,7 +173,7 @@ func (l *link) decide(q *query) (d decision) {
 		}
 		at, pair := l.rules.lowest(q)
 		if d.pair = d.pair && pair; !pair && q.key.Transport == filter.Any {
-			return d // rules differ by port: the key of a pair is allowed only if all packets are
+			return d // denied: the rules differ by port, and a pair is allowed only if all its packets are
 		}
 		action := l.miss
 		if at.rule != nil {

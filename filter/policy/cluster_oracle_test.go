@@ -73,7 +73,7 @@ func (c *cluster) judgeTier(t v1beta1.Tier, d filter.Direction, f flow, pod, pee
 			case r.action == v1beta1.ClusterNetworkPolicyRuleActionAccept:
 				continue // "treat the rule as matching no traffic"
 			case malformed:
-				*rule = filter.Rule{Policy: p.Name, Tier: tierOf(t), Direction: d} // none of the rules can be told apart
+				*rule = filter.Rule{Policy: p.Name, Tier: tierOf(t), Direction: d} // the verdict names no single rule
 				matches, r.action = true, v1beta1.ClusterNetworkPolicyRuleActionDeny
 			default:
 				matches, r.action = true, v1beta1.ClusterNetworkPolicyRuleActionDeny // "treat the rule as a 'Deny all' rule"
@@ -275,9 +275,9 @@ func malformedDestination(p *v1beta1.Port) bool {
 	return p.Number < 1 || p.Number > 65535
 }
 
-// judgeOwnNode judges what a pod sends to its own node. Only ordered rules can deny it:
-// NetworkPolicies do not apply to it, but a pod that they isolate does not come to the tier
-// Baseline. The destination is the node, even if a pod claims its address.
+// judgeOwnNode judges what a pod sends to its own node, even if a pod claims the address of the
+// node. Only ordered rules can deny it: NetworkPolicies do not apply. But if they isolate the
+// pod, the tier Baseline is not evaluated.
 func (c *cluster) judgeOwnNode(f flow) (side sideJudgement) {
 	src := c.podAt(f.Src)
 	if src == nil {

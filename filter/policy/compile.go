@@ -115,8 +115,8 @@ func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 	return out
 }
 
-// everyPort adds rules for every port to spans. So in ordered rule sets, the sets of a table
-// have all rules for their ports, and one lookup finds the first of them.
+// everyPort adds a span for each rule in lists, which are for every port. In ordered rule sets,
+// the set for a port then has all rules for this port, and one lookup finds the first of them.
 func everyPort(spans []span, lists ...[]uint32) []span {
 	for _, list := range lists {
 		for _, rule := range list {

@@ -93,8 +93,8 @@ func (w *Store) drafted(ref Ref, from Source) bool {
 	return w.drafts.on && !ref.clusterWide() && w.isLarge(from)
 }
 
-// draft adds a version of a policy to those that wait. It replaces a waiting version of the
-// same policy. It returns false if there is no room.
+// draft queues a version of a policy for preparation. It replaces a queued version of the same
+// policy. It returns false if there is no room.
 func (w *Store) draft(d *Draft) bool {
 	in, before := d.ref.Namespace, w.drafts.waiting[d.ref]
 	size := w.drafts.size[in] + len(d.from.Encoded)
@@ -246,8 +246,8 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 func (u unshared) useNamespaces(sel labels.Selector) *selector     { return u.use(scope{}, sel) }
 func (u unshared) usePeer(in scope, sel labels.Selector) *selector { return u.use(in, sel) }
 
-// useNodes returns nil: only policies of the whole cluster, which are never drafts, have such
-// peers.
+// useNodes returns nil, because drafts have no peers that are nodes: only cluster-wide policies
+// have such peers, and they are never drafts.
 func (u unshared) useNodes(labels.Selector) *nodeSelector { return nil }
 
 // Prepared takes back a draft that NextDraft returned, after Prepare.

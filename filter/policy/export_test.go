@@ -2,7 +2,7 @@ package policy
 
 import "net/netip"
 
-// CostOf is the estimate by which policies are refused.
+// CostOf returns the memory estimate by which Limits refuse a policy.
 func CostOf(p *Policy) int64 { return costOf(p, noNodes) }
 
 // Shapes is the number of shapes that SetShape accepts.

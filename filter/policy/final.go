@@ -33,7 +33,8 @@ func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) boo
 	case filter.SameAddress:
 		return src != PendingLocal
 	case filter.OwnNode:
-		// If neither end has the node's address, the verdict holds until a pod has it.
+		// If neither end is this node, the verdict is not final: a pod may turn out to have the
+		// address.
 		return from.IsNode() || to.IsNode() && (src != PendingLocal || !s.toNode)
 	}
 	egress := s.outcome(k, filter.Egress, &v.Egress, from, src, dst)

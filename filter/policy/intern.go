@@ -122,7 +122,7 @@ func (p *policy) mayDenyToNode() bool {
 	return p.tier != NetworkPolicy && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool { return r.is.Action != Accept && r.is.Action != Pass })
 }
 
-// rule adds a rule, which fails closed (see Policy.effective).
+// rule adds a rule in the form that fails closed (see Policy.effective).
 func (r reader) rule(d filter.Direction, index int, from Rule) {
 	if from.Action > Pass {
 		r.problem(d, index, fmt.Sprintf("action %d is not known, and the rule denies", from.Action))

@@ -296,7 +296,8 @@ func worstOf(sums map[string]int64) (worst string) {
 	return worst
 }
 
-// replace reads a policy again from its source, by read, and puts the result in its place.
+// replace decodes the kept source of a policy, passes the result to read, and puts the policy
+// that read returns in the place of p.
 func (w *Store) replace(p *policy, read func(*Policy, int64) *policy) {
 	form, err := p.kept.Read(p.ref, p.kept.Encoded)
 	if err != nil {

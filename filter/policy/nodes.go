@@ -19,16 +19,16 @@ type Node struct {
 }
 
 // nodes holds the Node objects. Peers that are nodes are compiled as the addresses of these
-// nodes, so that they cost a decision no more than other addresses. When a Node changes, the
-// next Commit reads the policies again whose peers have other addresses now.
+// nodes, so that a decision treats them like other addresses. If a change of a Node alters the
+// addresses of some peers, the next Commit reads the policies with these peers again.
 type nodes struct {
 	byName    map[string]*Node
 	selectors map[string]*nodeSelector // by the text of the selector
 	users     map[*policy]struct{}     // policies with peers that are nodes
 	moved     map[string]struct{}      // names of Nodes whose addresses changed since the last Commit
-	assumed   bool                     // pods' nodes have these addresses; see AssumeNodeAddrs
+	assumed   bool                     // AssumeNodeAddrs was called
 	stale     bool                     // a selector is stale
-	changed   bool                     // since the last Commit
+	changed   bool                     // a Node object changed since the last Commit
 	table     nodeTable                // as of the last Commit
 }
 
@@ -112,7 +112,7 @@ func (s *nodeSelector) addrsOf(n *Node) []netip.Addr {
 	return n.Addrs
 }
 
-// selector returns the shared selector. It does not count as a use.
+// selector returns the shared node selector for sel, without a change of its use count.
 func (x *nodes) selector(sel labels.Selector) *nodeSelector {
 	text := sel.String()
 	s := x.selectors[text]
@@ -175,8 +175,8 @@ func (w *Store) renewNodes() {
 	maps.DeleteFunc(x.selectors, func(_ string, s *nodeSelector) bool { return s.uses == 0 })
 }
 
-// useNodesOf interns the selectors of peers that are nodes for a refused policy, whose rules
-// are not read: its cost changes with these Nodes.
+// useNodesOf interns the node selectors in the rules of a refused policy, whose rules are not
+// compiled: the cost of the policy changes with the nodes that they match.
 func (w *Store) useNodesOf(p *policy, form *Policy) {
 	for _, rules := range form.Rules {
 		for i := range rules {
@@ -198,7 +198,7 @@ func (w *Store) readAgain(f func(*policy) bool) {
 			again = append(again, p)
 		}
 	}
-	slices.SortFunc(again, byText) // limits may refuse the last ones
+	slices.SortFunc(again, byText) // admit refuses the last ones if a limit is reached
 	for _, p := range again {
 		w.replace(p, func(form *Policy, _ int64) *policy { return w.admit(form) })
 	}

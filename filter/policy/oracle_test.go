@@ -134,7 +134,7 @@ func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) (s
 		pod, peer = dst, src
 	}
 	if pod == nil {
-		return side // only pods are selected
+		return side // policies select only pods
 	}
 	// "If Admin tier has made a final decision (Accept or Deny) on a connection, then no
 	// further evaluation is done."

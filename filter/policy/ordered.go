@@ -37,8 +37,8 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	if q.peer != nil && q.peer.class != nil {
 		p.some, p.whole = &q.peer.class.peers, &q.everyone[q.peer.class.namespace]
 	}
-	// For most peers, no rule matches or the first one is for all ports: then the result is
-	// the same for all flows, and one lookup finds it.
+	// For most peers, no rule matches, or the first rule that matches is for all ports. Then
+	// the result is the same for all flows, and one lookup finds it.
 	at := r.peers.lowest(&p)
 	if at == noRule {
 		return match{}, true

@@ -32,8 +32,8 @@ func between(f flow) (all []flow) {
 func TestPairs(t *testing.T) {
 	const clusters, flows = 250, 20
 	asPair := map[filter.Action]int{} // verdicts with Pair set
-	mixed, missed, ordered := 0, 0, 0 // Pair is not set: mixed if the verdicts differ, missed or (with ordered rules) ordered if not
-	closed := 0                       // one end is closed
+	mixed, missed, ordered := 0, 0, 0 // verdicts without Pair: the flows of the pair have different verdicts (mixed), or the same one without (missed) or with (ordered) ordered rules
+	closed := 0                       // flows with a closed end
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 7000)
 		c := r.cluster()

@@ -20,8 +20,8 @@ const (
 	nodesOfPool = `{nodes: {matchLabels: {pool: a}}}`
 )
 
-// poolNodes are Node objects: the enforcing node, whose addresses are those of the node in
-// ends and an external one, and the node of db.
+// poolNodes are two Node objects. "here" is the enforcing node: its addresses are that of
+// "node" in the map "ends" and an external one. "there" is the node of the pod db.
 const poolNodes = `
 {kind: Node, metadata: {name: here, labels: {pool: a}}, status: {addresses: [{type: InternalIP, address: 10.9.0.1}, {type: ExternalIP, address: 192.0.2.7}, {type: Hostname, address: here}]}}
 ---

@@ -22,8 +22,8 @@ import (
 
 // step is a change of the cluster, and the verdicts of some flows after it.
 type step struct {
-	policies string // lines of "namespace/name: {spec}", applied; of a ClusterNetworkPolicy "name: {spec}"
-	objects  string // manifests of other objects, applied
+	policies string // set in this step: lines of "namespace/name: {spec}", or "name: {spec}" for a ClusterNetworkPolicy
+	objects  string // set in this step: manifests of other objects
 	remove   string // lines of "kind namespace/name", removed first
 	// flows are lines of "source > destination protocol port = verdict". An end is an
 	// address or a key of the map "ends". The verdict is a prefix of what verdictText returns: the
@@ -213,10 +213,11 @@ func (r *semanticsRun) expect(step int, line string) {
 }
 
 // verdictText writes a verdict as in step.flows: "deny ingress-denied
-// ingress=default/p,default/q:none". After the colon is the rule that allows, as in
-// "default/p[0]", or none. A rule of a ClusterNetworkPolicy is written as in
-// "ingress=admin/p[0]" with its name, if it has one, as in "admin/p[0:name]". Before it
-// comes the one that passed, as in "admin/q[1]>".
+// ingress=default/p,default/q:none". The policies before the colon isolate the pod. After the
+// colon is the rule that allows, as in "default/p[0]", or "none". The rule of a
+// ClusterNetworkPolicy has no colon before it, and its name after the index, if it has one:
+// "ingress=admin/p[0:name]". An Admin rule that passes the flow on comes first, as in
+// "ingress=admin/q[1]>default/p:none".
 func verdictText(v filter.Verdict) string {
 	text := v.Action.String() + " " + v.Reason.String()
 	for d, side := range []filter.Side{filter.Egress: v.Egress, filter.Ingress: v.Ingress} {

@@ -64,7 +64,7 @@ type policySet struct {
 	id     uint64
 	refs   int
 	budget *budget
-	size   int // its rule entries that are merged for this set only
+	size   int // number of its rule entries that are merged for this set only
 
 	overlaps []overlap // of its policies; nil for most
 }

@@ -7,13 +7,15 @@ import (
 )
 
 // A subject selects pods of one namespace, or of all namespaces that a namespace selector
-// matches, its scope. The store finds these pods in three ways, so that neither labels are
-// compared nor memory is used for policies × pods:
+// matches. That selector is then the scope of the subject. The store finds the pods in three
+// ways, none of which compares labels or uses memory for each pair of a policy and a pod:
 //
-//   - Subjects of one namespace list the identities that they match, and are listed there.
-//   - Subjects with a scope and a pod selector are listed by the identities that they match.
-//     These are found by the namespaces' indexes of labels, and are not listed again.
-//   - Subjects with a scope only are listed nowhere: each namespace knows its scopes.
+//   - A subject of one namespace lists the identities that it matches, and these identities
+//     list the subject.
+//   - A subject with a scope and a pod selector is listed by the identities that it matches,
+//     but does not list them: the label indexes of the namespaces find them.
+//   - A subject with a scope but no pod selector is not listed: each namespace lists the scopes
+//     that match it.
 
 // subjectOf returns the selector of the pods that a policy is for.
 func subjectOf(form *Policy) *selector {
@@ -126,8 +128,8 @@ func (w *Store) matchSubjects(k *identity) {
 	k.subjects = enroll(k, k.subjects, found)
 }
 
-// enroll makes k a member of the subjects in found instead of those in old, if they list
-// their members. It returns found.
+// enroll removes k from the members of the subjects in old, and adds it to those of the
+// subjects in found. Subjects without a list of members stay as they are. It returns found.
 func enroll(k *identity, old, found []*selector) []*selector {
 	for _, s := range old {
 		delete(s.members, k)
@@ -186,7 +188,7 @@ func (w *Store) changeScope(ns *namespace, in *selector, matches bool) {
 	}
 }
 
-// touch marks the pods that a subject selects: their policies must be found and compiled
+// touch marks the pods that a subject selects, so that their policies are found and compiled
 // again.
 func (w *Store) touch(s *selector) { w.selected(s, w.reselect) }
 
@@ -222,7 +224,7 @@ func (w *Store) selecting(p *pod, d filter.Direction) *[numTiers][]*policy {
 	return found
 }
 
-// attach adds a policy to those whose subject the selector is.
+// attach adds p to the policies that have the selector as their subject.
 func (s *selector) attach(p *policy) {
 	p.place = len(s.policies)
 	s.policies = append(s.policies, p)
@@ -236,7 +238,8 @@ func (s *selector) detach(p *policy) {
 	s.policies = s.policies[:last]
 }
 
-// everySubject returns a subject that selects all pods that a policy may be for.
+// everySubject returns a subject that selects every pod that a policy of this kind may select:
+// all pods of its namespace, or of the cluster.
 func everySubject(ref Ref) Subject {
 	s := Subject{Namespace: ref.Namespace, Pods: labels.Everything(), Malformed: true}
 	if ref.clusterWide() {

@@ -17,7 +17,7 @@ import (
 // of the end of an outage.
 const discoveryTimeout = 5 * time.Second
 
-// notServed is the version of a kind that a cluster does not have.
+// notServed is returned instead of a version if the server does not serve the kind.
 var notServed schema.GroupVersion
 
 // discover returns the version in which the server serves an optional kind: the preferred

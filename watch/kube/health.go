@@ -48,8 +48,8 @@ type health struct {
 type kindState struct {
 	kind     *kind
 	view     KindHealth
-	failures [2]*APIError // by what has failed
-	watched  bool         // a watch has been open
+	failures [2]*APIError // indexed by following and discovering
+	watched  bool         // a watch has been open at least once
 	events   atomic.Uint64
 }
 
@@ -136,8 +136,8 @@ func (h *health) discovered(k *kind, err error) {
 	h.setFailure(s, discovering, newDiscoveryError(err, h.host, k))
 }
 
-// serves records in which version an optional kind is followed from now on, and logs it. If
-// known is not set, it is the first version.
+// serves records and logs the version in which an optional kind is followed from now on. If
+// known is false, it is the first version that discovery has found, and before has no meaning.
 func (h *health) serves(k *kind, now, before schema.GroupVersion, known bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

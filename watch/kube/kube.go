@@ -63,7 +63,7 @@ type Options struct {
 	// Logger logs each failure once while it lasts; nil disables logging.
 	Logger *slog.Logger
 
-	times discoveryTimes // set by tests; zero for defaultTimes
+	times discoveryTimes // zero means defaultTimes; set by tests
 }
 
 // Source is a watch.Source that follows a cluster. Its methods may be called concurrently.
@@ -177,7 +177,7 @@ func (s *Source) reflector(t *table, version schema.GroupVersion, logger klog.Lo
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (apiwatch.Interface, error) {
 			stream, err := s.client.watch(ctx, t.kind, version, opts)
 			if opts.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
-				record("watch", err) // an older server only refuses to stream lists
+				record("watch", err) // the exception: an older server refuses to stream lists, which is no failure
 			}
 			return stream, err
 		},

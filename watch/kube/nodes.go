@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/kubepod"
 )
 
-// nodeText builds the text form of a Node: its labels, pod ranges and addresses. An item is
-// a mark, the text and a zero byte. The labels come first, after their length.
+// nodeText builds the text form of a Node: the length of its labels, the labels, and an item
+// for each pod range and address. An item is a mark, the text and a zero byte.
 type nodeText struct {
 	labels labelText
 	items  []byte

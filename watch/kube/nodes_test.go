@@ -88,8 +88,8 @@ func beat(n *corev1.Node, at int64) *corev1.Node {
 	return n
 }
 
-// A status of a Node that changes only times is not passed to the policy store, and costs
-// few allocations, none of them for labels and addresses one by one.
+// An update of a Node that changes only times in its status is not passed to the policy store.
+// It costs few allocations, and none for a single label or address.
 func TestHeartbeatsCostNothing(t *testing.T) {
 	q := newQueue(1)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))

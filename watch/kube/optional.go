@@ -12,13 +12,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// discoveryTimes are the times at which discovery is asked whether an optional kind is
-// served.
+// discoveryTimes are the times between requests to discovery for an optional kind.
 type discoveryTimes struct {
-	// interval is the time between two questions. A random part of up to a third is added,
-	// so that the agents of a cluster do not ask at the same time. Together with confirm, it
-	// keeps the promise to notice a change within 30 s. It costs the API server one small
-	// request from each node, or two where the kind is not served.
+	// interval is the time from one check of discovery to the next. A random part of up to a
+	// third is added, so that the agents of a cluster do not ask at the same time. With
+	// confirm added, it is below the 30 s within which a change must be noticed. A check costs
+	// the API server one small request from each node, or two if it does not serve the kind.
 	interval time.Duration
 	// confirm is the time between the first and the second response without the followed
 	// version. Only the second has an effect: one of several API servers may be late, and the
@@ -44,10 +43,10 @@ type optional struct {
 	empty    func()                                                 // removes all objects
 	health   *health
 
-	version schema.GroupVersion // the followed one, or notServed
+	version schema.GroupVersion // the followed version, or notServed
 	decided bool                // version is known
-	doubt   bool                // the last response was without the followed version
-	stop    func()              // ends follow, and waits for its end; nil if it does not run
+	doubt   bool                // the last response of discovery named a less preferred version, or none
+	stop    func()              // stops the goroutine that follows the kind, and waits until it has ended; nil if none runs
 
 	wake     chan struct{} // holds a token if a request for objects got the response 404
 	notFound atomic.Pointer[refusal]
@@ -86,8 +85,8 @@ func (o *optional) run(ctx context.Context) {
 	}
 }
 
-// apply follows the version that discovery has found. If the followed version would be
-// preferred, the first such response only makes a second one necessary.
+// apply follows the version that discovery has found. If the followed version is preferred to
+// the found one, apply waits for a second such response.
 func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 	if o.decided && found == o.version {
 		o.doubt = false
@@ -129,8 +128,8 @@ func (o *optional) start(ctx context.Context) {
 	}
 }
 
-// conflict records a failure if the server refuses requests for objects as unknown, although
-// its discovery offers them.
+// conflict records a failure if the server answers requests for objects with 404, although its
+// discovery offers them.
 func (o *optional) conflict() {
 	if r := o.notFound.Load(); r != nil && time.Since(r.since) > o.times.conflict {
 		o.health.requestDone(o.kind, r.verb, r.err)
@@ -152,9 +151,9 @@ func (o *optional) pause(ctx context.Context) {
 	}
 }
 
-// requestDone records the outcome of a request for objects. The response 404 usually means
-// that the version is not served any more. So it is not a failure yet, but makes run ask
-// discovery.
+// requestDone records the outcome of a request for objects. The response 404 usually means that
+// the server no longer serves the version. So requestDone does not record it as a failure yet,
+// but wakes the method "run", which asks discovery.
 func (o *optional) requestDone(verb string, err error) {
 	if !apierrors.IsNotFound(err) {
 		o.notFound.Store(nil)

@@ -23,8 +23,8 @@ import (
 // quickTimes make tests short.
 var quickTimes = discoveryTimes{interval: 20 * time.Millisecond, confirm: 20 * time.Millisecond, conflict: 200 * time.Millisecond}
 
-// makeClusterPolicy returns a policy of the tier Admin that denies pods with role=from to
-// reach pods with role=db.
+// makeClusterPolicy returns a policy of the tier Admin that denies connections to pods with
+// role=db from pods whose role is the given one.
 func makeClusterPolicy(name, from string) *v1beta1.ClusterNetworkPolicy {
 	pods := func(value string) v1beta1.NamespacedPod {
 		return v1beta1.NamespacedPod{PodSelector: metav1.LabelSelector{MatchLabels: role(value)}}
@@ -167,13 +167,13 @@ func isOfPolicies(req *http.Request) bool {
 	return strings.HasSuffix(req.URL.Path, "/"+clusterNetworkPolicyKind.resource)
 }
 
-// failures are responses of a server, or of a proxy before it, to some requests. None of
-// them proves that the kind is not installed.
+// failures are responses that a server, or a proxy in front of it, gives to some requests. None
+// of them proves that the kind is not installed.
 var failures = map[string]struct {
 	of     func(*http.Request) bool
 	status int32
-	body   string // in place of a Status
-	hint   string // of the failure that health shows; "" if it shows none
+	body   string // the response body; if it is empty and status is not 200, the response is a Status
+	hint   string // hint of the failure that health shows; "" if it shows none
 }{
 	"discovery: 401":                          {isDiscovery, 401, "", "give credentials"},
 	"discovery: 403":                          {isDiscovery, 403, "", "as the ClusterRole system:discovery does"},
@@ -203,7 +203,8 @@ var failures = map[string]struct {
 	"all: 503":                                {func(*http.Request) bool { return true }, 503, "", "see the API server's log"},
 }
 
-// proxy starts a proxy that answers requests itself while on is set.
+// proxy starts a proxy before s. While on is set, the proxy itself answers the requests for
+// which of returns true.
 func proxy(t *testing.T, s *apiserver.Server, on *atomic.Bool, of func(*http.Request) bool, status int32, body string) string {
 	t.Helper()
 	return serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

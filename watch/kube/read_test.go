@@ -13,8 +13,8 @@ import (
 	"sluice/bench/testbed/apiserver"
 )
 
-// TestRead checks which objects are read once, and what happens if the user may not read
-// some, or if the cluster lacks ClusterNetworkPolicies.
+// TestRead checks which objects Read returns, and what happens if the user may not read some
+// kinds, or if the cluster lacks ClusterNetworkPolicies.
 func TestRead(t *testing.T) {
 	both := []string{"v1alpha2", "v1beta1"}
 	forbid := func(what func(*http.Request) bool) func(*http.Request) *metav1.Status {

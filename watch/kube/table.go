@@ -110,8 +110,8 @@ func (t *table) Replace(list []any, _ string) error {
 	return nil
 }
 
-// empty handles that the kind is not served: none of its objects exist.
-func (t *table) empty() { _ = t.Replace(nil, "") } // fails only for objects
+// empty removes all objects, because the server does not serve the kind.
+func (t *table) empty() { _ = t.Replace(nil, "") } // Replace fails only for unexpected objects
 
 // Resync does nothing, because the policy store keeps all objects.
 func (t *table) Resync() error { return nil }

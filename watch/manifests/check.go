@@ -28,10 +28,10 @@ type checker struct {
 	unidentified bool // the object has no readable name or namespace
 	inCluster    bool // objects of the kind are in no namespace
 
-	kind      *policyKind // nil if it is not a policy
+	kind      *policyKind // nil if the object is not a policy
 	uncertain bool        // policies only: the decoded spec may be incomplete
 	closed    bool        // policies only: the rules cannot be interpreted
-	rule      string      // cluster-wide policies only: begins the hints of a rule
+	rule      string      // cluster-wide policies only: the title of the current rule, which begins its hints
 }
 
 func (c *checker) problem(field, detail, hint string) {

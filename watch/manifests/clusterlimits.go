@@ -28,13 +28,16 @@ type flaws uint8
 
 const (
 	// overLimit is a part whose meaning is certain, but that the API server refuses. A rule
-	// with it accepts and passes nothing, but denies only what it matches.
+	// with such a part accepts and passes nothing. If its action is Pass, it denies what it
+	// matches.
 	overLimit flaws = 1 << iota
-	// unclear is a part whose meaning is not certain. A rule with it is closed.
+	// unclear is a part whose meaning is not certain. A rule with such a part is closed: it
+	// accepts nothing or, if it does not accept, denies everything.
 	unclear
 )
 
-// clusterSpec checks the text of a spec, and closes rules in the decoded spec.
+// clusterSpec checks the text of a spec. In the decoded spec, it applies the flaws that it
+// finds to the rules (see flaws.apply).
 func (c *checker) clusterSpec(out *v1beta1.ClusterNetworkPolicySpec, spec fields) {
 	whole := c.priority(spec)
 	if whole&unclear != 0 {
@@ -212,7 +215,7 @@ func (c *checker) set(f fields, name, at string) (found flaws) {
 	found = c.atMost(len(list), maxNetworks, at, name, "write the others in another peer")
 	seen := make(map[string]bool)
 	for i, raw := range list {
-		value, ok := text(raw) // null becomes "", which is neither
+		value, ok := text(raw) // null becomes "", which is neither a network nor a domain name
 		field := fmt.Sprintf("%s[%d]", at, i)
 		if ok && seen[value] {
 			c.problem(field, fmt.Sprintf("%q is in the list twice", value), "remove one of the two")
@@ -247,8 +250,8 @@ func (c *checker) clusterProtocols(f fields, at string, accepts bool) (found fla
 	return found
 }
 
-// clusterProtocol checks what the decoded form does not show: values that are present and
-// zero.
+// clusterProtocol reports fields that are present with a zero value: the decoded form does not
+// show that they are present.
 func (c *checker) clusterProtocol(f fields, at string) (found flaws) {
 	if name, ok := text(f["destinationNamedPort"]); ok && name == "" {
 		c.problem(at+".destinationNamedPort", "it is empty", "write the name that the container declares")

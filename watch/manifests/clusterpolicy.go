@@ -87,8 +87,9 @@ func titleOf(rule json.RawMessage) (name string, action v1beta1.ClusterNetworkPo
 	return name, v1beta1.ClusterNetworkPolicyRuleActionDeny
 }
 
-// enterRule makes hints name the rule, if it is one of a cluster-wide policy. Its names are
-// meant for this, and few people know such a policy by heart.
+// enterRule makes hints begin with the title of the rule, if the policy is cluster-wide: few
+// people know the rules of such a policy by their index, and the name of a rule is meant for
+// this.
 func (c *checker) enterRule(d filter.Direction, index int, rule json.RawMessage) {
 	if c.kind.cluster {
 		name, _ := titleOf(rule)

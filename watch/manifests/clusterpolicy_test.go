@@ -26,7 +26,8 @@ func apiModule(t *testing.T) string {
 	return strings.TrimSpace(string(out))
 }
 
-// messages returns all problems of a directory, those of the readers of policies included.
+// messages returns the texts of all problems: those of the files, and those that reading the
+// policies found.
 func messages(objects Objects, problems []Problem) []string {
 	var all []string
 	for _, p := range problems {
@@ -67,7 +68,8 @@ func TestUpstreamObjects(t *testing.T) {
 	}
 }
 
-// What users read about ClusterNetworkPolicies that the API server would refuse.
+// The golden file has the messages that users read about ClusterNetworkPolicies that the API
+// server would refuse.
 func TestClusterPolicyMessages(t *testing.T) {
 	var b strings.Builder
 	files, err := filepath.Glob(filepath.Join(apiModule(t), "pkg", "crdtest", "testdata", "invalid", "*.yaml"))
@@ -134,7 +136,8 @@ func clusterPolicy(rules string) string {
 		"spec:\n  tier: Admin\n  priority: 7\n  subject: {namespaces: {}}\n" + rules
 }
 
-// Both versions of the API are right, alone and in lists, and with what kubectl adds.
+// The package reads both versions of the API, single objects and lists, and the fields that
+// kubectl adds.
 func TestClusterPolicyIsRead(t *testing.T) {
 	const spec = "{tier: Baseline, priority: 0, subject: {pods: {podSelector: {}}}, egress: [{name: x, action: Pass, to: [{networks: [10.0.0.0/8]}]}]}"
 	tests := map[string]struct{ text, want string }{
@@ -214,7 +217,7 @@ func TestUnreadableClusterPolicies(t *testing.T) {
 				t.Fatalf("problems %v, want one at %s", all, tt.field)
 			}
 			p := objects.Policies[0]
-			if name != "no list" { // only the rules in the list are lost
+			if name != "no list" { // with "no list", the egress rule can be read and stays in force
 				checkClosed(t, p)
 			}
 			first := p.Priority < 0 || name == "no list"

@@ -116,8 +116,8 @@ func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 	})
 }
 
-// rulesByParts decodes the rules of one direction. It replaces each broken rule with what
-// closed returns for it, so that the others keep their indexes.
+// rulesByParts decodes the rules of one direction. It replaces each rule that it cannot decode
+// with the result of the function "closed", so that the other rules keep their indexes.
 func rulesByParts[T any](c *checker, raw json.RawMessage, d filter.Direction, closed func(json.RawMessage) T) []T {
 	at := "spec." + d.String()
 	var items []json.RawMessage

@@ -13,9 +13,10 @@ import (
 
 const clusterPolicies = "clusternetworkpolicies"
 
-// Install serves ClusterNetworkPolicies in the given versions from now on, as if the
-// CustomResourceDefinition had been installed or replaced. Watches of them end. Without a
-// version, it is removed, with all its objects.
+// Install serves ClusterNetworkPolicies in the given versions from now on, as if their
+// CustomResourceDefinition had been installed or replaced. Open watches of
+// ClusterNetworkPolicies end. Without versions, Install removes the CustomResourceDefinition
+// and all its objects.
 func (s *Server) Install(versions ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

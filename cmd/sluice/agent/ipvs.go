@@ -22,16 +22,17 @@ const (
 	ipvsInterval = time.Second
 )
 
-// ipvsServices are the virtual services of IPVS. IPVS gives a packet to one of them another
-// destination behind the hook INPUT, although its address is the node's: kube-proxy adds the
-// addresses of Services to an interface of the node. It is safe for concurrent use.
+// ipvsServices reads the virtual services of IPVS. The address of a virtual service is an
+// address of the node, because kube-proxy adds it to an interface of the node. So a packet to a
+// virtual service passes the hook INPUT; IPVS replaces its destination after that. ipvsServices
+// is safe for concurrent use.
 type ipvsServices struct {
 	path string
 
 	mu       sync.Mutex
 	next     time.Time // of the next reading
 	services map[ipvsService]struct{}
-	marked   bool // some services are not selected by address but by a mark
+	marked   bool // some services are selected by a packet mark instead of an address
 }
 
 type ipvsService struct {
@@ -39,7 +40,8 @@ type ipvsService struct {
 	at       netip.AddrPort
 }
 
-// translated reports whether a packet is for a virtual service, and whether there are any.
+// translated reports whether a packet is for a virtual service. possible reports whether there
+// are any virtual services.
 func (v *ipvsServices) translated(k filter.Key) (translated, possible bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

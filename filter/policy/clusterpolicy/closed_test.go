@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/clusterpolicy"
 )
 
-// A part that is not understood never allows what the policies deny without it: for random
-// policies and flows, each part in turn is replaced with one of a newer or broken API.
+// A part that is not understood never allows a flow that was denied before: for random policies
+// and flows, the test replaces each part in turn with one of a newer or broken API.
 func TestUnknownPartsNeverAllow(t *testing.T) {
 	rounds := 200
 	if testing.Short() {

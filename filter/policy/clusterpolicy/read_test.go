@@ -66,8 +66,7 @@ func text(r policy.Rule) string {
 	return b.String()
 }
 
-// Rules have the form that the API's text says. Parts that cannot be understood fail
-// closed.
+// Read converts rules as the API's text specifies. Parts that cannot be understood fail closed.
 func TestRules(t *testing.T) {
 	tests := map[string]struct {
 		rule    string // begins with "in" or "out", the direction

@@ -12,8 +12,8 @@ import (
 // ruleReader converts one rule.
 type ruleReader struct {
 	*reader
-	field  string // of the rule, as in "spec.ingress[0]"
-	title  string // as hints name it
+	field  string // field of the rule, as in "spec.ingress[0]"
+	title  string // title of the rule in hints, as in `ingress rule 2 "to-teams"`
 	action policy.Action
 	peers  []policy.Peer
 	ports  []policy.PortRange
@@ -48,8 +48,8 @@ func (r *reader) rule(d filter.Direction, index int, name string) *ruleReader {
 	return &ruleReader{reader: r, field: fmt.Sprintf("spec.%s[%d]", d, index), title: RuleTitle(d, index, name)}
 }
 
-// readAction reads the action. An unknown one may be meant to restrict more than what the
-// rule matches, so such a rule denies everything.
+// readAction reads the action. An unknown action may be meant to deny more flows than the rule
+// matches, so a rule with one denies everything.
 func (x *ruleReader) readAction(a v1beta1.ClusterNetworkPolicyRuleAction) (known bool) {
 	switch a {
 	case v1beta1.ClusterNetworkPolicyRuleActionAccept:

@@ -46,8 +46,9 @@ func readSpec(ref policy.Ref, spec *v1beta1.ClusterNetworkPolicySpec) *policy.Po
 // others. Their rules are closed, so that this allows nothing.
 const First = -1
 
-// tier reads the tier. A policy of an unknown tier is the first of the Admin tier, and all
-// its rules are closed. Behind a rule that passes, it could not deny.
+// tier reads the tier. A policy of an unknown tier is placed in the tier Admin, before all
+// others, and all its rules are closed. At a later place, an earlier rule that passes could
+// keep it from denying.
 func (r *reader) tier(t v1beta1.Tier) (known bool) {
 	switch t {
 	case v1beta1.AdminTier:
@@ -140,8 +141,8 @@ func (r *reader) countRest() {
 	}
 }
 
-// like returns a hint that names the value that was probably meant, or all values: an
-// unlike one may be that of a newer API.
+// like returns a hint that names the value that was probably meant. If no value is similar, the
+// hint lists all of them: the given value may be one of a newer API.
 func like(value string, values ...string) string {
 	if best, ok := near.Name(value, values); ok {
 		return "write " + best

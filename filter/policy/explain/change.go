@@ -19,13 +19,14 @@ type Change struct {
 	Field  string // the list to add to, as in "spec.ingress[0].from"
 	// Add is the peer, port or rule to add, in the form of the API.
 	Add any
-	// Before is the rule that the addition must come before; nil if the order has no
-	// meaning. Rule is then the rule to add, and Notes describe other ways.
+	// Before is the rule that the addition must come before. It is nil if the order of rules
+	// has no meaning. If Before is set, Rule is the rule to add, and Notes describe other ways
+	// to allow the flow.
 	Before *filter.Rule
 	Rule   policy.Rule
 	Notes  []string
-	// Problem must be corrected instead, if no addition to the policies that isolate the
-	// pod would take effect. Field and Add are then empty.
+	// Problem is set if an addition would not take effect. The problem must then be corrected
+	// instead, and Field and Add are empty.
 	Problem *policy.Problem
 }
 

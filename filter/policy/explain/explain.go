@@ -98,16 +98,13 @@ type Side struct {
 	Tiers []Step
 	// The rule that allows the flow; nil if the side denies it or no rule decides.
 	Allowed *RuleMatch
-	// These describe a side that denies the flow: the nearest rules of the tier that denies
-	// it, sorted by number of mismatches, policy and index; the number of equally near rules
-	// beyond these; the first rule that matches and does not deny, but comes after the one
-	// that denies the flow; the policies without rules in this direction; and the change that would
-	// allow the flow.
+	// The following fields are set only if the side denies the flow. Nearest has the rules of
+	// the denying tier with the fewest mismatches, sorted by policy and index.
 	Nearest []RuleMatch
-	More    int
-	Late    *RuleMatch
-	Empty   []string
-	Change  *Change
+	More    int        // number of further rules that are as near as the last of Nearest
+	Late    *RuleMatch // the first rule that matches and does not deny, but comes after the rule that denies the flow
+	Empty   []string   // policies without rules in this direction
+	Change  *Change    // the change that would allow the flow
 
 	// Problems of the policies that were evaluated: malformed parts, and excessive size.
 	Problems []policy.Problem
@@ -140,7 +137,7 @@ func (c *Cluster) Explain(f Flow) Explanation {
 // node's interfaces, but neither the manifests nor the API contain them.
 func notes(f Flow, v filter.Verdict) []string {
 	if v.Action == filter.Allow || v.Egress.Rule != nil && !v.Egress.Allows() {
-		return nil // an ordered rule also denies what a pod sends to its own node
+		return nil // the rule denies the flow even if the other end is the pod's own node
 	}
 	var found []string
 	for _, e := range []*End{f.From, f.To} {

@@ -64,9 +64,9 @@ func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	return []policy.Rule{{Action: policy.Deny}}
 }
 
-// inForce returns an ordered rule as it decides, and whether it does so because of a part
-// that cannot be understood: a rule that does not accept denies all that such a part may
-// mean.
+// inForce returns the form in which an ordered rule decides. The second result reports whether
+// a part of the rule cannot be understood: if the rule does not accept, it then denies
+// everything that the part may mean.
 func inForce(r policy.Rule) (policy.Rule, bool) {
 	if r.Action == policy.Accept {
 		return r, false

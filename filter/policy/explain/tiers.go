@@ -70,9 +70,9 @@ func (c *Cluster) selects(p *policy.Policy, pod *policy.Pod) bool {
 	return p.Subject.Namespace == pod.Namespace
 }
 
-// steps returns what each tier did with a flow from or to the pod at e, in order. It leaves
-// out tiers without a policy for the pod, except that of NetworkPolicies if there are
-// ordered rules around it.
+// steps returns what each tier did with a flow from or to the pod at e, in order. It leaves out
+// tiers without a policy for the pod. It keeps the tier NetworkPolicy if that tier was
+// evaluated and ordered rules exist for the pod.
 func (c *Cluster) steps(d filter.Direction, f Flow, e *policy.Endpoint, given filter.Side) []Step {
 	pod := c.pods[e.String()]
 	var steps []Step
@@ -97,8 +97,9 @@ func (c *Cluster) steps(d filter.Direction, f Flow, e *policy.Endpoint, given fi
 	})
 }
 
-// judge sets the result of the tier in a verdict, and returns the rule that caused it.
-// decided reports whether an earlier tier has decided.
+// judge sets the result of the tier from one side of the verdict, and returns the rule that
+// caused it. *decided is true if an earlier tier has decided; judge sets it if this tier
+// decides.
 func (s *Step) judge(given filter.Side, decided *bool) *filter.Rule {
 	rule := given.Rule
 	if rule != nil && rule.Tier != s.Tier {

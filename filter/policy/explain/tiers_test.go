@@ -196,7 +196,7 @@ allow (own-node): default/db (10.0.0.1) to 192.0.2.1 (node of default/db), TCP 8
 	}
 }
 
-// The text of a flow from web to db, TCP 80, or to outside, contains the texts.
+// The explanation of a flow contains the wanted texts.
 func TestOrderedWords(t *testing.T) {
 	all, everyPod := labels.Everything(), pods("")
 	full := make([]policy.Rule, 25)

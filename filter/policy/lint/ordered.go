@@ -28,7 +28,8 @@ func (p *lintPolicy) orderedRule(d filter.Direction, index int, o policy.Rule) r
 	r.anyone = len(o.Peers) == 0 || r.everywhere()
 	item := -1
 	for _, x := range o.Ports {
-		// A named port stands for one port of each protocol, TCP first.
+		// o.Ports has a named port once for each protocol, TCP first; the three are one item of
+		// the field "protocols".
 		if x.Name == "" || x.Protocol == filter.TCP {
 			item++
 		}
@@ -41,7 +42,8 @@ func (p *lintPolicy) orderedRule(d filter.Direction, index int, o policy.Rule) r
 	return r
 }
 
-// orderedPeers prepares a peer. whole is false if a part of it matches nothing.
+// orderedPeers prepares a peer of an ordered rule. whole is false if a part of the peer matches
+// nothing.
 func orderedPeers(o *policy.Peer, field string) (peers []peer, whole bool) {
 	switch {
 	case o.Malformed != "" || len(o.Names) > 0:
@@ -91,7 +93,8 @@ func (l *linter) orderedSubjectMatches(p *lintPolicy) {
 	}
 }
 
-// nodesMatch reports peers that are nodes and match none, if nodes are known.
+// nodesMatch reports selectors of nodes that match no node. Without any known nodes, it reports
+// nothing.
 func (l *linter) nodesMatch(p *lintPolicy) {
 	if len(l.nodes) == 0 {
 		return
@@ -176,7 +179,8 @@ func (l *linter) subjectsWithin(p, o *lintPolicy) bool {
 	return o.spaces.Matches(l.namespace(p.namespace).labels)
 }
 
-// namespace returns a namespace that may not be among the given ones.
+// namespace returns the namespace with a name. If the objects do not include it, the result has
+// only the label with its name.
 func (l *linter) namespace(name string) *namespace {
 	if ns := l.namespaces[name]; ns != nil {
 		return ns
@@ -185,7 +189,8 @@ func (l *linter) namespace(name string) *namespace {
 }
 
 // shadowed reports a rule that never decides, because an earlier rule matches all that it
-// matches. Rules of NetworkPolicies have no order: only the tier Admin comes before them.
+// matches. Rules of NetworkPolicies have no order among themselves: only rules of the tier
+// Admin come before them.
 func (l *linter) shadowed(p *lintPolicy, r *rule) {
 	if !r.whole {
 		return
@@ -249,8 +254,9 @@ func (l *linter) inOrder() []*lintPolicy {
 	return l.order
 }
 
-// covers reports whether an ordered rule matches all that the rule r of p matches. The own
-// namespace of a NetworkPolicy counts with all its labels.
+// covers reports whether the ordered rule "by" matches all that the rule r of p matches. If a
+// peer of a NetworkPolicy means the policy's own namespace, covers compares all labels of this
+// namespace.
 func (l *linter) covers(by, r *rule, p *lintPolicy) bool {
 	mine := *r
 	mine.peers = slices.Clone(r.peers)

@@ -24,7 +24,8 @@ import (
 var noon = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
 
 // snapshot returns a snapshot of two pods, a NetworkPolicy that isolates one of them in
-// ingress, and ClusterNetworkPolicies for both: one Admin and two Baseline.
+// ingress, and three ClusterNetworkPolicies for both: one of the tier Admin and two of
+// Baseline.
 func snapshot(t *testing.T) *policy.Snapshot {
 	t.Helper()
 	w := policy.NewStore()
