@@ -183,8 +183,8 @@ type Rule struct {
 	Index     int    // in spec.ingress or spec.egress, from 0
 }
 
-// PolicyTitle returns the policy of the rule as text for people names it. A policy of a
-// whole cluster is named with its tier, as in "admin/platform".
+// PolicyTitle returns the name of the rule's policy for texts that people read: "namespace/name",
+// or for a policy in no namespace its tier and its name, as in "admin/platform".
 func (r *Rule) PolicyTitle() string { return PolicyTitle(r.Tier, r.Policy) }
 
 // PolicyTitle returns the title of a policy: its name in verdicts, such as "default/db", or for

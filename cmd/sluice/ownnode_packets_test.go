@@ -77,7 +77,7 @@ func testOwnNode(t *testing.T, args ...string) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			s.save("policies.yaml", policiesOf(c.networkPolicy)+c.text)
-			for range 2 { // answered by the agent, then from the cache
+			for range 2 { // first the agent answers, then the cache
 				allow := append(append([]string{}, probes...), c.allow...)
 				if c.networkPolicy == "" {
 					allow = append(allow, other[0])

@@ -63,8 +63,8 @@ type Config struct {
 	// are dropped. It is called by several evaluators concurrently, for packets that are denied.
 	// It may be nil: then all are dropped.
 	Rejects func() bool
-	// FailOpen allows a packet if its pod, which should be one of this node, did not become
-	// known in time.
+	// FailOpen allows a packet from or to an address that is expected to belong to a pod of this
+	// node (policy.PendingLocal), if the pod does not become known in time.
 	FailOpen bool
 }
 

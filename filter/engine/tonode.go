@@ -9,8 +9,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// decideToNode decides a packet for this node itself. Its source is a pod of this node, or an
-// address that should be one.
+// decideToNode decides a packet to this node. Its source is a pod of this node, or an address
+// that is expected to belong to a pod of this node (policy.PendingLocal).
 //
 // The destination need not be an address that the snapshot lists: it may be a multicast group,
 // or an address that was added a moment ago. The verdict about such a packet is stored nowhere,

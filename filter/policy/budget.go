@@ -10,17 +10,17 @@ type budget struct {
 }
 
 const (
-	// grantedToNamespace is the number of entries that may always be merged in a namespace.
-	// In addition, it may use as many as its policies have.
+	// grantedToNamespace is the number of entries that may be merged for sets of the policies of
+	// a namespace, in addition to as many entries as these policies have.
 	grantedToNamespace = 1 << 15
-	// grantedToCluster is the corresponding number for policies in no namespace. It is larger
-	// because their subjects choose among all namespaces, so that pods are selected by more
-	// combinations of these policies, and because only administrators write them. Rules beyond
-	// it are not merged: a decision searches them policy by policy.
+	// grantedToCluster is the same for the policies in no namespace. It is larger for two
+	// reasons: their subjects choose among all namespaces, so there are more combinations of
+	// policies; and only administrators write them. If a set of policies exceeds the budget, a
+	// decision searches the rules of one policy after the other.
 	grantedToCluster = 1 << 18
 )
 
-// grants reports whether a number of entries more may be merged.
+// grants reports whether the budget allows merging the given number of further entries.
 func (w *Store) grants(b *budget, entries int) bool {
 	granted := grantedToNamespace
 	if b == &w.cluster {

@@ -17,9 +17,9 @@ func selector(key, value string) metav1.LabelSelector {
 	return metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
 }
 
-// platform returns ClusterNetworkPolicies like those of a platform team, half of them in each
-// tier. Their subjects overlap: all namespaces, those of a team or of an environment, or the
-// pods of a tier of applications.
+// platform returns ClusterNetworkPolicies like those of a platform team, about half of them in
+// the tier Admin and half in Baseline. Their subjects overlap: all namespaces, the namespaces of
+// a team or of an environment, or the pods with a value of the label "tier".
 func platform(policies, rules int) (all []*v1beta1.ClusterNetworkPolicy) {
 	r := chance{rand.New(rand.NewPCG(1, 2))}
 	team := func() metav1.LabelSelector { return selector("team", fmt.Sprintf("team-%02d", r.IntN(20))) }
@@ -104,7 +104,7 @@ func BenchmarkDecideBesidePlatform(b *testing.B) {
 	})
 }
 
-// BenchmarkCompileBesidePlatform measures an agent's start.
+// BenchmarkCompileBesidePlatform measures the compilation of all policies at an agent's start.
 func BenchmarkCompileBesidePlatform(b *testing.B) {
 	besidePlatform(b, func(b *testing.B, c *madeup.Cluster, fill func(*policy.Store)) {
 		for b.Loop() {
@@ -148,8 +148,8 @@ func largestClusterPolicy() *v1beta1.ClusterNetworkPolicy {
 	return o
 }
 
-// BenchmarkLargestClusterPolicy measures how long the largest ClusterNetworkPolicy holds up
-// the writer, beside 10,000 pods.
+// BenchmarkLargestClusterPolicy measures the time for setting and committing the largest
+// ClusterNetworkPolicy in a store with 10,000 pods.
 func BenchmarkLargestClusterPolicy(b *testing.B) {
 	c := madeup.New(1, madeup.Options{Pods: 10_000, Policies: 1_000, Namespaces: 200})
 	w := policy.NewStore()

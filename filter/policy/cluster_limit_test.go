@@ -35,8 +35,8 @@ func subjectOfAll(name string) *policy.Policy {
 	}
 }
 
-// The policies of the whole cluster are refused last, however much they take: a refused one
-// denies what it decides about, in every namespace.
+// The policies of the whole cluster are refused last, however much memory they take. A refused
+// one denies everything in the directions in which it has rules, in every namespace.
 func TestPoliciesOfTheClusterAreRefusedLast(t *testing.T) {
 	const small, big = 20, 200
 	cost := policy.CostOf(largeOfCluster("c", big))

@@ -258,8 +258,8 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 }
 
 // rulesOf compiles the rules of some policies into one rule set. If merging them would take
-// too much memory, the rule set has a part for each policy instead. The policies of ordered
-// rules are in their order.
+// too much memory, the rule set has a part for each policy instead. policies must be sorted by
+// byPriority, because ordered rules decide in this order.
 func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	d := g.key.direction
 	if len(policies) == 1 {
@@ -315,8 +315,8 @@ func (w *Store) rulesOfLarge(g *policySet, policies []*policy) *ruleSet {
 
 func isLargePolicy(p *policy) bool { return p.large }
 
-// betweenLarge is rulesOfLarge for ordered rules: the small policies between two large ones
-// are merged, so that the parts are in the order of the policies.
+// betweenLarge is like rulesOfLarge, for ordered rules. It merges only the small policies
+// between two large ones, so that the parts are in the order of the policies.
 func (w *Store) betweenLarge(g *policySet, policies []*policy) *ruleSet {
 	all := &extra{}
 	for len(policies) > 0 {

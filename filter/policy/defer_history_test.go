@@ -91,8 +91,9 @@ func (h *history) inRanges(a netip.Addr) bool {
 	return slices.ContainsFunc(h.cluster.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-// forgetOutOfRanges forgets the addresses whose packets are not held any more, as of a
-// commit: before that, the ranges may come back.
+// forgetOutOfRanges removes from h.started the addresses that are in no range any more: their
+// packets are not held. It is called at a commit, because a removed range may be added again
+// before the commit.
 func (h *history) forgetOutOfRanges() {
 	for key := range h.started {
 		if !h.inRanges(key.addr) {

@@ -25,8 +25,9 @@ const (
 // src and dst state whether the addresses of k are pending.
 //
 // Any policy may isolate a pending pod of this node, even a policy that the agent has not read
-// yet. So a verdict that allows traffic of such a pod is final only if the other end of the
-// flow is this node. Final does not allocate.
+// yet. So a verdict that allows traffic of such a pod is final in two cases only: if the flow
+// comes from this node, or if it is to this node and no policy may deny what pods send to their
+// node. Final does not allocate.
 func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) bool {
 	from, to := s.Endpoint(k.SrcAddr()), s.Endpoint(k.DstAddr())
 	switch v.Reason {

@@ -29,7 +29,7 @@ type policy struct {
 	size     [2]int          // entries of the rules, by direction
 	compiled [2]*ruleSet     // rule sets of this policy only; nil until they are needed
 	uses     []*selector     // selectors of peers, once for each use
-	nodes    []*nodeSelector // selectors of peers that are nodes, once for each use
+	nodes    []*nodeSelector // selectors of nodes in peers, once for each use
 	problems []Problem
 	denial   filter.Denial
 	large    bool  // isLarge is true of it, so its rules are never merged with others

@@ -55,7 +55,8 @@ func (w *Store) costOf(p *Policy) int64 {
 	return costOf(p, func(sel labels.Selector) int { return len(w.nodes.selector(sel).ranges) })
 }
 
-// costOf is the Store's costOf. nodes returns the number of ranges of a peer that is nodes.
+// costOf computes the result of Store.costOf. nodes returns how many address ranges the nodes
+// that a selector matches have.
 func costOf(p *Policy, nodes func(labels.Selector) int) int64 {
 	c := costs{nodes: nodes}
 	c.selector(p.Subject.Namespaces)
@@ -160,8 +161,9 @@ func (w *Store) refuseOverBacklog(form *Policy) *policy {
 	return p
 }
 
-// refuse reads a policy without its rules. The policy still selects and isolates the same pods
-// in the same directions, but allows nothing. detail and hint describe the reason.
+// refuse reads a policy without its rules. detail and hint describe the reason. A refused
+// NetworkPolicy still isolates the same pods in the same directions, but allows nothing. A
+// refused policy of another tier denies everything in the directions in which it has rules.
 func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 	bare := *form
 	bare.Rules = form.closed()
@@ -175,9 +177,9 @@ func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 // count accounts for a new policy. An admitted policy adds its cost to w.cost, and keeps its
-// source, so that replace can read the policy again. A refused policy that is recoverable adds
-// the size of its source to w.refused, and keeps the source as well, unless w.refused would
-// exceed mostRefused.
+// source, so that replace can read the policy again. A refused policy keeps its source too if
+// it is recoverable or its peers select nodes, and then adds the size of the source to
+// w.refused, unless w.refused would exceed mostRefused.
 func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
@@ -284,9 +286,9 @@ func (w *Store) toRefuse() map[Ref]*policy {
 }
 
 // worstOf returns the namespace with the largest sum, or of several the one with the last
-// name. The policies in no namespace are the worst only if the others take nothing: if one of
-// them is refused, pods of every namespace may lose their connections, so that no namespace
-// can cause this.
+// name. It returns "", which stands for the policies in no namespace, only if the policies of
+// all namespaces take nothing. If a policy in no namespace were refused, pods of every namespace
+// might lose connections, and the policies of one namespace must not cause this.
 func worstOf(sums map[string]int64) (worst string) {
 	for name, n := range sums {
 		if name != "" && n > 0 && (worst == "" || n > sums[worst] || n == sums[worst] && name > worst) {

@@ -40,8 +40,8 @@ type cluster struct {
 	Node       []netip.Addr   // the addresses of the enforcing node
 	Ranges     []netip.Prefix // the ranges of that node's pods
 
-	// assumed reports that the addresses of Node objects are those of their pods' nodes, as
-	// explanations have it.
+	// assumed reports that the addresses of a Node object count as addresses of the node that
+	// its pods run on, as in explanations (see Store.AssumeNodeAddrs).
 	assumed bool
 
 	shape int // the shape of the rule sets that the engine compiles; see policy.SetShape
@@ -120,9 +120,9 @@ func (c *cluster) judge(f flow) judgement {
 	return j
 }
 
-// exempt reports whether the flow is allowed whatever the policies are. What a node sends to
-// its pods is, so that probes reach them: no ingress peer of a ClusterNetworkPolicy can name
-// a node.
+// exempt reports whether the flow is allowed whatever the policies are. A flow from a node to
+// its pods is exempt so that probes reach the pods: no ingress peer of a ClusterNetworkPolicy
+// can name a node.
 func (j judgement) exempt() bool { return j.SameAddress || j.FromNode }
 
 // judgeSide evaluates the policies of one end: the source for egress, the destination for
@@ -468,7 +468,7 @@ func parseAddrs(texts []string) (addrs []netip.Addr) {
 }
 
 // runsOn reports whether addr is an address of the pod's node, by the pod's status or the
-// Node object's. The caller makes sure that no live pod has it.
+// Node object's. The caller makes sure that no live pod has addr.
 func (c *cluster) runsOn(pod *corev1.Pod, addr netip.Addr) bool {
 	return pod != nil && (slices.Contains(hostAddrs(pod), addr) || c.assumed && slices.ContainsFunc(c.Nodes, func(n *corev1.Node) bool {
 		return n.Name == pod.Spec.NodeName && slices.Contains(nodeObjectAddrs(n), addr)

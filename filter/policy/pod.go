@@ -66,14 +66,14 @@ type pod struct {
 type host struct {
 	node   string       // name of the Node object
 	status []netip.Addr // addresses from the status of the pods
-	addrs  []netip.Addr // these and those of the Node object
+	addrs  []netip.Addr // status, and the addresses of the Node object if AssumeNodeAddrs was called
 	pods   int
 }
 
 // hostKey identifies a host, unless pods disagree about its addresses.
 type hostKey struct {
 	node  string
-	first netip.Addr // of status
+	first netip.Addr // the first address in host.status
 }
 
 func (h *host) key() hostKey {

@@ -35,7 +35,7 @@ type extra struct {
 	// ranks describes the rules, if they are ordered: the matching rule with the lowest
 	// index, its rank, decides. Without ranks, all rules accept and have no order.
 	ranks []rank
-	near  nearBits // of the blocks of ordered rules
+	near  nearBits // the first bytes of the addresses in the blocks of ordered rules
 	trees [3]portTree
 	// parts are rule sets that are not merged; most of them hold the rules of a single
 	// policy. If a rule set has parts, its other fields are empty.

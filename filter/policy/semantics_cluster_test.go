@@ -2,7 +2,8 @@ package policy_test
 
 // The numbered test cases of the meaning of ClusterNetworkPolicy.
 
-// toAll and fromAll return an Admin policy p for all pods with ingress or egress rules.
+// toAll returns an Admin policy named p for all pods, with ingress rules. fromAll returns one
+// with egress rules.
 func toAll(rules string) string {
 	return "p: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [" + rules + "]}"
 }

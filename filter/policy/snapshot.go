@@ -59,7 +59,7 @@ type class struct {
 // policySet holds the compiled rules of the policies of one tier that select a pod in one
 // direction. All pods that the same policies select share it.
 type policySet struct {
-	alone  link // for pods for which no later tier is evaluated
+	alone  link // the last link of a chain; newLink copies it for chains that continue
 	key    policySetKey
 	id     uint64
 	refs   int

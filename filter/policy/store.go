@@ -24,7 +24,7 @@ type Store struct {
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
 	tiers      [numTiers]int           // the number of policies of each tier
-	overlaps   map[overlap]int         // uses by policy sets
+	overlaps   map[overlap]int         // the number of policy sets that have the overlap
 	faulty     map[*policy]struct{}    // policies that have problems
 	node       map[netip.Addr]struct{} // this node's addresses; if kube-proxy uses IPVS, they include the addresses of all Services
 	self       *Endpoint               // the owner of the node's addresses

@@ -6,16 +6,17 @@ import (
 	"sluice/filter"
 )
 
-// A subject selects pods of one namespace, or of all namespaces that a namespace selector
-// matches. That selector is then the scope of the subject. The store finds the pods in three
-// ways, none of which compares labels or uses memory for each pair of a policy and a pod:
+// A subject is the selector of the pods that a policy is for. It selects pods of one namespace,
+// or of all namespaces that a namespace selector, its scope selector, matches. The store finds
+// these pods in three ways, so that neither time nor memory grows with policies × pods:
 //
-//   - A subject of one namespace lists the identities that it matches, and these identities
-//     list the subject.
-//   - A subject with a scope and a pod selector is listed by the identities that it matches,
-//     but does not list them: the label indexes of the namespaces find them.
-//   - A subject with a scope but no pod selector is not listed: each namespace lists the scopes
-//     that match it.
+//   - A subject of one namespace has a list of the identities that it matches. Each of these
+//     identities also lists the subject.
+//   - A subject with a scope selector and a non-empty pod selector has no list. The identities
+//     that it matches list the subject. The store finds them by the label index of each
+//     namespace.
+//   - A subject with a scope selector and an empty pod selector is not in the list of any
+//     identity. Instead, each namespace lists the scope selectors that match it.
 
 // subjectOf returns the selector of the pods that a policy is for.
 func subjectOf(form *Policy) *selector {
@@ -81,7 +82,7 @@ func (w *Store) releaseScope(s *selector) {
 	}
 }
 
-// listed reports whether identities list the subject.
+// listed reports whether the identities that the subject matches list it (see above).
 func (s *selector) listed() bool { return s.scope.selector == nil || !s.labels.Empty() }
 
 // selected calls f for each identity that a subject selects.
@@ -95,7 +96,8 @@ func (w *Store) selected(s *selector, f func(*identity)) {
 	}
 }
 
-// matching calls f for each identity that a subject matches, which it finds by labels.
+// matching calls f for each identity whose labels match a subject. It searches the label indexes
+// of the namespaces in the subject's scope.
 func (w *Store) matching(s *selector, f func(*identity)) {
 	in := s.scope.selector
 	if in == nil {
@@ -111,7 +113,8 @@ func (w *Store) matching(s *selector, f func(*identity)) {
 	}
 }
 
-// matchSubjects finds the subjects that an identity lists.
+// matchSubjects finds the subjects that match an identity, and makes the identity list those for
+// which listed returns true.
 func (w *Store) matchSubjects(k *identity) {
 	in := scope{namespace: k.ns.name}
 	found := w.subjects.matching(in, k.labels, nil)
@@ -168,8 +171,9 @@ func (w *Store) rescope(ns *namespace) {
 	})
 }
 
-// changeScope lists or removes the subjects of a scope in a namespace that the scope matches
-// from now on, or does not match any more.
+// changeScope is called when the scope selector in begins to match a namespace (matches is set)
+// or ceases to match it. The identities of the namespace then list, or no longer list, the
+// subjects with this scope selector that match them.
 func (w *Store) changeScope(ns *namespace, in *selector, matches bool) {
 	if in.within != nil && in.within.everyone != nil {
 		for k := range ns.identities.all.all() {

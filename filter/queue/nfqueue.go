@@ -109,7 +109,7 @@ func (q *kernelQueue) allow(id, mark uint32) error {
 	return q.library.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark))
 }
 
-// skip lets a packet go on behind its chain, unmarked.
+// skip lets a packet pass without a mark. The kernel continues after the table that queued it.
 func (q *kernelQueue) skip(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfAccept) }
 
 // reject sends a packet through its chain again, with the mark for packets that are to be

@@ -58,8 +58,8 @@ func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime
 	return o, actual, err
 }
 
-// decodeError is why a response could not be decoded. Its objects have other fields than
-// those of the API, or it is not from an API server.
+// decodeError reports that a response could not be decoded: an object does not match its type in
+// the API, or the response is not from an API server.
 type decodeError struct{ error }
 
 func (e *decodeError) Unwrap() error { return e.error }

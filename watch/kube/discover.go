@@ -24,10 +24,10 @@ var notServed schema.GroupVersion
 // one of those that it offers, or notServed. It asks only for this kind's group, so a group
 // whose server is down does not matter.
 //
-// notServed means that the policies of the kind do not exist, so it takes proof. A 404 alone
+// After notServed, the caller removes all objects of the kind, so a 404 is not enough proof: it
 // may come from a proxy without a server behind it, or from a server that starts. If sure is
-// set, discover also demands that the server's list of all groups does not contain the kind's
-// versions. Callers that know already that the kind is not served save that request.
+// set, discover also checks that the server's list of all groups does not contain the kind's
+// versions. A caller that already knows that the kind is not served saves this request.
 func (c *client) discover(ctx context.Context, k *kind, sure bool) (schema.GroupVersion, error) {
 	var missing []schema.GroupVersion
 	for _, version := range k.versions() {

@@ -53,14 +53,14 @@ type kindState struct {
 	events   atomic.Uint64
 }
 
-// The failures of a kind: following it, and discovering in which version to follow it.
+// The indexes of kindState.failures.
 const (
-	following = iota
-	discovering
+	following   = iota // requests for objects of the kind fail
+	discovering        // discovery of the kind's version fails
 )
 
-// failure returns the failure to report, or nil. If both have failed, the objects of the
-// kind matter more.
+// failure returns the failure to report, or nil. A failure of requests for objects takes
+// precedence over one of discovery.
 func (s *kindState) failure() *APIError {
 	return cmp.Or(s.failures[following], s.failures[discovering])
 }
@@ -143,7 +143,7 @@ func (h *health) serves(k *kind, now, before schema.GroupVersion, known bool) {
 	defer h.mu.Unlock()
 	s := h.of(k)
 	s.view.Version = now.Version
-	h.setFailure(s, following, nil) // it was about the version before
+	h.setFailure(s, following, nil) // that failure concerned the previous version
 	kind, group := slog.String("kind", k.name), slog.String("group", k.group.Group)
 	switch {
 	case now != notServed && before != notServed:

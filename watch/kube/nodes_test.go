@@ -80,7 +80,7 @@ func makeNode(name string, labels map[string]string, addrs ...string) *corev1.No
 	return n
 }
 
-// beat returns the Node as its kubelet writes it again when nothing has changed but times.
+// beat returns the Node as a heartbeat of its kubelet writes it: only times differ.
 func beat(n *corev1.Node, at int64) *corev1.Node {
 	n = n.DeepCopy()
 	n.ResourceVersion = time.Unix(at, 0).String()

@@ -12,29 +12,30 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// discoveryTimes are the times between requests to discovery for an optional kind.
+// discoveryTimes are the times that determine when an agent asks discovery whether an optional
+// kind is served.
 type discoveryTimes struct {
-	// interval is the time from one check of discovery to the next. A random part of up to a
-	// third is added, so that the agents of a cluster do not ask at the same time. With
-	// confirm added, it is below the 30 s within which a change must be noticed. A check costs
-	// the API server one small request from each node, or two if it does not serve the kind.
+	// interval is the time between two discoveries. A random part of up to a third is added,
+	// so that the agents of a cluster do not ask at the same time. interval and confirm are
+	// small enough to notice a change within 30 s. In each interval, the API server gets one
+	// small request from each node, or two if the newest version of the kind is not served.
 	interval time.Duration
 	// confirm is the time between the first and the second response without the followed
-	// version. Only the second has an effect: one of several API servers may be late, and the
-	// discovery of a server that starts is incomplete for a moment.
+	// version. Only the second has an effect: one of several API servers may notice a change
+	// later than others, and the discovery of a server that starts is incomplete for a moment.
 	confirm time.Duration
-	// conflict is the time for which lists and discovery may contradict each other, as they
-	// do for a moment after a change.
+	// conflict is how long requests for objects may get the response 404 although discovery
+	// lists the version, as happens for a moment after a change. After that, it is a failure.
 	conflict time.Duration
 }
 
 var defaultTimes = discoveryTimes{interval: 15 * time.Second, confirm: 3 * time.Second, conflict: 10 * time.Second}
 
 // optional follows a kind that a cluster may lack. It asks discovery for the version to
-// follow, and follows that version until discovery names another one, or none.
+// follow, and follows that version until discovery returns another version, or none.
 //
-// Only an answer without the kind removes its policies. After any other failure, everything
-// known stays in force, as for other kinds.
+// Objects of the kind are removed only if discovery responds that the kind is not served. After
+// any failure, the known objects stay in force, as with other kinds.
 type optional struct {
 	kind     *kind
 	times    discoveryTimes
@@ -85,8 +86,8 @@ func (o *optional) run(ctx context.Context) {
 	}
 }
 
-// apply follows the version that discovery has found. If the followed version is preferred to
-// the found one, apply waits for a second such response.
+// apply follows the version that discovery has found. If the version followed so far is preferred
+// to it, apply waits for a second response without that version.
 func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 	if o.decided && found == o.version {
 		o.doubt = false
@@ -110,7 +111,7 @@ func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 	o.start(ctx)
 }
 
-// worse reports whether the followed version is preferred to found.
+// worse reports whether found comes after the followed version in the order of preference.
 func (o *optional) worse(found schema.GroupVersion) bool {
 	versions := append(o.kind.versions(), notServed)
 	return slices.Index(versions, found) > slices.Index(versions, o.version)

@@ -83,8 +83,9 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// firstly returns a function that refuses the first n requests about ClusterNetworkPolicies
-// in v1beta1.
+// firstly returns a function that refuses the first n requests about ClusterNetworkPolicies in
+// v1beta1 with the given code: requests for discovery if the code is 503, and otherwise requests
+// for objects.
 func firstly(n int32, code int32) func(*http.Request) *metav1.Status {
 	var requests atomic.Int32
 	return func(req *http.Request) *metav1.Status {

@@ -110,7 +110,7 @@ func (t *table) Replace(list []any, _ string) error {
 	return nil
 }
 
-// empty removes all objects, because the server does not serve the kind.
+// empty removes all objects of the kind. It is called if the kind is not served.
 func (t *table) empty() { _ = t.Replace(nil, "") } // Replace fails only for unexpected objects
 
 // Resync does nothing, because the policy store keeps all objects.

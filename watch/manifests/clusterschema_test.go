@@ -195,7 +195,7 @@ func (s *crdSchema) sample() any {
 	return "web"
 }
 
-// zero returns a value of the type that Go takes for an absent one.
+// zero returns the value that a Go field of this type has if the field is absent.
 func (s *crdSchema) zero() any {
 	switch s.Type {
 	case "object":
@@ -250,7 +250,7 @@ func checkMutant(t *testing.T, name string, m mutant) {
 	p := *objects.Policies[0]
 	for d, other := range []string{filter.Egress: "spec.ingress", filter.Ingress: "spec.egress"} {
 		if strings.HasPrefix(m.what, other) {
-			p.Rules[d] = nil // the rules of this direction are as before
+			p.Rules[d] = nil // not checked: the mutant changes only the other direction
 		}
 	}
 	if !strings.HasSuffix(m.what, "gress: null") { // the other rules stay in force

@@ -373,7 +373,7 @@ func TestFollowNeedsADirectory(t *testing.T) {
 	}
 }
 
-// Objects that are in no namespace follow their files too, and reach the policy store.
+// If a file has objects that are in no namespace, changes of the file are followed too.
 func TestFollowClusterObjects(t *testing.T) {
 	right := clusterPolicy("  egress: [{action: Deny, to: [{networks: [192.0.2.0/24]}]}]\n")
 	f := follow(t, write(t, map[string]string{"p.yaml": right, "n.yaml": nodeText}))

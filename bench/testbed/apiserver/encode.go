@@ -18,7 +18,7 @@ import (
 // encoding is the format of the answers to a client: protobuf or JSON. For
 // ClusterNetworkPolicies it is JSON in one of their versions.
 type encoding struct {
-	index int // of encoded
+	index int // of this encoding in the array encoded
 	info  runtime.SerializerInfo
 }
 

@@ -17,7 +17,8 @@ type ruleReader struct {
 	action policy.Action
 	peers  []policy.Peer
 	ports  []policy.PortRange
-	// Malformed parts. If there are any, the rule is closed.
+	// Malformed peers and ports. If there are any, the rule accepts nothing or denies everything
+	// (see addRule).
 	badPeers []policy.Peer
 	badPorts []policy.PortRange
 }
@@ -80,8 +81,9 @@ func (x *ruleReader) needPeers(field string, n int) {
 	x.badPeers = []policy.Peer{{Malformed: "."}}
 }
 
-// addRule adds the rule. If a part is malformed, the rule keeps only its malformed parts. Such a
-// rule accepts nothing, and a rule of another action denies everything.
+// addRule adds the rule. A rule with a malformed peer or port is closed: if its action is Accept,
+// it accepts nothing, and otherwise it denies everything. A closed rule keeps only the malformed
+// elements of a list that has any.
 func (x *ruleReader) addRule(d filter.Direction, name string, known bool) {
 	out := policy.Rule{Name: name, Action: x.action, Peers: x.peers, Ports: x.ports}
 	closed := len(x.badPeers)+len(x.badPorts) > 0

@@ -42,13 +42,14 @@ func readSpec(ref policy.Ref, spec *v1beta1.ClusterNetworkPolicySpec) *policy.Po
 	return r.p
 }
 
-// First is the priority of policies whose place in the order is not known: before all
-// others. Their rules are closed, so that this allows nothing.
+// First is the priority of policies whose place in the order is not known. They come before all
+// others. This allows no flow, because their rules are closed: they accept nothing or deny
+// everything.
 const First = -1
 
-// tier reads the tier. A policy of an unknown tier is placed in the tier Admin, before all
-// others, and all its rules are closed. At a later place, an earlier rule that passes could
-// keep it from denying.
+// tier reads the tier. A policy of an unknown tier becomes the first of the Admin tier, and all
+// its rules are closed (see closeAll). Later in the order, it could not deny a flow that an
+// earlier rule passes to the next tier.
 func (r *reader) tier(t v1beta1.Tier) (known bool) {
 	switch t {
 	case v1beta1.AdminTier:
@@ -64,8 +65,8 @@ func (r *reader) tier(t v1beta1.Tier) (known bool) {
 	return true
 }
 
-// subject reads which pods the policy is for. If that cannot be understood, the policy is
-// for all pods that it may be meant for, and all its rules are closed.
+// subject reads which pods the policy is for. A selector that cannot be understood selects
+// everything, and all rules of such a policy are closed (see closeAll).
 func (r *reader) subject(s *v1beta1.ClusterNetworkPolicySubject) {
 	const detail = "; the policy is for all pods, and its rules accept nothing or deny everything"
 	p := &r.p.Subject
@@ -99,8 +100,10 @@ func (r *reader) selects(out *labels.Selector, sel *metav1.LabelSelector, field 
 
 const selectorHint = "write matchLabels, or matchExpressions with key, operator (In, NotIn, Exists, DoesNotExist) and values"
 
-// closeAll closes all rules of the policy. A direction in which all rules accept gets no
-// rules, because the store closes the rules of a malformed subject by denying everything.
+// closeAll closes all rules of the policy: a rule that accepts then accepts nothing, and any
+// other rule denies everything. If the subject is malformed, the store replaces the rules of
+// each direction with a rule that denies everything. To prevent this where all rules accept,
+// closeAll removes the rules of such a direction.
 func (r *reader) closeAll() {
 	for d, rules := range r.p.Rules {
 		accepts := true

@@ -35,7 +35,7 @@ type Outcome struct {
 	Addresses []Pair     `json:"addresses"` // the addresses of the flows with this outcome
 	Notes     []string   `json:"notes,omitempty"`
 
-	toNode bool // a pod is the source; with the reason own-node, the node is the destination
+	toNode bool // the source is a pod; so with the reason own-node, the destination is its node
 }
 
 // Pair holds the two addresses of a flow.
@@ -301,7 +301,7 @@ func (s SideAnswer) why(d filter.Direction) string {
 	return text + "not isolated"
 }
 
-// participle has the past form of actions.
+// participle maps an action to its past participle.
 var participle = map[string]string{
 	policy.Accept.String(): "allowed", policy.Deny.String(): "denied", policy.Pass.String(): "passed",
 }

@@ -220,7 +220,7 @@ func (c *Cluster) side(d filter.Direction, f Flow, v filter.Verdict) Side {
 	}
 	s.Pod = e.String()
 	if v.Reason == filter.SameAddress || v.Reason == filter.OwnNode && d == filter.Ingress {
-		return s // no tier is evaluated for a pod and itself, nor for what its node sends
+		return s // no tier is evaluated for packets from a pod to itself, or from its node to the pod
 	}
 	if given.Isolation != nil {
 		s.Policies = given.Isolation.Policies

@@ -119,8 +119,8 @@ func (p *lintPolicy) after(o *lintPolicy) bool {
 	return cmp.Or(cmp.Compare(o.Tier, p.Tier), cmp.Compare(o.Priority, p.Priority), cmp.Compare(o.text, p.text)) < 0
 }
 
-// priority reports a policy that has the priority of another one in its tier, if both have
-// pods in common and their order matters. The one with the later name is reported.
+// priority reports p if another policy of its tier has the same priority and an earlier name,
+// both select the same pod, and their order matters.
 func (l *linter) priority(p *lintPolicy) {
 	for _, o := range l.policies {
 		if !p.ordered() || o.Tier != p.Tier || o.Priority != p.Priority || o.text >= p.text || !p.conflicts(o) {
@@ -149,8 +149,9 @@ func (p *lintPolicy) conflicts(o *lintPolicy) bool {
 	return false
 }
 
-// common describes the pods that two policies select, and returns false if there are none.
-// Without pods, the policies have some in common if one subject contains the other.
+// common describes the pods that both policies select. The second result is false if there are
+// none. If the linter has no pods, it is true if the subject of one policy contains that of the
+// other.
 func (l *linter) common(p, o *lintPolicy) (string, bool) {
 	if p.subject == nil || o.subject == nil {
 		return "", false
@@ -216,7 +217,8 @@ func (l *linter) shadowed(p *lintPolicy, r *rule) {
 	}
 }
 
-// shadow reports that the rule by of o decides in the place of r.
+// shadow reports that r, a rule of p, never decides, because the rule by of the policy o comes
+// first and matches all that r matches.
 func (l *linter) shadow(p *lintPolicy, r *rule, o *lintPolicy, by *rule) {
 	whose := filter.Rule{Policy: o.text, Tier: o.Tier}
 	title := fmt.Sprintf("%s rule %d", whose.PolicyTitle(), by.index+1)
