@@ -63,6 +63,9 @@ type Config struct {
 	// are dropped. It is called by several evaluators concurrently, for packets that are denied.
 	// It may be nil: then all are dropped.
 	Rejects func() bool
+	// Strangers remembers addresses of other nodes that are no pod's, so that their packets wait
+	// only once; it may be nil.
+	Strangers *Strangers
 	// FailOpen allows a packet from or to an address that is expected to belong to a pod of this
 	// node (policy.PendingLocal), if the pod does not become known in time.
 	FailOpen bool
@@ -107,11 +110,12 @@ func (e *Evaluator) Evaluate(data []byte, at filter.Hook) (action filter.Action,
 	return e.report(&p, &v, at), pending
 }
 
-// Expire decides a held packet if the pod with its pending address did not become known in
-// time. If the address is expected to belong to a pod of this node, the fail mode decides.
-// Otherwise, the packet gets the verdict for an unknown address, which never allows more than a
-// pod would get. If policies deny the packet for every possible pod, that verdict applies
-// instead of the fail mode. Expire is called between Enter and Exit.
+// Expire decides a packet whose pod did not become known in time. If that should be a pod
+// of this node, the fail mode decides. Otherwise the packet gets the verdict for an unknown
+// address: in ranges of other nodes, such as that of an overlay network, are addresses that no
+// pod ever has. If a pod turns out to have the address, live connections are judged again. The
+// fail mode covers missing knowledge only, and does not open what policies deny to everyone.
+// Expire is called between Enter and Exit.
 func (e *Evaluator) Expire(data []byte, at filter.Hook) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
@@ -119,6 +123,9 @@ func (e *Evaluator) Expire(data []byte, at filter.Hook) filter.Action {
 	if pending.IsValid() {
 		if e.snapshot.Pending(pending) == policy.PendingLocal {
 			e.failMode(&p, &v)
+		} else if v.Action == filter.Allow {
+			e.config.Strangers.add(pending)
+			e.trackUnknown(&p)
 		}
 	}
 	return e.report(&p, &v, at)
@@ -128,16 +135,22 @@ func (e *Evaluator) Expire(data []byte, at filter.Hook) filter.Action {
 func (e *Evaluator) failMode(p *packet.Packet, v *filter.Verdict) {
 	switch {
 	case e.config.FailOpen:
-		if e.config.Tracker != nil {
-			src, dst := e.matters(p.Key.SrcAddr()), e.matters(p.Key.DstAddr())
-			e.config.Tracker.Track(p.Key, src, dst, e.snapshot.Number())
-			if p.MidStream {
-				e.config.Tracker.Track(p.Reverse(), dst, src, e.snapshot.Number())
-			}
-		}
+		e.trackUnknown(p)
 		*v = filter.Verdict{Action: filter.Allow, Reason: filter.PodNotKnown}
 	case v.Action != filter.Deny:
 		*v = filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}
+	}
+}
+
+// trackUnknown passes the key of an allowed packet to Tracker whose pod did not become known.
+func (e *Evaluator) trackUnknown(p *packet.Packet) {
+	if e.config.Tracker == nil {
+		return
+	}
+	src, dst := e.matters(p.Key.SrcAddr()), e.matters(p.Key.DstAddr())
+	e.config.Tracker.Track(p.Key, src, dst, e.snapshot.Number())
+	if p.MidStream {
+		e.config.Tracker.Track(p.Reverse(), dst, src, e.snapshot.Number())
 	}
 }
 
@@ -184,12 +197,22 @@ func (e *Evaluator) decide(data []byte, at filter.Hook, p *packet.Packet, v *fil
 	}
 	unknown := e.unknown(&p.Key, ends)
 	if unknown != noneUnknown && !e.snapshot.Final(&p.Key, v, unknown.src, unknown.dst) {
-		if pending = unknown.pending(&p.Key, v); pending.IsValid() {
+		if pending = unknown.pending(&p.Key, v); pending.IsValid() && !e.isStranger(p, v, pending) {
 			return pending
 		}
 	}
 	e.record(&p.Key, v, ends, unknown, fresh)
-	return pending
+	return netip.Addr{}
+}
+
+// isStranger reports whether an allowed packet of a pending address need not wait for a pod (see
+// Strangers). If so, it passes the packet's key to Tracker.
+func (e *Evaluator) isStranger(p *packet.Packet, v *filter.Verdict, pending netip.Addr) bool {
+	if v.Action != filter.Allow || e.snapshot.Pending(pending) != policy.PendingRemote || !e.config.Strangers.has(pending) {
+		return false
+	}
+	e.trackUnknown(p)
+	return true
 }
 
 // decideMidStream completes the verdict about a packet that does not begin a connection, but
@@ -207,7 +230,7 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 	}
 	unknown := e.unknown(&p.Key, ends)
 	if unknown != noneUnknown && !e.finalMidStream(p, &forth, &reverse, &back, unknown) {
-		if pending = unknown.pending(&p.Key, v); pending.IsValid() {
+		if pending = unknown.pending(&p.Key, v); pending.IsValid() && !e.isStranger(p, v, pending) {
 			return pending
 		}
 	}
@@ -219,7 +242,7 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 		e.record(&reverse, &back, cache.Ends{Src: ends.Dst, Dst: ends.Src}, unknownEnds{unknown.dst, unknown.src}, backFresh)
 	}
 	e.record(&p.Key, &forth, ends, unknown, fresh)
-	return pending
+	return netip.Addr{}
 }
 
 // finalMidStream reports whether the verdict about a mid-stream packet is final (see
@@ -251,8 +274,9 @@ func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
 // the packet need not be held.
 //
 // If the unknown pod is on this node, the packet is always held: this node enforces the
-// policies that may isolate the pod. If it is on another node, that node enforces them, and the
-// pod is only a peer here. In that case the packet is held only if v denies it.
+// policies that may select the pod. If it is on another node, that node enforces them, and the
+// pod is only a peer here. It may be allowed by its labels where it is denied now, and ordered
+// rules may deny it where it is allowed now. The latter is impossible for OwnNode.
 func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr) {
 	waits := func(end policy.Pending) bool {
 		return end == policy.PendingLocal || end == policy.PendingRemote && v.Action == filter.Deny
@@ -261,6 +285,12 @@ func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr)
 	case waits(u.src):
 		return k.SrcAddr()
 	case waits(u.dst):
+		return k.DstAddr()
+	case v.Reason == filter.OwnNode:
+		return none
+	case u.src == policy.PendingRemote:
+		return k.SrcAddr()
+	case u.dst == policy.PendingRemote:
 		return k.DstAddr()
 	}
 	return none

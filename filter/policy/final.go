@@ -61,7 +61,7 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	case own == PendingRemote:
 		return always
 	case l != nil && l.isolation == nil && peer != Known:
-		return depends // rules are ordered, and an earlier rule than the one for the address may match the pod's labels
+		return s.orderedOutcome(k, d, side, e)
 	case side.Allows():
 		return always // a rule that allows the address allows any pod with the address
 	case peer == Known, l == nil:

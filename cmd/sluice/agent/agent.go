@@ -53,6 +53,7 @@ type agent struct {
 	verdicts    *verdictlog.Log
 	manager     *iptables.Manager
 	evaluators  []*engine.Evaluator
+	strangers   engine.Strangers
 	tracked     *conntrack.TrackedFlows
 	sweeper     *conntrack.Sweeper
 	follower    *conntrack.Follower
@@ -156,7 +157,8 @@ func (a *agent) wire() error {
 // newEvaluator returns the evaluator of one worker.
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
-		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, Translated: a.ipvs.translated, FailOpen: a.opts.Rules.FailOpen,
+		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, Translated: a.ipvs.translated,
+		Strangers: &a.strangers, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()
