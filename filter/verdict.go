@@ -82,7 +82,8 @@ const (
 	// IngressDenied: a rule for the destination denies the flow, or the destination is
 	// isolated and no rule allows it.
 	IngressDenied
-	// Malformed: the IP header of the packet cannot be decoded.
+	// Malformed: the IP header of the packet cannot be decoded; or its transport header cannot
+	// be read, and ordered rules deny some ports.
 	Malformed
 	// NotSynced: the packet came before the first snapshot of the cluster.
 	NotSynced

@@ -136,7 +136,7 @@ func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	h.evaluator.Enter()
 	action, pending := h.evaluator.Evaluate(packet, hook)
 	if pending.IsValid() {
-		action = h.evaluator.Expire(packet, hook)
+		action = h.evaluator.Expire(packet, hook, true)
 	}
 	h.evaluator.Exit()
 	return action == filter.Allow

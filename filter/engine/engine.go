@@ -110,28 +110,31 @@ func (e *Evaluator) Evaluate(data []byte, at filter.Hook) (action filter.Action,
 	return e.report(&p, &v, at), pending
 }
 
-// Expire decides a packet whose pod did not become known in time. If that should be a pod
-// of this node, the fail mode decides. Otherwise the packet gets the verdict for an unknown
-// address: in ranges of other nodes, such as that of an overlay network, are addresses that no
-// pod ever has. If a pod turns out to have the address, live connections are judged again. The
-// fail mode covers missing knowledge only, and does not open what policies deny to everyone.
-// Expire is called between Enter and Exit.
-func (e *Evaluator) Expire(data []byte, at filter.Hook) filter.Action {
+// Expire decides a packet that cannot wait for its pod any longer. If that should be a pod of
+// this node, the fail mode decides. It covers missing knowledge only, and does not open what
+// policies deny to everyone.
+//
+// Otherwise the packet gets the verdict for an unknown address: in ranges of other nodes, such
+// as that of an overlay network, are addresses that no pod ever has. If a pod turns out to have
+// the address, live connections are judged again. But a packet for which there was no room to
+// wait is denied: a sender could use up the room so as not to wait. Expire is called between
+// Enter and Exit.
+func (e *Evaluator) Expire(data []byte, at filter.Hook, waited bool) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
 	pending := e.decide(data, at, &p, &v)
-	if pending.IsValid() {
-		if e.snapshot.Pending(pending) == policy.PendingLocal {
-			e.failMode(&p, &v)
-		} else if v.Action == filter.Allow {
-			e.config.Strangers.add(pending)
-			e.trackUnknown(&p)
-		}
+	switch {
+	case !pending.IsValid():
+	case e.snapshot.Pending(pending) == policy.PendingLocal, v.Action == filter.Allow && !waited:
+		e.failMode(&p, &v)
+	case v.Action == filter.Allow:
+		e.config.Strangers.add(pending)
+		e.trackUnknown(&p)
 	}
 	return e.report(&p, &v, at)
 }
 
-// failMode decides a packet if a pod of this node did not become known in time.
+// failMode decides a packet by the fail mode, because a pod did not become known in time.
 func (e *Evaluator) failMode(p *packet.Packet, v *filter.Verdict) {
 	switch {
 	case e.config.FailOpen:
@@ -192,7 +195,10 @@ func (e *Evaluator) decide(data []byte, at filter.Hook, p *packet.Packet, v *fil
 	var ends cache.Ends
 	var fresh bool
 	*v, ends, fresh = e.flows.Decide(e.snapshot, &p.Key)
-	if p.MidStream && v.Action == filter.Allow && v.Reason != filter.OwnNode { // a packet from the node always passes
+	if e.denyHidden(&p.Key, v, false) {
+		return pending
+	}
+	if p.MidStream && v.Action == filter.Allow && v.Reason != filter.OwnNode { // what the node sends passes
 		return e.decideMidStream(p, v, ends, fresh)
 	}
 	unknown := e.unknown(&p.Key, ends)
@@ -223,6 +229,10 @@ func (e *Evaluator) isStranger(p *packet.Packet, v *filter.Verdict, pending neti
 func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends cache.Ends, fresh bool) (pending netip.Addr) {
 	reverse := p.Reverse()
 	back, _, backFresh := e.flows.Decide(e.snapshot, &reverse)
+	if e.denyHidden(&reverse, &back, false) {
+		*v = back
+		return pending
+	}
 	forth := *v
 	if back.Action != filter.Allow {
 		*v = back

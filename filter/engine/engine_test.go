@@ -228,7 +228,7 @@ func TestEvaluateHolds(t *testing.T) {
 			if len(said) > 0 {
 				t.Errorf("%s > %s: the observer got a packet that is held: %q", tt.src, tt.dst, said)
 			}
-			want, action := tt.expired, e.Expire(data, filter.AtPostrouting)
+			want, action := tt.expired, e.Expire(data, filter.AtPostrouting, true)
 			if open && tt.pending == local {
 				want = "allow, pod-not-known"
 			}

@@ -77,7 +77,7 @@ func TestEvaluateHoldsForOrderedRules(t *testing.T) {
 			t.Errorf("%s > %s %d: %v for %v, want %v for %q", tt.src, tt.dst, tt.port, action, pending, tt.want, tt.pending)
 		}
 		if tt.pending != "" {
-			e.Expire(data, filter.AtPostrouting)
+			e.Expire(data, filter.AtPostrouting, true)
 			if len(said) != 1 || !strings.HasSuffix(said[0], tt.expired) || len(r.tracked) != 1 {
 				t.Errorf("%s > %s %d expired: observed %q, tracked %q; want %s", tt.src, tt.dst, tt.port, said, r.tracked, tt.expired)
 			}
@@ -105,7 +105,7 @@ func TestStrangersWaitOnce(t *testing.T) {
 	published.Publish(s)
 	r := new(recorder)
 	config := engine.Config{Published: &published, Tracker: r, Strangers: new(engine.Strangers)}
-	evaluate := func(port uint16, expire bool) filter.Action {
+	evaluate := func(port uint16, expire, waited bool) filter.Action {
 		e := engine.New(config, cache.NewFlows(16))
 		defer e.Close()
 		e.Enter()
@@ -113,19 +113,20 @@ func TestStrangersWaitOnce(t *testing.T) {
 		data := datagram(key("10.2.0.0", "10.1.0.1", port))
 		action, _ := e.Evaluate(data, filter.AtPostrouting)
 		if action == filter.Hold && expire {
-			return e.Expire(data, filter.AtPostrouting)
+			return e.Expire(data, filter.AtPostrouting, waited)
 		}
 		return action
 	}
-	for _, want := range []filter.Action{filter.Hold, filter.Hold} {
-		if got := evaluate(80, false); got != want {
-			t.Errorf("before any packet has waited: %s, want %s", got, want)
-		}
+	if got := evaluate(80, true, false); got != filter.Deny {
+		t.Errorf("no room to wait: %s", got)
 	}
-	if got := evaluate(80, true); got != filter.Allow {
+	if got := evaluate(80, false, false); got != filter.Hold {
+		t.Errorf("before any packet has waited: %s", got)
+	}
+	if got := evaluate(80, true, true); got != filter.Allow {
 		t.Errorf("after waiting: %s", got)
 	}
-	if got := evaluate(81, false); got != filter.Allow {
+	if got := evaluate(81, false, false); got != filter.Allow {
 		t.Errorf("the next connection: %s", got)
 	}
 	if len(r.tracked) < 2 {
@@ -135,7 +136,7 @@ func TestStrangersWaitOnce(t *testing.T) {
 	w.SetPod(kubepod.Read(foe))
 	s, _ = w.Commit()
 	published.Publish(s)
-	if got := evaluate(81, false); got != filter.Deny {
+	if got := evaluate(81, false, false); got != filter.Deny {
 		t.Errorf("a pod has the address: %s", got)
 	}
 }

@@ -31,13 +31,18 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 		return srcAddr
 	}
 	if !e.snapshot.Endpoint(k.DstAddr()).IsNode() {
-		*v = e.snapshot.DecideToNode(k)
+		if *v = e.snapshot.DecideToNode(k); e.denyHidden(k, v, true) {
+			return pending
+		}
 		e.trackToNode(k, v, src, false)
 		return pending
 	}
 	var ends cache.Ends
 	var fresh bool
 	*v, ends, fresh = e.flows.Decide(e.snapshot, k)
+	if e.denyHidden(k, v, true) {
+		return pending
+	}
 	if src.EffectToNode() == policy.Open {
 		return pending // the kernel's cache needs no verdict about such a source; if a policy comes to concern it, a sweep follows
 	}

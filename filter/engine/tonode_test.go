@@ -91,7 +91,7 @@ func TestEvaluateToNode(t *testing.T) {
 			t.Errorf("%s: remembered %q, tracked %q", tt.name, r.remembered, r.tracked)
 		}
 		if action == filter.Hold {
-			if late := e.Expire(data, filter.AtInput); late != filter.Deny {
+			if late := e.Expire(data, filter.AtInput, true); late != filter.Deny {
 				t.Errorf("%s: %s after waiting", tt.name, late)
 			}
 		}

@@ -153,7 +153,7 @@ func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 	}
 }
 
-// expireDisplaced answers the displaced packets, as if they had reached their deadline. It
+// expireDisplaced answers the displaced packets, which have not waited until their deadline. It
 // does not evaluate the other packets: in a flood, each arriving packet may displace another,
 // and each time, all pending packets would be evaluated. expireDisplaced returns the zero time,
 // so that run does not change its timer.
@@ -167,7 +167,7 @@ func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, e
 			continue
 		}
 		h.worker.queues.heldRejected.Add(1)
-		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data, p.hook))
+		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data, p.hook, false))
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
@@ -193,7 +193,7 @@ func (h *pendingPackets) reevaluate(q *kernelQueue) (next time.Time, err error) 
 		}
 		if action == filter.Hold {
 			h.worker.queues.heldExpired.Add(1)
-			action = h.evaluator.Expire(p.data, p.hook)
+			action = h.evaluator.Expire(p.data, p.hook, true)
 		}
 		err = h.worker.reply(q, p.id, p.mark, action)
 		h.worker.queues.shares.leave(p)

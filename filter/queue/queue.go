@@ -37,9 +37,9 @@ type Evaluator interface {
 	// pending is known: it is evaluated again after each Reevaluate, until the action
 	// changes or the packet has waited for Options.Hold.
 	Evaluate(data []byte, hook filter.Hook) (action filter.Action, pending netip.Addr)
-	// Expire decides a packet that has waited without success, or that cannot wait because
-	// there is no room. It never returns filter.Hold.
-	Expire(data []byte, hook filter.Hook) filter.Action
+	// Expire decides a packet that cannot wait any longer. waited is set if it has waited for
+	// Options.Hold; otherwise there is no room for it. Expire never returns filter.Hold.
+	Expire(data []byte, hook filter.Hook, waited bool) filter.Action
 	// Exit ends the section. It is called when the kernel has carried out every verdict
 	// that was returned since Enter.
 	Exit()

@@ -45,7 +45,7 @@ func (e *fakeEvaluator) Evaluate(data []byte, _ filter.Hook) (filter.Action, net
 	return e.decide(data), pendingAddr
 }
 
-func (e *fakeEvaluator) Expire([]byte, filter.Hook) filter.Action {
+func (e *fakeEvaluator) Expire([]byte, filter.Hook, bool) filter.Action {
 	e.expired.Add(1)
 	return filter.Deny
 }

@@ -159,7 +159,7 @@ func (w *worker) answerOne(q *kernelQueue, p *packet) error {
 			return nil
 		}
 		w.queues.heldRejected.Add(1)
-		action = w.evaluator.Expire(p.data, p.hook)
+		action = w.evaluator.Expire(p.data, p.hook, false)
 	}
 	return w.reply(q, p.id, p.mark, action)
 }

@@ -106,6 +106,11 @@ func TestLine(t *testing.T) {
 			filter.Verdict{Action: filter.Allow, Reason: filter.NotDenied, Egress: after(filter.Side{}, ordered(filter.AdminTier, "platform", "", filter.RulePasses, 3))},
 			`verdict=allow reason=not-denied src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress passed="admin/platform egress[3]"`,
 		},
+		{
+			"a header that cannot be read", packet.Packet{Key: filter.Key{Src: tcp.Key.Src, Dst: tcp.Key.Dst, Protocol: filter.TCP}},
+			filter.Verdict{Reason: filter.Malformed},
+			`verdict=deny reason=malformed src=10.0.0.1 dst=192.0.2.9 proto=TCP transport=opaque from=shop/web`,
+		},
 		{"malformed", packet.Packet{}, filter.Verdict{Reason: filter.Malformed}, "verdict=deny reason=malformed"},
 	}
 	for _, tt := range tests {
