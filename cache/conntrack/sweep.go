@@ -302,7 +302,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	if w.options.seen != nil {
 		w.options.seen.see(&c.Key, w.snapshot, &v, w.options.number)
 	}
-	if !c.MidStream {
+	if !c.MidStream || v.Action == filter.Allow && v.Reason == filter.OwnNode { // what the node sends passes
 		return v, known
 	}
 	reverse := c.Key.Reverse(c.SrcPort)

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/cache"
@@ -69,7 +70,7 @@ func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
 	h.tracked.Limit(perAddr, perShard)
 	h.follower = conntrack.Follow(h.Sweeper, h.tracked, nil)
 	h.FailOpen = failOpen
-	h.evaluator = engine.New(engine.Config{Published: &h.published, Memory: h, Tracker: h.tracked, FailOpen: failOpen}, cache.NewFlows(8))
+	h.evaluator = engine.New(engine.Config{Published: &h.published, Memory: h, Tracker: h.tracked, Strangers: new(engine.Strangers), FailOpen: failOpen}, cache.NewFlows(8))
 	for _, a := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.1.1", "10.1.1.2", "10.1.1.3", "192.168.0.1", "192.168.0.2", "203.0.113.9"} {
 		h.addrs = append(h.addrs, netip.MustParseAddr(a))
 	}
@@ -189,7 +190,22 @@ func syn(k *filter.Key, srcPort uint16) []byte {
 
 // change makes one random change to the store.
 func (h *history) change() {
-	switch h.rand.IntN(8) {
+	switch h.rand.IntN(11) {
+	case 8:
+		h.store.SetNamespace("default", h.label("team"))
+	case 9:
+		name := fmt.Sprint("n", h.rand.IntN(2))
+		if h.rand.IntN(4) == 0 {
+			h.store.DeleteNodeObject(name)
+		} else {
+			h.store.SetNodeObject(&policy.Node{Name: name, Labels: h.label("pool"), Addrs: []netip.Addr{oneOf(h, node, h.addr()), h.addr()}})
+		}
+	case 10:
+		if h.rand.IntN(3) == 0 {
+			h.store.DeletePolicy(policy.Ref{Kind: "ClusterNetworkPolicy", Name: fmt.Sprint("c", h.rand.IntN(2))})
+		} else {
+			h.store.SetPolicy(h.randomCluster())
+		}
 	case 0, 1:
 		h.store.SetPod(kubepod.Read(h.randomPod()))
 	case 2:
@@ -228,6 +244,33 @@ func (h *history) randomOrdered() *policy.Policy {
 	}
 	return p
 }
+
+// randomCluster returns a policy of the whole cluster.
+func (h *history) randomCluster() *policy.Policy {
+	p := h.randomOrdered()
+	p.Ref = policy.Ref{Kind: "ClusterNetworkPolicy", Name: fmt.Sprint("c", h.rand.IntN(2))}
+	p.Subject.Namespaces = oneOf(h, labels.Everything(), labels.SelectorFromSet(h.label("team")))
+	p.Subject.Pods = oneOf(h, labels.Everything(), p.Subject.Pods)
+	for d := range p.Rules {
+		for i := range p.Rules[d] {
+			for j := range p.Rules[d][i].Peers {
+				peer := &p.Rules[d][i].Peers[j]
+				switch {
+				case d == int(filter.Egress) && h.rand.IntN(2) == 0:
+					*peer = policy.Peer{Nodes: oneOf(h, labels.Everything(), labels.SelectorFromSet(h.label("pool")))}
+				case peer.Block == nil:
+					peer.Namespaces = labels.SelectorFromSet(h.label("team"))
+				}
+			}
+		}
+	}
+	return p
+}
+
+// label returns labels of a namespace or a Node.
+func (h *history) label(key string) labels.Set { return labels.Set{key: oneOf(h, "a", "b")} }
+
+func oneOf[T any](h *history, from ...T) T { return from[h.rand.IntN(len(from))] }
 
 func (h *history) randomPod() *corev1.Pod {
 	p := pod(fmt.Sprint("p", h.rand.IntN(7)), h.addr())
