@@ -48,8 +48,9 @@ type health struct {
 type kindState struct {
 	kind     *kind
 	view     KindHealth
-	failures [2]*APIError // indexed by following and discovering
-	watched  bool         // a watch has been open at least once
+	failures [2]*APIError // by what has failed
+	watched  bool         // a watch has been open
+	stream   bool         // the open watch streams a list that has not arrived yet
 	events   atomic.Uint64
 }
 
@@ -98,8 +99,16 @@ func (h *health) synced(k *kind, objects int) {
 	defer h.mu.Unlock()
 	s := h.of(k)
 	s.view.Synced, s.view.Objects = true, objects
+	if s.stream {
+		s.stream = false
+		h.setFailure(s, following, nil)
+	}
 	h.log.Debug("listed", "kind", k.name, "objects", objects)
 }
+
+// streamVerb is the verb of a watch that first streams a list. If it can be opened, that does
+// not end an earlier failure yet, because its objects may be unreadable. The list does.
+const streamVerb = "stream"
 
 // requestDone records the outcome of a request.
 func (h *health) requestDone(k *kind, verb string, err error) {
@@ -109,18 +118,22 @@ func (h *health) requestDone(k *kind, verb string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.of(k)
-	if err == nil {
-		if verb == "watch" {
-			if s.watched {
-				s.view.Restarts++
-			}
-			s.watched = true
-			h.setFailure(s, following, nil)
-		}
-		return // a list does not end an earlier failure; only an open watch does
+	s.stream = false
+	if err != nil {
+		s.view.Errors++
+		h.setFailure(s, following, newAPIError(err, h.host, k, verb))
+		return
 	}
-	s.view.Errors++
-	h.setFailure(s, following, newAPIError(err, h.host, k, verb))
+	if verb == "list" {
+		return // it does not end an earlier failure; only an open watch does
+	}
+	if s.watched {
+		s.view.Restarts++
+	}
+	s.watched = true
+	if s.stream = verb == streamVerb; !s.stream {
+		h.setFailure(s, following, nil)
+	}
 }
 
 // discovered records the outcome of a discovery.

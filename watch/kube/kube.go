@@ -176,8 +176,11 @@ func (s *Source) reflector(t *table, version schema.GroupVersion, logger klog.Lo
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (apiwatch.Interface, error) {
 			stream, err := s.client.watch(ctx, t.kind, version, opts)
-			if opts.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
-				record("watch", err) // the exception: an older server refuses to stream lists, which is no failure
+			switch initial := opts.SendInitialEvents != nil; {
+			case initial && err == nil:
+				record(streamVerb, nil)
+			case !initial || !apierrors.IsInvalid(err): // an older server only refuses to stream lists
+				record("watch", err)
 			}
 			return stream, err
 		},
