@@ -90,7 +90,10 @@ func newAPIError(err error, server string, k *kind, verb string) *APIError {
 func newDiscoveryError(err error, server string, k *kind) *APIError {
 	e := newAPIError(err, server, k, "discover")
 	hint := ""
+	var unknown unknownVersion
 	switch {
+	case errors.As(err, &unknown):
+		hint = fmt.Sprintf("update Sluice, or let the CustomResourceDefinition serve %s too", k.group.Version)
 	case apierrors.IsForbidden(err):
 		hint = fmt.Sprintf("let this user get the paths /apis and /apis/%s/*, as the ClusterRole system:discovery does, and list %s", k.group.Group, k.resource)
 	case apierrors.IsNotFound(err):

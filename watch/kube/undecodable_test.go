@@ -3,8 +3,10 @@ package kube
 import (
 	"bytes"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"sluice/bench/testbed/apiserver"
 	"sluice/filter/event"
@@ -54,4 +56,30 @@ func TestUndecodableObjects(t *testing.T) {
 			f.logged(map[event.Name]int{event.APIUnreachable: 1, event.APIReachable: 1})
 		})
 	}
+}
+
+// TestUnknownVersion checks that a kind that is served only in a version of the future is not
+// taken for one that is not installed: its policies stay in force, and at the start nothing is
+// published.
+func TestUnknownVersion(t *testing.T) {
+	s, config := serve(t, apiserver.Options{})
+	denied(s)
+	f := follow(t, config, Options{times: quickTimes})
+	f.inForce()
+	f.version("v1beta1")
+	s.Install("v1")
+	unknown := func(h KindHealth) bool { return h.Err != nil && strings.Contains(h.Err.Error(), "v1: update Sluice") }
+	f.health(clusterNetworkPolicyKind, "the version is unknown", unknown)
+	f.inForce()
+
+	later := follow(t, config, Options{times: quickTimes})
+	later.health(clusterNetworkPolicyKind, "the version is unknown", unknown)
+	time.Sleep(10 * quickTimes.interval)
+	if later.published.Snapshot() != nil {
+		t.Error("a snapshot was published")
+	}
+	s.Install("v1", "v1beta1")
+	f.version("v1beta1")
+	later.inForce()
+	f.logged(map[event.Name]int{event.KindServed: 1, event.KindNotServed: 0, event.APIUnreachable: 1, event.APIReachable: 1})
 }
