@@ -570,6 +570,34 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
+func TestInPlace(t *testing.T) {
+	m := newManaged(t, Defaults)
+	tables := []Table{m.v4, m.v6}
+	want := func(what string, want bool) {
+		t.Helper()
+		if got, err := InPlace(t.Context(), tables); got != want || err != nil {
+			t.Errorf("%s: %v, %v; want %v", what, got, err, want)
+		}
+	}
+	want("no rules", false)
+	m.change(":SLUICE - [0:0]", ":SLUICEGATE - [0:0]", "-A POSTROUTING -j SLUICEGATE")
+	want("a chain to which no rule leads, and one of another program", false)
+	m.apply()
+	want("rules", true)
+	if _, err := Cleanup(t.Context(), []Table{m.v4}); err != nil {
+		t.Fatal(err)
+	}
+	want("rules of IPv6", true)
+	if _, err := Cleanup(t.Context(), tables); err != nil {
+		t.Fatal(err)
+	}
+	want("cleaned", false)
+	m.v6.Break(errors.New("the lock is held"))
+	if got, err := InPlace(t.Context(), tables); got || err == nil {
+		t.Errorf("broken: %v, %v", got, err)
+	}
+}
+
 func TestCleanupContinuesAfterAFailure(t *testing.T) {
 	m := newManaged(t, Defaults)
 	m.apply()

@@ -90,6 +90,21 @@ func (h *health) list() []KindHealth {
 	return all
 }
 
+// failing reports whether a kind has a failure.
+func (h *health) failing(k *kind) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.of(k).failure() != nil
+}
+
+// skipped logs that the first Update goes ahead without a kind.
+func (h *health) skipped(k *kind) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.log.Warn("cannot read a kind, and the node has no rules yet: enforcing the other policies without it", event.KindSkipped.Attr(),
+		"kind", k.name, "group", k.group.Group, "problem", h.of(k).failure())
+}
+
 // events counts events. It takes no lock, because it is called for every event.
 func (h *health) events(k *kind, n uint64) { h.of(k).events.Add(n) }
 

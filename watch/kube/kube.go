@@ -2,8 +2,9 @@
 // Nodes of a cluster through the Kubernetes API.
 //
 // Its [Source] delivers nothing before the first list of every kind has arrived, because
-// partial knowledge could allow what the rest denies. From then on, everything known stays
-// in force, even while the API server is unreachable.
+// partial knowledge could allow what the rest denies. Only where nothing is denied anyway, it
+// may start without a kind that it cannot read: see Options.StartWithout. From then on,
+// everything known stays in force, even while the API server is unreachable.
 //
 // A cluster may lack the kind ClusterNetworkPolicy, serve it in an older version, and gain or
 // lose it at any time: see [optional].
@@ -60,6 +61,12 @@ type Options struct {
 	NodeRanges bool
 	// StartupTaint is the taint to remove from this node's Node; nil if there is none.
 	StartupTaint *StartupTaint
+	// StartWithout is asked whether to deliver the first Update without a kind that a cluster
+	// may lack, and that cannot be read although all others have been read. While it returns
+	// false, it is asked again every ten seconds. nil never agrees. After such a start, the
+	// objects of the kind follow as soon as they can be read; until then, Health shows that
+	// the kind is not Synced.
+	StartWithout func(context.Context) bool
 	// Logger logs each failure once while it lasts; nil disables logging.
 	Logger *slog.Logger
 
@@ -77,6 +84,8 @@ type Source struct {
 	taint  *startupTaint // nil if there is none
 	times  discoveryTimes
 	log    *slog.Logger
+
+	without func(context.Context) bool // Options.StartWithout
 }
 
 // New returns a source for the API server that config describes; see [Config]. It sends no
@@ -92,7 +101,7 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{host: config.Host, client: c, queue: newQueue(len(kinds)), times: cmp.Or(opts.times, defaultTimes), log: log}
+	s := &Source{host: config.Host, client: c, queue: newQueue(kinds...), times: cmp.Or(opts.times, defaultTimes), log: log, without: opts.StartWithout}
 	s.health = newHealth(config.Host, log)
 	if opts.StartupTaint != nil {
 		s.taint = newStartupTaint(*opts.StartupTaint, opts.NodeName, config.Host, c.groups[nodeKind.group], log)
@@ -131,6 +140,12 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) erro
 		s.queue.run(ctx, update)
 		return nil
 	})
+	if s.without != nil {
+		group.Go(func() error {
+			s.startWithout(ctx)
+			return nil
+		})
+	}
 	if s.taint != nil {
 		group.Go(func() error {
 			s.taint.run(ctx)

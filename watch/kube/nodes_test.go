@@ -25,7 +25,7 @@ func nodeObject(name string, ranges ...string) *node {
 // snapshot starts the sweep that new ranges require; otherwise, the sweep would wait for another
 // change.
 func TestRangesComeWithTheirChange(t *testing.T) {
-	q := newQueue(1)
+	q := newQueue(nodeKind)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))
 	table.nodes = newNodes("here", true, quietSlog)
 	w := policy.NewStore()
@@ -91,7 +91,7 @@ func beat(n *corev1.Node, at int64) *corev1.Node {
 // An update of a Node that changes only times in its status is not passed to the policy store.
 // It costs few allocations, and none for a single label or address.
 func TestHeartbeatsCostNothing(t *testing.T) {
-	q := newQueue(1)
+	q := newQueue(nodeKind)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))
 	table.nodes = newNodes("here", true, quietSlog)
 	n, d := makeNode("here", role("worker"), "192.0.2.1", "2001:db8::1"), testDecoder(t)
@@ -177,7 +177,7 @@ func TestPeersFollowNodes(t *testing.T) {
 
 // BenchmarkDecodeNode measures the cost of a heartbeat.
 func BenchmarkDecodeNode(b *testing.B) {
-	d, table := testDecoder(b), newTable(nodeKind, newQueue(1), newHealth("test", quietSlog))
+	d, table := testDecoder(b), newTable(nodeKind, newQueue(nodeKind), newHealth("test", quietSlog))
 	table.nodes = newNodes("here", true, quietSlog)
 	raw := encode(b, beat(makeNode("here", nil, "192.0.2.1"), 1))
 	b.ReportAllocs()

@@ -27,9 +27,12 @@ type discoveryTimes struct {
 	// conflict is how long requests for objects may get the response 404 although discovery
 	// lists the version, as happens for a moment after a change. After that, it is a failure.
 	conflict time.Duration
+	// patience is the time for which an optional kind must have a failure, while no other
+	// kind is missing, until startWithout asks whether to start without it.
+	patience time.Duration
 }
 
-var defaultTimes = discoveryTimes{interval: 15 * time.Second, confirm: 3 * time.Second, conflict: 10 * time.Second}
+var defaultTimes = discoveryTimes{interval: 15 * time.Second, confirm: 3 * time.Second, conflict: 10 * time.Second, patience: 10 * time.Second}
 
 // optional follows a kind that a cluster may lack. It asks discovery for the version to
 // follow, and follows that version until discovery returns another version, or none.

@@ -21,7 +21,7 @@ import (
 )
 
 // quickTimes make tests short.
-var quickTimes = discoveryTimes{interval: 20 * time.Millisecond, confirm: 20 * time.Millisecond, conflict: 200 * time.Millisecond}
+var quickTimes = discoveryTimes{interval: 20 * time.Millisecond, confirm: 20 * time.Millisecond, conflict: 200 * time.Millisecond, patience: 100 * time.Millisecond}
 
 // makeClusterPolicy returns a policy of the tier Admin that denies connections to pods with
 // role=db from pods whose role is the given one.

@@ -106,7 +106,7 @@ func (t *table) Replace(list []any, _ string) error {
 		return nil
 	}
 	t.listed = true
-	t.queue.addFirst(changes)
+	t.queue.addFirst(t.kind, changes)
 	return nil
 }
 

@@ -178,7 +178,7 @@ func (a *agent) source() (watch.Source, error) {
 			OnNotRead:  func(n []manifests.NotRead) { a.notRead.Store(&n) },
 		}, nil
 	}
-	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), Logger: a.log})
+	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), StartWithout: a.nothingDenied, Logger: a.log})
 }
 
 // run runs the agent until ctx ends or a part fails, and then stops all parts in order.

@@ -44,6 +44,29 @@ func TestStartInOrder(t *testing.T) {
 	}
 }
 
+// An agent that cannot read all policies starts without them only where no rules are in place.
+func TestNothingDenied(t *testing.T) {
+	f := newFixture(t)
+	if !f.nothingDenied(t.Context()) {
+		t.Error("without rules, nothing is denied")
+	}
+	f.start()
+	if f.nothingDenied(t.Context()) {
+		t.Error("rules are in place, which may deny something")
+	}
+	f.stop()
+	if err := f.end(); err != nil {
+		t.Fatal(err)
+	}
+	if !f.nothingDenied(t.Context()) {
+		t.Error("the rules have been removed")
+	}
+	f.iptables.Break(errors.New("the lock is held"))
+	if f.nothingDenied(t.Context()) {
+		t.Error("it is not known whether rules are in place")
+	}
+}
+
 // If a step of the start fails, the agent ends with its error. It takes no later step and
 // leaves no rules.
 func TestStartFails(t *testing.T) {

@@ -59,6 +59,18 @@ func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 	return first.Snapshot, a.publishToGuard(ctx, first)
 }
 
+// nothingDenied reports whether no rules of any agent are on this node, so that all packets
+// pass. Then an agent that cannot read ClusterNetworkPolicies does better than nothing with the
+// other policies. Otherwise it waits: a predecessor enforces, or the rules that one has left
+// apply what the kernel remembers. To replace them would allow what ClusterNetworkPolicies deny.
+func (a *agent) nothingDenied(ctx context.Context) bool {
+	placed, err := a.leftovers.RulesInPlace(ctx)
+	if err != nil {
+		a.log.Error("cannot find out whether rules of an earlier agent are in place", "err", err)
+	}
+	return err == nil && !placed
+}
+
 // startQueues starts the workers, and returns when they read all queues.
 func (a *agent) startQueues(ctx context.Context, background func(func(context.Context) error)) error {
 	background(a.queues.Run)

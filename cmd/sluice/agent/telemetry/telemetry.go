@@ -109,12 +109,12 @@ const watchTimeout = time.Minute
 
 // Unready returns the reason why the agent is not ready; empty if it is ready.
 func (s *State) Unready() string {
-	if s.Ready.IsZero() {
-		for _, w := range s.Watches {
-			if !w.Synced {
-				return fmt.Sprintf("the list of %s has not been read yet%s", plural(w.Kind), because(w.Broken))
-			}
+	for _, w := range s.Watches {
+		if !w.Synced { // also after a start without an optional kind
+			return fmt.Sprintf("the list of %s has not been read yet%s", plural(w.Kind), because(w.Broken))
 		}
+	}
+	if s.Ready.IsZero() {
 		return "the rules are not in place yet"
 	}
 	for _, table := range s.Failing {
