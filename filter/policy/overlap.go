@@ -21,7 +21,8 @@ func overlapsOf(d filter.Direction, policies []*policy) (found []overlap) {
 		return nil
 	}
 	for i, second := range policies[1:] {
-		if first := policies[i]; first.priority == second.priority && differ(first.rules[d], second.rules[d]) {
+		// A negative priority replaces one that cannot be understood, which is another problem.
+		if first := policies[i]; first.priority == second.priority && first.priority >= 0 && differ(first.rules[d], second.rules[d]) {
 			found = append(found, overlap{first.ref, second.ref})
 		}
 	}

@@ -50,7 +50,8 @@ func (c *Cluster) deniesFor(p *policy.Policy, r filter.Rule) *policy.Problem {
 		}
 	}
 	if rules := p.Rules[r.Direction]; r.Index < len(rules) && len(problems) > 0 {
-		if _, malformed := inForce(rules[r.Index]); malformed {
+		// The API has no rules without peers: such a rule is the closed form of another one.
+		if _, malformed := inForce(rules[r.Index]); malformed || len(rules[r.Index].Peers) == 0 {
 			return &problems[0]
 		}
 	}

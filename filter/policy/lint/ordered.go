@@ -14,13 +14,14 @@ import (
 )
 
 // orderedRule prepares a rule of the tier Admin or Baseline. Each network of a peer becomes
-// a peer of its own.
+// a peer of its own. A rule without peers is not whole: it is the closed form of one that
+// cannot be understood.
 func (p *lintPolicy) orderedRule(d filter.Direction, index int, o policy.Rule) rule {
 	list := "from"
 	if d == filter.Egress {
 		list = "to"
 	}
-	r := rule{field: fmt.Sprintf("spec.%s[%d]", d, index), index: index, direction: d, name: o.Name, action: o.Action, anyPort: len(o.Ports) == 0, whole: true}
+	r := rule{field: fmt.Sprintf("spec.%s[%d]", d, index), index: index, direction: d, name: o.Name, action: o.Action, anyPort: len(o.Ports) == 0, whole: len(o.Peers) > 0}
 	for i := range o.Peers {
 		found, whole := orderedPeers(&o.Peers[i], fmt.Sprintf("%s.%s[%d]", r.field, list, i))
 		r.peers, r.whole = append(r.peers, found...), r.whole && whole
@@ -119,11 +120,12 @@ func (p *lintPolicy) after(o *lintPolicy) bool {
 	return cmp.Or(cmp.Compare(o.Tier, p.Tier), cmp.Compare(o.Priority, p.Priority), cmp.Compare(o.text, p.text)) < 0
 }
 
-// priority reports p if another policy of its tier has the same priority and an earlier name,
-// both select the same pod, and their order matters.
+// priority reports a policy that has the priority of another one in its tier, if both have
+// pods in common and their order matters. The one with the later name is reported. Negative
+// priorities are those of policies whose place in the order cannot be understood.
 func (l *linter) priority(p *lintPolicy) {
 	for _, o := range l.policies {
-		if !p.ordered() || o.Tier != p.Tier || o.Priority != p.Priority || o.text >= p.text || !p.conflicts(o) {
+		if !p.ordered() || p.Priority < 0 || o.Tier != p.Tier || o.Priority != p.Priority || o.text >= p.text || !p.conflicts(o) {
 			continue
 		}
 		common, found := l.common(p, o)
