@@ -173,21 +173,15 @@ func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	return rules
 }
 
-// PolicyNamed returns the policy that verdicts name by the given text: "namespace/name", or
-// the name or the title ("admin/platform") of a policy that is in no namespace. It returns
-// false if there is none.
-func (c *Cluster) PolicyNamed(text string) (string, bool) {
-	if c.policies[text] != nil {
-		return text, true
-	}
-	for _, list := range c.tiers {
-		for _, p := range list {
-			if titleOf(p) == text {
-				return p.Ref.String(), true
-			}
+// HasPolicy reports whether a policy has the given title: "namespace/name", or the tier and the
+// name ("admin/platform") of a policy that is in no namespace.
+func (c *Cluster) HasPolicy(title string) bool {
+	for _, p := range c.policies {
+		if titleOf(p) == title {
+			return true
 		}
 	}
-	return "", false
+	return false
 }
 
 // title returns the title of a policy that a verdict names.
