@@ -188,13 +188,15 @@ func (h *health) serves(k *kind, now, before schema.GroupVersion, known bool) {
 // setFailure sets one of the failures of a kind and logs it. If failure is nil, it clears
 // this failure of the kind.
 func (h *health) setFailure(s *kindState, which int, failure *APIError) {
-	was := s.failures[which]
+	was, shown := s.failures[which], s.failure()
 	if failure == nil && was == nil || failure != nil && was != nil && was.alike(failure) {
 		return
 	}
-	s.failures[which], s.view.Err, s.view.Since = failure, nil, h.now()
-	if left := s.failure(); left != nil {
-		s.view.Err = left
+	s.failures[which] = failure
+	if now := s.failure(); now == nil {
+		s.view.Err, s.view.Since = nil, h.now()
+	} else if now != shown {
+		s.view.Err, s.view.Since = now, h.now()
 	}
 	if failure == nil {
 		h.recovered()
