@@ -101,8 +101,11 @@ func (h *health) failing(k *kind) bool {
 func (h *health) skipped(k *kind) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.log.Warn("cannot read a kind, and the node has no rules yet: enforcing the other policies without it", event.KindSkipped.Attr(),
-		"kind", k.name, "group", k.group.Group, "problem", h.of(k).failure())
+	attrs := []any{event.KindSkipped.Attr(), "kind", k.name, "group", k.group.Group}
+	if failure := h.of(k).failure(); failure != nil { // it may have ended just now
+		attrs = append(attrs, "problem", failure)
+	}
+	h.log.Warn("cannot read a kind, and the node has no rules yet: enforcing the other policies without it", attrs...)
 }
 
 // events counts events. It takes no lock, because it is called for every event.

@@ -28,8 +28,9 @@ func (s *Source) startWithout(ctx context.Context) {
 			since = time.Now()
 		default:
 			for _, k := range missing {
-				s.health.skipped(k)
-				s.queue.skip(k)
+				if s.queue.skip(k) {
+					s.health.skipped(k)
+				}
 			}
 			return
 		}

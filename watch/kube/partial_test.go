@@ -117,7 +117,9 @@ func TestSkip(t *testing.T) {
 	if _, ok := q.take(true); ok || !slices.Equal(q.awaited(), []*kind{clusterNetworkPolicyKind}) {
 		t.Errorf("a take without the list of %v", q.awaited())
 	}
-	q.skip(clusterNetworkPolicyKind)
+	if !q.skip(clusterNetworkPolicyKind) || q.skip(clusterNetworkPolicyKind) || q.skip(podKind) {
+		t.Error("a kind is skipped only if its list is missing")
+	}
 	if changes, ok := q.take(true); !ok || len(changes) != 0 {
 		t.Errorf("the first take: %d changes, %v", len(changes), ok)
 	}

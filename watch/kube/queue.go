@@ -66,8 +66,18 @@ func (q *queue) awaited() []*kind {
 	return slices.Collect(maps.Keys(q.missing))
 }
 
-// skip lets the first Update go ahead without the list of a kind.
-func (q *queue) skip(k *kind) { q.addFirst(k, nil) }
+// skip lets the first Update go ahead without the list of a kind. It returns false if the list
+// has arrived.
+func (q *queue) skip(k *kind) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.missing[k] {
+		return false
+	}
+	delete(q.missing, k)
+	q.signal()
+	return true
+}
 
 func (q *queue) signal() {
 	select {
