@@ -48,8 +48,8 @@ type health struct {
 type kindState struct {
 	kind     *kind
 	view     KindHealth
-	failures [2]*APIError // by what has failed
-	watched  bool         // a watch has been open
+	failures [2]*APIError // indexed by following and discovering
+	watched  bool         // a watch has been open at least once
 	stream   bool         // the open watch streams a list that has not arrived yet
 	events   atomic.Uint64
 }

@@ -194,7 +194,7 @@ func (s *Source) reflector(t *table, version schema.GroupVersion, logger klog.Lo
 			switch initial := opts.SendInitialEvents != nil; {
 			case initial && err == nil:
 				record(streamVerb, nil)
-			case !initial || !apierrors.IsInvalid(err): // an older server only refuses to stream lists
+			case !initial || !apierrors.IsInvalid(err): // an older server refuses to stream lists, which is no failure
 				record("watch", err)
 			}
 			return stream, err

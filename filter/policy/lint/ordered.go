@@ -120,9 +120,9 @@ func (p *lintPolicy) after(o *lintPolicy) bool {
 	return cmp.Or(cmp.Compare(o.Tier, p.Tier), cmp.Compare(o.Priority, p.Priority), cmp.Compare(o.text, p.text)) < 0
 }
 
-// priority reports a policy that has the priority of another one in its tier, if both have
-// pods in common and their order matters. The one with the later name is reported. Negative
-// priorities are those of policies whose place in the order cannot be understood.
+// priority reports p if another policy of its tier has the same priority and an earlier name,
+// both select the same pod, and their order matters. Negative priorities are those of policies
+// whose place in the order cannot be understood.
 func (l *linter) priority(p *lintPolicy) {
 	for _, o := range l.policies {
 		if !p.ordered() || p.Priority < 0 || o.Tier != p.Tier || o.Priority != p.Priority || o.text >= p.text || !p.conflicts(o) {
