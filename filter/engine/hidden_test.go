@@ -75,9 +75,11 @@ func TestHiddenPortsAreDenied(t *testing.T) {
 		{"no rule denies, to the node", "fd00::3", node, filter.TCP, 264, filter.AtInput, filter.Allow},
 		{"no policy", free, outside, filter.TCP, 264, filter.AtPostrouting, filter.Allow},
 		{"no policy, to the node", free, node, filter.TCP, 264, filter.AtInput, filter.Allow},
+		{"no policy, to a node with IPVS", free, node, filter.TCP, 272, filter.AtInput, filter.Deny},
 	} {
 		r := new(recorder)
-		e := engine.New(engine.Config{Published: &published, Tracker: r, Memory: r}, cache.NewFlows(16))
+		ipvs := func(filter.Key) (bool, bool) { return false, tt.options == 272 }
+		e := engine.New(engine.Config{Published: &published, Tracker: r, Memory: r, Translated: ipvs}, cache.NewFlows(16))
 		k := key(tt.src, tt.dst, 22)
 		k.Protocol = tt.protocol
 		data := behindOptions(k, tt.options, syn)

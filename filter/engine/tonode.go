@@ -20,8 +20,14 @@ import (
 func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	k := &p.Key
 	translated, possible := e.translated(k)
-	if translated {
+	switch {
+	case translated:
 		v.Action = filter.Skip
+		return pending
+	case possible && k.HidesPorts():
+		// The kernel may read a port that it translates. If the packet passed as one to the node,
+		// its connection to a pod would not be judged.
+		v.Action, v.Reason = filter.Deny, filter.Malformed
 		return pending
 	}
 	srcAddr := k.SrcAddr()
