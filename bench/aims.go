@@ -13,9 +13,9 @@ type aim struct {
 	rows   []string
 	loads  []string
 	metric result.Metric
-	// against is the name of another row. In each round, the figure is divided by that row's
-	// figure. If against is empty, the other row is the reference row of the figure's row. If
-	// against is noReference, the figure is not divided.
+	// against is the name of another row: in each round, the figure is divided by the figure of
+	// that row. An empty string stands for the reference row of the figure's row. If against is
+	// noReference, the figure is not divided.
 	against string
 	want    float64
 	better  string
@@ -25,9 +25,9 @@ type aim struct {
 // noReference is the value of aim.against for an aim that bounds the figure itself, not a ratio.
 const noReference = "-"
 
-// aims bound the cost of enforcement. All are ratios within one run, because absolute figures
-// differ from machine to machine; except the dropped packets, and the time until a policy is in
-// force for new connections.
+// aims bound the cost of enforcement. Most of them bound the ratio of two figures of the same
+// run, because absolute figures differ from machine to machine. The exceptions are the number
+// of dropped packets, and the time until a policy is in force for new connections.
 var aims = []aim{
 	{label: "connections/s, never-seen keys", rows: []string{"fresh"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.90, better: result.More},
 	{label: "connections/s, keys seen before", rows: []string{"kernel"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.97, better: result.More},

@@ -116,9 +116,9 @@ func (s *testbed) allowing(t *contender, name string, number int32) error {
 	return writeObjects(t.dir, name+".json", policyFor(labNamespace(s.cluster), name, ports))
 }
 
-// The times of a probe (see testbed.probe). The client sends datagrams for probeTime. The
-// policy is written probeBefore after the start. So the policy has probeTime - probeBefore
-// to take effect.
+// The times of a probe (see testbed.probe). The client sends datagrams for the time probeTime.
+// The policy is written when the time probeBefore has passed. So the policy has the time
+// probeTime - probeBefore to take effect.
 const (
 	probeBefore = 200 * time.Millisecond
 	probeTime   = 1200 * time.Millisecond
@@ -167,9 +167,10 @@ func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error
 	return nil
 }
 
-// probe lets the client of t send datagrams to probePort for probeTime. After probeBefore,
-// it writes a policy that allows only the port allow. It returns the times at which the
-// answered datagrams were sent (seen), and the time of the write in Unix nanoseconds.
+// probe lets the client of t send datagrams to probePort for the time probeTime. After the time
+// probeBefore, probe writes a policy that allows only the port with the number allow. It returns
+// the times at which the answered datagrams were sent (seen), and the time of the write (wrote)
+// in Unix nanoseconds.
 func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64, err error) {
 	type answer struct {
 		load.Answer

@@ -17,7 +17,7 @@ type loadSpec struct {
 	result.Load
 	do      string // see load.Order.Do
 	clients int
-	seen    bool // runs only on rows whose keys the agent has seen before, because one connection has one key
+	seen    bool // set for a load of a single connection, which has a single key: it skips rows with never-seen keys
 }
 
 var loads = []loadSpec{
@@ -148,8 +148,8 @@ func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, er
 func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 
 // warmUp is the duration of a load that runs on each contender before the first round.
-// After it, the agents have seen the keys of the rows with seen keys, and heaps and tables
-// have grown.
+// After it, heaps and tables have grown. On the rows where a load uses the same keys again and
+// again, the agents have seen these keys.
 const warmUp = 200 * time.Millisecond
 
 // rounds runs, in each round, each load on one contender after the other.

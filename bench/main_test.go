@@ -45,7 +45,8 @@ var buildSluice = sync.OnceValue(func() error {
 	return nil
 })
 
-// testEnv returns the environment of a test. watch receives standard error.
+// testEnv returns an env for a command in a test. watch is called with each write to the
+// command's standard error.
 func testEnv(t *testing.T, watch func(string)) (e env, stdout *bytes.Buffer) {
 	t.Helper()
 	self, err := os.Executable()

@@ -18,7 +18,7 @@ import (
 	"sluice/bench/testbed/cluster"
 )
 
-// Ports of the server's pod. freshPort is the first port for keys that were never seen.
+// Ports of the server's pod. freshPort is the first of freshPorts.
 const (
 	seenPort   = 8080
 	streamPort = 5201
@@ -26,13 +26,13 @@ const (
 	freshPort  = 20000
 )
 
-// freshKeys is the number of different keys that a load with never-seen keys uses in turn.
-// It is twice the size of the kernel's flow cache, and far more than --cache-size of the
-// "fresh" row. So both caches have evicted a key before the load uses the key again.
+// freshKeys is the number of keys through which the loads of a row with fresh set cycle.
+// It is twice the size of the kernel's flow cache, and far more than --cache-size of the row
+// "fresh". So both caches have evicted a key before the load uses the key again.
 const freshKeys = 131072
 
 const (
-	// maxSources bounds the number of client pods. The smallest cluster has fewer pods.
+	// maxSources bounds the number of client pods. Small clusters have fewer (see sourceCount).
 	maxSources = 16
 	// objectsPerFile is the number of objects in a file of manifests.
 	objectsPerFile = 500
@@ -43,7 +43,7 @@ const (
 // sourceCount returns the number of the lab's client pods in a cluster.
 func sourceCount(s result.Scenario) int { return min(maxSources, s.Pods-2) }
 
-// freshPorts returns the ports for keys that were never seen.
+// freshPorts returns the server's ports for the keys that freshKeys counts.
 func freshPorts(s result.Scenario) load.Ports {
 	return load.Ports{First: freshPort, Count: freshKeys / sourceCount(s)}
 }

@@ -29,8 +29,8 @@ type process struct {
 	stopKill func() bool
 }
 
-// start starts this program on a host. The process is killed when ctx ends, even in the
-// middle of an order.
+// start starts this program on a host. The process is killed when ctx ends, even while it
+// executes an order of the driver.
 func (e env) start(ctx context.Context, on *lab.Host, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(e.self, args...), stderr: new(stderrBuffer)}
 	// In a process group of its own, the process does not receive a terminal's Ctrl-C. Only

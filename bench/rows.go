@@ -23,7 +23,7 @@ const (
 type row struct {
 	result.Row
 	kind  kind
-	fresh bool     // the keys of its connections were never seen before
+	fresh bool     // no cache still has the key of a connection when the connection begins
 	on    string   // the row whose node this row shares; empty for a node of its own
 	args  []string // arguments of sluice run
 	needs string   // a flag; the row is left out if sluice run does not have it

@@ -275,7 +275,7 @@ func (b *bench) write(r *result.Result) error {
 	return writeFiles(map[string]func(io.Writer) error{b.out: r.Write, b.html: r.HTML, b.page: r.Page})
 }
 
-// writeFiles writes files by name, and skips those without a name.
+// writeFiles calls each function with a new file of its name. It skips an empty name.
 func writeFiles(files map[string]func(io.Writer) error) error {
 	names := make([]string, 0, len(files))
 	for name := range files {

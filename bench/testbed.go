@@ -91,7 +91,7 @@ func (s *testbed) open(ctx context.Context, rows []row, progress func(string), n
 func (s *testbed) addContender(ctx context.Context, r row, shared string) error {
 	if r.on != "" {
 		other := *s.contender(r.on)
-		// The processes belong to the contender of the shared node, which ends them.
+		// The rows share a node, and the contender of the row r.on ends its processes.
 		other.row, other.processes = r, nil
 		s.contenders = append(s.contenders, &other)
 		return nil
@@ -158,7 +158,8 @@ func setting(h *lab.Host, name, value string) error {
 	})
 }
 
-// install sets up the enforcement of the contender's row on its node.
+// install sets up what the contender's row measures on its node: iptables rules, a program that
+// accepts every packet, or an agent.
 func (s *testbed) install(ctx context.Context, t *contender, shared string) error {
 	switch t.kind {
 	case bare:

@@ -178,7 +178,7 @@ func TestProgress(t *testing.T) {
 	if !strings.Contains(out.String(), "  0%, 1m40s left: 10/1/1: first") {
 		t.Errorf("%q", out.String())
 	}
-	p.step(time.Second, "second") // the first step has taken the 50 s that were planned for it, half of the total
+	p.step(time.Second, "second") // the first step has taken its planned 50 s, half of the total
 	if !strings.Contains(out.String(), " 50%, 50s left: 10/1/1: second") {
 		t.Errorf("%q", out.String())
 	}

@@ -35,7 +35,8 @@ type Stats struct {
 // kernel sends all packets between two addresses to one worker.
 //
 // A flow is inserted when it is decided for the second time. A port scan then evicts no flow
-// in use, and a flow that is seen only once costs no allocation; an insertion costs two.
+// in use. A flow that is seen only once costs no allocation; an insertion costs two
+// allocations.
 type Flows struct {
 	lru        *simplelru.LRU[filter.Key, *flow]
 	seed       maphash.Seed
@@ -58,11 +59,12 @@ type flow struct {
 // doorkeeperSet holds the tags of up to 16 flows that were decided recently, the latest
 // first. The tag of a flow is a part of its hash. A set is one cache line long. If a set
 // had only one entry, two flows of the same set could evict each other in turn, and neither
-// would ever enter the cache. Of 4,000 flows, one in eight would share its set with
-// another.
+// would ever enter the cache: with 32,768 such sets, one in eight of 4,000 flows shares its
+// set with another.
 type doorkeeperSet [16]uint32
 
-// Ends are the epochs of both ends of a flow. An end without an endpoint has the epoch 0.
+// Ends are the epochs of a flow's source and destination. The epoch is 0 if the snapshot has
+// no policy.Endpoint for the address.
 type Ends struct{ Src, Dst uint64 }
 
 // NewFlows returns a cache for up to size flows; 0 or less disables it.
@@ -81,8 +83,8 @@ func NewFlows(size int) *Flows {
 	return &Flows{lru: lru, seed: maphash.MakeSeed(), doorkeeper: make([]doorkeeperSet, sets)}
 }
 
-// Decide returns the verdict of the snapshot, from the cache if it is still valid, and the
-// epochs of both ends. fresh is set if the verdict is not from the cache.
+// Decide returns the snapshot's verdict and the epochs of both ends. It returns a cached
+// verdict if there is one with these epochs. Otherwise the snapshot decides, and fresh is true.
 func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (v filter.Verdict, ends Ends, fresh bool) {
 	var known *flow
 	if f.lru != nil {
@@ -114,8 +116,8 @@ func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (v filter.Verdict, end
 	return now.verdict, ends, true
 }
 
-// remember inserts a verdict. It is a function of its own so that only an inserted verdict
-// is allocated.
+// remember inserts a verdict. It is separate from Decide, because the parameter now escapes to
+// the heap: as a variable of Decide, it would be allocated on every miss.
 func (f *Flows) remember(k *filter.Key, now flow) {
 	f.lru.Add(*k, &now)
 	f.size.Store(int64(f.lru.Len()))

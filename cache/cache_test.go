@@ -104,8 +104,8 @@ func scan(flows *cache.Flows, s *policy.Snapshot) {
 	}
 }
 
-// Flows that alternate are all remembered when they are decided for the second time: none
-// keeps evicting another from the doorkeeper.
+// Flows that alternate are all remembered when they are decided for the second time. They do not
+// evict each other from the doorkeeper.
 func TestRemembersAlternatingFlows(t *testing.T) {
 	const n = 1024
 	s, _ := policy.NewStore().Commit()

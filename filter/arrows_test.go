@@ -25,7 +25,7 @@ type listed struct {
 type arrow struct {
 	from    []string
 	never   []string
-	through bool // also forbids imports through other packages
+	through bool // also forbids indirect imports
 	tests   bool // also forbids imports in tests
 	except  map[string][]string
 	why     string

@@ -95,8 +95,8 @@ func (t Transport) String() string {
 // in each new connection, no new connection would hit the flow cache.
 //
 // Addresses are 16 bytes, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2), so that both
-// families share one code path and the struct hashes as plain bytes: as a map key,
-// netip.Addr takes almost twice as long.
+// families share one code path and the struct hashes as plain bytes. With netip.Addr as the
+// type of Src and Dst, a map lookup takes almost twice as long.
 type Key struct {
 	Src, Dst  [16]byte
 	Port      uint16 // destination port; 0 unless Transport is Ported
@@ -130,8 +130,30 @@ func (k Key) Reverse(srcPort uint16) Key {
 	return k
 }
 
+// HidesPorts reports whether the packet may have ports, although its transport header could not
+// be read: it is cut off, or behind extension headers that are.
+func (k Key) HidesPorts() bool {
+	if k.Transport != Opaque {
+		return false
+	}
+	switch k.Protocol {
+	case TCP, UDP, SCTP, hopByHop, routing, fragment, authentication, destinationOptions:
+		return true
+	}
+	return false
+}
+
+// The IPv6 extension headers that may precede a header with ports, as protocol numbers.
+const (
+	hopByHop           Protocol = 0
+	routing            Protocol = 43
+	fragment           Protocol = 44
+	authentication     Protocol = 51
+	destinationOptions Protocol = 60
+)
+
 // Pair returns the key for all packets between the two addresses. The verdict about this key
-// depends only on the addresses: if it is Allow, every packet between them is allowed.
+// is Allow only if every packet between the two addresses is allowed.
 func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }
 
 // String returns the key as in logs and tests: "10.0.0.1 > 10.0.0.2 TCP 80".

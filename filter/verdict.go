@@ -33,6 +33,9 @@ const (
 	// with this address is known yet. The packet is evaluated again later. No Verdict has this
 	// action.
 	Hold
+	// Reject: the packet is denied, and its sender gets a TCP reset or an ICMP error. No Verdict
+	// has this action, but Deny and the field Reject.
+	Reject
 	// Skip: the packet goes on without a verdict, and is judged at a later hook. No verdict
 	// has this action.
 	Skip
@@ -45,6 +48,8 @@ func (a Action) String() string {
 		return "allow"
 	case Hold:
 		return "hold"
+	case Reject:
+		return "reject"
 	case Skip:
 		return "skip"
 	}
@@ -54,7 +59,8 @@ func (a Action) String() string {
 // Reason is the reason for a verdict.
 type Reason uint8
 
-// The reasons: after NoReason, first those that allow, then those that deny.
+// The reasons: after NoReason, first those that allow, then those that deny. With an open fail
+// mode, PodNotKnown allows.
 const (
 	// NoReason is the zero value, which no decision returns.
 	NoReason Reason = iota
@@ -76,15 +82,16 @@ const (
 	// IngressDenied: a rule for the destination denies the flow, or the destination is
 	// isolated and no rule allows it.
 	IngressDenied
-	// Malformed: the IP header of the packet cannot be decoded.
+	// Malformed: the IP header of the packet cannot be decoded; or its transport header cannot
+	// be read, and ordered rules deny some ports.
 	Malformed
 	// NotSynced: the packet came before the first snapshot of the cluster.
 	NotSynced
-	// PodNotKnown: one end should be a pod, but the pod did not become known in time, so
-	// the fail mode decided.
+	// PodNotKnown: one address should belong to a pod, but the pod did not become known in
+	// time. The fail mode (--fail) decided.
 	PodNotKnown
-	// MidStream: the packet does not begin a connection, so the connection may have begun in
-	// the opposite direction, and policies deny connections in that direction.
+	// MidStream: the packet does not begin a connection. The connection may have begun in the
+	// opposite direction, in which policies deny it.
 	MidStream
 
 	// NumReasons is the number of reasons.
@@ -173,14 +180,16 @@ type Rule struct {
 	Tier      Tier
 	Direction Direction
 	Action    RuleAction
-	Index     int // in spec.ingress or spec.egress, from 0
+	Denial    Denial // of the policy
+	Index     int    // in spec.ingress or spec.egress, from 0
 }
 
-// PolicyTitle returns the policy of the rule as text for people names it. A policy of a
-// whole cluster is named with its tier, as in "admin/platform".
+// PolicyTitle returns the name of the rule's policy for texts that people read: "namespace/name",
+// or for a policy in no namespace its tier and its name, as in "admin/platform".
 func (r *Rule) PolicyTitle() string { return PolicyTitle(r.Tier, r.Policy) }
 
-// PolicyTitle returns the title of a policy with the given tier and text.
+// PolicyTitle returns the title of a policy: its name in verdicts, such as "default/db", or for
+// a policy in no namespace the tier and the name, such as "admin/platform".
 func PolicyTitle(t Tier, policy string) string {
 	if t == NetworkPolicyTier || strings.Contains(policy, "/") {
 		return policy
@@ -191,6 +200,7 @@ func PolicyTitle(t Tier, policy string) string {
 // Isolation is the set of policies that isolate a pod in one direction.
 type Isolation struct {
 	Direction Direction
+	Denial    Denial   // of the policies; drop prevails
 	Policies  []string // "namespace/name", sorted; never empty
 }
 
@@ -225,4 +235,15 @@ type Verdict struct {
 	// action, whatever their protocol and port. Their reasons may differ. Pair may be false
 	// although all these packets get this action, because not every such case is recognized.
 	Pair bool
+	// Reject is set if the sender of a denied packet gets an answer, where that is possible:
+	// see Denial.
+	Reject bool
+}
+
+// Answer returns the action, with Reject for a denial whose sender gets an answer.
+func (v *Verdict) Answer() Action {
+	if v.Action == Deny && v.Reject {
+		return Reject
+	}
+	return v.Action
 }

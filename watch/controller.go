@@ -101,8 +101,8 @@ func New(store *policy.Store, pub *policy.Published, opts Options) *Controller {
 	return c
 }
 
-// First returns a channel that receives the first change after it is published. It is used
-// only if Options names no stages.
+// First returns a channel that receives the first change after its publication. Nothing is sent
+// if Options.Stages is set.
 func (c *Controller) First() <-chan Change { return c.first }
 
 // Attach sets the stages that apply all changes after the first, in this order. It must be
@@ -213,7 +213,7 @@ func (c *Controller) loop(ctx context.Context, updates <-chan message, sources [
 	}
 }
 
-// prepare prepares drafts until ctx ends.
+// prepare prepares the drafts of large policies (see policy.Draft) until ctx ends.
 func (c *Controller) prepare(ctx context.Context) {
 	for {
 		select {
@@ -297,8 +297,8 @@ func (c *Controller) commit(ctx context.Context, by []string) error {
 	return nil
 }
 
-// await sends the first change to the channel of First, and waits for the stages from
-// Attach.
+// await sends the first change to the channel that First returns, and waits until Attach sets the
+// stages.
 func (c *Controller) await(ctx context.Context, first Change) {
 	c.first <- first
 	select {

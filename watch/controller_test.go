@@ -63,7 +63,7 @@ func run(t *testing.T, pub *policy.Published, logger *slog.Logger, sources ...wa
 	return runWithStore(t, policy.NewStore(), pub, logger, sources...)
 }
 
-// runWithStore is run with the given store.
+// runWithStore is like run, but uses the given store.
 func runWithStore(t *testing.T, store *policy.Store, pub *policy.Published, logger *slog.Logger, sources ...watch.Source) (*watch.Controller, chan published, chan error) {
 	t.Helper()
 	return runWith(t, store, pub, logger, func(*watch.Controller) {}, sources...)

@@ -115,7 +115,7 @@ func (d *drafted) step() chan struct{} {
 }
 
 // onPort returns a policy that allows connections from outside to one port of a pod. If large is
-// set, the policy has so many addresses and labels that it becomes a draft.
+// set, the policy has so many addresses and labels that the Store makes a policy.Draft of it.
 func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkPolicy {
 	number := intstr.FromInt32(port)
 	rule := networkingv1.NetworkPolicyIngressRule{
@@ -211,8 +211,8 @@ func TestControllerDeletesAPolicyBeingCompiled(t *testing.T) {
 	}
 }
 
-// release sets a large policy and continues all steps until the policy is in force. By then,
-// all policies that were set before are in force too.
+// release sets a large policy, and continues each step of the preparation until the policy is in
+// force. All policies that were set earlier are then in force too.
 func (d *drafted) release(p *networkingv1.NetworkPolicy) {
 	d.t.Helper()
 	var pod int

@@ -24,8 +24,8 @@ type Change struct {
 // Stage puts changes into force in one part of the agent.
 type Stage interface {
 	fmt.Stringer
-	// Apply returns when no older snapshot decides anything in that part. An error ends
-	// Run, unless it is ErrUnsettled or ctx has ended.
+	// Apply returns when that part uses no snapshot older than c.Snapshot. An error ends
+	// Controller.Run, unless it is ErrUnsettled or ctx has ended.
 	Apply(ctx context.Context, c Change) error
 }
 
@@ -41,8 +41,8 @@ func (s StageFunc) String() string { return s.Name }
 // Apply calls the function.
 func (s StageFunc) Apply(ctx context.Context, c Change) error { return s.Func(ctx, c) }
 
-// ErrUnsettled is the error of a stage in which an older snapshot may still decide
-// something. The later stages get the change with Unsettled set, and the Controller applies
+// ErrUnsettled is the error of a stage whose part of the agent may still use an older
+// snapshot. The later stages get the change with Unsettled set, and the Controller applies
 // the change again.
 var ErrUnsettled = errors.New("an older snapshot is still in use")
 
@@ -50,7 +50,8 @@ const (
 	// workersTimeout bounds the wait for a worker. A worker that takes longer is stuck, and
 	// must not delay new policies for the other workers.
 	workersTimeout = 5 * time.Second
-	// unsettledInterval is the time after which an unsettled change is applied again.
+	// unsettledInterval is the time after which the Controller applies a change again if a
+	// stage has returned ErrUnsettled.
 	unsettledInterval = time.Second
 )
 

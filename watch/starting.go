@@ -7,8 +7,9 @@ import (
 )
 
 // Starting is a Source that updates the store when the addresses of starting pods change.
-// The addresses are pending at once, without an update. The update adjusts the state that
-// depends on them, such as the owner of an address that several pods claim.
+// Such an address is pending as soon as Pods has it, even before the update. The update adjusts
+// what the store derives from these addresses, such as the owner of an address that several
+// pods claim.
 type Starting struct{ Pods *policy.StartingPods }
 
 // String names the source.

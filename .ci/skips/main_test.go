@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// run prints the output of failed tests, of tests that never ended and of packages, and records why
-// tests were skipped.
+// run prints the output of failed tests and of tests that never ended, and the output that belongs to
+// a package and not to a test. It records why tests were skipped.
 func TestRun(t *testing.T) {
 	const events = `
 {"Action":"start","Package":"p"}

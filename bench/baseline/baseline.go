@@ -156,7 +156,7 @@ func (w *writer) rule(namespace string, p *policy.Pod, d filter.Direction, r *po
 	var pods [][]*policy.Pod // the pods of each peer, to look up named ports
 	for i := range r.Peers {
 		set, matched := w.peer(namespace, &r.Peers[i])
-		if set != "" { // an IPv6 range contains no IPv4 address
+		if set != "" { // a malformed peer or an IPv6 range has no set
 			from, pods = append(from, Rule{Side: d, Set: set, Target: Return}), append(pods, matched)
 		}
 	}
@@ -174,7 +174,8 @@ func (w *writer) rule(namespace string, p *policy.Pod, d filter.Direction, r *po
 	return rules
 }
 
-// port returns r restricted to a port. If the port does not exist, it returns no rule.
+// port returns r restricted to a port. It returns no rule if the port is malformed, or if it is
+// an ingress port with a name that p does not declare.
 func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.PortRange, peers []*policy.Pod) []Rule {
 	r.Proto = port.Protocol
 	switch {
@@ -192,7 +193,7 @@ func (w *writer) port(r Rule, p *policy.Pod, d filter.Direction, port policy.Por
 		r.Last = r.First
 		return []Rule{r}
 	}
-	// The name may mean a different number for each destination.
+	// Each destination may declare a different number under this name.
 	s := Set{Kind: "hash:ip,port"}
 	for _, peer := range peers {
 		if n, a := named(peer, port.Name, r.Proto), address(peer); n != 0 && a.IsValid() {
@@ -243,7 +244,8 @@ func (w *writer) peer(namespace string, peer *policy.Peer) (name string, pods []
 	return w.set("pods "+space.String()+" / "+pod.String(), s), pods
 }
 
-// namespaceLabels returns the labels of a pod's namespace, which may have no object.
+// namespaceLabels returns the labels of a pod's namespace. If there is no Namespace object, these
+// are only the label with the namespace's name.
 func (w *writer) namespaceLabels(p *policy.Pod) labels.Set {
 	if l, ok := w.namespaces[p.Namespace]; ok {
 		return l

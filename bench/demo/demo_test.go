@@ -117,7 +117,7 @@ func TestAllStepsAreAsExpected(t *testing.T) {
 	}
 }
 
-// shownInReadme returns the step that the README shows.
+// shownInReadme returns the part of the demo's output, one step, that the README shows.
 func shownInReadme(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../../README.md")
@@ -132,7 +132,7 @@ func shownInReadme(t *testing.T) string {
 	return "── " + step
 }
 
-// The demo reports the wrong probes of an agent that enforces nothing.
+// With an agent that enforces nothing, the demo reports each probe whose result is wrong.
 func TestWrongProbesAreReported(t *testing.T) {
 	lab.Require(t)
 	tests := []struct {

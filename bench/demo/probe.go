@@ -19,9 +19,8 @@ const (
 	// probeTimeout bounds the wait for an attempt that gets neither an answer nor a verdict,
 	// because its packet was lost.
 	probeTimeout = time.Minute
-	// strayInterval is how much longer the demo waits for answers to denied attempts, so that
-	// it sees an answer that comes although the agent denied the attempt. In the lab, an
-	// answer takes a few milliseconds.
+	// strayInterval is how long the demo still waits after every attempt has an answer or a
+	// denial, to see answers to denied attempts. In the lab, an answer takes a few milliseconds.
 	strayInterval = 300 * time.Millisecond
 )
 
@@ -56,8 +55,8 @@ func (o outcome) reached() bool {
 	return o.Outcome == lab.Reached && o.By == o.to.host.name
 }
 
-// probes returns all attempts between all hosts, except those whose packets do not pass the
-// node.
+// probes returns all attempts between all hosts, except those between two outside hosts: their
+// packets do not pass the node.
 func (c *cluster) probes() (ps []probe) {
 	for _, from := range c.hosts {
 		for _, to := range c.serverPorts() {

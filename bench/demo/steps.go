@@ -18,9 +18,8 @@ type step struct {
 	// meaning explains the policies. see tells the reader which cells of the table to look at.
 	meaning, see string
 	policies     []string // files in the directory policies, without their extension
-	// expectations state which probes succeed. They were written by hand, because the engine
-	// would be compared with itself if it derived them from the policies. See expectation for
-	// the syntax.
+	// expectations state which probes succeed. They were written by hand: deriving them from
+	// the policies would compare the engine with itself. See expectation for the syntax.
 	expectations []string
 }
 
@@ -105,7 +104,7 @@ var steps = []step{
 	},
 }
 
-// always are expectations that no policy can change. They follow the expectations of a step.
+// always lists expectations that no policy can change. They follow the expectations of a step.
 var always = []string{
 	"yes * -> itself",
 	"yes node-1 -> *",

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Client makes connections or requests, several at a time. It keeps their count between
-// calls, so that a call does not begin with the keys of an earlier one. Only one goroutine at a
-// time may use a Client.
+// Client makes connections or requests, several at a time. It counts them across calls, so that
+// each call continues with the next key (see Target.Key) and does not repeat earlier ones. Only
+// one goroutine at a time may use a Client.
 type Client struct {
 	made uint64
 }

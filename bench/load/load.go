@@ -84,8 +84,8 @@ const (
 	requestTimeout = time.Second
 )
 
-// summarize returns the latency of connections and the number of late connections. It sorts
-// took.
+// summarize returns the latency of connections, and the number of those that took lateAfter or
+// longer. It sorts took.
 func summarize(took []time.Duration) (l Latency, late uint64) {
 	if len(took) == 0 {
 		return l, 0

@@ -60,7 +60,7 @@ func TestClientAndServer(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
-		// The port is free again.
+		// Close must have freed the port.
 		l, err := net.Listen("tcp", netip.AddrPortFrom(loopback, ports.First).String())
 		if err != nil {
 			t.Fatal(err)
@@ -129,7 +129,7 @@ func TestEndsWithItsContext(t *testing.T) {
 }
 
 // TestKeysRepeatLate checks that a key repeats only after all combinations of sources and
-// ports have been used. Otherwise the keys of a load would not be "never seen".
+// ports have been used. Loads that need keys without a remembered verdict depend on this.
 func TestKeysRepeatLate(t *testing.T) {
 	to := load.Target{To: loopback, Ports: load.Ports{First: 65000, Count: 7}, From: []netip.Addr{loopback, netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.3")}}
 	type key struct {

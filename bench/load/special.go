@@ -15,8 +15,8 @@ import (
 )
 
 // Stream sends over one TCP connection as fast as possible for the given time. Outcome.Bytes is
-// the number of bytes that the kernel has accepted. At most one socket buffer of them has not
-// arrived.
+// the number of bytes that the kernel has accepted. Some of these bytes, at most one socket
+// buffer, may not have arrived.
 func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, err error) {
 	from, port := to.Key(0)
 	d := net.Dialer{}
@@ -134,8 +134,8 @@ type probe struct {
 	seen     *Seen
 }
 
-// probeSockets bounds the number of sockets that wait for an answer. With one new socket every
-// probeInterval, a socket is closed after 500 × 200 µs = 100 ms.
+// probeSockets bounds the number of sockets that wait for an answer. A new socket is opened every
+// probeInterval, so a socket is closed after 500 × 200 µs = 100 ms.
 const probeSockets = 500
 
 func (p *probe) open() (int, error) {

@@ -10,8 +10,8 @@ import (
 	"sluice/bench/stats"
 )
 
-// chart is a drawing with a line for each contender. The line has a dot for each round's value
-// and a stroke at the median. Unlike a bar, it shows every value.
+// chart is a drawing with one line of dots for each contender (see Row): a dot for the value of
+// each round, and a stroke at the median. Unlike a bar, a line of dots shows every value.
 type chart struct {
 	title  string
 	legend []string // names of the groups of dots, in order

@@ -19,10 +19,10 @@ type Change struct {
 	Real bool
 }
 
-// Thresholds for a change to count; see [Compare].
+// Thresholds for Change.Real; see [Compare].
 const (
-	falseDiscoveryRate = 0.05 // share of the counted changes that may be due to chance
-	minChange          = 0.02 // smallest change that counts, relative to the old value
+	falseDiscoveryRate = 0.05 // share of the changes with Real set that may be due to chance
+	minChange          = 0.02 // smallest change for which Real is set, relative to the old value
 )
 
 // Compare compares two results figure by figure. It ignores figures that only one of the
@@ -31,9 +31,10 @@ const (
 // If a row has a reference row, Compare compares ratios, so that the speed of the machine
 // on that day cancels out. With absolute, it compares the figures themselves. The values of
 // the rounds are tested with the two-sided rank test of Mann and Whitney, which assumes no
-// distribution. Because many figures are tested at once, Compare selects the changes that
-// count so that at most about one in twenty of them is due to chance (Benjamini and
-// Hochberg), separately for each size of cluster. A change must also be 2% or more.
+// distribution. Because many figures are tested at once, Compare controls the false discovery
+// rate (Benjamini and Hochberg), separately for each size of cluster: of the changes for which
+// it sets Real, at most about one in twenty is due to chance. It sets Real only for changes of
+// 2% or more.
 func Compare(old, fresh *Result, absolute bool) []Change {
 	var changes []Change
 	for _, s := range fresh.Series {
@@ -58,7 +59,7 @@ func Compare(old, fresh *Result, absolute bool) []Change {
 	return changes
 }
 
-// markReal considers the changes for one size of cluster, and sets Real in those that count.
+// markReal sets Real in those changes of one size of cluster that pass both thresholds.
 func markReal(changes []Change, of Scenario) {
 	var p []float64
 	var its []*Change
@@ -124,7 +125,8 @@ func fewest(r *Result) int {
 	return n
 }
 
-// Sort orders changes: first the changes for the worse, then all others, both by size.
+// Sort orders changes: first the changes for the worse, then all others. In both parts, the
+// largest relative change comes first.
 func Sort(changes []Change) {
 	weight := func(c Change) float64 {
 		w := math.Abs(c.New-c.Old) / max(1e-9, math.Abs(c.Old))

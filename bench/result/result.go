@@ -56,8 +56,8 @@ type Machine struct {
 type Row struct {
 	Name  string `json:"name"`
 	Label string `json:"label"`
-	// Against is the name of the row by whose values this row's values are divided for ratios;
-	// empty for a row without ratios.
+	// Against is the name of the reference row: Ratios divides the values of this row by those
+	// of the reference row. It is empty for a row without ratios.
 	Against string `json:"against,omitempty"`
 	About   string `json:"about"`
 }

@@ -128,8 +128,8 @@ func (p *process) row(w io.Writer, when string) error {
 	return nil
 }
 
-// events triggers events of one kind, which sort names, and waits until the agent has published the
-// pod that is added after them.
+// events triggers events of the kind sort (see eventKinds), and then adds a pod. It waits until the
+// agent has published the pod.
 func (p *process) events(ctx context.Context, opts options, sort string) error {
 	mark := p.Mark()
 	p.added++

@@ -15,7 +15,7 @@ import (
 
 var created = time.Unix(1_700_000_000, 0)
 
-// addPodDetails adds to p the further fields of a Deployment's pod: about 3 KB that do not
+// addPodDetails adds to p the other fields of a Deployment's pod: about 3 KB that do not
 // affect any decision. All pods of an app get the labels of the app's first pod. One app in
 // ten is a StatefulSet, whose pods each get one more label, with the pod's name.
 func addPodDetails(p, first *corev1.Pod, i int) {

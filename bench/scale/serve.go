@@ -94,7 +94,8 @@ func (c *servedCluster) triggerEvents(w http.ResponseWriter, req *http.Request) 
 	})
 }
 
-// event triggers event i of a kind on one of many objects. It reports whether the kind exists.
+// event triggers event i of the given kind on an object that it selects by i. It returns false
+// if there is no such kind.
 func (c *servedCluster) event(what string, i int) bool {
 	pod := func() *corev1.Pod { return c.cluster.Pods[i*7%len(c.cluster.Pods)].DeepCopy() }
 	switch what {

@@ -3,7 +3,7 @@
 //
 // iptables calls two small eBPF programs, program.c, as matches right before the rule that
 // queues: "allow" matches packets that may pass, "deny" packets that must not. A packet that
-// neither matches is queued. A [Cache] loads the programs, pins them where iptables finds
+// neither matches is queued. Two more programs are for the hooks where packets can be rejected. A [Cache] loads the programs, pins them where iptables finds
 // them, and fills their maps: the endpoints of the snapshot in force, with epochs and
 // isolation; the ranges in which unknown addresses are pending; and verdicts by key or, with
 // filter.Any, by pair of addresses.
@@ -40,7 +40,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// The objects are committed, so that building needs no clang. "make generate"
+// The compiled programs are committed, so that building needs no clang. "make generate"
 // compiles them again; clang 14 of Debian 12 gives the same bytes.
 //
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -no-global-types -target bpfel,bpfeb program program.c -- -O2 -Wall -Werror -mcpu=v2
@@ -62,20 +62,24 @@ type Options struct {
 	Flows int
 	// AllowedOnly leaves denials to user space, where they are logged.
 	AllowedOnly bool
-	// Unattended bounds how long after the last call of Attend the kernel answers for
-	// pods of this node that share an interface, as on a bridge; 0 disables the bound.
-	// Their addresses may belong to other pods when the agent has been gone for long.
+	// Unattended concerns pods of this node that share an interface, as on a bridge. The
+	// kernel stops answering for them when Attend has not been called for this time: after
+	// a long absence of the agent, their addresses may belong to other pods. 0 means that
+	// the kernel never stops.
 	Unattended time.Duration
 	// Logger logs failures that are not returned; nil discards them.
 	Logger *slog.Logger
 }
 
-// Stats are the statistics of a cache. Answers of the kernel are counted per packet.
+// Stats are the statistics of a cache. Open, Allowed and Denied count the packets that the kernel
+// answered.
 type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
 	Allowed uint64 // packets allowed by a verdict in the cache
-	Denied  uint64 // packets denied by a verdict in the cache, or because an end is closed: policies allow it nothing
-	Failed  uint64 // verdicts that could not be inserted
+	Denied  uint64 // packets dropped by a verdict in the cache, or because an end is closed: policies allow it nothing
+	// Rejected counts packets that are denied as those in Denied are, and rejected.
+	Rejected uint64
+	Failed   uint64 // verdicts that could not be inserted
 	// Published is the duration of the last Publish that changed something.
 	Published time.Duration
 }
@@ -181,10 +185,11 @@ func (c *Cache) pin() (err error) {
 	if c.pins, err = newPins(c.opts.BPFFS); err != nil {
 		return err
 	}
-	if err = c.objs.Allow.Pin(c.AllowPin()); err == nil && !c.opts.AllowedOnly {
-		err = c.objs.Deny.Pin(c.DenyPin())
+	var errs []error
+	for path, program := range c.programs() {
+		errs = append(errs, program.Pin(path))
 	}
-	if err != nil {
+	if err = errors.Join(errs...); err != nil {
 		err = errors.Join(err, c.pins.remove())
 	}
 	return err
@@ -199,12 +204,8 @@ func (c *Cache) EnsurePins() error {
 	if c.stopped.Load() {
 		return nil
 	}
-	programs := map[string]*ebpf.Program{c.AllowPin(): c.objs.Allow}
-	if !c.opts.AllowedOnly {
-		programs[c.DenyPin()] = c.objs.Deny
-	}
 	var errs []error
-	for path, program := range programs {
+	for path, program := range c.programs() {
 		if pinned(path, program) {
 			continue
 		}
@@ -255,6 +256,15 @@ func pinned(path string, program *ebpf.Program) bool {
 	return ok && wantOK && id == wantID
 }
 
+// programs returns the programs that are pinned, by path.
+func (c *Cache) programs() map[string]*ebpf.Program {
+	programs := map[string]*ebpf.Program{c.AllowPin(): c.objs.Allow, c.LaterPin(): c.objs.Later}
+	if !c.opts.AllowedOnly {
+		programs[c.DenyPin()], programs[c.RejectPin()] = c.objs.Deny, c.objs.Reject
+	}
+	return programs
+}
+
 // AllowPin returns the path of the program that matches packets that may pass.
 func (c *Cache) AllowPin() string { return filepath.Join(c.pins.dir, "allow") }
 
@@ -265,6 +275,19 @@ func (c *Cache) DenyPin() string {
 		return ""
 	}
 	return filepath.Join(c.pins.dir, "deny")
+}
+
+// LaterPin returns the path of the program that matches packets in FORWARD that the programs of
+// AllowPin and DenyPin answer in POSTROUTING.
+func (c *Cache) LaterPin() string { return filepath.Join(c.pins.dir, "later") }
+
+// RejectPin returns the path of the program that matches packets that must not pass and are to be
+// rejected; empty with AllowedOnly.
+func (c *Cache) RejectPin() string {
+	if c.opts.AllowedOnly {
+		return ""
+	}
+	return filepath.Join(c.pins.dir, "reject")
 }
 
 // Close closes the agent's handles. The programs stay pinned, and rules still call them.
@@ -351,7 +374,7 @@ func rangeOf(p netip.Prefix) prefix {
 // Stats returns the statistics of the cache.
 func (c *Cache) Stats() (Stats, error) {
 	s := Stats{Failed: c.failed.Load(), Published: time.Duration(c.published.Load())}
-	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied} {
+	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied, &s.Rejected} {
 		var each []uint64 // the counter of each CPU
 		if err := c.objs.Answers.Lookup(uint32(i), &each); err != nil {
 			return s, fmt.Errorf("read the counters of the kernel's flow cache: %w", err)

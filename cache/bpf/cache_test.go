@@ -68,8 +68,8 @@ func newFixture(t testing.TB, opts bpf.Options, ranges []netip.Prefix) (*bpf.Cac
 
 func redis(from netip.Addr) []byte { return packetOf(from, db, filter.TCP, 6379, 20) }
 
-// The programs match nothing before a snapshot is published and before a verdict is remembered.
-// After that they repeat the verdict.
+// The programs match nothing until a snapshot is published and a verdict is remembered. From then
+// on they repeat the verdict.
 func TestRemembers(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{}, nil)
 	if got := p.run(redis(web)); got != noMatch {
@@ -112,7 +112,7 @@ func manyPackets(src, dst netip.Addr) (all [][]byte) {
 
 // If a verdict applies to all packets between two addresses, the kernel remembers it for
 // this pair of addresses, whatever the protocol and port. So only the first packet of a
-// port scan reaches user space. The same changes invalidate such a verdict as any other.
+// port scan reaches user space. Such a verdict becomes invalid by the same changes as any other.
 func TestPairs(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	all := letIn("db", "web")
@@ -199,9 +199,10 @@ func orderedPolicy(tier policy.Tier, rule policy.Rule) *policy.Policy {
 	}
 }
 
-// If an ordered rule may deny what a pod sends to its node, the kernel repeats the verdicts about
-// that, in the middle of a connection too, and no longer those of before. What the node sends,
-// and packets of pods that no policy concerns, still need no verdict.
+// Without a policy, the BPF programs allow every packet from a pod to its node. If an ordered
+// rule may deny such packets, the programs leave each one to user space until they have its
+// verdict, and then repeat that verdict, also in the middle of a connection. Packets from the
+// node, and packets of pods that no policy concerns, still need no verdict.
 func TestToNode(t *testing.T) {
 	node, closed := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.0.0.66")
 	ack := packetOf(web, node, filter.TCP, 22, 20)
@@ -224,7 +225,7 @@ func TestToNode(t *testing.T) {
 		u.commit(t)
 		wantClosed := denied
 		if tier == policy.Baseline {
-			wantClosed = allowed // a NetworkPolicy isolates the pod, and leaves its node open
+			wantClosed = allowed // a NetworkPolicy isolates this pod: the tier Baseline is not evaluated, and its node is open to it
 		}
 		for i, one := range []struct {
 			data         []byte
@@ -253,8 +254,9 @@ func TestToNode(t *testing.T) {
 	}
 }
 
-// With an Admin policy for all pods, the kernel remembers verdicts as it does for NetworkPolicy.
-// If the policy can deny nothing, it still answers for pods without another policy.
+// With an Admin policy for all pods that may deny packets, the BPF programs need a remembered
+// verdict, as with a NetworkPolicy. If the Admin policy can deny nothing, they allow packets
+// between pods without another policy, and need no verdict.
 func TestAdminPolicyForAllPods(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.store.SetPolicy(orderedPolicy(policy.Admin, policy.Rule{Action: policy.Pass}))
@@ -277,9 +279,9 @@ func TestAdminPolicyForAllPods(t *testing.T) {
 	}
 }
 
-// If policies isolate an end in the opposite direction, the kernel leaves packets in the middle
-// of a connection to user space, which checks both directions. A remembered denial applies to
-// all packets.
+// User space checks both directions of a packet in the middle of a connection. So if policies
+// isolate an end in the direction opposite to the packet's, the BPF programs leave such a packet
+// to user space. A remembered denial applies to all packets.
 func TestMidStreamIsLeftToUserSpace(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
@@ -618,17 +620,32 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// BenchmarkPublish measures the time until a change among 10,000 pods is in force. Until the tables
-// are swapped, the kernel decides by the old state; after that, Publish waits for packets that are
-// still in the rules.
+// BenchmarkPublish measures Publish for a change of one of 10,000 pods, and for a change of all of
+// 100,000. Until the tables are swapped, the kernel decides by the old state; after that, Publish
+// waits for packets that are still in the rules.
 func BenchmarkPublish(b *testing.B) {
-	_, _, u := newFixture(b, bpf.Options{}, nil)
-	for i := range 10000 {
-		u.store.SetPod(kubepod.Read(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))))
-	}
-	u.commit(b)
-	for i := 0; b.Loop(); i++ {
-		u.store.SetPolicy(netpol.Read(letIn("db", []string{"web", "other"}[i%2])))
-		u.commit(b)
+	for _, o := range []struct {
+		pods int
+		into map[string]string // labels of the pods that the changing policy selects
+	}{{10_000, map[string]string{"name": "db"}}, {100_000, nil}} {
+		b.Run(fmt.Sprintf("pods=%d/all=%v", o.pods, o.into == nil), func(b *testing.B) {
+			_, _, u := newFixture(b, bpf.Options{}, nil)
+			for i := range o.pods {
+				u.store.SetPod(kubepod.Read(podOf(fmt.Sprint("many", i), netip.AddrFrom4([4]byte{10, byte(1 + i>>16), byte(i >> 8), byte(i)}))))
+			}
+			u.commit(b)
+			for i := 0; b.Loop(); i++ {
+				b.StopTimer()
+				p := letIn("db", []string{"web", "other"}[i%2])
+				p.Spec.PodSelector.MatchLabels = o.into
+				u.store.SetPolicy(netpol.Read(p))
+				s, changes := u.store.Commit()
+				u.published.Publish(s)
+				b.StartTimer()
+				if err := u.cache.Publish(s, changes); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -35,8 +35,8 @@ func newCache(t testing.TB, opts bpf.Options) *bpf.Cache {
 	return c
 }
 
-// bpffs returns a path at which a BPF file system may be mounted. It is unmounted when the test
-// ends.
+// bpffs returns a path at which the caller may mount a BPF file system. When the test ends, the file
+// system is unmounted.
 func bpffs(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -125,8 +125,8 @@ func (p *programs) runFrom(device uint32, data []byte) verdict {
 	return got
 }
 
-// user is the user space part: a store, and an evaluator that writes its verdicts to the cache in
-// the kernel.
+// user is the part of an agent that runs in user space: a store, and an evaluator that writes its
+// verdicts to the flow cache in the kernel.
 type user struct {
 	store     *policy.Store
 	published policy.Published
@@ -156,18 +156,18 @@ func (u *user) commit(t testing.TB) {
 // evaluate returns the verdict of user space, which the kernel then remembers. A packet to an
 // address of the node is for the node itself.
 func (u *user) evaluate(data []byte) filter.Action {
-	toNode := false
-	if k, err := u.decoder.Decode(data); err == nil {
-		toNode = u.published.Snapshot().Endpoint(k.Key.DstAddr()).IsNode()
+	hook := filter.AtPostrouting
+	if k, err := u.decoder.Decode(data); err == nil && u.published.Snapshot().Endpoint(k.Key.DstAddr()).IsNode() {
+		hook = filter.AtInput
 	}
 	u.evaluator.Enter()
-	action, _ := u.evaluator.Evaluate(data, toNode)
+	action, _ := u.evaluator.Evaluate(data, hook)
 	u.evaluator.Exit()
 	return action
 }
 
-// packetOf returns a well-formed packet with length bytes behind the IP header. It is the first of
-// a connection.
+// packetOf returns a well-formed first packet of a connection. length is the number of bytes behind
+// the IP header.
 func packetOf(src, dst netip.Addr, protocol filter.Protocol, port uint16, length int) []byte {
 	body := make([]byte, length)
 	binary.BigEndian.PutUint16(body[2:], port)

@@ -106,7 +106,7 @@ func TestChangesAtOnce(t *testing.T) {
 	egress.Namespace, egress.Name = "default", "egress"
 	egress.Spec.PodSelector.MatchLabels = map[string]string{"name": "web"}
 	egress.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
-	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // a rule, so that web is not closed and its packets are left to user space
+	egress.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{}}}}} // with a rule, the programs leave web's packets to user space; without any, they would deny them
 	ingress := letIn("db", "absent")
 	u.store.SetPolicy(netpol.Read(egress))
 	u.commit(t)

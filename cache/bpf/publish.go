@@ -30,6 +30,8 @@ const (
 	closedIngress   = 16
 	shared          = 64
 	askToNode       = 128
+	rejectEgress    = 256
+	rejectIngress   = 512
 )
 
 // endpointOf returns the table entry of an endpoint. device is the index of the interface that
@@ -37,6 +39,8 @@ const (
 // shares one with other pods.
 func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
 	out := endpoint{Epoch: e.Epoch(), Device: device}
+	closedOut, rejectOut := closes(e, filter.Egress)
+	closedIn, rejectIn := closes(e, filter.Ingress)
 	for _, one := range [...]struct {
 		is   bool
 		flag uint32
@@ -44,8 +48,10 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 		{e.IsNode(), isNode},
 		{e.Effect(filter.Egress) != policy.Open, isolatedEgress},
 		{e.Effect(filter.Ingress) != policy.Open, isolatedIngress},
-		{e.Effect(filter.Egress) == policy.Closed, closedEgress},
-		{e.Effect(filter.Ingress) == policy.Closed, closedIngress},
+		{closedOut, closedEgress},
+		{closedIn, closedIngress},
+		{rejectOut, rejectEgress},
+		{rejectIn, rejectIngress},
 		{device == 0 && isLocal(s, e), shared},
 		{e.EffectToNode() != policy.Open, askToNode},
 	} {
@@ -54,6 +60,16 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 		}
 	}
 	return out
+}
+
+// closes reports whether the programs may deny every packet of an endpoint in a direction, and
+// whether such packets are rejected. If that depends on the packet, the programs need a verdict.
+func closes(e *policy.Endpoint, d filter.Direction) (closed, rejects bool) {
+	if e.Effect(d) != policy.Closed {
+		return false, false
+	}
+	rejects, known := e.ClosedDenial(d)
+	return known, rejects
 }
 
 // isLocal reports whether a pod runs on this node.
@@ -80,7 +96,7 @@ func (t *tables) close() error {
 // is decided by an older snapshot, and every packet that an older snapshot has decided has left
 // the iptables rules.
 //
-// Publish takes about 2 µs for each change, and an RCU grace period of some 10 ms. After an
+// Publish takes about 1.3 µs for each change, and an RCU grace period of some 10 ms. After an
 // error the cache is disabled until a later Publish succeeds. If the error is
 // ErrStillAnswering, the cache could not be disabled either.
 func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
@@ -100,9 +116,9 @@ func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 }
 
 // SetDevices sets the interfaces that lead to only one pod of this node. devices maps an address
-// of the pod to the index of its interface. An address that is missing in devices keeps the
-// interface of an earlier call while a pod has the address: when a pod ends, its interface
-// vanishes before the API reports the end.
+// of the pod to the index of its interface. When a pod ends, its interface vanishes before the
+// API reports the end. So an address that is missing in devices keeps the interface of an
+// earlier call for as long as a pod has the address.
 //
 // After an error the cache is disabled until a later Publish succeeds. If the error is
 // ErrStillAnswering, the cache could not be disabled either.
@@ -227,17 +243,53 @@ func addresses(s *policy.Snapshot) iter.Seq[netip.Addr] {
 // write writes the endpoints of the given addresses into a table, and deletes the entries of
 // addresses without an endpoint.
 func (c *Cache) write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
+	var b batch
 	for a := range addrs {
-		var err error
 		if e := s.Endpoint(a); e != nil {
-			err = table.Update(a.As16(), endpointOf(s, e, c.devices[a]), ebpf.UpdateAny)
-		} else if err = table.Delete(a.As16()); errors.Is(err, ebpf.ErrKeyNotExist) {
-			err = nil
+			b.add(a, endpointOf(s, e, c.devices[a]))
+		} else if err := table.Delete(a.As16()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("delete the endpoint of %s: %w", a, err)
 		}
-		if err != nil {
-			return fmt.Errorf("write the endpoint of %s: %w", a, err)
+		if len(b.addrs) == maxBatch {
+			if err := b.write(table); err != nil {
+				return err
+			}
 		}
 	}
+	return b.write(table)
+}
+
+// maxBatch is the greatest number of entries that one system call writes. With a system call for
+// each entry, Publish took 2.6 times as long.
+const maxBatch = 1024
+
+// batch holds entries of a table of endpoints that are written together.
+type batch struct {
+	addrs     [][16]byte
+	endpoints []endpoint
+}
+
+func (b *batch) add(a netip.Addr, e endpoint) {
+	b.addrs, b.endpoints = append(b.addrs, a.As16()), append(b.endpoints, e)
+}
+
+// write writes the entries into a table and empties the batch. A kernel without batches (Linux
+// before 5.6) gets the entries one by one.
+func (b *batch) write(table *ebpf.Map) error {
+	if len(b.addrs) == 0 {
+		return nil
+	}
+	_, err := table.BatchUpdate(b.addrs, b.endpoints, nil)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		err = nil
+		for i := 0; i < len(b.addrs) && err == nil; i++ {
+			err = table.Update(b.addrs[i], b.endpoints[i], ebpf.UpdateAny)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("write %d endpoints, from that of %s: %w", len(b.addrs), netip.AddrFrom16(b.addrs[0]).Unmap(), err)
+	}
+	b.addrs, b.endpoints = b.addrs[:0], b.endpoints[:0]
 	return nil
 }
 

@@ -4,8 +4,8 @@
 // the policy changes, a [Sweeper] evaluates the live connections of the changed endpoints
 // again, with the same decision that new connections get, and rewrites two bits of their
 // marks: allowed and revoked. The rules drop both directions of a revoked connection. A
-// [Follower] sweeps after each publication, but only if [TrackedFlows] or due.go show that
-// a connection may be concerned.
+// [Follower] sweeps after a publication if the verdict about a live connection may have
+// changed; due.go lists the conditions.
 //
 // No verdict of an older snapshot is missed: the caller publishes the snapshot and waits
 // for [sluice/filter/policy.Published.Synchronize] before it sweeps. From then on, every

@@ -16,22 +16,24 @@ import (
 //	a change of policy                               ScopeFlows
 //	a change while a worker was stuck                ScopeAddresses
 //	the start, which is the first event of all       ScopeAll
-//	the agent that had taken over has ended          ScopeAll
+//	the successor has died, this agent enforces      ScopeAll
 //	the predecessor has answered its last packet     ScopeAll
 //	packets may have passed without a verdict        ScopeGap
 //
 // A snapshot with different pod ranges widens the scope to ScopeAll, because the ranges
-// decide which flows the workers track. So does the first policy that may deny what pods send
-// to their node: until then, no such flow is tracked, nor that of a pending address.
+// decide which flows the workers track. The first policy that may deny what pods send to their
+// node widens the scope to ScopeAll too: before it, no flow to the node is tracked, not even
+// one from a pending address.
 //
 // With ScopeFlows, the connections of a changed address are evaluated again if one of these
 // holds:
 //
 //   - A tracked flow of the address has another verdict now.
-//   - TrackedFlows does not keep all flows of the address: there are too many, or the
-//     endpoint has come back and caches answer for flows that were forgotten meanwhile.
-//   - Connections of the address may have begun without a worker, because the endpoint was
-//     open or not known, and the new policies may deny these connections.
+//   - TrackedFlows does not keep all flows of the address: there are too many, or caches use
+//     verdicts about flows that TrackedFlows has forgotten (see comesBack).
+//   - Connections of the address may have begun without a worker, because no policy denied
+//     packets of the endpoint or the endpoint was not known, and the new policies may deny these
+//     connections.
 //   - The endpoint is gone, and packets of its address are held for the next endpoint.
 //   - The last sweep of the address failed.
 //
@@ -123,7 +125,7 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	case was == nil && wasPending == policy.Known, was != nil && f.sweeper.held(isPending), was != nil && policy.MayRestrict(was, is):
 		return needSweep
 	case was == nil && wasPending == policy.PendingRemote && is.EffectToNode() != policy.Open:
-		return needSweep // the rules have not selected the address's packets to the node
+		return needSweep // until now, the rules did not select the packets from the address to the node
 	case isPending != policy.Known:
 		return needLater
 	}

@@ -17,11 +17,9 @@ const (
 	lastRetryBackoff  = 5 * time.Second
 )
 
-// Follower sweeps after each publication, on its own goroutine: a sweep of a large table
-// takes longer than a publication, and one more sweep covers everything that is published
-// meanwhile.
-//
-// Most changes need no sweep: see due.go.
+// Follower runs the sweeps: evaluations of live connections after a publication. Most publications
+// need no sweep: see due.go. Sweeps run on a goroutine of their own, because a sweep of a large
+// table takes longer than a publication.
 //
 // A sweep uses the latest snapshot, and so covers all changes up to that snapshot. If another
 // snapshot is published during a sweep, a further sweep follows. It evaluates only the
@@ -168,9 +166,9 @@ func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, al
 	return f.snapshot, changes, all, gap
 }
 
-// putBack records the changes of a failed sweep again. If Published has recorded a newer
-// change of an address during that sweep, putBack sets its need to needSweep. The need that
-// record computed may be too low, because record did not know the older change.
+// putBack records the changes of a failed sweep again. If Published has recorded a newer change
+// of one of their addresses during the sweep, putBack sets the need of the newer change to
+// needSweep: record computed that need without the older change, so it may be too low.
 func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -102,8 +102,8 @@ func TestFollowerReportsAFailure(t *testing.T) {
 	}
 }
 
-// After Pause, a follower sweeps no connections, because another agent judges them. This holds
-// even if a sweep was due. It ends when the next snapshot is published.
+// After Pause, a follower sweeps no connections, even if a sweep was due, because another agent
+// judges them. The pause ends when the next snapshot is published.
 func TestFollowerPause(t *testing.T) {
 	r := newFixture(t)
 	f := r.follow()

@@ -115,10 +115,10 @@ func parseTuple(b []byte) (t tuple) {
 }
 
 // parseConn parses the body of an entry, which begins with struct nfgenmsg, into c. It
-// returns an error if c.Ref cannot name the entry in later requests: the original tuple is
-// missing, or is longer with the zone than maxRef bytes. The mark of such an entry cannot
-// be changed. If the tuples give no key, or have an IPv4-mapped IPv6 address, parseConn
-// sets c.Malformed.
+// returns an error if c.Ref cannot name the entry in later requests, so that its mark cannot
+// be changed: the original tuple is missing, or the tuple and the zone together exceed maxRef
+// bytes. parseConn sets c.Malformed if a tuple has no source address, no protocol or an
+// IPv4-mapped IPv6 address.
 //
 // parseConn parses only what is needed: in a dump of the whole table, a parser of all
 // attributes takes ten times as long (see the benchmarks).
@@ -196,7 +196,7 @@ func beginMessage(b []byte, kind, flags uint16, seq uint32, family uint8) []byte
 	b = binary.NativeEndian.AppendUint16(b, kind)
 	b = binary.NativeEndian.AppendUint16(b, flags)
 	b = binary.NativeEndian.AppendUint32(b, seq)
-	b = binary.NativeEndian.AppendUint32(b, 0) // port ID; the kernel knows it
+	b = binary.NativeEndian.AppendUint32(b, 0) // port ID; the kernel takes it from the socket
 	return append(b, family, 0, 0, 0)          // nfgenmsg: family, NFNETLINK_V0, no resource
 }
 

@@ -29,10 +29,10 @@ const (
 	// walks through the kernel's whole table for each address. Reporting all 50,000 connections
 	// of a table takes about as long as twenty walks (see the benchmarks).
 	maxFiltered = 4
-	// minFiltered is the number of connections in the table from which on a selection pays off.
-	// Below it, reporting all connections is faster: each walk of a selection visits every
-	// bucket of the kernel's hash table, even the empty ones, which takes some milliseconds if
-	// the table has many buckets.
+	// minFiltered is the least number of connections in the table for which Dump lets the
+	// kernel select. In a smaller table, reporting all connections is faster: each walk of a
+	// selection visits every bucket of the kernel's hash table, even the empty ones, which
+	// takes some milliseconds if the table has many buckets.
 	minFiltered = 4096
 )
 
@@ -51,7 +51,8 @@ type Netlink struct {
 	seq     uint32
 	in, out []byte
 
-	// unfiltered is set once the kernel has failed to filter.
+	// unfiltered makes every dump report all connections. It is set by Options.NoFilter, and
+	// when the kernel has refused or ignored a filter.
 	unfiltered atomic.Bool
 }
 
@@ -63,8 +64,8 @@ type Options struct {
 	// NoFilter makes every dump report all connections, as on a kernel that cannot
 	// filter.
 	NoFilter bool
-	// FilterFrom is the least number of connections in the table for which the kernel
-	// selects the connections of a few addresses; 0 means minFiltered.
+	// FilterFrom replaces minFiltered: if the table has fewer connections, every dump
+	// reports all of them; 0 means minFiltered.
 	FilterFrom int
 }
 
@@ -148,8 +149,8 @@ var errUnfiltered = errors.New("kernel does not filter the connection table")
 // If any of the addresses is IPv6, dumpAmong makes one more dump, of all IPv6 connections. It
 // cannot let the kernel select these, because the kernel's comparison of IPv6 addresses is
 // inverted (ctnetlink_filter_match_tuple, at least 5.8 to 6.18): the filter leaves out exactly
-// the requested connections. If there are no others, the wrong answer cannot be recognised,
-// because it looks like that of an empty table.
+// the requested connections. If the table has no other connections, the answer is empty, and
+// cannot be told from that of an empty table.
 func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func(*Conn)) error {
 	v4 := slices.DeleteFunc(slices.Clone(among), netip.Addr.Is6)
 	var mu sync.Mutex

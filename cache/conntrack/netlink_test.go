@@ -21,7 +21,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// families lists the commands and addresses of each IP version in the network of the tests.
+// families lists, for each IP version, the iptables command and the addresses in the tests'
+// network.
 var families = []struct {
 	name, iptables string
 	service        netip.AddrPort
@@ -31,7 +32,8 @@ var families = []struct {
 	{"IPv6", "ip6tables", service6, web6, db6},
 }
 
-// live is a sweeper of the router's table in the kernel.
+// live is a fixture whose Sweeper works on a real conntrack table: that of the test network's
+// router.
 type live struct {
 	*fixture
 	network
@@ -42,7 +44,7 @@ func newLive(t *testing.T) *live {
 	n := newNetwork(t)
 	r := newFixture(t)
 	l := &live{fixture: r, network: n, kernel: open(t, conntrack.Options{NetNS: n.router.NetNS()})}
-	local := r.Local // the Local that New sets lists this machine's addresses, and a pod may have the same address
+	local := r.Local // replaces the Local that New sets: that one lists addresses of this machine, which may equal a pod's
 	l.Sweeper = conntrack.New(l.kernel, conntrack.DefaultMarks, nil, &r.seen)
 	l.Local = local
 	return l
@@ -139,8 +141,8 @@ func (l *live) connectTCP(to netip.AddrPort, at netip.Addr) (client, server *net
 	return client, server
 }
 
-// connectUDP opens sockets at web and db. The socket at db is not connected: it takes the
-// address of its peer from what it reads.
+// connectUDP opens sockets at web and db. Only the socket at web is connected. The test gets
+// the address to which the socket at db must reply from the datagrams that arrive there.
 func (l *live) connectUDP(to netip.AddrPort, at netip.Addr) (client *net.UDPConn, server *net.UDPConn) {
 	l.t.Helper()
 	if err := errors.Join(
@@ -457,8 +459,8 @@ func TestOpenWithoutNamespace(t *testing.T) {
 	}
 }
 
-// A dump for one address reports all connections of a small table, but only the connections
-// of that address of a large table.
+// A dump for one address of a small table reports all connections. The same dump of a large
+// table reports only the connections from or to that address.
 func TestSmallTableIsNotFiltered(t *testing.T) {
 	node := newTable(t)
 	fill(t, node, 300, db, idle, netip.MustParseAddr("10.0.0.7"))

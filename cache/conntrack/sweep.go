@@ -302,7 +302,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	if w.options.seen != nil {
 		w.options.seen.see(&c.Key, w.snapshot, &v, w.options.number)
 	}
-	if !c.MidStream {
+	if !c.MidStream || v.Action == filter.Allow && v.Reason == filter.OwnNode { // what the node sends passes
 		return v, known
 	}
 	reverse := c.Key.Reverse(c.SrcPort)
@@ -331,7 +331,7 @@ func (w *sweep) concerns(c *Conn) bool {
 	return ok
 }
 
-// evaluate returns the verdict about a key. known is false if no policy could deny it: a
+// evaluate returns the verdict about a key. known is false if no policy could deny the flow: a
 // connection from this node, or between ends that are not pods, needs no mark.
 func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
@@ -344,13 +344,14 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
 }
 
-// held reports whether packets of new connections of an address are held until the address's pod
-// is known or, if the hold expires first, denied.
+// held reports whether workers hold the packets of new connections of an address with the
+// status p until its pod is known. A packet is denied if its hold expires first.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
-// sparesNode reports whether a connection that v denies must not be revoked, because an end is
-// this node, by an address that the snapshot may lack, such as a bridge's. What the node sends
-// is never denied. About what it receives, it decides again, and sets v to the verdict.
+// sparesNode is called for a connection that v denies. It reports whether the connection must
+// not be revoked, because one end is this node. The snapshot may lack the node's address, such
+// as that of a bridge. A connection from the node is never revoked. For a connection to the
+// node, sparesNode decides again, and stores the verdict in v.
 func (w *sweep) sparesNode(c *Conn, v *filter.Verdict) bool {
 	switch {
 	case w.isLocal(c.Key.Src):
@@ -362,7 +363,7 @@ func (w *sweep) sparesNode(c *Conn, v *filter.Verdict) bool {
 	return v.Action == filter.Allow
 }
 
-// isLocal reports whether this node has an address.
+// isLocal reports whether addr is an address of this node.
 func (w *sweep) isLocal(addr [16]byte) bool {
 	if w.local == nil {
 		addrs, err := w.sweeper.Local()

@@ -369,9 +369,10 @@ func TestInvalidMarks(t *testing.T) {
 	}
 }
 
-// When a pod is deleted, the sweep revokes all connections of its address except those with the
-// node. When another pod with this address becomes known, the sweep evaluates them as
-// connections of that pod. With FailOpen, the connections stay allowed in the meantime.
+// When a pod of this node is deleted, its address becomes pending. Without FailOpen, the sweep
+// then revokes all connections of the address except those with the node. With FailOpen, all of
+// them stay allowed. When another pod with this address becomes known, the sweep evaluates the
+// connections as those of that pod.
 func TestPendingAddress(t *testing.T) {
 	for _, failOpen := range []bool{true, false} {
 		r := newFixture(t)

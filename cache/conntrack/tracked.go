@@ -47,8 +47,8 @@ type shard struct {
 // keySet holds the keys of one address. A nil set has no keys.
 type keySet struct {
 	keys map[filter.Key]trackedFlow
-	// lost is 0 if keys is complete. Otherwise keys were dropped or not added, and lost is
-	// the number of the latest snapshot that evaluated one of them.
+	// lost is 0 if keys is complete. Otherwise lost is the number of the latest snapshot that
+	// evaluated a missing key: one that was dropped or not added.
 	lost uint64
 }
 
@@ -75,10 +75,10 @@ func NewTrackedFlows() *TrackedFlows {
 
 func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
 
-// Track records a key that the snapshot with the given number allows. src and dst are true if
-// the source or destination has an endpoint or is a pending address; Track stores the key only
-// under such ends. The caller must call Track before the verdict takes effect. Track is safe
-// for concurrent use, and takes some 200 ns.
+// Track records a key that the snapshot with the given number allows. It stores the key under the
+// source if src is set, and under the destination if dst is set. The caller sets them for an
+// address that has an endpoint or is pending, and must call Track before the verdict takes effect.
+// Track is safe for concurrent use, and takes some 200 ns.
 func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
 	now := trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}
 	if src {
@@ -99,11 +99,11 @@ func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict
 	}
 }
 
-// add records a key under an address. If the address's set is incomplete, add records a key
-// only for a sweep: a sweep sees all connections, and so makes the set complete. For a worker,
-// add then only updates the number keySet.lost.
+// add records a key under an address, for a sweep or for a worker. If the set of the address is
+// incomplete, add does not record a worker's key, and only updates keySet.lost. It does record the
+// keys of a sweep: a sweep sees all connections, and so can make the set complete (see swept).
 func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
-	sweep := now.sweep != 0 // whether add is called for a sweep; otherwise for a worker
+	sweep := now.sweep != 0 // true if a sweep adds the key, false if a worker does
 	s := a.shard(addr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,8 +148,8 @@ func (s *shard) forget(set *keySet, snapshot uint64) {
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict makes room in a shard: it drops the keys of an arbitrary address of the shard. It drops
-// the keys of keep only if all other sets of the shard are empty.
+// evict makes room in a shard: it drops the keys of an arbitrary set of the shard. It chooses the
+// set keep only if all other sets are empty.
 func (s *shard) evict(keep *keySet, snapshot uint64) {
 	for _, set := range s.of {
 		if set != keep && len(set.keys) > 0 {
@@ -160,8 +160,9 @@ func (s *shard) evict(keep *keySet, snapshot uint64) {
 	s.forget(keep, snapshot)
 }
 
-// lose drops the keys of an address and marks its set as incomplete. The caller calls it when
-// caches, from the given snapshot on, may allow connections with keys that are not tracked.
+// lose drops the keys of an address and marks its set as incomplete. Call it if a snapshot makes
+// old cached verdicts valid again: the caches may then allow connections with keys that are not
+// tracked. snapshot is the number of that snapshot.
 func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()
@@ -194,12 +195,15 @@ func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.
 	return false
 }
 
-// swept is called after a sweep that has seen all connections of an address. changed is the
-// number of the snapshot in which the address last changed. swept drops a key if the sweep saw
-// no connection of it, and if the key was last evaluated before the snapshot changed: in that
-// case the key has no connection, and caches do not answer for it. If keys that the snapshot
-// changed or a later one evaluated are missing, swept drops all keys, and the set stays
-// incomplete.
+// swept updates the set of an address after a sweep that has seen all connections of the address.
+// changed is the number of the snapshot that last changed the address; sweep is the number of the
+// sweep.
+//
+// If a snapshot with the number changed or higher evaluated a missing key (see keySet.lost), that
+// key may have a connection that the sweep has not seen. So the set stays incomplete, and swept
+// drops all keys. Otherwise the set is now complete. swept then drops each key of which the sweep
+// saw no connection and which no snapshot from changed on has evaluated: no cache has a valid
+// verdict for such a key.
 func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/cache"
@@ -69,7 +70,7 @@ func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
 	h.tracked.Limit(perAddr, perShard)
 	h.follower = conntrack.Follow(h.Sweeper, h.tracked, nil)
 	h.FailOpen = failOpen
-	h.evaluator = engine.New(engine.Config{Published: &h.published, Memory: h, Tracker: h.tracked, FailOpen: failOpen}, cache.NewFlows(8))
+	h.evaluator = engine.New(engine.Config{Published: &h.published, Memory: h, Tracker: h.tracked, Strangers: new(engine.Strangers), FailOpen: failOpen}, cache.NewFlows(8))
 	for _, a := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.1.1", "10.1.1.2", "10.1.1.3", "192.168.0.1", "192.168.0.2", "203.0.113.9"} {
 		h.addrs = append(h.addrs, netip.MustParseAddr(a))
 	}
@@ -107,15 +108,16 @@ func (h *history) hangUp() {
 	h.live = h.live[:len(h.live)-1]
 }
 
-// unjudged reports whether the rules let a packet to the node pass without a verdict. They
-// follow the snapshot of the kernel's flow cache.
+// unjudged reports whether the rules let a packet from src to the node pass without a verdict.
+// The rules follow the same snapshot as the kernel's flow cache.
 func (h *history) unjudged(src netip.Addr) bool {
 	s := h.kernelSnapshot
 	selected := slices.ContainsFunc(s.LocalRanges(), func(p netip.Prefix) bool { return p.Contains(src) })
 	return !s.JudgesOwnNode() || !selected && s.Endpoint(src).EffectToNode() == policy.Open
 }
 
-// allows reports whether the first packet of a connection that the node sees is allowed.
+// allows reports whether a connection is allowed, decided by the first of its packets that the
+// node sees. If midStream is set, this packet is not the SYN.
 func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	toNode := h.published.Snapshot().Endpoint(k.DstAddr()).IsNode()
 	if toNode && h.unjudged(k.SrcAddr()) {
@@ -124,14 +126,18 @@ func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
 	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 && (action == filter.Deny || !midStream || h.openBack(k)) {
 		return action == filter.Allow
 	}
+	hook := filter.AtPostrouting
+	if toNode {
+		hook = filter.AtInput
+	}
 	packet := syn(k, port)
 	if midStream {
 		packet[33] = 0x10
 	}
 	h.evaluator.Enter()
-	action, pending := h.evaluator.Evaluate(packet, toNode)
+	action, pending := h.evaluator.Evaluate(packet, hook)
 	if pending.IsValid() {
-		action = h.evaluator.Expire(packet, toNode)
+		action = h.evaluator.Expire(packet, hook, true)
 	}
 	h.evaluator.Exit()
 	return action == filter.Allow
@@ -161,7 +167,8 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 
 // openBack reports whether policies leave the opposite direction of the flow open: one end is
 // the node, or no policy isolates the source for ingress or the destination for egress. Only
-// then may the kernel's flow cache allow a packet from the middle of a connection.
+// then may the kernel's flow cache allow a packet from the middle of a connection, because the
+// connection may have been opened in the opposite direction.
 func (h *history) openBack(k *filter.Key) bool {
 	src, dst := h.kernelSnapshot.Endpoint(k.SrcAddr()), h.kernelSnapshot.Endpoint(k.DstAddr())
 	return src.IsNode() || dst.IsNode() || src.Effect(filter.Ingress) == policy.Open && dst.Effect(filter.Egress) == policy.Open
@@ -183,7 +190,22 @@ func syn(k *filter.Key, srcPort uint16) []byte {
 
 // change makes one random change to the store.
 func (h *history) change() {
-	switch h.rand.IntN(8) {
+	switch h.rand.IntN(11) {
+	case 8:
+		h.store.SetNamespace("default", h.label("team"))
+	case 9:
+		name := fmt.Sprint("n", h.rand.IntN(2))
+		if h.rand.IntN(4) == 0 {
+			h.store.DeleteNodeObject(name)
+		} else {
+			h.store.SetNodeObject(&policy.Node{Name: name, Labels: h.label("pool"), Addrs: []netip.Addr{oneOf(h, node, h.addr()), h.addr()}})
+		}
+	case 10:
+		if h.rand.IntN(3) == 0 {
+			h.store.DeletePolicy(policy.Ref{Kind: "ClusterNetworkPolicy", Name: fmt.Sprint("c", h.rand.IntN(2))})
+		} else {
+			h.store.SetPolicy(h.randomCluster())
+		}
 	case 0, 1:
 		h.store.SetPod(kubepod.Read(h.randomPod()))
 	case 2:
@@ -222,6 +244,33 @@ func (h *history) randomOrdered() *policy.Policy {
 	}
 	return p
 }
+
+// randomCluster returns a policy of the whole cluster.
+func (h *history) randomCluster() *policy.Policy {
+	p := h.randomOrdered()
+	p.Ref = policy.Ref{Kind: "ClusterNetworkPolicy", Name: fmt.Sprint("c", h.rand.IntN(2))}
+	p.Subject.Namespaces = oneOf(h, labels.Everything(), labels.SelectorFromSet(h.label("team")))
+	p.Subject.Pods = oneOf(h, labels.Everything(), p.Subject.Pods)
+	for d := range p.Rules {
+		for i := range p.Rules[d] {
+			for j := range p.Rules[d][i].Peers {
+				peer := &p.Rules[d][i].Peers[j]
+				switch {
+				case d == int(filter.Egress) && h.rand.IntN(2) == 0:
+					*peer = policy.Peer{Nodes: oneOf(h, labels.Everything(), labels.SelectorFromSet(h.label("pool")))}
+				case peer.Block == nil:
+					peer.Namespaces = labels.SelectorFromSet(h.label("team"))
+				}
+			}
+		}
+	}
+	return p
+}
+
+// label returns labels of a namespace or a Node.
+func (h *history) label(key string) labels.Set { return labels.Set{key: oneOf(h, "a", "b")} }
+
+func oneOf[T any](h *history, from ...T) T { return from[h.rand.IntN(len(from))] }
 
 func (h *history) randomPod() *corev1.Pod {
 	p := pod(fmt.Sprint("p", h.rand.IntN(7)), h.addr())
@@ -301,9 +350,9 @@ func (h *history) sweep() (walked bool) {
 	}
 }
 
-// TrackedFlows lets the Follower limit a sweep to some connections, or leave it out. The test
-// checks that this misses none: after each sweep, a second sweeper evaluates all live
-// connections of the changed addresses, and must find no wrong mark.
+// Because of TrackedFlows, the Follower limits a sweep to some connections, or skips it. The test
+// checks that no connection keeps a wrong mark: after each publication and sweep, a second
+// sweeper evaluates all live connections of the changed addresses, and must find no wrong mark.
 func TestNoSweepIsLeftOut(t *testing.T) {
 	const histories = 400
 	for _, limit := range []struct{ perAddr, perShard int }{{1000, 1000}, {5, 1000}, {1000, 12}} {
@@ -390,7 +439,7 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 		action, _ = h.inKernel(&k)
 	} else {
 		h.evaluator.Enter()
-		action, _ = h.evaluator.Evaluate(syn(&k, 1), false)
+		action, _ = h.evaluator.Evaluate(syn(&k, 1), filter.AtPostrouting)
 		h.evaluator.Exit()
 	}
 	if action != filter.Allow {
@@ -457,8 +506,9 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 	h.revokes(k)
 }
 
-// If an address has more keys than the limit, TrackedFlows stops tracking its keys one by
-// one. It resumes when a sweep finds that live connections have no more keys than the limit.
+// If an address has more keys than the limit, TrackedFlows no longer records each of them. It
+// records them again when a sweep finds that the live connections of the address have no more
+// keys than the limit.
 func TestManyKeys(t *testing.T) {
 	h, k := quiet(t)
 	h.tracked.Limit(3, 1000)
@@ -468,7 +518,7 @@ func TestManyKeys(t *testing.T) {
 		h.table.Remove(h.open(k, false))
 	}
 	dumps := func() int { n, _ := h.table.Uses(); return n }
-	for i, want := range []int{1, 0} { // the first change needs a sweep, the second does not
+	for i, want := range []int{1, 0} { // after the first sweep, each key is recorded again, so the second change needs no sweep
 		before := dumps()
 		h.store.SetPolicy(netpol.Read(guard("p0", 80, int32(100+i))))
 		h.publishAndSweep(conntrack.ScopeFlows)

@@ -23,8 +23,7 @@ type callers struct {
 	dial func(context.Context) (net.Conn, error)
 }
 
-// Requests that a caller sends to keep a connection open. All except longProfile cost the
-// caller nothing.
+// Requests that a caller sends to keep a connection open.
 const (
 	sendNothing = ""
 	halfHeader  = "GET /metrics HTTP/1.1\r\nHost: x\r\nX: "

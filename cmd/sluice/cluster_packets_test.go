@@ -307,7 +307,7 @@ func (st *stream) changedAt(from int, arrive bool) (time.Time, bool) {
 	if old-first < stablePackets {
 		return time.Time{}, false
 	}
-	// If packets arrive after the change, the first packet that arrives marks it, even if a
+	// A change from denied to allowed is timed by the first packet that arrives, even if a
 	// later packet is dropped. The workers answer in parallel, so when one uses the new
 	// snapshot, another may still drop a packet by the old one.
 	if arrive {

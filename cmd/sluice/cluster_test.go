@@ -122,7 +122,8 @@ func sameAnswers(t *testing.T, dir, kubeconfig string, args ...string) {
 	}
 }
 
-// The same with policies of the tiers Admin and Baseline, and a Node.
+// A live cluster gives the same answers as a directory also with policies of the tiers Admin and
+// Baseline, and with Nodes.
 func TestLiveClusterHasTiersAndNodes(t *testing.T) {
 	const dir = "examples/tiers"
 	kubeconfig := liveCluster(t, dir, nil)

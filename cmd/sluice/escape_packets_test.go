@@ -31,9 +31,9 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			pr := s.newProber(t, i == 1)
-			// stage is 0 from the time at which a change is written until it is in force:
-			// packets may be allowed or denied. In stages 1, 3, 5, …, the policies in force
-			// allow the flows. In stages 2, 4, 6, …, they deny the flows.
+			// stage is 0 while a change is written but not in force: packets may be allowed
+			// or denied. In stages 1, 3, 5, …, the policies in force allow the flows. In
+			// stages 2, 4, 6, …, they deny the flows.
 			var stage atomic.Int64
 			var stop atomic.Bool
 			var wait sync.WaitGroup

@@ -82,8 +82,8 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 	return nil
 }
 
-// flowExplainer answers one flow after the other. Its answers have no reasons in words, to
-// save time: a decision without them takes less time than reading the flow.
+// flowExplainer answers one flow after the other. To save time, its answers do not give reasons in
+// words: without them, a decision takes less time than reading the flow.
 type flowExplainer struct {
 	cluster       *explain.Cluster
 	out           *bufio.Writer

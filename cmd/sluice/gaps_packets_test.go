@@ -107,7 +107,7 @@ func TestConnectionsPastAFullQueueAreJudgedOnPackets(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			before := s.unjudged(t)
 			resume := s.pause(t)
-			// One packet of another flow fills the queue.
+			// The queue has room for one packet. Fill it with a packet of another flow.
 			pr := s.newProber(t, f.name == "IPv6")
 			queued := s.queued()
 			if err := s.host("default/web").Send(pr.udpTo(9, "fills it")); err != nil {

@@ -152,8 +152,8 @@ func (g *forger) forgedDropped(t *testing.T, reason string) int {
 	return n
 }
 
-// A pod that is isolated in both directions can still discover neighbours, join groups and
-// find a DHCP server. It cannot answer ARP requests for other pods' addresses.
+// A pod that is isolated in both directions can still discover neighbours, join multicast groups
+// and find a DHCP server. It cannot answer ARP requests for other pods' addresses.
 func TestNeighbourDiscoveryAndDHCPOnPackets(t *testing.T) {
 	withForger(t, nil, func(t *testing.T, g *forger) {
 		direct := g.to.String() == g.victim.MAC().String()

@@ -53,7 +53,7 @@ func TestVerdictAfterTakeoverOnPackets(t *testing.T) {
 	s.write("policies.yaml", policies("default/late: {podSelector: {matchLabels: {role: late}}}"))
 	s.start(args...)
 	before := s.dropped("iptables")
-	if err := agenttest.WriteFile(old, "late.yaml", manifest); err != nil { // the old agent has no policy about the pod
+	if err := agenttest.WriteFile(old, "late.yaml", manifest); err != nil { // the old agent has no policy about the pod, and allows the packet
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(waitTimeout); s.dropped("iptables") <= before; send(t, conn) {

@@ -174,7 +174,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 		exit, fail      string
 		kill            bool
 		allow, deny     []string
-		pins, leftovers bool // pins: pinned programs remain without an agent; leftovers: rules or marks remain
+		pins, leftovers bool // whether the ended agent leaves pinned programs (pins), and rules or marks (leftovers)
 	}{
 		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy, outside}, []string{otherToDB, neverSeen}, true, true},
 		{"killed, open", "remove", "open", true, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, true, true},
@@ -321,9 +321,9 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	s.check(t, []string{otherToDB}, []string{webToDB})
 }
 
-// Policies, labels and addresses change as fast as possible while connections open. After a
-// change was acknowledged, no packet is judged by the state before the change, neither the
-// first packet of a connection nor a later one.
+// The test changes policies, labels and addresses as fast as possible while connections open.
+// After the agent has acknowledged a change, every packet gets the new verdict: the first
+// packets of new connections and the packets of open connections.
 func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	const rounds, ports = 4, 3000
 	s := newTestbed(t)
@@ -361,8 +361,8 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	}
 }
 
-// cluster returns the manifests of the testbed, with one difference: the text in the second
-// parameter takes the place of the pod that the first parameter names.
+// cluster returns the testbed's manifests with two changes: the pod that the parameter without
+// names is missing, and the text in the parameter instead is added.
 func (s *testbed) cluster(without, instead string) string {
 	text := testbedNamespaces + instead
 	for _, p := range testbedPods {
@@ -520,8 +520,8 @@ func (e *stagedSender) end() {
 	e.t.Logf("%d changes; %d datagrams sent while denied, none passed", len(e.denies), sent)
 }
 
-// If all ports of a port scan have the same verdict, packets are queued only until one of
-// the ports was judged.
+// If a policy gives all ports of a pod the same verdict, one queued packet suffices for a port
+// scan: the kernel decides about the packets to all other ports.
 func TestScanOfPortsIsNotQueued(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")))
@@ -542,7 +542,8 @@ func TestScanOfPortsIsNotQueued(t *testing.T) {
 	})
 }
 
-// The kernel drops a pod's flood of packets with one denied key without queueing them.
+// If a pod floods a destination to which its packets have been denied before, the kernel drops
+// the packets without queueing them.
 func TestFloodOfADeniedKeyIsNotQueued(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

@@ -199,16 +199,17 @@ func (s *testbed) leftovers(t *testing.T) string {
 	return found.String()
 }
 
-// While no agent runs, after the agent has ended or was killed, --on-exit and --fail decide
-// what passes. The next agent continues from this state. TestKernelCacheWithoutAgentOnPackets
-// tests the verdicts of the kernel's flow cache during that time.
+// After the agent has ended or was killed, --on-exit and --fail decide which new connections
+// pass until the next agent runs. Allowed connections that were open before continue.
+// TestKernelCacheWithoutAgentOnPackets tests the verdicts of the kernel's flow cache without an
+// agent.
 func TestWithoutAgentOnPackets(t *testing.T) {
 	const allowed, denied = "default/web default/db tcp 6379", "default/other default/db tcp 6379"
 	for _, c := range []struct {
 		name       string
 		args       []string
 		kill       bool
-		open, gone bool // expected without an agent: new connections pass; no rules and marks are left
+		open, gone bool // expected without an agent: open if new connections pass, gone if no rules and marks are left
 	}{
 		{"remove, closed", []string{"--on-exit", "remove", "--fail", "closed"}, false, true, true},
 		{"remove, open", []string{"--on-exit", "remove", "--fail", "open"}, false, true, true},
@@ -257,8 +258,8 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 // requests counts the connection requests (SYN) between two hosts, at both ends. A request
 // that was sent and did not arrive was lost, with one exception: while the first SYN of a
 // connection is queued, the client may retransmit it, and conntrack then drops one of the
-// two. The number of retransmissions does not show a loss: on a busy machine, TCP
-// retransmits before the answer has come.
+// two. A retransmission does not prove a loss: on a busy machine, TCP retransmits before the
+// answer has come.
 type requests struct {
 	t              *testing.T
 	node, from, to *lab.Host
@@ -461,7 +462,7 @@ func TestStepInOnPackets(t *testing.T) {
 	s.check(t, []string{"default/other default/db tcp 6379"}, nil)
 }
 
-// After a flush of the table, the policies are in force again within seconds.
+// If another program flushes the table mangle, the agent restores its rules within seconds.
 func TestFlushedRulesOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

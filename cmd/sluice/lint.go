@@ -52,6 +52,7 @@ field, and what would be right:
   host-bits      a CIDR with bits behind its prefix, which are ignored
   covered        a rule that allows only what another one allows already
   without-force  rules of a direction that policyTypes leaves out
+  deny-with      a value of the annotation sluice/deny-with other than drop and reject
 
 and in ClusterNetworkPolicies, or caused by them:
 

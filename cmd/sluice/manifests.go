@@ -47,7 +47,7 @@ func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.
 	m := &compiled{Objects: objects, unread: problems}
 	m.snapshot, _ = w.Commit()
 	for _, p := range w.Problems() {
-		if !manifests.CausedBy(p, problems) {
+		if p.Field != policy.DenyWithField && !manifests.CausedBy(p, problems) { // the annotation changes no verdict
 			m.misunderstood = append(m.misunderstood, p)
 		}
 	}

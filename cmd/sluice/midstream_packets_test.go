@@ -357,7 +357,7 @@ func TestSweepOfMidStreamOnPackets(t *testing.T) {
 			both := s.newTCPPair(t, family, "mine/cart")
 			both.pickUp()
 			other.pickUp()
-			begun.checkFlows() // creates the entry of begun again: the calls of pickUp have flushed the whole table
+			begun.checkFlows() // creates the entry again, because pickUp has flushed the table
 			again := s.newTCPPair(t, family, "default/web")
 			s.write("policies.yaml", policies(closed, toDB, "default/cart: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}]}]}"))
 			s.start()

@@ -50,8 +50,8 @@ func (s *testbed) awaitNoProblems(t *testing.T) {
 	}
 }
 
-// Settings that let packets between pods on a bridge bypass iptables are reported as long as
-// they last. With --sysctl-problems unready, the agent is not ready meanwhile.
+// The agent reports settings that let packets between pods on a bridge bypass iptables, until
+// they are corrected. With --sysctl-problems unready, the agent is not ready until then.
 func TestBridgeSettingsOnPackets(t *testing.T) {
 	s := newTestbedWith(t, lab.Options{Nodes: 2, Bridged: true})
 	s.write("policies.yaml", policies(demo1))
@@ -169,9 +169,8 @@ func (s *testbed) podObject(name, role string, h *lab.Host) *corev1.Pod {
 	return p
 }
 
-// Even if the Node has no spec.podCIDR, a pod that starts under policies is isolated in
-// both directions from its first packet. Its allowed packets are held until the agent knows
-// the pod.
+// Even if the Node has no spec.podCIDR, the policies isolate a new pod in both directions from
+// its first packet. Its allowed packets are held until the agent knows the pod.
 func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 	for name, bridged := range map[string]bool{"routed": false, "bridged": true} {
 		t.Run(name, func(t *testing.T) {
@@ -191,8 +190,8 @@ func TestFirstPacketWithoutPodCIDROnPackets(t *testing.T) {
 
 // startPod starts a pod. Before the agent knows the pod, the pod opens connections, and another pod
 // connects to it. When the agent holds the first packets of these connections, startPod creates
-// the API object of the pod. Then all connections must succeed if allowed is set, and otherwise
-// none. ownRoute states that the node has a host route to the pod.
+// the API object of the pod. If allowed is set, all connections must then succeed; otherwise, none
+// may succeed. ownRoute states that the node has a host route to the pod.
 func (s *testbed) startPod(t *testing.T, api *standIn, name, role string, allowed, ownRoute bool) {
 	t.Helper()
 	pod, err := s.Nodes[0].AddPod(name)

@@ -44,8 +44,8 @@ func (g *forger) fromOutside(attacker *lab.Host) *forger {
 	return &out
 }
 
-// direct reports whether the attacker sends its frames to the victim through the bridge, not
-// to the router.
+// direct reports whether the attacker sends its frames through the bridge directly to the victim.
+// Otherwise, it sends them to the router.
 func (g *forger) direct() bool { return g.to.String() == g.victim.MAC().String() }
 
 // sourcesDropped returns the number of packets that the rules and the guard have dropped
@@ -76,7 +76,7 @@ func (s *testbed) hasSourceChain(t *testing.T) bool {
 		}
 	}
 	if n == 1 {
-		return s.hasSourceChain(t) // try again: the agent writes one family after the other
+		return s.hasSourceChain(t) // try again: the agent has written one family, and is about to write the other
 	}
 	return n > 0
 }
@@ -250,7 +250,8 @@ func TestSourceCheckMovesBetweenGuardAndRulesOnPackets(t *testing.T) {
 		t.Helper()
 		s.eventually(t, what, func() bool {
 			checkNoForged()
-			// The guard's program may be detached a moment after the chain was added.
+			// Check both: the agent adds the chain first, and detaches the guard's program a
+			// moment later.
 			return s.hasSourceChain(t) == chain && (programsAt(t, node.Host, "eth0") > 0) != chain
 		})
 		checkNoForged()

@@ -52,8 +52,8 @@ func exchange(t *testing.T, a, b *net.TCPConn) {
 }
 
 // A connection from a pod to its own node stops when a ClusterNetworkPolicy begins to deny it,
-// and goes on when the policy is gone. What the node has opened is not affected, nor are its
-// probes. It makes no difference how the node reaches its pods.
+// and continues when the policy accepts it. Connections and probes from the node to its pods are
+// not affected. It makes no difference whether the node reaches its pods by routes or a bridge.
 func TestOwnNodeLiveConnectionsOnPackets(t *testing.T) {
 	for name, opts := range map[string]lab.Options{"routed": {Nodes: 2}, "bridged": {Nodes: 2, Bridged: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -125,7 +125,8 @@ func (s *testbed) pings(t *testing.T, from string, to netip.Addr, timeout time.D
 	}
 }
 
-// ICMP to the own node is judged by rules without ports, and neighbour discovery always passes.
+// Rules without ports apply to ICMP from a pod to its own node. Neighbour discovery always
+// passes.
 func TestOwnNodeICMPOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.start()
@@ -205,8 +206,9 @@ func (s *testbed) answerDNS(t *testing.T, addr netip.Addr) {
 	}()
 }
 
-// All addresses of the node count as the node, such as that of a node-local DNS cache: also one
-// that was added after the policy, and connections that conntrack does not track.
+// A policy about packets to the node applies to all addresses of the node, such as that of a
+// node-local DNS cache. It also applies to an address that was added after the policy, and to
+// packets that conntrack does not track.
 func TestOwnNodeDNSOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.start()
@@ -245,8 +247,9 @@ func TestOwnNodeDNSOnPackets(t *testing.T) {
 	s.check(t, nil, []string{"default/web 169.254.20.11 tcp 80", "default/web fd53::b tcp 80"})
 }
 
-// Without an agent, --fail closed concerns only the pods whose packets to the node are judged:
-// the node stays reachable for all others, and goes on to reach its pods.
+// Without an agent, --fail closed denies packets to the node only from pods whose packets to
+// the node need a verdict. All other hosts still reach the node, and the node still reaches its
+// pods.
 func TestOwnNodeWithoutAgentOnPackets(t *testing.T) {
 	for _, args := range [][]string{nil, {"--kernel-cache", "off"}} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
@@ -265,7 +268,7 @@ func TestOwnNodeWithoutAgentOnPackets(t *testing.T) {
 	}
 }
 
-// If the rules are in the separate tables of nf_tables, they judge the same.
+// In the separate tables of nf_tables, the rules have the same effect.
 func TestOwnNodeInOwnTableOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.serve(s.host("node-1"))
@@ -283,7 +286,8 @@ func TestOwnNodeInOwnTableOnPackets(t *testing.T) {
 	}
 }
 
-// The node reaches its own addresses, also one in the range of its pods, without an agent too.
+// The node reaches its own addresses, also one in the range of its pods. Without an agent, this
+// does not change.
 func TestOwnNodeLoopbackOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.serve(s.host("node-1"))
@@ -302,8 +306,8 @@ func TestOwnNodeLoopbackOnPackets(t *testing.T) {
 	s.check(t, own, []string{"default/web node-1 tcp 80"})
 }
 
-// The kernel remembers verdicts about packets to the node too, also after a hand-over and without
-// an agent, and forgets them with the policy.
+// The kernel's cache answers for packets to the node too, also after a hand-over and without an
+// agent. When the policy is deleted, its verdicts are not used any more.
 func TestOwnNodeInKernelCacheOnPackets(t *testing.T) {
 	for name, opts := range map[string]lab.Options{"routed": {Nodes: 2}, "bridged": {Nodes: 2, Bridged: true}} {
 		t.Run(name, func(t *testing.T) {

@@ -18,13 +18,13 @@ func clusterPolicies(specs ...string) string {
 	return b.String()
 }
 
-// cnp returns the spec of a ClusterNetworkPolicy for the pods with a role, with one list of rules
-// for egress.
+// cnp returns a ClusterNetworkPolicy as "name: {spec}". Its subject is all pods with the given
+// role, and egress is the list of its egress rules.
 func cnp(name, tier, role, egress string) string {
 	return fmt.Sprintf("%s: {tier: %s, priority: 10, subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: %s}}}}, egress: %s}", name, tier, role, egress)
 }
 
-// nodeNetworks returns a rule about a node's addresses. more is further fields of the rule.
+// nodeNetworks returns a rule for the addresses of a node. more is the text of further fields.
 func (s *testbed) nodeNetworks(action, node, more string) string {
 	h := s.host(node)
 	return fmt.Sprintf("{action: %s, to: [{networks: [\"%s/32\", \"%s/128\"]}]%s}", action, h.IPv4, h.IPv6, more)
@@ -54,7 +54,7 @@ func testOwnNode(t *testing.T, args ...string) {
 		name          string
 		text          string
 		allow, deny   []string
-		without       bool // the rules do not look at packets to the node
+		without       bool // no rule jumps from INPUT
 		networkPolicy string
 	}{
 		{name: "no policy", allow: web, without: true},
@@ -77,7 +77,7 @@ func testOwnNode(t *testing.T, args ...string) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			s.save("policies.yaml", policiesOf(c.networkPolicy)+c.text)
-			for range 2 { // answered by the agent, then from the cache
+			for range 2 { // first the agent answers, then the cache
 				allow := append(append([]string{}, probes...), c.allow...)
 				if c.networkPolicy == "" {
 					allow = append(allow, other[0])
@@ -91,7 +91,8 @@ func testOwnNode(t *testing.T, args ...string) {
 	}
 }
 
-// policiesOf is policies of a spec, or nothing.
+// policiesOf returns the manifest of a NetworkPolicy written as "namespace/name: {spec}", or ""
+// without one.
 func policiesOf(spec string) string {
 	if spec == "" {
 		return ""

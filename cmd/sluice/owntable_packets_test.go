@@ -141,9 +141,9 @@ func TestOwnTableOnPackets(t *testing.T) {
 			s.eventually(t, "the rules are in table sluice", func() bool { return s.inTable(t, "sluice") })
 			checked(inSluice, "sluice")
 			end()
-			checked(inSluice, "sluice") // only the next agent moves the rules back
+			checked(inSluice, "sluice") // this agent does not move the rules back to mangle; only the next agent does
 			s.agent.Kill()
-			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // the kernel's flow cache answers
+			s.check(t, []string{webToDB}, []string{otherToDB, "default/far default/db tcp 80"}) // without an agent, the kernel's flow cache still decides
 			s.removeRules(t)
 			if text := s.ruleset(t); strings.Contains(text, "SLUICE") || strings.Contains(text, "sluice") {
 				t.Errorf("after rules --remove:\n%s", text)
@@ -174,7 +174,7 @@ func sendSignal(t *testing.T, pid int, s syscall.Signal) {
 func TestTableChangesOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
-	args := []string{"--iptables", "nft", "--on-exit", "keep", "--fail", "closed", "--kernel-cache", "off", "--guard", "off"} // so that the rules use PREROUTING
+	args := []string{"--iptables", "nft", "--on-exit", "keep", "--fail", "closed", "--kernel-cache", "off", "--guard", "off"} // without the guard, the rules need the chain PREROUTING too
 	s.start(args...)
 	l := s.newLoad(t, true)
 	takeOver := func() {
@@ -187,11 +187,13 @@ func TestTableChangesOnPackets(t *testing.T) {
 	}
 	for range 3 {
 		l.more(100)
-		// Replace the hook PREROUTING of mangle, so that the agent moves the rules. The hook
-		// POSTROUTING of mangle filters until the move: if a denied packet gets through, the
-		// move has let it through. Rename the old hook: if it were removed, the kernel would
-		// drop the queued packets. Stop the agent during the two commands, so that it does not
-		// repair the hook after the first one.
+		// Replace the chain PREROUTING of mangle by one without a hook, so that the agent moves
+		// the rules. Until the move, the rules in POSTROUTING of mangle still filter. So if a
+		// denied packet gets through, the move has let it through.
+		//
+		// Rename the old chain: if it were removed, the kernel would drop the queued packets.
+		// Stop the agent during the two commands, so that it does not repair the chain after the
+		// first one.
 		sendSignal(t, s.agent.PID(), syscall.SIGSTOP)
 		s.nft(t, "rename chain %s mangle PREROUTING theirs")
 		s.nft(t, "add chain %s mangle PREROUTING")

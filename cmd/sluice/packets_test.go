@@ -41,7 +41,7 @@ type testbed struct {
 	// socket is the path of the agent's socket. Agents with the same path take over from
 	// each other.
 	socket string
-	// program is the path of sluice. If it is empty, agents run the command under test.
+	// program is the path of the sluice to run. If it is empty, agents run the sluice under test.
 	program string
 	hosts   map[string]*lab.Host // pods by "namespace/name", and "outside", "node-1" and "node-2"
 }

@@ -36,7 +36,7 @@ func startAddrs(number int) []netip.Addr {
 type podStarter struct {
 	*testbed
 	keepKnown bool            // keep the manifests of pods that have ended
-	delay     []time.Duration // for each allowed connection: its duration minus its wait for the end of the lag
+	delay     []time.Duration // for each allowed connection: the time to connect, minus the rest of the lag at its start
 	mu        sync.Mutex
 }
 
@@ -96,7 +96,7 @@ func (s *podStarter) startOne(number int, mute bool, lag time.Duration) error {
 	try(pod, s.hosts["default/db"], !mute)
 	try(s.hosts["default/web"], pod, !mute)
 	try(s.hosts["default/other"], pod, true)
-	time.Sleep(time.Until(began.Add(lag))) // the packets must wait during the lag
+	time.Sleep(time.Until(began.Add(lag))) // until then, the agent does not know the pod and holds the packets
 	file := name + ".yaml"
 	err = agenttest.WriteFile(s.dir, file, s.pod("default/"+name, "role: "+role, 0, pod.Addrs()...))
 	wait.Wait()
@@ -186,7 +186,8 @@ func TestStartBesideAScanOnPackets(t *testing.T) {
 		for _, bridged := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, bridged %v", name, bridged), func(t *testing.T) {
 				s := newPodStarterWith(t, newTestbedWith(t, lab.Options{Nodes: 2, Bridged: bridged}), "--hold", "1h", "--hold-max", strconv.Itoa(places), "--log-verdicts", "denied", "--log-verdicts-rate", "0")
-				// Otherwise late packets of ended pods would be denied as pod-not-known, and counted below.
+				// Without the manifest of an ended pod, the agent would deny the pod's late
+				// packets as pod-not-known, and the check below would count them.
 				s.keepKnown = true
 				// With this policy, db accepts a datagram only from some pods, so the agent must
 				// know the sending pod.
@@ -253,8 +254,8 @@ func (s *podStarter) heldPackets(t *testing.T) (n int) {
 }
 
 // BenchmarkPodStart starts pods whose manifests the agent gets after a lag. It measures the delay
-// of each allowed connection: the time to connect, minus the part of the lag in which the
-// connection had to wait. Run it with -benchtime=1000x for 1,000 starts.
+// of each allowed connection: the time to connect, minus the rest of the lag at the start of the
+// connection. Run it with -benchtime=1000x for 1,000 starts.
 func BenchmarkPodStart(b *testing.B) {
 	s := newPodStarter(b)
 	b.ResetTimer()

@@ -15,7 +15,7 @@ const (
 	// asRoot is a line of the README. The commands in the block after this line change the
 	// machine, so the test does not run them.
 	asRoot = "<!-- as root -->"
-	// showStatus is the end of a command in the README if its exit status is shown, too.
+	// showStatus ends each command whose exit status the README shows after the output.
 	showStatus = "; echo $?"
 )
 

@@ -165,7 +165,8 @@ func addPinsFlag(fs *pflag.FlagSet, dir *string) {
 	fs.StringVar(dir, "kernel-cache-pins", "", "also print the rules of the kernel's flow cache, as if its programs were pinned in `DIR`")
 }
 
-// withPins returns rules that call the programs pinned in a directory, if one is given.
+// withPins returns o with the paths of the programs that are pinned in dir. If dir is empty, it
+// returns o unchanged.
 func withPins(o iptables.Options, dir string) iptables.Options {
 	if dir == "" {
 		return o

@@ -268,8 +268,8 @@ func dropPrivilege() error {
 	return unix.Capset(&header, &caps[0])
 }
 
-// The flag's old name still works and prints a notice. If both names are given, their values
-// must be equal.
+// The old flag --judged-mark still sets --allowed-mark, and prints a notice. If both flags are
+// given, their values must be equal.
 func TestDeprecatedFlags(t *testing.T) {
 	status, stdout, stderr := sluice(t, "rules", "--judged-mark", "0x100")
 	if status != 0 || !strings.Contains(stdout, "0x100") || stderr != "sluice: --judged-mark is deprecated: use --allowed-mark\n" {

@@ -135,7 +135,7 @@ func nodeName(e env) string {
 	return strings.ToLower(name)
 }
 
-// runAgent reads the configuration of the cluster, if there is one, and runs the agent.
+// runAgent runs the agent. Without manifests, it first reads how to connect to the API server.
 func runAgent(ctx context.Context, opts runOptions, log *slog.Logger) error {
 	klog.SetSlogLogger(log)
 	opts.Version, opts.Limits = version(), opts.limits()

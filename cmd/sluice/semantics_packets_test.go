@@ -159,8 +159,8 @@ func TestSemanticsOnPackets(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			s.save("policies.yaml", policies(c.policies...))
-			s.check(t, c.allow, c.deny) // the agent answers first, then the cache
-			s.check(t, c.allow, c.deny)
+			s.check(t, c.allow, c.deny) // by the agent's verdicts
+			s.check(t, c.allow, c.deny) // by the verdicts that caches remember
 		})
 	}
 }

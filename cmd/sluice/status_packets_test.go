@@ -78,8 +78,8 @@ func TestStatusAndMetricsOnPackets(t *testing.T) {
 	if status, stdout, stderr := sluice(t, "status", "--socket", s.socket, "--self"); status != 0 || stdout != "ready\n" {
 		t.Errorf("--self: status %d, %s%s", status, stdout, stderr)
 	}
-	// In another PID namespace, as in another container, --self fails: the agent that answers
-	// is not in that container.
+	// The option --self fails if the command runs in another PID namespace than the agent, as in
+	// another container.
 	program, err := exec.LookPath("sluice")
 	if err != nil {
 		t.Fatal(err)

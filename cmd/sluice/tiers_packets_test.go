@@ -11,8 +11,9 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// The worked example of the README on real packets: the platform denies, the team allows, and
-// the default is closed. The log, the status and the metrics name the tiers.
+// The worked example of the README on real packets. An Admin policy of the platform team denies
+// or passes flows, a NetworkPolicy allows some of the passed ones, and a Baseline policy denies
+// the rest. The log, the status and the metrics name the tiers.
 func TestTiersOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{from: [{namespaceSelector: {}}], ports: [{port: 6379}]}]"))+clusterPolicies(

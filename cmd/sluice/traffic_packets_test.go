@@ -68,7 +68,8 @@ func TestServicesOnPackets(t *testing.T) {
 	}
 }
 
-// Traffic through a NodePort does not count as traffic from the pod's node.
+// Traffic from a pod's node always passes. Traffic through a NodePort of that node passes only
+// if a policy allows its original source.
 func TestNodePortOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	pod := s.host("default/db")
@@ -84,8 +85,8 @@ func TestNodePortOnPackets(t *testing.T) {
 	s.check(t, []string{"outside node-1 tcp 30000"}, nil)
 }
 
-// Replies and ICMP errors of allowed traffic pass although no policy allows them: a client
-// learns that a port is closed.
+// The TCP reset and the ICMP error that answer an allowed packet pass, although no policy allows
+// them. So a client learns that a port is closed.
 func TestErrorsPassOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"))
@@ -203,11 +204,12 @@ func (pr *prober) arrives(packet []byte, mark string) bool {
 }
 
 // receives reports whether a packet arrives at the sniffer. The caller has sent the packet, which
-// contains the text mark. The function send sends a sentinel, which is an allowed packet on the
-// same path, and through the same queue, with the given text. The packet was dropped if it does not
-// arrive before the second of two sentinels. One sentinel would not suffice: a packet from a tunnel
-// waits in a queue of the tunnel's interface, where the sentinel can overtake it. A sentinel that
-// gets lost, for example while one agent takes over from another, is sent again.
+// contains the text mark. receives then sends two sentinels, one after the other: allowed packets
+// that take the same path and the same queue. The parameter send sends a sentinel with the given
+// text. If the second sentinel arrives before the packet, the packet was dropped. One sentinel would
+// not suffice: a packet from a tunnel waits in a queue of the tunnel's interface, where the sentinel
+// can overtake it. A sentinel that gets lost, for example while one agent takes over from another,
+// is sent again.
 func receives(t testing.TB, sniffer *lab.Sniffer, mark string, send func(text string)) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
@@ -374,9 +376,9 @@ func (s *testbed) queues() map[int]uint64 {
 }
 
 // Only the first packet of a one-way UDP flow is queued, although conntrack has the state NEW for
-// all of its packets. Of a TCP connection with many packets, also only one is queued. The
-// connection mark must achieve this, so the test switches off the kernel's flow cache, which
-// would keep packets from the queue too.
+// all of its packets. Only the first packet of a TCP connection is queued, too. The connection
+// mark must achieve this, so the test switches off the kernel's flow cache, which would also
+// keep packets from the queue.
 func TestJudgedOnceOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))

@@ -53,7 +53,7 @@ func TestAddressPassesOnWithoutAgentOnPackets(t *testing.T) {
 }
 
 // The kernel's flow cache cannot distinguish pods that share an interface. After the agent has
-// ended, it applies its verdicts about such pods only for the time --unattended.
+// ended, the cache applies its verdicts about such pods only for the time --unattended.
 func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -85,9 +85,9 @@ func TestSharedInterfaceWithoutAgentOnPackets(t *testing.T) {
 	s.check(t, others, toOdd)
 }
 
-// awaitNotQueued calls what repeatedly, until no packet is queued during a call. One call may
-// not be enough: on a busy machine, a heartbeat of the agent may be late, and until it comes,
-// the kernel's flow cache gives no verdicts, so packets are queued.
+// awaitNotQueued calls the function "what" repeatedly, until no packet is queued during a call.
+// On a busy machine, one call may not be enough: a heartbeat of the agent may be late. Until the
+// heartbeat comes, the kernel's flow cache decides no packets of pods that share an interface.
 func (s *testbed) awaitNotQueued(t *testing.T, what func()) {
 	t.Helper()
 	for end := time.Now().Add(waitTimeout); ; {

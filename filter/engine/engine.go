@@ -23,7 +23,7 @@ type Memory interface {
 	// Remember stores a verdict about k. src and dst are the epochs of both ends: the verdict
 	// is valid while both are current. If k.Transport is filter.Any, the verdict is valid for
 	// all packets between the two addresses. The packet is not released before Remember
-	// returns.
+	// returns. The action filter.Reject is a denial too.
 	Remember(k filter.Key, src, dst uint64, action filter.Action)
 }
 
@@ -32,9 +32,10 @@ type Memory interface {
 // released before Track returns.
 type FlowTracker interface {
 	// Track records that the snapshot with the given number allows k. The evaluator calls it before
-	// the verdict takes effect. src and dst are set if the address of that end has an endpoint
-	// or is pending: only at such an address can a change affect the verdict. If k.Transport is
-	// filter.Any, all packets between the two addresses are allowed.
+	// the verdict takes effect. src reports whether the source address has an endpoint or is
+	// pending; dst reports the same of the destination address. Only a change at such an address
+	// can affect the verdict. If k.Transport is filter.Any, the snapshot allows all packets
+	// between the two addresses.
 	Track(k filter.Key, src, dst bool, snapshot uint64)
 }
 
@@ -46,18 +47,27 @@ type Config struct {
 	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
 	// packets from or to a pending address.
 	Memory Memory
-	// Tracker may be nil. It gets a key when the snapshot decides it, and not when the verdict
-	// comes from a cache. The reason NotIsolated is an exception: Tracker gets the key of every
-	// packet with this reason if the address of one end is pending, and otherwise of none.
+	// Tracker may be nil. It gets the key of each flow that the snapshot allows, but not if the
+	// verdict comes from a cache. Three reasons are exceptions. For SameAddress, Tracker gets no
+	// key. For OwnNode, it gets the key only if policies may deny what the source sends to its
+	// node. For NotIsolated, it gets the key of every packet from or to a pending address, and no
+	// other key. Tracker also gets the keys of packets that FailOpen allows.
 	Tracker FlowTracker
-	// Translated reports whether the kernel gives a packet for this node another destination
-	// after the hook INPUT, as IPVS does. Such a packet is judged when it has that destination.
-	// possible reports whether the kernel may do so with any packet for this node; in this case,
-	// Memory gets no verdicts about such packets. Translated may be nil. Several evaluators call
-	// it concurrently.
+	// Translated may be nil. Several evaluators call it concurrently. k is the key of a packet
+	// to this node. translated reports whether the kernel will change the packet's destination
+	// after the hook INPUT, as IPVS does. Such a packet is judged when it has the new
+	// destination. possible reports whether there is any destination that the kernel changes;
+	// in this case, Memory gets no verdicts about packets to this node.
 	Translated func(k filter.Key) (translated, possible bool)
-	// FailOpen allows a packet if its pod, which should be one of this node, did not become
-	// known in time.
+	// Rejects reports whether the rules reject packets that are to be rejected; otherwise these
+	// are dropped. It is called by several evaluators concurrently, for packets that are denied.
+	// It may be nil: then all are dropped.
+	Rejects func() bool
+	// Strangers remembers addresses of other nodes that are no pod's, so that their packets wait
+	// only once; it may be nil.
+	Strangers *Strangers
+	// FailOpen allows a packet from or to an address that is expected to belong to a pod of this
+	// node (policy.PendingLocal), if the pod does not become known in time.
 	FailOpen bool
 }
 
@@ -70,8 +80,7 @@ type Evaluator struct {
 	flows   *cache.Flows
 	tally   tally
 
-	reading  bool             // set between Enter and Exit
-	snapshot *policy.Snapshot // the snapshot of the read section; nil outside of one, and before the first publication
+	snapshot *policy.Snapshot // the snapshot of the read section; nil outside of one
 }
 
 // New returns an evaluator that remembers verdicts in flows.
@@ -79,61 +88,72 @@ func New(config Config, flows *cache.Flows) *Evaluator {
 	return &Evaluator{config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
 }
 
-// Evaluate decides the packet that begins with the IP header at data[0]. toNode is set if
-// the packet is for this node itself. A packet that cannot be decoded is denied. With
-// filter.Hold, the packet must be held until the pod with the address pending is known.
-// Evaluate is called between Enter and Exit.
-func (e *Evaluator) Evaluate(data []byte, toNode bool) (action filter.Action, pending netip.Addr) {
+// Evaluate decides the packet that begins with the IP header at data[0] and was queued at the
+// hook. A packet that cannot be decoded is denied. With filter.Hold, the packet must be held
+// until the pod with the address pending is known. Evaluate is called between Enter and Exit.
+func (e *Evaluator) Evaluate(data []byte, at filter.Hook) (action filter.Action, pending netip.Addr) {
 	var p packet.Packet
 	var v filter.Verdict
 	if e.tally.due() {
 		began := time.Now()
-		pending = e.decide(data, toNode, &p, &v)
+		pending = e.decide(data, at, &p, &v)
 		e.tally.took(time.Since(began))
 	} else {
-		pending = e.decide(data, toNode, &p, &v)
+		pending = e.decide(data, at, &p, &v)
 	}
 	if pending.IsValid() {
 		return filter.Hold, pending
 	}
-	if v.Action != filter.Skip {
-		e.report(&p, &v)
+	if v.Action == filter.Skip {
+		return filter.Skip, pending
 	}
-	return v.Action, pending
+	return e.report(&p, &v, at), pending
 }
 
-// Expire decides a packet whose pod did not become known in time. If that should be a pod
-// of this node, the fail mode decides. Otherwise the packet gets the verdict for an unknown
-// address, which never allows more than a pod would get. The fail mode covers missing
-// knowledge only, and does not open what policies deny to everyone. Expire is called
-// between Enter and Exit.
-func (e *Evaluator) Expire(data []byte, toNode bool) filter.Action {
+// Expire decides a packet that cannot wait for its pod any longer. If that should be a pod of
+// this node, the fail mode decides. It covers missing knowledge only, and does not open what
+// policies deny to everyone.
+//
+// Otherwise the packet gets the verdict for an unknown address: in ranges of other nodes, such
+// as that of an overlay network, are addresses that no pod ever has. If a pod turns out to have
+// the address, live connections are judged again. But a packet for which there was no room to
+// wait is denied: a sender could use up the room so as not to wait. Expire is called between
+// Enter and Exit.
+func (e *Evaluator) Expire(data []byte, at filter.Hook, waited bool) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
-	pending := e.decide(data, toNode, &p, &v)
-	if pending.IsValid() {
-		if e.snapshot.Pending(pending) == policy.PendingLocal {
-			e.failMode(&p, &v)
-		}
+	pending := e.decide(data, at, &p, &v)
+	switch {
+	case !pending.IsValid():
+	case e.snapshot.Pending(pending) == policy.PendingLocal, v.Action == filter.Allow && !waited:
+		e.failMode(&p, &v)
+	case v.Action == filter.Allow:
+		e.config.Strangers.add(pending)
+		e.trackUnknown(&p)
 	}
-	e.report(&p, &v)
-	return v.Action
+	return e.report(&p, &v, at)
 }
 
-// failMode decides a packet if a pod of this node did not become known in time.
+// failMode decides a packet by the fail mode, because a pod did not become known in time.
 func (e *Evaluator) failMode(p *packet.Packet, v *filter.Verdict) {
 	switch {
 	case e.config.FailOpen:
-		if e.config.Tracker != nil {
-			src, dst := e.matters(p.Key.SrcAddr()), e.matters(p.Key.DstAddr())
-			e.config.Tracker.Track(p.Key, src, dst, e.snapshot.Number())
-			if p.MidStream {
-				e.config.Tracker.Track(p.Reverse(), dst, src, e.snapshot.Number())
-			}
-		}
+		e.trackUnknown(p)
 		*v = filter.Verdict{Action: filter.Allow, Reason: filter.PodNotKnown}
 	case v.Action != filter.Deny:
 		*v = filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}
+	}
+}
+
+// trackUnknown passes the key of an allowed packet to Tracker whose pod did not become known.
+func (e *Evaluator) trackUnknown(p *packet.Packet) {
+	if e.config.Tracker == nil {
+		return
+	}
+	src, dst := e.matters(p.Key.SrcAddr()), e.matters(p.Key.DstAddr())
+	e.config.Tracker.Track(p.Key, src, dst, e.snapshot.Number())
+	if p.MidStream {
+		e.config.Tracker.Track(p.Reverse(), dst, src, e.snapshot.Number())
 	}
 }
 
@@ -143,18 +163,23 @@ func (e *Evaluator) matters(addr netip.Addr) bool {
 	return endpoint != nil || pending != policy.Known
 }
 
-// report counts a verdict and passes it to the observer.
-func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
+// report counts a verdict, passes it to the observer and returns its action. A packet that
+// cannot be rejected is dropped.
+func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict, at filter.Hook) filter.Action {
+	if v.Reject && (at == filter.AtPostrouting || e.config.Rejects == nil || !e.config.Rejects()) {
+		v.Reject = false
+	}
 	e.tally.count(v)
 	if e.config.Observer != nil {
 		e.config.Observer.Observe(*p, *v)
 	}
+	return v.Answer()
 }
 
 // decide decodes a packet and decides it. If the packet should be held, decide returns the
 // address whose pod it waits for. p and v are out-parameters: returning them by value cost
 // 10% of a cache hit.
-func (e *Evaluator) decide(data []byte, toNode bool, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
+func (e *Evaluator) decide(data []byte, at filter.Hook, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	var err error
 	*p, err = e.decoder.Decode(data)
 	switch {
@@ -164,23 +189,36 @@ func (e *Evaluator) decide(data []byte, toNode bool, p *packet.Packet, v *filter
 	case e.snapshot == nil:
 		v.Action, v.Reason = filter.Deny, filter.NotSynced
 		return pending
-	case toNode:
+	case at == filter.AtInput:
 		return e.decideToNode(p, v)
 	}
 	var ends cache.Ends
 	var fresh bool
 	*v, ends, fresh = e.flows.Decide(e.snapshot, &p.Key)
+	if e.denyHidden(&p.Key, v, false) {
+		return pending
+	}
 	if p.MidStream && v.Action == filter.Allow && v.Reason != filter.OwnNode { // what the node sends passes
 		return e.decideMidStream(p, v, ends, fresh)
 	}
 	unknown := e.unknown(&p.Key, ends)
 	if unknown != noneUnknown && !e.snapshot.Final(&p.Key, v, unknown.src, unknown.dst) {
-		if pending = unknown.pending(&p.Key, v); pending.IsValid() {
+		if pending = unknown.pending(&p.Key, v); pending.IsValid() && !e.isStranger(p, v, pending) {
 			return pending
 		}
 	}
 	e.record(&p.Key, v, ends, unknown, fresh)
-	return pending
+	return netip.Addr{}
+}
+
+// isStranger reports whether an allowed packet of a pending address need not wait for a pod (see
+// Strangers). If so, it passes the packet's key to Tracker.
+func (e *Evaluator) isStranger(p *packet.Packet, v *filter.Verdict, pending netip.Addr) bool {
+	if v.Action != filter.Allow || e.snapshot.Pending(pending) != policy.PendingRemote || !e.config.Strangers.has(pending) {
+		return false
+	}
+	e.trackUnknown(p)
+	return true
 }
 
 // decideMidStream completes the verdict about a packet that does not begin a connection, but
@@ -191,6 +229,10 @@ func (e *Evaluator) decide(data []byte, toNode bool, p *packet.Packet, v *filter
 func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends cache.Ends, fresh bool) (pending netip.Addr) {
 	reverse := p.Reverse()
 	back, _, backFresh := e.flows.Decide(e.snapshot, &reverse)
+	if e.denyHidden(&reverse, &back, false) {
+		*v = back
+		return pending
+	}
 	forth := *v
 	if back.Action != filter.Allow {
 		*v = back
@@ -198,19 +240,19 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 	}
 	unknown := e.unknown(&p.Key, ends)
 	if unknown != noneUnknown && !e.finalMidStream(p, &forth, &reverse, &back, unknown) {
-		if pending = unknown.pending(&p.Key, v); pending.IsValid() {
+		if pending = unknown.pending(&p.Key, v); pending.IsValid() && !e.isStranger(p, v, pending) {
 			return pending
 		}
 	}
-	// Record the verdicts of both directions, even if this packet is held or denied: the flow
-	// cache has both now, and may allow later packets by them. To record them in the kernel's
-	// cache is safe: that cache does not allow a mid-stream packet if one of its ends is
-	// isolated in the opposite direction.
+	// Record the verdicts of both directions, even if this packet is denied: the flow cache now
+	// has both, and Tracker does not get the key of a packet that the flow cache allows. The
+	// kernel's cache may have both too: it allows no mid-stream packet if policies isolate an
+	// end in the opposite direction.
 	if back.Action == filter.Allow {
 		e.record(&reverse, &back, cache.Ends{Src: ends.Dst, Dst: ends.Src}, unknownEnds{unknown.dst, unknown.src}, backFresh)
 	}
 	e.record(&p.Key, &forth, ends, unknown, fresh)
-	return pending
+	return netip.Addr{}
 }
 
 // finalMidStream reports whether the verdict about a mid-stream packet is final (see
@@ -237,13 +279,14 @@ func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
 	return u
 }
 
-// pending is called for a packet with a verdict v that is not final. It returns the address of
-// the unknown pod for which the packet must be held, or an invalid address if the packet need
-// not be held.
+// pending is called for a packet whose verdict v is not final (see Snapshot.Final). It returns
+// the address of the unknown pod for which the packet must be held, or an invalid address if
+// the packet need not be held.
 //
 // If the unknown pod is on this node, the packet is always held: this node enforces the
-// policies that may isolate the pod. If it is on another node, that node enforces them, and the
-// pod is only a peer here. In that case the packet is held only if v denies it.
+// policies that may select the pod. If it is on another node, that node enforces them, and the
+// pod is only a peer here. It may be allowed by its labels where it is denied now, and ordered
+// rules may deny it where it is allowed now. The latter is impossible for OwnNode.
 func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr) {
 	waits := func(end policy.Pending) bool {
 		return end == policy.PendingLocal || end == policy.PendingRemote && v.Action == filter.Deny
@@ -252,6 +295,12 @@ func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr)
 	case waits(u.src):
 		return k.SrcAddr()
 	case waits(u.dst):
+		return k.DstAddr()
+	case v.Reason == filter.OwnNode:
+		return none
+	case u.src == policy.PendingRemote:
+		return k.SrcAddr()
+	case u.dst == policy.PendingRemote:
 		return k.DstAddr()
 	}
 	return none
@@ -273,15 +322,15 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	if track {
 		e.config.Tracker.Track(k, ends.Src != 0 || unknown.src != policy.Known, ends.Dst != 0 || unknown.dst != policy.Known, e.snapshot.Number())
 	}
-	// Memory gets the verdict before the kernel does. This delays the packet by
-	// microseconds, but a second connection that follows at once hits the cache.
+	// Call Remember before the packet is answered. This delays the packet by microseconds, but
+	// even a second connection that follows at once hits the cache.
 	if remember {
-		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
+		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Answer())
 	}
 }
 
-// tracked reports whether Tracker needs a key that is allowed for the reason why. fresh is
-// set if the verdict is not from the flow cache.
+// tracked reports whether Tracker needs the key of an allowed packet. why is the reason of the
+// verdict. fresh is set if the verdict is not from the flow cache.
 func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	switch why {
 	case filter.SameAddress, filter.OwnNode:
@@ -294,14 +343,19 @@ func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 
 // Enter begins a read section: all packets until Exit are decided by the snapshot that is
 // in force now. policy.Published.Synchronize waits for such sections, so that no older
-// verdict can still take effect when it returns.
-func (e *Evaluator) Enter() { e.snapshot, e.reading = e.reader.Enter(), true }
+// verdict can still take effect when it returns. Before the first publication there is no
+// older verdict to wait for, and so no read section.
+func (e *Evaluator) Enter() {
+	if e.snapshot = e.reader.Enter(); e.snapshot == nil {
+		e.reader.Exit()
+	}
+}
 
 // Exit ends the read section. It is called when the kernel has applied all verdicts of the
 // section. Outside of a read section, Exit does nothing.
 func (e *Evaluator) Exit() {
-	if e.reading {
-		e.snapshot, e.reading = nil, false
+	if e.snapshot != nil {
+		e.snapshot = nil
 		e.reader.Exit()
 	}
 }

@@ -36,7 +36,7 @@ func SidesOf(v *filter.Verdict) Sides {
 // Has reports whether policies decided about the flow in a direction.
 func (s Sides) Has(d filter.Direction) bool { return s&(1<<d) != 0 }
 
-// Verdicts counts verdicts by action, by reason and by sides.
+// Verdicts counts verdicts by action, by reason and by Sides.
 type Verdicts [2][filter.NumReasons][4]uint64
 
 // Latency is a histogram of how long decisions took. One in 64 decisions is timed.
@@ -50,6 +50,7 @@ type Latency struct {
 // Tally holds counts of verdicts, and how long the decisions took.
 type Tally struct {
 	Verdicts Verdicts
+	Rejected uint64 // denied packets that were rejected; Verdicts includes them
 	Latency  Latency
 }
 
@@ -65,6 +66,7 @@ func (t *Tally) Add(o *Tally) {
 	for i := range t.Latency.Buckets {
 		t.Latency.Buckets[i] += o.Latency.Buckets[i]
 	}
+	t.Rejected += o.Rejected
 	t.Latency.Sum += o.Latency.Sum
 }
 
@@ -73,6 +75,7 @@ func (t *Tally) Add(o *Tally) {
 type tally struct {
 	_        [64]byte
 	verdicts [2][filter.NumReasons][4]atomic.Uint64
+	rejected atomic.Uint64
 	buckets  [latencyBuckets]atomic.Uint64
 	sum      atomic.Int64
 	turn     uint32 // number of decisions; only the writer uses it
@@ -94,6 +97,9 @@ func (t *tally) took(d time.Duration) {
 // count counts a verdict.
 func (t *tally) count(v *filter.Verdict) {
 	t.verdicts[counted(v.Action)][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(1)
+	if v.Reject {
+		t.rejected.Add(1)
+	}
 }
 
 // counted returns the action under which a verdict is counted: Deny for all actions except
@@ -117,6 +123,7 @@ func (t *tally) read() *Tally {
 	for i := range t.buckets {
 		out.Latency.Buckets[i] = t.buckets[i].Load()
 	}
+	out.Rejected = t.rejected.Load()
 	out.Latency.Sum = time.Duration(t.sum.Load())
 	return &out
 }

@@ -9,18 +9,25 @@ import (
 	"sluice/filter/policy"
 )
 
-// decideToNode decides a packet for this node itself. Its source is a pod of this node, or an
-// address that should be one.
+// decideToNode decides a packet to this node. Its source is a pod of this node, or an address
+// that is expected to belong to a pod of this node (policy.PendingLocal).
 //
-// The destination need not be an address that the snapshot lists: it may be a group, or an
-// address that was added a moment ago. The verdict about such a packet is stored nowhere,
-// because for packets to other hosts the same key has another verdict. In mid-stream, one
-// verdict suffices, because what the node sends to its pods is always allowed.
+// The destination need not be an address that the snapshot lists: it may be a multicast group,
+// or an address that was added a moment ago. The verdict about such a packet is stored nowhere,
+// because for packets to other hosts the same key has another verdict. For a mid-stream packet,
+// the opposite direction is not checked, because what the node sends to its pods is always
+// allowed.
 func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	k := &p.Key
 	translated, possible := e.translated(k)
-	if translated {
+	switch {
+	case translated:
 		v.Action = filter.Skip
+		return pending
+	case possible && k.HidesPorts():
+		// The kernel may read a port that it translates. If the packet passed as one to the node,
+		// its connection to a pod would not be judged.
+		v.Action, v.Reason = filter.Deny, filter.Malformed
 		return pending
 	}
 	srcAddr := k.SrcAddr()
@@ -30,15 +37,20 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 		return srcAddr
 	}
 	if !e.snapshot.Endpoint(k.DstAddr()).IsNode() {
-		*v = e.snapshot.DecideToNode(k)
+		if *v = e.snapshot.DecideToNode(k); e.denyHidden(k, v, true) {
+			return pending
+		}
 		e.trackToNode(k, v, src, false)
 		return pending
 	}
 	var ends cache.Ends
 	var fresh bool
 	*v, ends, fresh = e.flows.Decide(e.snapshot, k)
+	if e.denyHidden(k, v, true) {
+		return pending
+	}
 	if src.EffectToNode() == policy.Open {
-		return pending // the kernel's cache needs no verdict, and a change is followed by a sweep
+		return pending // the kernel's cache needs no verdict about such a source; if a policy comes to concern it, a sweep follows
 	}
 	if fresh {
 		e.trackToNode(k, v, src, true)
@@ -48,7 +60,7 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 		if v.Pair {
 			key = key.Pair()
 		}
-		e.config.Memory.Remember(key, ends.Src, ends.Dst, v.Action)
+		e.config.Memory.Remember(key, ends.Src, ends.Dst, v.Answer())
 	}
 	return pending
 }
@@ -60,10 +72,12 @@ func (e *Evaluator) translated(k *filter.Key) (translated, possible bool) {
 	return e.config.Translated(*k)
 }
 
-// trackToNode passes an allowed key to Tracker, unless policies do not concern what src sends
-// to the node. Other than between pods, a flow that no rule allows is tracked too: a later
-// policy may deny it although the pod has been concerned before. dst reports whether the
-// destination has an endpoint.
+// trackToNode passes an allowed key to Tracker if policies may deny what src sends to its node.
+// dst reports whether the destination has an endpoint.
+//
+// A flow that no rule allows is tracked too, unlike a flow between pods. A later policy may deny
+// it, and then a sweep may check only tracked flows: it checks all connections of a pod only
+// after the first policy that may deny what the pod sends to its node.
 func (e *Evaluator) trackToNode(key *filter.Key, v *filter.Verdict, src *policy.Endpoint, dst bool) {
 	if e.config.Tracker == nil || v.Action != filter.Allow || v.Reason == filter.SameAddress || src.EffectToNode() == policy.Open {
 		return

@@ -26,8 +26,9 @@ func (r *recorder) Track(k filter.Key, _, _ bool, _ uint64) {
 	r.tracked = append(r.tracked, k.String())
 }
 
-// Packets to the node are decided by ordered rules alone, also if the snapshot does not list the
-// destination as the node's. What IPVS translates is skipped, and packets of a starting pod wait.
+// Only ordered rules decide packets to the node, even if the snapshot does not list the
+// destination as an address of the node. Evaluate skips packets that IPVS translates, and holds
+// packets of a starting pod.
 func TestEvaluateToNode(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
@@ -78,7 +79,7 @@ func TestEvaluateToNode(t *testing.T) {
 		e := engine.New(config, cache.NewFlows(16))
 		e.Enter()
 		data := datagram(key(tt.src, tt.dst, tt.port))
-		action, pending := e.Evaluate(data, true)
+		action, pending := e.Evaluate(data, filter.AtInput)
 		got := action.String()
 		if len(said) > 0 {
 			got = said[0][strings.LastIndex(said[0], ": ")+2:]
@@ -90,7 +91,7 @@ func TestEvaluateToNode(t *testing.T) {
 			t.Errorf("%s: remembered %q, tracked %q", tt.name, r.remembered, r.tracked)
 		}
 		if action == filter.Hold {
-			if late := e.Expire(data, true); late != filter.Deny {
+			if late := e.Expire(data, filter.AtInput, true); late != filter.Deny {
 				t.Errorf("%s: %s after waiting", tt.name, late)
 			}
 		}

@@ -56,6 +56,7 @@ const (
 	APIReachable          Name = "api-reachable"
 	KindServed            Name = "kind-served"
 	KindNotServed         Name = "kind-not-served"
+	KindSkipped           Name = "kind-skipped"
 	AddressShared         Name = "address-shared"
 	NodeUnknown           Name = "node-unknown"
 	NodeRangeUnreadable   Name = "node-range-unreadable"

@@ -29,7 +29,7 @@ func newInterface(t *testing.T) (index int) {
 }
 
 // attachments returns the number of our programs that are attached to an interface with TCX, and
-// the number that are attached as filters.
+// the number that are attached as filters of traffic control.
 func attachments(t *testing.T, index int) (tcx, filters int) {
 	t.Helper()
 	for _, s := range []side{fromPod, toPod} {
@@ -51,8 +51,8 @@ func needTCX(t *testing.T) {
 	}
 }
 
-// Programs replace those of earlier agents, including agents that used filters, and Cleanup
-// detaches all of them.
+// The programs of an agent replace those of earlier agents, whether these attached them with TCX
+// or as filters of traffic control. Cleanup detaches all of them.
 func TestAttach(t *testing.T) {
 	old, now := openGuard(t), openGuard(t)
 	needTCX(t)

@@ -11,7 +11,7 @@ import (
 // binding assigns a port to a pod.
 type binding struct {
 	pod    string
-	listed []netip.Addr // addresses found at the port that the API lists for the pod
+	listed []netip.Addr // addresses that were found at the port and that the API lists for the pod
 	netns  int
 }
 
@@ -156,7 +156,8 @@ func wanted(f found, b bindings, s *policy.Snapshot) state {
 	for _, p := range f.ports {
 		if b.of(p) != nil && p.master != 0 {
 			bridges[p.master] = true
-			// A packet from a pod of the bridge that the node routes arrives at the bridge's interface.
+			// If the node routes a packet from a pod of the bridge, the packet arrives at the
+			// bridge's own interface.
 			st.ports[uint32(p.master)] = portValue{}
 		}
 	}

@@ -69,8 +69,9 @@ func podsByPort(b bindings) map[int]string {
 	return found
 }
 
-// A port is bound to a pod if only this port claims the pod's address. Routes to a port take
-// precedence over addresses at its other end. The binding stays as long as pod and port exist.
+// A port (see the type port) is bound to a pod if it has addresses of only this pod, and no
+// other port has one of them. The addresses of a port are those with a route to it and those at
+// its other end; routes take precedence. A binding stays as long as its pod and its port exist.
 func TestBindings(t *testing.T) {
 	for name, tt := range map[string]struct {
 		before, now []port

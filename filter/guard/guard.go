@@ -37,16 +37,16 @@ const (
 	idleInterval   = 10 * time.Second
 	// eventDebounce is the delay between an event and the pass that follows, so that one pass
 	// handles the several events that a network plugin causes. publishDebounce is the delay
-	// between a publication and the pass that follows. That pass is only for ports whose pod
-	// was not known before the publication.
+	// between a publication and the pass that follows. That pass only looks for the pods of
+	// interfaces whose pod was not known before the publication.
 	eventDebounce   = 20 * time.Millisecond
 	publishDebounce = 200 * time.Millisecond
 	// checkInterval is the time between two checks (see intact). The kernel does not report
 	// that another process has detached a program, so the guard checks for that. A check takes
 	// some microseconds for each interface.
 	checkInterval = time.Second
-	// maxSearches bounds the consecutive passes at searchInterval for a port whose pod stays
-	// unknown: the port may lead to a container that belongs to no pod.
+	// maxSearches bounds the consecutive passes at searchInterval for an interface whose pod
+	// stays unknown: it may lead to a container that belongs to no pod.
 	maxSearches = 30
 )
 
@@ -73,15 +73,14 @@ type Guard struct {
 	tentative map[int]bool
 	swept     bool   // earlier agents' programs were removed from all interfaces that need no program
 	open      string // reason why Covers returns false; empty if the programs check all interfaces
-	followed  bool   // result of Covers for which the iptables rules were last written
+	followed  bool   // value of Covers for which the iptables rules were written; if false, they drop forged sources
 	searched  int    // number of passes since the number of ports last changed; see maxSearches
 	failed    string // the last error that was logged; empty if the last pass succeeded
 }
 
-// Open loads the programs. They have no effect until Begin. The programs set the bit given as
-// allowed in the marks of packets that need no verdict. A nil logger discards the log. An
-// error means that the kernel does not accept the programs, or that the caller lacks
-// privileges.
+// Open loads the programs, which have no effect until Begin. allowed is the bit that the programs
+// set in the mark of a packet that needs no verdict. A nil logger discards the log. An error means
+// that the kernel does not accept the programs, or that the caller lacks privileges.
 func Open(allowed uint32, logger *slog.Logger) (*Guard, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -116,7 +115,8 @@ func (g *Guard) Begin(s *policy.Snapshot) error {
 	g.on, g.snapshot, g.swept = true, s, false
 	clear(g.attached)
 	clear(g.tentative)
-	// Assume that the rules of an earlier agent leave the check of sources to its programs.
+	// Assume that the iptables rules do not drop forged sources. If they must, because Covers
+	// returns false, Run calls OnCovers.
 	g.followed = true
 	err := g.ensure()
 	if err != nil {
@@ -125,7 +125,7 @@ func (g *Guard) Begin(s *policy.Snapshot) error {
 	return err
 }
 
-// RulesUpdated records that the rules now follow the given value of Covers.
+// RulesUpdated records that the iptables rules were written for the given value of Covers.
 func (g *Guard) RulesUpdated(covers bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -167,8 +167,9 @@ func (g *Guard) Covers() (covers bool, because string) {
 	return g.on && g.open == "", g.open
 }
 
-// Publish applies a snapshot. When Publish returns, the programs apply the snapshot at all ports
-// whose pod was known before. A port whose pod was not known may follow in a later pass of Run.
+// Publish applies a snapshot. When Publish returns, the programs apply the snapshot at all
+// interfaces whose pod was known before. An interface whose pod was not known may follow in a later
+// pass of Run.
 func (g *Guard) Publish(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -314,7 +315,8 @@ func (g *Guard) intact() bool {
 	return true
 }
 
-// reportCovers calls OnCovers if the rules do not follow the current value of Covers.
+// reportCovers calls OnCovers if the iptables rules were written for another value of Covers than
+// the current one.
 func (g *Guard) reportCovers(ctx context.Context) {
 	g.mu.Lock()
 	now, because := g.open == "", g.open
@@ -394,7 +396,7 @@ func (g *Guard) write() error {
 	return g.objs.write(&g.written, wanted(g.found, g.bound, g.snapshot))
 }
 
-// Stats counts dropped frames and guarded ports.
+// Stats counts dropped frames, and guarded ports: the node's ends of pods' interfaces.
 type Stats struct {
 	Dropped map[string]uint64 // dropped frames by reason, see Reasons
 	Ports   int               // ports whose pod is known

@@ -9,9 +9,9 @@ import (
 )
 
 // write updates the maps in the kernel to the wanted state, and records in recorded what it
-// has written. It writes the addresses of pods before the ports: as soon as the map of
-// ports assigns a port to a pod, the programs accept there only the addresses that are
-// known for that pod.
+// has written. It writes the addresses of pods before the ports: as soon as the map of ports
+// assigns a port to a pod, the programs accept from this port only the addresses that the maps
+// have for the pod.
 func (o *programObjects) write(recorded *state, want state) error {
 	return errors.Join(
 		ensure(o.Own, recorded.own, want.own), ensure(o.Known, recorded.known, want.known),

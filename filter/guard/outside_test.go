@@ -144,8 +144,8 @@ func TestOtherInterfaces(t *testing.T) {
 	}
 }
 
-// The wanted state has the flags of each interface that leads to no pod, and the node's link-local
-// addresses at this interface. For a port of a bridge, these are the addresses of the bridge.
+// The function wanted returns, for each interface that leads to no pod, its flags and the node's
+// link-local addresses at it. For a port of a bridge, these are the addresses of the bridge.
 func TestWantedOutside(t *testing.T) {
 	f := found{
 		outside: []port{{index: 1}, {index: 2, master: 9, member: true}, {index: 3, bare: true}},

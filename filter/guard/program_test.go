@@ -28,8 +28,8 @@ func openGuard(tb testing.TB) *Guard {
 	return g
 }
 
-// The programs let ordinary frames of the addresses in portValue.IPv4 and IPv6 pass without
-// further checks. Each frame gets the same verdict and mark as without these two addresses.
+// portValue.IPv4 and IPv6 are a fast path: frames of these addresses pass without further checks.
+// With and without the fast path, each frame gets the same verdict and mark.
 func TestOrdinaryFramesPassAllChecks(t *testing.T) {
 	g := openGuard(t)
 	r := rand.New(rand.NewPCG(1, 2))
@@ -92,7 +92,7 @@ func randomPort(r *rand.Rand) state {
 	st.tunnels[bigEndian(4789)] = 1
 	for i, a := range append(addrs(frameAddrs4[0].String(), frameAddrs6[0].String()), append(frameAddrs4[1:], frameAddrs6[1:]...)...) {
 		switch {
-		case i < 2: // the pod's addresses: if the port has the flag primaryPort, the guard writes these values
+		case i < 2: // the pod's addresses: as in the guard, in the maps only if the port has the flag primaryPort
 			if st.ports[loopback].Flags&primaryPort != 0 {
 				st.own[place{a.As16(), loopback}], st.known[a.As16()] = listed, ofPod
 			}
@@ -105,7 +105,7 @@ func randomPort(r *rand.Rand) state {
 	return st
 }
 
-// listedAt returns the addresses that the API lists for the port's pod.
+// listedAt returns the addresses in st that the API lists for the pod behind the interface.
 func listedAt(st state) (found []netip.Addr) {
 	for at, how := range st.own {
 		if how == listed {

@@ -40,15 +40,16 @@ func (g *Guard) attach() error {
 			put(p, false, func() error { return g.objs.attachOutside(p.index) })
 		}
 	} else if g.followed {
-		// Do not detach yet: the rules do not drop forged sources until OnCovers has updated them.
+		// Do not detach yet: the rules drop forged sources only after the function OnCovers has
+		// updated them.
 		return errors.Join(errs...)
 	}
 	return errors.Join(append(errs, g.detach(there))...)
 }
 
-// detach removes this agent's programs from all interfaces that are not in wanted. Until this
-// has succeeded once after Begin, it also removes the programs that earlier agents have left
-// on such interfaces.
+// detach removes this agent's programs from all interfaces that are not in wanted. Until a
+// call of detach has succeeded after Begin, detach also removes the programs that earlier agents
+// have left on such interfaces.
 func (g *Guard) detach(wanted map[int]bool) error {
 	var errs []error
 	unwanted := slices.Collect(maps.Keys(g.attached))

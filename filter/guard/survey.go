@@ -23,8 +23,8 @@ type found struct {
 	all     addresses            // broadcast addresses of the node's networks
 	peers   addresses            // other ends of the node's tunnels
 	tunnels []uint16             // UDP ports of the node's tunnels
-	// beyond is the reason why the programs, on this node, cannot detect every packet that has
-	// a source of the node but comes from elsewhere. It is empty if they can.
+	// beyond is empty if the programs can detect every packet that comes from elsewhere with the
+	// node's source. Otherwise, it is the reason why they cannot do so on this node.
 	beyond string
 }
 
@@ -91,20 +91,21 @@ func (f *found) other(l netlink.Link, all []netlink.Link) {
 		switch one.Attrs().Index {
 		case a.MasterIndex:
 			master = one.Type()
-		case a.ParentIndex: // the other end of a pair
+		case a.ParentIndex: // if l is one end of a veth pair, this is the other end
 			up = one.Attrs().Flags&l.Attrs().Flags&net.FlagUp != 0
 		}
 	}
 	bridge, is := l.(*netlink.Bridge)
 	switch {
 	case is && bridge.VlanFiltering != nil && *bridge.VlanFiltering:
-		// Such a bridge may remove the VLAN tag of a frame that it passes to the node.
+		// From outside, the programs do not check frames with a VLAN ID. But such a bridge may
+		// remove the tag and pass the frame to the node.
 		f.beyond = fmt.Sprintf("bridge %s filters by VLAN", a.Name)
 	case l.Type() == "veth" && a.NetNsID < 0 && !up:
 		// Not in use yet: one end may be about to move to a pod.
 	case l.Type() == "veth" && a.NetNsID < 0:
-		// Packets that the node sends at one end come in at the other, rightly with the
-		// node's own source.
+		// Packets that the node sends at one end come in at the other end with the node's own
+		// source. This source is not forged.
 		f.beyond = fmt.Sprintf("both ends of %s are in the node's network namespace", a.Name)
 	case is, a.Flags&net.FlagLoopback != 0, master == "bond", master == "team":
 		// A frame at a bridge has passed a port of the bridge before, and is checked there. A
@@ -241,8 +242,8 @@ func hostRoutes() (routes map[int][]netip.Addr, uplinks map[int]bool, err error)
 	return routes, uplinks, nil
 }
 
-// interrupted returns err, or nil if err only means that something changed during the dump. Such a
-// change is followed by an event, which causes the next pass.
+// interrupted returns err, or nil if err only means that something changed during the dump. An
+// event follows such a change, and makes the guard survey the node again.
 func interrupted(err error) error {
 	if errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil

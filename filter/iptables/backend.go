@@ -122,7 +122,7 @@ func (u *use) add(saved string) {
 		case strings.HasPrefix(fields[0], ":") && isKubelets(fields[0][1:]):
 			u.kubelet = true
 		case fields[0] == "-A" && !isOwned(fields[1]) && !leadsTo(line, isOwned):
-			u.rules++ // rules of Sluice are not counted: they are where an earlier agent chose to put them
+			u.rules++ // Sluice's own rules are not counted: an earlier agent chose their backend
 		}
 	}
 }
@@ -224,8 +224,8 @@ func openFamily(f Family, b Backend, tools []tool) (*kernelTable, error) {
 	return openTable(f, tools[0])
 }
 
-// OpenAll returns all tables from which [Cleanup] may have to remove rules: the mangle tables of
-// both backends and both families, and the separate tables in nf_tables. It omits a legacy table
+// OpenAll returns all tables from which [Cleanup] may have to remove rules: the tables mangle and
+// filter of both backends and both families, and the separate tables in nf_tables. It omits a legacy table
 // that does not exist, because reading it would create it.
 func OpenAll(ctx context.Context) ([]Table, error) {
 	var tables []Table
@@ -235,13 +235,6 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 			return nil, ErrNotInstalled
 		}
 		for _, t := range tools {
-			if t.backend == Legacy {
-				if there, err := legacyTable(f); err != nil {
-					return nil, err
-				} else if !there {
-					continue
-				}
-			}
 			opened, err := openFamily(f, t.backend, []tool{t})
 			if errors.Is(err, errNoIPv6) {
 				continue
@@ -249,7 +242,17 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 			if err != nil {
 				return nil, err
 			}
-			tables = append(tables, opened)
+			if t.backend == Legacy {
+				if _, err := legacyTables(f); err != nil {
+					return nil, err
+				}
+			}
+			if opened.exists() {
+				tables = append(tables, opened)
+			}
+			if opened.filter.exists() {
+				tables = append(tables, opened.filter)
+			}
 		}
 		own := newOwnTable(f)
 		chains, err := own.Chains(ctx)
@@ -263,9 +266,10 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 	return tables, nil
 }
 
-// Others returns the tables of OpenAll except inUse. An agent with another backend may have
-// left rules there, which packets would traverse too; [Cleanup] removes these rules. If Others
-// returns a separate table, Cleanup empties it but does not delete it, see ownTable.Leave.
+// Others returns the tables of OpenAll except inUse. An earlier agent with another backend may
+// have left rules there. Packets would traverse these rules too, until [Cleanup] removes them.
+// Cleanup empties a separate table (an ownTable) that Others has returned, but does not delete
+// it: see ownTable.Leave.
 func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 	all, err := OpenAll(ctx)
 	if err != nil {
@@ -277,14 +281,11 @@ func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 		}
 	}
 	return slices.DeleteFunc(all, func(t Table) bool {
-		return slices.ContainsFunc(inUse, func(u Table) bool { return u.String() == t.String() })
+		return slices.ContainsFunc(inUse, func(u Table) bool {
+			c := u.companion()
+			return u.String() == t.String() || c != nil && c.String() == t.String()
+		})
 	}), nil
-}
-
-// legacyTable reports whether the legacy mangle table of this network namespace exists.
-func legacyTable(f Family) (bool, error) {
-	names, err := legacyTables(f)
-	return slices.Contains(names, table), err
 }
 
 // legacyTables returns the names of the legacy tables of this network namespace.

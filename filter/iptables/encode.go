@@ -13,12 +13,12 @@ import (
 // encoded is a rule in the form that nf_tables accepts.
 type encoded struct {
 	expressions attributes
-	protocol    uint32 // layer-4 protocol that the rule declares, because some matches require it; 0 if no match does
+	protocol    uint32 // layer-4 protocol of the rule's "-p", for NFTA_RULE_COMPAT; 0 if the rule has no "-p"
 }
 
-// encodeRule translates an owned rule, without "-A" and the chain, into the expressions that
-// iptables-nft would write. It supports only what owned rules use, and returns an error for
-// anything else, so that no condition of a rule is lost.
+// encodeRule translates a rule of Sluice, without "-A" and the chain, into the expressions that
+// iptables-nft would write. It supports only what Sluice's rules use. For anything else it
+// returns an error, so that no condition of a rule is lost.
 func encodeRule(f Family, rule string) (e encoded, err error) {
 	words := splitRule(rule)
 	for len(words) > 0 {
@@ -60,7 +60,7 @@ func parseArguments(words []string) arguments {
 func (e *encoded) add(f Family, flag, name string, a arguments) error {
 	switch {
 	case flag == "-p":
-		number := map[string]uint32{"icmp": unix.IPPROTO_ICMP, "ipv6-icmp": unix.IPPROTO_ICMPV6}[name]
+		number := map[string]uint32{"icmp": unix.IPPROTO_ICMP, "ipv6-icmp": unix.IPPROTO_ICMPV6, "tcp": unix.IPPROTO_TCP}[name]
 		if number == 0 {
 			return errUnknown("-p " + name)
 		}
@@ -137,8 +137,9 @@ func (e *encoded) compareMeta(key uint32, value []byte) {
 	e.compare(value)
 }
 
-// compareSource appends a match for packets with a source in a range. It compares with both
-// ends of the range: the kernels differ in how they return a comparison with a mask.
+// compareSource appends a match for packets whose source is in a range. It compares the source
+// with the first and the last address of the range instead of masking it: kernels differ in how
+// they return a comparison with a mask.
 func (e *encoded) compareSource(from netip.Prefix) {
 	const offset4, offset6 = 12, 8 // of the source in the IP header
 	low := from.Masked().Addr().AsSlice()

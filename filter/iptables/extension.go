@@ -63,6 +63,10 @@ func (a arguments) match(f Family, name string) (x extension, err error) {
 		const local = 1 << 2
 		x.revision, x.info = 1, words16(local, 0, 0, 0)
 		err = a.require("--src-type", "LOCAL")
+	case "tcp": // xt_tcp: all ports, and packets with the flag RST
+		const reset = 1 << 2
+		x.info = append(words16(0, 1<<16-1, 0, 1<<16-1), 0, reset, reset, 0)
+		err = a.require("--tcp-flags", "RST")
 	case "icmp6": // ip6t_icmp: one type, all codes
 		var kind uint64
 		kind, err = strconv.ParseUint(a["--icmpv6-type"], 10, 8)

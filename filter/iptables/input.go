@@ -16,8 +16,8 @@ const (
 )
 
 // nodeSources returns the rules of inputChain: one for each range of NodeSources of the
-// family. Packets of other sources do not meet nodeChain, so that the node stays reachable for
-// all others if no agent answers the queues. Each range costs some 10 ns for each packet that
+// family. Packets of other sources do not reach nodeChain, so that the node stays reachable for
+// them if no agent answers the queues. Each range costs some 10 ns for each packet that
 // the node receives and that has another source.
 func (o Options) nodeSources(f Family) (rules []string) {
 	for _, p := range o.NodeSources {
@@ -30,26 +30,33 @@ func (o Options) nodeSources(f Family) (rules []string) {
 		}
 	}
 	if len(rules) > 0 {
-		// The node's own packets, which may have an address of a bridge in a range of pods.
+		// Packets that the node sends to itself pass: their source may be the address of a
+		// bridge, and in a range of pods.
 		rules = slices.Insert(rules, 0, "-i lo -j RETURN")
 	}
 	return inChain(inputChain, rules)
 }
 
-// nodeRules returns the rules of nodeChain. They are those of Chain, with two exceptions. The
-// source is not the node, because inputChain selects pods. And a packet that a program allows
-// does not mark its connection: IPVS translates packets after this chain, and POSTROUTING,
-// which judges them by their real destination, would take the mark for a verdict.
+// nodeRules returns the rules of nodeChain. They are those of Chain, with two exceptions. No
+// rule lets packets from the node pass, because inputChain sends only packets from pods here.
+// And a packet that the BPF cache allows does not mark its connection: IPVS translates packets
+// after this chain, and POSTROUTING, which judges them by their real destination, would take
+// the mark for a verdict.
 func (o Options) nodeRules(f Family, last ...string) []string {
-	rules := append(o.markRules(), o.exemptRules(f)...)
-	return inChain(nodeChain, append(append(rules, o.cacheRules("-j RETURN")...), last...))
+	var rules, revoked, refuse []string
+	if o.Reject {
+		rules, revoked, refuse = []string{o.judgedRejected()}, o.refuseRevoked(), o.refuseRemembered()
+	}
+	rules = slices.Concat(rules, o.markRules(), o.exemptRules(f, revoked...), o.cacheRules("-j RETURN", refuse...), last)
+	return inChain(nodeChain, rules)
 }
 
-// SetNodeSources sets the addresses whose packets to this node are judged; none for no judgment
-// at all. It updates existing rules before it returns. After an error, Run keeps trying.
+// SetNodeSources sets the source addresses whose packets to this node need a verdict. If there
+// are none, no packet to this node needs a verdict. SetNodeSources updates existing rules before
+// it returns. After an error, Run keeps trying.
 //
-// The first range adds a jump from INPUT, and the removal of the last one deletes the jump. The
-// hook of INPUT stays, so that no queued packet is lost.
+// If sources is not empty, a rule jumps from INPUT to inputChain; otherwise this rule is
+// deleted. The built-in chain INPUT is never removed, so that no queued packet is lost.
 func (m *Manager) SetNodeSources(ctx context.Context, sources []netip.Prefix) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -18,7 +18,8 @@ func prefixes(texts ...string) (all []netip.Prefix) {
 	return all
 }
 
-// nodeSources are ranges of both families: one that ends within a byte, one address, and all.
+// nodeSources are ranges of both families. Two have a length that is not a multiple of 8, and
+// two are single addresses.
 var nodeSources = prefixes("10.1.2.0/23", "10.9.0.1/32", "fd00:1:2:3::/61", "fd00::9/128")
 
 func TestWantedTextWithNodeSources(t *testing.T) {
@@ -47,8 +48,8 @@ func TestWantedTextWithNodeSources(t *testing.T) {
 	}
 }
 
-// During a pause and with reduced rules, the chain for packets to the node ends like the main
-// chain.
+// The main chain and nodeChain change in the same way: reduced rules omit the same parts in
+// both, and during a pause both end with the same target.
 func TestNodeRulesWithoutParts(t *testing.T) {
 	o := pinnedOptions()
 	o.NodeSources = nodeSources
@@ -78,8 +79,9 @@ func count(rules []string, part string) (n int) {
 	return n
 }
 
-// The chains for packets to the node and the jump to them exist while there are sources. Run
-// restores them, and removes what another program adds. Foreign rules in INPUT stay.
+// The chains for packets to the node and the jump to them exist while NodeSources is not empty.
+// Then Run restores them after another program has changed them. Otherwise Run removes a jump
+// that another program adds. Foreign rules in INPUT stay.
 func TestSetNodeSources(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, Defaults)
@@ -138,8 +140,8 @@ func TestSetNodeSources(t *testing.T) {
 	})
 }
 
-// In every kind of table, the sources can change while rules exist, are read back as they were
-// written, and leave nothing behind.
+// With every backend, NodeSources can change while rules exist. The rules are read back as they
+// were written, and Remove deletes the jump from INPUT.
 func TestRealNodeSources(t *testing.T) {
 	for _, backend := range []Backend{NFT, Legacy, inOwn} {
 		t.Run(string(backend), func(t *testing.T) {

@@ -196,7 +196,7 @@ func TestRealApplyAndRemove(t *testing.T) {
 				}
 			}
 		}
-		if at, theirs := strings.Index(after, entries[1].jump()+"\n"), strings.Index(after, "-A POSTROUTING -p tcp"); at < 0 || theirs < at {
+		if at, theirs := strings.Index(after, mangle.entries[1].jump()+"\n"), strings.Index(after, "-A POSTROUTING -p tcp"); at < 0 || theirs < at {
 			t.Errorf("the jump is not the first rule:\n%s", after)
 		}
 		n.inside(n.Apply)
@@ -246,12 +246,12 @@ func TestRealForgedWithoutRules(t *testing.T) {
 	})
 }
 
-// iptables may print the rule of the per-source limit in another form than it was written.
-// The Manager records the printed form, so that its checks do not repair the rule, whatever
-// the limit.
+// iptables-save may print the rule of the per-source limit in another form than the Manager
+// wrote. The Manager records the printed form. So its checks find no difference and repair
+// nothing, for any limit.
 func TestRealSourceLimits(t *testing.T) {
 	withBackends(t, func(t *testing.T, b Backend) {
-		for _, share := range []int{1, 7, 50, 59, 999, 3000, 6000, MaxSourceShare} { // 50 and 59 have iptables' default burst, 5
+		for _, share := range []int{1, 7, 50, 59, 999, 3000, 6000, MaxSourceShare} { // 50 and 59 have a burst of 5, iptables' default, which iptables-save omits
 			opts := Defaults
 			opts.SourceShare = share
 			n := newRealNode(t, b, opts)
@@ -267,7 +267,7 @@ func TestRealSourceLimits(t *testing.T) {
 	})
 }
 
-// damage lists changes of other programs to the rules in the kernel.
+// damage lists changes that other programs could make to the rules in the kernel.
 var damage = map[string][]string{
 	"flush all":    {"-F", "-X SLUICE", "-X SLUICE-ALLOW"},
 	"flush SLUICE": {"-F SLUICE"},
@@ -399,7 +399,7 @@ func TestRealCleanup(t *testing.T) {
 	}
 }
 
-// Open selects the backend that other programs use. Owned rules do not count.
+// Open selects the backend that has rules of other programs. It ignores Sluice's own rules.
 func TestRealDetection(t *testing.T) {
 	n := newRealNode(t, Legacy, Defaults)
 	detected := func() Backend {

@@ -17,8 +17,8 @@ import (
 // Manager keeps the rules in the tables. Its methods may be called concurrently; a lock
 // serializes them.
 type Manager struct {
-	// OnRepair, if set, is called after each repair: packets may have passed without a
-	// verdict before it. It must not block. Set it before Run.
+	// OnRepair, if set, is called after each repair: until the repair, packets may have passed
+	// without a verdict. OnRepair must not block. Set it before Run.
 	OnRepair func()
 	// EnsurePins, if set, restores missing names of pinned programs: iptables can write a
 	// rule only while the programs that the rule calls have names. Set it before Run.
@@ -29,6 +29,8 @@ type Manager struct {
 	log      *slog.Logger
 	repairs  atomic.Uint64
 	failures atomic.Uint64
+
+	rejects atomic.Bool // see Rejects
 
 	mu     sync.Mutex
 	tables []*keptTable
@@ -54,6 +56,10 @@ type keptTable struct {
 	// another program refers to them.
 	stuck  []string
 	forged forged
+	// filter is the table filter of the same family and backend; nil if there is none. used
+	// is set if it may have owned rules, and rejects if packets are rejected there.
+	filter        *keptTable
+	used, rejects bool
 	// right is set if the rules were right at the last check; generation is the generation of
 	// the table at that time.
 	generation uint32
@@ -68,7 +74,12 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	}
 	m := &Manager{opts: opts, all: opts, log: logger}
 	for _, t := range tables {
-		m.tables = append(m.tables, &keptTable{Table: t, canonical: canonicalForm{}})
+		kept := &keptTable{Table: t, canonical: canonicalForm{}}
+		if filter := t.companion(); filter != nil {
+			// An earlier agent may have left rules.
+			kept.filter = &keptTable{Table: filter, canonical: canonicalForm{}, used: filter.exists()}
+		}
+		m.tables = append(m.tables, kept)
 	}
 	return m
 }
@@ -127,9 +138,12 @@ func (m *Manager) Apply(ctx context.Context) error {
 
 // Without sets the parts that the rules omit. The next Apply writes the rules without these
 // parts, and with those that an earlier call of Without had removed.
+//
+// It ignores Less.Reject, which Run tries to add as long as it is wanted.
 func (m *Manager) Without(less Less) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	less.Reject = false
 	m.opts = m.all.without(less)
 	for _, t := range m.tables {
 		t.reduce(Less{}, nil, 0)
@@ -146,8 +160,8 @@ func (m *Manager) SetGuarded(ctx context.Context, guarded bool) error {
 	return m.rewrite(ctx, changed)
 }
 
-// rewrite writes the wanted rules to the tables that are not known to have them, if Run keeps
-// the rules. changed is set if the wanted rules have changed.
+// rewrite writes the wanted rules to the tables if Run keeps the rules. It skips a table that is
+// known to have the wanted rules; if changed is set, these are new rules, which no table has.
 func (m *Manager) rewrite(ctx context.Context, changed bool) error {
 	if changed {
 		for _, t := range m.tables {
@@ -172,7 +186,7 @@ func (m *Manager) DropsSources(ctx context.Context) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, t := range m.tables {
-		rules, err := t.Jumps(ctx, entries[0].name)
+		rules, err := t.Jumps(ctx, mangle.entries[0].name)
 		if err != nil || !slices.ContainsFunc(rules, func(r string) bool {
 			return leadsTo(r, func(chain string) bool { return chain == sourceChain })
 		}) {
@@ -230,8 +244,13 @@ func (m *Manager) Remove(ctx context.Context) error {
 		if _, err := cleanTable(ctx, t); err != nil {
 			return err
 		}
+		t.rejects = false
+		if t.clearRejects(ctx); t.filter != nil && t.filter.used {
+			return fmt.Errorf("%s: the rules that reject packets could not be removed", t.filter)
+		}
 		return t.Leave()
 	})
+	m.noteRejects()
 	m.wrote = err != nil
 	return err
 }
@@ -278,7 +297,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 			return wrong, err
 		}
 		if len(diff) > 0 && try >= 2 && now.equal(before) {
-			t.canonical.record(now, want)
+			t.canonical.record(now, want, t.layout())
 			diff = t.diff(now, want)
 		}
 		switch {
@@ -289,7 +308,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 		case try == 0:
 			wrong = diff
 		case try == 3:
-			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): find the program that changes %s", strings.Join(diff, "; "), table)
+			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): find the program that changes %s", strings.Join(diff, "; "), t.layout().table)
 		}
 		// The first write may fail because a chain that it deletes has already gone. In that
 		// case, read the table and write again. The second write may fail because an object of
@@ -333,17 +352,17 @@ func (t *keptTable) write(ctx context.Context, now tableState, want map[string][
 	c := change{fill: want, drop: t.outdated(now, want)}
 	c.keepDropped = len(c.drop) > 0 && slices.Equal(c.drop, t.stuck)
 	if len(c.drop) > 0 {
-		// Search all chains for rules that lead to these chains. The search is expensive, but
-		// outdated chains are rare.
+		// Search all chains for rules that lead to the outdated chains. The search is expensive,
+		// but outdated chains are rare.
 		refs, err := leading(ctx, t, now, func(chain string) bool { return slices.Contains(c.drop, chain) })
 		if err != nil {
 			return err
 		}
 		c.stale = slices.DeleteFunc(refs, func(rule string) bool {
-			return slices.ContainsFunc(entries, func(e entry) bool { return strings.HasPrefix(rule, "-A "+e.name+" ") })
+			return slices.ContainsFunc(t.layout().entries, func(e entry) bool { return strings.HasPrefix(rule, "-A "+e.name+" ") })
 		})
 	}
-	for _, e := range entries {
+	for _, e := range t.layout().entries {
 		_, needed := want[e.chain]
 		if len(t.jumpDiff(e, now.hooks[e.name], needed)) == 0 {
 			continue
@@ -357,7 +376,7 @@ func (t *keptTable) write(ctx context.Context, now tableState, want map[string][
 			}
 		}
 	}
-	err := t.Restore(ctx, c.text())
+	err := t.Restore(ctx, c.text(t.layout()))
 	switch {
 	case err != nil && now.inactive != "":
 		return fmt.Errorf("%w: %s: %w", errWrite, now.inactive, err)

@@ -36,9 +36,10 @@ func (o Options) Span() int { return o.Queues + 1 }
 //
 // The packets of a source within its limit stay in the balanced queues. So during a flood by
 // another source, a client that is merely busy gets verdicts at least at the rate of its limit.
-// If several packets of a flow are queued, they may be in different queues and overtake each
-// other. These are packets that conntrack calls INVALID or UNTRACKED, or packets that arrive
-// before the first packet of the flow has its verdict.
+//
+// Two queued packets of a flow may be in different queues and overtake each other. A flow has
+// two queued packets only if conntrack calls them INVALID or UNTRACKED, or if the second arrives
+// before the first has its verdict.
 //
 // The name of hashlimit's table includes the rate, because an existing table keeps the rate of
 // its creation. The rate is rounded as the kernel stores it and iptables-save prints it.

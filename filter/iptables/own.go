@@ -18,8 +18,8 @@ const ownName = "sluice"
 // ownTable is a separate table in nf_tables, whose chains have the hooks and priority of
 // iptables' mangle. It holds the same rules, for nodes where mangle cannot be used.
 //
-// iptables-nft writes only to its own tables. So ownTable writes the rules over netlink, see
-// encodeRule: it translates a transaction of iptables-restore into a transaction of nf_tables.
+// iptables-nft writes only to its own tables. So ownTable writes the rules over netlink:
+// ownChange translates a transaction of iptables-restore into a transaction of nf_tables.
 type ownTable struct {
 	noChoice
 	family Family
@@ -50,8 +50,8 @@ func (o *ownTable) Chains(context.Context) (names []string, err error) {
 	return names, err
 }
 
-// Rules implements Table. For rules that this ownTable did not write, it returns the same text as
-// Jumps does.
+// Rules implements Table. A rule that this ownTable has written is returned as it was written,
+// any other rule in the form of nftRule.text.
 func (o *ownTable) Rules(_ context.Context, chain string) ([]string, error) {
 	rules, err := o.nft().rules(chain)
 	var lines []string
@@ -91,7 +91,9 @@ func (o *ownTable) Generation() (uint32, bool) {
 }
 
 // Watch implements Table.
-func (o *ownTable) Watch(ctx context.Context, notify func()) error { return o.nft().watch(ctx, notify) }
+func (o *ownTable) Watch(ctx context.Context, notify func()) error {
+	return o.nft().watch(ctx, notify, nil)
+}
 
 // Dropped returns the number of packets that the rules of a chain have dropped since the chain
 // was written, 0 if the chain does not exist.
@@ -105,16 +107,16 @@ func (o *ownTable) Dropped(chain string) (packets uint64, err error) {
 	return packets, err
 }
 
-// Leave implements Table. When a table is deleted, the kernel drops all packets that wait in
-// queues of the node. So Leave keeps the empty table if stays is set, as Others sets it for an
-// agent that uses mangle. Leave also keeps a table with chains of other programs.
+// Leave implements Table. It deletes the table, except in two cases: the table has chains of
+// other programs, or stays is set. When a table is deleted, the kernel drops all packets that
+// wait in queues of the node. Therefore Others sets stays for an agent that uses mangle.
 func (o *ownTable) Leave() error {
 	chains, err := o.nft().chains()
 	if err != nil || o.stays || len(chains) == 0 {
 		return err
 	}
 	for _, c := range chains {
-		if !isOwned(c.name) && !isHook(c.name) {
+		if !isOwned(c.name) && !mangle.isHook(c.name) {
 			return nil
 		}
 	}
@@ -124,11 +126,6 @@ func (o *ownTable) Leave() error {
 		return fmt.Errorf("delete table %s: %w", ownName, explain(err))
 	}
 	return nil
-}
-
-// isHook reports whether a chain has the name of one of the hooks in entries.
-func isHook(chain string) bool {
-	return slices.ContainsFunc(entries, func(e entry) bool { return e.name == chain })
 }
 
 // Restore implements Table.
@@ -188,12 +185,12 @@ func (b *ownChange) prepare(text string) error {
 		b.add(unix.NFT_MSG_DELTABLE, 0, attributes{}.text(unix.NFTA_TABLE_NAME, b.table.name))
 	}
 	b.add(unix.NFT_MSG_NEWTABLE, netlink.Create, attributes{}.text(unix.NFTA_TABLE_NAME, b.table.name).number(unix.NFTA_TABLE_FLAGS, 0))
-	for _, e := range entries {
+	for _, e := range mangle.entries {
 		if !strings.Contains(text, "\n:"+e.chain+" ") {
 			continue
 		}
 		b.hooks = append(b.hooks, e)
-		place := attributes{}.number(unix.NFTA_HOOK_HOOKNUM, hooks[e.name]).number(unix.NFTA_HOOK_PRIORITY, 1<<32+manglePriority)
+		place := attributes{}.number(unix.NFTA_HOOK_HOOKNUM, hooks[e.name]).number(unix.NFTA_HOOK_PRIORITY, uint32(mangle.priority))
 		b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, b.chain(e.name).raw(unix.NFTA_CHAIN_HOOK, place).
 			number(unix.NFTA_CHAIN_POLICY, verdictAccept).text(unix.NFTA_CHAIN_TYPE, chainKind))
 	}
@@ -214,7 +211,7 @@ func (b *ownChange) carryOut(line string) error {
 		b.flush(command[1:])
 	case command == "-A":
 		return b.addRule(chain, rule)
-	case command == "-I": // only for the jump of a hook: it replaces all rules, because a hook must have no other rule
+	case command == "-I": // always the jump of a hook, which must have no other rule
 		b.flush(chain)
 		_, rule, _ = strings.Cut(rule, " ")
 		return b.addRule(chain, rule)

@@ -37,6 +37,7 @@ func everyRule() []Options {
 		Defaults, pinnedOptions(), Defaults.without(Less{Overflow: true, Sources: true}),
 		{AllowedMark: 1, RevokedMark: 1 << 31, FirstQueue: 7, Queues: 1, SourceShare: 7, FailOpen: true},
 		{AllowedMark: 1 << 30, RevokedMark: 2, Queues: 8, SourceShare: MaxSourceShare, NodeSources: prefixes("10.1.2.3/32", "fd00::7/128")},
+		{AllowedMark: 1 << 8, RevokedMark: 4, Queues: 2, SourceShare: 1, NodeSources: prefixes("10.1.2.3/32", "fd00::7/128"), Reject: true},
 	}
 }
 
@@ -71,10 +72,10 @@ func TestEncodeRule(t *testing.T) {
 // For each rule that encodeRule encodes, iptables prints the text that was encoded.
 func TestRealEncodedAsIptablesDoes(t *testing.T) {
 	for i, o := range everyRule() {
-		o.AllowPin, o.DenyPin = "", "" // the kernel would require the programs
+		o.AllowPin, o.DenyPin = "", "" // with a pin, the kernel would require the pinned program
 		n := newRealNode(t, NFT, o)
 		for _, f := range Families {
-			text := o.Wanted(f)
+			text, _, _ := strings.Cut(o.Wanted(f), "*filter")
 			text = strings.ReplaceAll(text, " -m rpfilter --invert", "") // encoded as fib, which iptables cannot print
 			n.inside(func(context.Context) error {
 				b := ownChange{table: nftTable{f, table}, texts: map[string]string{}}
@@ -149,7 +150,7 @@ func (n *realNode) tableText(f Family, name string) string {
 func (n *realNode) wantInOwnTable(f Family) {
 	n.t.Helper()
 	own := n.tableText(f, ownName)
-	for _, e := range entries[:2] {
+	for _, e := range mangle.entries[:2] {
 		if !strings.Contains(own, "jump "+e.chain+"\n") {
 			n.t.Errorf("%s: the separate table holds\n%s", f, own)
 		}
@@ -202,8 +203,8 @@ func TestRealOwnTable(t *testing.T) {
 	}
 }
 
-// If the guard drops forged sources, the separate table has no chain in PREROUTING, which the
-// kernel would call for every packet. The chain is added when it is needed.
+// While the guard drops forged sources, the separate table has no chain in PREROUTING, because
+// the kernel would call it for every packet. When the guard stops, the chain is added.
 func TestRealOwnTableGuarded(t *testing.T) {
 	opts := Defaults
 	opts.Guarded = true
@@ -235,7 +236,7 @@ func TestRealOwnTableGuarded(t *testing.T) {
 	}
 }
 
-// ownDamage lists changes of other programs to the separate table.
+// ownDamage lists changes that other programs could make to the separate table.
 var ownDamage = []string{
 	"flush table %[1]s sluice",
 	"delete table %[1]s sluice",

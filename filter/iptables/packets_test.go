@@ -234,8 +234,8 @@ func TestRealOverflow(t *testing.T) {
 	})
 }
 
-// At shutdown, after Pause, no new packet is queued. The queued packets are not lost, unless a
-// separate table is removed.
+// At shutdown, no packet is queued after Pause. The packets that are already queued are not
+// lost, unless Remove deletes a separate table.
 func TestRealShutdown(t *testing.T) {
 	withPlaces(t, func(t *testing.T, b Backend) {
 		for _, open := range []bool{true, false} {
@@ -243,7 +243,7 @@ func TestRealShutdown(t *testing.T) {
 				opts := Defaults
 				opts.FailOpen = open
 				p := newPackets(t, b, opts)
-				for _, f := range Families { // another rule keeps conntrack hooked, see Remove
+				for _, f := range Families { // after Remove, this rule still uses conntrack, so that the kernel drops no queued packets
 					p.iptables(f, "-t", "filter", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT")
 				}
 				p.startManager()

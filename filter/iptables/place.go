@@ -61,6 +61,11 @@ func (p *place) Tidy(ctx context.Context) {
 	p.left = false
 }
 
+func (p *place) layout() *layout  { return mangle }
+func (p *place) companion() Table { return p.mangle.companion() }
+func (p *place) exists() bool     { return true }
+func (p *place) attend(bool)      {}
+
 // Leave implements Table.
 func (p *place) Leave() error { return p.own.Leave() }
 
@@ -103,7 +108,7 @@ func (p *place) Count(ctx context.Context, chain string) (int, bool) {
 // Inactive implements Table.
 func (p *place) Inactive(ctx context.Context) (string, error) { return p.in().Inactive(ctx) }
 
-// Generation implements Table. All tables of nf_tables share one generation.
+// Generation implements Table. All tables of nf_tables share one generation number.
 func (p *place) Generation() (uint32, bool) { return p.in().Generation() }
 
 // Restore implements Table.

@@ -124,7 +124,8 @@ func TestFallBacksEnd(t *testing.T) {
 	})
 }
 
-// After a short failure, the omitted part is added at the next check.
+// If writes fail only for a moment, the Manager omits a part of the rules, and adds it at the next
+// check.
 func TestShortFallBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, pinnedOptions())
@@ -168,7 +169,8 @@ func TestMustPin(t *testing.T) {
 	m.want(m.without(Less{Pins: true}))
 }
 
-// The names of pinned programs are restored before a repair, and while the rules are right.
+// The Manager calls EnsurePins before a repair. It also calls EnsurePins in checks that find the
+// rules right.
 func TestRepairEnsuresPins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManaged(t, pinnedOptions())
@@ -279,8 +281,8 @@ func TestRunWithNotifications(t *testing.T) {
 				m.change(c.lines...)
 				synctest.Wait()
 				m.want(m.applied())
-				// At most three reads: readOutline, readTable if the outline shows no difference,
-				// and one after the write.
+				// At most three reads: a quick one by readOutline, a full one by readTable if the
+				// quick one finds no difference, and one after the write.
 				if n := m.v4.Reads() - reads; m.Repairs() != 1 || n > 3 || time.Since(start) > 0 {
 					t.Errorf("%d repairs with %d reads after %v, want one with at most three", m.Repairs(), n, time.Since(start))
 				}
@@ -307,9 +309,9 @@ func TestStorm(t *testing.T) {
 			}
 			time.Sleep(time.Second / rate)
 		}
-		// Each check costs at most two reads: one before the write and one after it. The number
-		// of checks is at most checkBurst, plus checksPerSecond in each second, plus the one of
-		// the ticker in each checkInterval, which is a second.
+		// Each check costs at most two reads: one before the write and one after it. Changes
+		// cause at most checkBurst checks, plus checksPerSecond in each second. The ticker causes
+		// one more check in each checkInterval, which is one second.
 		if n, most := m.v4.Reads()-reads, 2*(checkBurst+seconds*(checksPerSecond+1)); n > most {
 			t.Errorf("%d reads for %d changes, want at most %d", n, seconds*rate, most)
 		}
@@ -339,12 +341,13 @@ func TestRealWatch(t *testing.T) {
 	n.nft("add table %[1]s other\nadd chain %[1]s other POSTROUTING\nadd chain %[1]s mangle KUBE-THEIRS")
 	notified := n.notifications(IPv4)
 	for range 20 {
-		n.nft("add rule %[1]s other POSTROUTING accept\nadd rule %[1]s mangle KUBE-THEIRS accept\nadd rule %[1]s mangle FORWARD accept\n" +
+		n.nft("add rule %[1]s other POSTROUTING accept\nadd rule %[1]s mangle KUBE-THEIRS accept\nadd rule %[1]s mangle OUTPUT accept\n" +
 			"flush chain %[1]s other POSTROUTING\nadd chain %[1]s mangle NEW\ndelete chain %[1]s mangle NEW\nadd table %[1]s NEW\ndelete table %[1]s NEW")
 	}
 	n.iptables(IPv6, "-t", table, "-F")
 	n.iptables(IPv4, "-t", "nat", "-A", "POSTROUTING", "-j", "ACCEPT")
-	// Notifications arrive in order: when that of the next change has arrived, so have any others.
+	// Notifications arrive in order. When the one about the next change has arrived, no
+	// notification about an earlier change can follow.
 	n.iptables(IPv4, "-t", table, "-A", "SLUICE-ALLOW", "-j", "RETURN")
 	await(t, "notified of an owned rule", func() bool { return notified.Load() > 0 })
 	if got := notified.Load(); got > 2 {
@@ -425,7 +428,7 @@ func benchmarkRepair(b *testing.B, backend Backend) {
 			time.Sleep(time.Millisecond)
 		}
 		command = append(command, time.Since(start))
-		if backend == NFT { // polling of the legacy backend is too imprecise
+		if backend == NFT { // the legacy backend has no notifications, and polling is too imprecise
 			flushed := <-times
 			open = append(open, (<-times).Sub(flushed))
 		}

@@ -9,7 +9,8 @@
 // POSTROUTING jumps to them: there the destination is after DNAT, the source is before
 // SNAT, and the filter rules of other programs cannot accept a packet first. The first
 // rule of PREROUTING drops forged sources, unless the guard does that. While a policy may deny
-// what pods send to their node, the first rule of INPUT jumps to a chain too. Where mangle of
+// what pods send to their node, the first rule of INPUT jumps to a chain too, and while denied
+// packets may be rejected, those of FORWARD and of the table filter: see reject.go. Where mangle of
 // nf_tables cannot be used, the rules are in a separate table: see place and ownTable.
 //
 // Every change is one transaction of iptables-restore --noflush: a packet traverses either the
@@ -89,12 +90,19 @@ type Options struct {
 	// NodeSources are the ranges of addresses of pods whose packets to this node are judged. If
 	// there are none, the rules do not look at packets to the node.
 	NodeSources []netip.Prefix
+	// Reject adds the rules with which denied packets can be rejected. Without it, the rules do
+	// not look at packets in FORWARD.
+	Reject bool
 	// Backend selects the iptables backend.
 	Backend Backend
 	// AllowPin and DenyPin are the paths of pinned BPF programs that the rules call before
 	// the queue: the first matches packets that may pass, the second packets that must not.
 	// Each may be empty; see the package cache/bpf.
 	AllowPin, DenyPin string
+	// LaterPin and RejectPin are the paths of two more programs, for FORWARD and INPUT: the first
+	// matches packets that AllowPin and DenyPin decide in POSTROUTING, the second packets that
+	// must not pass and are rejected. Each may be empty.
+	LaterPin, RejectPin string
 }
 
 // Defaults are the options of an agent that is started without flags.
@@ -142,7 +150,7 @@ func (o Options) Validate() error {
 	if o.SourceShare < 0 || o.SourceShare > MaxSourceShare {
 		errs = append(errs, fmt.Errorf("--source-share %d: give 1 to %d new connections a second, or 0 for no limit", o.SourceShare, MaxSourceShare))
 	}
-	for _, path := range []string{o.AllowPin, o.DenyPin} {
+	for _, path := range []string{o.AllowPin, o.DenyPin, o.LaterPin, o.RejectPin} {
 		if strings.ContainsAny(path, " \t\n\"'\\") || len(path) >= maxPinLen {
 			errs = append(errs, fmt.Errorf("the path of a BPF program, %q, is not a word that iptables reads: give one without blanks and quotes, shorter than %d bytes", path, maxPinLen))
 		}

@@ -27,8 +27,8 @@ const (
 // logs the differences. After an error it keeps trying, and logs the same error only once.
 //
 // It checks the rules every checkInterval, and after each notification of a change to owned
-// chains or hooks. Its own changes cause notifications too. The check after those reads no
-// rules, because it finds the generation that Run recorded after its change.
+// chains or hooks. Run's own changes cause notifications too. The check after such a notification
+// does not read the rules: the generation of the table is still the one that Run recorded.
 func (m *Manager) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
 	for _, t := range m.tables { // before the first check, so that no change is missed
@@ -109,8 +109,8 @@ func (m *Manager) check(ctx context.Context, needed func(*keptTable) bool) (fail
 // restore checks one table, and repairs its rules.
 func (m *Manager) restore(ctx context.Context, t *keptTable) {
 	t.changed.Store(false)
-	if t.right && !t.due() {
-		if generation, known := t.Generation(); known && generation == t.generation {
+	if !t.due() {
+		if generation, known := t.Generation(); known && t.current(generation) {
 			_ = m.ensurePins() // an error matters only when rules are written
 			return
 		}

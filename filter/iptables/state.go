@@ -12,7 +12,7 @@ import (
 type tableState struct {
 	names  []string            // names of all chains
 	chains map[string][]string // rules of owned chains, including chains of older versions
-	hooks  map[string][]string // rules of the built-in chains in entries
+	hooks  map[string][]string // rules of the built-in chains of the layout
 	// inactive is the reason why packets do not traverse the rules; empty if they do.
 	inactive string
 }
@@ -46,7 +46,7 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 	if h.inactive, err = t.Inactive(ctx); err != nil {
 		return tableState{}, err
 	}
-	for _, e := range entries {
+	for _, e := range t.layout().entries {
 		if h.hooks[e.name], err = t.Jumps(ctx, e.name); err != nil {
 			return tableState{}, err
 		}
@@ -60,10 +60,10 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 // delay the write.
 func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[string][]string) []string {
 	if len(now.older(want)) > 0 {
-		return nil // only a full read finds the rules that lead to older chains
+		return nil // there are older chains, and only a full read finds the rules that lead to them
 	}
 	var wrong []string
-	for _, name := range wantedNames(want) {
+	for _, name := range t.layout().wanted(want) {
 		n, known := t.Count(ctx, name)
 		switch {
 		case !slices.Contains(now.names, name):
@@ -77,9 +77,9 @@ func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[st
 	return append(wrong, t.pathDiff(now, want)...)
 }
 
-// wantedNames returns the names of the wanted chains, in order.
-func wantedNames(want map[string][]string) []string {
-	return slices.DeleteFunc(slices.Clone(ownedChains), func(name string) bool { _, is := want[name]; return !is })
+// wanted returns the names of the wanted chains, in order.
+func (l *layout) wanted(want map[string][]string) []string {
+	return slices.DeleteFunc(slices.Clone(l.chains), func(name string) bool { _, is := want[name]; return !is })
 }
 
 // older returns the owned chains that are not wanted, such as those of an older version.
@@ -93,8 +93,8 @@ func (h tableState) older(want map[string][]string) []string {
 	return names
 }
 
-// outdated returns the owned chains to delete. It omits chains that are known to be stuck and are
-// already empty.
+// outdated returns the owned chains to delete. It omits the empty chains in t.stuck, because they
+// cannot be deleted.
 func (t *keptTable) outdated(now tableState, want map[string][]string) []string {
 	return slices.DeleteFunc(now.older(want), func(name string) bool {
 		return len(now.chains[name]) == 0 && slices.Contains(t.stuck, name)
@@ -124,7 +124,7 @@ func (s canonicalForm) of(rule string) string {
 // record records the form in which iptables prints each wanted rule. It assumes that rule i of a
 // chain is wanted rule i in another form. If a chain has another number of rules than wanted, this
 // is not so, and record records nothing.
-func (s canonicalForm) record(now tableState, want map[string][]string) {
+func (s canonicalForm) record(now tableState, want map[string][]string, in *layout) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
 			return
@@ -135,7 +135,7 @@ func (s canonicalForm) record(now tableState, want map[string][]string) {
 			s[rule] = now.chains[name][i]
 		}
 	}
-	for _, e := range entries {
+	for _, e := range in.entries {
 		if rules := now.hooks[e.name]; len(rules) > 0 && leadsTo(rules[0], func(chain string) bool { return chain == e.chain }) {
 			s[e.jump()] = rules[0]
 		}
@@ -145,7 +145,7 @@ func (s canonicalForm) record(now tableState, want map[string][]string) {
 // diff returns all differences between a table and the wanted rules, as text for the log.
 func (t *keptTable) diff(now tableState, want map[string][]string) []string {
 	var wrong []string
-	for _, name := range wantedNames(want) {
+	for _, name := range t.layout().wanted(want) {
 		rules, there := now.chains[name]
 		same := slices.EqualFunc(rules, want[name], func(is, wanted string) bool { return is == t.canonical.of(wanted) })
 		switch {
@@ -159,7 +159,7 @@ func (t *keptTable) diff(now tableState, want map[string][]string) []string {
 	}
 	for _, name := range t.outdated(now, want) {
 		text := "chain %s is not of this version"
-		if slices.Contains(ownedChains, name) {
+		if slices.Contains(t.layout().chains, name) {
 			text = "chain %s is not needed"
 		}
 		wrong = append(wrong, fmt.Sprintf(text, name))
@@ -172,7 +172,7 @@ func (t *keptTable) pathDiff(now tableState, want map[string][]string) (wrong []
 	if now.inactive != "" {
 		wrong = append(wrong, now.inactive)
 	}
-	for _, e := range entries {
+	for _, e := range t.layout().entries {
 		_, wanted := want[e.chain]
 		wrong = append(wrong, t.jumpDiff(e, now.hooks[e.name], wanted)...)
 	}
@@ -238,12 +238,12 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 		}
 		c := change{drop: slices.Sorted(maps.Keys(now.chains)), keepDropped: try == clearTries}
 		if len(c.drop) == 0 {
-			return nil, nil // no rule can lead to a missing chain
+			return nil, nil // without owned chains, no rule can lead to one
 		}
 		if c.stale, err = leading(ctx, t, now, isOwned); err != nil {
 			return nil, err
 		}
-		err = t.Restore(ctx, c.text())
+		err = t.Restore(ctx, c.text(t.layout()))
 		if err != nil && (try == clearTries || ctx.Err() != nil) {
 			return nil, fmt.Errorf("remove the rules: %w", err)
 		}
@@ -258,14 +258,14 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 // not find it.
 const clearTries = 2
 
-// dropEach deletes the emptied chains of a change one by one, and returns the chains that cannot
-// be deleted.
+// dropEach deletes the chains that a change has only emptied (see change.keepDropped), one by one. It
+// returns those that cannot be deleted.
 func dropEach(ctx context.Context, t Table, c change) (left []string) {
 	if !c.keepDropped {
 		return nil
 	}
 	for _, name := range c.drop {
-		if t.Restore(ctx, change{drop: []string{name}}.text()) != nil {
+		if t.Restore(ctx, change{drop: []string{name}}.text(t.layout())) != nil {
 			left = append(left, name)
 		}
 	}

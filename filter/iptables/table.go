@@ -10,9 +10,9 @@ type Table interface {
 	// String returns the name of the command for the table, such as "ip6tables-legacy", or the
 	// name of the separate table.
 	String() string
-	// Choose decides which of the possible tables gets the rules of this family. Call
-	// Choose before the rules are written, and Tidy after that: if Choose has decided for
-	// another table than before, Tidy tries to remove the rules from the earlier table.
+	// Choose selects one of the possible tables for the rules of this family. Call Choose before
+	// the rules are written, and Tidy after that: if Choose has selected a different table than
+	// before, Tidy tries to remove the rules from the earlier table.
 	Choose() error
 	Tidy(ctx context.Context)
 	// Leave deletes a separate table after its rules are gone.
@@ -23,8 +23,7 @@ type Table interface {
 	// cannot print a rule, Rules returns a short form of it: the text contains at least the jumps
 	// to other chains, and suffices to delete the rule.
 	Rules(ctx context.Context, chain string) ([]string, error)
-	// Jumps is a version of Rules that may be cheaper, and may return the short form of any
-	// rule.
+	// Jumps is like Rules, but may return the short form of any rule. This may be cheaper.
 	Jumps(ctx context.Context, chain string) ([]string, error)
 	// Count returns the number of rules of a chain, if counting is much cheaper than Rules.
 	// Otherwise, known is false.
@@ -43,9 +42,20 @@ type Table interface {
 	// Restore applies a text in the format of iptables-restore --noflush, as a whole or not at
 	// all.
 	Restore(ctx context.Context, text string) error
+
+	// layout returns what the rules use of the table.
+	layout() *layout
+	// companion returns the table filter of the same family and backend, for the rules that
+	// reject; nil if there is none.
+	companion() Table
+	// exists reports whether the table exists. Reading a legacy table creates it.
+	exists() bool
+	// attend sets whether Watch of the table whose companion this one is notifies of changes to
+	// this one too.
+	attend(on bool)
 }
 
-// noChoice implements the methods Choose, Tidy and Leave for a [Table] without an alternative.
+// noChoice implements some methods for a [Table] without an alternative and without companion.
 type noChoice struct{}
 
 // Choose implements [Table].
@@ -56,3 +66,8 @@ func (noChoice) Tidy(context.Context) {}
 
 // Leave implements [Table].
 func (noChoice) Leave() error { return nil }
+
+func (noChoice) layout() *layout  { return mangle }
+func (noChoice) companion() Table { return nil }
+func (noChoice) exists() bool     { return true }
+func (noChoice) attend(bool)      {}

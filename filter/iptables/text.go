@@ -11,9 +11,9 @@ const (
 	// all chains whose names begin with this name and a dash.
 	Chain = "SLUICE"
 	// allowChain has the rules for allowed packets. A rule of Chain jumps to it with -g, so that
-	// one match leads to three actions: save the packet mark in the connection mark, clear the
-	// packet mark, and leave Chain. These cannot be rules of Chain itself: after the packet
-	// mark is cleared, no match would recognise an allowed packet without a conntrack entry. It
+	// one match leads to three actions: set the allowed mark on the connection, clear the packet
+	// mark, and leave Chain. These cannot be rules of Chain itself: after the packet mark is
+	// cleared, no match would recognise an allowed packet without a conntrack entry. The packet
 	// would be queued and allowed again, forever.
 	allowChain = Chain + "-ALLOW"
 	// sourceChain is the chain that PREROUTING jumps to.
@@ -27,26 +27,8 @@ type entry struct {
 	name, chain string
 }
 
-// entries lists them in the order in which a packet meets them. The last two are alternatives.
-var entries = []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}, {"INPUT", inputChain}}
-
-// entriesOf returns the entries of the wanted chains.
-func entriesOf(want map[string][]string) (wanted []entry) {
-	for _, e := range entries {
-		if _, is := want[e.chain]; is {
-			wanted = append(wanted, e)
-		}
-	}
-	return wanted
-}
-
 // jump returns the rule that jumps from the built-in chain to the owned one.
 func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
-
-// ownedChains lists the chains of this version in the order of their creation. sourceChain is
-// omitted where the guard drops forged sources, and the last two are omitted unless a policy
-// may deny what pods send to their node.
-var ownedChains = []string{Chain, allowChain, sourceChain, inputChain, nodeChain}
 
 // isOwned reports whether a chain belongs to this version of Sluice or another.
 func isOwned(chain string) bool {
@@ -80,14 +62,18 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
 		Chain: o.mainRules(f, last...),
 		allowChain: {
-			// A packet without a conntrack entry (INVALID or UNTRACKED) has no connection mark in
-			// which to save the mark. So every such packet is queued, even if an earlier one of
-			// the same flow was allowed.
+			// Set the allowed mark on the connection. A packet without a conntrack entry (INVALID
+			// or UNTRACKED) has no connection mark. So every such packet is queued, even if an
+			// earlier packet of the same flow was allowed.
 			fmt.Sprintf("-A %s -j CONNMARK --set-xmark %#x/%#x", allowChain, o.AllowedMark, o.Mask()),
 			// Clear the packet mark, so that neither later rules nor the outer packet of a tunnel
 			// see it.
 			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.AllowedMark),
 		},
+	}
+	if o.Reject {
+		chains[refuseChain] = []string{fmt.Sprintf("-A %s -j MARK --set-xmark %#x/%#x", refuseChain, o.RejectMark(), o.RejectMark())}
+		chains[forwardChain] = o.forwardRules(f, last...)
 	}
 	if !o.Guarded {
 		chains[sourceChain] = o.sources(f)
@@ -102,12 +88,18 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 // at the second rule. It precedes the test for the node's own addresses because that test costs
 // a lookup in the routing table; the order of these two rules changes no verdict.
 func (o Options) mainRules(f Family, last ...string) []string {
-	rules := append(o.markRules(),
+	rules, revoked := o.markRules(), []string(nil)
+	if o.Reject {
+		// FORWARD has judged the packet, but the table filter has not rejected it.
+		rules = append(rules, fmt.Sprintf("-m mark --mark %#x/%#x -j DROP", o.RejectMark(), o.RejectMark()))
+		revoked = o.passResets()
+	}
+	rules = append(rules,
 		// Traffic from the pod's own node is always allowed, for the sake of probes. The match
 		// covers the addresses of this network namespace; sourceChain has dropped packets of
 		// other senders with such a source.
 		"-m addrtype --src-type LOCAL -j RETURN")
-	rules = append(rules, o.exemptRules(f)...)
+	rules = append(rules, o.exemptRules(f, revoked...)...)
 	return inChain(Chain, append(append(rules, o.cacheRules("-g "+allowChain)...), last...))
 }
 
@@ -121,20 +113,27 @@ func (o Options) markRules() []string {
 		// kernel gives them the connection mark of the control connection, so they would pass
 		// here without a verdict of their own. Until its first reply, such a connection is
 		// RELATED, and this rule excludes RELATED packets.
-		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask()),
+		o.allowedConnection(),
 	}
 }
 
-// exemptRules returns the rules about packets that need no verdict of their own.
-func (o Options) exemptRules(f Family) []string {
-	rules := []string{
+// allowedConnection returns the rule that lets packets of allowed connections pass.
+func (o Options) allowedConnection() string {
+	return fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask())
+}
+
+// exemptRules returns the rules about packets that are never queued: packets of revoked
+// connections are dropped; replies, ICMP errors and neighbour discovery pass. The rules in
+// revoked come first: they handle revoked connections whose packets are not simply dropped.
+func (o Options) exemptRules(f Family, revoked ...string) []string {
+	rules := append(revoked,
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
-		// Replies pass, and errors about replies. A connection whose first packet was denied
-		// has no replies.
+		// Replies pass, and so do ICMP errors about replies. They need no verdict, because only
+		// a connection whose first packet was allowed has replies.
 		"-m conntrack --ctdir REPLY -j RETURN",
 		// The only RELATED packets of ICMP are errors about a known connection.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),
-	}
+	)
 	for _, t := range neighbourDiscovery[f] {
 		// A receiver must ignore these messages with a hop limit below 255 (RFC 4861), and a
 		// router lowers the hop limit. So only messages with 255 pass here; a forwarded one
@@ -154,11 +153,13 @@ func inChain(chain string, rules []string) []string {
 
 // cacheRules returns the rules that consult the BPF cache. They come right before the queue:
 // packets that leave earlier do not pay for the cache, and a cached verdict cannot override an
-// earlier DROP. allow is what happens to a packet that a program allows.
-func (o Options) cacheRules(allow string) (rules []string) {
+// earlier DROP. allow is what happens to a packet that a program allows. The rules in refuse are
+// about packets that a program denies and that are not simply dropped.
+func (o Options) cacheRules(allow string, refuse ...string) (rules []string) {
 	if o.AllowPin != "" {
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s %s", o.AllowPin, allow))
 	}
+	rules = append(rules, refuse...)
 	if o.DenyPin != "" {
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -j DROP", o.DenyPin))
 	}
@@ -189,7 +190,12 @@ func (o Options) bypass() string {
 // --noflush: first the owned chains with their rules, last the jumps to them.
 func (o Options) Wanted(f Family) string {
 	want := o.chains(f)
-	return change{fill: want, hooked: entriesOf(want)}.text()
+	text := change{fill: want, hooked: mangle.entriesOf(want)}.text(mangle)
+	if o.Reject {
+		want = o.rejects(f)
+		text += change{fill: want, hooked: rejecting.entriesOf(want)}.text(rejecting)
+	}
+	return text
 }
 
 // change is the content of a transaction.
@@ -205,14 +211,14 @@ type change struct {
 
 // text returns the transaction. It creates chains before rules jump to them, and empties chains
 // before it deletes them.
-func (c change) text() string {
+func (c change) text(in *layout) string {
 	var lines []string
-	for _, name := range ownedChains {
+	for _, name := range in.chains {
 		if _, ok := c.fill[name]; ok {
 			lines = append(lines, ":"+name+" - [0:0]") // creates or empties the chain
 		}
 	}
-	for _, name := range ownedChains {
+	for _, name := range in.chains {
 		lines = append(lines, c.fill[name]...)
 	}
 	for _, rule := range c.stale {
@@ -229,5 +235,5 @@ func (c change) text() string {
 	for _, e := range c.hooked {
 		lines = append(lines, "-I "+e.name+" 1 -j "+e.chain)
 	}
-	return strings.Join(slices.Concat([]string{"*" + table}, lines, []string{"COMMIT", ""}), "\n")
+	return strings.Join(slices.Concat([]string{"*" + in.table}, lines, []string{"COMMIT", ""}), "\n")
 }

@@ -91,8 +91,8 @@ type extension struct {
 // Extension headers are laid out by hand, because gopacket writes only two kinds.
 var (
 	hopByHop    = extension{layers.IPProtocolIPv6HopByHop, []byte{0, 1, 4, 0, 0, 0, 0}}               // RFC 8200, 4.3: one PadN
-	destination = extension{layers.IPProtocolIPv6Destination, append([]byte{1}, make([]byte, 14)...)} // 4.6: 16 bytes, of them 14 Pad1
-	routing     = extension{layers.IPProtocolIPv6Routing, []byte{0, 4, 0, 0, 0, 0, 0}}                // 4.4: no segments left
+	destination = extension{layers.IPProtocolIPv6Destination, append([]byte{1}, make([]byte, 14)...)} // RFC 8200, 4.6: 16 bytes, with 14 Pad1 options
+	routing     = extension{layers.IPProtocolIPv6Routing, []byte{0, 4, 0, 0, 0, 0, 0}}                // RFC 8200, 4.4: no segments left
 	// RFC 4302, 2.2: 24 bytes. The length field counts units of 4 bytes, minus 2.
 	auth = extension{layers.IPProtocolAH, append([]byte{4}, make([]byte, 22)...)}
 )

@@ -22,10 +22,10 @@ const minExtensionLen = 8
 // which it stopped. That header is cut off, is in another fragment, or exceeds maxExtensions.
 //
 // It skips exactly the headers that the kernel's connection tracking skips
-// (ipv6_skip_exthdr), including the Authentication Header. If it skipped more, a verdict
-// about a port would be remembered for a connection that is not to that port. The walk is
-// written here because gopacket decodes fragment and authentication headers only in packets
-// that it allocates.
+// (ipv6_skip_exthdr), including the Authentication Header. If it skipped more, it would find
+// a port where connection tracking finds none, and the verdict about that port would be
+// remembered for a connection without a port. The walk is written here because gopacket
+// decodes fragment and authentication headers only in packets that it allocates.
 func skipExtensions(next layers.IPProtocol, s span) (layers.IPProtocol, span, bool) {
 	for range maxExtensions {
 		if !isExtension(next) {

@@ -38,7 +38,7 @@ func newSpan(data []byte, announced int) span {
 	return span{captured: data[:min(announced, len(data))], sent: announced}
 }
 
-// skip returns the span behind the next n bytes, and whether all of these were captured.
+// skip returns the span after the next n bytes, and whether all of these bytes were captured.
 func (s span) skip(n int) (span, bool) {
 	if len(s.captured) < n {
 		return s, false
@@ -87,7 +87,7 @@ func (d *Decoder) ipv6(data []byte, k *filter.Key) (upper span, found bool, err 
 		return upper, false, ErrTruncated
 	}
 	fixed := d.fixed(data[:ipv6HeaderLen])
-	binary.BigEndian.PutUint16(fixed[4:], 1) // any length but 0
+	binary.BigEndian.PutUint16(fixed[4:], 1) // not 0, which gopacket takes for an error
 	fixed[6] = byte(layers.IPProtocolNoNextHeader)
 	if d.ip6.DecodeFromBytes(fixed, gopacket.NilDecodeFeedback) != nil {
 		return upper, false, ErrTruncated

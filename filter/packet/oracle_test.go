@@ -196,8 +196,8 @@ func TestDecodeAgainstOracle(t *testing.T) {
 	}
 }
 
-// significant lists bytes with a meaning for a decoder: protocols, versions with header
-// lengths, and the ends of ranges.
+// significant lists bytes that mean something to a decoder: protocol numbers, IP versions with
+// header lengths, and limits such as 127 and 128.
 var significant = []byte{0, 1, 2, 4, 6, 7, 8, 17, 20, 43, 44, 50, 51, 58, 59, 60, 64, 0x45, 0x46, 0x4f, 0x50, 0x60, 108, 127, 128, 132, 135, 139, 140, 141, 147, 148, 254, 255}
 
 // mutate returns a damaged copy of one of the samples.
@@ -228,8 +228,8 @@ func mutate(random *rand.Rand, base []sample) []byte {
 }
 
 // If both Decode and the packet decoder of gopacket find ports in a sample, they find the
-// same ports. Samples in which only gopacket finds ports are skipped: it finds some even if
-// lengths or versions cannot be right.
+// same ports. Samples in which only gopacket finds ports are skipped, because gopacket accepts
+// impossible lengths and versions.
 func TestDecodeAgainstGopacket(t *testing.T) {
 	d := packet.NewDecoder()
 	compared := 0

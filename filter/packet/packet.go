@@ -73,11 +73,11 @@ func NewDecoder() *Decoder { return new(Decoder) }
 // header that could not be skipped, and Key.Transport states how far the packet was
 // decoded:
 //
-//   - Ported: TCP, UDP or SCTP, with the whole fixed header present. First
-//     fragments count, and so do packets whose payload or TCP options the copy
-//     range cut off.
+//   - Ported: TCP, UDP or SCTP, with the whole fixed header present. The packet may
+//     be a first fragment, and its payload or TCP options may be missing because the
+//     copy range cut them off.
 //   - Portless: a protocol, assigned by IANA, whose ports no NetworkPolicy can
-//     name. Its own header may be missing.
+//     name. The header of the protocol may be missing.
 //   - Opaque: all other packets, such as fragments other than the first; headers that
 //     are cut off or announce an impossible length; ESP and other encrypted or
 //     compressed payload; unknown extension headers, and chains of more than 12.

@@ -42,8 +42,8 @@ const (
 	lastAssigned     = 147
 )
 
-// transport sets the ports, the Transport and MidStream of a packet whose protocol is
-// known. upper begins with its transport header if found is true.
+// transport sets the ports, Transport and MidStream of a packet whose protocol is known. If
+// found is true, upper begins with the packet's transport header.
 func (d *Decoder) transport(p *Packet, upper span, found bool) {
 	switch {
 	case !found || isOpaque(layers.IPProtocol(p.Key.Protocol)):
@@ -75,9 +75,9 @@ func hidesBeginning(protocol layers.IPProtocol) bool {
 	return protocol == layers.IPProtocolTCP || protocol == layers.IPProtocolSCTP || isExtension(protocol)
 }
 
-// isOpaque reports whether protocol hides the upper layer, or may hide it: headers
-// that were not skipped, encryption and compression, and unassigned numbers, which may
-// become extension headers.
+// isOpaque reports whether a header of the given protocol hides the upper layer, or may hide it.
+// These are extension headers that the decoder has not skipped, encryption, compression, and
+// unassigned numbers, which may become extension headers.
 func isOpaque(protocol layers.IPProtocol) bool {
 	switch protocol {
 	case layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Fragment,

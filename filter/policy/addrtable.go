@@ -13,8 +13,8 @@ import (
 // addresses, one change copies some 16 KB, and a large batch of changes copies little more than
 // the whole table once. A lookup makes one memory access that is likely to miss the CPU's caches.
 //
-// The usual structure for addresses, a prefix trie, would copy all neighbors of an address
-// with each change: 500 allocations.
+// The usual structure for addresses, a prefix trie, would make 500 allocations for each change,
+// because it would copy all neighbors of the changed address.
 type addrTable struct {
 	size     int
 	chapters []*chapter // the length is a power of two

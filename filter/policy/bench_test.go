@@ -83,7 +83,8 @@ func BenchmarkCompile(b *testing.B) {
 // count the API objects.
 func retained(c *madeup.Cluster) float64 { return heapOf(c, c.Fill) }
 
-// heapOf is retained for objects that fill sets in a store. They may refer to c.
+// heapOf returns by how many bytes the heap grows when fill sets objects in a store and the
+// store commits. It does not count c, to which these objects may refer.
 func heapOf(c *madeup.Cluster, fill func(*policy.Store)) float64 {
 	var before, after runtime.MemStats
 	runtime.GC()

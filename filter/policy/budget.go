@@ -1,24 +1,26 @@
 package policy
 
-// budget bounds the memory of merged rules, in rule entries: of the policies of a namespace,
-// or of those that are in no namespace. Without a bound, merged rules would take pods ×
-// policies if each pod is selected by a different combination of policies.
+// budget bounds the memory of merged rules, in rule entries. Each namespace has one for its
+// policies, and the policies in no namespace share one. Without a bound, merged rules would
+// take memory in proportion to pods × policies if each pod is selected by a different
+// combination of policies.
 type budget struct {
-	size   int // entries of the policies, without the large ones
-	merged int // entries that are merged for sets of the policies
+	size   int // entries of all policies but the large ones
+	merged int // entries that are merged for the policy sets
 }
 
 const (
-	// grantedToNamespace is the number of entries that may always be merged in a namespace.
-	// In addition, it may use as many as its policies have.
+	// grantedToNamespace is the number of entries that may be merged for sets of the policies of
+	// a namespace, in addition to as many entries as these policies have.
 	grantedToNamespace = 1 << 15
-	// grantedToCluster is the same for policies in no namespace. There are more combinations
-	// of them, because their subjects choose among all namespaces, and only administrators
-	// write them. Beyond it, a decision searches the rules of one policy after the other.
+	// grantedToCluster is the same for the policies in no namespace. It is larger for two
+	// reasons: their subjects choose among all namespaces, so there are more combinations of
+	// policies; and only administrators write them. If a set of policies exceeds the budget, a
+	// decision searches the rules of one policy after the other.
 	grantedToCluster = 1 << 18
 )
 
-// grants reports whether a number of entries more may be merged.
+// grants reports whether the budget allows merging the given number of further entries.
 func (w *Store) grants(b *budget, entries int) bool {
 	granted := grantedToNamespace
 	if b == &w.cluster {

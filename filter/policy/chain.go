@@ -49,6 +49,9 @@ type link struct {
 	tier      Tier
 	effect    Effect // of this link and all that follow
 	toNode    Effect // the same for packets from the pod to its node
+	// denial is how the rules of this tier deny packets; mixed is set if they differ.
+	denial filter.Denial
+	mixed  bool
 }
 
 // same reports whether two chains consist of the same policy sets.
@@ -72,15 +75,18 @@ func (l *link) findIsolation() *filter.Isolation {
 	return nil
 }
 
-// newSetLink returns a link of a policy set without a next link: the last link of all chains
-// that end with this set.
+// newSetLink returns the link of a policy set that ends a chain. All chains that end with this
+// policy set share it.
 func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) link {
 	l := link{rules: rules, isolation: isolation, set: set, miss: Pass, tier: set.key.tier}
 	if rules.extra != nil {
 		l.table = rules.extra.table
 	}
 	if isolation != nil {
-		l.miss = Deny
+		l.miss, l.denial = Deny, isolation.Denial
+	} else if rules != nil {
+		denial, uniform := rules.uniformDenial()
+		l.denial, l.mixed = denial, !uniform
 	}
 	l.effect, l.toNode = l.conclude(), l.concludeToNode()
 	return l
@@ -118,7 +124,8 @@ func (l *link) effectOf() Effect {
 }
 
 // concludeToNode returns the effect of the chain that begins with l on packets from a pod to
-// its node. Policies that isolate never deny these, and end the chain.
+// its node. NetworkPolicies never deny these packets, and a link with NetworkPolicies ends the
+// chain.
 func (l *link) concludeToNode() Effect {
 	switch {
 	case l.isolation != nil:
@@ -171,7 +178,7 @@ func (l *link) decide(q *query) (d decision) {
 		}
 		at, pair := l.first(q)
 		if d.pair = d.pair && pair; !pair && q.key.Transport == filter.Any {
-			return d // rules differ by port: the key of a pair is allowed only if all packets are
+			return d // denied: the rules differ by port, and a pair is allowed only if all its packets are
 		}
 		action := l.miss
 		if at.rule != nil {

@@ -364,8 +364,8 @@ func (h *history) commitAndCheck() {
 	h.before = now
 }
 
-// checkChanges checks that if the verdict about a flow has changed, changes contains one of
-// its ends.
+// checkChanges checks that changes contains the source or the destination of a flow whose verdict
+// has changed.
 func (h *history) checkChanges(f flow, v filter.Verdict, changes policy.Changes) {
 	was := h.before.Decide(f.key())
 	if was.Action != v.Action {
@@ -387,10 +387,9 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 	h.seen[i][epochs] = remembered{v.Action, now.Number()}
 }
 
-// checkPublic compares the owners of addresses and the counts in the snapshot now with
-// those of fresh, the snapshot of a new store. It compares the clashes with those of the
-// cluster. It also checks that each address in changes has a new epoch. behind disables the
-// check of the counts.
+// checkPublic compares two snapshots, "now" of the store and "fresh" of a new store: the owners of
+// addresses and, unless behind is set, the counts. It compares the clashes with those of the
+// cluster. It also checks that each address in changes has a new epoch.
 func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {

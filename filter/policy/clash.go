@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// local holds what distinguishes pods of this node from those of other nodes.
+// local holds what distinguishes the pods of this node from those of other nodes.
 type local struct {
-	node   string         // name of its Node object
-	ranges []netip.Prefix // address ranges of its pods
+	node   string         // name of this node's Node object
+	ranges []netip.Prefix // address ranges of this node's pods
 }
 
 // SetLocalNode sets the name of this node's Node object. Pods with this spec.nodeName run

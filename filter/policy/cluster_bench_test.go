@@ -56,7 +56,7 @@ func BenchmarkDecideBesidePlatform(b *testing.B) {
 	})
 }
 
-// BenchmarkCompileBesidePlatform measures an agent's start.
+// BenchmarkCompileBesidePlatform measures the compilation of all policies at an agent's start.
 func BenchmarkCompileBesidePlatform(b *testing.B) {
 	besidePlatform(b, func(b *testing.B, c *madeup.Cluster, fill func(*policy.Store)) {
 		for b.Loop() {
@@ -100,8 +100,8 @@ func largestClusterPolicy() *v1beta1.ClusterNetworkPolicy {
 	return o
 }
 
-// BenchmarkLargestClusterPolicy measures how long the largest ClusterNetworkPolicy holds up
-// the writer, beside 10,000 pods.
+// BenchmarkLargestClusterPolicy measures the time for setting and committing the largest
+// ClusterNetworkPolicy in a store with 10,000 pods.
 func BenchmarkLargestClusterPolicy(b *testing.B) {
 	c := madeup.New(1, madeup.Options{Pods: 10_000, Policies: 1_000, Namespaces: 200})
 	w := policy.NewStore()

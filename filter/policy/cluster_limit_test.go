@@ -35,8 +35,8 @@ func subjectOfAll(name string) *policy.Policy {
 	}
 }
 
-// The policies of the whole cluster are refused last, however much they take: a refused one
-// denies what it decides about, in every namespace.
+// The policies of the whole cluster are refused last, however much memory they take. A refused
+// one denies everything in the directions in which it has rules, in every namespace.
 func TestPoliciesOfTheClusterAreRefusedLast(t *testing.T) {
 	const small, big = 20, 200
 	cost := policy.CostOf(largeOfCluster("c", big))
@@ -51,7 +51,7 @@ func TestPoliciesOfTheClusterAreRefusedLast(t *testing.T) {
 	if got := refused(w.Store, "--policies-memory"); len(got) == 0 || slices.Contains(got, "c") {
 		t.Errorf("refused: %v", got)
 	}
-	w.SetPolicy(largeOfCluster("d", big)) // together they are over the limit
+	w.SetPolicy(largeOfCluster("d", big)) // now all policies together are over the limit
 	w.Commit()
 	if got := refused(w.Store, "--policies-memory"); len(got) != 31 || !slices.Contains(got, "d") {
 		t.Errorf("refused: %v", got)
@@ -82,8 +82,8 @@ func TestRefusedPolicyOfTheClusterDenies(t *testing.T) {
 	}
 }
 
-// A large policy of the whole cluster is in force with the next Commit, even if drafts are in
-// use, and a pod that starts after it is known at once.
+// A large policy of the whole cluster is in force after the next Commit, even if the store uses
+// drafts. A pod that starts afterwards is not deferred.
 func TestPoliciesOfTheClusterAreNotDrafts(t *testing.T) {
 	w := policy.NewStore()
 	w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")})

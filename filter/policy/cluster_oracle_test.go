@@ -21,8 +21,8 @@ import (
 // values ... are checked before policies with higher priority values". The API leaves the
 // order of equal priorities open: here it is that of the names.
 //
-// A tier that the agent does not know is before all others, so that no rule passes a flow by
-// its closed rules.
+// A policy of a tier that the agent does not know is the first of the Admin tier, so that no
+// earlier rule passes a flow on to the next tier. Its rules accept nothing or deny everything.
 func (c *cluster) ordered(t v1beta1.Tier) []*v1beta1.ClusterNetworkPolicy {
 	list := slices.DeleteFunc(slices.Clone(c.Cluster), func(p *v1beta1.ClusterNetworkPolicy) bool {
 		return (p.Spec.Tier == v1beta1.BaselineTier) != (t == v1beta1.BaselineTier)
@@ -73,7 +73,7 @@ func (c *cluster) judgeTier(t v1beta1.Tier, d filter.Direction, f flow, pod, pee
 			case r.action == v1beta1.ClusterNetworkPolicyRuleActionAccept:
 				continue // "treat the rule as matching no traffic"
 			case malformed:
-				*rule = filter.Rule{Policy: p.Name, Tier: tierOf(t), Direction: d} // none of the rules can be told apart
+				*rule = filter.Rule{Policy: p.Name, Tier: tierOf(t), Direction: d} // the verdict names no single rule
 				matches, r.action = true, v1beta1.ClusterNetworkPolicyRuleActionDeny
 			default:
 				matches, r.action = true, v1beta1.ClusterNetworkPolicyRuleActionDeny // "treat the rule as a 'Deny all' rule"
@@ -96,7 +96,7 @@ func tierOf(t v1beta1.Tier) policy.Tier {
 }
 
 // subjectSelects implements ClusterNetworkPolicySubject: "Exactly one field must be set."
-// One that cannot be understood may select any pod.
+// A selector that cannot be understood selects everything.
 func (c *cluster) subjectSelects(s *v1beta1.ClusterNetworkPolicySubject, pod *corev1.Pod) (is, malformed bool) {
 	switch {
 	case (s.Namespaces == nil) == (s.Pods == nil):
@@ -106,7 +106,7 @@ func (c *cluster) subjectSelects(s *v1beta1.ClusterNetworkPolicySubject, pod *co
 	case s.Pods != nil && wellFormed(&s.Pods.NamespaceSelector) && wellFormed(&s.Pods.PodSelector):
 		return c.namespacedPodMatches(s.Pods, pod), false
 	}
-	// A selector that can be understood still selects.
+	// Of the two selectors in Pods, one may be well-formed. It still restricts the pods.
 	if s.Pods == nil {
 		return true, true
 	}
@@ -123,7 +123,8 @@ func (c *cluster) namespacedPodMatches(s *v1beta1.NamespacedPod, pod *corev1.Pod
 	return selects(&s.NamespaceSelector, c.namespaceLabels(pod.Namespace)) && selects(&s.PodSelector, pod.Labels)
 }
 
-// clusterRule is an ingress or egress rule. Peers of ingress have a part of the fields.
+// clusterRule is an ingress or egress rule. In the peers of an ingress rule, only Namespaces or
+// Pods is set.
 type clusterRule struct {
 	name      string
 	action    v1beta1.ClusterNetworkPolicyRuleAction
@@ -217,8 +218,9 @@ func nodeObjectAddrs(n *corev1.Node) []netip.Addr {
 	return parseAddrs(texts)
 }
 
-// protocolMatches implements protocols: "If unspecified, protocol-specific attributes will
-// not be used to match traffic." Otherwise only traffic with ports can match.
+// protocolMatches implements the field "protocols": "If unspecified, protocol-specific
+// attributes will not be used to match traffic." If it is specified, only traffic with ports
+// can match.
 func (r *clusterRule) protocolMatches(f flow, dst *corev1.Pod) bool {
 	return len(r.protocols) == 0 || f.Transport == filter.Ported && slices.ContainsFunc(r.protocols, func(p v1beta1.ClusterNetworkPolicyProtocol) bool {
 		switch {
@@ -275,9 +277,9 @@ func malformedDestination(p *v1beta1.Port) bool {
 	return p.Number < 1 || p.Number > 65535
 }
 
-// judgeOwnNode judges what a pod sends to its own node. Only ordered rules can deny it:
-// NetworkPolicies do not apply to it, but a pod that they isolate does not come to the tier
-// Baseline. The destination is the node, even if a pod claims its address.
+// judgeOwnNode judges what a pod sends to its own node, even if a pod claims the address of the
+// node. Only ordered rules can deny it: NetworkPolicies do not apply. But if they isolate the
+// pod, the tier Baseline is not evaluated.
 func (c *cluster) judgeOwnNode(f flow) (side sideJudgement) {
 	src := c.podAt(f.Src)
 	if src == nil {

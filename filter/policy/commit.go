@@ -27,8 +27,8 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		w.commitPod(p)
 	}
 	for _, k := range w.compiled {
-		// The field recent does not count as a use of the class. Clear it, because the class
-		// may be released after this Commit.
+		// The field recent is not counted as a reference to the class. Clear it, because the
+		// class may be released after this Commit.
 		k.recent = nil
 	}
 	w.compiled = w.compiled[:0]
@@ -43,14 +43,15 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	w.due = false
 	w.lastNumber++
 	return &Snapshot{
-		number:   w.lastNumber,
-		newest:   w.lastEpoch,
-		table:    w.table,
-		everyone: w.everyone,
-		toNode:   w.toNode > 0,
-		ranges:   ranges,
-		nodes:    w.nodes.commit(),
-		starting: w.ranges.live,
+		number:    w.lastNumber,
+		newest:    w.lastEpoch,
+		table:     w.table,
+		everyone:  w.everyone,
+		toNode:    w.toNode > 0,
+		mayReject: w.denial == filter.DenialReject || w.rejecting > 0,
+		ranges:    ranges,
+		nodes:     w.nodes.commit(),
+		starting:  w.ranges.live,
 		counts: Counts{
 			Namespaces: len(w.namespaces), Pods: len(w.pods), Policies: len(w.policies),
 			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets), Tiers: w.tiers,
@@ -74,11 +75,11 @@ func (w *Store) commitPod(p *pod) {
 	}
 	c := w.classOf(p)
 	keeps := old != nil && !p.renewed && old.host.same(p.host) &&
-		old.class.sameChains(c) && slices.Equal(old.class.ports, c.ports) &&
+		old.class.sameChains(c) && old.class.rejects == c.rejects && slices.Equal(old.class.ports, c.ports) &&
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
-		w.releaseClass(c) // classOf has added a use, but the old endpoint already counts as one
+		w.releaseClass(c) // classOf has counted a reference, but the endpoint already has one
 		return
 	}
 	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, host: p.host}
@@ -111,7 +112,7 @@ func (w *Store) newEpoch() uint64 {
 	return w.lastEpoch
 }
 
-// classOf returns the class of a pod, and adds a use to it.
+// classOf returns the class of a pod, and increments the class's reference count.
 func (w *Store) classOf(p *pod) *class {
 	if c := p.identity.recent; c != nil && slices.Equal(c.ports, p.ports) {
 		c.refs++
@@ -129,7 +130,10 @@ func (w *Store) classOf(p *pod) *class {
 func (w *Store) classFor(p *pod) *class {
 	sets := w.policySetsOf(p)
 
-	var key []byte
+	rejects, key := w.rejects(p.identity.ns), make([]byte, 1)
+	if rejects {
+		key[0] = 1
+	}
 	key = binary.AppendUvarint(key, uint64(p.identity.ns.id))
 	for d := range sets {
 		for _, set := range sets[d][Admin:] {
@@ -148,13 +152,13 @@ func (w *Store) classFor(p *pod) *class {
 		c.refs++
 		for d := range sets {
 			for _, set := range sets[d] {
-				w.releasePolicySet(set) // policySetsOf has added a use, but the class already counts as one
+				w.releasePolicySet(set) // policySetsOf has counted a reference, but c already has one
 			}
 		}
 		p.ports = c.ports // the lists are equal: keep only one of them
 		return c
 	}
-	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
+	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, rejects: rejects, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
 	w.classes[c.key] = c
 	return c
 }
@@ -191,7 +195,8 @@ func (sets *policySets) chains() (chains [2]*link) {
 	return chains
 }
 
-// policySetsOf returns the sets of policies that decide for a pod, and adds a use to each.
+// policySetsOf returns the policy sets that decide for a pod, and increments the reference count of
+// each.
 func (w *Store) policySetsOf(p *pod) (sets policySets) {
 	for d := range sets {
 		if p.reselected || p.endpoint == nil {
@@ -221,8 +226,8 @@ func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
 	}
 }
 
-// policySetOf returns the policy set of the given policies, and adds a use to it. It
-// compiles the set on first use.
+// policySetOf returns the policy set of the given policies, and increments the set's reference
+// count. If there is no such set, it compiles one.
 func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*policy) *policySet {
 	key := policySetKey{direction: d, tier: t}
 	for _, pol := range policies {
@@ -235,7 +240,7 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 	slices.SortFunc(policies, byPriority)
 	var isolation *filter.Isolation
 	if t == NetworkPolicy {
-		isolation = &filter.Isolation{Direction: d, Policies: make([]string, len(policies))}
+		isolation = &filter.Isolation{Direction: d, Denial: denialOf(policies), Policies: make([]string, len(policies))}
 		for i, pol := range policies {
 			isolation.Policies[i] = pol.text
 		}
@@ -253,8 +258,8 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 }
 
 // rulesOf compiles the rules of some policies into one rule set. If merging them would take
-// too much memory, the rule set has a part for each policy instead. The policies of ordered
-// rules are in their order.
+// too much memory, the rule set has a part for each policy instead. policies must be sorted by
+// byPriority, because ordered rules decide in this order.
 func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	d := g.key.direction
 	if len(policies) == 1 {
@@ -310,8 +315,8 @@ func (w *Store) rulesOfLarge(g *policySet, policies []*policy) *ruleSet {
 
 func isLargePolicy(p *policy) bool { return p.large }
 
-// betweenLarge is rulesOfLarge for ordered rules: the small policies between two large ones
-// are merged, so that the parts are in the order of the policies.
+// betweenLarge is like rulesOfLarge, for ordered rules. It merges only the small policies
+// between two large ones, so that the parts are in the order of the policies.
 func (w *Store) betweenLarge(g *policySet, policies []*policy) *ruleSet {
 	all := &extra{}
 	for len(policies) > 0 {

@@ -16,7 +16,7 @@ import (
 //     takes up to rules × intervals entries; its bound is floor + flat × n.
 //   - A segment tree, which stores each span of ports in at most two nodes of each level. A
 //     rule with many ports and many peers takes ports × peers entries; the bound of the tree
-//     is tree × levels × n.
+//     is tree × n × (number of levels).
 //   - The same tree, whose sets refer to the largest rules instead of copying them. Each such
 //     rule costs one more lookup.
 //
@@ -55,8 +55,8 @@ type mark [2]uint64
 
 func (m mark) with(o mark) mark { return mark{m[0] ^ o[0], m[1] ^ o[1]} }
 
-// compile merges the rules of policies of one tier for one direction. It ranks ordered rules
-// in the order of the policies.
+// compile merges the rules of policies of the same tier for one direction. In every tier except
+// NetworkPolicy, rules are ordered: compile ranks them in the order of the policies.
 func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 	c := compiler{shape: s, sets: make(map[mark]*peerSet), ordered: policies[0].tier != NetworkPolicy}
 	out := &ruleSet{}
@@ -166,8 +166,8 @@ func (c *compiler) portTables(out *ruleSet, l *lists) {
 	}
 }
 
-// everyPort adds rules for every port to spans. So in ordered rule sets, the sets of a table
-// have all rules for their ports, and one lookup finds the first of them.
+// everyPort adds a span for each rule in lists, which are for every port. In ordered rule sets,
+// the set for a port then has all rules for this port, and one lookup finds the first of them.
 func everyPort(spans []span, lists ...[]uint32) []span {
 	for _, list := range lists {
 		for _, rule := range list {

@@ -10,7 +10,7 @@ import (
 type ruleLists struct {
 	// ends holds a number for each list. Before allot, it is the length of the list.
 	// Between allot and the last put, it is the index in rules at which the next put
-	// writes. After the last put, it is the index in rules behind the last element.
+	// writes. After the last put, it is the index in rules after the last element.
 	ends  []int
 	rules []uint32
 }
@@ -69,11 +69,10 @@ func (c *compiler) setsAt(p *ruleLists, limit int) []*peerSet {
 	return sets
 }
 
-// large selects the rules whose entries are not copied into sets: all sets refer to one
-// shared peer set of such a rule. large returns nil if sets with copies of all rules have at
-// most limit entries in total. Otherwise, it selects rules that several lists contain, in
-// descending order of the entries that their copies would take, until the remaining copies
-// take at most limit entries.
+// large selects the rules whose entries the sets share: instead of a copy of the entries, each
+// set refers to the one peer set of such a rule. large returns nil if copies of all rules take at
+// most limit entries. Otherwise, it selects rules that several lists contain, those whose copies
+// take most entries first, until the remaining copies take at most limit entries.
 func (c *compiler) large(p *ruleLists, limit int) []bool {
 	seen, total := make(map[mark]bool), 0
 	uses := make([]int, len(c.rules))

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// span is the half-open range [low, end) of ports that a rule names. cut converts the
-// ports to indexes of intervals.
+// span is the half-open range [low, end) of ports that a rule names. The method table replaces
+// the ports low and end by indexes of intervals.
 type span struct {
 	low, end, rule uint32
 }
@@ -165,9 +165,10 @@ func (c *compiler) flat(spans []span, starts []uint32, limit int) []interval {
 	return out
 }
 
-// tree returns the sets of a segment tree, whose leaves are the intervals. Each span is
-// divided among nodes, at most two on each level of the tree, and the sets of these nodes
-// contain the span's rule. All sets together have about limit entries or fewer.
+// tree returns the peer sets of the nodes of a segment tree, whose leaves are the intervals.
+// The rule of a span is in the sets of those nodes that together cover the span: at most two
+// nodes on each level of the tree. The total number of entries in all sets does not exceed
+// limit by much.
 func (c *compiler) tree(spans []span, intervals, limit int) []*peerSet {
 	nodes := newRuleLists(2 * intervals)
 	each := func(f func(node int, rule uint32)) {

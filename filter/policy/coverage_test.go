@@ -176,7 +176,7 @@ func portKind(item networkingv1.NetworkPolicyPort) string {
 	return "port number"
 }
 
-// check fails if any kind was rare among the decisions.
+// check fails the test if the decisions reached a reason, a kind or a form too rarely.
 func (s *coverage) check(t *testing.T, decisions int) {
 	t.Helper()
 	t.Logf("%d decisions: %v, %v", decisions, s.reasons, s.kinds)

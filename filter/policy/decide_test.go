@@ -66,8 +66,8 @@ func (j judgement) effects(s *policy.Snapshot, f flow) string {
 func (j judgement) reason() filter.Reason { return j.reasons()[0] }
 
 // reasons returns the reasons that the engine may give. If a ClusterNetworkPolicy has rules
-// for a pod, but none matches, the engine may give either of two: it drops rules that cannot
-// match.
+// for a pod, but none matches, these are NotDenied and NotIsolated: the engine drops rules that
+// cannot match, and gives NotIsolated if none is left.
 func (j judgement) reasons() []filter.Reason {
 	none := filter.NotIsolated
 	if j.ToNode {

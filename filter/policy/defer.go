@@ -9,9 +9,9 @@ import (
 
 func (p *policy) reach() Reach { return Reach{p.subject.text, p.isolates} }
 
-// widens reports whether the policy may isolate more pods once the draft d is in force. It
-// compares d with the version in force, and with the draft of the same policy that is being
-// prepared, if that is an earlier one. If no version is in force, widens returns true.
+// widens reports whether a policy may isolate more pods once its draft d is in force. It
+// compares d with the version in force and, if an earlier draft of the policy is being prepared,
+// with that draft too. If no version is in force, widens returns true.
 func (w *Store) widens(d *Draft) bool {
 	p := w.policies[d.ref]
 	if p == nil || d.reach.widens(p.reach()) {
@@ -21,16 +21,16 @@ func (w *Store) widens(d *Draft) bool {
 	return earlier != nil && earlier != d && earlier.ref == d.ref && !earlier.dropped && d.reach.widens(earlier.reach)
 }
 
-// widens reports whether a version of a policy with the reach r may isolate a pod that a
-// version with the reach before does not isolate. It compares selectors only as texts: if
-// the texts differ, it assumes that r selects another pod, unless before selects all pods.
+// widens reports whether a policy with the reach r may isolate a pod that a policy with the
+// reach "before" does not isolate. It compares selectors only as texts. If the texts differ, it
+// assumes that r selects additional pods, unless "before" selects all pods.
 func (r Reach) widens(before Reach) bool {
 	return before.Subject != "" && before.Subject != r.Subject ||
 		r.Isolates[filter.Egress] && !before.Isolates[filter.Egress] ||
 		r.Isolates[filter.Ingress] && !before.Isolates[filter.Ingress]
 }
 
-// firstWidening returns the number of the oldest draft of a namespace for which widens
+// firstWidening returns the number of the oldest draft in a namespace for which Store.widens
 // returns true. ok is false if there is no such draft.
 func (w *Store) firstWidening(namespace string) (number uint64, ok bool) {
 	if d := w.drafts.current; d != nil && d.ref.Namespace == namespace && !d.dropped && w.widens(d) {
@@ -70,10 +70,10 @@ func (x deferred) remove(p *pod, a netip.Addr) {
 	}
 }
 
-// deferrable reports whether an address of a pod may be deferred. The address must be in
-// the local ranges. Packets of other unknown addresses are not held, so no policy at all
-// would apply to a deferred address outside of these ranges. The pod must run on this node,
-// if the store knows the node's name: a pod of another node is isolated by the agent there.
+// deferrable reports whether an address of a pod may be deferred. The address must be in the
+// local ranges: outside of them, packets of an unknown address are not held, so no policy would
+// apply to them while the address is deferred. If the store knows the name of this node, the
+// pod must run on it: a pod of another node is isolated by the agent there.
 func (w *Store) deferrable(p *pod, a netip.Addr) bool {
 	return (w.local.node == "" || p.local) && w.inLocalRanges(a)
 }

@@ -91,8 +91,9 @@ func (h *history) inRanges(a netip.Addr) bool {
 	return slices.ContainsFunc(h.cluster.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-// forgetOutOfRanges forgets the addresses whose packets are not held any more, as of a
-// commit: before that, the ranges may come back.
+// forgetOutOfRanges removes from h.started the addresses that are in no range any more: their
+// packets are not held. It is called at a commit, because a removed range may be added again
+// before the commit.
 func (h *history) forgetOutOfRanges() {
 	for key := range h.started {
 		if !h.inRanges(key.addr) {
@@ -101,8 +102,9 @@ func (h *history) forgetOutOfRanges() {
 	}
 }
 
-// checkStarts checks that each known pod is isolated by the policies that were set before it
-// got its address.
+// checkStarts checks each known pod against the policies that were set before the pod got its
+// address. If all versions of such a policy since then isolate the pod, the snapshot must
+// isolate it by that policy.
 func (h *history) checkStarts(now *policy.Snapshot) {
 	for key, at := range h.started {
 		e := now.Endpoint(key.addr)
@@ -136,8 +138,8 @@ func isolates(o *networkingv1.NetworkPolicy, pod *corev1.Pod, d filter.Direction
 }
 
 // withoutDeferred removes from c the addresses that the store defers, and reports whether
-// there are any. It fails if packets of such an address are not held, or if all policies of
-// its pod's namespace are in force.
+// there are any. The store must defer an address only if its packets are held, and only while
+// a policy of its pod's namespace is not in force yet; otherwise withoutDeferred fails the test.
 func (h *history) withoutDeferred(c *cluster) bool {
 	deferred := h.store.Deferred()
 	was := *c

@@ -119,7 +119,7 @@ func TestPodsThatStartBehindTwoDrafts(t *testing.T) {
 func TestPodsThatStartBehindDrafts(t *testing.T) {
 	const unknown, known = "", "a/pod"
 	for _, tt := range []struct {
-		name string           // describes the version in force
+		name string           // describes the version of the policy p in force
 		set  func(w starting) // sets that version
 		want string
 	}{

@@ -35,7 +35,7 @@ type Draft struct {
 	number  uint64 // position in the order of drafts; a draft takes over the number of the waiting draft that it replaces
 	limits  Limits
 	shape   shape
-	dropped bool // a later version or a delete replaced it
+	dropped bool // never comes into force: a later version or a delete replaced it, or the store refused it
 
 	step    step
 	err     error // the reason why the policy cannot be read
@@ -93,8 +93,8 @@ func (w *Store) drafted(ref Ref, from Source) bool {
 	return w.drafts.on && !ref.clusterWide() && w.isLarge(from)
 }
 
-// draft adds a version of a policy to those that wait. It replaces a waiting version of the
-// same policy. It returns false if there is no room.
+// draft queues a version of a policy for preparation. It replaces a queued version of the same
+// policy. It returns false if there is no room.
 func (w *Store) draft(d *Draft) bool {
 	in, before := d.ref.Namespace, w.drafts.waiting[d.ref]
 	size := w.drafts.size[in] + len(d.from.Encoded)
@@ -120,7 +120,7 @@ func (w *Store) draft(d *Draft) bool {
 	return true
 }
 
-// unwait removes the waiting version of a policy, if there is one.
+// unwait removes the waiting draft of a policy, if there is one.
 func (w *Store) unwait(ref Ref) {
 	d := w.drafts.waiting[ref]
 	if d == nil {
@@ -220,7 +220,7 @@ func (d *Draft) compile() {
 	}
 }
 
-// shareAll replaces the draft's own selectors with the store's equal selectors.
+// shareAll replaces each selector that has a twin, an equal selector of the store, with its twin.
 func shareAll(list []*selector) {
 	for i, s := range list {
 		if s.twin != nil {
@@ -246,8 +246,8 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 func (u unshared) useNamespaces(sel labels.Selector) *selector     { return u.use(scope{}, sel) }
 func (u unshared) usePeer(in scope, sel labels.Selector) *selector { return u.use(in, sel) }
 
-// useNodes returns nil: only policies of the whole cluster, which are never drafts, have such
-// peers.
+// useNodes returns nil, because drafts have no peers that are nodes: only cluster-wide policies
+// have such peers, and they are never drafts.
 func (u unshared) useNodes(labels.Selector) *nodeSelector { return nil }
 
 // Prepared takes back a draft that NextDraft returned, after Prepare.
@@ -275,7 +275,7 @@ func (w *Store) Work(more func() bool) (again, commit bool) {
 	if !w.drafts.on {
 		return false, false
 	}
-	w.match() // first, because changes since the last Commit may require it
+	w.match() // first handle the selectors that were added or removed since the last Commit
 	for again = w.workOn(); again && len(w.dirtyPods) < mostDirty && more(); {
 		again = w.workOn()
 	}

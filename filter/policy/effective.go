@@ -31,8 +31,9 @@ func (p *Policy) effective(r Rule) (_ Rule, matches bool) {
 	return r, matches
 }
 
-// malformed reports whether the peer cannot be understood in a policy. A policy of the whole
-// cluster has no namespace of its own, so its peers must name what they select.
+// malformed reports whether the peer cannot be understood in the policy with the reference of. A
+// peer without a field means the pods of the policy's own namespace, so it is malformed in a
+// policy that is in no namespace.
 func (p *Peer) malformed(of Ref) bool {
 	blank := p.Namespaces == nil && p.Block == nil && len(p.Networks) == 0 && p.Nodes == nil && len(p.Names) == 0
 	return p.Malformed != "" || blank && of.clusterWide() || slices.ContainsFunc(p.Networks, isMalformedNetwork)

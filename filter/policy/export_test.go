@@ -2,7 +2,7 @@ package policy
 
 import "net/netip"
 
-// CostOf is the estimate by which policies are refused.
+// CostOf returns the memory estimate by which Limits refuse a policy.
 func CostOf(p *Policy) int64 { return costOf(p, noNodes) }
 
 // Shapes is the number of shapes that SetShape accepts.
@@ -49,7 +49,8 @@ func (w *Store) Versions() map[[2]string][32]byte {
 	return all
 }
 
-// Deferred returns the deferred addresses by the namespace and name of their pods.
+// Deferred returns the deferred addresses (see the type deferred) by the namespace and name of
+// their pods.
 func (w *Store) Deferred() map[[2]string][]netip.Addr {
 	all := make(map[[2]string][]netip.Addr)
 	for _, claims := range w.deferred {

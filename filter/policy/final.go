@@ -25,15 +25,17 @@ const (
 // src and dst state whether the addresses of k are pending.
 //
 // Any policy may isolate a pending pod of this node, even a policy that the agent has not read
-// yet. So a verdict that allows traffic of such a pod is final only if the other end of the
-// flow is this node. Final does not allocate.
+// yet. So a verdict that allows traffic of such a pod is final in two cases only: if the flow
+// comes from this node, or if it is to this node and no policy may deny what pods send to their
+// node. Final does not allocate.
 func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) bool {
 	from, to := s.Endpoint(k.SrcAddr()), s.Endpoint(k.DstAddr())
 	switch v.Reason {
 	case filter.SameAddress:
 		return src != PendingLocal
 	case filter.OwnNode:
-		// If neither end has the node's address, the verdict holds until a pod has it.
+		// If neither end is this node, the verdict is not final: a pod may turn out to have the
+		// address.
 		return from.IsNode() || to.IsNode() && (src != PendingLocal || !s.toNode)
 	}
 	egress := s.outcome(k, filter.Egress, &v.Egress, from, src, dst)
@@ -41,8 +43,8 @@ func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) boo
 	return egress == never || ingress == never || egress == always && ingress == always
 }
 
-// outcome states whether the policies of one end allow a flow. The pending addresses of the
-// flow belong to pods that are not known yet, so outcome considers every possible pod there.
+// outcome states whether the policies of one end allow a flow. The pod at a pending address of
+// the flow is not known yet, so outcome covers every pod that may turn out to have the address.
 type outcome uint8
 
 const (
@@ -59,7 +61,7 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	case own == PendingRemote:
 		return always
 	case l != nil && l.isolation == nil && peer != Known:
-		return depends // rules are ordered: the pod may match a rule before the one that matches its address
+		return s.orderedOutcome(k, d, side, e)
 	case side.Allows():
 		return always // a rule that allows the address allows any pod with the address
 	case peer == Known, l == nil:

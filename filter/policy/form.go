@@ -44,7 +44,9 @@ type Policy struct {
 	Rules    [2][]Rule // the rules of each direction, in the order of the object
 	// Ignored counts, by direction, the rules of the object that have no effect because the
 	// policy does not apply to their direction. They are not in Rules.
-	Ignored  [2]int
+	Ignored [2]int
+	// Denial is how the policy denies packets. If it is unset, namespace and node decide.
+	Denial   filter.Denial
 	Problems []Problem
 	// Digest identifies the version: policies with equal digests are equal. The zero value
 	// means that the digest is not known.
@@ -53,7 +55,7 @@ type Policy struct {
 }
 
 // Source is the encoded object that a policy was read from. The store keeps the Source
-// instead of the Policy, because it takes a tenth of the memory, and calls Read again
+// instead of the Policy, because the Source takes a tenth of the memory. The store calls Read
 // whenever it needs the rules. If Read is nil, the store keeps the Policy.
 type Source struct {
 	Encoded []byte // the object as the API encodes it
@@ -61,8 +63,8 @@ type Source struct {
 }
 
 // Encoded is a policy to set in a store. Either Form is the policy, or Form is nil and the
-// store reads the policy from Source later. A large policy that has not been read takes a
-// fifth of the memory.
+// store reads the policy from Source later. Without Form, a large policy takes a fifth of the
+// memory.
 type Encoded struct {
 	Ref    Ref
 	Digest [sha256.Size]byte

@@ -15,8 +15,8 @@ type idSet struct {
 	dense *idWords // nil if the set is a list
 }
 
-// idWords is a bitmap of ids. It is separate from idSet so that the fields of a class that
-// a decision reads fit into one cache line.
+// idWords is a bitmap of ids. idSet has only a pointer to it and so stays small: each class has
+// an idSet, and the fields of a class that a decision reads must fit into one cache line.
 type idWords struct {
 	first uint32 // words[0] holds ids from first*64 on
 	words []uint64

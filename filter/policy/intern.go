@@ -20,8 +20,8 @@ type policy struct {
 	id       uint64            // new with each version of the policy
 	mark     mark              // pseudo-random bits: two hashes of the id
 	text     string            // "namespace/name" of the policy
-	sum      [sha256.Size]byte // digest of the version
-	kept     Source            // source to read the rules from again; zero if Store.count has not kept it
+	sum      [sha256.Size]byte // digest of this version of the policy
+	kept     Source            // encoded policy, to read the rules again; zero if Store.count has not stored it
 	subject  *selector
 	place    int     // index in subject.policies
 	isolates [2]bool // the directions in which the policy isolates
@@ -29,14 +29,15 @@ type policy struct {
 	size     [2]int          // entries of the rules, by direction
 	compiled [2]*ruleSet     // rule sets of this policy only; nil until they are needed
 	uses     []*selector     // selectors of peers, once for each use
-	nodes    []*nodeSelector // selectors of peers that are nodes, once for each use
+	nodes    []*nodeSelector // selectors of nodes in peers, once for each use
 	problems []Problem
+	denial   filter.Denial
 	large    bool  // isLarge is true of it, so its rules are never merged with others
 	cost     int64 // estimated memory, in bytes
 	refused  bool  // the policy is over a limit, so its rules were not read
 	// recoverable is set if the policy is refused only because it and other policies together
-	// exceed Limits.Policies or mostWaiting. When the others take less, the store may read
-	// this policy again.
+	// exceed Limits.Policies or mostWaiting. When there is room for it, the store may read the
+	// policy again.
 	recoverable bool
 }
 
@@ -75,7 +76,7 @@ func (w *Store) readPolicy(form *Policy) *policy {
 
 // read turns a Policy into a policy, without its subject.
 func read(form *Policy, in interner) *policy {
-	p := &policy{ref: form.Ref, tier: form.Tier, priority: form.Priority, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
+	p := &policy{ref: form.Ref, tier: form.Tier, priority: form.Priority, text: form.Ref.String(), isolates: form.Isolates, denial: form.Denial, problems: form.Problems}
 	rules := form.Rules
 	switch {
 	case form.Tier < Admin || form.Tier >= numTiers:
@@ -121,7 +122,7 @@ func (p *policy) mayDenyToNode() bool {
 	return p.tier != NetworkPolicy && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool { return r.is.Action != Accept && r.is.Action != Pass })
 }
 
-// rule adds a rule, which fails closed (see Policy.effective).
+// rule adds a rule in the form that fails closed (see Policy.effective).
 func (r reader) rule(d filter.Direction, index int, from Rule) {
 	if from.Action > Pass {
 		r.problem(d, index, fmt.Sprintf("action %d is not known, and the rule denies", from.Action))
@@ -135,7 +136,7 @@ func (r reader) rule(d filter.Direction, index int, from Rule) {
 		return
 	}
 	out := rule{
-		is:       filter.Rule{Policy: r.p.text, Name: from.Name, Tier: r.p.tier, Direction: d, Action: from.Action, Index: index},
+		is:       filter.Rule{Policy: r.p.text, Name: from.Name, Tier: r.p.tier, Direction: d, Action: from.Action, Denial: r.p.denial, Index: index},
 		anyone:   len(from.Peers) == 0,
 		portless: len(from.Ports) == 0,
 		ports:    from.Ports,

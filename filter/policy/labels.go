@@ -21,8 +21,8 @@ type labelIndex struct {
 	// rest holds the selectors that match by absence: they have only NotIn and DoesNotExist
 	// requirements, which an object without labels meets.
 	rest bucket[*selector]
-	// absence is an index of the selectors in rest. add creates it when rest has more than few
-	// selectors, and remove deletes it when rest is empty.
+	// absence is an index of the selectors in rest. The method add creates it when the length of
+	// rest exceeds the field few. The method remove deletes it when rest is empty.
 	absence *absence
 	few     int
 }
@@ -99,8 +99,8 @@ func anchor(s *selector, cost func([]label) int) (anyOf []label, key string) {
 	return anyOf, key
 }
 
-// mostAsked bounds the number of a selector's requirements that anchor considers. A selector
-// with more requirements has a matcher.
+// mostAsked bounds the number of a selector's requirements that anchor considers. If a selector
+// has more requirements of any kind, a matcher (see matcher.go) matches it.
 const mostAsked = 8
 
 // asksOf returns the selector's In, Equals and Exists requirements, which an object without the
@@ -238,7 +238,7 @@ func (x *labelIndex) collectIn(ns *namespace, set labels.Set, ids, scratch, mask
 }
 
 // mask fills mask with the ids of the selectors that match by absence and whose scope
-// includes ns. It leaves mask empty if absence is nil.
+// includes ns. If x.absence is nil, it leaves mask empty.
 func (x *labelIndex) mask(ns *namespace, mask *idBits) {
 	mask.reset()
 	if x.absence == nil {
@@ -333,14 +333,14 @@ type identity struct {
 	ns     *namespace
 	labels labels.Set
 	hash   uint64
-	pods   []*pod // pods[i].place is i; empty when the identity is gone
+	pods   []*pod // pods[i].place is i; without pods, the identity is gone
 
 	subjects []*selector // subject selectors that match
-	peers    idSet       // ids of the non-empty peer selectors that match, as of the last Store.match
+	peers    idSet       // ids of the peer selectors that match, except empty ones; as of the last Store.match
 	sum      [2]uint64   // sumOf(peers)
-	stale    bool        // Store.match must find the peers again whose scope is a namespace selector
-	staleOwn bool        // if stale: also the peers whose scope is a namespace by name
-	recent   *class      // class of one of the pods, if this Commit has determined one; otherwise nil
+	stale    bool        // the identity must be matched again with the peer selectors whose scope is a namespace selector
+	staleOwn bool        // if stale is set: also with the peer selectors whose scope is a single namespace
+	recent   *class      // the class that this Commit last determined for a pod of the identity, or nil
 }
 
 // gone reports whether the identity has no pods.

@@ -16,9 +16,9 @@ import (
 type Limits struct {
 	// Policy bounds each policy.
 	Policy int64
-	// Policies bounds the memory of all policies together. If they need more, policies are
-	// refused one by one until the rest is within the bound: each time the most expensive
-	// policy of the namespace whose policies together are the most expensive.
+	// Policies bounds the memory of all policies together. If they need more, the store
+	// refuses policies one by one until the rest is within the bound. Each time, it chooses the
+	// namespace whose policies need most, and refuses the policy there that needs most.
 	Policies int64
 }
 
@@ -27,9 +27,9 @@ type Limits struct {
 // server stores.
 func DefaultLimits() Limits { return Limits{Policy: 160 << 20, Policies: 256 << 20} }
 
-// mostRefused bounds the encoded bytes of refused policies that the store keeps so that it can
-// read them again. A kept policy is admitted as soon as there is room. A refused policy that was
-// not kept must be set again.
+// mostRefused bounds the encoded bytes of the refused policies whose source the store keeps. As
+// soon as there is room, the store reads such a source again and admits its policy. A refused
+// policy without a kept source stays refused until it is set again.
 const mostRefused = 32 << 20
 
 // SetLimits sets the limits. Limits.Policies applies to all policies from the next Commit
@@ -55,7 +55,8 @@ func (w *Store) costOf(p *Policy) int64 {
 	return costOf(p, func(sel labels.Selector) int { return len(w.nodes.selector(sel).ranges) })
 }
 
-// costOf is the Store's costOf. nodes returns the number of ranges of a peer that is nodes.
+// costOf computes the result of Store.costOf. nodes returns how many address ranges the nodes
+// that a selector matches have.
 func costOf(p *Policy, nodes func(labels.Selector) int) int64 {
 	c := costs{nodes: nodes}
 	c.selector(p.Subject.Namespaces)
@@ -75,7 +76,7 @@ func costOf(p *Policy, nodes func(labels.Selector) int) int64 {
 type costs struct {
 	nodes        func(labels.Selector) int
 	bytes        int64
-	ports, peers int // peers counts the entries that the rules add to peer sets
+	ports, peers int // peers counts the entries that the rules add to peer sets (see peerSet)
 }
 
 func (c *costs) rule(r *Rule) {
@@ -160,8 +161,9 @@ func (w *Store) refuseOverBacklog(form *Policy) *policy {
 	return p
 }
 
-// refuse reads a policy without its rules. The policy still selects and isolates the same pods
-// in the same directions, but allows nothing. detail and hint describe the reason.
+// refuse reads a policy without its rules. detail and hint describe the reason. A refused
+// NetworkPolicy still isolates the same pods in the same directions, but allows nothing. A
+// refused policy of another tier denies everything in the directions in which it has rules.
 func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 	bare := *form
 	bare.Rules = form.closed()
@@ -175,9 +177,9 @@ func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 // count accounts for a new policy. An admitted policy adds its cost to w.cost, and keeps its
-// source. A refused policy that is recoverable adds the size of its source to w.refused and
-// keeps the source, unless w.refused would exceed mostRefused. A policy with its source can be
-// read again.
+// source, so that replace can read the policy again. A refused policy keeps its source too if
+// it is recoverable or its peers select nodes, and then adds the size of the source to
+// w.refused, unless w.refused would exceed mostRefused.
 func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
@@ -284,9 +286,9 @@ func (w *Store) toRefuse() map[Ref]*policy {
 }
 
 // worstOf returns the namespace with the largest sum, or of several the one with the last
-// name. The policies in no namespace are the worst only if the others take nothing: if one of
-// them is refused, pods of every namespace may lose their connections, so that no namespace
-// can cause this.
+// name. It returns "", which stands for the policies in no namespace, only if the policies of
+// all namespaces take nothing. If a policy in no namespace were refused, pods of every namespace
+// might lose connections, and the policies of one namespace must not cause this.
 func worstOf(sums map[string]int64) (worst string) {
 	for name, n := range sums {
 		if name != "" && n > 0 && (worst == "" || n > sums[worst] || n == sums[worst] && name > worst) {
@@ -296,11 +298,12 @@ func worstOf(sums map[string]int64) (worst string) {
 	return worst
 }
 
-// replace reads a policy again from its source, by read, and puts the result in its place.
+// replace decodes the kept source of a policy, passes the result to read, and puts the policy
+// that read returns in the place of p.
 func (w *Store) replace(p *policy, read func(*Policy, int64) *policy) {
 	form, err := p.kept.Read(p.ref, p.kept.Encoded)
 	if err != nil {
-		return // cannot happen: the package that reads the source has encoded it
+		return // cannot happen: the package of p.kept.Read has itself encoded the source
 	}
 	w.put(p.ref, p, p.kept, func() *policy { return read(form, p.cost) }).sum = p.sum
 }

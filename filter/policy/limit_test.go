@@ -59,9 +59,9 @@ func (w limited) verdict(t *testing.T, to string) filter.Verdict {
 	return s.Decide(f.key())
 }
 
-// If the cost of a policy exceeds Limits.Policy, the store refuses the policy: the policy
-// allows nothing, but isolates only the pods that it selects. A smaller version of the
-// policy comes into force.
+// If the cost of a policy exceeds Limits.Policy, the store refuses the policy: the policy then
+// allows nothing, and isolates the pods that it selects. Other policies stay in force. A smaller
+// version of the policy comes into force.
 func TestPolicyBeyondItsLimit(t *testing.T) {
 	limit := policy.CostOf(netpol.Read(large("a", "p", 50)))
 	w := newLimited(policy.Limits{Policy: limit})

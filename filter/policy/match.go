@@ -9,9 +9,10 @@ import (
 // match updates which peer selectors match which pods. It handles all changes since the last
 // call together, because a single policy may add ten thousand selectors for the same pods.
 func (w *Store) match() {
-	w.affect(w.removed) // before matchNamespaces, which replaces ns.matched: affect reads it
-	// If selectors were removed, their ids may belong to new selectors now. keepOwn would keep
-	// such an id, so the identities must be matched with all selectors.
+	w.affect(w.removed) // reads the old ns.matched, which matchNamespaces replaces
+	// With wideOnly, an identity keeps the ids of the selectors whose scope is its namespace by
+	// name (see keepOwn). If selectors were removed, such an id may belong to a new selector
+	// now, so wideOnly must not be set.
 	w.wideOnly = len(w.removed) == 0
 	w.matchNamespaces()
 	w.wideOnly = false
@@ -69,10 +70,10 @@ func (w *Store) affect(selectors []*selector) {
 	}
 }
 
-// affectIn marks the identities of ns that s matches as stale. If s is empty, it marks ns as
-// dirty instead. affectIn counts the tests of identities in ns for all selectors. Once there
-// are more than 4 for each identity of ns, plus 64, it marks ns as stale: then it is cheaper to
-// match all identities of ns again.
+// affectIn marks the identities of ns that s matches as stale. If s is empty, affectIn marks ns
+// as dirty instead. ns.tests counts the tests of identities of ns with all selectors of this call
+// of match. After more than 4 × (identities of ns) + 64 tests, affectIn marks ns as stale: then it
+// is cheaper to match all identities of ns again.
 func (w *Store) affectIn(s *selector, ns *namespace) {
 	switch {
 	case s.labels.Empty():
@@ -177,9 +178,9 @@ func (w *Store) matchPods() {
 	w.staleIdentities = nil
 }
 
-// keepOwn adds the id of a peer selector to w.ids if the scope of the selector is the name of a
-// namespace and not a namespace selector. matchPods calls keepOwn with the ids that an identity
-// already has, so this name is that of the identity's namespace.
+// keepOwn adds the id of a peer selector to w.ids if the scope of the selector is a namespace by
+// name. matchPods calls keepOwn for each id that an identity already has, so that namespace is
+// the identity's own.
 func (w *Store) keepOwn(id uint32) {
 	if s := w.peers.byID[id]; s != nil && s.scope.selector == nil {
 		w.ids.set(id)
@@ -224,7 +225,8 @@ func (w *Store) matchWhole() {
 	w.dirtyNS = make(map[*namespace]struct{})
 }
 
-// wholeSelectors returns the ids of the peer selectors that match all pods of a namespace.
+// wholeSelectors returns the ids of the peer selectors that match all pods of ns. matchWhole
+// describes of.
 func (w *Store) wholeSelectors(ns *namespace, of []uint32) idSet {
 	if s := w.peers.everyone(scope{namespace: ns.name}); s != nil {
 		w.ids.set(s.id)

@@ -18,30 +18,30 @@ type Node struct {
 	Ranges []netip.Prefix // of its pods; see SetNodeRanges
 }
 
-// nodes holds the Node objects. Peers that are nodes are compiled as the addresses of these
-// nodes, so that they cost a decision no more than other addresses. When a Node changes, the
-// next Commit reads the policies again whose peers have other addresses now.
+// nodes holds the Node objects. A peer that selects nodes is compiled as the addresses of these
+// nodes, so that it costs a decision no more than other addresses. When a change of a Node
+// alters these addresses, the next Commit reads the policies with such peers again.
 type nodes struct {
 	byName    map[string]*Node
 	selectors map[string]*nodeSelector // by the text of the selector
-	users     map[*policy]struct{}     // policies with peers that are nodes
+	users     map[*policy]struct{}     // policies with peers that select nodes
 	moved     map[string]struct{}      // names of Nodes whose addresses changed since the last Commit
-	assumed   bool                     // pods' nodes have these addresses; see AssumeNodeAddrs
+	assumed   bool                     // AssumeNodeAddrs was called
 	stale     bool                     // a selector is stale
-	changed   bool                     // since the last Commit
-	table     nodeTable                // as of the last Commit
+	changed   bool                     // byName has changed since the last Commit
+	table     nodeTable                // the Node objects as of the last Commit
 }
 
 // nodeTable holds the Node objects of a snapshot by name. It never changes.
 type nodeTable map[string]*Node
 
-// nodeSelector is the label selector of peers that are nodes, with the addresses that it
-// selects. Policies that write it in the same way share it.
+// nodeSelector is the label selector of a peer that selects nodes, with the addresses of these
+// nodes. Peers with the same text of the selector share it.
 type nodeSelector struct {
 	text   string
 	labels labels.Selector
 	ranges []addrRange // sorted and disjoint; replaced when they change
-	uses   int         // by policies; a Commit removes unused ones
+	uses   int         // the number of uses by policies; Commit removes selectors without a use
 	stale  bool        // ranges may have changed
 }
 
@@ -75,7 +75,8 @@ func (w *Store) DeleteNodeObject(name string) {
 	w.changeNode(name, nil)
 }
 
-// changeNode replaces a Node, which may be nil before and now.
+// changeNode adds or replaces the Node object with the given name. If now is nil, it deletes
+// the object.
 func (w *Store) changeNode(name string, now *Node) {
 	x := &w.nodes
 	old := x.byName[name]
@@ -112,7 +113,7 @@ func (s *nodeSelector) addrsOf(n *Node) []netip.Addr {
 	return n.Addrs
 }
 
-// selector returns the shared selector. It does not count as a use.
+// selector returns the shared nodeSelector for sel. It does not count a use.
 func (x *nodes) selector(sel labels.Selector) *nodeSelector {
 	text := sel.String()
 	s := x.selectors[text]
@@ -143,15 +144,16 @@ func (x *nodes) rangesOf(s *nodeSelector) []addrRange {
 	return slices.Clip(ranges)
 }
 
-// useNodes interns the selector of a peer that is nodes.
+// useNodes interns the selector of a peer that selects nodes, and counts a use.
 func (w *Store) useNodes(sel labels.Selector) *nodeSelector {
 	s := w.nodes.selector(sel)
 	s.uses++
 	return s
 }
 
-// renewNodes reads the policies again whose peers have other addresses since a Node has
-// changed. The costs of these policies change too, so it must precede balance.
+// renewNodes reads policies again if the addresses of the nodes that their peers select have
+// changed since the last Commit. It also changes the costs of these policies, so it must be
+// called before balance.
 func (w *Store) renewNodes() {
 	x := &w.nodes
 	renewed := make(map[*nodeSelector]bool)
@@ -175,8 +177,8 @@ func (w *Store) renewNodes() {
 	maps.DeleteFunc(x.selectors, func(_ string, s *nodeSelector) bool { return s.uses == 0 })
 }
 
-// useNodesOf interns the selectors of peers that are nodes for a refused policy, whose rules
-// are not read: its cost changes with these Nodes.
+// useNodesOf counts the uses of node selectors by a refused policy. The rules of such a policy
+// are not read, but its cost depends on the Nodes that its peers select.
 func (w *Store) useNodesOf(p *policy, form *Policy) {
 	for _, rules := range form.Rules {
 		for i := range rules {
@@ -189,8 +191,8 @@ func (w *Store) useNodesOf(p *policy, form *Policy) {
 	}
 }
 
-// readAgain reads the policies again that have peers that are nodes and for which f returns
-// true.
+// readAgain reads again those policies with peers that select nodes for which f returns true.
+// It skips policies whose source was not kept.
 func (w *Store) readAgain(f func(*policy) bool) {
 	var again []*policy
 	for p := range w.nodes.users {
@@ -198,7 +200,7 @@ func (w *Store) readAgain(f func(*policy) bool) {
 			again = append(again, p)
 		}
 	}
-	slices.SortFunc(again, byText) // limits may refuse the last ones
+	slices.SortFunc(again, byText) // admit refuses the last ones if a limit is reached
 	for _, p := range again {
 		w.replace(p, func(form *Policy, _ int64) *policy { return w.admit(form) })
 	}

@@ -13,7 +13,8 @@ import (
 	"sluice/filter/policy/clusterpolicy"
 )
 
-// A snapshot knows the Node objects of its time: by name, by address, and all of them.
+// A snapshot has the Node objects as of its Commit. They are found by name, by address, and in
+// the list of all.
 func TestNodesOfASnapshot(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNodeObject(&policy.Node{Name: "b", Labels: labels.Set{"pool": "a"}, Addrs: addrs("10.9.0.2", "::ffff:192.0.2.2", "fd09::2")})
@@ -48,7 +49,7 @@ func TestNodesOfASnapshot(t *testing.T) {
 	}
 }
 
-// A Node object has the pod ranges of the Node with it.
+// SetNodeObject also sets the pod ranges of the Node, and DeleteNodeObject removes them.
 func TestNodeObjectHasPodRanges(t *testing.T) {
 	w := policy.NewStore()
 	w.SetLocalNode("n")
@@ -77,8 +78,8 @@ func toNodes(rules int) *policy.Policy {
 	return p
 }
 
-// The cost of a policy counts the addresses of the Nodes that its peers select: it may
-// come to be over a limit, and back, when Nodes come and go.
+// The cost of a policy counts the addresses of the Nodes that its peers select. So new Nodes
+// may bring the policy over a limit, and deleted ones back under it.
 func TestNodesCountAgainstLimits(t *testing.T) {
 	w := onePod()
 	w.SetLimits(policy.Limits{Policies: 4 << 20})
@@ -101,8 +102,8 @@ func TestNodesCountAgainstLimits(t *testing.T) {
 	commit(0)
 }
 
-// In an agent, a Node's addresses are not those of its pods' node: packets from an address
-// that only a NAT has may come from anywhere.
+// Without AssumeNodeAddrs, the status of a Node does not make an address one of the node that
+// its pods run on: only a NAT may have the address, and its packets may come from anywhere.
 func TestNodeAddrsAreNotAssumed(t *testing.T) {
 	for _, assumed := range []bool{false, true} {
 		w := policy.NewStore()

@@ -40,8 +40,8 @@ type cluster struct {
 	Node       []netip.Addr   // the addresses of the enforcing node
 	Ranges     []netip.Prefix // the ranges of that node's pods
 
-	// assumed reports that the addresses of Node objects are those of their pods' nodes, as
-	// explanations have it.
+	// assumed reports that the addresses of a Node object count as addresses of the node that
+	// its pods run on, as in explanations (see Store.AssumeNodeAddrs).
 	assumed bool
 
 	shape int // the shape of the rule sets that the engine compiles; see policy.SetShape
@@ -120,9 +120,9 @@ func (c *cluster) judge(f flow) judgement {
 	return j
 }
 
-// exempt reports whether the flow is allowed whatever the policies are. What a node sends to
-// its pods is, so that probes reach them: no ingress peer of a ClusterNetworkPolicy can name
-// a node.
+// exempt reports whether the flow is allowed whatever the policies are. A flow from a node to
+// its pods is exempt so that probes reach the pods: no ingress peer of a ClusterNetworkPolicy
+// can name a node.
 func (j judgement) exempt() bool { return j.SameAddress || j.FromNode }
 
 // judgeSide evaluates the policies of one end: the source for egress, the destination for
@@ -134,7 +134,7 @@ func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) (s
 		pod, peer = dst, src
 	}
 	if pod == nil {
-		return side // only pods are selected
+		return side // policies select only pods
 	}
 	// "If Admin tier has made a final decision (Accept or Deny) on a connection, then no
 	// further evaluation is done."
@@ -370,7 +370,7 @@ func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, b
 
 // podAt returns the pod that has an address, or nil. Pods with hostNetwork have no address
 // of their own, and finished pods have released theirs. If two live pods claim one address,
-// the status of one of them is stale, and beats decides.
+// the status of one of them is stale, and the method beats determines the owner.
 func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 	var owner *corev1.Pod
 	for _, p := range c.Pods {
@@ -386,8 +386,8 @@ func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 }
 
 // beats reports whether pod a, and not pod b, owns an address that both claim. If the
-// address is in the ranges of the enforcing node, and one of the pods runs on that node,
-// this pod wins. In all other cases the pod that was created later wins. If both were
+// address is in the ranges of the enforcing node, and only one of the pods runs on that node,
+// that pod wins. In all other cases the pod that was created later wins. If both were
 // created in the same second, the pod with the greater "namespace/name" wins, so that the
 // order of events does not matter.
 func (c *cluster) beats(a, b *corev1.Pod, addr netip.Addr) bool {
@@ -468,7 +468,7 @@ func parseAddrs(texts []string) (addrs []netip.Addr) {
 }
 
 // runsOn reports whether addr is an address of the pod's node, by the pod's status or the
-// Node object's. The caller makes sure that no live pod has it.
+// Node object's. The caller makes sure that no live pod has addr.
 func (c *cluster) runsOn(pod *corev1.Pod, addr netip.Addr) bool {
 	return pod != nil && (slices.Contains(hostAddrs(pod), addr) || c.assumed && slices.ContainsFunc(c.Nodes, func(n *corev1.Node) bool {
 		return n.Name == pod.Spec.NodeName && slices.Contains(nodeObjectAddrs(n), addr)
@@ -575,8 +575,8 @@ func readFlow(t *testing.T, text string) flow {
 	return f
 }
 
-// smallCluster has the pods of the two scenarios that users start from, and further pods of
-// every kind.
+// smallCluster has the pods that the example policies access-demo1 and access-demo2 concern. It
+// also has a finished pod, a pod with hostNetwork, and a pod whose namespace has no object.
 const smallCluster = `
 {kind: Namespace, metadata: {name: default}}
 ---

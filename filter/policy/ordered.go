@@ -8,8 +8,8 @@ import (
 	"sluice/filter"
 )
 
-// query is a flow from or to a pod, seen from that pod. It has all that the pod's chain of
-// policy sets needs for a decision.
+// query is a flow, seen from the pod at one of its ends. The policy sets of this pod decide
+// about the flow.
 type query struct {
 	key      *filter.Key
 	peer     *Endpoint  // the other end of the flow

@@ -13,15 +13,16 @@ import (
 // the first name.
 type overlap struct{ first, second Ref }
 
-// overlapsOf returns the overlaps of the policies of one tier that select a pod, in their
-// order. Only neighbors are compared, so that many equal policies are reported in linear
-// size.
+// overlapsOf returns the overlaps of policies of one tier that select the same pod. The
+// policies are in the order of their evaluation. Each is compared only with the next one, so
+// that n policies have at most n-1 overlaps.
 func overlapsOf(d filter.Direction, policies []*policy) (found []overlap) {
 	if policies[0].tier == NetworkPolicy {
 		return nil
 	}
 	for i, second := range policies[1:] {
-		if first := policies[i]; first.priority == second.priority && differ(first.rules[d], second.rules[d]) {
+		// A negative priority replaces one that cannot be understood, which is another problem.
+		if first := policies[i]; first.priority == second.priority && first.priority >= 0 && differ(first.rules[d], second.rules[d]) {
 			found = append(found, overlap{first.ref, second.ref})
 		}
 	}
@@ -38,7 +39,7 @@ func differ(a, b []rule) bool {
 	return false
 }
 
-// countOverlaps adds n to the uses of the overlaps of a policy set.
+// countOverlaps adds n to the use count of each overlap in the list, which a policy set has.
 func (w *Store) countOverlaps(of []overlap, n int) {
 	for _, o := range of {
 		if w.overlaps[o] += n; w.overlaps[o] == 0 {
@@ -47,9 +48,9 @@ func (w *Store) countOverlaps(of []overlap, n int) {
 	}
 }
 
-// Overlaps returns a problem for each policy with the priority of another one in its tier, if
-// a pod exists that both select, and their order matters. They are in force, in the order
-// of their names.
+// Overlaps returns a problem for each policy that shares its priority with another policy of
+// its tier, if a pod exists that both select, and their order matters. Both policies are in
+// force, the one with the first name before the other.
 func (w *Store) Overlaps() []Problem {
 	var all []Problem
 	for o := range w.overlaps {

@@ -64,6 +64,12 @@ func TestOverlaps(t *testing.T) {
 	check("three of them", both, "ClusterNetworkPolicy r, spec.priority: ClusterNetworkPolicy q")
 	w.DeletePolicy(policy.Ref{Kind: "ClusterNetworkPolicy", Name: "q"})
 	check("one is gone", "ClusterNetworkPolicy r, spec.priority: ClusterNetworkPolicy p")
+	set("p", policy.Admin, -1, "a", policy.Accept)
+	set("r", policy.Admin, -1, "a", policy.Deny)
+	check("priorities that cannot be understood")
+	set("p", policy.Admin, 7, "a", policy.Accept)
+	set("r", policy.Admin, 7, "a", policy.Deny)
+	check("corrected", "ClusterNetworkPolicy r, spec.priority: ClusterNetworkPolicy p")
 	w.DeletePod("a", "x")
 	check("the pod is gone")
 }

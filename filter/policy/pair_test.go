@@ -32,8 +32,11 @@ func between(f flow) (all []flow) {
 func TestPairs(t *testing.T) {
 	const clusters, flows = 250, 20
 	asPair := map[filter.Action]int{} // verdicts with Pair set
-	mixed, missed, ordered := 0, 0, 0 // Pair is not set: mixed if the verdicts differ, missed or (with ordered rules) ordered if not
-	closed := 0                       // one end is closed
+	// These count verdicts without Pair. mixed: the flows between the two addresses have different
+	// verdicts. missed and ordered: all these flows have the same verdict; ordered is for clusters
+	// with ClusterNetworkPolicies.
+	mixed, missed, ordered := 0, 0, 0
+	closed := 0 // flows with a closed end
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 7000)
 		c := r.cluster()

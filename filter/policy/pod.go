@@ -66,14 +66,14 @@ type pod struct {
 type host struct {
 	node   string       // name of the Node object
 	status []netip.Addr // addresses from the status of the pods
-	addrs  []netip.Addr // these and those of the Node object
+	addrs  []netip.Addr // status, and the addresses of the Node object if AssumeNodeAddrs was called
 	pods   int
 }
 
 // hostKey identifies a host, unless pods disagree about its addresses.
 type hostKey struct {
 	node  string
-	first netip.Addr // of status
+	first netip.Addr // the first address in host.status
 }
 
 func (h *host) key() hostKey {
@@ -84,7 +84,8 @@ func (h *host) key() hostKey {
 	return key
 }
 
-// sameStatus reports whether both are of one node, by name and by the status of their pods.
+// sameStatus reports whether two hosts have the same node name, and the same addresses from the
+// status of their pods.
 func (h *host) sameStatus(o *host) bool {
 	return h == o || h != nil && o != nil && h.node == o.node && slices.Equal(h.status, o.status)
 }
@@ -99,7 +100,8 @@ func (h *host) list() []netip.Addr {
 // same reports whether two hosts have the same addresses.
 func (h *host) same(o *host) bool { return h == o || slices.Equal(h.list(), o.list()) }
 
-// useHost returns the shared host that is the same as read, and adds a use to it.
+// useHost returns the shared host with the node and status of the host "read", and adds a use
+// to it. It creates the shared host if there is none.
 func (w *Store) useHost(read *host) *host {
 	if read == nil {
 		return nil
@@ -113,8 +115,8 @@ func (w *Store) useHost(read *host) *host {
 	return h
 }
 
-// addrsOf returns the addresses of a host: those in the status of its pods, and after
-// AssumeNodeAddrs further ones of its Node object.
+// addrsOf returns the addresses of a host: those in the status of its pods. After
+// AssumeNodeAddrs, addrsOf adds those of its Node object.
 func (w *Store) addrsOf(h *host) []netip.Addr {
 	if !w.nodes.assumed {
 		return h.status

@@ -12,9 +12,9 @@ import (
 
 // podRanges is the address ranges of pods in a snapshot. It never changes.
 type podRanges struct {
-	number     uint64 // rangeSources.changes when the ranges were built
-	local, all bart.Lite
-	here, list []netip.Prefix // the contents of local and of all, as lists
+	number     uint64         // rangeSources.changes when the ranges were built
+	local, all bart.Lite      // ranges of this node's pods; ranges of all pods
+	here, list []netip.Prefix // the same ranges as lists: here those in local, list those in all
 }
 
 // rangeSources holds the sources of the pod ranges of the next snapshot.
@@ -61,11 +61,11 @@ func (w *Store) SetNodeRanges(node string, ranges []netip.Prefix) {
 // of the store share them.
 func (w *Store) StartingPods() *StartingPods { return w.ranges.live }
 
-// RenewStartingPods copies the addresses in StartingPods for the next Commit. Snapshots read
-// StartingPods itself to see whether an address is pending. The copy determines which of
-// several pods owns an address. If the copy has a new address, SameRanges returns false, and
-// live connections must be evaluated again. A removed address does not require this, because
-// its pod is gone.
+// RenewStartingPods copies the addresses in StartingPods. By the copy, the next Commit determines
+// which of several pods owns an address. To see whether an address is pending, snapshots read
+// StartingPods itself. If the copy has a new address, SameRanges returns false, and live
+// connections must be evaluated again. A removed address does not require this, because its pod
+// is gone.
 func (w *Store) RenewStartingPods() {
 	now := w.ranges.live.List()
 	if slices.Equal(now, w.ranges.starting) {
@@ -84,9 +84,9 @@ func (w *Store) changeRanges() {
 	w.adoptRanges()
 }
 
-// adoptRanges updates the store's local ranges at once. The next Commit would be too late: a
-// SetPod before it must know whether the pod's address is in the local ranges, because only
-// then can the address be deferred (see deferrable).
+// adoptRanges updates the store's local ranges at once, without waiting for the next Commit.
+// SetPod needs the new ranges already: it may defer an address of a pod only if the address is
+// in the local ranges (see deferrable).
 func (w *Store) adoptRanges() {
 	r := &w.ranges
 	w.setLocalRanges(slices.Concat(r.given, r.nodes[w.local.node], r.starting))
@@ -134,8 +134,9 @@ func (s *Snapshot) Lookup(addr netip.Addr) (*Endpoint, Pending) {
 	return nil, s.Pending(addr)
 }
 
-// Pending reports whether an address without an owner should belong to a pod that has not
-// been reported yet. It does not allocate.
+// Pending reports whether an address without an owner is in the pod ranges, or is an address of
+// a starting pod. If so, the API server will probably report its pod soon. Pending does not
+// allocate.
 func (s *Snapshot) Pending(addr netip.Addr) Pending {
 	switch {
 	case s.ranges.all.Contains(addr):
@@ -157,8 +158,8 @@ func (s *Snapshot) PodRanges() []netip.Prefix { return s.ranges.list }
 // not be changed.
 func (s *Snapshot) LocalRanges() []netip.Prefix { return s.ranges.here }
 
-// SameRanges reports whether the two snapshots have the same pod ranges. It ignores
-// addresses of starting pods that have gone.
+// SameRanges reports whether the two snapshots have the same pod ranges, including the addresses
+// of starting pods. It returns true even if some of these addresses were removed.
 func (s *Snapshot) SameRanges(o *Snapshot) bool { return s.ranges.number == o.ranges.number }
 
 // StartingPods holds the addresses of pods that are starting on this node, derived from the

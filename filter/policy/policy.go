@@ -28,8 +28,7 @@ type Problem struct {
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
 	Detail string // what is wrong with the field
 	Hint   string // what would be right
-	// Unsupported reports that the part is understood, but not supported yet. It is not a
-	// mistake of the policy.
+	// TooLarge reports that the whole policy is refused because of its size.
 	Unsupported bool
 	// TooLarge reports that the whole policy is refused for its size, rather than that it
 	// cannot be understood.

@@ -17,8 +17,8 @@ var (
 	badNetworks = []v1beta1.CIDR{"10.0.0.1/8", "10.0.0.0", "", "::ffff:10.0.0.0/104"}
 )
 
-// addClusterPolicies adds up to eight ClusterNetworkPolicies and some Node objects, and
-// leaves fewer NetworkPolicies, which would otherwise isolate most pods.
+// addClusterPolicies adds up to eight ClusterNetworkPolicies and some Node objects. It keeps
+// at most five NetworkPolicies, because more would isolate most pods.
 func (r chance) addClusterPolicies(c *cluster) {
 	c.assumed = r.oneIn(2)
 	c.Policies = c.Policies[:min(len(c.Policies), r.IntN(6))]

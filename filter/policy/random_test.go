@@ -150,7 +150,8 @@ func (r chance) setPorts(spec *corev1.PodSpec) {
 	}
 }
 
-// containerPort returns the name of a port, sometimes one that no policy can name.
+// containerPort returns a name for a port of a container: usually a valid one, sometimes none or
+// an invalid one, which no policy can contain.
 func (r chance) containerPort() string {
 	if r.oneIn(30) {
 		return oneOf(r, "80", "HTTP", "a--b")
@@ -249,7 +250,8 @@ func (r chance) selector(malformed int) *metav1.LabelSelector {
 // namespaceSelector returns a selector that sometimes selects a namespace by name.
 func (r chance) namespaceSelector() *metav1.LabelSelector { return r.namespaceSelectorOr(30) }
 
-// namespaceSelectorOr is namespaceSelector with another probability of malformed selectors.
+// namespaceSelectorOr is like namespaceSelector, but returns malformed selectors with another
+// probability.
 func (r chance) namespaceSelectorOr(malformed int) *metav1.LabelSelector {
 	if r.oneIn(4) {
 		return &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: oneOf(r, namespaceNames...)}}
@@ -389,8 +391,8 @@ func (r chance) end(c *cluster, v6 bool) netip.Addr {
 	return r.podAddr(v6)
 }
 
-// aimAtNamedPort changes the port of a flow to a named port of its destination, if the
-// destination has one.
+// aimAtNamedPort changes a flow's protocol and port to those of a named port of its destination,
+// if the destination has one.
 func (r chance) aimAtNamedPort(c *cluster, f *flow) {
 	pod := c.podAt(f.Dst)
 	if pod == nil {

@@ -10,10 +10,11 @@ import (
 // ruleSet is the compiled rules of some policies in one direction. The ports of each protocol
 // are cut into intervals, and each interval has a peer set (see portTable). For any number of
 // policies, a lookup searches at most three peer sets: those for rules without ports, for all
-// ports of the protocol, and for the interval of the port. It also searches one for each name
-// of the destination's port, and one more if no rule matches. If many rules overlap, a peer
-// set for each interval could take far more memory than the policies. In that case a portTree
-// replaces the intervals.
+// ports of the protocol, and for the interval of the port. It also searches one peer set for
+// each name of the destination's port. If no rule matches, it searches the set of all rules, to
+// find whether a rule allows the peer at other ports. If many rules overlap, a peer set for each
+// interval could take far more memory than the policies. In that case a portTree replaces the
+// intervals.
 //
 // Peer sets refer to rules and bounds by indexes of 4 bytes. The fields that most lookups
 // read come first, within one cache line.

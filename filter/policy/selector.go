@@ -4,8 +4,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// selector is an interned label selector: policies with the same text of a selector share
-// it. It selects namespaces, or pods within a scope.
+// selector is an interned label selector: policies share a selector if its scope and text are
+// the same in all of them. It selects namespaces, or pods within a scope.
 type selector struct {
 	id     uint32
 	scope  scope
@@ -13,7 +13,7 @@ type selector struct {
 	labels labels.Selector      // an empty one selects everything in scope
 	asks   []labels.Requirement // result of asksOf
 	many   *matcher             // result of matcherOf; nil unless it has more than mostAsked requirements
-	refs   int                  // number of uses by policies
+	refs   int                  // number of uses: calls of use and adopt that no release has ended
 
 	// fresh is set while only drafts use the selector and it has not yet been matched with all
 	// pods (a namespace selector: with all namespaces).
@@ -28,7 +28,7 @@ type selector struct {
 	// directions took a hundred times the memory of the selectors.
 	members  map[*identity]struct{}
 	policies []*policy // policies[i].place is i
-	// within and pods are for namespace selectors: the pod selectors with this scope.
+	// within and pods are set in a namespace selector: the pod selectors whose scope it is.
 	within *scopeSelectors   // the empty pod selector
 	pods   bucket[*selector] // the other pod selectors
 }
@@ -81,8 +81,8 @@ func newSelectors() selectors {
 	return selectors{byKey: make(map[selectorKey]*selector), byScope: make(map[scope]*scopeSelectors), few: fewAbsent, wide: labelIndex{few: fewAbsent}}
 }
 
-// use returns the shared selector, adds a use to it, and reports whether it is new. The
-// caller must end each use with release.
+// use returns the shared selector with the scope in and the labels of sel, and creates it if
+// necessary. use adds 1 to its refs. The caller must call release once for each call of use.
 func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool) {
 	key := selectorKey{in, sel.String()}
 	if s = x.byKey[key]; s != nil {
@@ -113,7 +113,7 @@ func (x *selectors) adopt(s *selector) (shared *selector, isNew bool) {
 	return s, true
 }
 
-// file gives a selector an id and its first use, and adds it to the indexes.
+// file sets the id of a selector, sets its refs to 1, and adds it to the indexes.
 func (x *selectors) file(s *selector) {
 	in := s.scope
 	s.id, s.refs = x.newID(), 1
@@ -145,7 +145,7 @@ func (x *selectors) file(s *selector) {
 
 // newID returns a released id or, if there is none, the lowest id that was never used. Reuse
 // keeps the ids small, and thus the bitmaps that are indexed by id. An id may pass from one
-// selector to another between two Commits: the second Commit compiles everything again that used
+// selector to another between two Commits: the second Commit compiles again everything that used
 // the old selector.
 func (x *selectors) newID() uint32 {
 	if last := len(x.unused) - 1; last >= 0 {
@@ -156,7 +156,8 @@ func (x *selectors) newID() uint32 {
 	return uint32(len(x.byID))
 }
 
-// release ends a use and reports whether it was the last. If so, it adds the id to unused.
+// release ends a use and reports whether it was the last. If so, release removes s from the
+// indexes, and adds its id to unused.
 func (x *selectors) release(s *selector, unused *[]uint32) (gone bool) {
 	if s.refs--; s.refs > 0 {
 		return false

@@ -348,7 +348,7 @@ var changeCases = []semanticsCase{
 		out6 > db6 TCP 6379 = deny ingress-denied`),
 }
 
-// scenarioCases test the two scenarios that users start from, and address ranges.
+// scenarioCases test the two example policies access-demo1 and access-demo2, and address ranges.
 var scenarioCases = []semanticsCase{
 	one("scenario access-demo1", accessDemo1, `
 		web > db TCP 6379 = allow rule ingress=default/access-demo1:default/access-demo1[0]

@@ -2,7 +2,8 @@ package policy_test
 
 // The numbered test cases of the meaning of ClusterNetworkPolicy.
 
-// toAll and fromAll return an Admin policy p for all pods with ingress or egress rules.
+// toAll returns an Admin policy named p for all pods, with ingress rules. fromAll returns one
+// with egress rules.
 func toAll(rules string) string {
 	return "p: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [" + rules + "]}"
 }
@@ -20,8 +21,8 @@ const (
 	nodesOfPool = `{nodes: {matchLabels: {pool: a}}}`
 )
 
-// poolNodes are Node objects: the enforcing node, whose addresses are those of the node in
-// ends and an external one, and the node of db.
+// poolNodes are two Node objects. "here" is the enforcing node: its addresses are that of
+// "node" in the map "ends" and an external one. "there" is the node of the pod db.
 const poolNodes = `
 {kind: Node, metadata: {name: here, labels: {pool: a}}, status: {addresses: [{type: InternalIP, address: 10.9.0.1}, {type: ExternalIP, address: 192.0.2.7}, {type: Hostname, address: here}]}}
 ---

@@ -22,8 +22,8 @@ import (
 
 // step is a change of the cluster, and the verdicts of some flows after it.
 type step struct {
-	policies string // lines of "namespace/name: {spec}", applied; of a ClusterNetworkPolicy "name: {spec}"
-	objects  string // manifests of other objects, applied
+	policies string // set in this step: lines of "namespace/name: {spec}", or "name: {spec}" for a ClusterNetworkPolicy
+	objects  string // set in this step: manifests of other objects
 	remove   string // lines of "kind namespace/name", removed first
 	// flows are lines of "source > destination protocol port = verdict". An end is an
 	// address or a key of the map "ends". The verdict is a prefix of what verdictText returns: the
@@ -31,7 +31,7 @@ type step struct {
 	flows string
 }
 
-// ends maps names to the addresses of smallCluster, and a few outside of it.
+// ends maps names to addresses: those in smallCluster and a few others.
 var ends = map[string]string{
 	"db": "10.0.0.1", "db6": "fd00::1", "web": "10.0.0.2", "web6": "fd00::2", "job": "10.0.0.3", "odd": "10.0.0.4",
 	"done": "10.0.0.5", "agent": "10.9.0.3", "new": "10.0.0.8",
@@ -49,7 +49,7 @@ func one(name, policies, flows string) semanticsCase {
 	return semanticsCase{name, []step{{policies: policies, flows: flows}}}
 }
 
-// The two scenarios that users start from.
+// The two policies of the demo that README.md shows.
 const (
 	accessDemo1 = `default/access-demo1: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{port: 6379}]}]}`
 	accessDemo2 = `default/access-demo2: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: 6379}]}]}`
@@ -65,10 +65,11 @@ func fromDB(rule string) string {
 	return "default/p: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress], egress: [" + rule + "]}"
 }
 
-// TestSemantics compares the verdicts in the cases with those of the engine and of the oracle.
-// After each step, it also compares engine and oracle for flows between any two of the ends. It
-// does not cover address translation, replies and live connections, which are not part of a
-// decision: the tests of the iptables rules and of conntrack cover them.
+// TestSemantics compares the verdicts in the cases with those of the policy store's snapshot
+// (the engine) and of the oracle in oracle_test.go. After each step, it also compares engine and
+// oracle for flows between any two addresses in ends. It does not cover address translation,
+// replies and live connections, which are not part of a decision: the tests of the iptables rules
+// and of conntrack cover them.
 func TestSemantics(t *testing.T) {
 	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases, clusterCases) {
 		t.Run(c.name, func(t *testing.T) {
@@ -212,10 +213,11 @@ func (r *semanticsRun) expect(step int, line string) {
 }
 
 // verdictText writes a verdict as in step.flows: "deny ingress-denied
-// ingress=default/p,default/q:none". After the colon is the rule that allows, as in
-// "default/p[0]", or none. A rule of a ClusterNetworkPolicy is written as in
-// "ingress=admin/p[0]" with its name, if it has one, as in "admin/p[0:name]". Before it
-// comes the one that passed, as in "admin/q[1]>".
+// ingress=default/p,default/q:none". The policies before the colon isolate the pod. After the
+// colon is the rule that allows, as in "default/p[0]", or "none". The rule of a
+// ClusterNetworkPolicy has no colon before it, and its name after the index, if it has one:
+// "ingress=admin/p[0:name]". An Admin rule that passes the flow on comes first, as in
+// "ingress=admin/q[1]>default/p:none".
 func verdictText(v filter.Verdict) string {
 	text := v.Action.String() + " " + v.Reason.String()
 	for d, side := range []filter.Side{filter.Egress: v.Egress, filter.Ingress: v.Ingress} {
@@ -261,7 +263,7 @@ func (r *semanticsRun) agree(step int) {
 }
 
 // A malformed part of a policy is reported with the policy, the field, and a hint at what
-// would be right. Case 15 of TestSemantics tests the verdicts of such policies.
+// would be right. The cases "15 ..." of TestSemantics test the verdicts of such policies.
 func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	tests := map[string]string{ // maps a spec to the field of its problem
 		`{podSelector: {matchExpressions: [{key: a, operator: Is}]}}`:                                               "spec.podSelector",
@@ -297,8 +299,8 @@ func TestProblemsNameThePolicyAndTheField(t *testing.T) {
 	}
 }
 
-// An IPv4-mapped address counts as the IPv4 address. The zone of an address is ignored, and
-// so is text that is not an address.
+// The store treats an IPv4-mapped address as the IPv4 address. It ignores the zone of an
+// address, and any text that is not an address.
 func TestUnusualAddresses(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNode([]netip.Addr{netip.MustParseAddr("::ffff:10.9.0.1"), netip.MustParseAddr("fe80::1%eth0")})

@@ -18,7 +18,7 @@ func TestSizes(t *testing.T) {
 	for _, tt := range []struct {
 		what      string
 		size      uintptr
-		allocated uintptr // the size class; the next one is 8 to 25% larger
+		allocated uintptr // bytes that Go allocates (the size class); the next class is 8 to 25% larger
 	}{
 		{"an Endpoint", unsafe.Sizeof(Endpoint{}), cacheLine},
 		{"a class", unsafe.Sizeof(class{}), 2 * cacheLine},

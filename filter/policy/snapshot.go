@@ -11,15 +11,16 @@ import (
 // Snapshot is the compiled state of a Store at one moment. It never changes, and any number
 // of goroutines may use it.
 type Snapshot struct {
-	number   uint64
-	newest   uint64 // the last epoch that was assigned before the snapshot was made
-	table    *addrTable
-	everyone []idSet // by namespace id: the peer selectors that match all its pods
-	counts   Counts
-	toNode   bool // a policy may deny flows from pods to their node
-	ranges   *podRanges
-	nodes    nodeTable
-	starting *StartingPods // shared by all snapshots
+	number    uint64
+	newest    uint64 // the last epoch that was assigned before the snapshot was made
+	table     *addrTable
+	everyone  []idSet // by namespace id: the peer selectors that match all its pods
+	counts    Counts
+	toNode    bool // a policy may deny flows from pods to their node
+	mayReject bool // see Rejects
+	ranges    *podRanges
+	nodes     nodeTable
+	starting  *StartingPods // shared by all snapshots
 }
 
 // Counts holds numbers of objects: of those that a snapshot was compiled from (namespaces,
@@ -48,6 +49,7 @@ type class struct {
 	chains    [2]*link // a chain for each filter.Direction; nil if no policy decides
 	peers     idSet    // peer selectors that match, except those that match whole namespaces
 	namespace uint32
+	rejects   bool // denies by rejecting, unless the policy says otherwise
 	refs      int
 	ports     []namedPort
 	key       string
@@ -57,12 +59,12 @@ type class struct {
 // policySet holds the compiled rules of the policies of one tier that select a pod in one
 // direction. All pods that the same policies select share it.
 type policySet struct {
-	alone  link // for pods for which no later tier is evaluated
+	alone  link // the last link of a chain; newLink copies it for chains that continue
 	key    policySetKey
 	id     uint64
 	refs   int
 	budget *budget
-	size   int // its rule entries that are merged for this set only
+	size   int // number of its rule entries that are merged for this set only
 
 	overlaps []overlap // of its policies; nil for most
 }
@@ -193,9 +195,14 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	}
 	switch {
 	case !egress.allows:
-		v.Action, v.Reason, v.Pair = filter.Deny, filter.EgressDenied, egress.pair || ingress.pair && !ingress.allows
+		v.Action, v.Reason, v.Pair = filter.Deny, filter.EgressDenied, egress.pair
+		v.Reject = src.rejects(&v.Egress)
+		if ingress.pair && !ingress.allows && dst.rejects(&v.Ingress) == v.Reject {
+			v.Pair = true
+		}
 	case !ingress.allows:
 		v.Action, v.Reason, v.Pair = filter.Deny, filter.IngressDenied, ingress.pair
+		v.Reject = dst.rejects(&v.Ingress)
 	default:
 		v.Pair = egress.pair && ingress.pair
 		if v.Egress.Rule == nil && v.Ingress.Rule == nil && v.Reason == filter.RuleAllows {
@@ -233,6 +240,7 @@ func (s *Snapshot) decideOwnNode(k *filter.Key, dstAddr netip.Addr, src, dst *En
 	switch {
 	case d.action != Accept:
 		v.Action, v.Reason = filter.Deny, filter.EgressDenied
+		v.Reject = src.rejects(&v.Egress)
 	case d.rule != nil:
 		v.Reason = filter.RuleAllows
 	}

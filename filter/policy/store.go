@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
 )
 
 // Store holds the known state of the cluster: namespaces, pods, policies, and this node.
@@ -22,9 +24,9 @@ type Store struct {
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
 	tiers      [numTiers]int           // the number of policies of each tier
-	overlaps   map[overlap]int         // uses by policy sets
+	overlaps   map[overlap]int         // the number of policy sets that have the overlap
 	faulty     map[*policy]struct{}    // policies that have problems
-	node       map[netip.Addr]struct{} // this node's addresses; if kube-proxy uses IPVS, they include those of all Services
+	node       map[netip.Addr]struct{} // this node's addresses; if kube-proxy uses IPVS, they include the addresses of all Services
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
@@ -45,17 +47,19 @@ type Store struct {
 	drafts   drafts
 	deferred deferred
 	large    int         // policies with more encoded bytes are large
-	dying    []*selector // peer selectors of removed large policies, still to be released; listed once for each use
+	dying    []*selector // peer selectors of removed large policies; one entry for each use that is still to be released
 	sweep    *sweep      // nil if none is in progress
 	limbo    limbo
 	due      bool // a policy came into force or was refused since the last Commit
 
 	limits    Limits
-	cost      int64 // estimated bytes of all policies that are not refused
-	refused   int   // encoded bytes of refused policies that are kept
-	overdrawn bool  // some policies are refused because of limits.Policies
-	recount   bool  // balance must decide again which policies are refused
-	toNode    int   // policies that may deny flows from pods to their node
+	cost      int64         // estimated bytes of all policies that are not refused
+	refused   int           // encoded bytes of refused policies that are kept
+	overdrawn bool          // some policies are refused because of limits.Policies
+	recount   bool          // balance must decide again which policies are refused
+	denial    filter.Denial // of this node
+	rejecting int           // policies and namespaces that reject
+	toNode    int           // policies that may deny flows from pods to their node
 	classes   map[string]*class
 
 	selectedBy [numTiers][]*policy // scratch; see selecting
@@ -74,10 +78,10 @@ type Store struct {
 	everyone []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
 	unusedNS []uint32                // namespace ids that can be reused
 	dirtyNS  map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
-	staleIn  []*namespace            // namespaces in which a peer selector was added or removed
-	compiled []*identity             // identities whose field recent is set
-	// While wideOnly is set, Store.stale requests matching only with the peer selectors whose
-	// scope is a namespace selector.
+	staleIn  []*namespace            // namespaces with identities that affectIn has tested since the last match
+	compiled []*identity             // identities with a pod that this Commit has compiled; see identity.recent
+	// If wideOnly is set, the method stale marks an identity to be matched only with the peer
+	// selectors whose scope is a namespace selector.
 	wideOnly      bool
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
@@ -94,14 +98,15 @@ type namespace struct {
 	labels     labels.Set
 	identities identitySet
 	policies   int
+	denial     filter.Denial
 	budget     budget
 	scopes     idBits // namespace selectors of subjects that match it
 	matched    idSet  // namespace selectors of peers that match it, as of the last Commit
 
-	relabeled bool // its labels changed since the last Commit
-	stale     bool // all of its pods must be matched with the peer selectors again
-	staleOwn  bool // stale includes the peer selectors whose scope is this namespace by name
-	tests     int  // number of tests so far in this Commit for matching selectors one by one; see affectIn
+	relabeled bool // the namespace's labels changed since the last Commit
+	stale     bool // all pods of the namespace must be matched with the peer selectors again
+	staleOwn  bool // if stale: also with the peer selectors whose scope is this namespace by name
+	tests     int  // number of tests of the namespace's identities against single selectors in this Commit; see affectIn
 }
 
 // NewStore returns an empty store.
@@ -168,6 +173,7 @@ func (w *Store) SetNamespace(name string, labels labels.Set) {
 func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
 		ns.declared = false
+		w.SetNamespaceDenial(name, filter.DenialUnset)
 		w.relabelNamespace(ns, nil)
 		w.dropNamespace(ns)
 	}
@@ -212,8 +218,8 @@ func (w *Store) relabelNamespace(ns *namespace, given labels.Set) {
 	w.rescope(ns)
 }
 
-// SetPod adds or updates a pod. If a draft may isolate the pod, the pod's new addresses are
-// deferred: they stay unknown until no such draft is left (see the type deferred).
+// SetPod adds or updates a pod. If a [Draft] may isolate the pod, the pod's new addresses are
+// deferred: they stay unknown until no such Draft is left (see the type deferred).
 func (w *Store) SetPod(o *Pod) {
 	p := readPod(o)
 	p.local = w.local.node != "" && o.Node == w.local.node
@@ -276,8 +282,9 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim records a pod as an owner or rival of its addresses. Addresses in known were known as
-// this pod's before; claim may defer the others (see the type deferred).
+// claim records a pod as an owner or rival of its addresses. known lists the addresses that the
+// store already knew as this pod's. claim may defer the pod's other addresses (see the type
+// deferred).
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
 		if !slices.Contains(known, a) {
@@ -328,8 +335,8 @@ func (w *Store) join(p *pod, ns *namespace, set labels.Set) {
 	w.stale(k)
 }
 
-// leave removes the pod at a place from an identity. With the last pod, it also removes the
-// identity.
+// leave removes the pod k.pods[place] from the identity k. If that was the last pod, leave
+// removes the identity too.
 func leave(k *identity, place uint32) {
 	if k.remove(place); !k.gone() {
 		return
@@ -355,9 +362,9 @@ func (w *Store) renew(p *pod) {
 	}
 }
 
-// stale marks an identity: the next call of matchPods matches it with the peer selectors again.
-// If wideOnly is set during all calls for the identity, matchPods uses only the selectors whose
-// scope is a namespace selector.
+// stale marks an identity: the next call of matchPods matches it with all peer selectors again.
+// But if wideOnly was set at each call of stale for this identity, matchPods uses only the
+// selectors whose scope is a namespace selector.
 func (w *Store) stale(k *identity) {
 	if !k.stale {
 		k.stale = true
@@ -413,6 +420,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	if p.mayDenyToNode() {
 		w.toNode++
 	}
+	w.countDenial(p.denial, 1)
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
 	}
@@ -442,6 +450,7 @@ func (w *Store) removePolicy(p *policy) {
 	if p.mayDenyToNode() {
 		w.toNode--
 	}
+	w.countDenial(p.denial, -1)
 	delete(w.faulty, p)
 	p.subject.detach(p)
 	w.touch(p.subject)

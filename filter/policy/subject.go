@@ -6,14 +6,17 @@ import (
 	"sluice/filter"
 )
 
-// A subject selects pods of one namespace, or of all namespaces that a namespace selector
-// matches, its scope. The store finds these pods in three ways, so that neither labels are
-// compared nor memory is used for policies × pods:
+// A subject is the selector of the pods that a policy is for. It selects pods of one namespace,
+// or of all namespaces that a namespace selector, its scope selector, matches. The store finds
+// these pods in three ways, so that neither time nor memory grows with policies × pods:
 //
-//   - Subjects of one namespace list the identities that they match, and are listed there.
-//   - Subjects with a scope and a pod selector are listed by the identities that they match.
-//     These are found by the namespaces' indexes of labels, and are not listed again.
-//   - Subjects with a scope only are listed nowhere: each namespace knows its scopes.
+//   - A subject of one namespace has a list of the identities that it matches. Each of these
+//     identities also lists the subject.
+//   - A subject with a scope selector and a non-empty pod selector has no list. The identities
+//     that it matches list the subject. The store finds them by the label index of each
+//     namespace.
+//   - A subject with a scope selector and an empty pod selector is not in the list of any
+//     identity. Instead, each namespace lists the scope selectors that match it.
 
 // subjectOf returns the selector of the pods that a policy is for.
 func subjectOf(form *Policy) *selector {
@@ -79,7 +82,7 @@ func (w *Store) releaseScope(s *selector) {
 	}
 }
 
-// listed reports whether identities list the subject.
+// listed reports whether the identities that the subject matches list it (see above).
 func (s *selector) listed() bool { return s.scope.selector == nil || !s.labels.Empty() }
 
 // selected calls f for each identity that a subject selects.
@@ -93,7 +96,8 @@ func (w *Store) selected(s *selector, f func(*identity)) {
 	}
 }
 
-// matching calls f for each identity that a subject matches, which it finds by labels.
+// matching calls f for each identity whose labels match a subject. It searches the label indexes
+// of the namespaces in the subject's scope.
 func (w *Store) matching(s *selector, f func(*identity)) {
 	in := s.scope.selector
 	if in == nil {
@@ -109,7 +113,8 @@ func (w *Store) matching(s *selector, f func(*identity)) {
 	}
 }
 
-// matchSubjects finds the subjects that an identity lists.
+// matchSubjects finds the subjects that match an identity, and makes the identity list those for
+// which listed returns true.
 func (w *Store) matchSubjects(k *identity) {
 	in := scope{namespace: k.ns.name}
 	found := w.subjects.matching(in, k.labels, nil)
@@ -126,8 +131,8 @@ func (w *Store) matchSubjects(k *identity) {
 	k.subjects = enroll(k, k.subjects, found)
 }
 
-// enroll makes k a member of the subjects in found instead of those in old, if they list
-// their members. It returns found.
+// enroll removes k from the members of the subjects in old, and adds it to those of the
+// subjects in found. Subjects without a list of members stay as they are. It returns found.
 func enroll(k *identity, old, found []*selector) []*selector {
 	for _, s := range old {
 		delete(s.members, k)
@@ -166,8 +171,9 @@ func (w *Store) rescope(ns *namespace) {
 	})
 }
 
-// changeScope lists or removes the subjects of a scope in a namespace that the scope matches
-// from now on, or does not match any more.
+// changeScope is called when the scope selector in begins to match a namespace (matches is set)
+// or ceases to match it. The identities of the namespace then list, or no longer list, the
+// subjects with this scope selector that match them.
 func (w *Store) changeScope(ns *namespace, in *selector, matches bool) {
 	if in.within != nil && in.within.everyone != nil {
 		for k := range ns.identities.all.all() {
@@ -186,7 +192,7 @@ func (w *Store) changeScope(ns *namespace, in *selector, matches bool) {
 	}
 }
 
-// touch marks the pods that a subject selects: their policies must be found and compiled
+// touch marks the pods that a subject selects, so that their policies are found and compiled
 // again.
 func (w *Store) touch(s *selector) { w.selected(s, w.reselect) }
 
@@ -222,7 +228,7 @@ func (w *Store) selecting(p *pod, d filter.Direction) *[numTiers][]*policy {
 	return found
 }
 
-// attach adds a policy to those whose subject the selector is.
+// attach adds p to the policies that have the selector as their subject.
 func (s *selector) attach(p *policy) {
 	p.place = len(s.policies)
 	s.policies = append(s.policies, p)
@@ -236,7 +242,8 @@ func (s *selector) detach(p *policy) {
 	s.policies = s.policies[:last]
 }
 
-// everySubject returns a subject that selects all pods that a policy may be for.
+// everySubject returns a subject that selects every pod that a policy of this kind may select:
+// all pods of its namespace, or of the cluster.
 func everySubject(ref Ref) Subject {
 	s := Subject{Namespace: ref.Namespace, Pods: labels.Everything(), Malformed: true}
 	if ref.clusterWide() {

@@ -26,12 +26,13 @@ func subjectPolicy(t *testing.T, name, namespaces, pods string) *policy.Policy {
 	}
 }
 
-// The subject of a policy of the whole cluster follows the labels of namespaces and pods,
-// whether the policy comes first or last. No namespace without a name comes into being.
+// The pods that a cluster-wide policy selects follow the labels of namespaces and pods, whether
+// the policy is set before or after them. The policy does not create a namespace with an empty
+// name.
 func TestSubjectsOfTheCluster(t *testing.T) {
 	for _, tt := range []struct {
 		namespaces, pods string
-		selects          string // the pods that are selected, of ax ay bx by
+		selects          string // names of the selected pods, among ax, ay, bx and by
 	}{
 		{"", "", "ax ay bx by "},
 		{"team=a", "", "ax ay "},

@@ -12,23 +12,24 @@ type sweep struct {
 	retired    limbo        // ids that can be reused after the sweep
 }
 
-// namespacesPerPiece bounds the namespaces that are matched as one piece of work.
+// namespacesPerPiece bounds the namespaces that one call of sweepOne matches.
 const namespacesPerPiece = 16
 
-// identitiesPerPiece bounds the identities that are matched as one piece of work.
+// identitiesPerPiece bounds the identities that one call of sweepOne matches.
 const identitiesPerPiece = 32
 
 // limbo holds the ids of released selectors. An id in limbo must not be given to another
-// selector yet, because pods may still have it. limbo also holds the namespaces of these pods.
+// selector yet, because pods may still have the id. limbo also holds the namespaces whose pods
+// a sweep must match again before the ids can be reused.
 type limbo struct {
 	peers, namespaces []uint32            // ids of peer selectors and of namespace selectors
-	wide              bool                // set if the pods may be in any namespace
-	in                map[string]struct{} // names of the pods' namespaces; not used if wide is set
+	wide              bool                // set if a sweep must match all namespaces
+	in                map[string]struct{} // names of the namespaces to match; not used if wide is set
 }
 
 func (l *limbo) empty() bool { return len(l.peers)+len(l.namespaces) == 0 }
 
-// touch adds the namespaces whose pods a selector may match.
+// touch adds to l the namespaces whose pods s may match.
 func (l *limbo) touch(s *selector) {
 	if s.scope.selector != nil {
 		l.wide = true
@@ -40,7 +41,7 @@ func (l *limbo) touch(s *selector) {
 	l.in[s.scope.namespace] = struct{}{}
 }
 
-// releaseDying removes a selector from w.dying and ends one use of it.
+// releaseDying removes the last selector from w.dying and releases it once.
 func (w *Store) releaseDying() {
 	last := len(w.dying) - 1
 	s := w.dying[last]
@@ -56,8 +57,8 @@ func (w *Store) releaseDying() {
 	}
 }
 
-// beginSweep begins a sweep for the fresh selectors of a draft, if d is not nil, and for all
-// ids in limbo.
+// beginSweep begins a sweep for all ids in limbo and, if d is not nil, for the fresh selectors of
+// the draft d.
 func (w *Store) beginSweep(d *Draft) {
 	s := &sweep{retired: w.limbo}
 	w.limbo = limbo{}
@@ -90,7 +91,7 @@ func (w *Store) sweepNamespace(ns *namespace) {
 	}
 }
 
-// sweepOne does one piece of a sweep.
+// sweepOne does the next piece of the sweep.
 func (w *Store) sweepOne() {
 	s := w.sweep
 	if n := len(s.identities); n > 0 {

@@ -2,10 +2,10 @@ package policy
 
 import "sluice/filter"
 
-// Policies returns the policies of a tier that decide about the endpoint in a direction, as
-// verdicts name them. Those of ordered rules come in their order, and only if they have a
-// rule that can match. Those of the tier Baseline do not decide about a pod that others
-// isolate.
+// Policies returns the names of the policies of a tier that decide about the endpoint in a
+// direction, as verdicts contain them. In the tiers Admin and Baseline, the policies are in the
+// order of evaluation, and a policy without a rule that can match is omitted. If NetworkPolicies
+// isolate the pod, no policy of the tier Baseline decides about it.
 func (e *Endpoint) Policies(d filter.Direction, t Tier) []string {
 	for l := e.chain(d); l != nil; l = l.next {
 		switch {
@@ -19,8 +19,8 @@ func (e *Endpoint) Policies(d filter.Direction, t Tier) []string {
 	return nil
 }
 
-// policies appends the policies of ordered rules to names. Each comes once, because the rules
-// are in the order of their policies.
+// policies appends the names of the rules' policies to names. It appends each name once, because
+// the rules of a policy are adjacent.
 func (r *ruleSet) policies(names []string) []string {
 	if r.extra == nil {
 		return names // the rules are not ordered

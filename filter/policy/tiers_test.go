@@ -18,14 +18,15 @@ func onePod() *policy.Store {
 	return w
 }
 
-// toPod is a flow from outside to that pod, fromPod one in the opposite direction.
+// toPod is a flow from outside the cluster to the pod of onePod. fromPod is a flow from this
+// pod to the outside.
 var (
 	toPod   = flow{Src: outsideAddrs[0], Dst: netip.MustParseAddr("10.0.0.1"), Protocol: filter.TCP, Transport: filter.Ported, Port: 80}
 	fromPod = flow{Src: netip.MustParseAddr("10.0.0.1"), Dst: outsideAddrs[0], Protocol: filter.TCP, Transport: filter.Ported, Port: 80}
 )
 
-// A policy with an action or tier that this version does not know denies, and is a problem.
-// A later version's reader may produce one.
+// A policy with an unknown action or tier denies, and is reported as a problem. A reader of a
+// later version may produce such a policy.
 func TestUnknownActionDenies(t *testing.T) {
 	for name, form := range map[string]*policy.Policy{
 		"action": {Tier: policy.Admin, Rules: [2][]policy.Rule{filter.Ingress: {{Action: 9}}}},
@@ -49,7 +50,7 @@ func TestUnknownActionDenies(t *testing.T) {
 }
 
 // A peer or port that cannot be understood matches nothing in a rule that accepts. Any other
-// rule with one denies everything that it may mean.
+// rule with such a part denies everything that the part may mean.
 func TestPartsThatCannotBeUnderstood(t *testing.T) {
 	everywhere := policy.Peer{Networks: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}
 	for name, part := range map[string]policy.Rule{
@@ -69,7 +70,7 @@ func TestPartsThatCannotBeUnderstood(t *testing.T) {
 				Ref: policy.Ref{Kind: "Cluster", Name: "p"}, Tier: policy.Admin, Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
 				Rules: [2][]policy.Rule{filter.Egress: {rule}},
 			})
-			w.SetPolicy(&policy.Policy{ // denies what the rule does not accept, allows what it should not pass
+			w.SetPolicy(&policy.Policy{ // comes after p and denies everything: it decides if the rule of p matches nothing
 				Ref: policy.Ref{Kind: "Cluster", Name: "q"}, Tier: policy.Admin, Priority: 1, Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
 				Rules: [2][]policy.Rule{filter.Egress: {{Action: map[policy.Action]policy.Action{policy.Accept: policy.Deny}[action]}}},
 			})

@@ -28,7 +28,7 @@ type counter struct {
 	dropped uint64 // packets dropped because the queue or the socket was full
 }
 
-// counters returns the counters of the workers' queues, by number.
+// counters returns the counters of the workers' queues, by queue number.
 func (q *Queues) counters() (map[uint16]counter, error) {
 	return counters(q.opts.NetNS, q.opts.First, q.opts.span())
 }
@@ -61,7 +61,7 @@ func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 		}
 		var numbers [7]uint64
 		for i := range numbers {
-			numbers[i], _ = strconv.ParseUint(fields[i], 10, 64) // a port may be negative, and is not needed
+			numbers[i], _ = strconv.ParseUint(fields[i], 10, 64) // fails for a negative netlink port, which is not needed
 		}
 		if n := numbers[0]; n >= uint64(first) && n < uint64(first)+uint64(count) {
 			found[uint16(n)] = counter{waiting: numbers[2], dropped: numbers[5] + numbers[6]}
@@ -70,7 +70,7 @@ func counters(netNS int, first uint16, count int) (map[uint16]counter, error) {
 	return found, nil
 }
 
-// Waiting returns the number of packets in the queues that have no verdict yet.
+// Waiting returns the number of packets without a verdict in the workers' queues.
 func (q *Queues) Waiting() (int, error) {
 	return Waiting(q.opts.NetNS, q.opts.First, q.opts.span())
 }

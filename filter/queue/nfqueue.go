@@ -10,6 +10,8 @@ import (
 	"github.com/florianl/go-nfqueue/v2"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"sluice/filter"
 )
 
 // kernelQueue is one open NFQUEUE. It divides the work between go-nfqueue and this package.
@@ -33,15 +35,14 @@ type packet struct {
 	// device is the index of the input interface: on a bridge, the index of the bridge
 	// port. It is 0 if the kernel does not report one.
 	device uint32
-	// toNode is set if the packet was queued at the hook INPUT: it is for this node.
-	toNode bool
+	hook   filter.Hook
 	// data begins with the IP header, and is valid until the next read. It is nil if the
 	// packet was queued before the queue was configured.
 	data []byte
 }
 
-// openQueue binds a queue and configures it. stale is called for each verdict about a
-// packet that is already gone.
+// openQueue binds a queue and configures it. It calls stale for each verdict that the kernel
+// rejects because the packet has already left the queue.
 func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
 	var flags uint32
 	if !o.NoGSO {
@@ -65,7 +66,7 @@ func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
 	_ = library.Con.Close()
 	library.Con = netlink.NewConn(s, s.port)
 	q := &kernelQueue{library: library, socket: s, close: sync.OnceFunc(func() { _ = library.Close() })}
-	// Neither function is called before the socket is closed: see socket.ReceiveIter.
+	// go-nfqueue calls neither function before the socket is closed: see socket.ReceiveIter.
 	err = library.RegisterWithErrorFunc(context.Background(), func(nfqueue.Attribute) int { return 1 }, func(error) int { return 1 })
 	if err != nil {
 		q.close()
@@ -102,14 +103,20 @@ func (q *kernelQueue) read(limit int) (packets []packet, messages int, err error
 	return q.packets, messages, err
 }
 
-// allow lets a packet pass: it goes through its chain again, with the mark. Like deny and
-// requeue, it takes effect at the next flush or earlier.
+// allow sends a packet through its chain again with the given mark, by which the rules let the
+// packet pass. The verdicts of allow, deny and requeue take effect at the next flush or earlier.
 func (q *kernelQueue) allow(id, mark uint32) error {
 	return q.library.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark))
 }
 
-// skip lets a packet go on behind its chain, unmarked.
+// skip lets a packet pass without a mark. The kernel continues after the table that queued it.
 func (q *kernelQueue) skip(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfAccept) }
+
+// reject sends a packet through its chain again, with the mark for packets that are to be
+// rejected.
+func (q *kernelQueue) reject(id, mark uint32) error {
+	return q.library.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark))
+}
 
 // deny drops a packet.
 func (q *kernelQueue) deny(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfDrop) }
@@ -153,10 +160,12 @@ func parsePacket(body []byte) (p packet, err error) {
 		switch kind := binary.NativeEndian.Uint16(b[2:]) & attrTypeMask; {
 		case kind == attrPayload:
 			p.data = value
-		case len(value) < 4: // too short: each of the attributes below begins with 4 bytes
+		case len(value) < 4: // malformed: each of the attributes below has 4 bytes or more
 		case kind == attrPacketHeader:
 			p.id, numbered = binary.BigEndian.Uint32(value), true
-			p.toNode = len(value) > hookOffset && value[hookOffset] == unix.NF_INET_LOCAL_IN
+			if len(value) > hookOffset {
+				p.hook = hookOf(value[hookOffset])
+			}
 		case kind == attrMark:
 			p.mark = binary.BigEndian.Uint32(value)
 		case kind == attrPhysInDevice, kind == attrInDevice && p.device == 0:
@@ -168,6 +177,18 @@ func parsePacket(body []byte) (p packet, err error) {
 		return p, errPacket
 	}
 	return p, nil
+}
+
+// hookOf returns the hook with the kernel's number n. For any other hook than those that the
+// rules use, it returns the one where a packet can be denied only by dropping it.
+func hookOf(n byte) filter.Hook {
+	switch n {
+	case unix.NF_INET_FORWARD:
+		return filter.AtForward
+	case unix.NF_INET_LOCAL_IN:
+		return filter.AtInput
+	}
+	return filter.AtPostrouting
 }
 
 // explain adds a hint to the errors that a user can fix.

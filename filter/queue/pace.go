@@ -14,7 +14,7 @@ const (
 	// The overflow queue has smaller bursts: overflowBurst is its bound, and floodBurst is its
 	// bound during a flood. A flood begins after floodBacklog messages without a pause. (A read
 	// that returns fewer messages than its bound has emptied the queue, so a pause follows.) The
-	// flood ends when all reads in a time of floodQuiet have emptied the queue. A shorter time
+	// flood ends once all reads of the last floodQuiet have emptied the queue. A shorter time
 	// does not end it, because a flood has short pauses too.
 	//
 	// The other workers wait for at most one burst of the overflow queue. During a flood,
@@ -32,12 +32,12 @@ type pace struct {
 	burst    int  // largest number of messages that the next read may take
 	overflow bool // the queue is the overflow queue, which yields to all others
 
-	behind     int       // messages since the last read of fewer messages than burst, which emptied the queue
-	floodUntil time.Time // end of the current flood, unless another read without a pause postpones it
+	behind     int       // messages read since the queue was last empty, which a read of fewer messages than burst shows
+	floodUntil time.Time // end of the current flood; each read of burst messages during the flood postpones it
 
-	// After fullBacklog messages without a pause, the function full is called after each
-	// read, up to and including the last read before a pause. The parameter "first" is true in
-	// the first of these calls. If fullBacklog is 0, the function full is never called.
+	// The function full is called after each read as long as fullBacklog or more messages have
+	// come without a pause. The parameter "first" is true in the first call of such a series. If
+	// fullBacklog is 0, the function full is never called.
 	fullBacklog int
 	unpaused    int // messages since the last pause
 	full        func(first bool)

@@ -16,7 +16,8 @@ const (
 	// repeat a lost request after a second.
 	DefaultHold = time.Second
 	// DefaultMaxHeld bounds the pending packets of all queues together. It is a quarter of
-	// one queue, so that they leave room for packets that need not wait.
+	// the length of one queue. Even if all pending packets are in the same queue, three
+	// quarters of it remain for packets that need not wait.
 	DefaultMaxHeld = DefaultMaxLen / 4
 )
 
@@ -44,17 +45,17 @@ type pendingPacket struct {
 	addr     netip.Addr // the address whose pod is not known yet
 	deadline time.Time
 
-	device    uint32     // see packet
-	toNode    bool       // see packet
-	source    netip.Addr // from the IP header; may be forged
+	device    uint32      // see packet
+	hook      filter.Hook // see packet
+	source    netip.Addr  // from the IP header; may be forged
 	owner     *pendingPackets
-	displaced bool // another packet has its place; guarded by shares.mu
+	displaced bool // another packet has taken its place (see shares); guarded by shares.mu
 }
 
 func newPendingPacket(p *packet, addr netip.Addr, deadline time.Time) *pendingPacket {
 	return &pendingPacket{
 		id: p.id, mark: p.mark, data: bytes.Clone(p.data), addr: addr, deadline: deadline,
-		device: p.device, toNode: p.toNode, source: sourceOf(p.data),
+		device: p.device, hook: p.hook, source: sourceOf(p.data),
 	}
 }
 
@@ -87,7 +88,7 @@ func (h *pendingPackets) start(ctx context.Context, q *kernelQueue, fail context
 	}
 }
 
-// add holds a packet, and reports whether it got a place.
+// add holds a packet, and reports whether there was a place for it (see shares.take).
 func (h *pendingPackets) add(p *pendingPacket) bool {
 	// Lock before p takes a place: if another worker's packet displaces p at once,
 	// expireDisplaced waits for the lock, and then finds p in h.packets.
@@ -152,9 +153,10 @@ func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 	}
 }
 
-// expireDisplaced answers the displaced packets, as if they had reached their deadline. It
-// does not evaluate the other packets: in a flood, each arriving packet may displace one, and
-// would cause an evaluation of all. The returned time is zero: run then keeps its timer.
+// expireDisplaced answers the displaced packets, which have not waited until their deadline. It
+// does not evaluate the other packets: in a flood, each arriving packet may displace another,
+// and each time, all pending packets would be evaluated. expireDisplaced returns the zero time,
+// so that run does not change its timer.
 func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -165,7 +167,7 @@ func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, e
 			continue
 		}
 		h.worker.queues.heldRejected.Add(1)
-		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data, p.toNode))
+		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data, p.hook, false))
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
@@ -184,14 +186,14 @@ func (h *pendingPackets) reevaluate(q *kernelQueue) (next time.Time, err error) 
 			kept = append(kept, p)
 			continue
 		}
-		action, _ := h.worker.queues.evaluate(h.worker.number, h.evaluator, p.data, p.toNode)
+		action, _ := h.worker.queues.evaluate(h.worker.number, h.evaluator, p.data, p.hook)
 		if action == filter.Hold && now.Before(p.deadline) {
 			kept = append(kept, p)
 			continue
 		}
 		if action == filter.Hold {
 			h.worker.queues.heldExpired.Add(1)
-			action = h.evaluator.Expire(p.data, p.toNode)
+			action = h.evaluator.Expire(p.data, p.hook, true)
 		}
 		err = h.worker.reply(q, p.id, p.mark, action)
 		h.worker.queues.shares.leave(p)

@@ -30,17 +30,16 @@ import (
 type Evaluator interface {
 	// Enter begins a read section: all packets evaluated before Exit see one snapshot.
 	Enter()
-	// Evaluate decides the packet that begins with its IP header at data[0]. toNode is set if
-	// the packet is for this node itself, and not for another host. The caller may reuse data
-	// after the call.
+	// Evaluate decides the packet that begins with its IP header at data[0] and was
+	// queued at the hook. The caller may reuse data after the call.
 	//
 	// If the action is filter.Hold, the packet is held until the pod with the address
 	// pending is known: it is evaluated again after each Reevaluate, until the action
 	// changes or the packet has waited for Options.Hold.
-	Evaluate(data []byte, toNode bool) (action filter.Action, pending netip.Addr)
-	// Expire decides a packet that has waited without success, or that cannot wait because
-	// there is no room. It never returns filter.Hold.
-	Expire(data []byte, toNode bool) filter.Action
+	Evaluate(data []byte, hook filter.Hook) (action filter.Action, pending netip.Addr)
+	// Expire decides a packet that cannot wait any longer. waited is set if it has waited for
+	// Options.Hold; otherwise there is no room for it. Expire never returns filter.Hold.
+	Expire(data []byte, hook filter.Hook, waited bool) filter.Action
 	// Exit ends the section. It is called when the kernel has carried out every verdict
 	// that was returned since Enter.
 	Exit()
@@ -56,6 +55,9 @@ type Options struct {
 	Overflow bool
 	// Mark is the bit that is set in the mark of an allowed packet. No other bit changes.
 	Mark uint32
+	// RejectMark is the bit that is set in the mark of a packet that is to be rejected; 0 drops
+	// such packets.
+	RejectMark uint32
 	// MaxLen bounds the packets in each queue; 0 means DefaultMaxLen.
 	MaxLen uint32
 	// CopyRange bounds the bytes that are read of each packet; 0 means DefaultCopyRange.
@@ -73,9 +75,9 @@ type Options struct {
 	// Hold bounds how long a packet waits for its pod to become known.
 	Hold time.Duration
 	// MaxHeld bounds the pending packets of all queues together: each takes one of MaxHeld
-	// places. If no place is free, a new packet may take the place of a packet from the sender
-	// with the most places. It may if its own sender has fewer places. The type shares defines
-	// what a sender is, and chooses the packet.
+	// places. If no place is free, a new packet takes the place of a packet of the sender that
+	// has the most places, if the new packet's sender has at least two places fewer. The type
+	// shares defines what a sender is, and chooses the packet that loses its place.
 	MaxHeld int
 	// NetNS is a file descriptor of the network namespace of the queues; 0 means the
 	// network namespace of the process.
@@ -95,8 +97,8 @@ const (
 	// in 80 ms, at 20 µs a packet. That delay is better than a drop: if a full queue drops the
 	// first packet of a TCP connection, the client retransmits it only after a second.
 	DefaultMaxLen = 4096
-	// DefaultCopyRange covers every header that a decision needs, except for long chains of
-	// IPv6 extension headers, which make the packet opaque.
+	// DefaultCopyRange covers every header that a decision needs. Only a long chain of IPv6
+	// extension headers may exceed it: then the packet's ports are unknown (filter.Opaque).
 	DefaultCopyRange = 256
 )
 
@@ -157,12 +159,11 @@ func New(opts Options, newEvaluator func() Evaluator, logger *slog.Logger) (*Que
 	return q, nil
 }
 
-// fullBacklog returns a number of packets: if a worker reads fewer packets without a pause,
-// neither its queue nor its socket's receive buffer was full before. buffer is the size of
-// that receive buffer in bytes. The type pace detects a full queue by this number, because
-// with FailOpen the kernel does not count the packets that find the queue full. Of the
-// MaxLen packets in a full queue, at most MaxHeld are pending and at most maxBurst are
-// being evaluated. All others are unread, and the worker reads them without a pause.
+// fullBacklog returns the smallest possible number of unread packets in a full queue or in a
+// full receive buffer of buffer bytes. If a worker reads at least that many without a pause, its
+// queue may have been full. The type pace relies on this, because with FailOpen the kernel does
+// not count the packets that find a queue full. Of the MaxLen packets in a full queue, at most
+// MaxHeld are pending, at most maxBurst are being evaluated, and all others are unread.
 func (o Options) fullBacklog(buffer int) int {
 	most := 2*(int(o.CopyRange)+overhead) + 1024 // upper bound of the buffer space that the kernel charges for a packet
 	return max(1, min(int(o.MaxLen)-o.MaxHeld-maxBurst, buffer/most))

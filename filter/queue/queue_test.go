@@ -37,7 +37,7 @@ type fakeEvaluator struct {
 // pendingAddr is the address that held packets wait for.
 var pendingAddr = netip.MustParseAddr("10.77.0.99")
 
-func (e *fakeEvaluator) Evaluate(data []byte, _ bool) (filter.Action, netip.Addr) {
+func (e *fakeEvaluator) Evaluate(data []byte, _ filter.Hook) (filter.Action, netip.Addr) {
 	n := e.evaluated.Add(1)
 	if e.distinct {
 		return e.decide(data), netip.AddrFrom4([4]byte{10, 78, byte(n >> 8), byte(n)})
@@ -45,7 +45,7 @@ func (e *fakeEvaluator) Evaluate(data []byte, _ bool) (filter.Action, netip.Addr
 	return e.decide(data), pendingAddr
 }
 
-func (e *fakeEvaluator) Expire([]byte, bool) filter.Action {
+func (e *fakeEvaluator) Expire([]byte, filter.Hook, bool) filter.Action {
 	e.expired.Add(1)
 	return filter.Deny
 }
@@ -414,9 +414,9 @@ func TestFullQueueFailOpen(t *testing.T) {
 	}
 }
 
-// With FailOpen, the kernel lets packets pass while the queue is full. When the worker reads a
-// queue that has been full, it calls OnGap. OnGap is not called before that read. It is never
-// called if the queue was never nearly full, or without FailOpen.
+// With FailOpen, the kernel lets packets pass while the queue is full. The worker calls OnGap
+// while it reads a queue that was full, and not earlier. It does not call OnGap if the queue has
+// always been far from full, or without FailOpen.
 func TestFullQueueCallsOnGap(t *testing.T) {
 	for _, c := range []struct {
 		name          string
@@ -612,8 +612,8 @@ func TestHold(t *testing.T) {
 }
 
 // A held packet is denied when it has waited for the time Options.Hold. A packet is denied at
-// once if Options.MaxHeld packets are held already. For both, the queue calls the evaluator's
-// Expire.
+// once if Options.MaxHeld packets are held already. In both cases, the worker calls the
+// evaluator's Expire.
 func TestHoldIsBounded(t *testing.T) {
 	r := newFixture(t, 1, func(data []byte) filter.Action {
 		if bytes.Contains(data, []byte("late")) {
@@ -744,7 +744,7 @@ func TestHoldEndsWithItsQueue(t *testing.T) {
 	}
 }
 
-// More verdicts than the kernel accepts in one system call are all carried out.
+// If more verdicts are due than the kernel accepts in one system call, all are carried out.
 func TestManyVerdictsAtOnce(t *testing.T) {
 	const packets = 8000 // 32 bytes for each verdict; the kernel accepts some 210,000 bytes
 	var known atomic.Bool

@@ -67,11 +67,11 @@ func (s *shares) take(p *pendingPacket) (displaced *pendingPacket, ok bool) {
 // displace returns the packet that p displaces, or nil if p must not displace any.
 //
 // displace first compares interfaces. If the interface with the most places has at least two
-// more than the interface of p, a packet of that interface is displaced. Otherwise displace
-// compares the source addresses at the interface of p. If the address with the most places has
-// at least two more than the source of p, a packet of that address is displaced. In both cases,
-// it is the newest packet of the interface's address with the most places. If a difference of
-// one were enough, two senders would displace each other's packets in turn.
+// more than the interface of p, p displaces a packet there. Otherwise displace compares the
+// source addresses at the interface of p. If the address with the most places has at least two
+// more than the source of p, p displaces a packet of that address. In both cases, the displaced
+// packet is the newest one of the address that has the most places at its interface. If a
+// difference of one were enough, two senders would displace each other's packets in turn.
 func (s *shares) displace(p *pendingPacket) *pendingPacket {
 	own, top := s.devices[p.device], s.ranks.top()
 	switch {
@@ -138,8 +138,8 @@ func (s *shares) remove(p *pendingPacket) {
 }
 
 // ranks orders sharers by their number of places: ranks[n-1] holds the sharers with n
-// places. Finding the top and moving a sharer take constant time, so that a flood of forged
-// sources cannot make the choice of a packet expensive.
+// places. The methods top and move take constant time, so that the packet to displace is found
+// quickly even during a flood of forged sources.
 type ranks []map[*sharer]struct{}
 
 // move changes the number of places of a sharer by one, up or down.

@@ -180,7 +180,7 @@ func align(n int) int { return (n + 3) &^ 3 }
 
 // flush sends the buffered messages. The kernel carries out the verdicts before the system
 // call returns: by then, an allowed packet has passed the rules once more, and its
-// connection has its mark.
+// connection has the allowed mark.
 func (s *socket) flush() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -108,8 +108,11 @@ func (l *Log) reportSuppressed() {
 func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
 	attrs := make([]slog.Attr, 0, 24)
 	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
-	if v.Reason == filter.Malformed {
-		return attrs
+	if v.Reject {
+		attrs = append(attrs, slog.String("answer", filter.Reject.String()))
+	}
+	if v.Reason == filter.Malformed && (p.Key.Src == [16]byte{} || p.Key.Dst == [16]byte{}) {
+		return attrs // the addresses are not known
 	}
 	src, dst := p.Key.SrcAddr(), p.Key.DstAddr()
 	attrs = append(attrs, slog.String("src", src.String()), slog.String("dst", dst.String()), slog.String("proto", p.Key.Protocol.String()))

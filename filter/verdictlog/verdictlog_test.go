@@ -24,7 +24,7 @@ var (
 	db  = netip.MustParseAddr("fd00::2")
 )
 
-// log returns a verdict log and the buffer that it writes to. Its lines have no time.
+// log returns a verdict log and the buffer that it writes to. The lines have no timestamp.
 func log(level verdictlog.Level, perSecond int) (*verdictlog.Log, *bytes.Buffer) {
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(&corev1.Pod{
@@ -106,6 +106,11 @@ func TestLine(t *testing.T) {
 			filter.Verdict{Action: filter.Allow, Reason: filter.NotDenied, Egress: after(filter.Side{}, ordered(filter.AdminTier, "platform", "", filter.RulePasses, 3))},
 			`verdict=allow reason=not-denied src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress passed="admin/platform egress[3]"`,
 		},
+		{
+			"a header that cannot be read", packet.Packet{Key: filter.Key{Src: tcp.Key.Src, Dst: tcp.Key.Dst, Protocol: filter.TCP}},
+			filter.Verdict{Reason: filter.Malformed},
+			`verdict=deny reason=malformed src=10.0.0.1 dst=192.0.2.9 proto=TCP transport=opaque from=shop/web`,
+		},
 		{"malformed", packet.Packet{}, filter.Verdict{Reason: filter.Malformed}, "verdict=deny reason=malformed"},
 	}
 	for _, tt := range tests {
@@ -157,7 +162,7 @@ func TestRate(t *testing.T) {
 
 func TestSuppressedLinesDoNotAllocate(t *testing.T) {
 	l, _ := log(verdictlog.All, 1)
-	l.Observe(packet.Packet{}, filter.Verdict{}) // the one line of this second
+	l.Observe(packet.Packet{}, filter.Verdict{}) // uses up the one line that the rate allows in this second
 	if n := testing.AllocsPerRun(1000, func() { l.Observe(packet.Packet{}, filter.Verdict{}) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}

@@ -90,7 +90,10 @@ func newAPIError(err error, server string, k *kind, verb string) *APIError {
 func newDiscoveryError(err error, server string, k *kind) *APIError {
 	e := newAPIError(err, server, k, "discover")
 	hint := ""
+	var unknown unknownVersion
 	switch {
+	case errors.As(err, &unknown):
+		hint = fmt.Sprintf("update Sluice, or let the CustomResourceDefinition serve %s too", k.group.Version)
 	case apierrors.IsForbidden(err):
 		hint = fmt.Sprintf("let this user get the paths /apis and /apis/%s/*, as the ClusterRole system:discovery does, and list %s", k.group.Group, k.resource)
 	case apierrors.IsNotFound(err):
@@ -122,8 +125,8 @@ func withText(err error) error {
 	return fmt.Errorf("the server responds with %d, %s%w", s.Code, name, err)
 }
 
-// statusHint returns a hint for a response that concerns the kind of objects or the user,
-// and "" for any other response.
+// statusHint returns a hint if the server rejects the user, does not serve the kind, or is
+// not a supported API server. For any other response, it returns "".
 func statusHint(err error, status apierrors.APIStatus, k *kind) string {
 	switch {
 	case apierrors.IsForbidden(err):

@@ -57,7 +57,7 @@ func (r *real) grant() {
 	r.must(controlplane.Grant(r.ctx, r.admin))
 }
 
-// config returns the configuration of a user.
+// config returns a user's configuration for a client of the API server.
 func (r *real) config(user string) *rest.Config {
 	r.Helper()
 	config, err := r.Config(user)
@@ -111,7 +111,7 @@ func (l *link) set(isCut bool) {
 	defer l.mu.Unlock()
 	l.isCut = isCut
 	for _, c := range l.conns {
-		_ = c.Close() // closed connections may be among them
+		_ = c.Close() // an error only means that c was closed before
 	}
 	l.conns = nil
 }

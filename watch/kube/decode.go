@@ -11,7 +11,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// slimSerializer returns decoders that reduce each object to its slim form.
+// slimSerializer returns decoders that reduce each object to its slim form: the fields that the
+// agent uses (see object.go).
 type slimSerializer struct {
 	runtime.NegotiatedSerializer
 	kinds  map[reflect.Type]*kind // kinds by the types of their objects and lists
@@ -57,8 +58,8 @@ func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime
 	return o, actual, err
 }
 
-// decodeError is why a response could not be decoded. Its objects have other fields than
-// those of the API, or it is not from an API server.
+// decodeError reports that a response could not be decoded: an object does not match its type in
+// the API, or the response is not from an API server.
 type decodeError struct{ error }
 
 func (e *decodeError) Unwrap() error { return e.error }

@@ -17,17 +17,17 @@ import (
 // of the end of an outage.
 const discoveryTimeout = 5 * time.Second
 
-// notServed is the version of a kind that a cluster does not have.
+// notServed is returned instead of a version if the server does not serve the kind.
 var notServed schema.GroupVersion
 
 // discover returns the version in which the server serves an optional kind: the preferred
 // one of those that it offers, or notServed. It asks only for this kind's group, so a group
 // whose server is down does not matter.
 //
-// notServed means that the policies of the kind do not exist, so it takes proof. A 404 alone
+// After notServed, the caller removes all objects of the kind, so a 404 is not enough proof: it
 // may come from a proxy without a server behind it, or from a server that starts. If sure is
-// set, discover also demands that the server's list of all groups does not contain the kind's
-// versions. Callers that know already that the kind is not served save that request.
+// set, discover also checks that the server's list of all groups does not contain the kind's
+// versions. A caller that already knows that the kind is not served saves this request.
 func (c *client) discover(ctx context.Context, k *kind, sure bool) (schema.GroupVersion, error) {
 	var missing []schema.GroupVersion
 	for _, version := range k.versions() {
@@ -61,6 +61,8 @@ func (c *client) serves(ctx context.Context, k *kind, version schema.GroupVersio
 // disputed returns the first of the missing versions that the server serves nevertheless,
 // or notServed. While a server starts, and for a second after a change, its list of groups
 // may contain a version that it does not describe. Then a request for objects decides.
+// If the server serves the kind in other versions only, the error is an unknownVersion: the
+// kind may have objects.
 func (c *client) disputed(ctx context.Context, k *kind, missing []schema.GroupVersion) (schema.GroupVersion, error) {
 	var groups metav1.APIGroupList
 	if err := c.document(ctx, k, "/apis", "APIGroupList", &groups); err != nil {
@@ -80,7 +82,37 @@ func (c *client) disputed(ctx context.Context, k *kind, missing []schema.GroupVe
 			return notServed, fmt.Errorf("list %s: %w", k.resource, err)
 		}
 	}
-	return notServed, nil
+	return notServed, c.otherVersion(ctx, k, groups.Groups)
+}
+
+// unknownVersion is a version of a kind that this program does not know.
+type unknownVersion string
+
+func (v unknownVersion) Error() string {
+	return fmt.Sprintf("the cluster serves them only in other versions, such as %s", string(v))
+}
+
+// otherVersion returns an unknownVersion if the server serves the kind in a version that is
+// not one of its known versions.
+func (c *client) otherVersion(ctx context.Context, k *kind, groups []metav1.APIGroup) error {
+	i := slices.IndexFunc(groups, func(g metav1.APIGroup) bool { return g.Name == k.group.Group })
+	if i < 0 {
+		return nil
+	}
+	for _, v := range groups[i].Versions {
+		version := schema.GroupVersion{Group: k.group.Group, Version: v.Version}
+		if slices.Contains(k.versions(), version) {
+			continue
+		}
+		serves, err := c.serves(ctx, k, version)
+		switch {
+		case serves:
+			return unknownVersion(v.Version)
+		case err != nil && !apierrors.IsNotFound(err):
+			return err
+		}
+	}
+	return nil
 }
 
 func listed(groups []metav1.APIGroup, version schema.GroupVersion) bool {

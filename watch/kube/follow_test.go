@@ -197,7 +197,7 @@ func TestJSON(t *testing.T) {
 }
 
 // TestRanges checks that the first snapshot has the pod ranges of the Nodes, and that later
-// snapshots have their changes.
+// snapshots follow changes of these ranges.
 func TestRanges(t *testing.T) {
 	s, config := serve(t, apiserver.Options{})
 	small(s)

@@ -41,26 +41,27 @@ type health struct {
 
 	mu     sync.Mutex
 	kinds  []*kindState
-	logged []string  // keys of the failures that were logged since all kinds last were without a failure
-	began  time.Time // time at which the first of the logged failures was recorded
+	logged []string  // keys of the failures logged in the current outage, which lasts until no kind has a failure
+	began  time.Time // time of the first failure in the current outage
 }
 
 type kindState struct {
 	kind     *kind
 	view     KindHealth
-	failures [2]*APIError // by what has failed
-	watched  bool         // a watch has been open
+	failures [2]*APIError // indexed by following and discovering
+	watched  bool         // a watch has been open at least once
+	stream   bool         // the open watch streams a list that has not arrived yet
 	events   atomic.Uint64
 }
 
-// The failures of a kind: following it, and discovering in which version to follow it.
+// The indexes of kindState.failures.
 const (
-	following = iota
-	discovering
+	following   = iota // requests for objects of the kind fail
+	discovering        // discovery of the kind's version fails
 )
 
-// failure returns the failure to report, or nil. If both have failed, the objects of the
-// kind matter more.
+// failure returns the failure to report, or nil. A failure of requests for objects takes
+// precedence over one of discovery.
 func (s *kindState) failure() *APIError {
 	return cmp.Or(s.failures[following], s.failures[discovering])
 }
@@ -89,6 +90,24 @@ func (h *health) list() []KindHealth {
 	return all
 }
 
+// failing reports whether a kind has a failure.
+func (h *health) failing(k *kind) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.of(k).failure() != nil
+}
+
+// skipped logs that the first Update goes ahead without a kind.
+func (h *health) skipped(k *kind) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	attrs := []any{event.KindSkipped.Attr(), "kind", k.name, "group", k.group.Group}
+	if failure := h.of(k).failure(); failure != nil { // it may have ended just now
+		attrs = append(attrs, "problem", failure)
+	}
+	h.log.Warn("cannot read a kind, and the node has no rules yet: enforcing the other policies without it", attrs...)
+}
+
 // events counts events. It takes no lock, because it is called for every event.
 func (h *health) events(k *kind, n uint64) { h.of(k).events.Add(n) }
 
@@ -98,8 +117,16 @@ func (h *health) synced(k *kind, objects int) {
 	defer h.mu.Unlock()
 	s := h.of(k)
 	s.view.Synced, s.view.Objects = true, objects
+	if s.stream {
+		s.stream = false
+		h.setFailure(s, following, nil)
+	}
 	h.log.Debug("listed", "kind", k.name, "objects", objects)
 }
+
+// streamVerb is the verb of a watch that first streams a list. If it can be opened, that does
+// not end an earlier failure yet, because its objects may be unreadable. The list does.
+const streamVerb = "stream"
 
 // requestDone records the outcome of a request.
 func (h *health) requestDone(k *kind, verb string, err error) {
@@ -109,18 +136,22 @@ func (h *health) requestDone(k *kind, verb string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.of(k)
-	if err == nil {
-		if verb == "watch" {
-			if s.watched {
-				s.view.Restarts++
-			}
-			s.watched = true
-			h.setFailure(s, following, nil)
-		}
-		return // a list does not end an earlier failure; only an open watch does
+	s.stream = false
+	if err != nil {
+		s.view.Errors++
+		h.setFailure(s, following, newAPIError(err, h.host, k, verb))
+		return
 	}
-	s.view.Errors++
-	h.setFailure(s, following, newAPIError(err, h.host, k, verb))
+	if verb == "list" {
+		return // it does not end an earlier failure; only an open watch does
+	}
+	if s.watched {
+		s.view.Restarts++
+	}
+	s.watched = true
+	if s.stream = verb == streamVerb; !s.stream {
+		h.setFailure(s, following, nil)
+	}
 }
 
 // discovered records the outcome of a discovery.
@@ -136,14 +167,14 @@ func (h *health) discovered(k *kind, err error) {
 	h.setFailure(s, discovering, newDiscoveryError(err, h.host, k))
 }
 
-// serves records in which version an optional kind is followed from now on, and logs it. If
-// known is not set, it is the first version.
+// serves records and logs the version in which an optional kind is followed from now on. If
+// known is false, it is the first version that discovery has found, and before has no meaning.
 func (h *health) serves(k *kind, now, before schema.GroupVersion, known bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.of(k)
 	s.view.Version = now.Version
-	h.setFailure(s, following, nil) // it was about the version before
+	h.setFailure(s, following, nil) // that failure concerned the previous version
 	kind, group := slog.String("kind", k.name), slog.String("group", k.group.Group)
 	switch {
 	case now != notServed && before != notServed:
@@ -160,13 +191,15 @@ func (h *health) serves(k *kind, now, before schema.GroupVersion, known bool) {
 // setFailure sets one of the failures of a kind and logs it. If failure is nil, it clears
 // this failure of the kind.
 func (h *health) setFailure(s *kindState, which int, failure *APIError) {
-	was := s.failures[which]
+	was, shown := s.failures[which], s.failure()
 	if failure == nil && was == nil || failure != nil && was != nil && was.alike(failure) {
 		return
 	}
-	s.failures[which], s.view.Err, s.view.Since = failure, nil, h.now()
-	if left := s.failure(); left != nil {
-		s.view.Err = left
+	s.failures[which] = failure
+	if now := s.failure(); now == nil {
+		s.view.Err, s.view.Since = nil, h.now()
+	} else if now != shown {
+		s.view.Err, s.view.Since = now, h.now()
 	}
 	if failure == nil {
 		h.recovered()

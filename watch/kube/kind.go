@@ -19,8 +19,8 @@ type kind struct {
 	name     string // as in "Pod"
 	resource string // as in "pods", the name that RBAC uses
 	group    schema.GroupVersion
-	// older are versions to follow where the server does not serve group, the preferred one
-	// first. Their schema is that of group, so that types serve them all.
+	// older are the versions to follow if the server does not serve the version of group, the
+	// preferred one first. All have the same schema, so that types can decode each of them.
 	older []schema.GroupVersion
 	// optional reports that the kind is defined by a CustomResourceDefinition, which a
 	// cluster may lack. A server serves its objects only as JSON.
@@ -92,7 +92,7 @@ func policyKind[T any, P policyObject[T]](name, resource string, group schema.Gr
 		slim: func(o runtime.Object, _ *pools) object {
 			p := o.(P)
 			t := slimMetaOf(p)
-			p.SetNamespace(t.Namespace) // interned: the encoded policy keeps it
+			p.SetNamespace(t.Namespace) // the interned string, because the encoded policy keeps it
 			return &encodedPolicy{t, encode(p)}
 		},
 		remove: func(s *policy.Store, namespace, object string) {

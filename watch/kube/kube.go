@@ -2,8 +2,9 @@
 // Nodes of a cluster through the Kubernetes API.
 //
 // Its [Source] delivers nothing before the first list of every kind has arrived, because
-// partial knowledge could allow what the rest denies. From then on, everything known stays
-// in force, even while the API server is unreachable.
+// partial knowledge could allow what the rest denies. Only where nothing is denied anyway, it
+// may start without a kind that it cannot read: see Options.StartWithout. From then on,
+// everything known stays in force, even while the API server is unreachable.
 //
 // A cluster may lack the kind ClusterNetworkPolicy, serve it in an older version, and gain or
 // lose it at any time: see [optional].
@@ -43,8 +44,9 @@ import (
 const pageSize = 500
 
 // The wait between attempts to reach the API server doubles from minRetryBackoff to
-// maxRetryBackoff. Reflectors add up to half of it at random. The maximum is lower than
-// client-go's 30 s: when the server is back, new policies come into force up to one wait late.
+// maxRetryBackoff. Reflectors lengthen each wait by a random amount, at most by half. The maximum
+// is lower than client-go's 30 s, because new policies may come into force one wait after the
+// server is back.
 const (
 	minRetryBackoff = 200 * time.Millisecond
 	maxRetryBackoff = 10 * time.Second
@@ -59,10 +61,16 @@ type Options struct {
 	NodeRanges bool
 	// StartupTaint is the taint to remove from this node's Node; nil if there is none.
 	StartupTaint *StartupTaint
+	// StartWithout is asked whether to deliver the first Update without a kind that a cluster
+	// may lack, and that cannot be read although all others have been read. While it returns
+	// false, it is asked again every ten seconds. nil never agrees. After such a start, the
+	// objects of the kind follow as soon as they can be read; until then, Health shows that
+	// the kind is not Synced.
+	StartWithout func(context.Context) bool
 	// Logger logs each failure once while it lasts; nil disables logging.
 	Logger *slog.Logger
 
-	times discoveryTimes // set by tests; zero for defaultTimes
+	times discoveryTimes // zero means defaultTimes; set by tests
 }
 
 // Source is a watch.Source that follows a cluster. Its methods may be called concurrently.
@@ -76,6 +84,8 @@ type Source struct {
 	taint  *startupTaint // nil if there is none
 	times  discoveryTimes
 	log    *slog.Logger
+
+	without func(context.Context) bool // Options.StartWithout
 }
 
 // New returns a source for the API server that config describes; see [Config]. It sends no
@@ -91,7 +101,7 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{host: config.Host, client: c, queue: newQueue(len(kinds)), times: cmp.Or(opts.times, defaultTimes), log: log}
+	s := &Source{host: config.Host, client: c, queue: newQueue(kinds...), times: cmp.Or(opts.times, defaultTimes), log: log, without: opts.StartWithout}
 	s.health = newHealth(config.Host, log)
 	if opts.StartupTaint != nil {
 		s.taint = newStartupTaint(*opts.StartupTaint, opts.NodeName, config.Host, c.groups[nodeKind.group], log)
@@ -130,6 +140,12 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) erro
 		s.queue.run(ctx, update)
 		return nil
 	})
+	if s.without != nil {
+		group.Go(func() error {
+			s.startWithout(ctx)
+			return nil
+		})
+	}
 	if s.taint != nil {
 		group.Go(func() error {
 			s.taint.run(ctx)
@@ -175,8 +191,11 @@ func (s *Source) reflector(t *table, version schema.GroupVersion, logger klog.Lo
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (apiwatch.Interface, error) {
 			stream, err := s.client.watch(ctx, t.kind, version, opts)
-			if opts.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
-				record("watch", err) // an older server only refuses to stream lists
+			switch initial := opts.SendInitialEvents != nil; {
+			case initial && err == nil:
+				record(streamVerb, nil)
+			case !initial || !apierrors.IsInvalid(err): // an older server refuses to stream lists, which is no failure
+				record("watch", err)
 			}
 			return stream, err
 		},

@@ -228,8 +228,8 @@ func makeNamespace(name string, labels map[string]string) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 }
 
-// small sets a database pod, a client pod, an unrelated pod, and a policy. It installs
-// ClusterNetworkPolicies.
+// small sets a database pod, a client pod, an unrelated pod, and a policy. It installs the kind
+// ClusterNetworkPolicy, without objects.
 func small(s *apiserver.Server) {
 	s.Install("v1beta1")
 	s.Set(makeNamespace("default", nil),

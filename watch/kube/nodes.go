@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/kubepod"
 )
 
-// nodeText builds the text form of a Node: its labels, pod ranges and addresses. An item is
-// a mark, the text and a zero byte. The labels come first, after their length.
+// nodeText builds the text form of a Node: the length of its labels, the labels, and an item
+// for each pod range and address. An item is a mark, the text and a zero byte.
 type nodeText struct {
 	labels labelText
 	items  []byte
@@ -34,7 +34,7 @@ func (t *nodeText) add(mark byte, text []byte) {
 	t.items = append(append(append(t.items, mark), text...), 0)
 }
 
-// addressItem returns the mark of an address in the status of a Node.
+// addressItem returns the mark for the item of an address with the given type.
 func addressItem(addressType []byte) byte {
 	switch corev1.NodeAddressType(addressType) {
 	case corev1.NodeInternalIP, corev1.NodeExternalIP:
@@ -49,8 +49,8 @@ func (t *nodeText) String() string {
 	return string(append(append(text, t.labels...), t.items...))
 }
 
-// nodes reads the Nodes. It recognizes versions of a Node that do not matter to decisions,
-// and warns if this node has no Node object.
+// nodes reads the Nodes. It skips a new version of a Node if nothing has changed that decisions
+// need, and warns if this node has no Node object.
 type nodes struct {
 	self   string // name of this node's Node; empty if it has none
 	ranges bool   // whether the pod ranges of the Nodes are needed
@@ -64,8 +64,8 @@ func newNodes(self string, ranges bool, log *slog.Logger) *nodes {
 	return &nodes{self: self, ranges: ranges, log: log, seed: maphash.MakeSeed(), known: make(map[string]uint64)}
 }
 
-// read parses a Node for its put method. It returns false, and does not parse the Node, if
-// the Node is the same as before.
+// read parses o.text, the text form of a Node, into o.form. If the text is the same as in the
+// previous version of the Node, read returns false without parsing it.
 func (n *nodes) read(o *node) (changed bool) {
 	sum := maphash.String(n.seed, o.text)
 	if before, known := n.known[o.Name]; known && before == sum {
@@ -111,8 +111,8 @@ func (n *nodes) parseRange(form *policy.Node, text string) {
 	form.Ranges = append(form.Ranges, p)
 }
 
-// check warns if this node's Node is missing and the pod ranges are needed. It warns again
-// only after the Node has existed.
+// check warns if this node's Node is missing. While the Node stays missing, check does not repeat
+// the warning.
 func (n *nodes) check(exists bool) {
 	if n.self == "" || !n.ranges || exists != n.warned {
 		return

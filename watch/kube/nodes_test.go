@@ -25,7 +25,7 @@ func nodeObject(name string, ranges ...string) *node {
 // snapshot starts the sweep that new ranges require; otherwise, the sweep would wait for another
 // change.
 func TestRangesComeWithTheirChange(t *testing.T) {
-	q := newQueue(1)
+	q := newQueue(nodeKind)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))
 	table.nodes = newNodes("here", true, quietSlog)
 	w := policy.NewStore()
@@ -80,7 +80,7 @@ func makeNode(name string, labels map[string]string, addrs ...string) *corev1.No
 	return n
 }
 
-// beat returns the Node as its kubelet writes it again when nothing has changed but times.
+// beat returns the Node as a heartbeat of its kubelet writes it: only times differ.
 func beat(n *corev1.Node, at int64) *corev1.Node {
 	n = n.DeepCopy()
 	n.ResourceVersion = time.Unix(at, 0).String()
@@ -88,10 +88,10 @@ func beat(n *corev1.Node, at int64) *corev1.Node {
 	return n
 }
 
-// A status of a Node that changes only times is not passed to the policy store, and costs
-// few allocations, none of them for labels and addresses one by one.
+// An update of a Node that changes only times in its status is not passed to the policy store.
+// It costs few allocations, and none for a single label or address.
 func TestHeartbeatsCostNothing(t *testing.T) {
-	q := newQueue(1)
+	q := newQueue(nodeKind)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))
 	table.nodes = newNodes("here", true, quietSlog)
 	n, d := makeNode("here", role("worker"), "192.0.2.1", "2001:db8::1"), testDecoder(t)
@@ -177,7 +177,7 @@ func TestPeersFollowNodes(t *testing.T) {
 
 // BenchmarkDecodeNode measures the cost of a heartbeat.
 func BenchmarkDecodeNode(b *testing.B) {
-	d, table := testDecoder(b), newTable(nodeKind, newQueue(1), newHealth("test", quietSlog))
+	d, table := testDecoder(b), newTable(nodeKind, newQueue(nodeKind), newHealth("test", quietSlog))
 	table.nodes = newNodes("here", true, quietSlog)
 	raw := encode(b, beat(makeNode("here", nil, "192.0.2.1"), 1))
 	b.ReportAllocs()

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 )
@@ -61,7 +62,7 @@ type pod struct {
 	slimMeta
 	labels *labelSet
 	// noAddr is set for a pod without an address of its own: it is in the host network, has
-	// ended, or has not started. Only its name matters.
+	// ended, or has not started. The policy store removes such a pod, and needs only its name.
 	noAddr bool
 	node   string // name of the Node that the pod runs on
 	addrs  []string
@@ -93,8 +94,8 @@ func slimPod(o *corev1.Pod, shared *pools) *pod {
 	return p
 }
 
-// addresses returns the addresses in list. It appends the single address if list does not
-// contain it, because older servers send only that one.
+// addresses returns the addresses in list. If list does not contain the address one, addresses
+// appends it: older servers set the field with a single address, but not the list.
 func addresses[T any](one string, list []T, text func(T) string) []string {
 	all := make([]string, 0, max(1, len(list)))
 	for _, item := range list {
@@ -140,14 +141,17 @@ func (p *pod) DeepCopyObject() runtime.Object { return p }
 type namespace struct {
 	slimMeta
 	labels map[string]string
+	denial filter.Denial
 }
 
 func slimNamespace(o *corev1.Namespace) *namespace {
-	return &namespace{slimMetaOf(o), o.Labels}
+	denial, _ := policy.ReadDenial(o.Annotations)
+	return &namespace{slimMetaOf(o), o.Labels, denial}
 }
 
 func (n *namespace) put(w *policy.Store) {
 	w.SetNamespace(n.Name, n.labels)
+	w.SetNamespaceDenial(n.Name, n.denial)
 }
 
 // DeepCopyObject returns the object itself, which is immutable.

@@ -12,30 +12,33 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// discoveryTimes are the times at which discovery is asked whether an optional kind is
-// served.
+// discoveryTimes are the times that determine when an agent asks discovery whether an optional
+// kind is served.
 type discoveryTimes struct {
-	// interval is the time between two questions. A random part of up to a third is added,
-	// so that the agents of a cluster do not ask at the same time. Together with confirm, it
-	// keeps the promise to notice a change within 30 s. It costs the API server one small
-	// request from each node, or two where the kind is not served.
+	// interval is the time between two discoveries. A random part of up to a third is added,
+	// so that the agents of a cluster do not ask at the same time. interval and confirm are
+	// small enough to notice a change within 30 s. In each interval, the API server gets one
+	// small request from each node, or two if the newest version of the kind is not served.
 	interval time.Duration
 	// confirm is the time between the first and the second response without the followed
-	// version. Only the second has an effect: one of several API servers may be late, and the
-	// discovery of a server that starts is incomplete for a moment.
+	// version. Only the second has an effect: one of several API servers may notice a change
+	// later than others, and the discovery of a server that starts is incomplete for a moment.
 	confirm time.Duration
-	// conflict is the time for which lists and discovery may contradict each other, as they
-	// do for a moment after a change.
+	// conflict is how long requests for objects may get the response 404 although discovery
+	// lists the version, as happens for a moment after a change. After that, it is a failure.
 	conflict time.Duration
+	// patience is the time for which an optional kind must have a failure, while no other
+	// kind is missing, until startWithout asks whether to start without it.
+	patience time.Duration
 }
 
-var defaultTimes = discoveryTimes{interval: 15 * time.Second, confirm: 3 * time.Second, conflict: 10 * time.Second}
+var defaultTimes = discoveryTimes{interval: 15 * time.Second, confirm: 3 * time.Second, conflict: 10 * time.Second, patience: 10 * time.Second}
 
 // optional follows a kind that a cluster may lack. It asks discovery for the version to
-// follow, and follows that version until discovery names another one, or none.
+// follow, and follows that version until discovery returns another version, or none.
 //
-// Only an answer without the kind removes its policies. After any other failure, everything
-// known stays in force, as for other kinds.
+// Objects of the kind are removed only if discovery responds that the kind is not served. After
+// any failure, the known objects stay in force, as with other kinds.
 type optional struct {
 	kind     *kind
 	times    discoveryTimes
@@ -44,10 +47,10 @@ type optional struct {
 	empty    func()                                                 // removes all objects
 	health   *health
 
-	version schema.GroupVersion // the followed one, or notServed
+	version schema.GroupVersion // the followed version, or notServed
 	decided bool                // version is known
-	doubt   bool                // the last response was without the followed version
-	stop    func()              // ends follow, and waits for its end; nil if it does not run
+	doubt   bool                // the last response of discovery named a less preferred version, or none
+	stop    func()              // stops the goroutine that follows the kind, and waits until it has ended; nil if none runs
 
 	wake     chan struct{} // holds a token if a request for objects got the response 404
 	notFound atomic.Pointer[refusal]
@@ -86,8 +89,8 @@ func (o *optional) run(ctx context.Context) {
 	}
 }
 
-// apply follows the version that discovery has found. If the followed version would be
-// preferred, the first such response only makes a second one necessary.
+// apply follows the version that discovery has found. If the version followed so far is preferred
+// to it, apply waits for a second response without that version.
 func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 	if o.decided && found == o.version {
 		o.doubt = false
@@ -111,7 +114,7 @@ func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 	o.start(ctx)
 }
 
-// worse reports whether the followed version is preferred to found.
+// worse reports whether found comes after the followed version in the order of preference.
 func (o *optional) worse(found schema.GroupVersion) bool {
 	versions := append(o.kind.versions(), notServed)
 	return slices.Index(versions, found) > slices.Index(versions, o.version)
@@ -129,8 +132,8 @@ func (o *optional) start(ctx context.Context) {
 	}
 }
 
-// conflict records a failure if the server refuses requests for objects as unknown, although
-// its discovery offers them.
+// conflict records a failure if the server answers requests for objects with 404, although its
+// discovery offers them.
 func (o *optional) conflict() {
 	if r := o.notFound.Load(); r != nil && time.Since(r.since) > o.times.conflict {
 		o.health.requestDone(o.kind, r.verb, r.err)
@@ -152,9 +155,9 @@ func (o *optional) pause(ctx context.Context) {
 	}
 }
 
-// requestDone records the outcome of a request for objects. The response 404 usually means
-// that the version is not served any more. So it is not a failure yet, but makes run ask
-// discovery.
+// requestDone records the outcome of a request for objects. The response 404 usually means that
+// the server no longer serves the version. So requestDone does not record it as a failure yet,
+// but wakes the method "run", which asks discovery.
 func (o *optional) requestDone(verb string, err error) {
 	if !apierrors.IsNotFound(err) {
 		o.notFound.Store(nil)

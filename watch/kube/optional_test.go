@@ -21,10 +21,10 @@ import (
 )
 
 // quickTimes make tests short.
-var quickTimes = discoveryTimes{interval: 20 * time.Millisecond, confirm: 20 * time.Millisecond, conflict: 200 * time.Millisecond}
+var quickTimes = discoveryTimes{interval: 20 * time.Millisecond, confirm: 20 * time.Millisecond, conflict: 200 * time.Millisecond, patience: 100 * time.Millisecond}
 
-// makeClusterPolicy returns a policy of the tier Admin that denies pods with role=from to
-// reach pods with role=db.
+// makeClusterPolicy returns a policy of the tier Admin that denies connections to pods with
+// role=db from pods whose role is the given one.
 func makeClusterPolicy(name, from string) *v1beta1.ClusterNetworkPolicy {
 	pods := func(value string) v1beta1.NamespacedPod {
 		return v1beta1.NamespacedPod{PodSelector: metav1.LabelSelector{MatchLabels: role(value)}}
@@ -41,14 +41,14 @@ func makeClusterPolicy(name, from string) *v1beta1.ClusterNetworkPolicy {
 	}
 }
 
-// denied sets what small sets, and a ClusterNetworkPolicy that denies what the
-// NetworkPolicy of small allows.
+// denied calls small, which sets pods and a NetworkPolicy. In addition, it sets a
+// ClusterNetworkPolicy that denies what the NetworkPolicy allows.
 func denied(s *apiserver.Server) {
 	small(s)
 	s.Set(makeClusterPolicy("admin", "frontend"))
 }
 
-// inForce fails unless the policy of denied is in force.
+// inForce fails unless the ClusterNetworkPolicy that the function denied sets is in force.
 func (f *followed) inForce() {
 	f.t.Helper()
 	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Deny)
@@ -72,8 +72,8 @@ func (f *followed) logged(want map[event.Name]int) {
 }
 
 // TestKindComesAndGoes checks that ClusterNetworkPolicies are followed while they are
-// installed, in the best version, and that each change is logged once. Without them,
-// nothing is missing.
+// installed, in the preferred one of the served versions, and that each change is logged once.
+// While they are not installed, the source is complete without them, and reports no failure.
 func TestKindComesAndGoes(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -92,7 +92,7 @@ func TestKindComesAndGoes(t *testing.T) {
 			}{
 				{[]string{"v1alpha2"}, "v1alpha2"},
 				{[]string{"v1alpha2", "v1beta1"}, "v1beta1"}, // upgraded
-				{[]string{"v1beta1"}, "v1beta1"},             // the other one is not served any more
+				{[]string{"v1beta1"}, "v1beta1"},             // v1alpha2 is not served any more
 				{[]string{"v1alpha2"}, "v1alpha2"},           // downgraded
 				{[]string{"v1alpha2", "v1beta1", "v1"}, "v1beta1"},
 			} {
@@ -103,7 +103,7 @@ func TestKindComesAndGoes(t *testing.T) {
 				}
 				f.version(step.version)
 				f.inForce()
-				s.Set(makePod("web", "10.1.0.2", map[string]string{"role": "frontend", "step": step.version})) // the other kinds go on
+				s.Set(makePod("web", "10.1.0.2", map[string]string{"role": "frontend", "step": step.version})) // other kinds are still followed
 				other := makePod("other", "10.1.0.3", role("frontend"))
 				s.Set(other)
 				f.verdict("10.1.0.3", "10.1.0.1", 6379, filter.Deny)
@@ -167,13 +167,13 @@ func isOfPolicies(req *http.Request) bool {
 	return strings.HasSuffix(req.URL.Path, "/"+clusterNetworkPolicyKind.resource)
 }
 
-// failures are responses of a server, or of a proxy before it, to some requests. None of
-// them proves that the kind is not installed.
+// failures are responses that a server, or a proxy in front of it, gives to some requests. None
+// of them proves that the kind is not installed.
 var failures = map[string]struct {
 	of     func(*http.Request) bool
 	status int32
-	body   string // in place of a Status
-	hint   string // of the failure that health shows; "" if it shows none
+	body   string // the response body; if it is empty and status is not 200, the response is a Status
+	hint   string // hint of the failure that health shows; "" if it shows none
 }{
 	"discovery: 401":                          {isDiscovery, 401, "", "give credentials"},
 	"discovery: 403":                          {isDiscovery, 403, "", "as the ClusterRole system:discovery does"},
@@ -203,7 +203,8 @@ var failures = map[string]struct {
 	"all: 503":                                {func(*http.Request) bool { return true }, 503, "", "see the API server's log"},
 }
 
-// proxy starts a proxy that answers requests itself while on is set.
+// proxy starts a proxy before s. While on is set, the proxy itself answers the requests for
+// which of returns true.
 func proxy(t *testing.T, s *apiserver.Server, on *atomic.Bool, of func(*http.Request) bool, status int32, body string) string {
 	t.Helper()
 	return serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -300,8 +301,8 @@ func TestFailuresAtStart(t *testing.T) {
 	}
 }
 
-// TestOtherGroupsMayFail checks that the groups of other kinds do not matter: they are not
-// requested.
+// TestOtherGroupsMayFail checks that the source requests no API groups but those of its kinds,
+// so that failures of other groups do not matter.
 func TestOtherGroupsMayFail(t *testing.T) {
 	var asked atomic.Pointer[string]
 	s, config := serve(t, apiserver.Options{Refuse: func(req *http.Request) *metav1.Status {
@@ -327,8 +328,8 @@ func TestOtherGroupsMayFail(t *testing.T) {
 	}
 }
 
-// TestAbsentKindCosts checks the number of requests about a kind that is not installed: three
-// at the start, and then two with each interval.
+// TestAbsentKindCosts checks the number of requests at the start about a kind that is not
+// installed: one for each of its two versions, and one for the list of groups.
 func TestAbsentKindCosts(t *testing.T) {
 	var requests [3]atomic.Int32
 	s, config := serve(t, apiserver.Options{Refuse: func(req *http.Request) *metav1.Status {
@@ -345,14 +346,14 @@ func TestAbsentKindCosts(t *testing.T) {
 	small(s)
 	s.Install()
 	f := follow(t, config, Options{times: discoveryTimes{interval: time.Hour, confirm: time.Hour, conflict: time.Hour}})
-	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow) // at once, without the times above
+	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow) // at once: none of the times above has passed
 	f.version("")
 	if objects, versions, groups := requests[0].Load(), requests[1].Load(), requests[2].Load(); objects != 0 || versions != 2 || groups != 1 {
 		t.Errorf("%d requests for objects, %d for versions, %d for groups; want 0, 2, 1", objects, versions, groups)
 	}
 }
 
-// TestNoticedWithin30Seconds checks the sum of the times until a change is noticed.
+// TestNoticedWithin30Seconds checks that, with the default times, a change is noticed within 30 s.
 func TestNoticedWithin30Seconds(t *testing.T) {
 	d := defaultTimes
 	if sum := d.interval + d.interval/3 + d.confirm + discoveryTimeout; sum > 30*time.Second {
@@ -367,7 +368,7 @@ func TestOneLateServer(t *testing.T) {
 	failure := schema.GroupVersion{Version: "failure"}
 	for name, test := range map[string]struct {
 		answers []schema.GroupVersion
-		want    []string // versions that were followed, and "empty"
+		want    []string // in order: each version that is followed, and "empty" when all objects are removed
 	}{
 		"installed":              {[]schema.GroupVersion{served, served}, []string{"v1beta1"}},
 		"one late server":        {[]schema.GroupVersion{served, notServed, served, notServed, served}, []string{"v1beta1"}},

@@ -11,8 +11,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// CountOthers finds the kinds of other API groups with both forms of discovery, and counts
-// their objects page by page.
+// CountOthers finds the kinds of other API groups with aggregated discovery and, if the server
+// does not support that, with one request for each group. It counts the objects page by page.
 func TestCountOthers(t *testing.T) {
 	const groups = `{"groups": [
 		{"name": "example.org", "preferredVersion": {"groupVersion": "example.org/v2", "version": "v2"}},

@@ -18,7 +18,8 @@ import (
 	"sluice/filter/policy/kubepod"
 )
 
-// Objects are the complete objects of a cluster, in the order of the server.
+// Objects are the objects of a cluster, with all their fields, in the order in which the server
+// lists them.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod

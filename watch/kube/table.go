@@ -32,9 +32,10 @@ type table struct {
 	health *health
 	nodes  *nodes        // reads Nodes; nil for other kinds
 	taint  *startupTaint // removes the startup taint of this node's Node; nil for other kinds, and without a taint
-	// known maps the name of each object that the API server has to the label set of a pod. The
-	// map keeps each label set alive, so that new pods with equal labels share it. The policy
-	// store does not keep it alive, because it refers only to the labels in the set.
+	// known has the name of each object that the API server has. For a pod, the value is its
+	// label set; for other kinds, nil. The map keeps each label set alive, so that new pods with
+	// equal labels share it. The policy store refers only to the labels in the set, and so does
+	// not keep the set alive.
 	known  map[types.NamespacedName]*labelSet
 	listed bool // the first list has arrived
 }
@@ -105,12 +106,12 @@ func (t *table) Replace(list []any, _ string) error {
 		return nil
 	}
 	t.listed = true
-	t.queue.addFirst(changes)
+	t.queue.addFirst(t.kind, changes)
 	return nil
 }
 
-// empty handles that the kind is not served: none of its objects exist.
-func (t *table) empty() { _ = t.Replace(nil, "") } // fails only for objects
+// empty removes all objects of the kind. It is called if the kind is not served.
+func (t *table) empty() { _ = t.Replace(nil, "") } // Replace fails only for unexpected objects
 
 // Resync does nothing, because the policy store keeps all objects.
 func (t *table) Resync() error { return nil }

@@ -22,16 +22,16 @@ import (
 // checker reports the problems of one object.
 type checker struct {
 	p            *parser
-	at           string // path of the object in a list, as a prefix of its field names
+	at           string // prefix of field names: the object's path in a list, such as "items[0]."; otherwise empty
 	object       string
 	text         []byte
 	unidentified bool // the object has no readable name or namespace
 	inCluster    bool // objects of the kind are in no namespace
 
-	kind      *policyKind // nil if it is not a policy
+	kind      *policyKind // nil if the object is not a policy
 	uncertain bool        // policies only: the decoded spec may be incomplete
 	closed    bool        // policies only: the rules cannot be interpreted
-	rule      string      // cluster-wide policies only: begins the hints of a rule
+	rule      string      // cluster-wide policies only: the title of the current rule, which begins its hints
 }
 
 func (c *checker) problem(field, detail, hint string) {
@@ -45,7 +45,7 @@ func (c *checker) problem(field, detail, hint string) {
 // Kubernetes 1.24 to 1.27. Any other err is a problem.
 func (c *checker) strict(object any, err error) {
 	isPolicy := c.kind != nil
-	c.uncertain = true // the decoder reports at most 100 unknown fields
+	c.uncertain = true // the decoder stops after 100 unknown fields, and others may be in the spec
 	var at kjson.FieldError
 	switch {
 	case !errors.As(err, &at):
@@ -57,10 +57,10 @@ func (c *checker) strict(object any, err error) {
 	}
 }
 
-// undecodable reports a problem if text cannot be decoded into object, because a value has
-// the wrong type. text is the JSON of the field with the path at, or of the whole object if
-// at is empty. err is the error of the first decoder, which does not name the field of the
-// value. So undecodable decodes text again with encoding/json, whose error names the field.
+// undecodable reports err, with which text could not be decoded into object. text is the JSON
+// of the field with the path at, or of the whole object if at is empty. If a value has the
+// wrong type, err does not name the value's field. So undecodable decodes text again with
+// encoding/json, whose error names the field.
 func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	var wrong *json.UnmarshalTypeError
 	again := json.Unmarshal(text, newLike(object))

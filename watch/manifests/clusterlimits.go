@@ -23,18 +23,21 @@ const (
 	maxPriority  = 1000
 )
 
-// flaws are the problems of a rule or of a whole policy that only its text shows.
+// flaws are the problems of a rule or of a whole policy that its decoded form does not show.
 type flaws uint8
 
 const (
 	// overLimit is a part whose meaning is certain, but that the API server refuses. A rule
-	// with it accepts and passes nothing, but denies only what it matches.
+	// with such a part accepts and passes nothing. If its action is Pass, it denies what it
+	// matches.
 	overLimit flaws = 1 << iota
-	// unclear is a part whose meaning is not certain. A rule with it is closed.
+	// unclear is a part whose meaning is not certain. A rule with such a part is closed: it
+	// accepts nothing or, if it does not accept, denies everything.
 	unclear
 )
 
-// clusterSpec checks the text of a spec, and closes rules in the decoded spec.
+// clusterSpec checks the text of a spec. In the decoded spec, it applies the flaws that it
+// finds to the rules (see flaws.apply).
 func (c *checker) clusterSpec(out *v1beta1.ClusterNetworkPolicySpec, spec fields) {
 	whole := c.priority(spec)
 	if whole&unclear != 0 {
@@ -59,7 +62,8 @@ func (c *checker) clusterSpec(out *v1beta1.ClusterNetworkPolicySpec, spec fields
 	}
 }
 
-// apply returns the action of a rule with these flaws, and whether the rule is closed.
+// apply returns the action that a rule with these flaws gets, and whether the rule must be closed
+// (see closedFrom).
 func (f flaws) apply(action v1beta1.ClusterNetworkPolicyRuleAction) (_ v1beta1.ClusterNetworkPolicyRuleAction, closed bool) {
 	switch {
 	case f == 0:
@@ -98,7 +102,7 @@ func (c *checker) ruleFlaws(spec fields, d filter.Direction, list string, whole 
 	}
 	all := make([]flaws, n)
 	for i := range all {
-		if all[i] = whole; len(rules) == n { // otherwise the list could not be read
+		if all[i] = whole; len(rules) == n { // otherwise the list of rules could not be decoded
 			c.enterRule(d, i, rules[i])
 			all[i] |= c.clusterRule(object(rules[i]), fmt.Sprintf("%s[%d]", at, i), list)
 			c.rule = ""
@@ -127,7 +131,8 @@ func (c *checker) clusterRule(f fields, at, list string) (found flaws) {
 	return found
 }
 
-// outsidePods reports whether a peer is not pods, and so has no named ports.
+// outsidePods reports whether a peer selects nodes, networks or domain names instead of pods.
+// Only pods have named ports.
 func outsidePods(peer json.RawMessage) bool {
 	f := object(peer)
 	return f.set("networks") || f.set("nodes") || f.set("domainNames")
@@ -160,7 +165,7 @@ func (c *checker) clusterPeer(f fields, at string, accepts bool) (found flaws) {
 
 func (c *checker) namespacedPod(f fields, at string, accepts bool) (found flaws) {
 	if f == nil {
-		return 0 // decoding has reported the type
+		return 0 // decoding has already reported the wrong type
 	}
 	if !f.set("podSelector") {
 		c.problem(at+".podSelector", "it is missing", "write labels, or podSelector: {} for every pod")
@@ -212,7 +217,7 @@ func (c *checker) set(f fields, name, at string) (found flaws) {
 	found = c.atMost(len(list), maxNetworks, at, name, "write the others in another peer")
 	seen := make(map[string]bool)
 	for i, raw := range list {
-		value, ok := text(raw) // null becomes "", which is neither
+		value, ok := text(raw) // null becomes "", which is neither a network nor a domain name
 		field := fmt.Sprintf("%s[%d]", at, i)
 		if ok && seen[value] {
 			c.problem(field, fmt.Sprintf("%q is in the list twice", value), "remove one of the two")
@@ -247,8 +252,8 @@ func (c *checker) clusterProtocols(f fields, at string, accepts bool) (found fla
 	return found
 }
 
-// clusterProtocol checks what the decoded form does not show: values that are present and
-// zero.
+// clusterProtocol reports fields that are present with a zero value: the decoded form does not
+// show that they are present.
 func (c *checker) clusterProtocol(f fields, at string) (found flaws) {
 	if name, ok := text(f["destinationNamedPort"]); ok && name == "" {
 		c.problem(at+".destinationNamedPort", "it is empty", "write the name that the container declares")
@@ -264,7 +269,8 @@ func (c *checker) clusterProtocol(f fields, at string) (found flaws) {
 	return found
 }
 
-// get returns the value of a field that is not null. The API server drops fields that are.
+// get returns the value of a field. It returns false for null, because the API server drops a
+// field with the value null.
 func (f fields) get(name string) (json.RawMessage, bool) {
 	raw, there := f[name]
 	return raw, there && string(raw) != "null"

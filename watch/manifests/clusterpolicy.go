@@ -51,8 +51,8 @@ func closeClusterPolicy(spec *v1beta1.ClusterNetworkPolicySpec) {
 	spec.Egress = []v1beta1.ClusterNetworkPolicyEgressRule{closedEgress(nil)}
 }
 
-// closedFrom returns the peers of a closed rule: one that is invalid. Such a rule accepts
-// nothing or denies everything.
+// closedFrom returns the peers of a closed rule: a single invalid peer. A closed rule accepts
+// nothing if its action is Accept, and denies everything otherwise.
 func closedFrom() []v1beta1.ClusterNetworkPolicyIngressPeer {
 	return make([]v1beta1.ClusterNetworkPolicyIngressPeer, 1)
 }
@@ -62,8 +62,8 @@ func closedTo() []v1beta1.ClusterNetworkPolicyEgressPeer {
 	return make([]v1beta1.ClusterNetworkPolicyEgressPeer, 1)
 }
 
-// closedIngress returns the closed form of a rule that cannot be decoded. Without a
-// readable action, it denies.
+// closedIngress returns a closed rule (see closedFrom) in place of a rule that cannot be decoded.
+// It keeps the name and the action as far as they can be read. The default action is Deny.
 func closedIngress(rule json.RawMessage) v1beta1.ClusterNetworkPolicyIngressRule {
 	name, action := titleOf(rule)
 	return v1beta1.ClusterNetworkPolicyIngressRule{Name: name, Action: action, From: closedFrom()}
@@ -87,8 +87,9 @@ func titleOf(rule json.RawMessage) (name string, action v1beta1.ClusterNetworkPo
 	return name, v1beta1.ClusterNetworkPolicyRuleActionDeny
 }
 
-// enterRule makes hints name the rule, if it is one of a cluster-wide policy. Its names are
-// meant for this, and few people know such a policy by heart.
+// enterRule makes hints begin with the title of the rule, if the policy is cluster-wide: few
+// people know the rules of such a policy by their index, and the name of a rule is meant for
+// this.
 func (c *checker) enterRule(d filter.Direction, index int, rule json.RawMessage) {
 	if c.kind.cluster {
 		name, _ := titleOf(rule)
@@ -96,8 +97,8 @@ func (c *checker) enterRule(d filter.Direction, index int, rule json.RawMessage)
 	}
 }
 
-// clusterSpecByParts decodes an invalid spec rule by rule. It closes only the broken rules,
-// unless a part of the whole policy is broken.
+// clusterSpecByParts decodes an invalid spec rule by rule. It closes only the broken rules (see
+// closedFrom), unless a part that concerns the whole policy is broken.
 func (c *checker) clusterSpecByParts(o *v1beta1.ClusterNetworkPolicy) {
 	var whole struct {
 		Spec json.RawMessage `json:"spec"`

@@ -26,7 +26,8 @@ func apiModule(t *testing.T) string {
 	return strings.TrimSpace(string(out))
 }
 
-// messages returns all problems of a directory, those of the readers of policies included.
+// messages returns the texts of all problems: those of the files, and those that reading the
+// policies found.
 func messages(objects Objects, problems []Problem) []string {
 	var all []string
 	for _, p := range problems {
@@ -67,7 +68,8 @@ func TestUpstreamObjects(t *testing.T) {
 	}
 }
 
-// What users read about ClusterNetworkPolicies that the API server would refuse.
+// The golden file has the messages that users read about ClusterNetworkPolicies that the API
+// server would refuse.
 func TestClusterPolicyMessages(t *testing.T) {
 	var b strings.Builder
 	files, err := filepath.Glob(filepath.Join(apiModule(t), "pkg", "crdtest", "testdata", "invalid", "*.yaml"))
@@ -134,7 +136,8 @@ func clusterPolicy(rules string) string {
 		"spec:\n  tier: Admin\n  priority: 7\n  subject: {namespaces: {}}\n" + rules
 }
 
-// Both versions of the API are right, alone and in lists, and with what kubectl adds.
+// The package reads both versions of the API, single objects and lists, and the fields that
+// kubectl adds.
 func TestClusterPolicyIsRead(t *testing.T) {
 	const spec = "{tier: Baseline, priority: 0, subject: {pods: {podSelector: {}}}, egress: [{name: x, action: Pass, to: [{networks: [10.0.0.0/8]}]}]}"
 	tests := map[string]struct{ text, want string }{
@@ -214,7 +217,7 @@ func TestUnreadableClusterPolicies(t *testing.T) {
 				t.Fatalf("problems %v, want one at %s", all, tt.field)
 			}
 			p := objects.Policies[0]
-			if name != "no list" { // only the rules in the list are lost
+			if name != "no list" { // with "no list", the egress rule can be read and stays in force
 				checkClosed(t, p)
 			}
 			first := p.Priority < 0 || name == "no list"
@@ -228,16 +231,16 @@ func TestUnreadableClusterPolicies(t *testing.T) {
 	}
 }
 
-// A rule that breaks only a limit of the API denies what it matches. A part whose meaning is
-// not certain closes the rule.
+// A rule that breaks only a limit of the API accepts nothing or denies what it matches. A rule
+// with a part whose meaning is not certain accepts nothing or denies everything.
 func TestClosedClusterRules(t *testing.T) {
 	long := strings.Repeat("x", 101)
 	tests := map[string]struct {
 		rule   string
 		field  string
 		action policy.Action
-		peers  int  // that are not malformed
-		all    bool // it matches everything
+		peers  int  // number of peers that are not malformed
+		all    bool // the rule denies everything
 	}{
 		"a long name, accepted":     {"{name: " + long + ", action: Accept, to: [{namespaces: {}}]}", ".name", policy.Accept, 0, false},
 		"a long name, denied":       {"{name: " + long + ", action: Deny, to: [{namespaces: {}}]}", ".name", policy.Deny, 1, false},
@@ -281,8 +284,8 @@ func TestClosedClusterRules(t *testing.T) {
 	}
 }
 
-// Fields that are present but empty are legal where the API server drops them, and accept
-// everything.
+// The API server drops some fields that are present but empty. They are legal. If a rule that
+// accepts matches everything because of such a field, the field is reported as a hole.
 func TestClusterPolicyHoles(t *testing.T) {
 	for rule, want := range map[string][]string{
 		"{action: Accept, from: [{namespaces: {}}], protocols: }":                                                          {".protocols"},
@@ -303,7 +306,8 @@ func TestClusterPolicyHoles(t *testing.T) {
 	}
 }
 
-// The former kinds of the API's group are other kinds. They are counted, with a hint.
+// The former kinds of the API's group, such as AdminNetworkPolicy, are not read. Their objects
+// are counted, with a hint.
 func TestRetiredKinds(t *testing.T) {
 	objects, problems := read(t, map[string]string{"a.yaml": "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {name: a}\n---\n" +
 		"apiVersion: policy.networking.k8s.io/v1alpha1\nkind: BaselineAdminNetworkPolicyList\nitems: [{metadata: {name: default}}]\n"})
@@ -322,7 +326,8 @@ func TestRetiredKinds(t *testing.T) {
 	}
 }
 
-// A policy without a priority comes before all others, and its rules are closed.
+// A policy without a priority comes before all others. Its rules accept nothing or deny
+// everything.
 func TestClusterPolicyWithoutPriority(t *testing.T) {
 	objects, problems := read(t, map[string]string{"a.yaml": strings.Replace(
 		clusterPolicy("  ingress: [{action: Accept, from: [{namespaces: {}}]}, {action: Pass, from: [{namespaces: {}}]}]\n"), "  priority: 7\n", "", 1)})

@@ -53,8 +53,8 @@ func specSchema(t *testing.T) *crdSchema {
 	return crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"]
 }
 
-// schemaCases are valid specs that together have every field of the schema. ACTION is
-// replaced.
+// schemaCases are valid specs that together have every field of the schema. The tests replace
+// ACTION with an action.
 var schemaCases = []string{
 	`{tier: Admin, priority: 1, subject: {namespaces: {matchLabels: {a: b}, matchExpressions: [{key: c, operator: In, values: [d]}]}},
 	  ingress: [{name: x, action: ACTION, from: [{namespaces: {matchLabels: {a: b}, matchExpressions: [{key: c, operator: In, values: [d]}]}}], protocols: [{destinationNamedPort: web}]}],
@@ -195,7 +195,7 @@ func (s *crdSchema) sample() any {
 	return "web"
 }
 
-// zero returns a value of the type that Go takes for an absent one.
+// zero returns the value that a Go field of this type has if the field is absent.
 func (s *crdSchema) zero() any {
 	switch s.Type {
 	case "object":
@@ -208,9 +208,9 @@ func (s *crdSchema) zero() any {
 	return ""
 }
 
-// Everything that the schema of the CustomResourceDefinition refuses is a problem, with a
-// field and a hint, and the policy accepts and passes nothing in the direction or as a
-// whole.
+// Everything that the schema of the CustomResourceDefinition refuses is reported as a problem
+// with a field and a hint. If it is in a rule, the policy accepts and passes nothing in the
+// direction of the rule; otherwise, it accepts and passes nothing at all.
 func TestSchemaIsChecked(t *testing.T) {
 	spec := specSchema(t)
 	mutants := 0
@@ -250,7 +250,7 @@ func checkMutant(t *testing.T, name string, m mutant) {
 	p := *objects.Policies[0]
 	for d, other := range []string{filter.Egress: "spec.ingress", filter.Ingress: "spec.egress"} {
 		if strings.HasPrefix(m.what, other) {
-			p.Rules[d] = nil // the rules of this direction are as before
+			p.Rules[d] = nil // not checked: the mutant changes only the other direction
 		}
 	}
 	if !strings.HasSuffix(m.what, "gress: null") { // the other rules stay in force

@@ -148,7 +148,7 @@ func (p *parser) problem(object, field, detail, hint string) {
 	})
 }
 
-// note records a mistake that has no effect.
+// note records a mistake that does not change what policies allow.
 func (p *parser) note(object, field, detail, hint string) {
 	p.notes = append(p.notes, Problem{
 		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Hint: hint,
@@ -395,7 +395,8 @@ func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, che
 	}
 }
 
-// policy is like add, for a policy. If understood is false, the policy allows nothing.
+// policy does for a policy what add does for other objects. If understood is false (see known),
+// the policy allows nothing.
 func (p *parser) policy(k *policyKind, text []byte, at string, understood bool) {
 	object := k.empty()
 	c := &checker{p: p, at: at, object: k.name + " " + nameIn(text, k.name), text: text, kind: k}

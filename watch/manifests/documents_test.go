@@ -346,7 +346,6 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		// An object that is appended to the input is found, or there is a problem.
 		alone := parse("f", data, slog.New(slog.DiscardHandler))
 		for _, mark := range []string{"\n---\n", "\r---\r", "\n"} {
 			c := parse("f", slices.Concat(data, []byte(mark+closed)), slog.New(slog.DiscardHandler))

@@ -63,6 +63,8 @@ func (d Delta) Apply(w *policy.Store) {
 func (o Objects) Apply(w *policy.Store) {
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)
+		denial, _ := policy.ReadDenial(ns.Annotations) // lint reports another value
+		w.SetNamespaceDenial(ns.Name, denial)
 	}
 	for _, pod := range o.Pods {
 		w.SetPod(pod)
@@ -106,7 +108,7 @@ type root struct {
 // file is the state of one file.
 type file struct {
 	info    fs.FileInfo
-	content *content  // the content in force: the last without problems, or else the last nonempty one
+	content *content  // the content in force: the last without problems; if there is none, the last nonempty one
 	good    bool      // the content in force has no problems
 	broken  bool      // the content that was read last has problems
 	wrong   []Problem // problems of the content that was read last
@@ -315,7 +317,7 @@ func (f *follower) check(path string) time.Duration {
 			return debounceQuiet // it has just been deleted
 		}
 		if known.broken && known.info == nil {
-			return resyncInterval // the broken link has been logged
+			return resyncInterval // the path is a dangling symlink, which has been logged
 		}
 		info = nil
 	}
@@ -428,8 +430,8 @@ func (f *follower) logNew(duplicates []Problem) {
 	f.logged = logged
 }
 
-// reportNotRead logs skipped objects that may change what is allowed, and passes them to
-// onNotRead, if they have changed.
+// reportNotRead is called with the skipped objects that may change what is allowed. If they differ
+// from those of the previous call, it logs them and passes them to onNotRead.
 func (f *follower) reportNotRead(now []NotRead) {
 	if slices.Equal(now, f.notRead) {
 		return

@@ -222,8 +222,8 @@ func TestFollowOneFile(t *testing.T) {
 	f.until("NetworkPolicy default/closed")
 }
 
-// Several file events in quick succession lead to a single delta. So the state never contains only
-// a part of these events.
+// Several file events in quick succession lead to a single delta, so that no delta contains only
+// a part of their changes.
 func TestFollowCoalescesBursts(t *testing.T) {
 	f := follow(t, t.TempDir())
 	stage := t.TempDir()
@@ -324,7 +324,7 @@ func TestTruncatedBrokenFileKeepsItsObjects(t *testing.T) {
 	f.until("Namespace shop, NetworkPolicy default/closed")
 }
 
-// A file without objects may become empty.
+// An empty file that had no objects before is not reported.
 func TestEmptyFileWithoutObjects(t *testing.T) {
 	f := follow(t, write(t, map[string]string{"all.yaml": "", "was.yaml": "# nothing\n"}))
 	f.put("was.yaml", "")
@@ -373,7 +373,7 @@ func TestFollowNeedsADirectory(t *testing.T) {
 	}
 }
 
-// Objects that are in no namespace follow their files too, and reach the policy store.
+// If a file has objects that are in no namespace, changes of the file are followed too.
 func TestFollowClusterObjects(t *testing.T) {
 	right := clusterPolicy("  egress: [{action: Deny, to: [{networks: [192.0.2.0/24]}]}]\n")
 	f := follow(t, write(t, map[string]string{"p.yaml": right, "n.yaml": nodeText}))

@@ -12,8 +12,8 @@ import (
 // fields is an object whose fields are not decoded yet.
 type fields map[string]json.RawMessage
 
-// mayHaveHoles matches any text that contains a hole. Most policies do not match, and
-// findHoles need not decode them.
+// mayHaveHoles matches the text of every policy that has a hole: a field that is present but
+// empty. Most policies do not match, so findHoles need not decode them.
 var mayHaveHoles = regexp.MustCompile(`null|\[\s*\]`)
 
 // findHoles reports fields of rules that are present but empty, such as a list for which a

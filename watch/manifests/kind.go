@@ -23,9 +23,9 @@ type policyKind struct {
 	former   string            // a removed version with the same fields and meaning; empty if there is none
 	removed  string            // the Kubernetes version that removed former
 	siblings []string          // other kinds of the group, which are not policies
-	retired  map[string]string // former kinds of the group, which are not read, and what to write instead
+	retired  map[string]string // by former kind of the group, which is not read: what to write instead
 	spec     reflect.Type
-	instead  map[string]string // fields of similar kinds, and hints what to write instead
+	instead  map[string]string // by field of a similar kind: a hint what to write instead
 	empty    func() metav1.Object
 	// check applies the defaulting and checks of the API server. A rule that it cannot read
 	// allows nothing.

@@ -115,8 +115,8 @@ func (p Problem) LogValue() slog.Value {
 // reads the files *.yaml, *.yml and *.json whose names do not begin with a dot.
 //
 // Read skips what it cannot understand, and returns it as problems. It returns an error
-// only if a directory cannot be opened. If several objects have the same name, the first
-// one counts, in the order of dirs, then of paths, then of documents.
+// only if a directory cannot be opened. Of several objects with the same name, Read takes the
+// first one, in the order of dirs, then of paths, then of documents.
 func Read(dirs ...string) (Objects, []Problem, error) {
 	var contents []*content
 	seen := make(map[string]bool)
@@ -221,12 +221,12 @@ func (o *Objects) add(it *item) {
 
 // Source is a watch.Source that follows directories of manifests.
 type Source struct {
-	Dirs   []string     // directories or single files; if several have the same object, the first counts
+	Dirs   []string     // directories or single files, in the order of precedence
 	Logger *slog.Logger // logs problems of the files; nil discards them
 	// NodeRanges passes the pod ranges of the Nodes to the policy store.
 	NodeRanges bool
 	// OnProblems, if not nil, is called with all problems of the files whenever they
-	// change. Before the first call, there are none. Calls do not overlap.
+	// change. It is not called before the first problem. Calls do not overlap.
 	OnProblems func([]Problem)
 	// OnNotRead, if not nil, is called in the same way with the counts of skipped objects
 	// that may change what is allowed.

@@ -10,8 +10,8 @@ import (
 	"sluice/filter"
 )
 
-// write creates files in a new directory, and returns the directory. The keys are relative
-// paths.
+// write creates files in a new directory, and returns the directory. The keys of files are
+// relative paths.
 func write(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -144,7 +144,7 @@ func TestReadFollowsLinks(t *testing.T) {
 	}
 }
 
-// Objects have the defaults of the API server.
+// Read sets the fields for which the API server has defaults.
 func TestReadDefaults(t *testing.T) {
 	objects, problems := read(t, map[string]string{"a.yaml": web + "---" + shop + "---" + closed + `---
 apiVersion: networking.k8s.io/v1
@@ -249,7 +249,8 @@ func TestLineNumbers(t *testing.T) {
 	}
 }
 
-// If several files have the same object, the first one counts.
+// If several files contain the same object, Read uses the one in the first file by path, and
+// reports the others.
 func TestFirstOfTwoFilesCounts(t *testing.T) {
 	objects, problems := read(t, map[string]string{
 		"b.yaml": strings.Replace(web, "10.0.0.1", "10.0.0.2", 1), "a.yaml": web, "c/a.yaml": web,
@@ -262,7 +263,8 @@ func TestFirstOfTwoFilesCounts(t *testing.T) {
 	}
 }
 
-// A policy with an unreadable part does not allow what it may have been meant to deny.
+// If a part of a policy is unreadable, all of its rules in this test allow nothing: the part may
+// have been meant to restrict them.
 func TestBrokenPolicyAllowsNothing(t *testing.T) {
 	const head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n"
 	ingress, both := [2]bool{filter.Ingress: true}, [2]bool{true, true}

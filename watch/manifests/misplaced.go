@@ -11,8 +11,8 @@ import (
 )
 
 // step is one step of the path from a policy's spec to a field. object is the type of the object
-// at this step. field is the name of the field of object in which the next step's object is; it
-// is empty in the last step.
+// at this step. field is the name of the object's field that holds the object of the next step;
+// it is empty in the last step.
 type step struct {
 	object reflect.Type
 	field  string
@@ -69,9 +69,10 @@ func stepsTo(t reflect.Type, path string) (steps []step, name string) {
 	}
 }
 
-// homeOf returns a hint about the place to which the unknown field name can be moved: an object on
-// the path, or an object that is a field of one of these. It returns "" if none of them has a
-// field with this name.
+// homeOf returns a hint that names a place to which an unknown field can be moved, or "" if it
+// finds none. name is the name of the field. homeOf walks from the last step to the first. At
+// each step, it looks for a field with this name in the step's object and in the objects that
+// are values of this object's fields.
 func homeOf(name string, steps []step) string {
 	for _, s := range slices.Backward(steps) {
 		switch {

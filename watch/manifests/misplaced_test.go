@@ -56,7 +56,8 @@ func TestHintForMisplacedField(t *testing.T) {
 	}
 }
 
-// The hints of a ClusterNetworkPolicy know the fields of NetworkPolicy.
+// The hints about a ClusterNetworkPolicy recognize fields of a NetworkPolicy, and fields that
+// belong elsewhere.
 func TestHintForFieldOfAnotherKind(t *testing.T) {
 	for rule, want := range map[string]string{
 		"{action: Accept, from: [{namespaces: {}}], ports: [{port: 80}]}":                         "write protocols",

@@ -31,7 +31,7 @@ func (c *checker) podRange(field, text string) {
 // dropRanges removes the pod ranges of the Nodes.
 func (d *Delta) dropRanges() {
 	for i, n := range d.Set.Nodes {
-		now := *n // the store may have the other
+		now := *n // change a copy, because the store may hold n
 		now.Ranges = nil
 		d.Set.Nodes[i] = &now
 	}

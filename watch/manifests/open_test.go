@@ -220,8 +220,8 @@ func TestOpenDoesNotWaitForPipe(t *testing.T) {
 	}
 }
 
-// readAll reads a file up to its limit. It fails if the file is longer, so that reading an
-// endless file ends.
+// readAll returns an error as soon as it has read more bytes than the limit. So it returns even
+// if the file is endless.
 func TestFilesThatGrow(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.yaml")
 	put(t, path, web)

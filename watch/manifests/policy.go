@@ -59,8 +59,8 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 	}
 }
 
-// decode handles the error err, which means that a value of an object has the wrong type. It
-// reports a value outside the spec of a policy. specByParts reports values in the spec.
+// decode handles err, which means that a value of an object has the wrong type. It reports the
+// value, unless the value is in the spec of a policy: specByParts reports those.
 func (c *checker) decode(object any, err error) {
 	c.uncertain = true
 	if c.kind != nil {
@@ -69,7 +69,7 @@ func (c *checker) decode(object any, err error) {
 			metav1.ObjectMeta `json:"metadata"`
 		}
 		if err = kjson.UnmarshalCaseSensitivePreserveInts(c.text, &outside); err == nil {
-			return // the value is in the spec
+			return // the value with the wrong type is in the spec
 		}
 		object = &outside
 	}
@@ -116,8 +116,8 @@ func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 	})
 }
 
-// rulesByParts decodes the rules of one direction. It replaces each broken rule with what
-// closed returns for it, so that the others keep their indexes.
+// rulesByParts decodes the rules of one direction. It replaces each rule that it cannot decode
+// with the result of the function "closed", so that the other rules keep their indexes.
 func rulesByParts[T any](c *checker, raw json.RawMessage, d filter.Direction, closed func(json.RawMessage) T) []T {
 	at := "spec." + d.String()
 	var items []json.RawMessage

@@ -8,8 +8,8 @@ type document struct {
 	line int // number of lines before the document
 }
 
-// split splits a file at YAML document markers ("---", "..."), which may have text behind
-// them on their line. It drops documents that contain only comments and directives.
+// split splits a file at YAML document markers: lines that begin with "---" or "...", and may have
+// further text. It drops documents that contain only comments and directives.
 func split(data []byte) []document {
 	var found []document
 	var current document

@@ -25,8 +25,8 @@ func isWide(data []byte) bool {
 }
 
 // plainText converts data to UTF-8 with \n line ends, and removes byte order marks at the
-// start of lines. The YAML parser also accepts other line ends, and split must see the same
-// lines: otherwise it would lose documents. If data is not text, plainText returns a
+// start of lines. The YAML parser also accepts other line ends. The function split must see the
+// same lines as the parser, or it would lose documents. If data is not text, plainText returns a
 // description of the problem.
 func plainText(data []byte) ([]byte, string) {
 	if isWide(data) {

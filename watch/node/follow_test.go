@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// A subscription that ends or cannot be opened is opened again. All events that may have
-// been missed meanwhile count as one.
+// If a subscription ends or cannot be opened, follow opens another one. It signals once for all
+// events that it may have missed meanwhile.
 func TestFollowSubscribesAgain(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	events, done := make(chan struct{}, 1), make(chan struct{})
@@ -44,7 +44,7 @@ func TestFollowSubscribesAgain(t *testing.T) {
 	wait("the end of the context of that subscription", first.Done())
 	<-subscriptions
 	<-subscriptions
-	live <- 0 // once this is received, all signals of the subscriptions have been sent
+	live <- 0 // when follow has received this, it has sent its signals about the subscriptions
 	select {
 	case <-events:
 	default:

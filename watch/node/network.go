@@ -39,8 +39,9 @@ type Link struct {
 	Name   string
 	Kind   string // for example "bridge" or "veth"
 	Master int    // index of the bridge that has this interface as a port; 0 if none
-	// InOtherNetns is set if the other end is in another network namespace. NetnsID
-	// identifies that namespace: interfaces with the same ID lead to the same pod.
+	// InOtherNetns is set if the interface is one end of a pair, and the other end is in another
+	// network namespace. NetnsID identifies that namespace: interfaces with the same ID lead to
+	// the same pod.
 	InOtherNetns bool
 	NetnsID      int
 	// Uplink is set if a route over the interface has a gateway or is a default route.
@@ -218,9 +219,10 @@ func concerns(u netlink.RouteUpdate) bool {
 	return u.Route.Type == unix.RTN_UNICAST && (everywhere || u.Gw == nil && u.Via == nil && len(u.MultiPath) == 0)
 }
 
-// follow puts a token into events for each event for which matters returns true, unless the
-// channel is full. If follow reads too slowly, the kernel ends the subscription. follow then
-// subscribes again, and puts one token for all events that it may have missed.
+// follow puts a token into the channel events for each event for which the function matters
+// returns true, unless the channel is full. If follow reads too slowly, the kernel ends the
+// subscription. follow then subscribes again, and puts one token for all events that it may have
+// missed.
 func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}, matters func(T) bool, subscribe func(context.Context, func(error)) (<-chan T, error)) {
 	signal := func() {
 		select {

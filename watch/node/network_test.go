@@ -22,8 +22,8 @@ func read(t *testing.T, h *lab.Host) (n *node.Network) {
 	return n
 }
 
-// Pods that have host routes are found by these routes. The default route of the node is
-// not mistaken for such a route.
+// PodRanges and PodLinks find pods by their host routes. They do not mistake the node's default
+// route for such a route.
 func TestReadRoutedNetwork(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{})
 	pod, err := l.AddPod("web")
@@ -52,8 +52,9 @@ func TestReadRoutedNetwork(t *testing.T) {
 	}
 }
 
-// A bridge is found with its own settings. Its range is derived once a pod on the bridge is
-// known, but not if a port of the bridge leads out of the node.
+// PodBridges returns a bridge with the bridge's own settings of br_netfilter. PodRanges returns
+// the bridge's networks if a pod on the bridge is known, and no port of the bridge leads out of
+// the node.
 func TestReadBridgedNetwork(t *testing.T) {
 	l := lab.ForTest(t, lab.Options{Bridged: true})
 	h := l.Nodes[0]

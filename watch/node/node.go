@@ -20,11 +20,11 @@ import (
 )
 
 const (
-	// addressDebounce is the pause without events after which the addresses are read.
+	// addressDebounce is the time without further events after which the addresses are read.
 	// Configuring an interface causes several events.
 	addressDebounce = 50 * time.Millisecond
-	// resyncInterval is the interval at which everything is read again even without an
-	// event, in case one was lost.
+	// resyncInterval is the time without events after which this package reads addresses,
+	// interfaces and routes again, in case an event was lost.
 	resyncInterval = time.Minute
 )
 

@@ -40,8 +40,8 @@ func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 // other machine can have such an address, so an address in these ranges that is not known
 // belongs to a starting pod. There are two cases:
 //
-//   - A single address with a route over an interface that leads to another network
-//     namespace and to no gateway. A network plugin adds the route before the pod
+//   - A single address that has a route without a gateway, over an interface that leads
+//     to another network namespace. A network plugin adds the route before the pod
 //     runs. Two kinds of addresses are excluded: further addresses of a known pod,
 //     because the API does not list them and they would never become known; and
 //     addresses of a pod that is also on a bridge.
@@ -115,10 +115,10 @@ func (n *Network) isLocal(bridge Link) bool {
 // namespace.
 func (l Link) isVeth() bool { return l.Kind == "veth" && l.InOtherNetns }
 
-// takenNetns returns the IDs of the network namespaces that do not belong to a starting
-// pod: those to which a host route for one of pods leads, and those with an interface on a
-// bridge. If a host route for an unknown address leads to one of these namespaces, the
-// address is a further address of the pod there.
+// takenNetns returns the IDs of the network namespaces that do not belong to a starting pod.
+// They are of two kinds: those with an interface on a bridge, and those to which a host route for
+// the address of a known pod leads; pods holds these addresses. If a host route for an unknown
+// address leads to one of these namespaces, the address is a further address of the pod there.
 func (n *Network) takenNetns(pods []netip.Addr) map[int]bool {
 	taken := make(map[int]bool)
 	for _, l := range n.Links {

@@ -150,7 +150,7 @@ func TestPodLinks(t *testing.T) {
 	}
 }
 
-// A bridge leads to pods if the node has a route to one of them over it.
+// PodBridges finds a bridge if a route over it contains a pod's address or overlaps a pod range.
 func TestPodBridges(t *testing.T) {
 	for name, tt := range map[string]struct {
 		network *Network
@@ -177,9 +177,9 @@ func TestPodBridges(t *testing.T) {
 	}
 }
 
-// The interface of a single pod has its other end in another network namespace, and the
-// only host route to the pod's address is over it. It is not a port of a bridge, and no
-// gateway is behind it.
+// PodDevices finds each interface that leads to a single pod. The interface's other end is in
+// another network namespace, and the only host route to the pod's address is over this interface.
+// The interface is not a port of a bridge, and leads to no gateway.
 func TestPodDevices(t *testing.T) {
 	n := routed()
 	n.Routes = append(n.Routes, Route{netip.MustParsePrefix("10.0.7.9/32"), 3}, Route{netip.MustParsePrefix("10.0.7.9/32"), 4}, Route{netip.MustParsePrefix("10.0.7.9/32"), 3},

@@ -210,21 +210,22 @@ func (a *Agent) tail() string {
 	return b.String()
 }
 
-// Save replaces a file of the directory atomically, and returns when its content is in
-// force for new and live connections. It returns the log line of the publication.
+// Save atomically replaces a file in the agent's directory of manifests. When the new content
+// is in force for new and live connections, Save returns the log line of the publication.
 func (a *Agent) Save(ctx context.Context, name, text string) (Line, error) {
 	a.mu.Lock()
 	a.saves++
 	saves := a.saves
 	a.mu.Unlock()
-	// The Namespace differs each time, so that there is always a change to publish.
+	// Append a Namespace with a new label. Otherwise the agent would publish nothing if the
+	// text were the same as before.
 	text += fmt.Sprintf("\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: save-%s, labels: {save: \"%d\"}}}\n",
 		strings.ReplaceAll(name, ".", "-"), saves)
 	return a.change(ctx, func() error { return WriteFile(a.dir, name, text) })
 }
 
-// Remove removes a file of the directory, and returns when the change is in force for new
-// and live connections.
+// Remove removes a file from the agent's directory of manifests. When the change is in force
+// for new and live connections, Remove returns the log line of the publication.
 func (a *Agent) Remove(ctx context.Context, name string) (Line, error) {
 	return a.change(ctx, func() error { return os.Remove(filepath.Join(a.dir, name)) })
 }

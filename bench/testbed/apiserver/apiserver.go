@@ -24,7 +24,8 @@ import (
 )
 
 // Object is an object of one of the served kinds: Pods, Namespaces, Nodes, NetworkPolicies
-// and ClusterNetworkPolicies, which are v1beta1 whatever version a client reads.
+// and ClusterNetworkPolicies. A ClusterNetworkPolicy has the type of v1beta1, in whichever
+// version clients read it.
 type Object interface {
 	runtime.Object
 	metav1.Object
@@ -39,8 +40,8 @@ type Options struct {
 	Refuse func(*http.Request) *metav1.Status
 }
 
-// Server is an API server of five kinds. It is an http.Handler. Its methods may be called
-// concurrently.
+// Server is a fake API server for the kinds of Object. It is an http.Handler. Its methods may be
+// called concurrently.
 type Server struct {
 	opts Options
 

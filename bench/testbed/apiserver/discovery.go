@@ -13,9 +13,10 @@ import (
 
 const clusterPolicies = "clusternetworkpolicies"
 
-// Install serves ClusterNetworkPolicies in the given versions from now on, as if the
-// CustomResourceDefinition had been installed or replaced. Watches of them end. Without a
-// version, it is removed, with all its objects.
+// Install serves ClusterNetworkPolicies in the given versions from now on, as if their
+// CustomResourceDefinition had been installed or replaced. Open watches of
+// ClusterNetworkPolicies end. Without versions, Install removes the CustomResourceDefinition
+// and all its objects.
 func (s *Server) Install(versions ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -47,8 +48,8 @@ func (s *Server) pathOf(name string, req *http.Request) string {
 	return ""
 }
 
-// discover answers requests for the groups, and for the versions of the group of
-// ClusterNetworkPolicies. It returns false for other requests.
+// discover answers requests for the list of API groups, and for the resources of each version of
+// the ClusterNetworkPolicy group. It returns false for other requests.
 func (s *Server) discover(w http.ResponseWriter, req *http.Request) bool {
 	s.mu.Lock()
 	installed := s.installed
@@ -60,7 +61,7 @@ func (s *Server) discover(w http.ResponseWriter, req *http.Request) bool {
 	case below && slices.Contains(installed, version):
 		answerJSON(w, resourceList(version))
 	case below && !strings.Contains(version, "/"):
-		http.NotFound(w, req) // as a real server, without a Status
+		http.NotFound(w, req) // without a Status, as from a real server
 	default:
 		return false
 	}

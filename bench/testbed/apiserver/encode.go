@@ -18,19 +18,19 @@ import (
 // encoding is the format of the answers to a client: protobuf or JSON. For
 // ClusterNetworkPolicies it is JSON in one of their versions.
 type encoding struct {
-	index int // of encoded
+	index int // of this encoding in the array encoded
 	info  runtime.SerializerInfo
 }
 
-// jsonVersions are the versions of objects in JSON. The first is for the kinds with only
-// one.
+// jsonVersions are the API versions of objects in JSON. The first is for the kinds that are
+// served in one version only.
 var jsonVersions = [...]schema.GroupVersion{{}, v1beta1.SchemeGroupVersion, {Group: v1beta1.GroupName, Version: "v1alpha2"}}
 
 // knownTypes are the types of the served objects. v1alpha2 has those of v1beta1, because the
 // schemas are the same.
 var knownTypes = func() *runtime.Scheme {
 	s := runtime.NewScheme()
-	_ = scheme.AddToScheme(s) // fails only for other types of the same name
+	_ = scheme.AddToScheme(s) // fails only if another type has the same name
 	for _, version := range jsonVersions[1:] {
 		s.AddKnownTypes(version, &v1beta1.ClusterNetworkPolicy{}, &v1beta1.ClusterNetworkPolicyList{})
 		metav1.AddToGroupVersion(s, version)
@@ -48,7 +48,7 @@ func encodingFor(req *http.Request) encoding {
 	}
 	for i, version := range jsonVersions[1:] {
 		if strings.HasPrefix(req.URL.Path, "/apis/"+version.String()+"/") {
-			index, wanted = 2+i, runtime.ContentTypeJSON // a real server has no protobuf for these
+			index, wanted = 2+i, runtime.ContentTypeJSON // a real server has no protobuf encoding for custom resources
 		}
 	}
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), wanted)
@@ -134,8 +134,8 @@ func (s *stored) encodings() encoded {
 	return s.encoded
 }
 
-// Encode encodes all objects in advance, as protobuf if they have it. It returns the number of bytes by
-// resource.
+// Encode encodes all objects in advance: ClusterNetworkPolicies as JSON, all others as
+// protobuf. It returns the number of bytes by resource.
 func (s *Server) Encode() (map[string]int, error) {
 	format, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
 	text, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeJSON)

@@ -41,7 +41,7 @@ type Cluster struct {
 	maker maker
 }
 
-// New generates a cluster. Every ten pods are one app. Each policy selects one app by two
+// New generates a cluster. An app consists of ten pods. Each policy selects one app by two
 // labels, and has two or three rules. The first rule allows the app's clients, which are the
 // pods of another app.
 func New(seed uint64, o Options) *Cluster {

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Version is the Kubernetes version to build. Its release is the same as that of client-go in
-// sluice. It determines the version of etcd.
+// Version is the Kubernetes version to build: v1.X.Y if sluice requires client-go v0.X.Y. The
+// version of etcd is the one that this version of Kubernetes requires.
 const Version = "v1.37.2"
 
 const module = "k8s.io/kubernetes"

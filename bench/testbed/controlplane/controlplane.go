@@ -218,8 +218,8 @@ func (c *ControlPlane) Client(user string) (*kubernetes.Clientset, error) {
 	return kubernetes.NewForConfig(config)
 }
 
-// Kubeconfig writes a kubeconfig for a user and returns its path. It works only on the
-// server's host.
+// Kubeconfig writes a kubeconfig for a user and returns its path. The kubeconfig works only on
+// the server's host.
 func (c *ControlPlane) Kubeconfig(user string) (string, error) {
 	config, err := c.Config(user)
 	if err != nil {

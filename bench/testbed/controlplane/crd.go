@@ -29,8 +29,8 @@ const (
 )
 
 // InstallPolicies creates or replaces the CustomResourceDefinition of ClusterNetworkPolicies
-// and returns when the server serves exactly the given versions. The definition is that of
-// the Go module; channel is "standard" or "experimental".
+// and returns when the server serves exactly the given versions. The definition comes from the Go
+// module sigs.k8s.io/network-policy-api; channel is "standard" or "experimental".
 func InstallPolicies(ctx context.Context, admin kubernetes.Interface, channel string, served ...string) error {
 	crd, err := definition(ctx, channel)
 	if err == nil {

@@ -61,9 +61,9 @@ type localHost struct{}
 
 func (localHost) Do(f func() error) error { return f() }
 
-// Start starts a command that dies with this process. Pdeathsig kills it when the thread that
-// started it ends. This is normally the end of the process, because Go ends a thread earlier
-// only if a goroutine exits while locked to the thread.
+// Start starts a command that dies with this process. Pdeathsig kills the command when the thread
+// that started it ends. Go keeps a thread until the process ends, unless a goroutine exits while
+// locked to the thread.
 func (localHost) Start(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd.Start()

@@ -15,8 +15,8 @@ import (
 const BridgeDevice = "br0"
 
 // bridgeSettings make bridged frames pass through iptables, as Kubernetes requires of every
-// node. They also disable redirects: while the neighbor's address is resolved, a packet that
-// causes a redirect cannot be queued, and is lost (nf_ct_drop_unconfirmed).
+// node. They also disable ICMP redirects: while the kernel resolves the link address of the
+// redirect's receiver, NFQUEUE drops the packet that caused the redirect (nf_ct_drop_unconfirmed).
 var bridgeSettings = []string{
 	"net/ipv4/conf/all/send_redirects", "0", "net/ipv4/conf/default/send_redirects", "0",
 	"net/bridge/bridge-nf-call-iptables", "1", "net/bridge/bridge-nf-call-ip6tables", "1",

@@ -133,9 +133,9 @@ func (l *Lab) nextIndex() int {
 	return 1000 + l.uplinks
 }
 
-// gateway returns the address at which a host reaches its router: the first parameter if the
-// host is a pod, the second if it is connected to the lab's router. A node cannot use the pods'
-// gateway, because the node itself has this address.
+// gateway returns the address at which a host reaches its router: the parameter router if the
+// host's router is the lab's, otherwise the parameter pods. A node cannot use the pods' gateway,
+// because the node itself has this address.
 func (h *Host) gateway(pods, router netip.Addr) netip.Addr {
 	if h.uplink.router == h.lab.router {
 		return router
@@ -160,12 +160,13 @@ func (h *Host) AddAddr(a netip.Addr) error {
 	return h.routeHere(netip.PrefixFrom(a, a.BitLen()))
 }
 
-// addAddr adds an address that is usable at once.
+// addAddr adds an address without duplicate address detection, so that it is usable at once.
 func (n *namespace) addAddr(dev netlink.Link, a netip.Addr) error {
 	return n.addPrefix(dev, netip.PrefixFrom(a, a.BitLen()))
 }
 
-// addPrefix is like addAddr, but also makes the range of p reachable on the link.
+// addPrefix is like addAddr for the address of p. It also makes the whole range p reachable on
+// the link.
 func (n *namespace) addPrefix(dev netlink.Link, p netip.Prefix) error {
 	a := p.Addr()
 	addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}

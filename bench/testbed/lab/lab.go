@@ -211,8 +211,8 @@ func (l *Lab) add(name string, settings []string) (*Host, error) {
 	return h, nil
 }
 
-// assignAddr sets addr, an address of the host, to the given address of the range's family. If
-// none of this family is given, it uses the first free address of the range.
+// assignAddr sets *addr, the host's address in the family of the range from. It takes the
+// address of this family in given or, if there is none, the first free address of the range.
 func (l *Lab) assignAddr(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -259,7 +259,7 @@ func (l *Lab) removeHost(h *Host, addrs []netip.Addr) {
 	}
 }
 
-// nth returns the nth address of a range whose last byte is 0.
+// nth returns the nth address of a range. The last byte of the range's own address must be 0.
 func nth(p netip.Prefix, n byte) netip.Addr {
 	b := p.Addr().As16()
 	b[15] = n

@@ -53,6 +53,7 @@ type agent struct {
 	verdicts    *verdictlog.Log
 	manager     *iptables.Manager
 	evaluators  []*engine.Evaluator
+	strangers   engine.Strangers
 	tracked     *conntrack.TrackedFlows
 	sweeper     *conntrack.Sweeper
 	follower    *conntrack.Follower
@@ -156,7 +157,8 @@ func (a *agent) wire() error {
 // newEvaluator returns the evaluator of one worker.
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
-		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, Translated: a.ipvs.translated, FailOpen: a.opts.Rules.FailOpen,
+		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, Translated: a.ipvs.translated,
+		Strangers: &a.strangers, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()
@@ -176,7 +178,7 @@ func (a *agent) source() (watch.Source, error) {
 			OnNotRead:  func(n []manifests.NotRead) { a.notRead.Store(&n) },
 		}, nil
 	}
-	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), Logger: a.log})
+	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), StartWithout: a.nothingDenied, Logger: a.log})
 }
 
 // run runs the agent until ctx ends or a part fails, and then stops all parts in order.
@@ -217,7 +219,7 @@ func (a *agent) run(ctx context.Context, sources ...watch.Source) error {
 	return err
 }
 
-// startParts starts the parts that run from the beginning.
+// startParts starts the parts that run before the rules are written.
 func (a *agent) startParts(background func(func(context.Context) error), sources []watch.Source) {
 	background(func(ctx context.Context) error {
 		return a.controller.Run(ctx, append(sources, node.Source{Logger: a.log}, watch.Starting{Pods: a.starting})...)

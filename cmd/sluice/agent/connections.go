@@ -95,8 +95,9 @@ func (a *agent) sweepAfterGaps(ctx context.Context) {
 		}
 		began := time.Now()
 		if !a.judgeAll(conntrack.ScopeGap) && a.is(starting, applying, resuming) {
-			// The agent does not enforce at the moment, so judgeAll has requested nothing. Try
-			// again after the pause: the sweep at the agent's start may have preceded the gap.
+			// The agent does not enforce yet, so judgeAll has requested nothing. Request the
+			// sweep again for the time after the pause: when the agent begins to enforce, it
+			// sweeps too, but that sweep may precede the gap.
 			a.recordGap()
 		}
 		if err := a.follower.Sweep(ctx); err != nil && ctx.Err() == nil {

@@ -265,6 +265,9 @@ func (p fakePredecessor) Queued() (int, error) { return 0, nil }
 
 type fakeLeftovers struct{ f *fixture }
 
+func (l fakeLeftovers) RulesInPlace(ctx context.Context) (bool, error) {
+	return iptables.InPlace(ctx, l.f.tables)
+}
 func (l fakeLeftovers) RemoveRules(context.Context) error { return l.f.step(stepLeftovers) }
 func (l fakeLeftovers) RemovePins() ([]string, error)     { return nil, nil }
 func (l fakeLeftovers) RemoveGuard() error                { return nil }

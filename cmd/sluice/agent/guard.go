@@ -47,7 +47,7 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 	if !covers {
 		a.log.Info("the rules drop forged sources, because the guard does not cover all interfaces", "because", because)
 	}
-	_ = a.manager.SetGuarded(ctx, covers) // only records this; apply writes the rules
+	_ = a.manager.SetGuarded(ctx, covers) // only records the value; apply writes the rules
 	if err := apply(ctx); err != nil {
 		return err
 	}
@@ -58,11 +58,11 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 	return nil
 }
 
-// keepRules prepares the rules to stay without an agent. The guard's list of the node's
-// addresses becomes stale, so the rules drop forged sources again.
+// keepRules makes the rules those that stay after the agent has ended. No process will update
+// the guard's list of the node's addresses then, so the rules drop forged sources again.
 func (a *agent) keepRules(ctx context.Context) error {
 	a.yieldGuard()
-	_ = a.manager.SetGuarded(ctx, false) // only records this; Apply writes the rules
+	_ = a.manager.SetGuarded(ctx, false) // only records the value; Apply writes the rules
 	if err := a.manager.Apply(ctx); err != nil {
 		return err
 	}
@@ -70,8 +70,8 @@ func (a *agent) keepRules(ctx context.Context) error {
 }
 
 // releaseGuard removes this agent's programs from the interfaces without a pod if the iptables
-// rules drop forged sources. If the rules do not, the programs stay, because nothing else may drop
-// forged sources.
+// rules drop forged sources. Otherwise the programs stay, because they may be the only ones that
+// drop forged sources.
 func (a *agent) releaseGuard(ctx context.Context) error {
 	if a.guard == nil || !a.manager.DropsSources(ctx) {
 		return nil
@@ -91,7 +91,7 @@ func (a *agent) yieldGuard() {
 	}
 }
 
-// runGuard follows the node's interfaces.
+// runGuard lets the guard follow changes of the node's interfaces until ctx ends.
 func (a *agent) runGuard(ctx context.Context) {
 	if a.guard != nil {
 		a.guard.Run(ctx)

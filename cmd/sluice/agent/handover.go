@@ -18,8 +18,8 @@ import (
 // An agent that starts while another one enforces takes over from it, so that the node is
 // never without an agent during an update:
 //
-//  1. The new agent reads all sources and starts its workers. They read a different range
-//     of queues, because the old agent reads the configured one.
+//  1. The new agent reads all sources and starts its workers. They read a range of queues
+//     that the old agent does not read (see chooseQueues).
 //  2. It asks the old agent over its socket to yield. From then on, the old agent does not
 //     change the rules, but still answers the packets in its queues.
 //  3. It replaces the old rules with its own in one transaction. From then on, new
@@ -29,9 +29,9 @@ import (
 //  5. The request of step 2 stays open. If it ends while the old agent still runs, the new
 //     agent has died, and the old one enforces again.
 //
-// Both agents follow the same API, so both give a connection the same verdict, unless only
-// one of them has seen the latest change. This is why the old agent ends its sweeps before it
-// yields, and why step 4 is needed.
+// Both agents follow the same API, but one of them may receive a change earlier than the other.
+// Until then, the other one still judges connections by the older policies. For this reason, the
+// old agent stops its sweeps when it yields, and the new agent judges all connections in step 4.
 
 const (
 	// takeOverTimeout bounds the wait for the predecessor to yield.
@@ -99,7 +99,7 @@ func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err erro
 // requestYield asks the agent that listens on a socket to yield, and returns when it has
 // yielded. This agent must keep the lease open for as long as it enforces: when the lease is
 // closed, the other agent enforces again. If the other agent does not answer within the timeout,
-// it hangs, and the error tells the user what to do.
+// requestYield takes it to hang, and returns an error that tells the user what to do.
 func requestYield(ctx context.Context, socket string, timeout time.Duration) (lease io.Closer, err error) {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)

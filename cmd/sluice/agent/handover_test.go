@@ -43,7 +43,7 @@ func hung(t *testing.T) (path string) {
 }
 
 // Errors about an agent that hangs name its socket, the timeout and, for a takeover, what to
-// do. They do not mention the context.
+// do. They do not contain the text of the context's error.
 func TestHungAgentIsNamed(t *testing.T) {
 	path := hung(t)
 	const timeout = 50 * time.Millisecond

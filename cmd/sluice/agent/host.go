@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
@@ -78,8 +79,11 @@ type predecessor interface {
 	Queued() (int, error)
 }
 
-// leftovers removes what earlier agents have left on the host.
+// leftovers finds and removes what earlier agents have left on the host.
 type leftovers interface {
+	// RulesInPlace reports whether rules of any agent see packets, in either backend of
+	// iptables.
+	RulesInPlace(ctx context.Context) (bool, error)
 	// RemoveRules removes rules from the backend of iptables that this agent does not use:
 	// packets pass through the rules of both backends.
 	RemoveRules(ctx context.Context) error
@@ -121,6 +125,14 @@ type hostLeftovers struct {
 	inUse []iptables.Table
 	bpffs string
 	log   *slog.Logger
+}
+
+func (l hostLeftovers) RulesInPlace(ctx context.Context) (bool, error) {
+	others, err := iptables.Others(ctx, l.inUse)
+	if err != nil {
+		return false, fmt.Errorf("look for rules in the other backend: %w", err)
+	}
+	return iptables.InPlace(ctx, slices.Concat(l.inUse, others))
 }
 
 func (l hostLeftovers) RemoveRules(ctx context.Context) error {

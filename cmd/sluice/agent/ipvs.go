@@ -20,18 +20,26 @@ const (
 	// ipvsInterval is the longest time for which a list is used. With 1,000 services, reading it
 	// takes about a millisecond.
 	ipvsInterval = time.Second
+	// ipvsMissInterval and ipvsShare are for packets to no listed service: before one counts as
+	// a packet to the node, the list is read again, if it is older than ipvsMissInterval and than
+	// ipvsShare times the time that reading takes. A new service would otherwise be taken for the
+	// node, and the connection to its pod would not be judged.
+	ipvsMissInterval = 20 * time.Millisecond
+	ipvsShare        = 20
 )
 
-// ipvsServices are the virtual services of IPVS. IPVS gives a packet to one of them another
-// destination behind the hook INPUT, although its address is the node's: kube-proxy adds the
-// addresses of Services to an interface of the node. It is safe for concurrent use.
+// ipvsServices reads the virtual services of IPVS. The address of a virtual service is an
+// address of the node, because kube-proxy adds it to an interface of the node. So a packet to a
+// virtual service passes the hook INPUT; IPVS replaces its destination after that. ipvsServices
+// is safe for concurrent use.
 type ipvsServices struct {
 	path string
 
 	mu       sync.Mutex
 	next     time.Time // of the next reading
+	nextMiss time.Time // of the next reading for a packet to no listed service
 	services map[ipvsService]struct{}
-	marked   bool // some services are not selected by address but by a mark
+	marked   bool // some services are selected by a packet mark instead of an address
 }
 
 type ipvsService struct {
@@ -39,20 +47,34 @@ type ipvsService struct {
 	at       netip.AddrPort
 }
 
-// translated reports whether a packet is for a virtual service, and whether there are any.
+// translated reports whether a packet is for a virtual service. possible reports whether there
+// are any virtual services.
 func (v *ipvsServices) translated(k filter.Key) (translated, possible bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if now := time.Now(); !now.Before(v.next) {
-		v.next = now.Add(ipvsInterval)
-		text, _ := os.ReadFile(v.path) // without the file there are none
-		v.services, v.marked = parseIPVS(text)
+	if !time.Now().Before(v.next) {
+		v.read()
 	}
-	if len(v.services) == 0 && !v.marked {
-		return false, false
+	if translated = v.has(&k); !translated && !time.Now().Before(v.nextMiss) {
+		v.read()
+		translated = v.has(&k)
 	}
-	_, translated = v.services[ipvsService{k.Protocol, netip.AddrPortFrom(k.DstAddr(), k.Port)}]
-	return translated && k.Transport == filter.Ported, true
+	return translated, len(v.services) > 0 || v.marked
+}
+
+// has reports whether the list has a service for a packet.
+func (v *ipvsServices) has(k *filter.Key) bool {
+	_, is := v.services[ipvsService{k.Protocol, netip.AddrPortFrom(k.DstAddr(), k.Port)}]
+	return is && k.Transport == filter.Ported
+}
+
+// read reads the list.
+func (v *ipvsServices) read() {
+	began := time.Now()
+	text, _ := os.ReadFile(v.path) // without the file there are none
+	v.services, v.marked = parseIPVS(text)
+	now := time.Now()
+	v.next, v.nextMiss = now.Add(ipvsInterval), now.Add(max(ipvsMissInterval, ipvsShare*now.Sub(began)))
 }
 
 // parseIPVS reads lines such as "TCP  0A600001:0050 rr" and "UDP  [fd00:...:000a]:0035 rr".

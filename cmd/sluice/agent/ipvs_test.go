@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"sluice/filter"
 )
@@ -52,5 +53,36 @@ func TestIPVSServices(t *testing.T) {
 	}
 	if services, marked := parseIPVS([]byte("FWM  00000064 rr\n")); len(services) != 0 || !marked {
 		t.Errorf("a service by mark: %v, %t", services, marked)
+	}
+}
+
+// Before a packet counts as one to the node, the list is read again, so that a new service is
+// not taken for the node. This takes a small part of the time.
+func TestNewIPVSService(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ip_vs")
+	v := &ipvsServices{path: path}
+	key := filter.NewKey(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.96.0.1"), filter.TCP, 443)
+	if is, _ := v.translated(key); is {
+		t.Fatal("a service without IPVS")
+	}
+	if err := os.WriteFile(path, []byte(ipvsText), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v.next = time.Now().Add(time.Hour)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if is, _ := v.translated(key); is {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the new service counts as the node")
+		}
+	}
+	v.nextMiss = time.Now().Add(time.Hour)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	key.Port = 444
+	if is, possible := v.translated(key); is || !possible {
+		t.Errorf("translated %t, possible %t: the list was read again too soon", is, possible)
 	}
 }

@@ -144,8 +144,8 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 }
 
 // without logs each part that the rules lack (less), with the reason. If the rules lack the check
-// of sources, without records this in a.network. If they lack the calls of the BPF programs, it
-// stops the kernel's flow cache.
+// of sources, this is also recorded in a.network. If they lack the calls of the BPF programs, the
+// kernel's flow cache is stopped.
 func (a *agent) without(less iptables.Less, because string) error {
 	if less.Overflow {
 		a.log.Info("sources over --source-share do not go to the overflow queue", event.SourceLimitOff.Attr(), "because", because)
@@ -197,8 +197,8 @@ func (a *agent) removePins() {
 	}
 }
 
-// closeKernel releases the kernel's flow cache. If rules stay, their programs keep answering;
-// otherwise it removes the programs.
+// closeKernel releases the kernel's flow cache. If the rules stay, the programs that they call
+// keep answering; otherwise closeKernel removes the programs.
 func (a *agent) closeKernel() error {
 	switch {
 	case a.kernel == nil:

@@ -19,8 +19,8 @@ const (
 	// overhead is the memory of the process in addition to the heap and the headroom: stacks,
 	// the collector itself, and fragmentation.
 	overhead = 48 << 20
-	// startInterval is the time between two adjustments while the first lists are read, and
-	// tuneInterval the time afterwards.
+	// startInterval is the interval of tuneMemory's adjustments until the agent has read the
+	// first list of each kind of object; tuneInterval is their interval afterwards.
 	startInterval, tuneInterval = 100 * time.Millisecond, time.Minute
 )
 

@@ -34,8 +34,8 @@ type nodeNetwork struct {
 	derive   bool          // derive ranges of pods from the node's routes too
 	root     string        // directory of the kernel's settings, /proc/sys
 	timeout  time.Duration // outsideTimeout, except in tests
-	// guarded reports whether frames with VLAN tags or forged sources are dropped at pods'
-	// interfaces. nil means that they never are.
+	// guarded reports whether the guard drops frames with VLAN tags or forged sources at pods'
+	// interfaces. A nil guarded counts as false.
 	guarded func() bool
 	log     *slog.Logger
 	// onDevices, if not nil, is called with the interface indexes of those pods of this node
@@ -118,8 +118,8 @@ func (n *nodeNetwork) setNetwork(now *node.Network) {
 	}
 }
 
-// refresh derives ranges and problems again. If s is not nil, it first reads this node's pods
-// from s.
+// refresh derives the ranges again, and finds the present problems. If s is not nil, it first
+// reads this node's pods from s.
 func (n *nodeNetwork) refresh(s *policy.Snapshot) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -255,7 +255,7 @@ func join(prefixes []netip.Prefix) string {
 	return strings.Join(texts, ", ")
 }
 
-// addTo adds the problems to a state.
+// addTo adds the problems of kernel settings and of pods outside of all ranges to s.
 func (n *nodeNetwork) addTo(s *telemetry.State, onSysctl SysctlProblems) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

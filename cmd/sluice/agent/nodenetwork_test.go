@@ -54,8 +54,8 @@ func bridgeTo(pods string) *node.Network {
 	}
 }
 
-// testNetwork returns a nodeNetwork in a cluster, which derives ranges and reports pods
-// outside of them without delay.
+// testNetwork returns the nodeNetwork of an agent that follows a cluster. It derives the
+// ranges of pods, and reports pods outside of the ranges without delay.
 func testNetwork(t *testing.T, network *node.Network) *nodeNetwork {
 	n := newNodeNetwork(new(policy.StartingPods), slog.New(slog.DiscardHandler))
 	n.cluster, n.derive, n.timeout, n.root, n.network = true, true, 0, t.TempDir(), network
@@ -136,8 +136,8 @@ func TestPodsOutsideOfRanges(t *testing.T) {
 	}
 }
 
-// With --pod-cidrs, no ranges are derived. Without a cluster, pods outside of the ranges are
-// not a problem.
+// With --pod-cidrs, the agent derives no ranges. A pod outside of the ranges is a problem only
+// if the agent follows a cluster, not if it reads manifests.
 func TestPodCIDRsDisableDerivedRanges(t *testing.T) {
 	n := testNetwork(t, bridgeTo("10.42.3.0/24"))
 	n.derive = false
@@ -156,8 +156,8 @@ func TestPodCIDRsDisableDerivedRanges(t *testing.T) {
 	}
 }
 
-// A setting that lets packets bypass iptables is a problem. It makes the agent unready only
-// with --sysctl-problems unready.
+// The agent reports a kernel setting that lets packets bypass iptables. Such a setting makes
+// the agent unready only with --sysctl-problems unready.
 func TestSettingsAreReported(t *testing.T) {
 	n := testNetwork(t, bridgeTo("10.42.3.0/24")) // on a kernel without br_netfilter
 	n.refresh(snapshotOf("192.0.2.1", podAt("here", "10.42.3.5", "192.0.2.1")))

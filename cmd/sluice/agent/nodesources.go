@@ -10,16 +10,17 @@ import (
 	"sluice/watch"
 )
 
-// nodeSources follows which addresses the rules must select so that what pods send to this
-// node is judged, see iptables.Options.NodeSources. It is for use by one goroutine.
+// nodeSources computes the sources: the addresses of pods whose packets to this node need a
+// verdict (see iptables.Options.NodeSources). It is for use by one goroutine.
 //
-// There are none unless a policy may deny such a packet. Otherwise they are the ranges of this
-// node's pods, so that a pod is judged from its first packet, and the addresses outside of
-// these of pods that such a policy selects. So the rules rarely change when a pod starts.
+// If no policy may deny such a packet, there are no sources. Otherwise the sources are the
+// ranges of this node's pods, so that the first packet of a new pod gets a verdict, and the
+// iptables rules rarely change when a pod starts. In addition, they are the addresses outside
+// these ranges of pods whose packets to this node a policy may deny.
 type nodeSources struct {
 	last *policy.Snapshot
-	set  []netip.Prefix          // what the rules were last told to select
-	pods map[netip.Addr]struct{} // addresses of this node's pods that a policy concerns
+	set  []netip.Prefix          // the sources that were last passed to the manager
+	pods map[netip.Addr]struct{} // addresses of this node's pods whose packets to the node a policy may deny
 }
 
 // update returns the sources for a snapshot; changed lists the addresses that differ from the
@@ -44,14 +45,14 @@ func (n *nodeSources) update(s *policy.Snapshot, changed []netip.Addr, starting 
 	return n.list(s, starting)
 }
 
-// movedNode reports whether a changed address is or was the node's. In this case, other pods may
-// be those of this node.
+// movedNode reports whether one of the changed addresses is or was an address of this node. If
+// so, a different set of pods may count as pods of this node.
 func (n *nodeSources) movedNode(s *policy.Snapshot, changed []netip.Addr) bool {
 	return slices.ContainsFunc(changed, func(a netip.Addr) bool { return s.Endpoint(a).IsNode() || n.last.Endpoint(a).IsNode() })
 }
 
-// put adds an address if its pod runs on this node, and a policy concerns what it sends to the
-// node. A pod of an unknown node counts as one of this node.
+// put adds an address if its pod runs on this node and a policy may deny what the pod sends to
+// the node. A pod whose node is not known counts as one of this node.
 func (n *nodeSources) put(s *policy.Snapshot, a netip.Addr, e *policy.Endpoint) {
 	if e.EffectToNode() == policy.Open {
 		return
@@ -62,8 +63,8 @@ func (n *nodeSources) put(s *policy.Snapshot, a netip.Addr, e *policy.Endpoint) 
 	}
 }
 
-// list returns the sources of both families, sorted. A range that is a single pod's is left out
-// if no policy concerns the pod.
+// list returns the sources of both families, sorted. A range of a single address is left out if
+// a pod has the address and no policy may deny what this pod sends to the node.
 func (n *nodeSources) list(s *policy.Snapshot, starting []netip.Prefix) []netip.Prefix {
 	var all [2][]netip.Prefix // by family
 	add := func(p netip.Prefix) {
@@ -89,8 +90,8 @@ func (n *nodeSources) list(s *policy.Snapshot, starting []netip.Prefix) []netip.
 const maxNodeSources = 16
 
 // fewer sorts ranges of one family and omits those within others. If more than maxNodeSources
-// remain, it widens the longest ones as far as necessary. A range that is wider than necessary
-// costs time, and judges nothing else: other senders are not denied.
+// remain, it widens the smallest ones as far as necessary. A wider range also sends packets of
+// other sources to the queue, which costs time. These packets are allowed as before.
 func fewer(ranges []netip.Prefix) []netip.Prefix {
 	for bits := 128; ; bits -= 2 {
 		var kept []netip.Prefix
@@ -112,14 +113,15 @@ func fewer(ranges []netip.Prefix) []netip.Prefix {
 	}
 }
 
-// judgeOwnNode makes the rules select what the snapshot requires to be judged on its way to this
-// node. It runs before live connections are judged, so that none begins unjudged after that.
+// judgeOwnNode makes the iptables rules select the packets to this node that need a verdict
+// according to the snapshot. It must run before live connections are evaluated: afterwards, no
+// connection may begin without a verdict.
 func (a *agent) judgeOwnNode(ctx context.Context, c watch.Change) error {
 	sources := a.nodeSources.update(c.Snapshot, c.Addresses, a.starting.List())
 	if slices.Equal(sources, a.nodeSources.set) {
-		return nil // without waiting for iptables, which may be at work
+		return nil // SetNodeSources would wait while the manager runs iptables
 	}
-	a.nodeSources.set = sources // if it fails, the manager tries again
+	a.nodeSources.set = sources // set even if SetNodeSources fails: the manager itself tries again
 	if err := a.manager.SetNodeSources(ctx, sources); err != nil && ctx.Err() == nil {
 		a.log.Error("what pods send to this node may pass without a verdict; trying again", "err", err)
 	}

@@ -20,9 +20,9 @@ func testPrefixes(texts ...string) (all []netip.Prefix) {
 	return all
 }
 
-// The rules select the ranges of this node's pods and the pods outside of these that a policy
-// concerns, while some policy may deny what pods send to their node. A list that follows the
-// changes is the same as a new one.
+// While some policy may deny what pods send to their node, the rules select the ranges of this
+// node's pods, and the addresses outside of these ranges of pods that such a policy selects. A
+// list that is updated change by change equals a list that is built at once.
 func TestNodeSources(t *testing.T) {
 	w := policy.NewStore()
 	node, elsewhere := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
@@ -92,8 +92,8 @@ func TestNodeSources(t *testing.T) {
 	}
 }
 
-// With a policy that may deny what pods send to their node, the agent adds the jump from INPUT
-// when it starts and when the policy comes, and removes it when the policy is gone.
+// When a policy is set that may deny what pods send to their node, the agent adds the jump from
+// INPUT. When the policy is deleted, the agent removes the jump.
 func TestJudgeOwnNodeStage(t *testing.T) {
 	f := newFixture(t)
 	f.start()

@@ -59,7 +59,7 @@ const (
 	RemoveRules OnExit = "remove"
 )
 
-// Overflow is what happens to packets that find their queue full.
+// Overflow is what happens to packets that arrive while their queue is full.
 type Overflow string
 
 // The values of Overflow.
@@ -72,14 +72,14 @@ const (
 type KernelCache string
 
 // The values of KernelCache. With auto, the kernel remembers verdicts if it supports this and
-// if that does no harm (see avoidKernel).
+// avoidKernel returns no objection.
 const (
 	KernelCacheAuto KernelCache = "auto"
 	KernelCacheOn   KernelCache = "on"
 	KernelCacheOff  KernelCache = "off"
 )
 
-// GuardMode selects whether pods' interfaces are guarded.
+// GuardMode selects whether the guard (filter/guard) drops forged frames at pods' interfaces.
 type GuardMode string
 
 // The values of GuardMode. With auto, interfaces are guarded if the kernel supports it.

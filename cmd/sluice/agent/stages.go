@@ -10,16 +10,17 @@ import (
 // when its part decides nothing by an older snapshot, except the last one: a sweep may take
 // longer than the next change should wait, so the follower sweeps on its own goroutine.
 //
-// Pending packets come before the rules, which rarely change but then take some 50 ms, and
-// before the kernel cache, whose stage takes some 10 ms. The guard does not depend on the others. Connections come last: a sweep is complete only if no verdict of
-// an older snapshot can still create or mark a connection.
+// Pending packets come before the kernel cache, so that they do not wait for its stage, which
+// takes some 10 ms. The guard does not depend on the others. The rules come after both, because
+// iptables may wait for seconds for another program. Connections come last: a sweep is complete
+// only if no verdict of an older snapshot can still create or mark a connection.
 func (a *agent) stages() []watch.Stage {
 	return []watch.Stage{
 		watch.StageFunc{Name: "workers", Func: a.awaitWorkers},
 		watch.StageFunc{Name: "pending packets", Func: a.judgePending},
-		watch.StageFunc{Name: "rules", Func: a.judgeOwnNode},
 		watch.StageFunc{Name: "kernel cache", Func: a.publishToKernel},
 		watch.StageFunc{Name: "guard", Func: a.publishToGuard},
+		watch.StageFunc{Name: "rules", Func: a.judgeOwnNode},
 		watch.StageFunc{Name: "connections", Func: a.judgeConnections},
 	}
 }
@@ -39,7 +40,8 @@ func (a *agent) judgePending(context.Context, watch.Change) error {
 	return nil
 }
 
-// publishToKernel returns when the kernel answers no packet by an older snapshot.
+// publishToKernel publishes the snapshot to the kernel's flow cache. It returns when the cache
+// decides no packet by an older snapshot.
 func (a *agent) publishToKernel(_ context.Context, c watch.Change) error {
 	if a.kernel == nil {
 		return nil
@@ -56,8 +58,8 @@ func (a *agent) publishToGuard(_ context.Context, c watch.Change) error {
 	return nil
 }
 
-// judgeConnections passes the change to the follower, which judges the live connections that
-// it concerns.
+// judgeConnections passes the change to the follower. The follower then judges the live
+// connections that the change concerns.
 func (a *agent) judgeConnections(_ context.Context, c watch.Change) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -11,8 +11,8 @@ import (
 	"sluice/watch"
 )
 
-// start runs all steps until the agent enforces. The order matters, so that packets neither
-// pass unjudged nor are dropped without need:
+// start runs all steps until the agent enforces. Their order ensures that no packet passes
+// unjudged and that none is dropped without need:
 //
 //   - Without a snapshot, the workers would deny all packets.
 //   - Rules without workers would drop all new connections.
@@ -43,8 +43,8 @@ func (a *agent) start(ctx context.Context, background func(part func(context.Con
 	return nil
 }
 
-// firstSnapshot waits until all sources have been read. It publishes the snapshot to the
-// kernel's flow cache and the guard, which must have it before there are rules.
+// firstSnapshot waits until all sources have been read. Then it publishes the first snapshot to
+// the kernel's flow cache and to the guard: both need a snapshot before the rules are written.
 func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 	var first watch.Change
 	select {
@@ -57,6 +57,18 @@ func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 		return nil, err
 	}
 	return first.Snapshot, a.publishToGuard(ctx, first)
+}
+
+// nothingDenied reports whether no rules of any agent are on this node, so that all packets
+// pass. Then an agent that cannot read ClusterNetworkPolicies does better than nothing with the
+// other policies. Otherwise it waits: a predecessor enforces, or the rules that one has left
+// apply what the kernel remembers. To replace them would allow what ClusterNetworkPolicies deny.
+func (a *agent) nothingDenied(ctx context.Context) bool {
+	placed, err := a.leftovers.RulesInPlace(ctx)
+	if err != nil {
+		a.log.Error("cannot find out whether rules of an earlier agent are in place", "err", err)
+	}
+	return err == nil && !placed
 }
 
 // startQueues starts the workers, and returns when they read all queues.
@@ -92,7 +104,7 @@ func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
 	return nil
 }
 
-// leftoversInterval is the time between two attempts to remove rules from the other backend.
+// leftoversInterval is the time between two attempts of retryLeftovers.
 const leftoversInterval = 30 * time.Second
 
 // removeLeftovers removes what earlier agents have left. It runs after applyRules, because a
@@ -106,7 +118,8 @@ func (a *agent) removeLeftovers(ctx context.Context, background func(func(contex
 	a.removePins()
 }
 
-// retryLeftovers tries at intervals to remove rules from the other backend, until it succeeds.
+// retryLeftovers tries every leftoversInterval to remove earlier agents' rules from the other
+// backend of iptables, until it succeeds.
 func (a *agent) retryLeftovers(ctx context.Context) error {
 	tick := time.NewTicker(leftoversInterval)
 	defer tick.Stop()

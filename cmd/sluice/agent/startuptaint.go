@@ -16,7 +16,7 @@ func (a *agent) startupTaint() *kube.StartupTaint {
 	return &kube.StartupTaint{Key: a.opts.StartupTaint, Ready: a.enforces}
 }
 
-// enforces reports whether this agent enforces and is ready.
+// enforces reports whether this agent is in the phase enforcing, and is ready.
 func (a *agent) enforces() bool {
 	return a.is(enforcing) && a.state().Unready() == ""
 }

@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/clusterpolicy"
 )
 
-// A part that is not understood never allows what the policies deny without it: for random
-// policies and flows, each part in turn is replaced with one of a newer or broken API.
+// A part that is not understood never allows a flow that was denied before: for random policies
+// and flows, the test replaces each part in turn with one of a newer or broken API.
 func TestUnknownPartsNeverAllow(t *testing.T) {
 	rounds := 200
 	if testing.Short() {
@@ -51,8 +51,8 @@ func TestUnknownPartsNeverAllow(t *testing.T) {
 	}
 }
 
-// damages returns changes of a policy, by what they change: each part is replaced with what
-// a decoder makes of an unknown one.
+// damages returns functions that each damage one part of a policy, by a description of the
+// damage. The part then looks as if it came from a newer or broken API.
 func damages(o *v1beta1.ClusterNetworkPolicy) map[string]func(*v1beta1.ClusterNetworkPolicy) {
 	all := map[string]func(*v1beta1.ClusterNetworkPolicy){
 		"tier":          func(o *v1beta1.ClusterNetworkPolicy) { o.Spec.Tier = "Emergency" },

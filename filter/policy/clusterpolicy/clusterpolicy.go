@@ -51,6 +51,7 @@ func Encode(o *v1beta1.ClusterNetworkPolicy) policy.Encoded {
 		e.Digest, e.Source = sha256.Sum256(spec), policy.Source{Encoded: spec, Read: decode}
 		e.Form.Digest, e.Form.Source = e.Digest, e.Source
 	}
+	e.Annotate(o.Annotations)
 	return e
 }
 

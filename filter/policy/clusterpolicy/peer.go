@@ -18,9 +18,9 @@ const (
 	egressFields  = "namespaces, pods, nodes, networks or domainNames"
 )
 
-// addPeer converts a peer. The peers of ingress have a part of the fields of those of
-// egress. at is the field of the peer, relative to the rule. fields are those that it may
-// have.
+// addPeer converts a peer of egress, or a peer of ingress in the form of egress, which has more
+// fields. at is the field of the peer, relative to the rule. fields names the fields that the
+// peer may have.
 func (x *ruleReader) addPeer(from *v1beta1.ClusterNetworkPolicyEgressPeer, at, fields string) {
 	var out policy.Peer
 	switch set := setFields(from); {
@@ -48,7 +48,7 @@ func (x *ruleReader) addPeer(from *v1beta1.ClusterNetworkPolicyEgressPeer, at, f
 	x.peers = append(x.peers, out)
 }
 
-// setFields returns the names of the fields that a peer has.
+// setFields returns the names of the fields that are set in a peer.
 func setFields(p *v1beta1.ClusterNetworkPolicyEgressPeer) (set []string) {
 	for _, f := range []struct {
 		name string

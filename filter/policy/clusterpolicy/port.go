@@ -64,7 +64,7 @@ func transports(p *v1beta1.ClusterNetworkPolicyProtocol) []transport {
 	return all
 }
 
-// port converts the ports of a protocol.
+// port converts the field destinationPort of a protocol: a number or a range.
 func (x *ruleReader) port(t transport, at string) {
 	const number = "write a number from 1 to 65535"
 	p := t.port

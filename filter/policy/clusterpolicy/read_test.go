@@ -66,8 +66,7 @@ func text(r policy.Rule) string {
 	return b.String()
 }
 
-// Rules have the form that the API's text says. Parts that cannot be understood fail
-// closed.
+// Read converts rules as the API's text specifies. Parts that cannot be understood fail closed.
 func TestRules(t *testing.T) {
 	tests := map[string]struct {
 		rule    string // begins with "in" or "out", the direction
@@ -133,8 +132,8 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// checkProblem checks that a policy has one problem, with the field, or none if want is
-// empty. The hint names the rule.
+// checkProblem checks that a policy has exactly one problem, that its field is rule+want, and
+// that its hint names the rule. If want is empty, it checks that the policy has no problem.
 func checkProblem(t *testing.T, p *policy.Policy, rule, want string) {
 	t.Helper()
 	switch {
@@ -157,8 +156,8 @@ func TestHintNamesTheRule(t *testing.T) {
 	}
 }
 
-// A policy that does not say which pods it is for, or in which tier it is, accepts nothing,
-// and denies where it has rules that do not accept.
+// If the subject or the tier of a policy cannot be understood, its rules accept nothing, and
+// those with another action than Accept deny everything.
 func TestMalformedPolicies(t *testing.T) {
 	const rules = "ingress: [{action: Accept, from: [{namespaces: {}}]}]\n" +
 		"egress: [{action: Accept, to: [{namespaces: {}}]}, {action: Pass, to: [{networks: [10.0.0.0/8]}]}]\n"

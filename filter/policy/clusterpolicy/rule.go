@@ -12,12 +12,13 @@ import (
 // ruleReader converts one rule.
 type ruleReader struct {
 	*reader
-	field  string // of the rule, as in "spec.ingress[0]"
-	title  string // as hints name it
+	field  string // field of the rule, as in "spec.ingress[0]"
+	title  string // title of the rule in hints, as in `ingress rule 2 "to-teams"`
 	action policy.Action
 	peers  []policy.Peer
 	ports  []policy.PortRange
-	// Malformed parts. If there are any, the rule is closed.
+	// Malformed peers and ports. If there are any, the rule accepts nothing or denies everything
+	// (see addRule).
 	badPeers []policy.Peer
 	badPorts []policy.PortRange
 }
@@ -48,8 +49,8 @@ func (r *reader) rule(d filter.Direction, index int, name string) *ruleReader {
 	return &ruleReader{reader: r, field: fmt.Sprintf("spec.%s[%d]", d, index), title: RuleTitle(d, index, name)}
 }
 
-// readAction reads the action. An unknown one may be meant to restrict more than what the
-// rule matches, so such a rule denies everything.
+// readAction reads the action. An unknown action may be meant to deny more flows than the rule
+// matches, so a rule with one denies everything.
 func (x *ruleReader) readAction(a v1beta1.ClusterNetworkPolicyRuleAction) (known bool) {
 	switch a {
 	case v1beta1.ClusterNetworkPolicyRuleActionAccept:
@@ -80,8 +81,9 @@ func (x *ruleReader) needPeers(field string, n int) {
 	x.badPeers = []policy.Peer{{Malformed: "."}}
 }
 
-// addRule adds the rule. If a part is malformed, the rule keeps only its malformed parts. Such a
-// rule accepts nothing, and a rule of another action denies everything.
+// addRule adds the rule. A rule with a malformed peer or port is closed: if its action is Accept,
+// it accepts nothing, and otherwise it denies everything. A closed rule keeps only the malformed
+// elements of a list that has any.
 func (x *ruleReader) addRule(d filter.Direction, name string, known bool) {
 	out := policy.Rule{Name: name, Action: x.action, Peers: x.peers, Ports: x.ports}
 	closed := len(x.badPeers)+len(x.badPorts) > 0

@@ -52,8 +52,8 @@ func sameType(t *testing.T, at string, a, b reflect.Type) {
 	}
 }
 
-// The CustomResourceDefinitions of both channels serve both versions with the same schema,
-// and store Version.
+// The CustomResourceDefinitions of both channels serve both versions with the same schema. They
+// store objects in the version that clusterpolicy.Version names.
 func TestVersionsHaveTheSameSchema(t *testing.T) {
 	for _, channel := range []string{"standard", "experimental"} {
 		t.Run(channel, func(t *testing.T) {

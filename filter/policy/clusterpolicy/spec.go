@@ -42,12 +42,14 @@ func readSpec(ref policy.Ref, spec *v1beta1.ClusterNetworkPolicySpec) *policy.Po
 	return r.p
 }
 
-// First is the priority of policies whose place in the order is not known: before all
-// others. Their rules are closed, so that this allows nothing.
+// First is the priority of policies whose place in the order is not known. They come before all
+// others. This allows no flow, because their rules are closed: they accept nothing or deny
+// everything.
 const First = -1
 
-// tier reads the tier. A policy of an unknown tier is the first of the Admin tier, and all
-// its rules are closed. Behind a rule that passes, it could not deny.
+// tier reads the tier. A policy of an unknown tier becomes the first of the Admin tier, and all
+// its rules are closed (see closeAll). Later in the order, it could not deny a flow that an
+// earlier rule passes to the next tier.
 func (r *reader) tier(t v1beta1.Tier) (known bool) {
 	switch t {
 	case v1beta1.AdminTier:
@@ -63,8 +65,8 @@ func (r *reader) tier(t v1beta1.Tier) (known bool) {
 	return true
 }
 
-// subject reads which pods the policy is for. If that cannot be understood, the policy is
-// for all pods that it may be meant for, and all its rules are closed.
+// subject reads which pods the policy is for. A selector that cannot be understood selects
+// everything, and all rules of such a policy are closed (see closeAll).
 func (r *reader) subject(s *v1beta1.ClusterNetworkPolicySubject) {
 	const detail = "; the policy is for all pods, and its rules accept nothing or deny everything"
 	p := &r.p.Subject
@@ -98,8 +100,10 @@ func (r *reader) selects(out *labels.Selector, sel *metav1.LabelSelector, field 
 
 const selectorHint = "write matchLabels, or matchExpressions with key, operator (In, NotIn, Exists, DoesNotExist) and values"
 
-// closeAll closes all rules of the policy. A direction in which all rules accept gets no
-// rules, because the store closes the rules of a malformed subject by denying everything.
+// closeAll closes all rules of the policy: a rule that accepts then accepts nothing, and any
+// other rule denies everything. If the subject is malformed, the store replaces the rules of
+// each direction with a rule that denies everything. To prevent this where all rules accept,
+// closeAll removes the rules of such a direction.
 func (r *reader) closeAll() {
 	for d, rules := range r.p.Rules {
 		accepts := true
@@ -140,8 +144,8 @@ func (r *reader) countRest() {
 	}
 }
 
-// like returns a hint that names the value that was probably meant, or all values: an
-// unlike one may be that of a newer API.
+// like returns a hint that names the value that was probably meant. If no value is similar, the
+// hint lists all of them: the given value may be one of a newer API.
 func like(value string, values ...string) string {
 	if best, ok := near.Name(value, values); ok {
 		return "write " + best

@@ -9,7 +9,7 @@ import (
 	"sluice/filter/policy/clusterpolicy"
 )
 
-// A rule that is written is read again as the same rule.
+// A rule that WriteRule has written is read as the same rule.
 func TestWriteRule(t *testing.T) {
 	for _, spec := range []string{
 		"ingress: [{name: x, action: Accept, from: [{pods: {namespaceSelector: {matchLabels: {a: b}}, podSelector: {matchExpressions: [{key: c, operator: NotIn, values: [d, e]}]}}}]}]",

@@ -55,11 +55,9 @@ type Failure struct {
 // Run decides the flows of a test.
 func (t *Test) Run(c *explain.Cluster) Result {
 	r := Result{Test: t}
-	if t.Policy != "" {
-		if _, known := c.PolicyNamed(t.Policy); !known {
-			r.Err = fmt.Errorf("policy: there is no policy %s in the manifests: correct the name, or add it", t.Policy)
-			return r
-		}
+	if t.Policy != "" && !c.HasPolicy(t.Policy) {
+		r.Err = fmt.Errorf("policy: there is no policy %s in the manifests: correct the name, or add it", t.Policy)
+		return r
 	}
 	for _, from := range t.From {
 		for _, to := range t.To {
@@ -119,10 +117,10 @@ func (t *Test) flaw(c *explain.Cluster, f explain.Flow) string {
 }
 
 // isReason reports whether the policy is a reason for the verdict. It checks all rules that
-// allow the flow, because the verdict names only one of them.
+// allow the flow, because the verdict names only one of them. The text may name two policies:
+// admin/platform is also the NetworkPolicy platform of the namespace admin. Either is a reason.
 func (t *Test) isReason(c *explain.Cluster, f explain.Flow, v filter.Verdict) bool {
-	name, _ := c.PolicyNamed(t.Policy)
-	ofPolicy := func(r filter.Rule) bool { return r.Policy == name }
+	ofPolicy := func(r filter.Rule) bool { return r.PolicyTitle() == t.Policy }
 	if v.Action == filter.Allow {
 		return slices.ContainsFunc(c.Allowing(f, filter.Egress), ofPolicy) || slices.ContainsFunc(c.Allowing(f, filter.Ingress), ofPolicy)
 	}
@@ -133,6 +131,6 @@ func (t *Test) isReason(c *explain.Cluster, f explain.Flow, v filter.Verdict) bo
 		case side.Rule != nil:
 			return ofPolicy(*side.Rule)
 		}
-		return slices.Contains(side.Isolation.Policies, name)
+		return slices.Contains(side.Isolation.Policies, t.Policy)
 	})
 }

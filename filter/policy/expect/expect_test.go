@@ -1,13 +1,16 @@
 package expect_test
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/expect"
 	"sluice/filter/policy/explain"
@@ -103,6 +106,37 @@ func TestRun(t *testing.T) {
 				t.Errorf("%d flows, want %d; passed %t", r.Flows, tt.flows, r.Passed())
 			}
 		})
+	}
+}
+
+// A ClusterNetworkPolicy and a NetworkPolicy may have the same text. Each is a reason where it
+// decides.
+func TestTextOfTwoPolicies(t *testing.T) {
+	var o explain.Objects
+	w := policy.NewStore()
+	for name, addr := range map[string]string{"a": "10.0.0.1", "b": "10.0.0.2"} {
+		p := &policy.Pod{Namespace: "admin", Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
+		o.Pods = append(o.Pods, p)
+		w.SetPod(p)
+	}
+	everyPod := policy.Peer{Namespaces: labels.Everything(), Pods: labels.Everything()}
+	o.Policies = []*policy.Policy{{
+		Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: "x"}, Tier: policy.Admin, Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
+		Rules: [2][]policy.Rule{filter.Ingress: {{Action: policy.Deny, Peers: []policy.Peer{everyPod}, Ports: []policy.PortRange{{Protocol: filter.TCP, Low: 80, High: 80}}}}},
+	}, {
+		Ref: policy.Ref{Kind: "NetworkPolicy", Namespace: "admin", Name: "x"}, Tier: policy.NetworkPolicy, Subject: policy.Subject{Namespace: "admin", Pods: labels.Everything()},
+		Isolates: [2]bool{filter.Ingress: true},
+	}}
+	for _, p := range o.Policies {
+		w.SetPolicy(p)
+	}
+	s, _ := w.Commit()
+	f, err := expect.Parse([]byte("manifests: x\ntests:\n- {from: admin/a, to: admin/b, port: [80, 81], expect: deny, policy: admin/x}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := f.Tests[0].Run(explain.New(s, o)); !r.Passed() || r.Flows != 2 {
+		t.Errorf("%d flows, %v, failures %+v", r.Flows, r.Err, r.Failures)
 	}
 }
 

@@ -35,7 +35,7 @@ type Outcome struct {
 	Addresses []Pair     `json:"addresses"` // the addresses of the flows with this outcome
 	Notes     []string   `json:"notes,omitempty"`
 
-	toNode bool // a pod is the source; with the reason own-node, the node is the destination
+	toNode bool // the source is a pod; so with the reason own-node, the destination is its node
 }
 
 // Pair holds the two addresses of a flow.
@@ -53,9 +53,9 @@ type Family struct {
 // SideAnswer is the part of an answer about one direction.
 type SideAnswer struct {
 	Isolated bool        `json:"isolated"`         // by NetworkPolicies, and no earlier tier has decided
-	Policies []string    `json:"policies"`         // that isolate the pod; never null
-	Rule     *RuleAnswer `json:"rule"`             // that decides; null if none does, or if no rule is needed
-	Passed   *RuleAnswer `json:"passed,omitempty"` // of the tier Admin, that left the flow to the next tiers
+	Policies []string    `json:"policies"`         // the policies that isolate the pod; never null
+	Rule     *RuleAnswer `json:"rule"`             // the rule that decides; null if none does, or if no rule is needed
+	Passed   *RuleAnswer `json:"passed,omitempty"` // the Admin rule that left the flow to the next tiers
 
 	*Details // set by NewAnswer; nil in the answers of Cluster.Answer
 }
@@ -84,7 +84,7 @@ type Details struct {
 	Tiers    []TierAnswer    `json:"tiers,omitempty"`  // in the order of their evaluation
 	Allows   string          `json:"allows,omitempty"` // what the rule allows, in words
 	Nearest  []NearestAnswer `json:"nearest,omitempty"`
-	Late     *RuleAnswer     `json:"late,omitempty"`         // matches and does not deny, but comes after the rule that denies the flow
+	Late     *RuleAnswer     `json:"late,omitempty"`         // the first rule that matches and does not deny, but comes after the rule that denies the flow
 	Empty    []string        `json:"withoutRules,omitempty"` // policies that allow nothing
 	Change   *ChangeAnswer   `json:"change,omitempty"`
 	Problems []string        `json:"problems,omitempty"`
@@ -301,12 +301,12 @@ func (s SideAnswer) why(d filter.Direction) string {
 	return text + "not isolated"
 }
 
-// participle has the past form of actions.
+// participle maps an action to its past participle.
 var participle = map[string]string{
 	policy.Accept.String(): "allowed", policy.Deny.String(): "denied", policy.Pass.String(): "passed",
 }
 
-// title names the rule as texts do.
+// title returns the title of the rule in explanations: `admin/platform rule 2 "to-teams"`.
 func (r *RuleAnswer) title() string {
 	text := fmt.Sprintf("%s rule %d", r.Policy, r.Index+1)
 	if r.Name != "" {

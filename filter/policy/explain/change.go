@@ -19,26 +19,27 @@ type Change struct {
 	Field  string // the list to add to, as in "spec.ingress[0].from"
 	// Add is the peer, port or rule to add, in the form of the API.
 	Add any
-	// Before is the rule that the addition must come before; nil if the order has no
-	// meaning. Rule is then the rule to add, and Notes describe other ways.
+	// Before is the rule that the addition must come before. It is nil if the order of rules
+	// has no meaning. If Before is set, Rule is the rule to add, and Notes describe other ways
+	// to allow the flow.
 	Before *filter.Rule
 	Rule   policy.Rule
 	Notes  []string
-	// Problem must be corrected instead, if no addition to the policies that isolate the
-	// pod would take effect. Field and Add are then empty.
+	// Problem is set if an addition would not take effect. The problem must then be corrected
+	// instead, and Field and Add are empty.
 	Problem *policy.Problem
 }
 
-// generated lists labels that controllers add to pods. They change with each version of the
-// pods, so policies should not use them.
+// generated lists the keys of labels that controllers add to pods. The value of such a label
+// identifies a single pod, or one version or run of a workload, so policies should not use it.
 var generated = []string{
 	"pod-template-hash", "controller-revision-hash", "pod-template-generation", "controller-uid", "job-name",
 	"batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index",
 	"statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
 }
 
-// change returns the smallest change that allows the flow: an addition to the nearest rule
-// if that has a single mismatch, and otherwise a new rule.
+// change returns the smallest change that allows the flow. If the nearest rule has only one
+// mismatch, the change is an addition to this rule; otherwise it is a new rule.
 func (c *Cluster) change(s *Side, f Flow) *Change {
 	if p := c.inTheWay(s); p != nil {
 		return &Change{Policy: c.refOf(s.Nearest[0].Rule.Policy), Problem: p}
@@ -119,8 +120,9 @@ func portOf(k filter.Key) policy.PortRange {
 }
 
 // peerOf returns a peer that matches the other end of the flow. If that end is a pod, the peer
-// selects it by labels: those whose keys the nearest rule uses too, or all labels of the pod if
-// there are no such keys. Otherwise the peer is a block with the end's address.
+// selects it by those of its labels whose keys the nearest rule uses too. If the pod has no such
+// label, the peer selects it by all labels whose keys are not in the list generated. If the end
+// is not a pod, the peer is a block with the end's address.
 func (c *Cluster) peerOf(s *Side, f Flow, nearest *RuleMatch) policy.Peer {
 	peer, addr := f.To, f.Key.DstAddr()
 	if s.Direction == filter.Ingress {

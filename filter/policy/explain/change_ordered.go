@@ -10,9 +10,9 @@ import (
 	"sluice/filter/policy/clusterpolicy"
 )
 
-// orderedChange returns the change to a tier of ordered rules that denies the flow: a rule
-// that accepts only this flow, before the rule that denies it. No later tier can override
-// that one, except a NetworkPolicy the tier Baseline.
+// orderedChange returns the change that allows a flow that a rule of the tier Admin or Baseline
+// denies: a new rule before it that accepts only this flow. No NetworkPolicy overrides a rule
+// of the tier Admin. One can override the tier Baseline, which the Notes of the change mention.
 func (c *Cluster) orderedChange(s *Side, f Flow, t *Step) *Change {
 	decider := t.Rule.Rule
 	p := c.policies[decider.Policy]
@@ -34,8 +34,8 @@ func (c *Cluster) orderedChange(s *Side, f Flow, t *Step) *Change {
 	}
 }
 
-// deniesFor returns the problem for which a rule denies, or nil if it denies as written: a
-// problem of the rule, or one of the whole policy.
+// deniesFor returns the problem because of which the rule r of p denies: a problem of the rule,
+// or one of the whole policy. It returns nil if r denies as written.
 func (c *Cluster) deniesFor(p *policy.Policy, r filter.Rule) *policy.Problem {
 	problems := c.problems[r.Policy]
 	for i := range problems {
@@ -50,7 +50,8 @@ func (c *Cluster) deniesFor(p *policy.Policy, r filter.Rule) *policy.Problem {
 		}
 	}
 	if rules := p.Rules[r.Direction]; r.Index < len(rules) && len(problems) > 0 {
-		if _, malformed := inForce(rules[r.Index]); malformed {
+		// The API has no rules without peers: such a rule is the closed form of another one.
+		if _, malformed := inForce(rules[r.Index]); malformed || len(rules[r.Index].Peers) == 0 {
 			return &problems[0]
 		}
 	}
@@ -76,7 +77,7 @@ func (c *Cluster) otherWays(s *Side, p *policy.Policy) (notes []string) {
 	return append(notes, fmt.Sprintf("or override the tier Baseline with a NetworkPolicy that selects %s and allows the flow; it denies all other %s", s.Pod, s.Direction))
 }
 
-// asOrdered returns a peer with the fields that an ordered rule has for it.
+// asOrdered returns a peer with the fields that ordered rules use: a block becomes a network.
 func asOrdered(p policy.Peer) policy.Peer {
 	if p.Block != nil {
 		return policy.Peer{Networks: []netip.Prefix{p.Block.CIDR}}

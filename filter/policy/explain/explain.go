@@ -19,8 +19,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// Objects are the objects from which a snapshot was made, with the API server's defaulting,
-// and their problems.
+// Objects are the objects from which a snapshot was made, and their problems. The defaults of
+// the API server must be set in the objects.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
@@ -91,23 +91,20 @@ type Explanation struct {
 // Side is the part of an explanation about one direction.
 type Side struct {
 	Direction filter.Direction
-	Pod       string   // the pod whose policies count, "namespace/name"; empty if the end is not a pod
+	Pod       string   // "namespace/name" of the pod at this end; empty if the end is not a pod
 	Policies  []string // names of the policies that isolate the pod
 
 	// Tiers are the tiers with policies for the pod, in the order of their evaluation.
 	Tiers []Step
 	// The rule that allows the flow; nil if the side denies it or no rule decides.
 	Allowed *RuleMatch
-	// These describe a side that denies the flow: the nearest rules of the tier that denies
-	// it, sorted by number of mismatches, policy and index; the number of equally near rules
-	// beyond these; the first rule that matches and does not deny, but comes after the one
-	// that denies the flow; the policies without rules in this direction; and the change that would
-	// allow the flow.
+	// The following fields are set only if the side denies the flow. Nearest has the rules of
+	// the denying tier with the fewest mismatches, sorted by policy and index.
 	Nearest []RuleMatch
-	More    int
-	Late    *RuleMatch
-	Empty   []string
-	Change  *Change
+	More    int        // number of further rules that are as near as the last of Nearest
+	Late    *RuleMatch // the first rule that matches and does not deny, but comes after the rule that denies the flow
+	Empty   []string   // policies without rules in this direction
+	Change  *Change    // the change that would allow the flow
 
 	// Problems of the policies that were evaluated: malformed parts, and excessive size.
 	Problems []policy.Problem
@@ -140,7 +137,7 @@ func (c *Cluster) Explain(f Flow) Explanation {
 // node's interfaces, but neither the manifests nor the API contain them.
 func notes(f Flow, v filter.Verdict) []string {
 	if v.Action == filter.Allow || v.Egress.Rule != nil && !v.Egress.Allows() {
-		return nil // an ordered rule also denies what a pod sends to its own node
+		return nil // the rule denies the flow even if the other end is the pod's own node
 	}
 	var found []string
 	for _, e := range []*End{f.From, f.To} {
@@ -176,21 +173,15 @@ func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	return rules
 }
 
-// PolicyNamed returns the policy that verdicts name by the given text: "namespace/name", or
-// the name or the title ("admin/platform") of a policy that is in no namespace. It returns
-// false if there is none.
-func (c *Cluster) PolicyNamed(text string) (string, bool) {
-	if c.policies[text] != nil {
-		return text, true
-	}
-	for _, list := range c.tiers {
-		for _, p := range list {
-			if titleOf(p) == text {
-				return p.Ref.String(), true
-			}
+// HasPolicy reports whether a policy has the given title: "namespace/name", or the tier and the
+// name ("admin/platform") of a policy that is in no namespace.
+func (c *Cluster) HasPolicy(title string) bool {
+	for _, p := range c.policies {
+		if titleOf(p) == title {
+			return true
 		}
 	}
-	return "", false
+	return false
 }
 
 // title returns the title of a policy that a verdict names.
@@ -223,7 +214,7 @@ func (c *Cluster) side(d filter.Direction, f Flow, v filter.Verdict) Side {
 	}
 	s.Pod = e.String()
 	if v.Reason == filter.SameAddress || v.Reason == filter.OwnNode && d == filter.Ingress {
-		return s // no tier is evaluated for a pod and itself, nor for what its node sends
+		return s // no tier is evaluated for packets from a pod to itself, or from its node to the pod
 	}
 	if given.Isolation != nil {
 		s.Policies = given.Isolation.Policies

@@ -39,8 +39,8 @@ const manifests = `
 {kind: Pod, metadata: {namespace: shop, name: early, creationTimestamp: "2026-01-01T00:00:00Z"}, status: {podIP: 10.0.0.6}}
 `
 
-// read returns a cluster with the namespaces and pods of manifests, and with policies in
-// namespace default: specs, by name, and ordered ones.
+// read returns a cluster with the namespaces and pods in the constant manifests. policies has
+// the specs of NetworkPolicies in the namespace default, by name. ordered are further policies.
 func read(t *testing.T, policies map[string]string, ordered ...*policy.Policy) *explain.Cluster {
 	t.Helper()
 	o := objects{Ordered: ordered}

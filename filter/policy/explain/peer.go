@@ -60,7 +60,7 @@ func (h *matcher) peerItem(p *policy.Peer, field string) (string, *Mismatch) {
 	return h.pods(p)
 }
 
-// networks matches a list of networks.
+// networks matches the address of the peer against a list of networks.
 func (h *matcher) networks(list []netip.Prefix) (string, *Mismatch) {
 	texts := make([]string, len(list))
 	for i, n := range list {
@@ -164,7 +164,7 @@ func (h *matcher) block(b *policy.Block) (string, *Mismatch) {
 	return says, lack
 }
 
-// nodes matches a selector of nodes by their addresses.
+// nodes matches the address of the peer against those of the nodes that a selector matches.
 func (h *matcher) nodes(sel labels.Selector) (string, *Mismatch) {
 	says := "every node"
 	if !sel.Empty() {

@@ -43,8 +43,9 @@ type End struct {
 	// Node is set for a node, and for a pod of the host network: such a pod has the addresses
 	// of its node, and policies treat it as the node.
 	Node bool
-	// NodeName is the name of the Node with the address, or "of" and one of its pods; empty
-	// if neither is known.
+	// NodeName is the name of the Node object whose status has the address. If there is none, but
+	// the status of a pod has the address as its host's, NodeName is "of " and the pod's name.
+	// Otherwise it is empty.
 	NodeName string
 
 	service *service // the Service that has the address; nil for other addresses
@@ -156,8 +157,8 @@ func (c *Cluster) address(addr netip.Addr) *End {
 	return e
 }
 
-// asNodeOf returns e as a node if its address is one of the node of a pod, by the status of
-// the pod.
+// asNodeOf returns e as a node if the status of the pod has the address of e as an address of
+// the pod's host. Otherwise it returns e unchanged.
 func (e *End) asNodeOf(pod *End) *End {
 	if e.Pod != nil || e.Node || pod.Pod == nil || !slices.Contains(pod.Pod.Hosts, e.Addrs[0]) {
 		return e
@@ -167,8 +168,8 @@ func (e *End) asNodeOf(pod *End) *End {
 	return &node
 }
 
-// podEnd returns a pod with its addresses. Whether the pod owns them is decided by the
-// snapshot.
+// podEnd returns a pod with its addresses. It returns an error if one of them has another owner
+// in the snapshot.
 func (c *Cluster) podEnd(name string, pod *policy.Pod) (*End, error) {
 	e := &End{Name: name, Pod: pod}
 	if pod.HostNetwork {
@@ -225,7 +226,8 @@ func (c *Cluster) noPod(name string) error {
 	return fmt.Errorf("there is no pod %s: write one of %s, or an IP address", name, some(all, 8, ", "))
 }
 
-// some joins the first n texts.
+// some joins the texts. If there are more than n, it joins the first n and appends the number of
+// the others.
 func some(texts []string, n int, sep string) string {
 	if len(texts) <= n {
 		return strings.Join(texts, sep)

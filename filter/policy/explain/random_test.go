@@ -321,8 +321,8 @@ func agrees(c *explain.Cluster, f explain.Flow, s explain.Side, v filter.Side) e
 	return nil
 }
 
-// tiersAgree checks that the tiers name the rules of the verdict, each with all it needs to
-// match, and at most one tier that decides.
+// tiersAgree checks that the tiers name exactly the rules of the verdict, that none of these
+// rules has a mismatch, and that at most one tier decides.
 func tiersAgree(s explain.Side, v filter.Side) error {
 	decided := 0
 	var named []filter.Rule

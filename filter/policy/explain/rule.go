@@ -14,8 +14,8 @@ import (
 // RuleMatch is the result of matching one rule against a flow.
 type RuleMatch struct {
 	Rule       filter.Rule
-	Peers      string     // the rule's peer that matches the flow, or the one with the lowest Mismatch.score, in words
-	Ports      string     // the ports that the rule allows, in words
+	Peers      string     // in words: the peer of the rule that matches the flow; without a match, the peer with the lowest Mismatch.score
+	Ports      string     // in words: the ports that the rule allows
 	Mismatches []Mismatch // why the rule does not allow the flow; empty if it does
 }
 
@@ -49,8 +49,8 @@ func (r *RuleMatch) mismatches(part string) bool {
 	return false
 }
 
-// rules returns the rules in force that a policy has in a direction. It has none if its
-// subject is malformed or the policy is too large.
+// rules returns the rules of a policy in a direction, if they are in force. A policy whose
+// subject is malformed, or that is too large, has no rules in force.
 func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	p := c.policies[name]
 	switch {
@@ -64,9 +64,9 @@ func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	return []policy.Rule{{Action: policy.Deny}}
 }
 
-// inForce returns an ordered rule as it decides, and whether it does so because of a part
-// that cannot be understood: a rule that does not accept denies all that such a part may
-// mean.
+// inForce returns the form in which an ordered rule decides. The second result reports whether
+// a part of the rule cannot be understood: if the rule does not accept, it then denies
+// everything that the part may mean.
 func inForce(r policy.Rule) (policy.Rule, bool) {
 	if r.Action == policy.Accept {
 		return r, false
@@ -107,7 +107,7 @@ func (c *Cluster) tooLarge(name string) bool {
 func (c *Cluster) match(d filter.Direction, f Flow, name string, index int, rules []policy.Rule) RuleMatch {
 	out := RuleMatch{Rule: filter.Rule{Policy: name, Tier: policy.NetworkPolicy, Direction: d, Action: policy.Accept, Index: index}}
 	if index >= len(rules) {
-		return out // the snapshot was made from different objects
+		return out // the rule is from a snapshot that was made from different objects
 	}
 	p, rule := c.policies[name], rules[index]
 	h := matcher{c: c, namespace: p.Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
@@ -144,10 +144,11 @@ func (c *Cluster) brokenField(r filter.Rule, part string) string {
 	return ""
 }
 
-// problemOf returns a problem of a rule, or nil if the rule has none. It prefers a problem
-// in the given part of the rule. A rule that could not be read as a whole is replaced by a
-// rule with an invalid peer. The problem of such a rule names another field of the rule, or
-// the list of rules.
+// problemOf returns a problem of a rule, or nil if the rule has none. It looks first in the
+// given part of the rule, then in the whole rule, then in the field of the list of rules, such
+// as "spec.ingress". The package sluice/watch/manifests replaces a rule or list that it cannot
+// decode by a rule with an invalid peer. The problem then names the field that it could not
+// decode, not the peer.
 func (c *Cluster) problemOf(r filter.Rule, part string) *policy.Problem {
 	problems := c.problems[r.Policy]
 	for _, at := range []string{part, ruleField(r)} {

@@ -146,7 +146,7 @@ func (s *Side) writeProblems(b *strings.Builder) {
 	}
 }
 
-// ruleTitle names a rule as texts do: `admin/platform rule 2 "to-teams"`.
+// ruleTitle returns the title of a rule in explanations: `admin/platform rule 2 "to-teams"`.
 func ruleTitle(r *filter.Rule) string {
 	text := fmt.Sprintf("%s rule %d", r.PolicyTitle(), r.Index+1)
 	if r.Name != "" {
@@ -159,7 +159,8 @@ func ruleTitle(r *filter.Rule) string {
 // TCP 6379".
 func (r *RuleMatch) matches() string { return r.Peers + ", " + r.Ports }
 
-// writeNearest writes the rules that come nearest, each on a line that begins with indent.
+// writeNearest writes the rules with the fewest mismatches, each on a line that begins with
+// indent.
 func (s *Side) writeNearest(b *strings.Builder, indent string) {
 	for _, r := range s.Nearest {
 		fmt.Fprintf(b, "%s%s ", indent, ruleTitle(&r.Rule))

@@ -70,9 +70,9 @@ func (c *Cluster) selects(p *policy.Policy, pod *policy.Pod) bool {
 	return p.Subject.Namespace == pod.Namespace
 }
 
-// steps returns what each tier did with a flow from or to the pod at e, in order. It leaves
-// out tiers without a policy for the pod, except that of NetworkPolicies if there are
-// ordered rules around it.
+// steps returns what each tier did with a flow from or to the pod at e, in order. It leaves out
+// tiers without a policy for the pod. It keeps the tier NetworkPolicy if that tier was
+// evaluated and ordered rules exist for the pod.
 func (c *Cluster) steps(d filter.Direction, f Flow, e *policy.Endpoint, given filter.Side) []Step {
 	pod := c.pods[e.String()]
 	var steps []Step
@@ -97,8 +97,9 @@ func (c *Cluster) steps(d filter.Direction, f Flow, e *policy.Endpoint, given fi
 	})
 }
 
-// judge sets the result of the tier in a verdict, and returns the rule that caused it.
-// decided reports whether an earlier tier has decided.
+// judge sets the result of the tier from one side of the verdict, and returns the rule that
+// caused it. *decided is true if an earlier tier has decided; judge sets it if this tier
+// decides.
 func (s *Step) judge(given filter.Side, decided *bool) *filter.Rule {
 	rule := given.Rule
 	if rule != nil && rule.Tier != s.Tier {
@@ -143,8 +144,9 @@ func (s *Side) ordered() bool {
 	return slices.ContainsFunc(s.Tiers, func(t Step) bool { return t.Tier != policy.NetworkPolicy })
 }
 
-// nearestOrdered returns the rules of the tier that denies the flow which do not deny: those
-// before the rule that denies it, which do not match, and the first after it that matches.
+// nearestOrdered returns rules that do not deny, from the tier that denies the flow. before has
+// those that precede the rule that denies the flow; they do not match. late is the first rule
+// after it that matches.
 func (c *Cluster) nearestOrdered(s *Side, f Flow, t *Step) (before []RuleMatch, late *RuleMatch) {
 	decider := t.Rule.Rule
 	past := false

@@ -196,7 +196,7 @@ allow (own-node): default/db (10.0.0.1) to 192.0.2.1 (node of default/db), TCP 8
 	}
 }
 
-// The text of a flow from web to db, TCP 80, or to outside, contains the texts.
+// The explanation of a flow contains the wanted texts.
 func TestOrderedWords(t *testing.T) {
 	all, everyPod := labels.Everything(), pods("")
 	full := make([]policy.Rule, 25)
@@ -209,11 +209,17 @@ func TestOrderedWords(t *testing.T) {
 	closed := clusterPolicy("x", policy.Admin, 3, all, ingress(rule("", policy.Accept, everyPod)))
 	closed.Subject.Malformed = true
 	closed.Problems = []policy.Problem{{Policy: closed.Ref, Field: "spec.subject", Detail: "it has no field", Hint: "write pods"}}
+	// The problem of the rule that denies is beyond those that are reported one by one.
+	many := clusterPolicy("x", policy.Admin, 3, all, ingress(policy.Rule{Action: policy.Deny}))
+	many.Problems = []policy.Problem{{Policy: many.Ref, Field: "spec.egress[0].action", Detail: "it is no action", Hint: "write Accept"}, {Policy: many.Ref, Field: "spec", Detail: "it has 3 more problems"}}
 	for name, tt := range map[string]struct {
 		policy *policy.Policy
 		flow   string
 		want   []string
 	}{
+		"many problems": {many, "web db tcp 80", []string{
+			"to allow the ingress: first correct spec.egress[0].action of ClusterNetworkPolicy x: write Accept\n",
+		}},
 		"no note about the own node": {clusterPolicy("x", policy.Admin, 3, all, egress(rule("", policy.Deny, networks("169.254.0.0/16")))), "web 169.254.20.10 tcp 53", []string{
 			"  ingress: 169.254.20.10 is not a pod, so no policy isolates it\nto allow the egress: add before",
 		}},

@@ -64,7 +64,8 @@ func AppendAddr(list []netip.Addr, text string) []netip.Addr {
 }
 
 // ports lists the ports of the containers, then those of the sidecars: the order in which
-// Kubernetes looks up port names for Services. It leaves out init containers that end.
+// Kubernetes looks up port names for Services. It leaves out the init containers that end before
+// the containers start.
 func ports(spec *corev1.PodSpec) (found []policy.NamedPort) {
 	add := func(c *corev1.Container) {
 		for i := range c.Ports {

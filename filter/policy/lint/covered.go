@@ -29,7 +29,7 @@ func (l *linter) exceptions(p *lintPolicy, r *rule) {
 	}
 }
 
-// hostBits reports CIDRs with host bits, which the API ignores.
+// hostBits reports CIDRs with host bits. NetworkPolicy ignores these bits.
 func (l *linter) hostBits(p *lintPolicy, r *rule) {
 	for _, x := range r.peers {
 		if x.block == nil || x.block.written == nil {
@@ -67,7 +67,7 @@ func (l *linter) covered(p *lintPolicy, r *rule) {
 				continue
 			}
 			if r.covers(by) && within(o.subject, p.subject) && (p.text < o.text || p == o && r.index < by.index) {
-				continue // the rules cover each other: report only the other one
+				continue // the rules cover each other: report by, which comes later, but not r
 			}
 			whose := "this policy"
 			if o != p {

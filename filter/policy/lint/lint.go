@@ -33,6 +33,7 @@ const (
 	SamePriority = "same-priority" // policies of a tier whose order the API leaves open
 	Shadowed     = "shadowed"      // a rule that never decides, because an earlier one does
 	Unreachable  = "unreachable"   // rules of the tier Baseline for pods that are all isolated
+	DenyWith     = "deny-with"     // an unknown value of the annotation sluice/deny-with
 	Names        = "names"         // domain names, which are not supported
 )
 
@@ -75,6 +76,11 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.N
 	store := policy.NewStore()
 	for _, o := range namespaces {
 		l.namespaces[o.Name] = newNamespace(o.Name, o.Labels)
+		if _, known := policy.ReadDenial(o.Annotations); !known {
+			l.findings = append(l.findings, Finding{
+				DenyWith, "Namespace " + o.Name, policy.DenyWithField, policy.DenyWithDetail(o.Annotations[policy.DenyWithAnnotation]), policy.DenyWithHint,
+			})
+		}
 	}
 	for _, o := range pods {
 		l.addPod(o)
@@ -89,8 +95,11 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.N
 	store.Commit() // so that Problems includes the policies that are too large
 	for _, p := range store.Problems() {
 		check := Invalid
-		if strings.HasSuffix(p.Field, ".domainNames") {
+		switch {
+		case strings.HasSuffix(p.Field, ".domainNames"):
 			check = Names
+		case p.Field == policy.DenyWithField:
+			check = DenyWith
 		}
 		l.findings = append(l.findings, Finding{check, p.Policy.Object(), p.Field, p.Detail, p.Hint})
 	}

@@ -14,13 +14,14 @@ import (
 )
 
 // orderedRule prepares a rule of the tier Admin or Baseline. Each network of a peer becomes
-// a peer of its own.
+// a peer of its own. A rule without peers is not whole: it is the closed form of one that
+// cannot be understood.
 func (p *lintPolicy) orderedRule(d filter.Direction, index int, o policy.Rule) rule {
 	list := "from"
 	if d == filter.Egress {
 		list = "to"
 	}
-	r := rule{field: fmt.Sprintf("spec.%s[%d]", d, index), index: index, direction: d, name: o.Name, action: o.Action, anyPort: len(o.Ports) == 0, whole: true}
+	r := rule{field: fmt.Sprintf("spec.%s[%d]", d, index), index: index, direction: d, name: o.Name, action: o.Action, anyPort: len(o.Ports) == 0, whole: len(o.Peers) > 0}
 	for i := range o.Peers {
 		found, whole := orderedPeers(&o.Peers[i], fmt.Sprintf("%s.%s[%d]", r.field, list, i))
 		r.peers, r.whole = append(r.peers, found...), r.whole && whole
@@ -28,7 +29,8 @@ func (p *lintPolicy) orderedRule(d filter.Direction, index int, o policy.Rule) r
 	r.anyone = len(o.Peers) == 0 || r.everywhere()
 	item := -1
 	for _, x := range o.Ports {
-		// A named port stands for one port of each protocol, TCP first.
+		// o.Ports has a named port once for each protocol, TCP first; the three are one item of
+		// the field "protocols".
 		if x.Name == "" || x.Protocol == filter.TCP {
 			item++
 		}
@@ -41,7 +43,8 @@ func (p *lintPolicy) orderedRule(d filter.Direction, index int, o policy.Rule) r
 	return r
 }
 
-// orderedPeers prepares a peer. whole is false if a part of it matches nothing.
+// orderedPeers prepares a peer of an ordered rule. whole is false if a part of the peer matches
+// nothing.
 func orderedPeers(o *policy.Peer, field string) (peers []peer, whole bool) {
 	switch {
 	case o.Malformed != "" || len(o.Names) > 0:
@@ -91,7 +94,8 @@ func (l *linter) orderedSubjectMatches(p *lintPolicy) {
 	}
 }
 
-// nodesMatch reports peers that are nodes and match none, if nodes are known.
+// nodesMatch reports selectors of nodes that match no node. Without any known nodes, it reports
+// nothing.
 func (l *linter) nodesMatch(p *lintPolicy) {
 	if len(l.nodes) == 0 {
 		return
@@ -116,11 +120,12 @@ func (p *lintPolicy) after(o *lintPolicy) bool {
 	return cmp.Or(cmp.Compare(o.Tier, p.Tier), cmp.Compare(o.Priority, p.Priority), cmp.Compare(o.text, p.text)) < 0
 }
 
-// priority reports a policy that has the priority of another one in its tier, if both have
-// pods in common and their order matters. The one with the later name is reported.
+// priority reports p if another policy of its tier has the same priority and an earlier name,
+// both select the same pod, and their order matters. Negative priorities are those of policies
+// whose place in the order cannot be understood.
 func (l *linter) priority(p *lintPolicy) {
 	for _, o := range l.policies {
-		if !p.ordered() || o.Tier != p.Tier || o.Priority != p.Priority || o.text >= p.text || !p.conflicts(o) {
+		if !p.ordered() || p.Priority < 0 || o.Tier != p.Tier || o.Priority != p.Priority || o.text >= p.text || !p.conflicts(o) {
 			continue
 		}
 		common, found := l.common(p, o)
@@ -146,8 +151,9 @@ func (p *lintPolicy) conflicts(o *lintPolicy) bool {
 	return false
 }
 
-// common describes the pods that two policies select, and returns false if there are none.
-// Without pods, the policies have some in common if one subject contains the other.
+// common describes the pods that both policies select. The second result is false if there are
+// none. If the linter has no pods, it is true if the subject of one policy contains that of the
+// other.
 func (l *linter) common(p, o *lintPolicy) (string, bool) {
 	if p.subject == nil || o.subject == nil {
 		return "", false
@@ -176,7 +182,8 @@ func (l *linter) subjectsWithin(p, o *lintPolicy) bool {
 	return o.spaces.Matches(l.namespace(p.namespace).labels)
 }
 
-// namespace returns a namespace that may not be among the given ones.
+// namespace returns the namespace with a name. If the objects do not include it, the result has
+// only the label with its name.
 func (l *linter) namespace(name string) *namespace {
 	if ns := l.namespaces[name]; ns != nil {
 		return ns
@@ -185,7 +192,8 @@ func (l *linter) namespace(name string) *namespace {
 }
 
 // shadowed reports a rule that never decides, because an earlier rule matches all that it
-// matches. Rules of NetworkPolicies have no order: only the tier Admin comes before them.
+// matches. Rules of NetworkPolicies have no order among themselves: only rules of the tier
+// Admin come before them.
 func (l *linter) shadowed(p *lintPolicy, r *rule) {
 	if !r.whole {
 		return
@@ -211,7 +219,8 @@ func (l *linter) shadowed(p *lintPolicy, r *rule) {
 	}
 }
 
-// shadow reports that the rule by of o decides in the place of r.
+// shadow reports that r, a rule of p, never decides, because the rule by of the policy o comes
+// first and matches all that r matches.
 func (l *linter) shadow(p *lintPolicy, r *rule, o *lintPolicy, by *rule) {
 	whose := filter.Rule{Policy: o.text, Tier: o.Tier}
 	title := fmt.Sprintf("%s rule %d", whose.PolicyTitle(), by.index+1)
@@ -249,8 +258,9 @@ func (l *linter) inOrder() []*lintPolicy {
 	return l.order
 }
 
-// covers reports whether an ordered rule matches all that the rule r of p matches. The own
-// namespace of a NetworkPolicy counts with all its labels.
+// covers reports whether the ordered rule "by" matches all that the rule r of p matches. If a
+// peer of a NetworkPolicy means the policy's own namespace, covers compares all labels of this
+// namespace.
 func (l *linter) covers(by, r *rule, p *lintPolicy) bool {
 	mine := *r
 	mine.peers = slices.Clone(r.peers)

@@ -28,6 +28,12 @@ func TestOrderedFindings(t *testing.T) {
 		"same priority": {[]string{"platform: " + admin + "ingress: [" + fromShop + "]}", "second: " + admin + "ingress: [" + denyPods + "]}"}, []want{
 			{SamePriority, second, "spec.priority", "it has the priority 10 of ClusterNetworkPolicy platform in the tier Admin, and both select pod default/db"},
 		}},
+		"no priority that is understood": {[]string{"platform: {tier: Adm, priority: 10, subject: {namespaces: {}}, ingress: [" + fromShop + "]}", "second: {tier: Adm, priority: 10, subject: {namespaces: {}}, ingress: [" + denyPods + "]}"}, []want{
+			{Invalid, platform, "spec.tier", "write Admin"}, {Invalid, second, "spec.tier", "write Admin"},
+		}},
+		"a rule that is not understood": {[]string{"platform: " + admin + "ingress: [{action: Allow, from: [{namespaces: {}}]}]}", "second: " + baseline + "ingress: [" + fromShop + "]}"}, []want{
+			{Invalid, platform, "spec.ingress[0].action", "write Accept"},
+		}},
 		"a rule twice": {[]string{"platform: " + admin + "ingress: [" + denyShop + ", " + fromShop + "]}"}, []want{
 			{Shadowed, platform, "spec.ingress[1]", `admin/platform rule 1 "shop" denies everything that it matches, and comes first`},
 		}},

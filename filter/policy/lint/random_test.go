@@ -129,8 +129,8 @@ func objectOf(r filter.Rule, policies []*policy.Policy) string {
 	return ""
 }
 
-// decidingRules returns the rules that decide about some flow between the pods, or from or to
-// an address outside, or pass one on.
+// decidingRules returns the rules that decide about a flow between two pods, or between a pod
+// and an address outside, and the rules that pass such a flow on.
 func decidingRules(s *policy.Snapshot) []filter.Rule {
 	found := make(map[filter.Rule]bool)
 	for i := range byte(8) {

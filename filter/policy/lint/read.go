@@ -84,8 +84,8 @@ type rule struct {
 // peer is one item of a "from" or "to" list: a block, or selectors.
 type peer struct {
 	field     string
-	namespace labels.Selector // selects namespaces; if own is set, only the policy's namespace, by its name label
-	own       bool
+	namespace labels.Selector // selects namespaces
+	own       bool            // namespace selects only the policy's namespace, by its name label
 	pods      labels.Selector
 	block     *block
 	nodes     labels.Selector

@@ -186,9 +186,9 @@ func (l *linter) knownNamespaces() string {
 }
 
 // portNames reports each named port of a rule that no destination pod of the rule has. It
-// skips a rule without a destination pod, because matches reports the selectors of such a
-// rule. It does not skip an egress rule that allows only address blocks: addresses have no
-// port names.
+// skips a rule without a destination pod, because the method matches already reports the
+// selectors of such a rule. For an egress rule that allows only address blocks, it reports
+// every named port, because only pods have port names.
 func (l *linter) portNames(p *lintPolicy, r *rule) {
 	var to []*pod
 	for _, o := range l.pods {
@@ -224,8 +224,9 @@ func (l *linter) portNames(p *lintPolicy, r *rule) {
 	}
 }
 
-// declared reports whether one of the pods declares a named port of the rule. An ordered
-// rule has one item for all protocols, and so several ports with the same field.
+// declared reports whether one of the pods declares the named port x of the rule. In an ordered
+// rule, r.ports has the port once for each protocol, with the same field, and one of these is
+// enough.
 func (r *rule) declared(x port, to []*pod) bool {
 	return slices.ContainsFunc(to, func(o *pod) bool {
 		return slices.ContainsFunc(r.ports, func(y port) bool { return y.field == x.field && o.ports[portName{y.Name, y.Protocol}] })

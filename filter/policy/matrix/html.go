@@ -32,7 +32,7 @@ type pagePod struct {
 	Addresses []string `json:"addrs"`
 	Egress    []string `json:"egress"`
 	Ingress   []string `json:"ingress"`
-	// The titles of policies with ordered rules that decide about it.
+	// The titles of policies with ordered rules that may decide about the pod.
 	OrderedEgress  []string `json:"orderedEgress,omitempty"`
 	OrderedIngress []string `json:"orderedIngress,omitempty"`
 }

@@ -157,12 +157,14 @@ type Pod struct {
 	Ports     []Port       `json:"ports,omitempty"`
 	Egress    []string     `json:"egressPolicies,omitempty"`  // policies that isolate it
 	Ingress   []string     `json:"ingressPolicies,omitempty"` // policies that isolate it
-	// The policies of the tiers Admin and Baseline that decide about it, in their order.
+	// The policies of the tiers Admin and Baseline that may decide about the pod, in the order
+	// of their evaluation.
 	OrderedEgress  []string `json:"orderedEgressPolicies,omitempty"`
 	OrderedIngress []string `json:"orderedIngressPolicies,omitempty"`
 
 	endpoint *policy.Endpoint
-	// The policies of all tiers that decide about it, by direction, as verdicts name them.
+	// The policies of all tiers that may decide about the pod, by direction. The names are
+	// those that verdicts use.
 	deciding     [2][]string
 	decidingText [2]string
 }

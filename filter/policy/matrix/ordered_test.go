@@ -12,8 +12,8 @@ import (
 	"sluice/filter/policy/matrix"
 )
 
-// The ports of ordered rules split the answer for the ports that no container declares, and
-// the reasons name tier and rule.
+// The ports of ordered rules split the ports that no container declares into several answers.
+// The reasons name the tier and the rule.
 func TestOrderedRules(t *testing.T) {
 	peers := []policy.Peer{{Namespaces: labels.Everything(), Pods: labels.Everything()}}
 	tcp := func(low, high uint16) []policy.PortRange {

@@ -14,7 +14,8 @@ type portSpan struct {
 	low, high uint16 // both 0 for a protocol without ports
 }
 
-// spanKey is the policies of both ends that decide.
+// spanKey holds the names of the policies that decide: for egress at the source, and for ingress
+// at the destination.
 type spanKey struct{ egress, ingress string }
 
 // policyPorts lists the port ranges of each policy, by direction.
@@ -36,11 +37,10 @@ func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
 	return all
 }
 
-// spansBetween splits the ports of each protocol into spans. The policies that count are
-// those that isolate the source (from) for egress or the destination (to) for ingress. A
-// span begins or ends where a numeric port range of these policies begins or ends. So all
-// ports of a span have the same verdict, except ports that a policy names and the
-// destination declares.
+// spansBetween splits the ports of each protocol into spans. It splits where a numeric port
+// range begins or ends in a policy of any tier that decides about the source (from) for egress
+// or the destination (to) for ingress. So all ports of a span have the same verdict, except the
+// numbers of named ports at the destination.
 func (m *Matrix) spansBetween(from, to *Pod) []portSpan {
 	key := spanKey{from.decidingText[filter.Egress], to.decidingText[filter.Ingress]}
 	if spans, ok := m.spans[key]; ok {

@@ -8,7 +8,7 @@ import (
 )
 
 // Name returns the element of names that is most similar to name, ignoring case. It returns
-// false if every element differs from name in more than about a third of the letters.
+// false if the distance to every element is more than 1 + len(name)/3.
 func Name(name string, names []string) (best string, ok bool) {
 	least := 1 + len(name)/3
 	for _, n := range names {
@@ -22,8 +22,8 @@ func Name(name string, names []string) (best string, ok bool) {
 	return best, ok
 }
 
-// distance returns the restricted Damerau-Levenshtein distance: the number of letters to
-// insert, delete, replace or swap with the next one.
+// distance returns the restricted Damerau-Levenshtein distance: the least number of edits that
+// turn a into b. An edit inserts, deletes or replaces a letter, or swaps two adjacent letters.
 func distance(a, b string) int {
 	rows := make([][]int, len(a)+1)
 	for i := range rows {

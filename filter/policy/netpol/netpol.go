@@ -33,9 +33,12 @@ const mostProblems = 20
 // Read converts a NetworkPolicy.
 func Read(o *networkingv1.NetworkPolicy) *policy.Policy {
 	p := readSpec(Ref(o.Namespace, o.Name), &o.Spec)
-	if e, err := encode(o); err == nil { // without a digest, the policy counts as a new version each time
+	e, err := encode(o)
+	if err == nil { // without a digest, the policy counts as a new version each time
 		p.Digest, p.Source = e.Digest, e.Source
 	}
+	e.Form = p
+	e.Annotate(o.Annotations)
 	return p
 }
 
@@ -48,7 +51,7 @@ func ReadAll(objects []*networkingv1.NetworkPolicy) []*policy.Policy {
 	return all
 }
 
-// largeSize bounds the encoded size of policies that Encode reads.
+// largeSize is the largest encoded size, in bytes, of a policy that counts as small in Encode.
 const largeSize = 16 << 10
 
 // Encode encodes a NetworkPolicy for a Store. If the policy is small, Encode also sets
@@ -59,9 +62,11 @@ func Encode(o *networkingv1.NetworkPolicy) policy.Encoded {
 	if err != nil || len(e.Source.Encoded) <= largeSize {
 		e.Form = readSpec(e.Ref, &o.Spec)
 		e.Form.Digest, e.Form.Source = e.Digest, e.Source
+		e.Annotate(o.Annotations)
 		return e
 	}
 	e.Reach = reach(&o.Spec)
+	e.Annotate(o.Annotations)
 	return e
 }
 

@@ -63,8 +63,8 @@ const (
 	maxPprofDuration = 5 * time.Minute
 )
 
-// untilDone extends the deadline of a request by its parameter "seconds", at least by
-// pprofDuration.
+// untilDone sets the deadline of a request so that a profile of pprofDuration or, if that is
+// longer, of the parameter "seconds" can end before.
 func untilDone(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		d := pprofDuration

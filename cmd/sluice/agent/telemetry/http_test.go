@@ -114,7 +114,8 @@ func TestDebugIsForThisMachine(t *testing.T) {
 }
 
 // The agent counts as dead only if packets wait and none is answered for answerTimeout.
-// Packets that it holds on purpose do not count: --hold may be longer.
+// Packets that it holds until their pod is known do not count, because --hold may be longer than
+// answerTimeout.
 func TestLiveness(t *testing.T) {
 	p := &liveness{}
 	s := busyState(t)

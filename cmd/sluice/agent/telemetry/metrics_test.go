@@ -59,7 +59,7 @@ func TestMetrics(t *testing.T) {
 	golden(t, "metrics.txt", []byte(strings.Replace(text, version, "go", 1)))
 }
 
-// An agent that has just started has all series from the beginning, with the value 0.
+// An agent that has just started exports all series, with the value 0.
 func TestMetricsOfANewAgent(t *testing.T) {
 	text := string(gathered(t, &State{Now: noon, Started: noon}))
 	for _, want := range []string{

@@ -191,8 +191,9 @@ func (l limited) Accept() (net.Conn, error) {
 	}
 }
 
-// tcpSlots separates callers on this node from others. Callers on this node connect from
-// loopback, or from the address to which they connect.
+// tcpSlots returns a function for limited.slotsOf. The function selects the slots of node for
+// callers on this node, and those of others for all other callers. Callers on this node connect
+// from loopback, or from the address to which they connect.
 func tcpSlots(node, others *slots) func(net.Conn) (*slots, netip.Addr) {
 	return func(c net.Conn) (*slots, netip.Addr) {
 		from, to := addrOf(c.RemoteAddr()), addrOf(c.LocalAddr())
@@ -236,7 +237,7 @@ type Connections struct {
 	Displaced uint64 // closed to make room for others
 }
 
-// displacedInterval is the time between two checks for displaced connections.
+// displacedInterval is the time between two checks of the counter of displaced connections.
 const displacedInterval = time.Minute
 
 func connections(all []*slots) (c Connections) {

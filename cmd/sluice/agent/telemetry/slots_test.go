@@ -135,9 +135,9 @@ func withServer(t *testing.T, handler http.Handler, f func(dial func() net.Conn)
 	})
 }
 
-// timeToClose sends text and reads until the server closes the connection. It returns the time
-// that this takes. If reads is false, it reads nothing for an hour, then checks that the server
-// has cut off the answer, and returns 0.
+// timeToClose sends text, reads until the server closes the connection, and returns how long
+// that takes. If reads is false, it waits for an hour of simulated time without reading, checks
+// that the server has cut off the answer, and returns 0.
 func timeToClose(t *testing.T, c net.Conn, text string, reads bool) time.Duration {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {

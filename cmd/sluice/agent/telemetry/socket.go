@@ -20,15 +20,15 @@ import (
 // DefaultSocket is the path of the socket for sluice status.
 const DefaultSocket = "/run/sluice/sluice.sock"
 
-// occupant is the process that may listen on the socket's path.
+// occupant is the kind of process that may already listen on the socket's path.
 type occupant uint8
 
 const (
-	stranger    occupant = iota // a process that keeps the path while it listens
-	predecessor                 // an agent that has yielded to this one; this agent may take the path
+	stranger    occupant = iota // any other process: this agent must not take the path while it listens
+	predecessor                 // the agent that has yielded to this agent, which may take the path at once
 )
 
-// occupant returns predecessor if this agent has taken over, otherwise stranger.
+// occupant returns predecessor if this agent has taken over from another, otherwise stranger.
 func (o Options) occupant() occupant {
 	if o.TookOver() {
 		return predecessor

@@ -216,7 +216,7 @@ func TestHandOverOutlivesTheSocket(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	answered(t, path) // on the new socket
+	answered(t, path) // on the socket with which the agent has replaced the deleted one
 	select {
 	case <-ended:
 		t.Error("the request ended with the socket")
@@ -265,7 +265,7 @@ func TestServeWaitsForItsAddress(t *testing.T) {
 	}
 }
 
-// lines collects a log. It closes the channel first when the log gets its first line.
+// lines collects a log. With the first line of the log, it closes the channel in its field first.
 type lines struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -286,8 +286,9 @@ func (l *lines) String() string {
 	return l.text.String()
 }
 
-// If the agent cannot listen on an address, it warns and reports a problem only after
-// listenTimeout, even if the reason changes meanwhile. The problem ends when the agent listens.
+// After an agent has failed to listen on an address for listenTimeout, it logs one warning and
+// reports a problem, even if the reason changes meanwhile. The problem ends when the agent
+// listens. Shorter failures cause neither.
 func TestBindingFailsForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logged := &lines{first: make(chan struct{})}
@@ -325,7 +326,8 @@ func TestBindingFailsForLong(t *testing.T) {
 	})
 }
 
-// An address that another process uses is a problem after listenTimeout.
+// The agent reports a problem if another process uses its address for longer than
+// listenTimeout.
 func TestServeReportsAddressInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")

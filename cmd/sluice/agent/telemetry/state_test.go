@@ -24,7 +24,8 @@ import (
 var noon = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
 
 // snapshot returns a snapshot of two pods, a NetworkPolicy that isolates one of them in
-// ingress, and ClusterNetworkPolicies for both: one Admin and two Baseline.
+// ingress, and three ClusterNetworkPolicies for both: one of the tier Admin and two of
+// Baseline.
 func snapshot(t *testing.T) *policy.Snapshot {
 	t.Helper()
 	w := policy.NewStore()
@@ -106,9 +107,11 @@ func TestUnready(t *testing.T) {
 		"well":             {func(*State) {}, ""},
 		"no list":          {func(s *State) { s.Ready, s.Watches[1].Synced = time.Time{}, false }, "the list of NetworkPolicies has not been read yet"},
 		"no list, and why": {func(s *State) { s.Ready, s.Watches[0] = time.Time{}, Watch{Kind: "Pod", Broken: "refused"} }, "the list of Pods has not been read yet: refused"},
-		"no rules":         {func(s *State) { s.Ready = time.Time{} }, "the rules are not in place yet"},
-		"rules are lost":   {func(s *State) { s.Failing = []string{"mangle: locked"} }, "rules cannot be kept: mangle: locked"},
-		"away for a bit":   {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-watchTimeout) }, ""},
+		"a list is missing": {func(s *State) { s.Watches[2].Synced, s.Watches[2].Broken, s.Watches[2].Since = false, "refused", noon },
+			"the list of ClusterNetworkPolicies has not been read yet: refused"},
+		"no rules":       {func(s *State) { s.Ready = time.Time{} }, "the rules are not in place yet"},
+		"rules are lost": {func(s *State) { s.Failing = []string{"mangle: locked"} }, "rules cannot be kept: mangle: locked"},
+		"away for a bit": {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-watchTimeout) }, ""},
 		"away for long": {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-watchTimeout-time.Second) },
 			"the watch of Pods has been broken since 2024-05-01T11:58:59Z: gone"},
 	} {

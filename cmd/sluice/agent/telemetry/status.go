@@ -74,9 +74,9 @@ type Packets struct {
 	Denied          uint64            `json:"denied"`
 	Reasons         map[string]uint64 `json:"reasons"`         // verdicts by reason
 	Waiting         int               `json:"waiting"`         // in the queues now
-	Held            uint64            `json:"held"`            // held until their pod was known
-	Expired         uint64            `json:"expired"`         // held, but their pod did not become known in time
-	Refused         uint64            `json:"refused"`         // denied, because the table of held packets was full: they got no place, or lost it to a packet of another sender
+	Held            uint64            `json:"held"`            // held because their pod was not known, including those that expired
+	Expired         uint64            `json:"expired"`         // held for the longest time, but their pod did not become known
+	Refused         uint64            `json:"refused"`         // not held, or displaced by a packet of another sender, because the table of held packets was full
 	Dropped         uint64            `json:"dropped"`         // dropped by the kernel, because a queue was full
 	Overflow        uint64            `json:"overflow"`        // judged in the overflow queue, because their source was over its limit
 	OverflowDropped uint64            `json:"overflowDropped"` // dropped by the kernel, because the overflow queue was full
@@ -88,11 +88,11 @@ type Packets struct {
 // Forged counts the frames that were dropped because their source is missing or wrong, or
 // because no policy can be applied to them.
 type Forged struct {
-	Rules   uint64            `json:"rules"`             // dropped by iptables: the source is this node or the destination
-	Reasons map[string]uint64 `json:"reasons,omitempty"` // dropped at interfaces, by reason
-	Guarded bool              `json:"guarded"`           // pods' interfaces are guarded
-	Ports   int               `json:"ports"`             // interfaces whose pod is known
-	Unknown int               `json:"unknown"`           // interfaces whose pod is not known
+	Rules   uint64            `json:"rules"`             // dropped by iptables: the source address is this node's, or equals the destination
+	Reasons map[string]uint64 `json:"reasons,omitempty"` // dropped by the guard at pods' interfaces, by reason
+	Guarded bool              `json:"guarded"`           // the guard checks frames at pods' interfaces
+	Ports   int               `json:"ports"`             // guarded interfaces whose pod is known
+	Unknown int               `json:"unknown"`           // guarded interfaces whose pod is not known
 }
 
 func (f Forged) text() string {

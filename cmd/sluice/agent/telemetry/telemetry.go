@@ -52,11 +52,11 @@ type State struct {
 	Watches []Watch
 	Failing []string // tables in which the rules cannot be kept in place, each with the reason
 	Reduced []string // tables in which the rules lack a part, each with the reason
-	// Bypassed lists the kernel settings that let packets bypass iptables, if they make the
-	// agent unready.
+	// Bypassed lists those kernel settings that let packets bypass iptables and make the agent
+	// unready.
 	Bypassed       []string
 	SysctlProblems int // number of settings that let packets bypass iptables, whether or not they make the agent unready
-	PodsOutside    int // number of addresses of this node's pods outside of all pod ranges
+	PodsOutside    int // number of addresses outside of all pod ranges that belong to this node's pods
 	Problems       []Problem
 	NotRead        string // objects that the agent does not read, but that may change what is allowed
 }
@@ -109,12 +109,12 @@ const watchTimeout = time.Minute
 
 // Unready returns the reason why the agent is not ready; empty if it is ready.
 func (s *State) Unready() string {
-	if s.Ready.IsZero() {
-		for _, w := range s.Watches {
-			if !w.Synced {
-				return fmt.Sprintf("the list of %s has not been read yet%s", plural(w.Kind), because(w.Broken))
-			}
+	for _, w := range s.Watches {
+		if !w.Synced { // also after a start without an optional kind
+			return fmt.Sprintf("the list of %s has not been read yet%s", plural(w.Kind), because(w.Broken))
 		}
+	}
+	if s.Ready.IsZero() {
 		return "the rules are not in place yet"
 	}
 	for _, table := range s.Failing {

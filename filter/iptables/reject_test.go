@@ -1,0 +1,215 @@
+package iptables
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func rejectOptions() Options {
+	o := pinnedOptions()
+	o.Guarded, o.NodeSources, o.Reject = true, nodeSources, true
+	o.LaterPin, o.RejectPin = "/pins/later", "/pins/reject"
+	return o
+}
+
+func TestWantedTextWithReject(t *testing.T) {
+	o := rejectOptions()
+	for f, file := range map[Family]string{IPv4: "testdata/ipv4-reject.txt", IPv6: "testdata/ipv6-reject.txt"} {
+		if os.Getenv("SLUICE_UPDATE_GOLDEN") != "" {
+			if err := os.WriteFile(file, []byte(o.Wanted(f)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := o.Wanted(f); got != string(want) {
+			t.Errorf("%s: the rules are\n%s\nand should be\n%s", f, got, want)
+		}
+	}
+}
+
+// Without Reject, the programs for it and the table filter are not mentioned.
+func TestWantedTextWithoutReject(t *testing.T) {
+	o := rejectOptions()
+	o.Reject = false
+	with := o
+	with.LaterPin, with.RejectPin = "", ""
+	for _, f := range Families {
+		if got := o.Wanted(f); got != with.Wanted(f) || strings.Contains(got, "FORWARD") || strings.Contains(got, "filter") {
+			t.Errorf("%s: the rules are\n%s", f, got)
+		}
+	}
+}
+
+// In every chain that can queue, each packet that an agent has marked leaves before the queue: a
+// packet that is queued again would be marked again, and so on.
+func TestMarkedPacketsAreNotQueued(t *testing.T) {
+	o := rejectOptions()
+	for _, f := range Families {
+		for name, rules := range o.chains(f) {
+			queue := slices.IndexFunc(rules, func(r string) bool { return strings.Contains(r, "NFQUEUE") })
+			if queue < 0 {
+				continue
+			}
+			for _, mark := range []string{" -m mark --mark 0x10/0x10 ", " -m mark --mark 0x20/0x20 "} {
+				if at := slices.IndexFunc(rules, func(r string) bool { return strings.Contains(r, mark) }); at < 0 || at > queue {
+					t.Errorf("%s %s: packets with%sare queued:\n%s", f, name, mark, strings.Join(rules, "\n"))
+				}
+			}
+		}
+	}
+}
+
+// managedReject is a Manager of fakes with a table filter, in which another program has rules.
+type managedReject struct {
+	*managed
+	filter *Fake
+}
+
+const foreignFilter = "*filter\n:KUBE-FORWARD - [0:0]\n-A KUBE-FORWARD -j RETURN\n-A FORWARD -j KUBE-FORWARD\n-A INPUT -s 192.0.2.1/32 -j DROP\nCOMMIT"
+
+func newManagedReject(t *testing.T, opts Options) *managedReject {
+	t.Helper()
+	m := newManaged(t, opts)
+	_, filter := m.v4.WithFilter()
+	m.v6.WithFilter()
+	m.Manager = New(opts, []Table{m.v4, m.v6}, nil)
+	m.restore(filter, foreignFilter)
+	return &managedReject{m, filter}
+}
+
+func (m *managedReject) set(reject bool) {
+	m.t.Helper()
+	if err := m.SetReject(m.t.Context(), reject); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// The rules that reject exist while Reject is set. Run restores them, and other programs' rules
+// stay.
+func TestSetReject(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManagedReject(t, Defaults)
+		clean := m.filter.Dump()
+		rejects := func() bool {
+			t.Helper()
+			mangle, filter := m.v4.Dump(), m.filter.Dump()
+			forward := strings.Contains(mangle, "-A FORWARD -j SLUICE-FORWARD\n-A FORWARD -s 192.0.2.1/32 -j DROP\n")
+			jumps := strings.Contains(filter, "-A FORWARD -j SLUICE-REJECT\n-A FORWARD -j KUBE-FORWARD\n") && strings.Contains(filter, "-A INPUT -j SLUICE-REJECT\n-A INPUT -s")
+			if forward != jumps || jumps != strings.Contains(filter, "REJECT --reject-with tcp-reset") || m.Rejects() != jumps {
+				t.Errorf("some rules that reject are missing (Rejects: %t):\n%s%s", m.Rejects(), mangle, filter)
+			}
+			if !jumps && filter != clean {
+				t.Errorf("the table filter is\n%s\nand was\n%s", filter, clean)
+			}
+			return jumps
+		}
+		m.apply()
+		if rejects() {
+			t.Error("rejects without being told to")
+		}
+		reads := m.filter.Reads()
+		m.run()
+		time.Sleep(5 * checkInterval)
+		if m.filter.Reads() != reads {
+			t.Error("the table filter is read although nothing is rejected")
+		}
+		for range 2 {
+			m.set(true)
+			if !rejects() {
+				t.Error("does not reject")
+			}
+			for _, theirs := range []string{"-F FORWARD\n-A FORWARD -j KUBE-FORWARD", "-F SLUICE-REJECT", "-D INPUT -j SLUICE-REJECT"} {
+				m.managed.restore(m.filter, "*filter\n"+theirs+"\nCOMMIT")
+				time.Sleep(2 * checkInterval)
+				if !rejects() {
+					t.Errorf("not restored after %q", theirs)
+				}
+			}
+			writes := m.filter.Writes()
+			m.set(true)
+			if m.filter.Writes() != writes {
+				t.Error("the right rules were written again")
+			}
+			m.set(false)
+			if rejects() {
+				t.Error("still rejects")
+			}
+		}
+		m.set(true)
+		if err := m.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if m.Rejects() || m.filter.Dump() != clean {
+			t.Errorf("after Remove (Rejects: %t):\n%s", m.Rejects(), m.filter.Dump())
+		}
+	})
+}
+
+// Packets are dropped while the table filter cannot be written: no rule marks them then.
+func TestRejectWithoutFilter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManagedReject(t, rejectOptions())
+		m.filter.Break(errors.New("it belongs to a process"))
+		m.apply()
+		if less, because := m.Lacks(); less != (Less{Reject: true}) || !strings.Contains(because, "belongs to a process") {
+			t.Errorf("lacks %+v because %q", less, because)
+		}
+		if dump := m.v4.Dump(); m.Rejects() || strings.Contains(dump, "FORWARD -j SLUICE") || strings.Contains(dump, "/pins/reject") || !strings.Contains(dump, "-j NFQUEUE") {
+			t.Errorf("Rejects: %t, and the rules are\n%s", m.Rejects(), dump)
+		}
+		m.run()
+		m.filter.Break(nil)
+		time.Sleep(2 * completeInterval)
+		if less, _ := m.Lacks(); less != (Less{}) || !m.Rejects() || !strings.Contains(m.v4.Dump(), "/pins/reject") {
+			t.Errorf("lacks %+v although the table can be written; Rejects: %t", less, m.Rejects())
+		}
+		m.filter.Break(errors.New("it belongs to a process again"))
+		time.Sleep(2 * checkInterval)
+		if less, _ := m.Lacks(); m.Rejects() || less != (Less{Reject: true}) || strings.Contains(m.v4.Dump(), "/pins/reject") {
+			t.Errorf("lacks %+v, Rejects: %t", less, m.Rejects())
+		}
+		if err := m.SetReject(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		if less, _ := m.Lacks(); less != (Less{}) {
+			t.Errorf("lacks %+v, which is not wanted", less)
+		}
+	})
+}
+
+// An agent that does not reject removes what an earlier one has left.
+func TestRejectOfEarlierAgent(t *testing.T) {
+	earlier := newManagedReject(t, rejectOptions())
+	clean := earlier.filter.Dump()
+	earlier.apply()
+	m := New(Defaults, []Table{earlier.v4, earlier.v6}, nil)
+	if err := m.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := earlier.filter.Dump(); got != clean {
+		t.Errorf("left in the table filter:\n%s", got)
+	}
+	if got := earlier.v4.Dump(); strings.Contains(got, "SLUICE-FORWARD") {
+		t.Errorf("left in mangle:\n%s", got)
+	}
+}
+
+// During a pause, packets of FORWARD are not queued either.
+func TestPausedForward(t *testing.T) {
+	for _, f := range Families {
+		for packets, last := range map[Unqueued]string{PassUnqueued: "RETURN", DropUnqueued: "DROP"} {
+			rules := rejectOptions().paused(f, packets)[forwardChain]
+			if count(rules, "NFQUEUE") != 0 || rules[len(rules)-1] != "-A SLUICE-FORWARD -j "+last {
+				t.Errorf("%s: during a pause the chain is\n%s", f, strings.Join(rules, "\n"))
+			}
+		}
+	}
+}

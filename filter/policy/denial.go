@@ -1,0 +1,171 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"fmt"
+
+	"sluice/filter"
+)
+
+// A packet is denied as the policy says that denies it; otherwise as the namespace of the pod
+// says whose policies deny it; otherwise as the node's default says. If no rule decides, the
+// policies that isolate the pod count, and drop prevails among them.
+
+// DenyWithAnnotation is the annotation of a policy or a namespace with the way in which packets
+// are denied: drop or reject.
+const DenyWithAnnotation = "sluice/deny-with"
+
+// ReadDenial reads DenyWithAnnotation. Another value than drop and reject counts as unset, and
+// known is false.
+func ReadDenial(annotations map[string]string) (d filter.Denial, known bool) {
+	text, has := annotations[DenyWithAnnotation]
+	if !has {
+		return filter.DenialUnset, true
+	}
+	return filter.ParseDenial(text)
+}
+
+// The texts about an unknown value of DenyWithAnnotation.
+const (
+	DenyWithField = `metadata.annotations["` + DenyWithAnnotation + `"]`
+	DenyWithHint  = "write drop or reject"
+)
+
+// DenyWithDetail says what is wrong with a value of DenyWithAnnotation.
+func DenyWithDetail(value string) string {
+	return fmt.Sprintf("%q is not a way to deny packets, and has no effect", value)
+}
+
+// Annotate sets how the policy denies packets, from the annotations of its object. An unknown
+// value is a problem.
+func (p *Policy) Annotate(annotations map[string]string) {
+	d, known := ReadDenial(annotations)
+	p.Denial = d
+	if !known {
+		p.Problems = append(p.Problems, Problem{Policy: p.Ref, Field: DenyWithField, Detail: DenyWithDetail(annotations[DenyWithAnnotation]), Hint: DenyWithHint})
+	}
+}
+
+// Annotate makes a policy that is read from Source have what Policy.Annotate sets, and its
+// digest depend on that.
+func (e *Encoded) Annotate(annotations map[string]string) {
+	text, has := annotations[DenyWithAnnotation]
+	if !has {
+		return
+	}
+	kept := map[string]string{DenyWithAnnotation: text}
+	if read := e.Source.Read; read != nil {
+		digest := sha256.Sum256(append(e.Digest[:], text...))
+		source := Source{Encoded: e.Source.Encoded}
+		source.Read = func(ref Ref, encoded []byte) (*Policy, error) {
+			p, err := read(ref, encoded)
+			if err != nil {
+				return nil, err
+			}
+			p.Annotate(kept)
+			p.Digest, p.Source = digest, source
+			return p, nil
+		}
+		e.Digest, e.Source = digest, source
+	}
+	if e.Form != nil {
+		e.Form.Annotate(kept)
+		e.Form.Digest, e.Form.Source = e.Digest, e.Source
+	}
+}
+
+// SetDenial sets how this node denies packets if neither policy nor namespace says. Call it
+// before the first Commit.
+func (w *Store) SetDenial(d filter.Denial) { w.denial = d }
+
+// SetNamespaceDenial sets how packets are denied by policies in a known namespace that do not
+// say it themselves.
+func (w *Store) SetNamespaceDenial(name string, d filter.Denial) {
+	ns := w.namespaces[name]
+	if ns == nil || ns.denial == d {
+		return
+	}
+	w.countDenial(ns.denial, -1)
+	w.countDenial(d, 1)
+	ns.denial = d
+	for k := range ns.identities.all.all() {
+		for _, p := range k.pods {
+			w.dirty(p)
+		}
+	}
+}
+
+// countDenial counts the policies and namespaces that reject.
+func (w *Store) countDenial(d filter.Denial, n int) {
+	if d == filter.DenialReject {
+		w.rejecting += n
+	}
+}
+
+// rejects reports whether packets are rejected that a policy of a pod in the namespace denies
+// without saying how.
+func (w *Store) rejects(ns *namespace) bool { return ns.denial.Or(w.denial) == filter.DenialReject }
+
+// Rejects reports whether some denials may be rejections.
+func (s *Snapshot) Rejects() bool { return s.mayReject }
+
+// denialOf returns how several policies that isolate a pod deny packets.
+func denialOf(policies []*policy) (d filter.Denial) {
+	for _, p := range policies {
+		switch p.denial {
+		case filter.DenialDrop:
+			return filter.DenialDrop
+		case filter.DenialReject:
+			d = filter.DenialReject
+		}
+	}
+	return d
+}
+
+// uniformDenial returns how the rules that deny do it. uniform is false if they differ.
+func (r *ruleSet) uniformDenial() (d filter.Denial, uniform bool) {
+	first := true
+	for _, set := range append([]*ruleSet{r}, r.parts()...) {
+		for _, rule := range set.rules {
+			switch {
+			case rule.Action == Accept || rule.Action == Pass:
+			case first:
+				d, first = rule.Denial, false
+			case rule.Denial != d:
+				return filter.DenialUnset, false
+			}
+		}
+	}
+	return d, true
+}
+
+// ClosedDenial reports whether the packets of an endpoint whose Effect is Closed are rejected.
+// known is false if that depends on the packet.
+func (e *Endpoint) ClosedDenial(d filter.Direction) (rejects, known bool) {
+	l := e.chain(d)
+	if l == nil || l.mixed {
+		return false, false
+	}
+	return e.rejectsBy(l.denial), true
+}
+
+// rejectsBy reports whether packets are rejected that a policy of the endpoint denies in the
+// given way.
+func (e *Endpoint) rejectsBy(d filter.Denial) bool {
+	if d == filter.DenialUnset {
+		return e.class.rejects
+	}
+	return d == filter.DenialReject
+}
+
+// rejects reports whether packets that one side of the verdict denies are rejected. e is the end
+// of that side.
+func (e *Endpoint) rejects(side *filter.Side) bool {
+	switch {
+	case side.Rule != nil:
+		return e.rejectsBy(side.Rule.Denial)
+	case side.Isolation != nil:
+		return e.rejectsBy(side.Isolation.Denial)
+	}
+	return e.class.rejects
+}

@@ -1,0 +1,125 @@
+package policy
+
+import (
+	"slices"
+
+	"sluice/filter"
+)
+
+// orderedOutcome is outcome for an end whose chain begins with ordered rules, and whose peer is
+// pending. Such rules may also deny a peer that is allowed while its labels are not known.
+func (s *Snapshot) orderedOutcome(k *filter.Key, d filter.Direction, side *filter.Side, e *Endpoint) outcome {
+	now := side.Allows()
+	switch {
+	case e.chain(d).mayDiffer(s, k, d, e, now):
+		return depends
+	case now:
+		return always
+	}
+	return never
+}
+
+// mayDiffer reports whether a chain may decide otherwise about a flow once its pending peer is
+// known. own is the endpoint of the chain, and allows the decision now.
+func (l *link) mayDiffer(s *Snapshot, k *filter.Key, d filter.Direction, own *Endpoint, allows bool) bool {
+	q := query{key: k, addr: k.DstAddr(), everyone: s.everyone}
+	if d == filter.Ingress {
+		q.addr, q.dst = k.SrcAddr(), own
+	}
+	for ; l != nil; l = l.next {
+		if l.isolation != nil {
+			// A rule that allows the address allows any pod with the address.
+			return !allows && l.rules.mayAllow(k, d, own.class.ports)
+		}
+		found, differs := l.rules.mayDiffer(&q, d, allows)
+		if differs || found.rule != nil && found.action != Pass {
+			return differs
+		}
+	}
+	return false
+}
+
+// mayDiffer is the link's mayDiffer for its ordered rules. found is the rule that matches the
+// flow while the peer is not known.
+func (r *ruleSet) mayDiffer(q *query, d filter.Direction, allows bool) (found match, differs bool) {
+	if r.peers == nil {
+		for _, part := range r.parts() {
+			if found, differs = part.mayDiffer(q, d, allows); differs || found.rule != nil {
+				return found, differs
+			}
+		}
+		return match{}, false
+	}
+	found, _ = r.lowest(q)
+	x := contrary{ranks: r.extra.ranks, before: noRule, action: Accept}
+	if allows {
+		x.action = Deny
+	}
+	if found.rule != nil {
+		x.before, x.passes = uint32(slices.Index(r.rules, found.rule)), found.action != Pass
+	}
+	if q.key.Transport != filter.Ported {
+		return found, r.portless.hasContrary(&x, false)
+	}
+	return found, r.hasContrary(q, d, &x)
+}
+
+// hasContrary reports whether a rule for the port of the flow is contrary.
+func (r *ruleSet) hasContrary(q *query, d filter.Direction, x *contrary) bool {
+	k := q.key
+	table := portTableOf(k.Protocol)
+	t, tree := &r.ports[table], &r.extra.trees[table]
+	if r.portless.hasContrary(x, false) || t.all.hasContrary(x, false) || t.at(k.Port).hasContrary(x, false) {
+		return true
+	}
+	for node := tree.leaf(k.Port); node > 0; node /= 2 {
+		if tree.sets[node].hasContrary(x, false) {
+			return true
+		}
+	}
+	if d == filter.Egress { // the destination, which defines the names, is not known
+		for name, set := range r.named {
+			if name.protocol == k.Protocol && set.hasContrary(x, true) {
+				return true
+			}
+		}
+		return false
+	}
+	for i := range q.dst.class.ports {
+		np := &q.dst.class.ports[i]
+		if np.number == k.Port && np.protocol == k.Protocol && r.named[portName{np.name, np.protocol}].hasContrary(x, false) {
+			return true
+		}
+	}
+	return false
+}
+
+// contrary describes the rules that may decide otherwise than now once the peer is known.
+type contrary struct {
+	ranks  []rank
+	before uint32 // rank of the rule that matches now: later rules are never reached
+	action Action
+	passes bool // the rule that matches now decides, so that one that passes is contrary, too
+}
+
+func (x *contrary) is(rule uint32) bool {
+	if rule >= x.before {
+		return false
+	}
+	action := x.ranks[rule].action
+	return action == x.action || x.passes && action == Pass
+}
+
+// hasContrary reports whether the set has a contrary rule that names pods by labels; with
+// anyPeer, whether it has any.
+func (s *peerSet) hasContrary(x *contrary, anyPeer bool) bool {
+	switch {
+	case s == nil:
+		return false
+	case slices.ContainsFunc(s.peers, func(p peerRule) bool { return x.is(p.rule) }):
+		return true
+	case anyPeer && (x.is(s.everyone) || slices.ContainsFunc(s.blocks, func(b blockRange) bool { return x.is(b.rule) })):
+		return true
+	}
+	return s.more != nil && slices.ContainsFunc(s.more.list, func(o *peerSet) bool { return o.hasContrary(x, anyPeer) })
+}
