@@ -56,7 +56,7 @@ func TestReject(t *testing.T) {
 				t.Errorf("%v: %s, want %s", tt, got, tt.want)
 			}
 		}
-		if got := e.Expire(datagram(key("10.0.0.1", "10.0.0.2", 80)), tt.at); got != tt.want {
+		if got := e.Expire(datagram(key("10.0.0.1", "10.0.0.2", 80)), tt.at, false); got != tt.want {
 			t.Errorf("%v, expired: %s, want %s", tt, got, tt.want)
 		}
 		if got, _ := e.Evaluate([]byte{0}, tt.at); got != filter.Deny {
