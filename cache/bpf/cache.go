@@ -3,10 +3,10 @@
 //
 // iptables calls two small eBPF programs, program.c, as matches right before the rule that
 // queues: "allow" matches packets that may pass, "deny" packets that must not. A packet that
-// neither matches is queued. Two more programs are for the hooks where packets can be rejected. A [Cache] loads the programs, pins them where iptables finds
-// them, and fills their maps: the endpoints of the snapshot in force, with epochs and
-// isolation; the ranges in which unknown addresses are pending; and verdicts by key or, with
-// filter.Any, by pair of addresses.
+// neither matches is queued. Two more programs are for the hooks where packets can be rejected.
+// A [Cache] loads the programs, pins them where iptables finds them, and fills their maps: the
+// endpoints of the snapshot in force, with epochs and isolation; the ranges in which unknown
+// addresses are pending; and verdicts by key or, with filter.Any, by pair of addresses.
 //
 // A cache is never flushed: the programs compare the epochs of a verdict with those in force.
 //

@@ -39,13 +39,14 @@ type Result struct {
 	Allowed   int // connections newly marked as allowed
 	Revoked   int // connections no longer allowed
 	Restored  int // connections revoked before, and allowed again
+	Remarked  int // connections revoked before, and denied in another way now
 	Unjudged  int // connections that had no verdict before; counted only with ScopeGap
 	Passes    int // dumps of the table
 	Duration  time.Duration
 }
 
 // Written returns the number of marks that were rewritten.
-func (r Result) Written() int { return r.Allowed + r.Revoked + r.Restored }
+func (r Result) Written() int { return r.Allowed + r.Revoked + r.Restored + r.Remarked }
 
 // LogValue implements slog.LogValuer.
 func (r Result) LogValue() slog.Value {
@@ -266,22 +267,21 @@ func (w *sweep) visit(c *Conn) {
 		return
 	}
 	w.evaluated++
-	want := w.sweeper.marks.Allowed
-	if v.Action != filter.Allow {
-		want = w.sweeper.marks.Revoked
-	}
 	had := c.Mark & w.sweeper.marks.Mask()
-	if had == want {
+	if had == w.sweeper.marks.of(&v) || v.Action != filter.Allow && w.sparesNode(c, &v) {
 		return
 	}
+	want := w.sweeper.marks.of(&v)
 	count := &w.result.Allowed
-	if want == w.sweeper.marks.Revoked {
-		if w.sparesNode(c, &v) {
-			return
-		}
-		count = &w.result.Revoked
-	} else if had&w.sweeper.marks.Revoked != 0 {
+	switch revoked := had&w.sweeper.marks.Revoked != 0; {
+	case had == want:
+		return
+	case revoked && v.Action == filter.Allow:
 		count = &w.result.Restored
+	case revoked:
+		count = &w.result.Remarked
+	case v.Action != filter.Allow:
+		count = &w.result.Revoked
 	}
 	if len(w.updates) == 0 {
 		w.oldest = time.Now()

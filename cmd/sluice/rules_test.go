@@ -42,6 +42,12 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 	if text := judged.Wanted(iptables.IPv6); !strings.Contains(text, "-A SLUICE-INPUT -s fd00::/64 -g SLUICE-NODE\n") {
 		t.Errorf("no rule for the source:\n%s", text)
 	}
+	rejecting := iptables.Defaults
+	rejecting.Reject = true
+	tests["reject"] = struct {
+		args []string
+		opts iptables.Options
+	}{[]string{"--deny-with", "reject"}, rejecting}
 	guarded := iptables.Defaults
 	guarded.Guarded = true
 	tests["guarded"] = struct {

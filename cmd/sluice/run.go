@@ -80,6 +80,8 @@ answers new connections whose verdict it remembers, and those that no policy con
 	fs.Var(newChoiceFlag(&opts.OnExit, agent.KeepRules, agent.RemoveRules), "on-exit", "what happens to the rules at the end: keep or remove")
 	addTaintFlags(fs, &opts)
 	addRulesFlags(fs, &opts.Rules)
+	addDenyWithFlag(fs, &opts.Denial, `how packets are denied, unless the annotation sluice/deny-with of the policy or its
+namespace says otherwise: drop, or reject (TCP gets a reset, all else an ICMP error)`)
 	addHoldFlags(fs, &opts)
 	addLimitFlags(fs, &opts)
 	addNetworkFlags(fs, &opts)

@@ -380,9 +380,15 @@ func (s *testbed) queues() map[int]uint64 {
 // mark must achieve this, so the test switches off the kernel's flow cache, which would also
 // keep packets from the queue.
 func TestJudgedOnceOnPackets(t *testing.T) {
+	for _, with := range []string{"drop", "reject"} {
+		t.Run(with, func(t *testing.T) { testJudgedOnce(t, "--kernel-cache", "off", "--deny-with", with) })
+	}
+}
+
+func testJudgedOnce(t *testing.T, args ...string) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))
-	s.start("--kernel-cache", "off")
+	s.start(args...)
 	const packets = 50
 	for i, f := range families {
 		pr := s.newProber(t, i == 1)

@@ -19,6 +19,7 @@ const (
 	Ready          Name = "ready"
 	SourceLimitOff Name = "source-limit-off"
 	SourceCheckOff Name = "source-check-off"
+	RejectOff      Name = "reject-off"
 	KernelCacheOff Name = "kernel-cache-off"
 	PinsRemoved    Name = "pins-removed"
 	AddressInUse   Name = "address-in-use"

@@ -91,8 +91,13 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		m.completeParts(ctx, t)
 		return wrong, nil
 	}
-	if errors.Is(err, errNoReject) {
-		return m.ensureWithoutReject(ctx, t, err)
+	if errors.Is(err, errNoReject) && ctx.Err() == nil {
+		because := err
+		t.lacks.Reject = true
+		if wrong, err = t.put(ctx, m.opts.without(t.lacks)); err == nil {
+			t.reduce(t.lacks, because, checkInterval)
+			return wrong, nil
+		}
 	}
 	if pinsErr != nil {
 		err = fmt.Errorf("%w (%w)", err, pinsErr)
@@ -116,21 +121,6 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		}
 	}
 	return wrong, err
-}
-
-// ensureWithoutReject writes the rules of a table without those that reject, after these could
-// not be written.
-func (m *Manager) ensureWithoutReject(ctx context.Context, t *keptTable, because error) (wrong []string, err error) {
-	if ctx.Err() != nil {
-		return nil, because
-	}
-	less := t.lacks
-	less.Reject = true
-	if wrong, err = t.put(ctx, m.opts.without(less)); err == nil {
-		t.reduce(less, because, checkInterval)
-		return wrong, nil
-	}
-	return wrong, errors.Join(because, err)
 }
 
 // ensurePins restores the names of the programs if rules call them.

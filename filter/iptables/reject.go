@@ -77,13 +77,18 @@ func (o Options) passResets() []string {
 // rejects returns the chains of the table filter.
 func (o Options) rejects(f Family) map[string][]string {
 	prohibited := map[Family]string{IPv4: "icmp-admin-prohibited", IPv6: "icmp6-adm-prohibited"}[f]
-	return map[string][]string{rejectChain: inChain(rejectChain, []string{
+	rules := []string{
 		fmt.Sprintf("-m mark ! --mark %#x/%#x -j RETURN", o.RejectMark(), o.RejectMark()),
 		// The answer may inherit the mark (sysctl fwmark_reflect), and POSTROUTING would drop it.
 		fmt.Sprintf("-j MARK --set-xmark 0x0/%#x", o.RejectMark()),
-		"-p tcp -j REJECT --reject-with tcp-reset",
-		"-j REJECT --reject-with " + prohibited,
-	})}
+	}
+	if o.BridgePorts {
+		// The kernel sends the reset of such a packet out of the bridge port itself, without
+		// address translation (nf_send_reset), and a client of a Service would ignore it.
+		rules = append(rules, "-p tcp -m conntrack --ctstate DNAT -m physdev --physdev-is-in -j REJECT --reject-with "+prohibited)
+	}
+	rules = append(rules, "-p tcp -j REJECT --reject-with tcp-reset", "-j REJECT --reject-with "+prohibited)
+	return map[string][]string{rejectChain: inChain(rejectChain, rules)}
 }
 
 // SetReject sets whether denied packets may be rejected. It updates existing rules before it

@@ -13,7 +13,7 @@ import (
 func rejectOptions() Options {
 	o := pinnedOptions()
 	o.Guarded, o.NodeSources, o.Reject = true, nodeSources, true
-	o.LaterPin, o.RejectPin = "/pins/later", "/pins/reject"
+	o.LaterPin, o.RejectPin, o.BridgePorts = "/pins/later", "/pins/reject", true
 	return o
 }
 
@@ -40,7 +40,7 @@ func TestWantedTextWithoutReject(t *testing.T) {
 	o := rejectOptions()
 	o.Reject = false
 	with := o
-	with.LaterPin, with.RejectPin = "", ""
+	with.LaterPin, with.RejectPin, with.BridgePorts = "", "", false
 	for _, f := range Families {
 		if got := o.Wanted(f); got != with.Wanted(f) || strings.Contains(got, "FORWARD") || strings.Contains(got, "filter") {
 			t.Errorf("%s: the rules are\n%s", f, got)
@@ -211,5 +211,27 @@ func TestPausedForward(t *testing.T) {
 				t.Errorf("%s: during a pause the chain is\n%s", f, strings.Join(rules, "\n"))
 			}
 		}
+	}
+}
+
+// If the table filter cannot be written and the programs cannot be called either, all other rules
+// are written.
+func TestRejectAndPinsFail(t *testing.T) {
+	m := newManagedReject(t, rejectOptions())
+	m.filter.Break(errors.New("it belongs to a process"))
+	for _, f := range []*Fake{m.v4, m.v6} {
+		f.Refuse(func(text string) error {
+			if strings.Contains(text, "--object-pinned") {
+				return errors.New("no such match")
+			}
+			return nil
+		})
+	}
+	m.apply()
+	if less, _ := m.Lacks(); less != (Less{Pins: true, Reject: true}) || m.Rejects() {
+		t.Errorf("lacks %+v; Rejects: %t", less, m.Rejects())
+	}
+	if dump := m.v4.Dump(); !strings.Contains(dump, "-j NFQUEUE") || strings.Contains(dump, "SLUICE-FORWARD") {
+		t.Errorf("the rules are\n%s", dump)
 	}
 }

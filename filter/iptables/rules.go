@@ -93,6 +93,9 @@ type Options struct {
 	// Reject adds the rules with which denied packets can be rejected. Without it, the rules do
 	// not look at packets in FORWARD.
 	Reject bool
+	// BridgePorts adds the rule about resets for clients behind ports of a bridge, if the kernel
+	// has br_netfilter. The match of the rule would load br_netfilter.
+	BridgePorts bool
 	// Backend selects the iptables backend.
 	Backend Backend
 	// AllowPin and DenyPin are the paths of pinned BPF programs that the rules call before

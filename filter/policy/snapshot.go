@@ -195,14 +195,13 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	}
 	switch {
 	case !egress.allows:
-		v.Action, v.Reason, v.Pair = filter.Deny, filter.EgressDenied, egress.pair
-		v.Reject = src.rejects(&v.Egress)
-		if ingress.pair && !ingress.allows && dst.rejects(&v.Ingress) == v.Reject {
-			v.Pair = true
-		}
+		v.Action, v.Reason, v.Reject = filter.Deny, filter.EgressDenied, src.rejects(&v.Egress)
+		// If the source's policies deny only some packets, these may be denied in another way than
+		// those that the destination's deny.
+		v.Pair = egress.pair || ingress.pair && !ingress.allows && !s.mayReject
 	case !ingress.allows:
-		v.Action, v.Reason, v.Pair = filter.Deny, filter.IngressDenied, ingress.pair
-		v.Reject = dst.rejects(&v.Ingress)
+		v.Action, v.Reason, v.Reject = filter.Deny, filter.IngressDenied, dst.rejects(&v.Ingress)
+		v.Pair = ingress.pair && (egress.pair || !s.mayReject)
 	default:
 		v.Pair = egress.pair && ingress.pair
 		if v.Egress.Rule == nil && v.Ingress.Rule == nil && v.Reason == filter.RuleAllows {

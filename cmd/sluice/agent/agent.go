@@ -48,6 +48,7 @@ type agent struct {
 	published   policy.Published
 	starting    *policy.StartingPods
 	nodeSources nodeSources
+	rejects     bool // what the rules were last told about rejecting packets
 	ipvs        *ipvsServices
 	network     *nodeNetwork
 	verdicts    *verdictlog.Log
@@ -127,6 +128,7 @@ func (a *agent) wire() error {
 	store := policy.NewStore()
 	store.SetLimits(opts.Limits)
 	store.SetLocalNode(opts.NodeName)
+	store.SetDenial(opts.Denial)
 	store.SetPodRanges(opts.PodCIDRs)
 	a.starting = store.StartingPods()
 	a.network = newNodeNetwork(a.starting, a.log)
@@ -139,7 +141,7 @@ func (a *agent) wire() error {
 	a.ipvs = &ipvsServices{path: ipvsFile}
 	var err error
 	a.queues, err = a.newQueues(queue.Options{
-		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.AllowedMark,
+		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.AllowedMark, RejectMark: opts.Rules.RejectMark(),
 		MaxLen: uint32(opts.QueueLen), CopyRange: uint32(opts.CopyRange),
 		FailOpen: opts.Overflow == PassPackets, OnGap: a.recordGap, NoGSO: !opts.GSO, Hold: opts.Hold, MaxHeld: opts.MaxHeld,
 	}, a.newEvaluator, a.log)
@@ -158,7 +160,7 @@ func (a *agent) wire() error {
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
 		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, Translated: a.ipvs.translated,
-		Strangers: &a.strangers, FailOpen: a.opts.Rules.FailOpen,
+		Rejects: a.manager.Rejects, Strangers: &a.strangers, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 
 	"sluice/cache/bpf"
@@ -99,6 +100,8 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.tables, err = iptables.Open(ctx, a.opts.Rules.Backend, a.log); err != nil {
 		return err
 	}
+	_, bridged := os.Stat("/proc/sys/net/bridge")
+	a.opts.Rules.BridgePorts = bridged == nil
 	if a.predecessor, err = a.chooseQueues(); err != nil {
 		return err
 	}

@@ -48,6 +48,7 @@ func (a *agent) openKernel() error {
 	}
 	a.kernel = c // from here on, a.close releases the cache
 	a.opts.Rules.AllowPin, a.opts.Rules.DenyPin = c.AllowPin(), c.DenyPin()
+	a.opts.Rules.LaterPin, a.opts.Rules.RejectPin = c.LaterPin(), c.RejectPin()
 	if err := a.opts.Rules.Validate(); err != nil {
 		return err
 	}
@@ -153,6 +154,9 @@ func (a *agent) without(less iptables.Less, because string) error {
 	if less.Sources {
 		a.log.Warn("packets with a source of this node or of their receiver are not dropped", event.SourceCheckOff.Attr(), "because", because)
 		a.network.setUncheckedSources()
+	}
+	if less.Reject {
+		a.log.Warn("denied packets are dropped instead of rejected; trying again", event.RejectOff.Attr(), "because", because)
 	}
 	if less.Pins {
 		a.log.Info("the kernel remembers no verdicts after all", event.KernelCacheOff.Attr(), "because", because)

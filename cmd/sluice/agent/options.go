@@ -6,6 +6,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
+	"sluice/filter"
 	"sluice/filter/iptables"
 	"sluice/filter/policy"
 	"sluice/filter/verdictlog"
@@ -24,6 +25,8 @@ type Options struct {
 
 	Rules  iptables.Options
 	OnExit OnExit
+	// Denial is how packets are denied if neither policy nor namespace says.
+	Denial filter.Denial
 
 	PodCIDRs       []netip.Prefix
 	SysctlProblems SysctlProblems

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 
+	"sluice/filter/policy"
 	"sluice/watch"
 )
 
@@ -20,7 +21,7 @@ func (a *agent) stages() []watch.Stage {
 		watch.StageFunc{Name: "pending packets", Func: a.judgePending},
 		watch.StageFunc{Name: "kernel cache", Func: a.publishToKernel},
 		watch.StageFunc{Name: "guard", Func: a.publishToGuard},
-		watch.StageFunc{Name: "rules", Func: a.judgeOwnNode},
+		watch.StageFunc{Name: "rules", Func: a.adaptRules},
 		watch.StageFunc{Name: "connections", Func: a.judgeConnections},
 	}
 }
@@ -67,4 +68,22 @@ func (a *agent) judgeConnections(_ context.Context, c watch.Change) error {
 		a.follower.Published(c.Snapshot, c.Addresses, a.scope(c))
 	}
 	return nil
+}
+
+// adaptRules makes the rules look at packets to this node and at forwarded packets, if the
+// snapshot requires it.
+func (a *agent) adaptRules(ctx context.Context, c watch.Change) error {
+	a.rejectDenied(ctx, c.Snapshot)
+	return a.judgeOwnNode(ctx, c)
+}
+
+// rejectDenied makes the rules reject packets if some denial of the snapshot may do so.
+func (a *agent) rejectDenied(ctx context.Context, s *policy.Snapshot) {
+	if s.Rejects() == a.rejects {
+		return // without waiting for iptables, which may be at work
+	}
+	a.rejects = s.Rejects() // if it fails, the manager tries again
+	if err := a.manager.SetReject(ctx, a.rejects); err != nil && ctx.Err() == nil {
+		a.log.Error("denied packets may be dropped instead of rejected; trying again", "err", err)
+	}
 }

@@ -30,6 +30,7 @@ type Answer struct {
 type Outcome struct {
 	Verdict   string     `json:"verdict"` // "allow" or "deny"
 	Reason    string     `json:"reason"`
+	Answer    string     `json:"answer,omitempty"` // "reject" if the sender of a denied packet gets an answer
 	Egress    SideAnswer `json:"egress"`
 	Ingress   SideAnswer `json:"ingress"`
 	Addresses []Pair     `json:"addresses"` // the addresses of the flows with this outcome
@@ -190,7 +191,7 @@ func (e *Explanation) outcome() Outcome { return outcome(e.Flow, e.Verdict) }
 
 func outcome(f Flow, v filter.Verdict) Outcome {
 	return Outcome{
-		Verdict: v.Action.String(), Reason: v.Reason.String(),
+		Verdict: v.Action.String(), Reason: v.Reason.String(), Answer: answerOf(v),
 		Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress),
 		Addresses: []Pair{pair(f)}, Notes: notes(f, v), toNode: f.From.Pod != nil,
 	}
@@ -313,4 +314,12 @@ func (r *RuleAnswer) title() string {
 		text += fmt.Sprintf(" %q", r.Name)
 	}
 	return text
+}
+
+// answerOf returns "reject" if the verdict rejects, otherwise "".
+func answerOf(v filter.Verdict) string {
+	if v.Reject {
+		return filter.Reject.String()
+	}
+	return ""
 }

@@ -68,6 +68,13 @@ func (e *Explanation) text(others ...Flow) string {
 		fmt.Fprintf(&b, "  %s: no policy applies\n", e.outcome().Why())
 		return b.String()
 	}
+	if e.Verdict.Reject {
+		answer := "an ICMP error"
+		if e.Flow.Key.Protocol == filter.TCP {
+			answer = "a TCP reset"
+		}
+		fmt.Fprintf(&b, "  rejected: the sender gets %s\n", answer)
+	}
 	e.Egress.write(&b, e.Flow.From)
 	e.Ingress.write(&b, e.Flow.To)
 	for _, n := range e.Notes {

@@ -102,10 +102,11 @@ var numbers = []number{
 var (
 	buildInfo  = describe("build_info", "1, with the versions of the agent and of Go.", "version", "goversion")
 	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the ends about which policies decided. Verdicts of the kernel itself have the reason kernel: it remembers neither reason nor direction.", "direction", "verdict", "reason")
+	rejects    = describe("rejected_total", "Denied packets that were rejected: their sender got a TCP reset or an ICMP error, as far as the kernel sends one. sluice_verdicts_total includes them, with the verdict deny. The verdict is of the agent, or one that the kernel remembers.", "by")
 	tiers      = describe("tier_policies", "Policies in force, by tier: Admin and Baseline for ClusterNetworkPolicies, NetworkPolicy for the others.", "tier")
 	decision   = describe("decision_seconds", "Time from the bytes of a packet to its verdict, without the queue. One packet of 64 is timed.")
 	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
-	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed or denied by a remembered verdict. sluice_verdicts_total includes them.", "answer")
+	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed, denied (dropped) or rejected by a remembered verdict. sluice_verdicts_total includes them.", "answer")
 	unkept     = describe("kernel_cache_failures_total", "Verdicts that could not be stored in the kernel.")
 	forged     = describe("forged_dropped_total", "Frames that were dropped because their source is missing or wrong, or because no policy can be applied to them: by the iptables rules (reason rule), or at interfaces (all other reasons).", "reason")
 	guarded    = describe("guarded_interfaces", "Guarded interfaces, by whether their pod is known or unknown.", "pod")
@@ -116,7 +117,7 @@ var (
 	events     = describe("watch_events_total", "Objects that were added, changed or deleted.", "kind")
 	restarts   = describe("watch_restarts_total", "Watches that were started again.", "kind")
 	failures   = describe("watch_errors_total", "Requests that failed, and watches that ended with an error.", "kind")
-	withLabels = []*prometheus.Desc{buildInfo, verdicts, tiers, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
+	withLabels = []*prometheus.Desc{buildInfo, verdicts, rejects, tiers, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
 // The kernel's flow cache does not store the direction and the reason of a verdict. So its
@@ -124,6 +125,7 @@ var (
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
+	byAgent  = "agent"
 )
 
 // problemKinds are the kinds of problems that have a series from the start, so that an alert
@@ -167,6 +169,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, label string, n uint64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
 	}
+	count(rejects, byAgent, s.Tally.Rejected)
 	count(lookups, "hit", s.Flows.Hits)
 	count(lookups, "miss", s.Flows.Misses)
 	count(lookups, "stale", s.Flows.Stale)
@@ -174,10 +177,12 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		// The agent counts verdicts about queued packets. The kernel counts the packets that its
 		// flow cache answered, which were not queued. So no packet is in both counts.
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Open+k.Allowed), notKnown, filter.Allow.String(), byKernel)
-		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied), notKnown, filter.Deny.String(), byKernel)
+		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied+k.Rejected), notKnown, filter.Deny.String(), byKernel)
 		count(inKernel, "open", k.Open)
 		count(inKernel, "allowed", k.Allowed)
 		count(inKernel, "denied", k.Denied)
+		count(inKernel, "rejected", k.Rejected)
+		count(rejects, byKernel, k.Rejected)
 		out <- prometheus.MustNewConstMetric(unkept, prometheus.CounterValue, float64(k.Failed))
 	}
 	count(forged, "rule", s.Forged)

@@ -72,7 +72,7 @@ func busyState(t *testing.T) *State {
 		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),
 		Flows:       cache.Stats{Hits: 70, Misses: 20, Stale: 10, Size: 15},
 		Connections: Connections{Open: 4, Displaced: 8},
-		Kernel:      &bpf.Stats{Open: 500, Allowed: 400, Denied: 300, Failed: 2},
+		Kernel:      &bpf.Stats{Open: 500, Allowed: 400, Denied: 300, Rejected: 30, Failed: 2},
 		Guard:       &guard.Stats{Dropped: map[string]uint64{"source": 11, "arp": 0, "tag": 1, "router": 2, "tunnel": 0, "link-local": 3, "group": 4, "stray": 5}, Ports: 5, Unknown: 1},
 		Forged:      12,
 		Queue:       queue.Stats{Allowed: 90, Denied: 10, Stale: 1, Panics: 2, Restarts: 3, Dropped: 4, Overflow: 30, OverflowDropped: 9, Pending: 5, Held: 50, HoldExpired: 6, HoldRejected: 7},
@@ -84,6 +84,7 @@ func busyState(t *testing.T) *State {
 			{Kind: "ClusterNetworkPolicy", Optional: true, Version: "v1beta1", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 1},
 		},
 	}
+	s.Tally.Rejected = 4
 	v := &s.Tally.Verdicts
 	v[filter.Allow][filter.NotIsolated][0] = 60
 	v[filter.Allow][filter.RuleAllows][3] = 20

@@ -72,6 +72,7 @@ func tierCounts(c policy.Counts) map[string]int {
 type Packets struct {
 	Allowed         uint64            `json:"allowed"`
 	Denied          uint64            `json:"denied"`
+	Rejected        uint64            `json:"rejected"`        // denied, and answered with a reset or an ICMP error
 	Reasons         map[string]uint64 `json:"reasons"`         // verdicts by reason
 	Waiting         int               `json:"waiting"`         // in the queues now
 	Held            uint64            `json:"held"`            // held because their pod was not known, including those that expired
@@ -111,7 +112,9 @@ func (f Forged) text() string {
 type InKernel struct {
 	Open    uint64 `json:"open"` // allowed because no policy concerns them
 	Allowed uint64 `json:"allowed"`
-	Denied  uint64 `json:"denied"`
+	Denied  uint64 `json:"denied"` // includes Rejected
+
+	Rejected uint64 `json:"rejected"`
 }
 
 // Live counts the verdicts about live connections after changes. Judged is the sum of
@@ -139,12 +142,12 @@ func (s *State) Status() *Status {
 		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), NotRead: s.NotRead, Now: s.Now,
 		Packets: Packets{
 			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRejected, Dropped: s.Queue.Dropped, Overflow: s.Queue.Overflow, OverflowDropped: s.Queue.OverflowDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
-			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
+			Rejected: s.Tally.Rejected, Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
 		},
 		Live: liveOf(s.Rejudged),
 	}
 	if k := s.Kernel; k != nil {
-		out.Kernel = &InKernel{k.Open, k.Allowed, k.Denied}
+		out.Kernel = &InKernel{k.Open, k.Allowed, k.Denied + k.Rejected, k.Rejected}
 	}
 	out.Forged.Rules = s.Forged
 	if g := s.Guard; g != nil {
@@ -186,9 +189,9 @@ func (s *Status) WriteText(out io.Writer) error {
 	}
 	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"), s.Failed)
 	p := s.Packets
-	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d queued; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
+	fmt.Fprintf(w, "packets\t%d allowed, %d denied%s, %d queued; %d answered from the flow cache\n", p.Allowed, p.Denied, rejectedText(p.Rejected), p.Waiting, p.Cached)
 	if k := s.Kernel; k != nil {
-		fmt.Fprintf(w, "in the kernel\t%s without a policy; by remembered verdicts %d allowed, %d denied\n", count(int(k.Open), "packet"), k.Allowed, k.Denied)
+		fmt.Fprintf(w, "in the kernel\t%s without a policy; by remembered verdicts %d allowed, %d denied%s\n", count(int(k.Open), "packet"), k.Allowed, k.Denied, rejectedText(k.Rejected))
 	}
 	fmt.Fprintf(w, "forged\t%s\n", s.Forged.text())
 	fmt.Fprintf(w, "held for pods\t%d; expired %d; rejected or displaced (no room) %d\n", p.Held, p.Expired, p.Refused)
@@ -214,6 +217,14 @@ func (s *Status) WriteText(out io.Writer) error {
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// rejectedText tells how many of the denied packets were rejected, if any were.
+func rejectedText(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d of them rejected)", n)
 }
 
 // headline summarizes the state in one line.

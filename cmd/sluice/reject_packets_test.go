@@ -1,0 +1,409 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"golang.org/x/sys/unix"
+
+	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
+	"sluice/filter/event"
+)
+
+// annotatedPolicies is policies with the annotation sluice/deny-with.
+func annotatedPolicies(with string, specs ...string) string {
+	return strings.ReplaceAll(policies(specs...), "metadata: {", fmt.Sprintf("metadata: {annotations: {sluice/deny-with: %s}, ", with))
+}
+
+// annotatedClusterPolicies is clusterPolicies with the annotation sluice/deny-with.
+func annotatedClusterPolicies(with string, specs ...string) string {
+	return strings.ReplaceAll(clusterPolicies(specs...), "metadata: {", fmt.Sprintf("metadata: {annotations: {sluice/deny-with: %s}, ", with))
+}
+
+// refused checks that all probes are answered at once: over TCP with a reset, over UDP with an
+// ICMP error that the socket reports. They are made one after the other, so that the times mean
+// something. It returns the times.
+func (s *testbed) refused(t *testing.T, probes ...string) (took []time.Duration) {
+	t.Helper()
+	for _, text := range probes {
+		p := parseAttempt(t, text)
+		want := map[string]lab.Outcome{"tcp": lab.Refused, "udp": lab.Unreachable}[p.network]
+		if s.bridged && p.port == 81 {
+			want = lab.Unreachable // the kernel's reset would not have the Service's address
+		}
+		for _, addr := range s.targets(p.to) {
+			r := s.host(p.from).Connect(t.Context(), p.network, netip.AddrPortFrom(addr, p.port), probeTimeout)
+			took = append(took, r.Took)
+			if r.Outcome == lab.TimedOut { // on a busy machine, as in check
+				r = s.host(p.from).Connect(t.Context(), p.network, netip.AddrPortFrom(addr, p.port), 10*probeTimeout)
+			}
+			if r.Outcome != want {
+				t.Errorf("%s (%s): %s (%v), want %s", text, addr, r.Outcome, r.Err, want)
+			}
+		}
+	}
+	return took
+}
+
+// awaitRefused waits until TCP probes are answered by resets.
+func (s *testbed) awaitRefused(t *testing.T, probes ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
+	defer cancel()
+	for _, text := range probes {
+		p := parseAttempt(t, text)
+		for _, addr := range s.targets(p.to) {
+			for s.host(p.from).Connect(ctx, p.network, netip.AddrPortFrom(addr, p.port), probeTimeout).Outcome != lab.Refused {
+				if ctx.Err() != nil {
+					t.Fatalf("%s (%s): there is no reset", text, addr)
+				}
+			}
+		}
+	}
+}
+
+// rejectTables are the flags with which the tests of rejections run.
+var rejectTables = [][]string{{"--iptables", "nft"}, {"--iptables", "nft", "--kernel-cache", "off"}, {"--iptables", "legacy"}}
+
+// A denied packet is rejected if the policy that denies it says so: in both directions, to pods of
+// this node and of others, through Services and NodePorts and without, by each kind of policy.
+func TestRejectOnPackets(t *testing.T) {
+	for name, opts := range map[string]lab.Options{"routed": {Nodes: 2}, "bridged": {Nodes: 2, Bridged: true}} {
+		for _, args := range rejectTables {
+			t.Run(name+" "+strings.Join(args, " "), func(t *testing.T) { testReject(t, opts, args...) })
+		}
+	}
+}
+
+func testReject(t *testing.T, opts lab.Options, args ...string) {
+	s := newTestbedWith(t, opts)
+	s.bridged = opts.Bridged
+	s.serve(s.host("node-1"))
+	pod := s.host("default/db")
+	for _, f := range families {
+		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "81", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(pod), 6379).String())
+		s.nat(f.iptables, "PREROUTING", "-p", "udp", "-d", f.service, "--dport", "54", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(pod), 53).String())
+		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.addr(s.Nodes[0].Host).String(), "--dport", "30000", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(pod), 6379).String())
+		s.nat(f.iptables, "POSTROUTING", "-p", "tcp", "-d", f.addr(pod).String(), "-j", "MASQUERADE")
+	}
+	s.start(args...)
+	toDB := []string{"default/other default/db tcp 6379", "default/other default/db udp 53", "default/far default/db tcp 6379", "outside default/db udp 53"}
+	services := []string{"outside node-1 tcp 30000", "default/far node-1 tcp 30000"}
+	for _, f := range families {
+		services = append(services, "default/other "+f.service+" tcp 81", "default/other "+f.service+" udp 54")
+	}
+	out := []string{"default/db outside tcp 80", "default/db outside udp 53", "default/db default/web tcp 80", "default/db default/far udp 53"}
+	toNode := []string{"default/web node-1 tcp 80", "default/web node-1 udp 53"}
+	probes := []string{"node-1 default/db tcp 6379"}
+	closed := "default/closed: {podSelector: {matchLabels: {role: db}}, policyTypes: [Ingress, Egress]}"
+	namespace := strings.Replace(testbedNamespaces, "name: default}", "name: default, annotations: {sluice/deny-with: reject}}", 1)
+	cases := []struct {
+		name, namespaces, text    string
+		refused, dropped, allowed []string
+		without                   bool // there are no rules that reject
+	}{
+		{name: "drop by default", text: policies(closed), dropped: append(slices.Clone(toDB), out...), without: true},
+		{name: "a NetworkPolicy", text: annotatedPolicies("reject", closed), refused: slices.Concat(toDB, services, out)},
+		{name: "a namespace", namespaces: namespace, text: policies(closed), refused: slices.Concat(toDB, out)},
+		{name: "a policy overrides its namespace", namespaces: namespace, text: annotatedPolicies("drop", closed), dropped: append(slices.Clone(toDB), out...)},
+		{name: "one policy of several", text: annotatedPolicies("reject", closed) + policies("default/web: {podSelector: {matchLabels: {role: frontend}}}"),
+			refused: toDB, dropped: []string{"default/other default/web tcp 80"}},
+		{name: "some ports", text: annotatedPolicies("reject", "default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: 6379}]}]}"),
+			refused: []string{"default/other default/db tcp 80", "default/other default/db udp 53"}, allowed: []string{"default/other default/db tcp 6379"}},
+		{name: "a ClusterNetworkPolicy", text: annotatedClusterPolicies("reject", everybody("Admin", "Deny")),
+			refused: slices.Concat(toNode, []string{"default/web default/db tcp 80", "default/other outside udp 53", "default/db default/far tcp 80"})},
+		{name: "a ClusterNetworkPolicy that drops", text: clusterPolicies(everybody("Admin", "Deny")), dropped: toNode, without: true},
+		{name: "ended", dropped: nil, allowed: append(slices.Clone(toDB), toNode[0]), without: true},
+	}
+	var took []time.Duration
+	before := testbedNamespaces
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			namespaces := c.namespaces
+			if namespaces == "" {
+				namespaces = testbedNamespaces
+			}
+			if namespaces != before {
+				s.save("cluster.yaml", namespaces+s.pods())
+				before = namespaces
+			}
+			s.save("policies.yaml", c.text)
+			for range 2 { // answered by the agent, then from the cache
+				took = append(took, s.refused(t, c.refused...)...)
+				s.check(t, append(slices.Clone(probes), c.allowed...), c.dropped)
+				for _, text := range c.dropped {
+					p := parseAttempt(t, text)
+					if r := s.host(p.from).Connect(t.Context(), p.network, netip.AddrPortFrom(s.targets(p.to)[0], p.port), probeTimeout/5); r.Outcome != lab.TimedOut {
+						t.Errorf("%s: %s (%v), want no answer", text, r.Outcome, r.Err)
+					}
+				}
+			}
+			if text := s.savedRules(); strings.Contains(text, "-j SLUICE-FORWARD") == c.without || strings.Contains(text, "SLUICE-REJECT") == c.without {
+				t.Errorf("rules that reject should not exist: %t\n%s", c.without, text)
+			}
+		})
+	}
+	slices.Sort(took)
+	t.Logf("refused %d times: the fastest in %v, half in %v, all in %v", len(took), took[0], took[len(took)/2], took[len(took)-1])
+	s.stop()
+}
+
+// savedRules returns the tables mangle and filter of the node, of both families and backends.
+func (s *testbed) savedRules() string {
+	s.t.Helper()
+	var all strings.Builder
+	for _, name := range []string{"iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"} {
+		for _, table := range []string{"mangle", "filter"} {
+			text, err := s.Nodes[0].Output(exec.Command(name, "-t", table))
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			all.WriteString(text)
+		}
+	}
+	return all.String()
+}
+
+// reset checks that a connection is reset after one of its ends has sent a byte.
+func reset(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	_ = c.SetDeadline(time.Now().Add(waitTimeout))
+	_, err := c.Write([]byte{'x'})
+	if err == nil {
+		_, err = c.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+		t.Errorf("%s: %v, want a reset", c.LocalAddr(), err)
+	}
+}
+
+// A live connection that a change of policy denies is reset when one of its ends sends, whether it
+// was opened from or to the pod that the policy is for, through a Service or to the pod's node.
+func TestRejectLiveConnectionsOnPackets(t *testing.T) {
+	for _, args := range rejectTables {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			s := newTestbed(t)
+			s.start(args...)
+			for _, text := range []string{
+				annotatedPolicies("reject", "default/closed: {podSelector: {matchLabels: {role: db}}, policyTypes: [Ingress, Egress]}"),
+				annotatedClusterPolicies("reject", everybody("Admin", "Deny")),
+			} {
+				for _, ends := range [][2]string{{"default/web", "default/db"}, {"default/db", "outside"}, {"default/far", "default/db"}, {"default/db", "node-1"}} {
+					if ends[1] == "node-1" && !strings.Contains(text, "ClusterNetworkPolicy") {
+						continue
+					}
+					s.save("policies.yaml", "")
+					var clients, servers []*net.TCPConn
+					for range 2 {
+						for family := range families {
+							client, server := s.connectTCP(t, family, ends[0], ends[1])
+							exchange(t, client, server)
+							clients, servers = append(clients, client), append(servers, server)
+						}
+					}
+					s.save("policies.yaml", text)
+					for i := range clients {
+						switch {
+						case i < len(families):
+							reset(t, clients[i])
+						case ends[1] != "node-1": // what the node sends to its pods always passes
+							reset(t, servers[i])
+						}
+					}
+				}
+			}
+			s.stop()
+		})
+	}
+}
+
+// answers sends a packet from a pod, and returns the packets that the pod gets back until an
+// answer to a later packet has arrived.
+func (pr *prober) answers(packet []byte) (got []gopacket.Packet) {
+	pr.t.Helper()
+	sniffer, err := pr.host(pr.from).Sniff()
+	if err != nil {
+		pr.t.Fatal(err)
+	}
+	defer sniffer.Close()
+	pr.sentinel++
+	last := pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(45000 + pr.sentinel), DstPort: 999}, gopacket.Payload("sentinel"))
+	for _, p := range [][]byte{packet, last} {
+		if err := pr.host(pr.from).Send(p); err != nil {
+			pr.t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(pr.t.Context(), waitTimeout)
+	defer cancel()
+	for {
+		data, err := sniffer.Next(ctx)
+		if err != nil {
+			pr.t.Fatalf("there is no answer to the sentinel: %v", err)
+		}
+		if strings.Contains(string(data), "sentinel") {
+			return got
+		}
+		first := gopacket.Decoder(layers.LayerTypeIPv4)
+		if pr.v6 {
+			first = layers.LayerTypeIPv6
+		}
+		p := gopacket.NewPacket(data, first, gopacket.Default)
+		if p.Layer(layers.LayerTypeICMPv6NeighborSolicitation) == nil && p.Layer(layers.LayerTypeICMPv6NeighborAdvertisement) == nil && p.NetworkLayer() != nil {
+			got = append(got, p)
+		}
+	}
+}
+
+// The answer is a TCP reset from the destination, or the ICMP error "administratively
+// prohibited". Resets, ICMP errors and later fragments get none.
+func TestRejectAnswersOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.write("policies.yaml", annotatedPolicies("reject", "default/closed: {podSelector: {matchLabels: {role: db}}}"))
+	s.start()
+	for family, f := range families {
+		t.Run(f.name, func(t *testing.T) {
+			pr := s.newProber(t, family == 1)
+			tcp := func(flags func(*layers.TCP)) []byte {
+				segment := &layers.TCP{SrcPort: 33000, DstPort: 80, Seq: 7, Window: 100}
+				flags(segment)
+				return pr.packet(layers.IPProtocolTCP, segment)
+			}
+			for range 2 { // answered by the agent, then from the cache
+				got := pr.answers(tcp(func(t *layers.TCP) { t.SYN = true }))
+				if len(got) != 1 || got[0].Layer(layers.LayerTypeTCP) == nil {
+					t.Fatalf("answers to a SYN: %v", got)
+				}
+				segment := got[0].Layer(layers.LayerTypeTCP).(*layers.TCP)
+				if src := got[0].NetworkLayer().NetworkFlow().Src().String(); !segment.RST || segment.Ack != 8 || src != f.addr(s.host("default/db")).String() {
+					t.Errorf("the answer to a SYN is from %s: %+v", src, segment)
+				}
+				for what, packet := range map[string][]byte{
+					"UDP":  pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 33001, DstPort: 53}, gopacket.Payload("hello")),
+					"SCTP": pr.sctp(80, "hello"),
+					"ESP":  pr.packet(layers.IPProtocolESP, gopacket.Payload("12345678901234567890")),
+				} {
+					got := pr.answers(packet)
+					if len(got) != 1 {
+						t.Errorf("answers to %s: %v", what, got)
+						continue
+					}
+					if family == 0 {
+						if e, is := got[0].Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); !is || e.TypeCode != layers.CreateICMPv4TypeCode(3, 13) {
+							t.Errorf("the answer to %s is %v", what, got[0])
+						}
+					} else if e, is := got[0].Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); !is || e.TypeCode != layers.CreateICMPv6TypeCode(1, 1) {
+						t.Errorf("the answer to %s is %v", what, got[0])
+					}
+				}
+			}
+			silent := map[string][]byte{"a reset": tcp(func(t *layers.TCP) { t.RST = true })}
+			if family == 0 {
+				silent["an ICMP error"] = pr.packet(layers.IPProtocolICMPv4, &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(3, 1)}, gopacket.Payload(make([]byte, 28)))
+				fragment := pr.packet(layers.IPProtocolUDP, gopacket.Payload(make([]byte, 64)))
+				fragment[7] = 8 // its offset
+				fragment[10], fragment[11] = 0, 0
+				sum := checksum(fragment[:20])
+				fragment[10], fragment[11] = byte(sum>>8), byte(sum)
+				silent["a later fragment"] = fragment
+			} else {
+				silent["an ICMP error"] = pr.packet(layers.IPProtocolICMPv6, &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(1, 3)}, gopacket.Payload(make([]byte, 52)))
+			}
+			for what, packet := range silent {
+				if got := pr.answers(packet); len(got) != 0 {
+					t.Errorf("answers to %s: %v", what, got)
+				}
+			}
+		})
+	}
+}
+
+// The kernel rejects what it remembers by itself: the agent sees each flow once. Allowed flows and
+// established connections are not queued a second time either.
+func TestRejectRememberedOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.write("policies.yaml", annotatedPolicies("reject", demo1, "default/closed: {podSelector: {matchLabels: {role: backend}}}"))
+	s.start(kernelArgs("--iptables", "nft")...)
+	probes := []string{"default/other default/db tcp 6379", "default/web default/db tcp 80", "default/web default/other udp 53", "default/far default/other tcp 80", "outside default/db tcp 6379"}
+	for range 2 {
+		s.refused(t, probes...)
+		s.check(t, []string{"default/web default/db tcp 6379", "default/far default/db tcp 6379", "mine/cart outside tcp 80"}, nil)
+	}
+	s.checkNotQueued(t, "remembered", func() {
+		for range 3 {
+			s.refused(t, probes...)
+			s.check(t, []string{"default/web default/db tcp 6379", "default/far default/db tcp 6379", "mine/cart outside tcp 80"}, nil)
+		}
+	})
+}
+
+// If another program flushes the table filter, denied packets are dropped until the rules are
+// back, and then rejected again.
+func TestRejectIsRepairedOnPackets(t *testing.T) {
+	for _, backend := range []string{"nft", "legacy"} {
+		t.Run(backend, func(t *testing.T) {
+			s := newTestbed(t)
+			s.write("policies.yaml", annotatedPolicies("reject", "default/closed: {podSelector: {matchLabels: {role: db}}}")+annotatedClusterPolicies("reject", cnp("a", "Admin", "frontend", "["+s.nodeNetworks("Deny", "node-1", "")+"]")))
+			s.serve(s.host("node-1"))
+			s.start("--iptables", backend)
+			for _, theirs := range [][]string{{"-F"}, {"-I", "FORWARD", "-j", "ACCEPT"}, {"-F", "SLUICE-REJECT"}, {"-I", "INPUT", "-j", "ACCEPT"}} {
+				for _, f := range families {
+					if err := s.Nodes[0].Run(f.iptables+"-"+backend, append([]string{"-w"}, theirs...)...); err != nil {
+						t.Fatal(err)
+					}
+				}
+				s.check(t, nil, []string{"default/web default/db tcp 6379"})
+				s.awaitRefused(t, "default/web default/db tcp 6379", "default/web node-1 tcp 80")
+				s.refused(t, "default/web default/db tcp 6379", "default/web node-1 tcp 80", "default/other default/db udp 53")
+			}
+			s.stop()
+			if text := s.savedRules(); strings.Contains(text, "SLUICE") || strings.Count(text, "-A FORWARD -j ACCEPT") != 2 {
+				t.Errorf("rules of ours are left, or rules of others are gone:\n%s", text)
+			}
+		})
+	}
+}
+
+// Rejecting works beside a table mangle that a process owns. While a process owns the table filter,
+// denied packets are dropped, also those to the node, and status and log report it.
+func TestRejectBesideOwnedTablesOnPackets(t *testing.T) {
+	text := annotatedPolicies("reject", "default/closed: {podSelector: {matchLabels: {role: db}}}")
+	probes := []string{"default/web default/db tcp 6379", "default/web default/db udp 53", "default/web node-1 tcp 80"}
+	for _, table := range []string{"mangle", "filter"} {
+		t.Run(table, func(t *testing.T) {
+			s := newTestbed(t)
+			s.serve(s.host("node-1"))
+			end := s.ownTablesNamed(t, table)
+			s.write("policies.yaml", text+annotatedClusterPolicies("reject", cnp("a", "Admin", "frontend", "["+s.nodeNetworks("Deny", "node-1", "")+"]")))
+			s.start(kernelArgs("--iptables", "nft")...)
+			if table == "filter" {
+				s.await(0, "the agent logs that it drops", agenttest.Event(event.RejectOff))
+				for range 2 {
+					s.check(t, []string{"default/web default/other tcp 80"}, probes)
+					for _, text := range probes {
+						p := parseAttempt(t, text)
+						if r := s.host(p.from).Connect(t.Context(), p.network, netip.AddrPortFrom(s.targets(p.to)[0], p.port), probeTimeout/5); r.Outcome != lab.TimedOut {
+							t.Errorf("%s: %s, want no answer", text, r.Outcome)
+						}
+					}
+				}
+				end()
+				s.awaitRefused(t, probes[0], probes[2])
+			}
+			for range 2 {
+				s.refused(t, probes...)
+			}
+			s.stop()
+		})
+	}
+}
