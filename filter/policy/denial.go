@@ -122,16 +122,19 @@ func denialOf(policies []*policy) (d filter.Denial) {
 	return d
 }
 
-// uniformDenial returns how the rules that deny do it. uniform is false if they differ.
+// uniformDenial returns how the ordered rules that deny do it. uniform is false if they differ.
 func (r *ruleSet) uniformDenial() (d filter.Denial, uniform bool) {
 	first := true
 	for _, set := range append([]*ruleSet{r}, r.parts()...) {
-		for _, rule := range set.rules {
-			switch {
-			case rule.Action == Accept || rule.Action == Pass:
+		if set.extra == nil {
+			continue
+		}
+		for i := range set.extra.ranks {
+			switch r := &set.extra.ranks[i]; {
+			case r.action == Accept || r.action == Pass:
 			case first:
-				d, first = rule.Denial, false
-			case rule.Denial != d:
+				d, first = r.rule.Denial, false
+			case r.rule.Denial != d:
 				return filter.DenialUnset, false
 			}
 		}

@@ -56,20 +56,27 @@ func (r *ruleSet) mayDiffer(q *query, d filter.Direction, allows bool) (found ma
 		x.action = Deny
 	}
 	if found.rule != nil {
-		x.before, x.passes = uint32(slices.Index(r.rules, found.rule)), found.action != Pass
+		isFound := func(o rank) bool { return o.rule == found.rule }
+		x.before, x.passes = uint32(slices.IndexFunc(r.extra.ranks, isFound)), found.action != Pass
 	}
-	if q.key.Transport != filter.Ported {
-		return found, r.portless.hasContrary(&x, false)
-	}
-	return found, r.hasContrary(q, d, &x)
+	return found, r.hasContraryAt(q.key, &x) || q.key.Transport == filter.Ported && r.hasContraryNamed(q, d, &x)
 }
 
-// hasContrary reports whether a rule for the port of the flow is contrary.
-func (r *ruleSet) hasContrary(q *query, d filter.Direction, x *contrary) bool {
-	k := q.key
+// hasContraryAt reports whether a rule that matches the port of the flow by its number, or that is
+// for all ports, is contrary.
+func (r *ruleSet) hasContraryAt(k *filter.Key, x *contrary) bool {
+	if r.extra.table != nil {
+		return r.extra.table.hasContrary(k, x)
+	}
+	if r.portless.hasContrary(x, false) {
+		return true
+	}
+	if k.Transport != filter.Ported {
+		return false
+	}
 	table := portTableOf(k.Protocol)
 	t, tree := &r.ports[table], &r.extra.trees[table]
-	if r.portless.hasContrary(x, false) || t.all.hasContrary(x, false) || t.at(k.Port).hasContrary(x, false) {
+	if t.all.hasContrary(x, false) || t.at(k.Port).hasContrary(x, false) {
 		return true
 	}
 	for node := tree.leaf(k.Port); node > 0; node /= 2 {
@@ -77,6 +84,13 @@ func (r *ruleSet) hasContrary(q *query, d filter.Direction, x *contrary) bool {
 			return true
 		}
 	}
+	return false
+}
+
+// hasContraryNamed reports whether a rule that may match the port of the flow by its name is
+// contrary.
+func (r *ruleSet) hasContraryNamed(q *query, d filter.Direction, x *contrary) bool {
+	k := q.key
 	if d == filter.Egress { // the destination, which defines the names, is not known
 		for name, set := range r.named {
 			if name.protocol == k.Protocol && set.hasContrary(x, true) {
@@ -92,6 +106,14 @@ func (r *ruleSet) hasContrary(q *query, d filter.Direction, x *contrary) bool {
 		}
 	}
 	return false
+}
+
+// hasContrary reports whether the row of a flow has a contrary rule that names pods by labels. The
+// row has only the first rule of each selector. Later ones are never reached by the pods that the
+// selector matches.
+func (t *rankTable) hasContrary(k *filter.Key, x *contrary) bool {
+	row := t.rows[t.rowOf(k)*t.width:][:t.width-1] // without the last column, of the rules for every peer
+	return slices.ContainsFunc(row, func(r ranks) bool { return r.atPort != noRank && x.is(uint32(r.atPort>>rankShift)) })
 }
 
 // contrary describes the rules that may decide otherwise than now once the peer is known.
