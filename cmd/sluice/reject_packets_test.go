@@ -243,6 +243,7 @@ func (pr *prober) answers(packet []byte) (got []gopacket.Packet) {
 		if err := pr.host(pr.from).Send(p); err != nil {
 			pr.t.Fatal(err)
 		}
+		time.Sleep(100 * time.Millisecond) // packets of different protocols are in different queues
 	}
 	ctx, cancel := context.WithTimeout(pr.t.Context(), waitTimeout)
 	defer cancel()
