@@ -17,7 +17,7 @@ type loadSpec struct {
 	result.Load
 	do      string // see load.Order.Do
 	clients int
-	seen    bool // set for a load of a single connection, which has a single key: it skips rows with never-seen keys
+	seen    bool // the load has a single connection, and thus a single key; it skips rows with the flag row.fresh
 }
 
 var loads = []loadSpec{

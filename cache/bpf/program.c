@@ -340,8 +340,8 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 
 	struct endpoint *src = bpf_map_lookup_elem(known, &k.src);
 	struct endpoint *dst = bpf_map_lookup_elem(known, &k.dst);
-	// From here on only numbers are tested: the compiler may turn a condition on two
-	// pointers into code that needs CAP_PERFMON too.
+	// The later conditions on both ends test these numbers, not src and dst: the compiler may
+	// turn a condition on two pointers into code that needs CAP_PERFMON too.
 	__u64 of_src = 0, of_dst = 0, src_epoch = 0, dst_epoch = 0;
 
 	if (src) {

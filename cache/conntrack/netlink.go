@@ -286,12 +286,12 @@ type message struct {
 	err  error // the error in an NLMSG_ERROR that is not an acknowledgement
 }
 
-// exchange sends requests and passes each answer to got, until got returns done or an
+// exchange sends requests, and calls got() with each answer, until got() returns true or an
 // error, or the dump ends.
 func exchange(ctx context.Context, c *netlink.Conn, out, in []byte, got func(message) (done bool, err error)) (err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
-		// stop returns false if ctx has ended: the function above has set the deadline of the
+		// stop() returns false if ctx has ended: the function above has set the deadline of the
 		// socket, or is about to. The socket is unusable after that.
 		if !stop() && err == nil {
 			err = context.Cause(ctx)

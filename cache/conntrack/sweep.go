@@ -126,7 +126,7 @@ type sweepOptions struct {
 	all    bool          // evaluate all connections
 	gap    bool          // count connections without a mark in Result.Unjudged; see ScopeGap
 	seen   *TrackedFlows // tracked flows to which the sweep adds its keys; may be nil
-	number uint64        // the number of the sweep, which seen records
+	number uint64        // number of this sweep, which it passes to TrackedFlows.see
 }
 
 // sweep is Sweep with all its options.
@@ -195,11 +195,11 @@ type sweep struct {
 	ctx      context.Context
 	snapshot *policy.Snapshot
 	among    []netip.Addr          // the addresses whose connections are evaluated; nil for all
-	set      map[[16]byte]struct{} // among, as a set
+	set      map[[16]byte]struct{} // the addresses in the field "among", as a set
 	local    map[[16]byte]struct{} // addresses of this node; nil until isLocal needs them
 
 	updates []Update  // updates that are not yet written
-	oldest  time.Time // the time at which the first of updates was found
+	oldest  time.Time // time at which updates[0] was found
 	pending []verdict // verdicts to report after the write: pending[i] is about updates[i]
 	result  Result
 
@@ -207,7 +207,7 @@ type sweep struct {
 	err       error // the first error of this pass
 }
 
-// verdict is what the sweep reports about an update after writing it.
+// verdict is what flush counts and reports about an update once it has written the update.
 type verdict struct {
 	packet  packet.Packet
 	verdict filter.Verdict

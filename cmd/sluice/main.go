@@ -72,8 +72,7 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	return exit.status
 }
 
-// The help lists the commands in the order in which the function commands returns them, not by
-// name.
+// The help lists the commands in the order in which commands() returns them, not by name.
 func init() { cobra.EnableCommandSorting = false }
 
 // rootCommand returns the command sluice with all subcommands.

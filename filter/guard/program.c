@@ -29,8 +29,8 @@ struct address {
 
 // The flags of a port.
 enum {
-	POD = 1,		// a known pod is behind the port, or on its bridge
-	PRIMARY = 2,		// leads to a known pod, on the network of the addresses that the API lists
+	POD = 1,		// leads to a known pod, or is in the same bridge as a port that does
+	PRIMARY = 2,		// leads to a known pod, on the network whose addresses the API lists for the pod
 	ISOLATED_EGRESS = 4,	// policies isolate the known pod for egress
 	ISOLATED_INGRESS = 8,	// policies isolate the known pod for ingress
 	SECONDARY = 16,		// leads to a known pod, on one of its other networks

@@ -155,9 +155,10 @@ func handleOf(line string) (chain string, handle uint64, is bool) {
 	return words[1], handle, n == 1 && err == nil
 }
 
-// withHandles rewrites a transaction: a line that deletes a rule by its text then deletes it by
-// its handle. The text of the rule must be in the form that [nftRule.text] returns. A line is
-// omitted if its rule does not exist. All other lines stay unchanged.
+// withHandles rewrites a transaction: in each line that deletes a rule by its text, it replaces
+// the text with the rule's handle. The text must have the form that [nftRule.text] returns. If
+// the rule of such a line does not exist, withHandles omits the line. All other lines stay
+// unchanged.
 func (t nftTable) withHandles(text string) (string, error) {
 	var out strings.Builder
 	remaining := map[string][]nftRule{} // by chain: the rules whose handles are not used yet

@@ -33,7 +33,7 @@ var lesser = []Less{
 // nothing.
 const completeInterval = time.Minute
 
-// without returns a copy of o that omits the parts in less.
+// without returns a copy of o that omits the given parts.
 func (o Options) without(less Less) Options {
 	if less.Pins {
 		o.AllowPin, o.DenyPin = "", ""

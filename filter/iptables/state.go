@@ -272,7 +272,8 @@ func dropEach(ctx context.Context, t Table, c change) (left []string) {
 	return left
 }
 
-// removed describes what a change has deleted. The chains in left could not be deleted.
+// removed describes what a change has deleted. The chains in the parameter "left" could not be
+// deleted.
 func (c change) removed(before tableState, left []string) (lines []string) {
 	for _, rule := range c.stale {
 		lines = append(lines, "rule "+strings.TrimPrefix(rule, "-A "))

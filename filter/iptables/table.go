@@ -23,7 +23,8 @@ type Table interface {
 	// cannot print a rule, Rules returns a short form of it: the text contains at least the jumps
 	// to other chains, and suffices to delete the rule.
 	Rules(ctx context.Context, chain string) ([]string, error)
-	// Jumps is like Rules, but may return the short form of any rule. This may be cheaper.
+	// Jumps is like Rules, but may return the short form even for rules that iptables can
+	// print. Jumps may be cheaper than Rules.
 	Jumps(ctx context.Context, chain string) ([]string, error)
 	// Count returns the number of rules of a chain, if counting is much cheaper than Rules.
 	// Otherwise, known is false.

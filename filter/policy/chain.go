@@ -103,8 +103,8 @@ func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) lin
 	return l
 }
 
-// newLink returns a link of a policy set that is followed by next. If next is nil, newLink
-// returns the link that all pods of the set share.
+// newLink returns a link of a policy set; "next" is the link that follows it in the chain. If
+// that is nil, newLink returns the link that all pods of the set share.
 func newLink(set *policySet, next *link) *link {
 	if next == nil {
 		return &set.alone

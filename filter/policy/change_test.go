@@ -326,8 +326,8 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 }
 
 // checkPublic compares two snapshots, "now" of the store and "fresh" of a new store: the owners of
-// addresses and, unless behind is set, the counts. It compares the clashes with those of the
-// cluster. It also checks that each address in changes has a new epoch.
+// addresses and, unless the parameter "behind" is set, the counts. It compares the clashes with
+// those of the cluster. It also checks that each address in changes has a new epoch.
 func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {

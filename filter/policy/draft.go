@@ -100,7 +100,7 @@ func (w *Store) draft(d *Draft) bool {
 	d.limits, d.shape = w.limits, w.shape
 	if before != nil {
 		d.number = before.number
-		return true // d takes the place of before, which is queued already
+		return true // d takes the place of the previous draft, which is queued already
 	}
 	w.drafts.last++
 	d.number = w.drafts.last
@@ -256,9 +256,9 @@ func (w *Store) Prepared(d *Draft) {
 	}
 }
 
-// Work does outstanding work for large policies, in small pieces, until more returns false.
-// again reports whether work is left. commit reports whether the work that was done needs a
-// Commit.
+// Work does outstanding work for large policies, in small pieces, until more() returns false.
+// The first result reports whether work is left, the second whether the work that was done
+// needs a Commit.
 func (w *Store) Work(more func() bool) (again, commit bool) {
 	if !w.drafts.on {
 		return false, false

@@ -35,9 +35,9 @@ func (w *Store) match() {
 // affect marks the identities and namespaces that must be matched again because the given
 // peer selectors were added or removed.
 func (w *Store) affect(selectors []*selector) {
-	// whole and some hold ids of namespace selectors. A namespace selector is in whole if it is
-	// the scope of an empty peer selector, and in some if it is the scope of any other peer
-	// selector. within lists these other peer selectors by the id of their scope.
+	// The sets "whole" and "some" hold ids of namespace selectors: "whole" those that are the
+	// scope of an empty peer selector, "some" those that are the scope of another peer
+	// selector. The map "within" lists these other peer selectors by the id of their scope.
 	var whole, some idBits
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {
@@ -71,9 +71,9 @@ func (w *Store) affect(selectors []*selector) {
 }
 
 // affectIn marks the identities of ns that s matches as stale. If s is empty, affectIn marks ns
-// as dirty instead. ns.tests counts the tests of identities of ns with all selectors of this call
-// of match. After more than 4 × (identities of ns) + 64 tests, affectIn marks ns as stale: then it
-// is cheaper to match all identities of ns again.
+// as dirty instead. ns.tests counts the tests of identities of ns with all selectors of this
+// call of Store.match. After more than 4 × (identities of ns) + 64 tests, affectIn marks ns as
+// stale: then it is cheaper to match all identities of ns again.
 func (w *Store) affectIn(s *selector, ns *namespace) {
 	switch {
 	case s.labels.Empty():

@@ -77,7 +77,8 @@ func (h *host) list() []netip.Addr {
 // same reports whether two hosts have the same addresses.
 func (h *host) same(o *host) bool { return h == o || slices.Equal(h.list(), o.list()) }
 
-// useHost returns the shared host with the same addresses as read, and adds a use to it.
+// useHost returns the shared host with the same addresses as the given one, and adds a use to
+// it.
 func (w *Store) useHost(read *host) *host {
 	if read == nil {
 		return nil

@@ -68,8 +68,8 @@ type Store struct {
 	dirtyNS  map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
 	staleIn  []*namespace            // namespaces with identities that affectIn has tested since the last match
 	compiled []*identity             // identities with a pod that this Commit has compiled; see identity.recent
-	// If wideOnly is set, the method stale marks an identity to be matched only with the peer
-	// selectors whose scope is a namespace selector.
+	// If wideOnly is set, stale() marks an identity to be matched only with the peer selectors
+	// whose scope is a namespace selector.
 	wideOnly      bool
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64

@@ -98,7 +98,7 @@ func (c *tiered) first(t policy.Tier, d filter.Direction, f flow, pod, peer, dst
 			if action == policy.Accept {
 				peers, ports = false, false // in a rule that accepts, a malformed peer or port matches nothing
 			} else if peers || ports {
-				action = policy.Deny // a malformed rule that denies or passes denies all flows that it may be meant for
+				action = policy.Deny // with the action Deny or Pass, a malformed rule denies all flows that it may be meant for
 			}
 			if (ports || anyPortMatches(r.ports, f, dst)) && (peers || c.anyPeerMatches(r.peers, o.object.Namespace, addr, peer)) {
 				return action, &filter.Rule{Policy: o.name(), Direction: d, Denies: action == policy.Deny, Index: i}

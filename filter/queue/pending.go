@@ -70,8 +70,8 @@ func sourceOf(data []byte) (a netip.Addr) {
 }
 
 // start starts a goroutine that answers the pending packets of q, and passes its error to
-// fail. stop ends the goroutine and forgets the remaining packets. Close q before calling
-// stop, so that the kernel has dropped these packets.
+// fail(). The result is a function that ends the goroutine and forgets the remaining packets.
+// Close q before calling this function, so that the kernel has dropped these packets.
 func (h *pendingPackets) start(ctx context.Context, q *kernelQueue, fail context.CancelCauseFunc) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup

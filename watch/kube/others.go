@@ -80,8 +80,8 @@ type jsonClient struct {
 	http *http.Client
 }
 
-// get requests a path and decodes the response into the value that the parameter into points
-// to. If the path does not exist, get returns nil and does not change the value.
+// get requests a path and decodes the response into the value to which the last argument
+// points. If the path does not exist, get returns nil and does not change the value.
 func (c jsonClient) get(path string, query url.Values, accept string, into any) error {
 	ctx, stop := context.WithTimeoutCause(c.ctx, pageTimeout, fmt.Errorf("it has not answered within %v", pageTimeout))
 	defer stop()

@@ -89,7 +89,8 @@ func toJSON(text []byte) (_ []byte, err error) {
 var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
 
 // behind reports whether d has more text after its first YAML document. toJSON ignores such
-// text. where is "line N: ", the beginning of a message, or "" if the line is not known.
+// text. The first result is "line N: ", the beginning of a message, or "" if the line is not
+// known.
 func behind(d document) (where string, more bool) {
 	defer func() {
 		if recover() != nil {

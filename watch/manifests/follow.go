@@ -438,8 +438,9 @@ func (f *follower) reportNotRead(now []NotRead) {
 	}
 }
 
-// difference returns the change from before to after. An item counts as changed if its pointer
-// differs: the items of a file keep their pointers until the file is read again.
+// difference returns the change between two states, "before" and "after". An item counts as
+// changed if its pointer differs: the items of a file keep their pointers until the file is
+// read again.
 func difference(before, after *merged) Delta {
 	d := Delta{Set: Objects{Origins: make(map[string]Origin)}}
 	for _, it := range before.items {

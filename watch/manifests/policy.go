@@ -111,8 +111,8 @@ func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 	o.Spec.Egress = rulesByParts(c, parts.Egress, "spec.egress", networkingv1.NetworkPolicyEgressRule{To: closed})
 }
 
-// rulesByParts decodes the rules of one direction. It replaces each broken rule with the given
-// closed rule, so that the other rules keep their indexes.
+// rulesByParts decodes the rules of one direction. It replaces each broken rule with the rule
+// in the parameter "closed", so that the other rules keep their indexes.
 func rulesByParts[T any](c *checker, raw json.RawMessage, at string, closed T) []T {
 	var items []json.RawMessage
 	if !part(c, raw, at, &items) {

@@ -57,12 +57,12 @@ type Route struct {
 	Link int // index of the interface of the route
 }
 
-// ReadNetwork reads the interfaces and routes of the process's network namespace. It may
-// miss a change that happens meanwhile, but the event of that change follows.
+// ReadNetwork reads the interfaces and routes of the process's network namespace. It may miss a
+// change that happens meanwhile, but an event about that change follows.
 func ReadNetwork() (*Network, error) {
 	links, err := netlink.LinkList()
-	// An interrupted dump is not an error: the event of the change that interrupted it
-	// follows.
+	// An interrupted dump is not an error: an event follows about the change that interrupted
+	// the dump.
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list this node's interfaces: %w", err)
 	}
@@ -219,10 +219,10 @@ func concerns(u netlink.RouteUpdate) bool {
 	return u.Route.Type == unix.RTN_UNICAST && (everywhere || u.Gw == nil && u.Via == nil && len(u.MultiPath) == 0)
 }
 
-// follow puts a token into the channel events for each event for which the function matters
-// returns true, unless the channel is full. If follow reads too slowly, the kernel ends the
-// subscription. follow then subscribes again, and puts one token for all events that it may have
-// missed.
+// follow calls matters() with each event that it receives. If matters() returns true, follow
+// puts a token into the channel "events", unless the channel is full. If follow reads too
+// slowly, the kernel ends the subscription. follow then subscribes again, and puts one token
+// for all events that it may have missed.
 func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}, matters func(T) bool, subscribe func(context.Context, func(error)) (<-chan T, error)) {
 	signal := func() {
 		select {

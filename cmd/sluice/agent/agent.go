@@ -62,7 +62,7 @@ type agent struct {
 	gaps      chan struct{} // a value means that packets may have passed unjudged; see recordGap
 	handovers chan handover
 
-	lease     io.Closer // the predecessor yields while it is open, and enforces again if it is closed; nil without a predecessor
+	lease     io.Closer // while the lease is open, the predecessor yields; if it is closed, the predecessor enforces again; nil without a predecessor
 	rulesStay bool      // rules remain after the agent ends, because of --on-exit keep or because their removal failed
 
 	mu    sync.Mutex // never held during I/O

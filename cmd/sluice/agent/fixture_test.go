@@ -35,7 +35,7 @@ type fixture struct {
 
 	mu    sync.Mutex
 	done  []string                // recorded steps
-	hooks map[string]func() error // by name of a step; the method step calls the function and returns its error
+	hooks map[string]func() error // functions by the name of a step; fixture.step calls the function of its step and returns its error
 
 	iptables *iptables.Fake
 	ended    chan error

@@ -218,7 +218,7 @@ func (a *agent) requestHandover(ctx context.Context) bool {
 }
 
 // handOverUntil yields to agents that take over, and enforces again when they have died. It
-// returns when ctx or serving ends.
+// returns when one of the two contexts ends.
 func (a *agent) handOverUntil(ctx, serving context.Context) {
 	var gone <-chan struct{}
 	for {

@@ -136,8 +136,8 @@ func (h *matcher) block(b *policy.Block) (string, *Mismatch) {
 	return says, lack
 }
 
-// missing returns, for each requirement that set does not satisfy, the label that set has
-// instead: "role=backend", "no label project".
+// missing returns, for each requirement that a set of labels does not satisfy, the label that
+// the set has instead: "role=backend", "no label project".
 func missing(sel labels.Selector, set labels.Set) []string {
 	var found []string
 	requirements, _ := sel.Requirements()

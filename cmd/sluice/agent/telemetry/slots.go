@@ -84,9 +84,9 @@ type slotConn struct {
 	pinned bool       // the connection is never displaced
 }
 
-// enter gives c a slot, and returns nil if a slot was free for it. Otherwise, enter takes
-// the slot of one connection (out) away, and the caller must close out. If all candidates
-// are pinned, out is c.
+// enter gives c a slot, and returns nil if a slot was free for it. Otherwise, enter takes away
+// the slot of one connection and returns this connection, which the caller must close. If all
+// candidates are pinned, this connection is c itself.
 func (p *slots) enter(c *slotConn) (out *slotConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,10 +109,10 @@ func (p *slots) enter(c *slotConn) (out *slotConn) {
 	return out
 }
 
-// victim returns the connection that must give up its slot. It considers the connections
-// for which candidate returns true, except newcomer and pinned ones. Of these, victim
+// victim returns the connection that must give up its slot. It considers the connections for
+// which candidate() returns true, except the newcomer and pinned connections. Of these, it
 // returns the oldest that is not busy. If all are busy, it returns the oldest. If there are
-// none, it returns newcomer.
+// none, it returns the newcomer.
 func (p *slots) victim(newcomer *slotConn, candidate func(*slotConn) bool) *slotConn {
 	var oldest *slotConn
 	for _, c := range p.taken {
@@ -191,9 +191,9 @@ func (l limited) Accept() (net.Conn, error) {
 	}
 }
 
-// tcpSlots returns a function for limited.slotsOf. The function selects the slots of node for
-// callers on this node, and those of others for all other callers. Callers on this node connect
-// from loopback, or from the address to which they connect.
+// tcpSlots returns a function for limited.slotsOf. The function selects the slots in the first
+// argument for callers on this node, and the slots in the second for all other callers. Callers
+// on this node connect from loopback, or from the address to which they connect.
 func tcpSlots(node, others *slots) func(net.Conn) (*slots, netip.Addr) {
 	return func(c net.Conn) (*slots, netip.Addr) {
 		from, to := addrOf(c.RemoteAddr()), addrOf(c.LocalAddr())

@@ -265,7 +265,7 @@ func TestServeWaitsForItsAddress(t *testing.T) {
 	}
 }
 
-// lines collects a log. With the first line of the log, it closes the channel in its field first.
+// lines collects a log. With the first line of the log, it closes the channel "first".
 type lines struct {
 	mu    sync.Mutex
 	text  bytes.Buffer
