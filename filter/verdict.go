@@ -105,7 +105,7 @@ type Rule struct {
 	Policy    string // "namespace/name"
 	Direction Direction
 	Denies    bool // never set for a rule of a NetworkPolicy: such rules only allow
-	Index     int  // in spec.ingress or spec.egress, from 0
+	Index     int  // index of the rule in spec.ingress or spec.egress, from 0
 }
 
 // Isolation is the set of policies that isolate a pod in one direction.

@@ -39,7 +39,7 @@ type exchange struct {
 
 // slot is one of the clients, with its current connection.
 type slot struct {
-	fd    int // -1 if the client is idle
+	fd    int // socket of the connection; -1 if the client is idle
 	began time.Time
 }
 

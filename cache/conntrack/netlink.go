@@ -47,7 +47,7 @@ type Netlink struct {
 
 	// These belong to SetMarks. Dump does not use them, because its report function may call
 	// SetMarks.
-	set     *netlink.Conn // nil after an error, until needed again
+	set     *netlink.Conn // connection to the kernel; nil after an error, until SetMarks opens a new one
 	seq     uint32
 	in, out []byte
 

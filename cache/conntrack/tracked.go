@@ -47,8 +47,8 @@ type shard struct {
 // keySet holds the keys of one address. A nil set has no keys.
 type keySet struct {
 	keys map[filter.Key]trackedFlow
-	// lost is 0 if keys is complete. Otherwise lost is the number of the latest snapshot that
-	// evaluated a missing key: one that was dropped or not added.
+	// lost is 0 if the map "keys" is complete. Otherwise, it is the number of the latest
+	// snapshot that evaluated a missing key: one that was dropped or not added.
 	lost uint64
 }
 

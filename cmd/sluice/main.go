@@ -24,8 +24,8 @@ type env struct {
 	getenv         func(string) string
 }
 
-// exitError ends the command with an exit status. run prints err. If the command has already
-// printed everything, err is nil.
+// exitError ends the command with an exit status. run() prints the field "err". If the command
+// has already printed everything, the field is nil.
 type exitError struct {
 	status int
 	err    error

@@ -161,7 +161,7 @@ func handleOf(line string) (chain string, handle uint64, is bool) {
 // unchanged.
 func (t nftTable) withHandles(text string) (string, error) {
 	var out strings.Builder
-	remaining := map[string][]nftRule{} // by chain: the rules whose handles are not used yet
+	remaining := map[string][]nftRule{} // rules whose handles are not used yet, by chain
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)
 		if _, _, has := handleOf(line); has || len(words) < 3 || words[0] != "-D" {

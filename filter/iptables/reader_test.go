@@ -15,8 +15,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// reader reads the queues and allows every packet. While hold is set, it holds packets until
-// release.
+// reader reads the queues and allows every packet. While the flag "hold" is set, it holds
+// arriving packets until release() is called.
 type reader struct {
 	t    testing.TB
 	mark uint32

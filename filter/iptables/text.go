@@ -177,8 +177,8 @@ type change struct {
 	fill  map[string][]string // replaces the rules of these owned chains
 	stale []string            // rules to delete, "-A CHAIN ..."
 	drop  []string            // chains to delete
-	// keepDropped is set if the chains in drop are emptied and not deleted, because something
-	// else, such as another program's rule, still refers to them.
+	// keepDropped is set if the chains in the list "drop" are emptied and not deleted, because
+	// something else, such as another program's rule, still refers to them.
 	keepDropped bool
 	hooked      []entry // hooks that get their jump as the first rule
 }

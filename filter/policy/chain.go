@@ -140,8 +140,8 @@ type decision struct {
 	rule      *filter.Rule
 	isolation *filter.Isolation // the policies that isolate the pod; nil if their tier was not evaluated
 	pair      bool              // the decision is the same for all flows between the two addresses
-	// unknown is set if the rule has an action that decide does not know. decide treats such
-	// an action as Deny.
+	// unknown is set if the rule has an action that decide() does not know. decide() treats
+	// such an action as Deny.
 	unknown bool
 }
 

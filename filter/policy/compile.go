@@ -25,7 +25,7 @@ type shape struct {
 	floor int  // constant part of the bound on the first form
 	flat  int  // factor of the bound on the first form
 	tree  int  // factor of the bound on the segment tree
-	apart bool // for tests: the rules of several policies are never merged
+	apart bool // the rules of several policies are never merged; for tests
 }
 
 func defaultShape() shape { return shape{floor: 256, flat: 8, tree: 4} }
@@ -39,7 +39,7 @@ type compiler struct {
 	blocks [][]blockRange // for each rule, its address ranges
 	marks  []mark
 	sets   map[mark]*peerSet
-	// ordered: of several rules that match, the one with the lowest index decides.
+	// If ordered is set, the rule with the lowest index decides if several rules match.
 	ordered bool
 }
 

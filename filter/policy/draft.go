@@ -63,7 +63,7 @@ const (
 type drafts struct {
 	on      bool
 	waiting map[Ref]*Draft   // newest draft of each policy, until NextDraft makes it current
-	of      map[string][]Ref // keys of waiting by namespace, in the order of the drafts' numbers
+	of      map[string][]Ref // keys of the map "waiting" by namespace, in the order of the drafts' numbers
 	size    map[string]int   // total encoded size of the waiting drafts by namespace, in bytes
 	turns   []string         // namespaces with waiting drafts; NextDraft takes a draft of the first one
 	last    uint64           // number of the last draft
@@ -165,7 +165,7 @@ func (w *Store) NextDraft() *Draft {
 		d = w.drafts.waiting[w.drafts.of[in][0]]
 		more := len(w.drafts.of[in]) > 1
 		w.unwait(d.ref)
-		if more { // move the namespace to the end of turns
+		if more { // move the namespace to the end of the list
 			w.drafts.turns = append(w.drafts.turns[1:], in)
 		}
 		w.drafts.current = d

@@ -104,15 +104,15 @@ type Subject struct {
 // everything.
 type Rule struct {
 	Action Action
-	Peers  []Peer      // empty: every peer, also outside the cluster
-	Ports  []PortRange // empty: every port and protocol
+	Peers  []Peer      // if empty, the rule is for every peer, also outside the cluster
+	Ports  []PortRange // if empty, the rule is for every port and protocol
 }
 
 // Peer selects pods or a block of addresses.
 type Peer struct {
-	Namespaces labels.Selector // nil: the namespace of the policy
-	Pods       labels.Selector // nil: every pod of these namespaces
-	Block      *Block          // nil: the peer selects pods
+	Namespaces labels.Selector // nil selects the namespace of the policy
+	Pods       labels.Selector // nil selects every pod of these namespaces
+	Block      *Block          // nil if the peer selects pods
 	// Malformed is the field of the peer that cannot be understood, such as
 	// ".ipBlock.cidr", or "." for the whole peer. In a rule that accepts, such a peer matches
 	// nothing; any other rule with it denies every peer.
@@ -129,7 +129,7 @@ type Block struct {
 // PortRange is a range of ports, or a port by its name.
 type PortRange struct {
 	Protocol  filter.Protocol
-	Low, High uint16 // 0 and 65535: all ports of the protocol
+	Low, High uint16 // 0 and 65535 mean all ports of the protocol
 	Name      string // name of a named port; if set, Low and High have no meaning
 	// Malformed reports that the range cannot be understood. In a rule that accepts, it
 	// matches nothing; any other rule with it denies every port.

@@ -16,7 +16,7 @@ import (
 type policy struct {
 	ref      Ref
 	tier     Tier
-	id       uint64            // new with each version of the policy
+	id       uint64            // identifies this version of the policy
 	mark     mark              // pseudo-random bits: two hashes of the id
 	text     string            // "namespace/name" of the policy
 	sum      [sha256.Size]byte // digest of this version of the policy
@@ -24,7 +24,7 @@ type policy struct {
 	subject  *selector
 	isolates [2]bool // the directions in which the policy isolates
 	rules    [2][]rule
-	size     [2]int      // by direction: number of rules, plus all their selectors, blocks and ports
+	size     [2]int      // number of rules, plus number of their selectors, blocks and ports; by direction
 	compiled [2]*ruleSet // rule sets built from this policy alone; nil until they are needed
 	uses     []*selector // selectors of peers; a selector that n peers use is in the list n times
 	problems []Problem

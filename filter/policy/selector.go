@@ -28,7 +28,8 @@ type selector struct {
 	// directions took a hundred times the memory of the selectors.
 	members  map[*identity]struct{}
 	subjects map[*policy]struct{}
-	// within and pods are set in a namespace selector: the pod selectors that have it as scope.
+	// within and pods are set only in a namespace selector. They hold the pod selectors that
+	// have it as scope.
 	within *scopeSelectors   // the empty pod selector
 	pods   bucket[*selector] // the other pod selectors
 }

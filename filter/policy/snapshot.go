@@ -14,7 +14,7 @@ type Snapshot struct {
 	number   uint64
 	newest   uint64 // the last epoch that was assigned before the snapshot was made
 	table    *addrTable
-	everyone []idSet // by namespace id: the peer selectors that match all its pods
+	everyone []idSet // peer selectors that match all pods of a namespace, by the id of the namespace
 	counts   Counts
 	ranges   *podRanges
 	starting *StartingPods // shared by all snapshots
@@ -28,7 +28,7 @@ type Counts struct {
 
 // Endpoint is the owner of an address: a pod or this node.
 type Endpoint struct {
-	Namespace, Name string // the pod's; empty for the node
+	Namespace, Name string // namespace and name of the pod; empty for the node
 
 	class *class // nil for the node
 	host  *host

@@ -63,7 +63,7 @@ type Store struct {
 	ids, spare, mask idBits
 
 	table    *addrTable              // the owners of addresses; shared with the last snapshot
-	everyone []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
+	everyone []idSet                 // peer selectors that match all pods of a namespace, by the id of the namespace; shared with the last snapshot
 	unusedNS []uint32                // namespace ids that can be reused
 	dirtyNS  map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
 	staleIn  []*namespace            // namespaces with identities that affectIn has tested since the last match

@@ -18,9 +18,9 @@ const namespacesPerPiece = 16
 // identitiesPerPiece bounds the identities that one call of sweepOne matches.
 const identitiesPerPiece = 32
 
-// limbo holds the ids of released selectors. An id in limbo must not be given to another
-// selector yet, because pods may still have the id. limbo also holds the namespaces whose pods
-// a sweep must match again before the ids can be reused.
+// limbo holds the ids of released selectors. Such an id must not be given to another selector
+// yet, because pods may still have the id. It also holds the namespaces whose pods a sweep must
+// match again before the ids can be reused.
 type limbo struct {
 	peers, namespaces []uint32            // ids of peer selectors and of namespace selectors
 	wide              bool                // set if a sweep must match all namespaces

@@ -35,7 +35,7 @@ type pendingPackets struct {
 	displaced chan struct{} // signals that a packet was displaced, see shares
 
 	mu      sync.Mutex
-	packets []*pendingPacket // the oldest first
+	packets []*pendingPacket // pending packets, oldest first
 }
 
 // pendingPacket is a packet that waits for a pod to become known.
@@ -46,7 +46,7 @@ type pendingPacket struct {
 	deadline time.Time
 
 	device    uint32     // see packet.device
-	source    netip.Addr // from the IP header; may be forged
+	source    netip.Addr // source address in the IP header; may be forged
 	owner     *pendingPackets
 	displaced bool // another packet has taken its place (see shares); guarded by shares.mu
 }
@@ -105,7 +105,7 @@ func (h *pendingPackets) add(p *pendingPacket) bool {
 	h.packets = append(h.packets, p)
 	h.worker.queues.log.Debug("packet waits for its pod to become known", event.PacketHeld.Attr(), "address", p.addr)
 	if len(h.packets) == 1 {
-		h.poke() // so that run sets its timer
+		h.poke() // so that run() sets its timer
 	}
 	return true
 }

@@ -66,7 +66,7 @@ type Source struct {
 	queue  *queue
 	health *health
 	tables []*table
-	taint  *startupTaint // nil if there is none
+	taint  *startupTaint // nil if no startup taint is to be removed
 	log    *slog.Logger
 }
 

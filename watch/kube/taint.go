@@ -91,7 +91,7 @@ func (t *startupTaint) run(ctx context.Context) {
 				return
 			}
 			t.record(err)
-			if err == nil || apierrors.IsNotFound(err) { // if the Node is created again, observe wakes run
+			if err == nil || apierrors.IsNotFound(err) { // if the Node is created again, observe() wakes run()
 				break
 			}
 			if !sleep(ctx, wait) {

@@ -40,7 +40,7 @@ type Cluster struct {
 	pods       map[string]*policy.Pod // pods by "namespace/name"
 	policies   map[string]*policy.Policy
 	problems   map[string][]policy.Problem // problems by "namespace/name" of the policy
-	ends       map[string]*End             // pods of earlier questions
+	ends       map[string]*End             // pods of earlier questions, by "namespace/name"
 	services   map[netip.Addr]*service
 }
 

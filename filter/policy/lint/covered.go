@@ -67,7 +67,7 @@ func (l *linter) covered(p *lintPolicy, r *rule) {
 				continue
 			}
 			if r.covers(by) && within(o.subject, p.subject) && (p.text < o.text || p == o && r.index < by.index) {
-				continue // the rules cover each other: report by, which comes later, but not r
+				continue // the rules cover each other: report only the later one, which is not r
 			}
 			whose := "this policy"
 			if o != p {

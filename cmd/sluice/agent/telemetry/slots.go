@@ -25,10 +25,10 @@ import (
 // a request in progress, or the oldest connection if all have one. Callers on the node have
 // separate slots, which pods cannot take.
 const (
-	nodeSlots   = 64  // for callers on this node, over TCP
-	otherSlots  = 128 // for callers from other machines and pods
+	nodeSlots   = 64  // slots for callers on this node, over TCP
+	otherSlots  = 128 // slots for callers from other machines and pods
 	sourceSlots = 16  // how many of otherSlots one address may take
-	socketSlots = 32  // for the unix socket, which only root may open
+	socketSlots = 32  // slots for the unix socket, which only root may open
 	minSlots    = 2   // lower bound to which limitsFor may reduce each number above
 
 	// reserve is the number of descriptors that the agent keeps for itself. With four queues
@@ -183,7 +183,7 @@ func (l limited) Accept() (net.Conn, error) {
 		c := &slotConn{Conn: conn, in: in, source: source}
 		out := in.enter(c)
 		if out != nil {
-			_ = out.Conn.Close() // a handler that still reads or writes on out gets an error
+			_ = out.Conn.Close() // a handler that still uses this connection gets an error
 		}
 		if out != c {
 			return c, nil
@@ -234,7 +234,7 @@ func slotOf(ctx context.Context) *slotConn {
 // Connections counts the connections of all listeners.
 type Connections struct {
 	Open      int
-	Displaced uint64 // closed to make room for others
+	Displaced uint64 // connections closed to make room for others
 }
 
 // displacedInterval is the time between two checks of the counter of displaced connections.
