@@ -29,9 +29,9 @@ type Update = func(*policy.Store)
 // Source delivers a part of the cluster's state. String names the source in log lines.
 type Source interface {
 	fmt.Stringer
-	// Run first calls update with the complete state of the source, as one Update, and then
-	// with each change until ctx ends. update blocks until the Controller takes the Update
-	// or ctx ends. Run must not call it concurrently.
+	// Run first calls update() with the complete state of the source, as one Update, and then
+	// with each change until ctx ends. update blocks until the Controller takes the Update or
+	// ctx ends. Run must not call it concurrently.
 	Run(ctx context.Context, update func(Update)) error
 }
 

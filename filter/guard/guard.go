@@ -208,8 +208,8 @@ func (g *Guard) Run(ctx context.Context) {
 	check := time.NewTicker(checkInterval)
 	defer check.Stop()
 	next := time.Now().Add(searchInterval)
-	// within advances the next pass to at most d from now. It never delays the pass, however many
-	// events there are.
+	// within(d) moves the next pass forward, so that it begins at most d from now. It never
+	// delays the pass, however many events there are.
 	within := func(d time.Duration) {
 		if at := time.Now().Add(d); at.Before(next) {
 			next = at

@@ -344,7 +344,7 @@ static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct 
 
 // may_answer reports whether a port may announce an address as its own, in ARP or neighbour
 // discovery. The guard knows all addresses of a known pod, except that a link-local address
-// may be new; local is set for link-local addresses.
+// may be new; "local" is set for link-local addresses.
 static __always_inline int may_answer(struct __sk_buff *skb, __u32 flags, struct address *a, int local)
 {
 	if (owned(a, skb->ifindex))

@@ -123,7 +123,7 @@ func (s canonicalForm) of(rule string) string {
 
 // record stores the form in which iptables prints each wanted rule. It assumes that rule i of a
 // chain is wanted rule i in another form. If the number of rules of any chain differs from the
-// number of wanted rules, the assumption is wrong, and record stores nothing.
+// number of wanted rules, the assumption is wrong, and record() stores nothing.
 func (s canonicalForm) record(now tableState, want map[string][]string) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
@@ -206,8 +206,8 @@ func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	return []string{fmt.Sprintf("%s jumps to %s by another rule", e.name, e.chain)}
 }
 
-// leading returns the rules that lead to a chain for which match returns true. It searches neither
-// these chains nor the owned chains.
+// leading returns the rules that lead to a chain for which match() returns true. It searches
+// neither these chains nor the owned chains.
 func leading(ctx context.Context, t Table, now tableState, match func(chain string) bool) ([]string, error) {
 	var found []string
 	for _, name := range now.names {

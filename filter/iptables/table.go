@@ -36,9 +36,9 @@ type Table interface {
 	// changed between them; a change to another table may change the number too. If there
 	// is no such number, or if it costs nearly as much to read as Rules, known is false.
 	Generation() (number uint32, known bool)
-	// Watch calls notify soon after each relevant change to the table, including changes by
-	// Restore, until ctx ends. It returns at once, with [errors.ErrUnsupported] if the table has
-	// no notifications. It may miss changes.
+	// Watch calls notify() soon after each relevant change to the table, including changes by
+	// Restore, until ctx ends. It returns at once, with [errors.ErrUnsupported] if the table
+	// has no notifications. It may miss changes.
 	Watch(ctx context.Context, notify func()) error
 	// Restore applies a text in the format of iptables-restore --noflush, as a whole or not at
 	// all.

@@ -28,7 +28,7 @@ func (k *kernelTable) Watch(ctx context.Context, notify func()) error {
 	return watchLegacy(ctx, k.family, notify)
 }
 
-// watch calls notify after changes that concern Sluice, until ctx ends.
+// watch calls notify() after changes that concern Sluice, until ctx ends.
 func (t nftTable) watch(ctx context.Context, notify func()) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	if err != nil {
@@ -125,8 +125,8 @@ type legacyInfo struct {
 // getInfo is the socket option IPT_SO_GET_INFO, which equals IP6T_SO_GET_INFO.
 const getInfo = 64
 
-// watchLegacy calls notify when the number of rules in a legacy table, their total size or the
-// offsets of the hooks' rules have changed. It misses a rule that is replaced by one of the
+// watchLegacy calls notify() when the number of rules in a legacy table, their total size or
+// the offsets of the hooks' rules have changed. It misses a rule that is replaced by one of the
 // same size.
 func watchLegacy(ctx context.Context, f Family, notify func()) error {
 	domain, level := unix.AF_INET, unix.IPPROTO_IP

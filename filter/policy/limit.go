@@ -268,8 +268,8 @@ func (w *Store) toRefuse() map[Ref]*policy {
 	return out
 }
 
-// replace decodes the source of p again, calls read with the result, and replaces p with the
-// policy that read returns.
+// replace decodes the source of p again, calls read() with the result, and replaces p with the
+// policy that read() returns.
 func (w *Store) replace(p *policy, read func(*Policy, int64) *policy) {
 	form, err := p.kept.Read(p.ref, p.kept.Encoded)
 	if err != nil {

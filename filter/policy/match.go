@@ -207,9 +207,9 @@ func (w *Store) matchWhole() {
 	}
 	everyone := make([]idSet, max(len(w.everyone), len(w.namespaces)+len(w.unusedNS)))
 	copy(everyone, w.everyone)
-	// of is indexed by the ids of namespace selectors. An element is 1 plus the id of the empty
-	// peer selector whose scope is that namespace selector, or 0 if there is no such peer
-	// selector.
+	// The slice "of" is indexed by the ids of namespace selectors. An element is 1 plus the id
+	// of the empty peer selector whose scope is that namespace selector, or 0 if there is no
+	// such peer selector.
 	of := make([]uint32, len(w.nsSelectors.byID))
 	for i, s := range w.nsSelectors.byID {
 		if s != nil && s.within != nil && s.within.everyone != nil {

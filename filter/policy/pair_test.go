@@ -32,8 +32,8 @@ func between(f flow) (all []flow) {
 func TestPairs(t *testing.T) {
 	const clusters, flows = 400, 20
 	asPair := map[filter.Action]int{} // verdicts with Pair set
-	// Both count verdicts without Pair. The flows between the two addresses have different
-	// verdicts in mixed, and the same verdict in missed.
+	// Both count verdicts without Pair: "mixed" counts those where the flows between the two
+	// addresses have different verdicts, "missed" those where all have the same verdict.
 	mixed, missed := 0, 0
 	closed := 0 // flows with a closed end
 	for seed := range uint64(clusters) {

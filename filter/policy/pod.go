@@ -53,7 +53,7 @@ type pod struct {
 	local    bool      // it runs on this node
 	ending   bool      // it is being deleted
 	// relabeled is set if the labels have changed. The pod then needs a new epoch, unless the
-	// same peer selectors as before match it.
+	// peer selectors that match it are still the same.
 	relabeled  bool
 	dirty      bool // the next commit compiles it
 	reselected bool // the set of policies that select it may have changed

@@ -112,8 +112,8 @@ type remote struct {
 	some, whole *idSet
 	addr        netip.Addr
 	rules       *ruleSet
-	place       uint32 // placeOf(rules.bounds, addr); valid only if placed is set
-	placed      bool   // set once find has computed place, which most lookups do not need
+	place       uint32 // result of placeOf(rules.bounds, addr); valid only if the flag "placed" is set
+	placed      bool   // set once find() has computed the place, which most lookups do not need
 }
 
 // find returns a rule that allows the flow k, or nil. The rules are those of one end of the

@@ -92,7 +92,7 @@ type namespace struct {
 
 	relabeled bool // the namespace's labels changed since the last Commit
 	stale     bool // all pods of the namespace must be matched with the peer selectors again
-	staleOwn  bool // if stale: also with the peer selectors whose scope is this namespace by name
+	staleOwn  bool // has a meaning only if "stale" is set: the pods must also be matched with the peer selectors whose scope is this namespace by name
 	tests     int  // number of tests of the namespace's identities against single selectors in this Commit; see affectIn
 }
 

@@ -24,7 +24,7 @@ const identitiesPerPiece = 32
 type limbo struct {
 	peers, namespaces []uint32            // ids of peer selectors and of namespace selectors
 	wide              bool                // set if a sweep must match all namespaces
-	in                map[string]struct{} // names of the namespaces to match; not used if wide is set
+	in                map[string]struct{} // names of the namespaces to match; not used if the flag "wide" is set
 }
 
 func (l *limbo) empty() bool { return len(l.peers)+len(l.namespaces) == 0 }

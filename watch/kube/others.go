@@ -36,9 +36,9 @@ const maxAnswer = 64 << 20
 // "pods".
 type served struct{ group, version, kind, name string }
 
-// CountOthers counts the objects of each kind for which match returns true. If it cannot list
-// some of these kinds, it returns the counts of the remaining kinds, and an error that names the
-// kinds that it could not list.
+// CountOthers counts the objects of each kind for which match() returns true. If it cannot list
+// some of these kinds, it returns the counts of the remaining kinds, and an error that names
+// the kinds that it could not list.
 func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool) ([]Others, error) {
 	base, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {

@@ -23,7 +23,7 @@ type queue struct {
 	changes []change
 	missing int           // number of kinds whose first list has not arrived
 	wake    chan struct{} // holds a token if there may be changes to take
-	room    *sync.Cond    // wakes blocked calls of add: broadcast by take and end
+	room    *sync.Cond    // wakes blocked calls of add(): broadcast by take() and end()
 	ended   bool
 }
 
@@ -82,7 +82,7 @@ func (q *queue) take(first bool) (changes []change, ok bool) {
 	return changes, true
 }
 
-// run calls update with the queued changes until ctx ends.
+// run calls update() with the queued changes until ctx ends.
 func (q *queue) run(ctx context.Context, update func(func(*policy.Store))) {
 	defer context.AfterFunc(ctx, q.end)()
 	for first := true; ; {
@@ -107,7 +107,7 @@ func (q *queue) run(ctx context.Context, update func(func(*policy.Store))) {
 	}
 }
 
-// end unblocks all calls of add.
+// end unblocks all calls of add().
 func (q *queue) end() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -51,7 +51,7 @@ type startupTaint struct {
 	client  rest.Interface
 	server  string
 	log     *slog.Logger
-	seen    chan struct{} // holds a value if observe has seen the taint and run has not yet reacted
+	seen    chan struct{} // holds a value if observe() has seen the taint and run() has not yet reacted
 	failure atomic.Pointer[APIError]
 	missing atomic.Bool // as far as the agent knows, there is no Node with this name
 }

@@ -107,9 +107,9 @@ type file struct {
 	wrong   []Problem // problems of the content that was read last
 }
 
-// Follow reads the directory, or the single file, and calls apply with all objects, even if
-// there are none. Then it calls apply with each change until ctx ends, and returns nil.
-// Calls of apply do not overlap. Follow returns an error if it cannot read dir at first.
+// Follow reads the directory, or the single file, and calls apply() with all objects, even if
+// there are none. Then it calls apply() with each change until ctx ends, and returns nil. Calls
+// of apply() do not overlap. Follow returns an error if it cannot read dir at first.
 //
 // Follow logs broken files to logger. The last good state of a broken file stays in force
 // until the file is corrected or deleted. If a file has never been good, its readable part

@@ -17,7 +17,7 @@ type policyKind struct {
 	name     string
 	version  schema.GroupVersion
 	former   string   // an earlier API version with the same fields and meaning; empty if there is none
-	removed  string   // the Kubernetes version that removed former
+	removed  string   // the Kubernetes version that removed the API version in the field "former"
 	siblings []string // other kinds of the group, which are not policies
 	spec     reflect.Type
 	empty    func() metav1.Object

@@ -167,9 +167,9 @@ func attributes(raw []byte, typ uint16) (values [][]byte) {
 	return values
 }
 
-// FollowNetwork calls changed with the network of the process's namespace, and again soon
-// after each change, until ctx ends. It does not fail: if it receives no events, it still
-// reads the network every minute.
+// FollowNetwork calls changed() with the network of the process's namespace, and again soon
+// after each change, until ctx ends. It does not fail: if it receives no events, it still reads
+// the network every minute.
 func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)) {
 	events := make(chan struct{}, 1)
 	var wait sync.WaitGroup
@@ -231,7 +231,8 @@ func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}
 		}
 	}
 	for ctx.Err() == nil {
-		// Canceling inner closes the socket, which a broken subscription leaves open.
+		// Canceling the context "inner" closes the socket, which a broken subscription leaves
+		// open.
 		inner, cancel := context.WithCancel(ctx)
 		c, err := subscribe(inner, func(err error) {
 			if inner.Err() == nil {

@@ -99,7 +99,8 @@ func (s *stored) encode(e encoding) ([]byte, error) {
 	return s.encoded[e.index], nil
 }
 
-// encodings returns the encoded object by encoding.index, nil where encode has not computed it.
+// encodings returns the encoded object by encoding.index, nil where encode() has not computed
+// it.
 func (s *stored) encodings() [2][]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()

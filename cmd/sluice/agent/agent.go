@@ -37,9 +37,9 @@ const (
 
 // agent holds the parts of a running agent.
 //
-// One goroutine, that of run, starts the agent, yields to a successor, enforces again and
-// shuts down. So these never overlap, and no lock is held while iptables runs. The
-// Controller's goroutine applies the stages.
+// One goroutine, that of run(), starts the agent, yields to a successor, enforces again and
+// shuts down. So these never overlap, and no lock is held while iptables runs. The Controller's
+// goroutine applies the stages.
 type agent struct {
 	opts Options
 	log  *slog.Logger
@@ -71,7 +71,7 @@ type agent struct {
 	status
 }
 
-// phase is the phase of an agent's life. Only the goroutine of run changes it.
+// phase is the phase of an agent's life. Only the goroutine of run() changes it.
 type phase uint8
 
 const (
@@ -111,7 +111,8 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 	}
 }
 
-// wire creates the parts that need the resources that open has acquired, and connects the parts.
+// wire creates the parts that need the resources that open() has acquired, and connects the
+// parts.
 func (a *agent) wire() error {
 	opts := a.opts
 	a.started = time.Now()
@@ -299,7 +300,7 @@ func (a *agent) leave(ctx context.Context) error {
 	return err
 }
 
-// close releases the agent's resources. It may be called after open has failed.
+// close releases the agent's resources. It may be called after open() has failed.
 func (a *agent) close() {
 	for _, e := range a.evaluators {
 		e.Close()

@@ -200,11 +200,11 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// requestHandover asks the goroutine of run to yield, and reports whether it has yielded. ctx
+// requestHandover asks the goroutine of run() to yield, and reports whether it has yielded. ctx
 // ends when the agent that wants to take over dies or closes its lease.
 func (a *agent) requestHandover(ctx context.Context) bool {
 	if !a.is(enforcing) {
-		return false // do not wait for the goroutine of run, which may be busy
+		return false // do not wait for the goroutine of run(), which may be busy
 	}
 	yielded := make(chan bool, 1)
 	select {

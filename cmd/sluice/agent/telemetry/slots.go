@@ -135,7 +135,7 @@ func (p *slots) victim(newcomer *slotConn, candidate func(*slotConn) bool) *slot
 func (p *slots) remove(c *slotConn) {
 	i := slices.Index(p.taken, c)
 	if i < 0 {
-		return // c was displaced, and enter has freed its slot
+		return // c was displaced, and enter() has freed its slot
 	}
 	p.taken = slices.Delete(p.taken, i, i+1)
 	if p.bySource[c.source]--; p.bySource[c.source] == 0 {

@@ -23,7 +23,7 @@ import (
 // testTimeout bounds each wait for an agent.
 const testTimeout = 2 * time.Minute
 
-// served runs Serve until the test ends, or until stop is called.
+// served runs Serve until the test ends, or until stop() is called.
 func served(t *testing.T, opts Options, s *State) (stop func()) {
 	t.Helper()
 	if opts.Logger == nil {
