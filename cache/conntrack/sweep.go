@@ -295,8 +295,8 @@ func (w *sweep) visit(c *Conn) {
 
 // decide returns the verdict about a connection. If conntrack did not see how the connection
 // began (MidStream), decide allows it only if policies allow both directions, as
-// [sluice/filter/engine.Evaluator] does for packets in mid-stream. known is false if the
-// connection needs no mark.
+// [sluice/filter/engine.Evaluator] does for packets in mid-stream. The second result is false
+// if the connection needs no mark.
 func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	v, known = w.sweeper.evaluate(w.snapshot, &c.Key)
 	if w.options.seen != nil {
@@ -331,8 +331,8 @@ func (w *sweep) concerns(c *Conn) bool {
 	return ok
 }
 
-// evaluate returns the verdict about a key. known is false if no policy could deny the flow: a
-// connection from this node, or between ends that are not pods, needs no mark.
+// evaluate returns the verdict about a key. The second result is false if no policy could deny
+// the flow: a connection from this node, or between ends that are not pods, needs no mark.
 func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
 	src, srcPending := by.Lookup(srcAddr)

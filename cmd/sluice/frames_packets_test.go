@@ -346,7 +346,7 @@ func (f *frameFuzz) denies(sender, name string, p []byte, decoder *packet.Decode
 }
 
 // part returns an identifier of the packet to which the fragment p belongs; empty if p is
-// not a fragment. later reports whether p is a fragment other than the first.
+// not a fragment. The second result reports whether p is a fragment other than the first.
 func part(p []byte) (which string, later bool) {
 	switch {
 	case len(p) < 20:

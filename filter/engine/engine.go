@@ -271,8 +271,8 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	}
 }
 
-// tracked reports whether Tracker needs the key of an allowed packet. why is the reason of the
-// verdict. fresh is set if the verdict is not from the flow cache.
+// tracked reports whether Tracker needs the key of an allowed packet. "why" is the reason of
+// the verdict. "fresh" is set if the verdict is not from the flow cache.
 func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	switch why {
 	case filter.SameAddress, filter.OwnNode:

@@ -25,7 +25,7 @@ type nftTable struct {
 // nftChain is a chain of the table.
 type nftChain struct {
 	name string
-	// base is set if the kernel itself calls the chain, at the given hook and priority. kind
+	// base is set if the kernel itself calls the chain, at the given hook and priority. "kind"
 	// is the chain's type, such as "filter".
 	base     bool
 	kind     string

@@ -16,7 +16,7 @@ type nftRule struct {
 	targets []nftTarget
 	// plain is set if the rule does nothing but count and jump.
 	plain bool
-	// drops is set if the rule's verdict is to drop; packets is the rule's counter.
+	// drops is set if the rule's verdict is to drop; "packets" is the rule's counter.
 	drops   bool
 	packets uint64
 	// expressions is the kernel's form of the matches, counter and verdict.

@@ -117,9 +117,10 @@ type remote struct {
 }
 
 // find returns a rule that allows the flow k, or nil. The rules are those of one end of the
-// flow; peer is the endpoint at the other end, and peerAddr its address. pair reports whether
-// the result is the same for all flows between the two addresses of k. dst is the endpoint at
-// the destination of k: rules for egress and for ingress both find named ports there.
+// flow; "peer" is the endpoint at the other end, and peerAddr its address. The second result
+// reports whether the first is the same for all flows between the two addresses of k. dst is
+// the endpoint at the destination of k: rules for egress and for ingress both find named ports
+// there.
 func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	if r.peers == nil {
 		return r.inParts(k, peer, peerAddr, dst, everyone)

@@ -264,8 +264,8 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim records a pod as an owner or rival of its addresses. known lists the addresses that the
-// store already knew as this pod's. claim may defer the pod's other addresses (see the type
+// claim records a pod as an owner or rival of its addresses. "known" lists the addresses that
+// the store already knew as this pod's. claim may defer the pod's other addresses (see the type
 // deferred).
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {

@@ -41,7 +41,7 @@ func (c *checker) findHoles() {
 	}
 }
 
-// holesOf reports the holes of a rule. list is the name of the field with the peers, "from"
+// holesOf reports the holes of a rule. "list" is the name of the field with the peers, "from"
 // or "to", and "end" is the word for a peer, "source" or "destination".
 func (c *checker) holesOf(r fields, at, list, end string) {
 	if r == nil {

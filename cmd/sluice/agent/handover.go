@@ -69,7 +69,7 @@ func (a *agent) chooseQueues() (predecessor, error) {
 }
 
 // freeQueues chooses between two ranges of queues: the configured one and the one after it.
-// first is the number of the first configured queue, and count is the number of queues in each
+// The arguments are the number of the first configured queue, and the number of queues in each
 // range. freeQueues returns the number of the first queue of the range that is free, and
 // whether a process reads the other range.
 func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err error) {
