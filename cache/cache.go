@@ -84,7 +84,8 @@ func NewFlows(size int) *Flows {
 }
 
 // Decide returns the snapshot's verdict and the epochs of both ends. It returns a cached
-// verdict if there is one with these epochs. Otherwise the snapshot decides, and fresh is true.
+// verdict if there is one with these epochs. Otherwise the snapshot decides, and the last
+// result is true.
 func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (v filter.Verdict, ends Ends, fresh bool) {
 	var known *flow
 	if f.lru != nil {

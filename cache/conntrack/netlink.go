@@ -178,10 +178,10 @@ func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func
 	return errors.Join(err, <-to)
 }
 
-// dumpOf makes one dump for each IPv4 address in among. It requests the connections whose tuple
-// of the given direction, original or reply, has that address as its source. report() returns
-// false if a connection does not have this source; the kernel has then ignored the filter, and
-// dumpOf returns errUnfiltered.
+// dumpOf makes one dump for each IPv4 address in the list. It requests the connections whose
+// tuple of the given direction, original or reply, has that address as its source. report()
+// returns false if a connection does not have this source; the kernel has then ignored the
+// filter, and dumpOf returns errUnfiltered.
 func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
 	for _, a := range among {
 		strays := false

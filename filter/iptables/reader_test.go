@@ -199,7 +199,8 @@ func (p *packets) families(f func(a, b netip.Addr)) {
 	f(p.a.IPv6, p.b.IPv6)
 }
 
-// wantQueued fails the test unless exactly want packets are queued while f runs.
+// wantQueued fails the test unless exactly the wanted number of packets is queued while f()
+// runs.
 func (p *packets) wantQueued(want int, f func()) {
 	p.realNode.t.Helper()
 	before := p.count()

@@ -74,7 +74,7 @@ func (o Options) paused(f Family, packets Unqueued) map[string][]string {
 	return o.chainsWith(f, "-j DROP")
 }
 
-// chainsWith returns the owned chains. Chain ends with the rules in last.
+// chainsWith returns the owned chains. Chain ends with the rules in the parameter "last".
 func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
 		Chain: o.mainRules(f, last...),

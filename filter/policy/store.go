@@ -337,8 +337,8 @@ func (w *Store) matchSubjects(k *identity) {
 	k.subjects = enroll(k, k.subjects, found)
 }
 
-// enroll removes k from the members of the selectors in old, and adds it to the members of
-// those in found. It returns found.
+// enroll removes k from the members of the selectors in the list "old", and adds it to the
+// members of those in the list "found". It returns the latter list.
 func enroll(k *identity, old, found []*selector) []*selector {
 	for _, s := range old {
 		delete(s.members, k)
@@ -412,8 +412,8 @@ func (w *Store) SetEncoded(e Encoded) {
 	}
 }
 
-// put reads a policy and puts it in force. It replaces old, the previous version, which may be
-// nil.
+// put reads a policy and puts it in force. It replaces the previous version, the parameter
+// "old", which may be nil.
 func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
 	ns := w.namespace(ref.Namespace)
 	ns.policies++

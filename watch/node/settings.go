@@ -114,7 +114,7 @@ func (s sysctls) number(link, setting string) int {
 	return n
 }
 
-// want appends a problem to found if a setting is 0 or cannot be read.
+// want appends a problem to the list if a setting is 0 or cannot be read.
 func (s sysctls) want(found []SettingProblem, name string, b Link, detail string) []SettingProblem {
 	text, err := os.ReadFile(s.path(name))
 	p := SettingProblem{Setting: name, Where: b.Name, Hint: "sysctl -w " + name + "=1"}

@@ -176,7 +176,7 @@ func TestSocketGoesToTheSuccessor(t *testing.T) {
 	awaitPID(t, path, 1)
 }
 
-// awaitPID calls Ask until the process with the PID want answers.
+// awaitPID calls Ask until the process with the wanted PID answers.
 func awaitPID(t *testing.T, path string, want int) {
 	t.Helper()
 	for end := time.Now().Add(testTimeout); answered(t, path).PID != want; time.Sleep(time.Millisecond) {
