@@ -45,7 +45,7 @@ type Draft struct {
 	subject *selector
 	adopted int         // policy.uses[:adopted] are the selectors that the store has adopted
 	fresh   []*selector // adopted selectors that must still be matched with all pods or namespaces
-	known   bool        // the selectors in fresh have been matched
+	known   bool        // the selectors in the list "fresh" have been matched
 }
 
 // step is the next step of a draft.
@@ -67,8 +67,8 @@ type drafts struct {
 	size    map[string]int   // total encoded size of the waiting drafts by namespace, in bytes
 	turns   []string         // namespaces with waiting drafts; NextDraft takes a draft of the first one
 	last    uint64           // number of the last draft
-	current *Draft           // draft that NextDraft has removed from waiting, until it is in force or dropped
-	out     bool             // NextDraft has returned current, and Prepared has not been called yet
+	current *Draft           // draft that NextDraft has removed from the map "waiting", until it is in force or dropped
+	out     bool             // NextDraft has returned the current draft, and Prepared has not been called yet
 }
 
 // UseDrafts makes drafts of large policies from now on, so that they are prepared outside

@@ -24,7 +24,7 @@ type rangeSources struct {
 	starting []netip.Prefix            // copy of the addresses in the field "live", made by RenewStartingPods
 	live     *StartingPods
 	changes  uint64 // number of changes so far that required all live connections to be evaluated again
-	stale    bool   // the sources have changed since current was built
+	stale    bool   // the sources have changed since the current ranges were built
 	current  *podRanges
 }
 

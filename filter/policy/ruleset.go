@@ -83,7 +83,7 @@ type portTree struct {
 // peerSet finds the rule for a peer at some ports. It fills one cache line.
 type peerSet struct {
 	everyone uint32 // index of a rule that matches every peer, or noRule
-	whole    uint32 // index in peers of the first selector that matches all pods of a namespace
+	whole    uint32 // index in the list "peers" of the first selector that matches all pods of a namespace
 	// peers[:whole] are selectors that test the labels of pods. peers[whole:] are selectors
 	// that match all pods of a namespace. Each part is sorted by the ids of its selectors.
 	peers  []peerRule

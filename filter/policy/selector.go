@@ -59,7 +59,7 @@ type selectors struct {
 	byID    []*selector
 	byScope map[scope]*scopeSelectors
 	wide    labelIndex // non-empty pod selectors whose scope is a namespace selector
-	scopes  idBits     // ids of the namespace selectors that are the scope of a selector in wide
+	scopes  idBits     // ids of the namespace selectors that are the scope of a selector in the index "wide"
 	unused  []uint32   // released ids, free for reuse
 	few     int        // value of labelIndex.few for the indexes in byScope; see fewAbsent
 }
