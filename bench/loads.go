@@ -148,8 +148,8 @@ func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, er
 func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 
 // warmUp is the duration of a load that runs on each contender before the first round.
-// After it, heaps and tables have grown. On the rows where a load uses the same keys again and
-// again, the agents have seen these keys.
+// After it, heaps and tables have grown, and the agents have seen the keys of all loads that use
+// the same keys again and again.
 const warmUp = 200 * time.Millisecond
 
 // rounds runs, in each round, each load on one contender after the other.

@@ -64,7 +64,7 @@ struct place {
 
 // The values of the map "own". LISTED: the API lists the address for the pod. EXTRA: the API does not
 // list it, but a host route for it leads to the pod, or an interface of the pod has it.
-// NODES: it is a link-local address of the node, at a port that is OUTSIDE.
+// NODES: it is a link-local address of the node, at a port with the flag OUTSIDE.
 enum { LISTED = 1, EXTRA = 2, NODES = 4 };
 
 // "own" holds the addresses that belong to the pod behind a port, or to the node there.
@@ -396,8 +396,8 @@ static __always_inline int no_tunnel(__u8 protocol, void *upper, void *end)
 
 // ordinary reports whether a frame needs no further check. Such a frame is untagged and
 // unicast, and contains a TCP or UDP packet that does not belong to a tunnel. Both addresses
-// of the packet are unicast and, in IPv6, not link-local; one of them is the pod's address in
-// port. The other checks would let the frame pass too, but would cost up to four more lookups.
+// of the packet are unicast and, in IPv6, not link-local; one of them is the address
+// that *port holds for its pod. The other checks would let the frame pass too, but would cost up to four more lookups.
 static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, int from)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -633,8 +633,8 @@ int sluice_to_pod(struct __sk_buff *skb)
 	}
 
 	// Policies do not know the owner of an address that the API does not list. Packets from
-	// pods to such an address are dropped. Packets from elsewhere may be replies, and pass
-	// unless the address is another pod's: if so, a bridge has flooded them to all its ports.
+	// pods, or of unknown origin, to such an address are dropped. Packets from elsewhere may be
+	// replies, and pass unless a bridge has flooded them: then the address is another pod's.
 	if (owned(&p.dst, skb->ifindex) == LISTED || !(flags & PRIMARY || (skb->protocol == bpf_htons(ETH_P_IP) && local4(&p.dst))))
 		return TC_ACT_UNSPEC;
 	struct port *other = bpf_map_lookup_elem(&ports, &from);

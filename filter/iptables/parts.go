@@ -106,7 +106,7 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 	return wrong, err
 }
 
-// ensurePins restores the names of the programs if rules call them.
+// ensurePins restores the pins of the programs in the BPF file system if rules call them.
 func (m *Manager) ensurePins() error {
 	if m.EnsurePins == nil || m.opts.AllowPin == "" {
 		return nil

@@ -72,7 +72,7 @@ func distinct(rules []peerRule) []peerRule {
 	return slices.CompactFunc(rules, func(a, b peerRule) bool { return a.selector == b.selector })
 }
 
-// fitted returns list or, if the list has much spare capacity, a copy that has none.
+// fitted returns list (nil if it is empty) or, if the list has much spare capacity, a copy that has none.
 func fitted[T any](list []T) []T {
 	if len(list) == 0 {
 		return nil

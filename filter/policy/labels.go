@@ -339,7 +339,7 @@ type identity struct {
 	peers    idSet       // ids of the peer selectors that match, except empty ones; as of the last Store.match
 	sum      [2]uint64   // sumOf(peers)
 	stale    bool        // the identity must be matched again with the peer selectors whose scope is a namespace selector
-	staleOwn bool        // has a meaning only if "stale" is set: the identity must also be matched with the peer selectors whose scope is a single namespace
+	staleOwn bool        // if "stale" is set: the identity must also be matched with the peer selectors whose scope is a single namespace
 	recent   *class      // the class that this Commit last determined for a pod of the identity, or nil
 }
 

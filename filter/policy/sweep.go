@@ -79,7 +79,7 @@ func (w *Store) beginSweep(d *Draft) {
 }
 
 // sweepNamespace matches a namespace with the namespace selectors, and adds its identities
-// to the sweep.
+// to w.sweep, so that sweepOne matches them later.
 func (w *Store) sweepNamespace(ns *namespace) {
 	if w.namespaces[ns.name] != ns {
 		return // the namespace is gone

@@ -84,8 +84,8 @@ func ReadNetwork() (*Network, error) {
 	return n, nil
 }
 
-// addRoute adds r to n.Routes if it has no gateway. Otherwise, it only marks the interfaces
-// of the route as uplinks.
+// addRoute adds r to n.Routes if it has one interface and no gateway. Otherwise, it only marks
+// the interfaces of the route as uplinks.
 func (n *Network) addRoute(r *netlink.Route) {
 	for _, hop := range r.MultiPath {
 		n.setUplink(hop.LinkIndex)

@@ -63,8 +63,8 @@ const (
 	maxPprofDuration = 5 * time.Minute
 )
 
-// untilDone sets the deadline of a request so that a profile of pprofDuration or, if that is
-// longer, of the parameter "seconds" can end before.
+// untilDone sets the deadline of a request after the end of its profile, which takes
+// pprofDuration or the parameter "seconds", whichever is longer.
 func untilDone(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		d := pprofDuration
