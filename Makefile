@@ -31,7 +31,7 @@ help: ## print this list
 .PHONY: demo
 demo: ## show policies at work on real packets, in network namespaces (as root, under a minute)
 	@.ci/setup demo
-	@go build -buildvcs=false -o bin/ ./cmd/sluice ./bench/demo
+	@go build -buildvcs=false -ldflags='-X main.release=$(VERSION)' -o bin/ ./cmd/sluice ./bench/demo
 	@bin/demo --sluice bin/sluice
 
 .PHONY: test

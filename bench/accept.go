@@ -34,7 +34,7 @@ func acceptCommand(e env) *cobra.Command {
 	}
 }
 
-// accept accepts all packets until ctx ends. It calls started when the queues are bound.
+// accept accepts all packets until ctx ends. It calls started() when the queues are bound.
 func accept(ctx context.Context, started func()) error {
 	failed := make(chan error, acceptQueues)
 	for i := range uint16(acceptQueues) {

@@ -14,8 +14,8 @@ type aim struct {
 	loads  []string
 	metric result.Metric
 	// against is the name of another row: in each round, the figure is divided by the figure of
-	// that row. An empty string stands for the reference row of the figure's row. If against is
-	// noReference, the figure is not divided.
+	// that row. An empty string stands for the reference row of the figure's row. If the name
+	// is noReference, the figure is not divided.
 	against string
 	want    float64
 	better  string

@@ -168,9 +168,9 @@ func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error
 }
 
 // probe lets the client of t send datagrams to probePort for the time probeTime. After the time
-// probeBefore, probe writes a policy that allows only the port with the number allow. It returns
-// the times at which the answered datagrams were sent (seen), and the time of the write (wrote)
-// in Unix nanoseconds.
+// probeBefore, probe writes a policy that allows only one port, whose number is the parameter
+// "allow". It returns the times at which the answered datagrams were sent (seen), and the time
+// of the write (wrote) in Unix nanoseconds.
 func (s *testbed) probe(t *contender, allow int32) (seen load.Seen, wrote int64, err error) {
 	type answer struct {
 		load.Answer

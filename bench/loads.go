@@ -17,7 +17,7 @@ type loadSpec struct {
 	result.Load
 	do      string // see load.Order.Do
 	clients int
-	seen    bool // set for a load of a single connection, which has a single key: it skips rows with never-seen keys
+	seen    bool // the load has a single connection, and thus a single key; it skips rows with the flag row.fresh
 }
 
 var loads = []loadSpec{
@@ -148,8 +148,8 @@ func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, er
 func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
 
 // warmUp is the duration of a load that runs on each contender before the first round.
-// After it, heaps and tables have grown. On the rows where a load uses the same keys again and
-// again, the agents have seen these keys.
+// After it, heaps and tables have grown, and the agents have seen the keys of all loads that use
+// the same keys again and again.
 const warmUp = 200 * time.Millisecond
 
 // rounds runs, in each round, each load on one contender after the other.

@@ -49,8 +49,7 @@ type contender struct {
 }
 
 // open builds a testbed. The caller must close it, also after an error. If a row that needs
-// a feature of the kernel does not start, open leaves it out and calls note with the
-// reason.
+// a feature of the kernel does not start, open leaves it out and calls note() with the reason.
 func (s *testbed) open(ctx context.Context, rows []row, progress func(string), note func(string, ...any)) (err error) {
 	if s.dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
 		return fmt.Errorf("make a directory for manifests: %w", err)

@@ -84,7 +84,8 @@ func NewFlows(size int) *Flows {
 }
 
 // Decide returns the snapshot's verdict and the epochs of both ends. It returns a cached
-// verdict if there is one with these epochs. Otherwise the snapshot decides, and fresh is true.
+// verdict if there is one with these epochs. Otherwise the snapshot decides, and the last
+// result is true.
 func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (v filter.Verdict, ends Ends, fresh bool) {
 	var known *flow
 	if f.lru != nil {
@@ -102,24 +103,24 @@ func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (v filter.Verdict, end
 		known.snapshot = s.Number()
 		return known.verdict, ends, false
 	}
-	now := flow{s.DecideBetween(k, srcAddr, dstAddr, src, dst), ends, s.Number()}
+	decided := flow{s.DecideBetween(k, srcAddr, dstAddr, src, dst), ends, s.Number()}
 	switch {
 	case known != nil:
 		f.stale.Add(1)
-		*known = now
+		*known = decided
 	case f.lru != nil && f.seen(k):
 		f.misses.Add(1)
-		f.remember(k, now)
+		f.remember(k, decided)
 	default:
 		f.misses.Add(1)
 	}
-	return now.verdict, ends, true
+	return decided.verdict, ends, true
 }
 
-// remember inserts a verdict. It is separate from Decide, because the parameter now escapes to
-// the heap: as a variable of Decide, it would be allocated on every miss.
-func (f *Flows) remember(k *filter.Key, now flow) {
-	f.lru.Add(*k, &now)
+// remember inserts a verdict. It is separate from Decide because its second parameter escapes
+// to the heap: as a variable of Decide, this value would be allocated on every miss.
+func (f *Flows) remember(k *filter.Key, decided flow) {
+	f.lru.Add(*k, &decided)
 	f.size.Store(int64(f.lru.Len()))
 }
 

@@ -105,8 +105,8 @@ func functions(all *template.Template) template.FuncMap {
 	}
 }
 
-// merge merges the values of over into the map into, as Helm does: maps are merged, and other values
-// are replaced.
+// merge merges the values of its second argument into the map in its first, as Helm does: maps
+// are merged, and other values are replaced.
 func merge(into, over map[string]any) {
 	for key, v := range over {
 		nested, isMap := v.(map[string]any)

@@ -29,9 +29,9 @@ type Update = func(*policy.Store)
 // Source delivers a part of the cluster's state. String names the source in log lines.
 type Source interface {
 	fmt.Stringer
-	// Run first calls update with the complete state of the source, as one Update, and then
-	// with each change until ctx ends. update blocks until the Controller takes the Update
-	// or ctx ends. Run must not call it concurrently.
+	// Run first calls update() with the complete state of the source, as one Update, and then
+	// with each change until ctx ends. update blocks until the Controller takes the Update or
+	// ctx ends. Run must not call it concurrently.
 	Run(ctx context.Context, update func(Update)) error
 }
 
@@ -166,7 +166,7 @@ func (c *Controller) Run(ctx context.Context, sources ...Source) error {
 }
 
 func (c *Controller) loop(ctx context.Context, updates <-chan message, sources []Source) error {
-	heard := make([]bool, len(sources)) // by source: whether it has sent an update
+	heard := make([]bool, len(sources)) // whether each source has sent an update
 	always := make(chan struct{})
 	close(always)
 	for {
@@ -177,7 +177,7 @@ func (c *Controller) loop(ctx context.Context, updates <-chan message, sources [
 		if c.hasWork {
 			work = always
 		}
-		var changed []bool // by source: whether it has sent an update of this batch
+		var changed []bool // whether each source has sent an update of this batch
 		select {
 		case <-ctx.Done():
 			return nil

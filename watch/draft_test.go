@@ -114,8 +114,9 @@ func (d *drafted) step() chan struct{} {
 	}
 }
 
-// onPort returns a policy that allows connections from outside to one port of a pod. If large is
-// set, the policy has so many addresses and labels that the Store makes a policy.Draft of it.
+// onPort returns a policy that allows connections from outside to one port of a pod. If the
+// parameter "large" is set, the policy has so many addresses and labels that the Store makes a
+// policy.Draft of it.
 func onPort(name string, pod int, port int32, large bool) *networkingv1.NetworkPolicy {
 	number := intstr.FromInt32(port)
 	rule := networkingv1.NetworkPolicyIngressRule{

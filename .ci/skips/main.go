@@ -34,8 +34,8 @@ func main() {
 	}
 }
 
-// run converts the events of in to text on out, and appends the reasons of skips to a file. A failed
-// test is not an error of run: the exit status of go test reports it.
+// run reads events from "in", writes them as text to "out", and appends the reasons of skips to
+// a file. A failed test is not an error of run(): the exit status of go test reports it.
 func run(in io.Reader, out io.Writer, reasons string) error {
 	f, err := os.OpenFile(reasons, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {

@@ -44,9 +44,9 @@ type Set struct {
 // Member is an element of a set.
 type Member struct {
 	Net    netip.Prefix
-	Except bool            // for hash:net: an exception to a larger range of the set
-	Proto  filter.Protocol // only for hash:ip,port
-	Port   uint16          // only for hash:ip,port
+	Except bool            // in a hash:net set: Net is an exception to a larger range of the set
+	Proto  filter.Protocol // set only in a hash:ip,port set
+	Port   uint16          // set only in a hash:ip,port set
 }
 
 // Rule is a rule of a chain. A zero field matches everything.
@@ -54,7 +54,7 @@ type Rule struct {
 	Established bool       // the connection is established or related to one
 	Src, Dst    netip.Addr // addresses of the packet
 	Set         string
-	Side        filter.Direction // Ingress: the set holds the source; Egress: the destination
+	Side        filter.Direction // which address is in the set: the source (Ingress) or the destination (Egress)
 	Proto       filter.Protocol
 	First, Last uint16 // range of destination ports; all if Last is 0
 	Target      string // Return, Drop, or a chain

@@ -22,9 +22,9 @@ const nodeName = "node-1"
 type host struct {
 	name      string // "namespace/name" of a pod
 	labels    map[string]string
-	ports     []uint16          // each served over TCP and UDP
+	ports     []uint16          // served ports, each over TCP and UDP
 	portName  map[uint16]string // the pod's names for its TCP ports
-	addrs     []netip.Addr      // addresses, only of an outside host
+	addrs     []netip.Addr      // addresses; set only for a host outside the cluster
 	*lab.Host                   // set when the lab is built
 }
 
@@ -54,7 +54,7 @@ var namespaces = []struct {
 // cluster is the lab with its hosts.
 type cluster struct {
 	lab   *lab.Lab
-	hosts []*host // in the order of the table's rows
+	hosts []*host // hosts in the order of the table's rows
 }
 
 // build builds the lab and starts the servers. The caller must close it.

@@ -168,7 +168,7 @@ func TestWrongProbesAreReported(t *testing.T) {
 	}
 }
 
-// interrupter is a writer. It calls the function stop when the output contains the text in at.
+// interrupter is a writer. It calls stop() when the output contains the text interrupter.at.
 type interrupter struct {
 	at   string
 	stop func()

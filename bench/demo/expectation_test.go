@@ -129,7 +129,7 @@ func TestDenial(t *testing.T) {
 	for _, tt := range []struct {
 		name, line string
 		f          flow
-		why        string // empty if the line is not about a denial
+		why        string // the wanted reason; empty if the line is not about a denial
 	}{
 		{"denied", `{"event":"verdict","verdict":"deny","reason":"ingress-denied","src":"10.0.0.1","dst":"10.0.0.2","proto":"TCP","sport":4,"dport":6379,"policy":"a/b,c/d"}`,
 			probe{web, serverPort{db, 6379}, "tcp", 0}.flow(), "ingress-denied: no rule of a/b or c/d allows it"},

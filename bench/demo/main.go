@@ -129,7 +129,7 @@ func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
 		wrong, err = s.runSteps(ctx, selected)
 	}
 	if errors.Is(err, context.Canceled) {
-		err = nil // after an interrupt, run finds ctx canceled and returns exitInterrupted
+		err = nil // after an interrupt, run() finds ctx canceled and returns exitInterrupted
 	}
 	if s.agent != nil {
 		err = errors.Join(err, s.agent.Stop())

@@ -15,7 +15,8 @@ var stepFiles embed.FS
 // step is a set of policies, and the expected results.
 type step struct {
 	name, title string
-	// meaning explains the policies. see tells the reader which cells of the table to look at.
+	// meaning explains the policies. The text "see" tells the reader which cells of the table
+	// to look at.
 	meaning, see string
 	policies     []string // files in the directory policies, without their extension
 	// expectations state which probes succeed. They were written by hand: deriving them from

@@ -39,7 +39,7 @@ type exchange struct {
 
 // slot is one of the clients, with its current connection.
 type slot struct {
-	fd    int // -1 if the client is idle
+	fd    int // socket of the connection; -1 if the client is idle
 	began time.Time
 }
 
@@ -84,7 +84,7 @@ func (c *Client) run(ctx context.Context, x *exchange, clients int, during time.
 }
 
 // work records answers, errors and timeouts until a deadline, or until no connection is open.
-// If again is set, a client whose connection is done begins a new one.
+// If the parameter "again" is set, a client whose connection is done begins a new one.
 func (w *clientGroup) work(ctx context.Context, until time.Time, again bool) error {
 	events := make([]unix.EpollEvent, len(w.slots))
 	swept := time.Now()
@@ -126,7 +126,8 @@ func (w *clientGroup) open() bool {
 	return slices.ContainsFunc(w.slots, func(s slot) bool { return s.fd >= 0 })
 }
 
-// finish closes the connection of a slot. If again is set, it begins the next connection.
+// finish closes the connection of a slot. If the parameter "again" is set, it begins the next
+// connection.
 func (w *clientGroup) finish(i int, again bool) error {
 	closeWithReset(w.slots[i].fd)
 	w.slots[i].fd = -1

@@ -15,8 +15,8 @@ import (
 type Order struct {
 	Do string `json:"do"` // tcp, udp, stream, flood or probe
 	Target
-	Clients int            `json:"clients,omitempty"` // only for tcp and udp
-	Ranges  []netip.Prefix `json:"ranges,omitempty"`  // only for flood
+	Clients int            `json:"clients,omitempty"` // used only if Do is tcp or udp
+	Ranges  []netip.Prefix `json:"ranges,omitempty"`  // used only if Do is flood
 	For     time.Duration  `json:"for"`
 }
 

@@ -38,8 +38,8 @@ type Target struct {
 	From  []netip.Addr `json:"from,omitempty"` // addresses of this host; if empty, the kernel chooses one
 }
 
-// Key returns the source and the port of the nth connection. Without sources, from is the
-// zero Addr.
+// Key returns the source and the port of the nth connection. Without sources, the first result
+// is the zero Addr.
 func (t Target) Key(n uint64) (from netip.Addr, port uint16) {
 	if len(t.From) == 0 {
 		return netip.Addr{}, t.Ports.Nth(n)
@@ -85,7 +85,7 @@ const (
 )
 
 // summarize returns the latency of connections, and the number of those that took lateAfter or
-// longer. It sorts took.
+// longer. It sorts its argument.
 func summarize(took []time.Duration) (l Latency, late uint64) {
 	if len(took) == 0 {
 		return l, 0
@@ -115,10 +115,10 @@ func domain(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// open opens a non-blocking socket. If from is valid, open binds the socket to this address, and
-// makes the kernel choose the source port at connect instead of at bind. At bind, the kernel would
-// choose a port that no other socket has, and the ports would run out. At connect, only the
-// 4-tuple must be unique.
+// open opens a non-blocking socket. If the source address is valid, open binds the socket to
+// it, and makes the kernel choose the source port at connect instead of at bind. At bind, the
+// kernel would choose a port that no other socket has, and the ports would run out. At connect,
+// only the 4-tuple must be unique.
 func open(kind int, from, to netip.Addr) (fd int, err error) {
 	fd, err = unix.Socket(domain(to), kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -128,8 +128,8 @@ func (p *process) row(w io.Writer, when string) error {
 	return nil
 }
 
-// events triggers events of the kind sort (see eventKinds), and then adds a pod. It waits until the
-// agent has published the pod.
+// events triggers events of the kind that the parameter "sort" names (see eventKinds), and then
+// adds a pod. It waits until the agent has published the pod.
 func (p *process) events(ctx context.Context, opts options, sort string) error {
 	mark := p.Mark()
 	p.added++

@@ -73,8 +73,8 @@ func measure(ctx context.Context, opts options) (err error) {
 	return group.Wait()
 }
 
-// startServer calls start to start the serving process, and returns the address of that process
-// and the sizes of its objects. stop ends the process.
+// startServer calls start() to start the serving process, and returns the address of that
+// process and the sizes of its objects. The function "stop" ends the process.
 func startServer(ctx context.Context, opts options, start func(*exec.Cmd) error) (address, sizes string, stop func() error, err error) {
 	self, err := os.Executable()
 	if err != nil {

@@ -74,7 +74,7 @@ func newPins(bpffs string) (*pins, error) {
 	return &pins{dir, lock}, nil
 }
 
-// lock takes the lock of a directory; locked is false if another process holds it.
+// lock takes the lock of a directory; the second result is false if another process holds it.
 func lock(dir string) (f *os.File, locked bool, err error) {
 	if f, err = os.Open(dir); err != nil {
 		return nil, false, err

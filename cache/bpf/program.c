@@ -40,10 +40,10 @@ enum { PORTLESS = 1, PORTED = 2, ANY = 3 };
 enum { ICMPV6 = 58 }; // not defined in linux/in.h
 
 // endpoint is the owner of an address. The flags hold the directions in which policies
-// concern it, the directions in which everything is denied, and whether it is this node.
-// If it is a pod of this node with an interface of its own, device is that interface;
-// otherwise 0. If another pod gets the address while no agent runs, its interface differs,
-// and the programs match none of its packets.
+// isolate the endpoint, the directions in which no rule allows anything, and whether the
+// endpoint is this node. "device" is the interface of a pod of this node that has one of its
+// own; otherwise 0. If another pod gets the address while no agent runs, that pod has a
+// different interface, and the programs match none of its packets.
 struct endpoint {
 	__u64 epoch;
 	__u32 flags;
@@ -70,7 +70,7 @@ enum {
 // REJECT.
 enum verdict { DENY = 0, ALLOW = 1, REJECT = 2, LATER = 3 };
 
-// Random numbers for stamp, set by the loader.
+// Random numbers for stamp(), set by the loader.
 volatile const __u64 secrets[7];
 
 // endpoints holds one table of all endpoints. To publish changes, user space writes another
@@ -151,7 +151,7 @@ static __always_inline int yes(enum answer which)
 // there on, and its protocol. The length is computed from the IP header, whose length field is
 // 0 if the packet is too long for it; such a packet is left to user space. Protocol 0 marks an
 // unusual packet; in IPv6, 0 is also the number of hop-by-hop options, which are unusual too.
-// read_upper sets begins if the packet may be the first of a connection: the verdict about
+// read_upper sets "begins" if the packet may be the first of a connection: the verdict about
 // such a packet depends only on its key. Any other packet may belong to a connection that its
 // receiver has opened: see Evaluator.decideMidStream in sluice/filter/engine.
 struct upper {
@@ -230,7 +230,7 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct key *k, struc
 enum { FIN = 0x01, SYN = 0x02, RST = 0x04, ACK = 0x10 }; // TCP flags, RFC 9293, 3.1
 enum { INIT = 1 };						 // SCTP chunk type, RFC 9260, 3.2
 
-// read_upper completes the key and sets begins. It returns 0 if the header is unusual or
+// read_upper completes the key and sets "begins". It returns 0 if the header is unusual or
 // incomplete.
 static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, struct upper *up)
 {
@@ -373,8 +373,8 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 
 	struct endpoint *src = bpf_map_lookup_elem(known, &k.src);
 	struct endpoint *dst = bpf_map_lookup_elem(known, &k.dst);
-	// From here on only numbers are tested: the compiler may turn a condition on two
-	// pointers into code that needs CAP_PERFMON too.
+	// The later conditions on both ends test these numbers, not src and dst: the compiler may
+	// turn a condition on two pointers into code that needs CAP_PERFMON too.
 	__u64 of_src = 0, of_dst = 0, src_epoch = 0, dst_epoch = 0;
 
 	if (src) {

@@ -167,8 +167,8 @@ func (r chance) change(u *user) {
 }
 
 // packet returns a random packet. Many are well-formed. Others have a changed byte or length, IPv4
-// options, IPv6 extension headers, or are not the first of a connection. plain reports whether the
-// packet is well-formed and of a protocol that the programs read.
+// options, IPv6 extension headers, or are not the first of a connection. "plain" reports
+// whether the packet is well-formed and of a protocol that the programs read.
 func (r chance) packet() (data []byte, plain bool) {
 	v6 := r.IntN(2)
 	src, dst := r.addr(v6), r.addr(v6)

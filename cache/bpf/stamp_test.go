@@ -86,9 +86,9 @@ func TestStampsDiffer(t *testing.T) {
 	}
 }
 
-// differ detects a bad hash: it finds collisions of a chain of multiplications. In such a
+// This test shows that differ() detects a bad hash, a chain of multiplications. In such a
 // chain, a change of one word and a suitable change of the next word cancel out, whatever the
-// start value is.
+// start value is. differ() must find such a collision.
 func TestStampsOfAChainCollide(t *testing.T) {
 	chain := func(w *stamped) uint64 {
 		h := uint64(0x0123456789abcdef)

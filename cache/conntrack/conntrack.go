@@ -103,13 +103,13 @@ type Update struct {
 var ErrInterrupted = errors.New("dump of the connection table was interrupted")
 
 // Table is the table of tracked connections. Its methods are not called
-// concurrently, except that report may call SetMarks.
+// concurrently, except that the function "report" may call SetMarks.
 type Table interface {
 	// Dump reports at least every connection that has one of the addresses as the source or
-	// the destination of its key, and all connections if among is nil. It calls report for
-	// one connection at a time. Connections that begin or end meanwhile may be reported or
-	// not. If other connections may be missing, Dump returns ErrInterrupted, possibly
-	// wrapped.
+	// the destination of its key, and all connections if the list of addresses is nil. It calls
+	// report() for one connection at a time. Connections that begin or end meanwhile may be
+	// reported or not. If other connections may be missing, Dump returns ErrInterrupted,
+	// possibly wrapped.
 	Dump(ctx context.Context, among []netip.Addr, report func(*Conn)) error
 	// SetMarks applies the updates in order, and has applied them all when it returns nil.
 	// An update for a connection that is gone is not an error.

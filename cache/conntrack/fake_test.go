@@ -37,8 +37,8 @@ func fakeRef(src netip.Addr, srcPort uint16, dst netip.Addr, dstPort uint16, pro
 	return r
 }
 
-// Add adds a connection and returns its Ref. original is the destination before translation; the
-// destination in the key is the one after it. A connection with the same Ref is replaced.
+// Add adds a connection and returns its Ref. "original" is the destination before translation;
+// the destination in the key is the one after it. A connection with the same Ref is replaced.
 func (f *Fake) Add(key filter.Key, srcPort uint16, original netip.AddrPort, mark uint32) Ref {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -167,8 +167,8 @@ func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, al
 }
 
 // putBack records the changes of a failed sweep again. If Published has recorded a newer change
-// of one of their addresses during the sweep, putBack sets the need of the newer change to
-// needSweep: record computed that need without the older change, so it may be too low.
+// of one of their addresses during the sweep, putBack raises the need of the newer change to
+// needSweep. That need was computed without the older change, so it may be too low.
 func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

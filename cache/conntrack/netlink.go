@@ -47,7 +47,7 @@ type Netlink struct {
 
 	// These belong to SetMarks. Dump does not use them, because its report function may call
 	// SetMarks.
-	set     *netlink.Conn // nil after an error, until needed again
+	set     *netlink.Conn // connection to the kernel; nil after an error, until SetMarks opens a new one
 	seq     uint32
 	in, out []byte
 
@@ -178,10 +178,10 @@ func (k *Netlink) dumpAmong(ctx context.Context, among []netip.Addr, report func
 	return errors.Join(err, <-to)
 }
 
-// dumpOf makes one dump for each IPv4 address in among. It requests the connections whose tuple
-// of the given direction, original or reply, has that address as its source. report returns
-// false if a connection does not have this source; the kernel has then ignored the filter, and
-// dumpOf returns errUnfiltered.
+// dumpOf makes one dump for each IPv4 address in the list. It requests the connections whose
+// tuple of the given direction, original or reply, has that address as its source. report()
+// returns false if a connection does not have this source; the kernel has then ignored the
+// filter, and dumpOf returns errUnfiltered.
 func (k *Netlink) dumpOf(ctx context.Context, among []netip.Addr, direction uint16, report func(*Conn, netip.Addr) bool) error {
 	for _, a := range among {
 		strays := false
@@ -286,12 +286,12 @@ type message struct {
 	err  error // the error in an NLMSG_ERROR that is not an acknowledgement
 }
 
-// exchange sends requests and passes each answer to got, until got returns done or an
+// exchange sends requests, and calls got() with each answer, until got() returns true or an
 // error, or the dump ends.
 func exchange(ctx context.Context, c *netlink.Conn, out, in []byte, got func(message) (done bool, err error)) (err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
-		// stop returns false if ctx has ended: the function above has set the deadline of the
+		// stop() returns false if ctx has ended: the function above has set the deadline of the
 		// socket, or is about to. The socket is unusable after that.
 		if !stop() && err == nil {
 			err = context.Cause(ctx)

@@ -127,7 +127,7 @@ type sweepOptions struct {
 	all    bool          // evaluate all connections
 	gap    bool          // count connections without a mark in Result.Unjudged; see ScopeGap
 	seen   *TrackedFlows // tracked flows to which the sweep adds its keys; may be nil
-	number uint64        // the number of the sweep, which seen records
+	number uint64        // number of this sweep, which it passes to TrackedFlows.see
 }
 
 // sweep is Sweep with all its options.
@@ -196,11 +196,11 @@ type sweep struct {
 	ctx      context.Context
 	snapshot *policy.Snapshot
 	among    []netip.Addr          // the addresses whose connections are evaluated; nil for all
-	set      map[[16]byte]struct{} // among, as a set
+	set      map[[16]byte]struct{} // the addresses in the field "among", as a set
 	local    map[[16]byte]struct{} // addresses of this node; nil until isLocal needs them
 
 	updates []Update  // updates that are not yet written
-	oldest  time.Time // the time at which the first of updates was found
+	oldest  time.Time // time at which updates[0] was found
 	pending []verdict // verdicts to report after the write: pending[i] is about updates[i]
 	result  Result
 
@@ -208,7 +208,7 @@ type sweep struct {
 	err       error // the first error of this pass
 }
 
-// verdict is what the sweep reports about an update after writing it.
+// verdict is what flush counts and reports about an update once it has written the update.
 type verdict struct {
 	packet  packet.Packet
 	verdict filter.Verdict
@@ -295,8 +295,8 @@ func (w *sweep) visit(c *Conn) {
 
 // decide returns the verdict about a connection. If conntrack did not see how the connection
 // began (MidStream), decide allows it only if policies allow both directions, as
-// [sluice/filter/engine.Evaluator] does for packets in mid-stream. known is false if the
-// connection needs no mark.
+// [sluice/filter/engine.Evaluator] does for packets in mid-stream. The second result is false
+// if the connection needs no mark.
 func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	v, known = w.sweeper.evaluate(w.snapshot, &c.Key)
 	if w.options.seen != nil {
@@ -331,8 +331,8 @@ func (w *sweep) concerns(c *Conn) bool {
 	return ok
 }
 
-// evaluate returns the verdict about a key. known is false if no policy could deny the flow: a
-// connection from this node, or between ends that are not pods, needs no mark.
+// evaluate returns the verdict about a key. The second result is false if no policy could deny
+// the flow: a connection from this node, or between ends that are not pods, needs no mark.
 func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict, known bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
 	src, srcPending := by.Lookup(srcAddr)

@@ -47,8 +47,8 @@ type shard struct {
 // keySet holds the keys of one address. A nil set has no keys.
 type keySet struct {
 	keys map[filter.Key]trackedFlow
-	// lost is 0 if keys is complete. Otherwise lost is the number of the latest snapshot that
-	// evaluated a missing key: one that was dropped or not added.
+	// lost is 0 if the map "keys" is complete. Otherwise, it is the number of the latest
+	// snapshot that evaluated a missing key: one that was dropped or not added.
 	lost uint64
 }
 
@@ -148,8 +148,8 @@ func (s *shard) forget(set *keySet, snapshot uint64) {
 	set.keys, set.lost = nil, max(set.lost, snapshot)
 }
 
-// evict makes room in a shard: it drops the keys of an arbitrary set of the shard. It chooses the
-// set keep only if all other sets are empty.
+// evict makes room in a shard: it drops the keys of an arbitrary set of the shard. It chooses
+// the set in the parameter "keep" only if all other sets are empty.
 func (s *shard) evict(keep *keySet, snapshot uint64) {
 	for _, set := range s.of {
 		if set != keep && len(set.keys) > 0 {
@@ -173,7 +173,7 @@ func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 	s.forget(s.of[addr], snapshot)
 }
 
-// changed reports whether a connection of an address may need another mark: evaluate returns,
+// changed reports whether a connection of an address may need another mark: evaluate() returns,
 // for one of the address's keys, an action that differs from a recorded one. changed also
 // returns true if the keys of the address are incomplete.
 func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.Action) bool {
@@ -196,14 +196,13 @@ func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.
 }
 
 // swept updates the set of an address after a sweep that has seen all connections of the address.
-// changed is the number of the snapshot that last changed the address; sweep is the number of the
-// sweep.
+// The parameter "changed" is the number of the snapshot that last changed the address.
 //
-// If a snapshot with the number changed or higher evaluated a missing key (see keySet.lost), that
-// key may have a connection that the sweep has not seen. So the set stays incomplete, and swept
-// drops all keys. Otherwise the set is now complete. swept then drops each key of which the sweep
-// saw no connection and which no snapshot from changed on has evaluated: no cache has a valid
-// verdict for such a key.
+// If this snapshot or a later one evaluated a missing key (see keySet.lost), that key may have
+// a connection that the sweep has not seen. So the set stays incomplete, and swept drops all
+// keys. Otherwise the set is now complete. swept then drops each key of which the sweep saw no
+// connection and which neither this snapshot nor a later one has evaluated: no cache has a
+// valid verdict for such a key.
 func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
 	s := a.shard(addr)
 	s.mu.Lock()

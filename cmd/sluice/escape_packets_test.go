@@ -52,7 +52,7 @@ func TestNoOldVerdictEscapesOnPackets(t *testing.T) {
 				})
 			}
 			ctx, cancel := context.WithCancel(t.Context())
-			var received [2*rounds + 1]atomic.Int64 // by stage
+			var received [2*rounds + 1]atomic.Int64 // number of received datagrams, by stage
 			wait.Go(func() {
 				for {
 					p, err := pr.sniffer.Await(ctx, func(p []byte) bool { return bytes.Contains(p, []byte("stage ")) })

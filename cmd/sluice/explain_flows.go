@@ -49,7 +49,7 @@ type flowError struct {
 	Line     int             `json:"line"` // number of the line, from 1
 	From     string          `json:"from,omitempty"`
 	To       string          `json:"to,omitempty"`
-	Port     json.RawMessage `json:"port,omitempty"` // unchanged from the input
+	Port     json.RawMessage `json:"port,omitempty"` // port as in the input
 	Protocol string          `json:"protocol,omitempty"`
 	Error    string          `json:"error"`
 }

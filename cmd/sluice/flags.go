@@ -48,9 +48,9 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 // other programs read.
 const newNameKey = "sluice.old-name-of"
 
-// addOldName makes old a second, deprecated name of the flag now. If the user gives the old name,
-// the command prints a notice (see noticeOldNames). If the user gives both names, the values
-// must be equal.
+// addOldName adds a second, deprecated name for a flag: "now" is the name of the flag, and
+// "old" is the deprecated name. If the user gives the old name, the command prints a notice
+// (see noticeOldNames). If the user gives both names, the values must be equal.
 func addOldName(fs *pflag.FlagSet, old, now string) {
 	f := fs.Lookup(now)
 	given := new(string)

@@ -163,11 +163,11 @@ func (f *frameFuzz) inject(name string) *lab.Injector {
 	return i
 }
 
-// batch is the number of random frames that the method run sends before it calls wait.
+// batch is the number of random frames that run() sends before it calls wait().
 const batch = 200
 
 // pacingFlag is a bit in the number of a frame. It marks a pacing frame: an allowed datagram
-// that the method wait sends.
+// that wait() sends.
 const pacingFlag = 1 << 31
 
 func (f *frameFuzz) run(count int) {
@@ -346,7 +346,7 @@ func (f *frameFuzz) denies(sender, name string, p []byte, decoder *packet.Decode
 }
 
 // part returns an identifier of the packet to which the fragment p belongs; empty if p is
-// not a fragment. later reports whether p is a fragment other than the first.
+// not a fragment. The second result reports whether p is a fragment other than the first.
 func part(p []byte) (which string, later bool) {
 	switch {
 	case len(p) < 20:

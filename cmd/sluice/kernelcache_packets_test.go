@@ -174,7 +174,7 @@ func TestKernelCacheWithoutAgentOnPackets(t *testing.T) {
 		exit, fail      string
 		kill            bool
 		allow, deny     []string
-		pins, leftovers bool // whether the ended agent leaves pinned programs (pins), and rules or marks (leftovers)
+		pins, leftovers bool // whether the agent that has ended leaves pinned programs (pins), and rules or marks (leftovers)
 	}{
 		{"killed, closed", "remove", "closed", true, []string{webToDB, noPolicy, outside}, []string{otherToDB, neverSeen}, true, true},
 		{"killed, open", "remove", "open", true, []string{webToDB, noPolicy, otherToDB, neverSeen}, nil, true, true},
@@ -361,8 +361,8 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	}
 }
 
-// cluster returns the testbed's manifests with two changes: the pod that the parameter without
-// names is missing, and the text in the parameter instead is added.
+// cluster returns the testbed's manifests with two changes: the pod whose name is in the
+// parameter "without" is missing, and the text in the parameter "instead" is added.
 func (s *testbed) cluster(without, instead string) string {
 	text := testbedNamespaces + instead
 	for _, p := range testbedPods {
@@ -503,8 +503,8 @@ func (e *stagedSender) await(what string, n *atomic.Int64) {
 }
 
 // end stops the senders and checks that no datagram of a denied stage has arrived. Call it
-// after the method allowed, which returns when datagrams of its own stage have arrived. By
-// then, every datagram of an earlier stage has arrived or was dropped.
+// after allowed(), which returns when datagrams of its own stage have arrived. By then, every
+// datagram of an earlier stage has arrived or was dropped.
 func (e *stagedSender) end() {
 	e.t.Helper()
 	e.stop.Store(true)

@@ -24,8 +24,8 @@ type env struct {
 	getenv         func(string) string
 }
 
-// exitError ends the command with an exit status. run prints err. If the command has already
-// printed everything, err is nil.
+// exitError ends the command with an exit status. run() prints the field "err". If the command
+// has already printed everything, the field is nil.
 type exitError struct {
 	status int
 	err    error
@@ -72,8 +72,7 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	return exit.status
 }
 
-// The help lists the commands in the order in which the function commands returns them, not by
-// name.
+// The help lists the commands in the order in which commands() returns them, not by name.
 func init() { cobra.EnableCommandSorting = false }
 
 // rootCommand returns the command sluice with all subcommands.

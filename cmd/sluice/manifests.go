@@ -72,8 +72,8 @@ func (m *compiled) cluster() *explain.Cluster {
 
 // report prints notes and the parts that could not be understood, and returns an error if
 // there are such parts: an answer from the rest of the manifests is not reliable. Call report
-// after the answer is printed, so that users see it at the end. The parameter what begins the
-// last clause of the error, such as "the matrix shows".
+// after the answer is printed, so that users see it at the end. The parameter "what" is the
+// beginning of the last clause of the error, such as "the matrix shows".
 func (m *compiled) report(e env, what string) error {
 	m.Notes = append(m.Notes, m.Outdated...)
 	printNotes(e, m.Objects)

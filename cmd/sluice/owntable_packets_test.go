@@ -143,7 +143,7 @@ func TestOwnTableOnPackets(t *testing.T) {
 			end()
 			takeOver()
 			checked(inMangle, "mangle")
-			end = obstruct(s, t) // now obstruct mangle while the agent runs
+			end = obstruct(s, t) // obstruct the table mangle while the agent runs
 			s.eventually(t, "the rules are in table sluice", func() bool { return s.inTable(t, "sluice") })
 			checked(inSluice, "sluice")
 			end()

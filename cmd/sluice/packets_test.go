@@ -191,8 +191,9 @@ func (s *testbed) save(name, text string) {
 	}
 }
 
-// await waits for a line of the agent's log after mark for which match returns true. If there
-// is none in time, the test fails with a message that begins with what.
+// await waits for a line of the agent's log for which match() returns true, and considers only
+// lines after the position "mark". If there is no such line in time, the test fails with a
+// message that begins with the text in the parameter "what".
 func (s *testbed) await(mark int, what string, match func(agenttest.Line) bool) agenttest.Line {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)

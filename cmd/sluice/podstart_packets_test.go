@@ -35,9 +35,11 @@ func startAddrs(number int) []netip.Addr {
 // their manifests with a delay.
 type podStarter struct {
 	*testbed
-	keepKnown bool            // keep the manifests of pods that have ended
-	delay     []time.Duration // for each allowed connection: the time to connect, minus the rest of the lag at its start
-	mu        sync.Mutex
+	keepKnown bool // keep the manifests of pods that have ended
+	// delay holds a value for each allowed connection: the time that it took to connect, minus
+	// the part of the lag (see startOne) that was left when the connection began.
+	delay []time.Duration
+	mu    sync.Mutex
 }
 
 func newPodStarter(t testing.TB, args ...string) *podStarter {
@@ -253,9 +255,9 @@ func (s *podStarter) heldPackets(t *testing.T) (n int) {
 	return n
 }
 
-// BenchmarkPodStart starts pods whose manifests the agent gets after a lag. It measures the delay
-// of each allowed connection: the time to connect, minus the rest of the lag at the start of the
-// connection. Run it with -benchtime=1000x for 1,000 starts.
+// BenchmarkPodStart starts pods whose manifests the agent gets after a lag. It measures the
+// delay of each allowed connection: the time to connect, minus the part of the lag that was
+// left when the connection began. Run it with -benchtime=1000x for 1,000 starts.
 func BenchmarkPodStart(b *testing.B) {
 	s := newPodStarter(b)
 	b.ResetTimer()

@@ -22,9 +22,9 @@ func webEgress(egress string) string {
 	return "default/out: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: " + egress + "}"
 }
 
-// TestSemanticsOnPackets makes real connections for every case of the API's documentation
-// that packets can show. The cases, also those in comments of other packet tests, are numbered
-// in the order of that documentation. Every probe is made over IPv4 and IPv6.
+// TestSemanticsOnPackets makes real connections, over IPv4 and IPv6. It tests each statement in
+// the API's documentation that packets can confirm or refute. The number in the name of a case
+// is that of the statement: statements are numbered in the order of that documentation.
 func TestSemanticsOnPackets(t *testing.T) {
 	const redis = " default/db tcp 6379"
 	cases := []struct {

@@ -175,7 +175,7 @@ func sumOf(files []testedFile) tally {
 }
 
 // printResult prints the result of a test, with the reasons unless it passed. It prints
-// passed tests only if verbose is set.
+// passed tests only if the parameter "verbose" is set.
 func printResult(out io.Writer, path string, r *expect.Result, verbose bool) error {
 	word := "FAIL "
 	switch {

@@ -186,7 +186,8 @@ func (pr *prober) udpTo(port uint16, text string) []byte {
 	return pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 39999, DstPort: layers.UDPPort(port)}, gopacket.Payload(text))
 }
 
-// arrives sends a packet that contains the text mark, and reports whether the target receives it.
+// arrives sends a packet, and reports whether the target receives it. The packet must contain
+// the text in the parameter "mark", by which arrives recognizes it.
 func (pr *prober) arrives(packet []byte, mark string) bool {
 	pr.t.Helper()
 	send := func(p []byte) {
@@ -203,13 +204,13 @@ func (pr *prober) arrives(packet []byte, mark string) bool {
 	})
 }
 
-// receives reports whether a packet arrives at the sniffer. The caller has sent the packet, which
-// contains the text mark. receives then sends two sentinels, one after the other: allowed packets
-// that take the same path and the same queue. The parameter send sends a sentinel with the given
-// text. If the second sentinel arrives before the packet, the packet was dropped. One sentinel would
-// not suffice: a packet from a tunnel waits in a queue of the tunnel's interface, where the sentinel
-// can overtake it. A sentinel that gets lost, for example while one agent takes over from another,
-// is sent again.
+// receives reports whether a packet arrives at the sniffer. The caller has sent the packet,
+// which contains the text in the parameter "mark". receives then sends two sentinels, one after
+// the other: allowed packets that take the same path and the same queue. It sends them by
+// calling send() with the text of the sentinel. If the second sentinel arrives before the
+// packet, the packet was dropped. One sentinel would not suffice: a packet from a tunnel waits
+// in a queue of the tunnel's interface, where the sentinel can overtake it. A sentinel that
+// gets lost, for example while one agent takes over from another, is sent again.
 func receives(t testing.TB, sniffer *lab.Sniffer, mark string, send func(text string)) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)

@@ -49,8 +49,8 @@ func (t *tree) put(path, file string) {
 }
 
 // add adds a file of this machine at its own path, with all symbolic links on the path. It returns
-// the path of the file itself, with all links resolved. known reports whether the tree already had
-// the file.
+// the path of the file itself, with all links resolved. The second result reports whether the
+// tree already had the file.
 func (t *tree) add(path string) (file string, known bool, err error) {
 	rest := strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
 	at := "/"

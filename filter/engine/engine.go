@@ -256,9 +256,9 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 }
 
 // finalMidStream reports whether the verdict about a mid-stream packet is final (see
-// Snapshot.Final). forth is the verdict in the packet's own direction, which allows; back is
-// the verdict in the opposite direction. The packet passes only if both allow. So its verdict
-// is final if back is a final denial, or if both are final.
+// Snapshot.Final). The verdict "forth", for the packet's own direction, allows it; the verdict
+// "back" is the one for the opposite direction. The packet passes only if both allow. So its
+// verdict is final if "back" is a final denial, or if both are final.
 func (e *Evaluator) finalMidStream(p *packet.Packet, forth *filter.Verdict, reverse *filter.Key, back *filter.Verdict, unknown unknownEnds) bool {
 	return e.snapshot.Final(reverse, back, unknown.dst, unknown.src) &&
 		(back.Action != filter.Allow || e.snapshot.Final(&p.Key, forth, unknown.src, unknown.dst))
@@ -329,8 +329,8 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	}
 }
 
-// tracked reports whether Tracker needs the key of an allowed packet. why is the reason of the
-// verdict. fresh is set if the verdict is not from the flow cache.
+// tracked reports whether Tracker needs the key of an allowed packet. "why" is the reason of
+// the verdict. "fresh" is set if the verdict is not from the flow cache.
 func tracked(why filter.Reason, unknown unknownEnds, fresh bool) bool {
 	switch why {
 	case filter.SameAddress, filter.OwnNode:

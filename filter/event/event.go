@@ -8,7 +8,7 @@ import "log/slog"
 // Key is the key of the log attribute that holds the name of the event.
 const Key = "event"
 
-// Name is the name of an event: the value of that attribute.
+// Name is the name of an event: the value of the attribute "event".
 type Name string
 
 // Attr returns the attribute for a log line.

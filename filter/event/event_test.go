@@ -21,7 +21,7 @@ const (
 
 // source is a parsed file of the module.
 type source struct {
-	path string // below root
+	path string // path of the file, relative to the module's root
 	file *ast.File
 }
 

@@ -144,8 +144,8 @@ func (s side) attachFilter(index int, program *ebpf.Program) error {
 // gone reports whether err means that an interface no longer exists.
 func gone(err error) bool { return errors.Is(err, unix.ENODEV) }
 
-// present reports whether sluice_from_pod is attached to an interface, with TCX or as a filter. If
-// both is set, sluice_to_pod must be attached as well.
+// present reports whether sluice_from_pod is attached to an interface, with TCX or as a filter.
+// If the parameter "both" is set, sluice_to_pod must be attached as well.
 func present(index int, both bool) bool {
 	return fromPod.present(index) && (!both || toPod.present(index))
 }

@@ -142,7 +142,7 @@ type state struct {
 	ports   map[uint32]portValue
 	own     map[place]uint32
 	known   map[[16]byte]uint32
-	tunnels map[uint16]uint32 // by UDP port in network byte order
+	tunnels map[uint16]uint32 // set of the UDP ports of tunnels, in network byte order
 }
 
 func newState() state {

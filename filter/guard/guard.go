@@ -78,9 +78,10 @@ type Guard struct {
 	failed    string // the last error that was logged; empty if the last pass succeeded
 }
 
-// Open loads the programs, which have no effect until Begin. allowed is the bit that the programs
-// set in the mark of a packet that needs no verdict. A nil logger discards the log. An error means
-// that the kernel does not accept the programs, or that the caller lacks privileges.
+// Open loads the programs, which have no effect until Begin. "allowed" is the bit that the
+// programs set in the mark of a packet that needs no verdict. A nil logger discards the log. An
+// error means that the kernel does not accept the programs, or that the caller lacks
+// privileges.
 func Open(allowed uint32, logger *slog.Logger) (*Guard, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -208,8 +209,8 @@ func (g *Guard) Run(ctx context.Context) {
 	check := time.NewTicker(checkInterval)
 	defer check.Stop()
 	next := time.Now().Add(searchInterval)
-	// within advances the next pass to at most d from now. It never delays the pass, however many
-	// events there are.
+	// within(d) moves the next pass forward, so that it begins at most d from now. It never
+	// delays the pass, however many events there are.
 	within := func(d time.Duration) {
 		if at := time.Now().Add(d); at.Before(next) {
 			next = at

@@ -29,8 +29,8 @@ struct address {
 
 // The flags of a port.
 enum {
-	POD = 1,		// a known pod is behind the port, or on its bridge
-	PRIMARY = 2,		// leads to a known pod, on the network of the addresses that the API lists
+	POD = 1,		// leads to a known pod, or is in the same bridge as a port that does
+	PRIMARY = 2,		// leads to a known pod, on the network whose addresses the API lists for the pod
 	ISOLATED_EGRESS = 4,	// policies isolate the known pod for egress
 	ISOLATED_INGRESS = 8,	// policies isolate the known pod for ingress
 	SECONDARY = 16,		// leads to a known pod, on one of its other networks
@@ -65,7 +65,7 @@ struct place {
 
 // The values of the map "own". LISTED: the API lists the address for the pod. EXTRA: the API does not
 // list it, but a host route for it leads to the pod, or an interface of the pod has it.
-// NODES: it is a link-local address of the node, at a port that is OUTSIDE.
+// NODES: it is a link-local address of the node, at a port with the flag OUTSIDE.
 enum { LISTED = 1, EXTRA = 2, NODES = 4 };
 
 // "own" holds the addresses that belong to the pod behind a port, or to the node there.
@@ -345,7 +345,7 @@ static __always_inline int may_claim(struct __sk_buff *skb, __u32 flags, struct 
 
 // may_answer reports whether a port may announce an address as its own, in ARP or neighbour
 // discovery. The guard knows all addresses of a known pod, except that a link-local address
-// may be new; local is set for link-local addresses.
+// may be new; "local" is set for link-local addresses.
 static __always_inline int may_answer(struct __sk_buff *skb, __u32 flags, struct address *a, int local)
 {
 	if (owned(a, skb->ifindex))
@@ -397,8 +397,8 @@ static __always_inline int no_tunnel(__u8 protocol, void *upper, void *end)
 
 // ordinary reports whether a frame needs no further check. Such a frame is untagged and
 // unicast, and contains a TCP or UDP packet that does not belong to a tunnel. Both addresses
-// of the packet are unicast and, in IPv6, not link-local; one of them is the pod's address in
-// port. The other checks would let the frame pass too, but would cost up to four more lookups.
+// of the packet are unicast and, in IPv6, not link-local; one of them is the address
+// that *port holds for its pod. The other checks would let the frame pass too, but would cost up to four more lookups.
 static __always_inline int ordinary(struct __sk_buff *skb, struct port *port, int from)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -637,8 +637,8 @@ int sluice_to_pod(struct __sk_buff *skb)
 	}
 
 	// Policies do not know the owner of an address that the API does not list. Packets from
-	// pods to such an address are dropped. Packets from elsewhere may be replies, and pass
-	// unless the address is another pod's: if so, a bridge has flooded them to all its ports.
+	// pods, or of unknown origin, to such an address are dropped. Packets from elsewhere may be
+	// replies, and pass unless a bridge has flooded them: then the address is another pod's.
 	if (owned(&p.dst, skb->ifindex) == LISTED || !(flags & PRIMARY || (skb->protocol == bpf_htons(ETH_P_IP) && local4(&p.dst))))
 		return TC_ACT_UNSPEC;
 	struct port *other = bpf_map_lookup_elem(&ports, &from);

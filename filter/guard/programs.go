@@ -47,8 +47,8 @@ func (g *Guard) attach() error {
 	return errors.Join(append(errs, g.detach(there))...)
 }
 
-// detach removes this agent's programs from all interfaces that are not in wanted. Until a
-// call of detach has succeeded after Begin, detach also removes the programs that earlier agents
+// detach removes this agent's programs from all interfaces that are not in wanted. Until a call
+// of detach() has succeeded after Begin(), it also removes the programs that earlier agents
 // have left on such interfaces.
 func (g *Guard) detach(wanted map[int]bool) error {
 	var errs []error

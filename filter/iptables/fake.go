@@ -69,7 +69,7 @@ func (t *Fake) Break(err error) {
 	t.broken = err
 }
 
-// Refuse makes Restore call refuse with its text, and fail if refuse returns an error.
+// Refuse makes Restore call refuse() with its text, and fail if refuse() returns an error.
 func (t *Fake) Refuse(refuse func(text string) error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -270,9 +270,9 @@ func (k *kernelTable) clearBaseChains() (cleared bool) {
 	return cleared
 }
 
-// steps are the parts into which splitText splits a transaction, in the order in which Restore
-// applies them: first as iptables-restore text, then the deletion of the rules with these handles,
-// then last as iptables-restore text, which deletes chains.
+// steps are the parts into which splitText splits a transaction. Restore passes steps.first to
+// iptables-restore, then deletes the rules with the handles, and then passes steps.last to
+// iptables-restore, which deletes chains.
 type steps struct {
 	first   string
 	handles []ruleHandle
@@ -284,8 +284,8 @@ type ruleHandle struct {
 	handle uint64
 }
 
-// splitText splits the text of a transaction into steps if it deletes rules by handle. If it
-// deletes no rule by handle, the field first is the whole text, which remains one transaction.
+// splitText splits the text of a transaction into steps if it deletes rules by handle.
+// Otherwise, the whole text is a single step, so that it remains one transaction.
 func splitText(text string) steps {
 	var s steps
 	var first, last []string

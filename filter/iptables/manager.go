@@ -326,8 +326,9 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 	}
 }
 
-// compare reads a table, and returns its state and its differences from the wanted rules. If quick
-// is set, compare calls readOutline first, and returns at once if that shows a difference.
+// compare reads a table, and returns its state and its differences from the wanted rules. If
+// the parameter "quick" is set, compare calls readOutline first, and returns at once if that
+// shows a difference.
 func (t *keptTable) compare(ctx context.Context, want map[string][]string, quick bool) (tableState, []string, error) {
 	if quick {
 		if now, err := readOutline(ctx, t); err == nil {

@@ -25,7 +25,7 @@ type nftTable struct {
 // nftChain is a chain of the table.
 type nftChain struct {
 	name string
-	// base is set if the kernel itself calls the chain, at the given hook and priority. kind
+	// base is set if the kernel itself calls the chain, at the given hook and priority. "kind"
 	// is the chain's type, such as "filter".
 	base     bool
 	kind     string
@@ -57,7 +57,7 @@ func (t nftTable) message(kind uint16, flags netlink.HeaderFlags, attrs []byte) 
 	}
 }
 
-// encode returns the attributes that fill adds, with numbers in network byte order, as
+// encode returns the attributes that fill() adds, with numbers in network byte order, as
 // nf_tables requires.
 func encode(fill func(*netlink.AttributeEncoder)) ([]byte, error) {
 	ae := netlink.NewAttributeEncoder()
@@ -69,7 +69,7 @@ func encode(fill func(*netlink.AttributeEncoder)) ([]byte, error) {
 // dumpTries bounds the attempts to read a list that changes while it is read.
 const dumpTries = 5
 
-// dump reads a list of objects from the kernel, and calls each with the attributes of every
+// dump reads a list of objects from the kernel, and calls each() with the attributes of every
 // object. The list of a missing table or chain is empty. Each call of dump opens a new socket,
 // because a socket belongs to the network namespace of the thread that opens it.
 func (t nftTable) dump(kind uint16, attrs []byte, each func(*netlink.AttributeDecoder) error) error {

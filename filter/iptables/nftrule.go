@@ -16,7 +16,7 @@ type nftRule struct {
 	targets []nftTarget
 	// plain is set if the rule does nothing but count and jump.
 	plain bool
-	// drops is set if the rule's verdict is to drop; packets is the rule's counter.
+	// drops is set if the rule's verdict is to drop; "packets" is the rule's counter.
 	drops   bool
 	packets uint64
 	// expressions is the kernel's form of the matches, counter and verdict.
@@ -155,12 +155,13 @@ func handleOf(line string) (chain string, handle uint64, is bool) {
 	return words[1], handle, n == 1 && err == nil
 }
 
-// withHandles rewrites a transaction: a line that deletes a rule by its text then deletes it by
-// its handle. The text of the rule must be in the form that [nftRule.text] returns. A line is
-// omitted if its rule does not exist. All other lines stay unchanged.
+// withHandles rewrites a transaction: in each line that deletes a rule by its text, it replaces
+// the text with the rule's handle. The text must have the form that [nftRule.text] returns. If
+// the rule of such a line does not exist, withHandles omits the line. All other lines stay
+// unchanged.
 func (t nftTable) withHandles(text string) (string, error) {
 	var out strings.Builder
-	remaining := map[string][]nftRule{} // by chain: the rules whose handles are not used yet
+	remaining := map[string][]nftRule{} // rules whose handles are not used yet, by chain
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)
 		if _, _, has := handleOf(line); has || len(words) < 3 || words[0] != "-D" {

@@ -279,7 +279,7 @@ func TestRealShutdown(t *testing.T) {
 }
 
 // sendWhilePaused sends the first packets of new connections. It checks that they are not queued,
-// and that they arrive if open is set and are dropped otherwise.
+// and that they arrive if the parameter "open" is set and are dropped otherwise.
 func (p *packets) sendWhilePaused(open bool) {
 	p.realNode.t.Helper()
 	p.wantQueued(0, func() {

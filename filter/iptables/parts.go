@@ -34,7 +34,7 @@ var lesser = []Less{
 // nothing.
 const completeInterval = time.Minute
 
-// without returns a copy of o that omits the parts in less.
+// without returns a copy of o that omits the given parts.
 func (o Options) without(less Less) Options {
 	if less.Pins {
 		o.AllowPin, o.DenyPin, o.LaterPin, o.RejectPin = "", "", "", ""
@@ -123,7 +123,7 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 	return wrong, err
 }
 
-// ensurePins restores the names of the programs if rules call them.
+// ensurePins restores the pins of the programs in the BPF file system if rules call them.
 func (m *Manager) ensurePins() error {
 	if m.EnsurePins == nil || m.opts.AllowPin == "" {
 		return nil

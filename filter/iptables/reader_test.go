@@ -15,8 +15,8 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// reader reads the queues and allows every packet. While hold is set, it holds packets until
-// release.
+// reader reads the queues and allows every packet. While the flag "hold" is set, it holds
+// arriving packets until release() is called.
 type reader struct {
 	t    testing.TB
 	mark uint32
@@ -199,7 +199,8 @@ func (p *packets) families(f func(a, b netip.Addr)) {
 	f(p.a.IPv6, p.b.IPv6)
 }
 
-// wantQueued fails the test unless exactly want packets are queued while f runs.
+// wantQueued fails the test unless exactly the wanted number of packets is queued while f()
+// runs.
 func (p *packets) wantQueued(want int, f func()) {
 	p.realNode.t.Helper()
 	before := p.count()

@@ -87,7 +87,7 @@ func (m *Manager) reconcile(ctx context.Context) (failedOnce bool) {
 	return m.check(ctx, func(*keptTable) bool { return true })
 }
 
-// check is like reconcile, but only for the tables for which needed returns true.
+// check is like reconcile, but only for the tables for which needed() returns true.
 func (m *Manager) check(ctx context.Context, needed func(*keptTable) bool) (failedOnce bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

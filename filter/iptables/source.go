@@ -62,8 +62,9 @@ func sameAddress(f Family) string {
 	const each = 4
 	code := []string{fmt.Sprint(each*words + 2)}
 	for i := range words {
-		// differ is the number of instructions to skip if two words differ, so that the program
-		// goes on with its last instruction, which returns 0 (no match).
+		// The variable "differ" is the number of instructions to skip if two words are not
+		// equal, so that the program goes on with its last instruction, which returns 0 (no
+		// match).
 		differ := each*(words-i) - each + 1
 		code = append(code,
 			fmt.Sprintf("%d 0 0 %d", bpfLoad, at+4*i),

@@ -2,8 +2,8 @@ package iptables
 
 import "strings"
 
-// leadsTo reports whether a rule, as iptables prints it, has a jump or goto to a chain for which
-// match returns true.
+// leadsTo reports whether a rule, as iptables prints it, has a jump or goto to a chain for
+// which match() returns true.
 func leadsTo(rule string, match func(chain string) bool) bool {
 	words := splitRule(rule)
 	for i := 1; i < len(words); i++ {

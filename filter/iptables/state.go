@@ -206,8 +206,8 @@ func (t *keptTable) jumpDiff(e entry, rules []string, needed bool) []string {
 	return []string{fmt.Sprintf("%s jumps to %s by another rule", e.name, e.chain)}
 }
 
-// leading returns the rules that lead to a chain for which match returns true. It searches neither
-// these chains nor the owned chains.
+// leading returns the rules that lead to a chain for which match() returns true. It searches
+// neither these chains nor the owned chains.
 func leading(ctx context.Context, t Table, now tableState, match func(chain string) bool) ([]string, error) {
 	var found []string
 	for _, name := range now.names {
@@ -272,7 +272,8 @@ func dropEach(ctx context.Context, t Table, c change) (left []string) {
 	return left
 }
 
-// removed describes what a change has deleted. The chains in left could not be deleted.
+// removed describes what a change has deleted. The chains in the parameter "left" could not be
+// deleted.
 func (c change) removed(before tableState, left []string) (lines []string) {
 	for _, rule := range c.stale {
 		lines = append(lines, "rule "+strings.TrimPrefix(rule, "-A "))

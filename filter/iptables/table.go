@@ -23,7 +23,8 @@ type Table interface {
 	// cannot print a rule, Rules returns a short form of it: the text contains at least the jumps
 	// to other chains, and suffices to delete the rule.
 	Rules(ctx context.Context, chain string) ([]string, error)
-	// Jumps is like Rules, but may return the short form of any rule. This may be cheaper.
+	// Jumps is like Rules, but may return the short form even for rules that iptables can
+	// print. Jumps may be cheaper than Rules.
 	Jumps(ctx context.Context, chain string) ([]string, error)
 	// Count returns the number of rules of a chain, if counting is much cheaper than Rules.
 	// Otherwise, known is false.
@@ -35,9 +36,9 @@ type Table interface {
 	// changed between them; a change to another table may change the number too. If there
 	// is no such number, or if it costs nearly as much to read as Rules, known is false.
 	Generation() (number uint32, known bool)
-	// Watch calls notify soon after each relevant change to the table, including changes by
-	// Restore, until ctx ends. It returns at once, with [errors.ErrUnsupported] if the table has
-	// no notifications. It may miss changes.
+	// Watch calls notify() soon after each relevant change to the table, including changes by
+	// Restore, until ctx ends. It returns at once, with [errors.ErrUnsupported] if the table
+	// has no notifications. It may miss changes.
 	Watch(ctx context.Context, notify func()) error
 	// Restore applies a text in the format of iptables-restore --noflush, as a whole or not at
 	// all.

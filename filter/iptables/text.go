@@ -57,7 +57,7 @@ func (o Options) paused(f Family, packets Unqueued) map[string][]string {
 	return o.chainsWith(f, "-j DROP")
 }
 
-// chainsWith returns the owned chains. Chain ends with the rules in last.
+// chainsWith returns the owned chains. Chain ends with the rules in the parameter "last".
 func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 	chains := map[string][]string{
 		Chain: o.mainRules(f, last...),
@@ -203,8 +203,8 @@ type change struct {
 	fill  map[string][]string // replaces the rules of these owned chains
 	stale []string            // rules to delete, "-A CHAIN ..."
 	drop  []string            // chains to delete
-	// keepDropped is set if the chains in drop are emptied and not deleted, because something
-	// else, such as another program's rule, still refers to them.
+	// keepDropped is set if the chains in the list "drop" are emptied and not deleted, because
+	// something else, such as another program's rule, still refers to them.
 	keepDropped bool
 	hooked      []entry // hooks that get their jump as the first rule
 }

@@ -75,7 +75,8 @@ func v4Options(ip *layers.IPv4) {
 	ip.Options = append(ip.Options, layers.IPv4Option{OptionType: 1}, layers.IPv4Option{OptionType: 1}, layers.IPv4Option{OptionType: 0})
 }
 
-// v6 returns an IPv6 packet whose body begins with a header of type next.
+// v6 returns an IPv6 packet with the given body; "next" is the type of the header with which
+// the body begins.
 func v6(next layers.IPProtocol, body []byte) []byte {
 	return serialize(
 		&layers.IPv6{Version: 6, HopLimit: 64, NextHeader: next, SrcIP: srcV6.AsSlice(), DstIP: dstV6.AsSlice()},

@@ -16,10 +16,11 @@ const maxExtensions = 12
 // (RFC 8200, 4).
 const minExtensionLen = 8
 
-// skipExtensions skips the IPv6 extension headers at the beginning of s; next is the type
-// of the first header there. It returns true, and the type and the span of the first header
-// after them. If it cannot reach that header, it returns false, and the type of the header at
-// which it stopped. That header is cut off, is in another fragment, or exceeds maxExtensions.
+// skipExtensions skips the IPv6 extension headers at the beginning of s; the parameter "next"
+// is the type of the first header there. It returns true, and the type and the span of the
+// first header after them. If it cannot reach that header, it returns false, and the type of
+// the header at which it stopped. That header is cut off, is in another fragment, or exceeds
+// maxExtensions.
 //
 // It skips exactly the headers that the kernel's connection tracking skips
 // (ipv6_skip_exthdr), including the Authentication Header. If it skipped more, it would find

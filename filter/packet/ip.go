@@ -23,7 +23,7 @@ type span struct {
 	sent     int    // length of the span on the wire, in bytes: at least len(captured)
 }
 
-// newSpan returns the span that begins with data; announced is its length in bytes according
+// newSpan returns the span that begins with data; "announced" is its length in bytes according
 // to the IP header. If data is longer, newSpan removes the bytes after that length: they are
 // padding of the link layer.
 //
@@ -47,7 +47,7 @@ func (s span) skip(n int) (span, bool) {
 }
 
 // ipv4 decodes an IPv4 header (RFC 791) into the addresses and the protocol of a key. It
-// returns the packet from the upper layer's header on; found is false if that header is not
+// returns the packet from the upper layer's header on; "found" is false if that header is not
 // in this packet or cannot be found. Options are skipped: no verdict depends on them.
 //
 // An Authentication Header is not skipped, unlike IPv6 extension headers. The kernel's

@@ -43,7 +43,7 @@ const (
 )
 
 // transport sets the ports, Transport and MidStream of a packet whose protocol is known. If
-// found is true, upper begins with the packet's transport header.
+// "found" is true, the span "upper" begins with the packet's transport header.
 func (d *Decoder) transport(p *Packet, upper span, found bool) {
 	switch {
 	case !found || isOpaque(layers.IPProtocol(p.Key.Protocol)):

@@ -92,8 +92,8 @@ func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) lin
 	return l
 }
 
-// newLink returns a link of a policy set that is followed by next. If next is nil, newLink
-// returns the link that all pods of the set share.
+// newLink returns a link of a policy set; "next" is the link that follows it in the chain. If
+// that is nil, newLink returns the link that all pods of the set share.
 func newLink(set *policySet, next *link) *link {
 	if next == nil {
 		return &set.alone
@@ -154,8 +154,8 @@ type decision struct {
 	passed    *filter.Rule      // the Admin rule that passed the flow on
 	isolation *filter.Isolation // set if the tier that isolates was evaluated
 	pair      bool              // the decision is the same for all flows between the two addresses
-	// unknown is set if the rule has an action that decide does not know. decide treats such
-	// an action as Deny.
+	// unknown is set if the rule has an action that decide() does not know. decide() treats
+	// such an action as Deny.
 	unknown bool
 }
 

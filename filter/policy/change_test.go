@@ -41,7 +41,7 @@ type history struct {
 	drafts    bool                                        // the store uses drafts, so that new versions of policies come into force later
 	preparing *policy.Draft                               // the draft that NextDraft returned, until it is passed to Prepared
 	versions  map[[2]string][]*networkingv1.NetworkPolicy // all versions of each policy, nil for a delete
-	reached   map[[2]string]int                           // index in versions of the version in force, which must never decrease
+	reached   map[[2]string]int                           // index of the version in force in the list "versions"; it must never decrease
 	overdue   int                                         // sum, over all commits, of the policies whose newest version was not yet in force
 	overdueIn map[string]bool                             // namespaces with a policy whose newest version was not in force at the last commit
 	started   map[podAddress]start                        // pods' addresses whose packets are held until the pod is known
@@ -388,8 +388,8 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 }
 
 // checkPublic compares two snapshots, "now" of the store and "fresh" of a new store: the owners of
-// addresses and, unless behind is set, the counts. It compares the clashes with those of the
-// cluster. It also checks that each address in changes has a new epoch.
+// addresses and, unless the parameter "behind" is set, the counts. It compares the clashes with
+// those of the cluster. It also checks that each address in changes has a new epoch.
 func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {

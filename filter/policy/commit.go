@@ -27,7 +27,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		w.commitPod(p)
 	}
 	for _, k := range w.compiled {
-		// The field recent is not counted as a reference to the class. Clear it, because the
+		// The field "recent" is not counted as a reference to the class. Clear it, because the
 		// class may be released after this Commit.
 		k.recent = nil
 	}

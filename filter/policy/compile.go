@@ -44,7 +44,7 @@ type compiler struct {
 	blocks [][]blockRange // for each rule, its address ranges
 	marks  []mark
 	sets   map[mark]*peerSet
-	// ordered: of several rules that match, the one with the lowest index decides.
+	// If ordered is set, the rule with the lowest index decides if several rules match.
 	ordered bool
 }
 

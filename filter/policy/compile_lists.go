@@ -5,12 +5,12 @@ import (
 	"slices"
 )
 
-// ruleLists is several lists of rules that are stored in one slice. To fill them, call count
-// for each element, then allot once, then put for each element.
+// ruleLists is several lists of rules that are stored in one slice. To fill them, call count()
+// for each element, then allot() once, then put() for each element.
 type ruleLists struct {
-	// ends holds a number for each list. Before allot, it is the length of the list.
-	// Between allot and the last put, it is the index in rules at which the next put
-	// writes. After the last put, it is the index in rules after the last element.
+	// ends holds a number for each list. Before allot(), it is the length of the list. Between
+	// allot() and the last put(), it is the index in rules at which the next put() writes.
+	// After the last put(), it is the index in rules after the last element.
 	ends  []int
 	rules []uint32
 }
@@ -30,7 +30,7 @@ func (p *ruleLists) allot() {
 	p.rules = make([]uint32, sum)
 }
 
-// put adds a rule to list i, for which count must have reserved room.
+// put adds a rule to list i, for which count() must have reserved room.
 func (p *ruleLists) put(i int, rule uint32) {
 	p.rules[p.ends[i]] = rule
 	p.ends[i]++
@@ -112,8 +112,8 @@ func (c *compiler) large(p *ruleLists, limit int) []bool {
 	return large
 }
 
-// split returns the peer set of a list of rules. The set refers to the sets of those rules
-// for which large is true, and has copies of the entries of all other rules.
+// split returns the peer set of a list of rules. The set refers to the sets of those rules that
+// are marked in the parameter "large", and has copies of the entries of all other rules.
 func (c *compiler) split(rules []uint32, large []bool) *peerSet {
 	if large == nil || len(rules) < 2 || !slices.ContainsFunc(rules, func(r uint32) bool { return large[r] }) {
 		return c.set(rules)

@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// span is the half-open range [low, end) of ports that a rule names. The method table replaces
-// the ports low and end by indexes of intervals.
+// span is the half-open range [low, end) of ports that a rule names. compiler.table replaces
+// both ports by indexes of intervals.
 type span struct {
 	low, end, rule uint32
 }

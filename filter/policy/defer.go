@@ -78,7 +78,8 @@ func (w *Store) deferrable(p *pod, a netip.Addr) bool {
 	return (w.local.node == "" || p.local) && w.inLocalRanges(a)
 }
 
-// deferNew defers a new address of a pod if a draft may isolate the pod.
+// deferNew keeps a new address of a pod unknown if a draft, a policy that is still being
+// compiled, may isolate the pod.
 func (w *Store) deferNew(p *pod, a netip.Addr) {
 	if !w.deferrable(p, a) {
 		return

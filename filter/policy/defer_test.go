@@ -55,8 +55,8 @@ func (w starting) pod(namespace, name string, texts ...string) *corev1.Pod {
 	return o
 }
 
-// expect commits, and checks that addr belongs to the pod want, or is unknown if want is
-// empty. A pod of namespace a must be isolated as soon as it is known.
+// expect commits, and checks that addr belongs to the wanted pod, or is unknown if the name of
+// that pod is empty. A pod of namespace a must be isolated as soon as it is known.
 func (w starting) expect(addr, want string) {
 	w.t.Helper()
 	s, _ := w.Commit()

@@ -45,7 +45,7 @@ type Draft struct {
 	subject *selector
 	adopted int         // policy.uses[:adopted] are the selectors that the store has adopted
 	fresh   []*selector // adopted selectors that must still be matched with all pods or namespaces
-	known   bool        // the selectors in fresh have been matched
+	known   bool        // the selectors in the list "fresh" have been matched
 }
 
 // step is the next step of a draft.
@@ -63,12 +63,12 @@ const (
 type drafts struct {
 	on      bool
 	waiting map[Ref]*Draft   // newest draft of each policy, until NextDraft makes it current
-	of      map[string][]Ref // keys of waiting by namespace, in the order of the drafts' numbers
+	of      map[string][]Ref // keys of the map "waiting" by namespace, in the order of the drafts' numbers
 	size    map[string]int   // total encoded size of the waiting drafts by namespace, in bytes
 	turns   []string         // namespaces with waiting drafts; NextDraft takes a draft of the first one
 	last    uint64           // number of the last draft
-	current *Draft           // draft that NextDraft has removed from waiting, until it is in force or dropped
-	out     bool             // NextDraft has returned current, and Prepared has not been called yet
+	current *Draft           // draft that NextDraft has removed from the map "waiting", until it is in force or dropped
+	out     bool             // NextDraft has returned the current draft, and Prepared has not been called yet
 }
 
 // UseDrafts makes drafts of large policies from now on, so that they are prepared outside
@@ -109,7 +109,7 @@ func (w *Store) draft(d *Draft) bool {
 	d.limits, d.shape = w.limits, w.shape
 	if before != nil {
 		d.number = before.number
-		return true // d takes the place of before, which is queued already
+		return true // d takes the place of the previous draft, which is queued already
 	}
 	w.drafts.last++
 	d.number = w.drafts.last
@@ -174,7 +174,7 @@ func (w *Store) NextDraft() *Draft {
 		d = w.drafts.waiting[w.drafts.of[in][0]]
 		more := len(w.drafts.of[in]) > 1
 		w.unwait(d.ref)
-		if more { // move the namespace to the end of turns
+		if more { // move the namespace to the end of the list
 			w.drafts.turns = append(w.drafts.turns[1:], in)
 		}
 		w.drafts.current = d
@@ -268,9 +268,9 @@ func (w *Store) Prepared(d *Draft) {
 	}
 }
 
-// Work does outstanding work for large policies, in small pieces, until more returns false.
-// again reports whether work is left. commit reports whether the work that was done needs a
-// Commit.
+// Work does outstanding work for large policies, in small pieces, until more() returns false.
+// The first result reports whether work is left, the second whether the work that was done
+// needs a Commit.
 func (w *Store) Work(more func() bool) (again, commit bool) {
 	if !w.drafts.on {
 		return false, false

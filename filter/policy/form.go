@@ -119,8 +119,8 @@ type Subject struct {
 type Rule struct {
 	Name   string // empty if it has none
 	Action Action
-	Peers  []Peer      // empty: every peer, also outside the cluster
-	Ports  []PortRange // empty: every port and protocol
+	Peers  []Peer      // if empty, the rule is for every peer, also outside the cluster
+	Ports  []PortRange // if empty, the rule is for every port and protocol
 }
 
 // Peer selects pods or a block of addresses.
@@ -148,7 +148,7 @@ type Block struct {
 // PortRange is a range of ports, or a port by its name.
 type PortRange struct {
 	Protocol  filter.Protocol
-	Low, High uint16 // 0 and 65535: all ports of the protocol
+	Low, High uint16 // 0 and 65535 mean all ports of the protocol
 	Name      string // name of a named port; if set, Low and High have no meaning
 	// Malformed reports that the range cannot be understood. In a rule that accepts, it
 	// matches nothing; any other rule with it denies every port.

@@ -104,7 +104,7 @@ func (s *idSet) sum(h *maphash.Hash) {
 type idBits struct {
 	words     []uint64
 	low, high int // words outside of words[low:high] are 0
-	few       int // take returns a list if the set has at most few ids
+	few       int // largest number of ids for which take() returns a list
 }
 
 func (b *idBits) grow(words int) {

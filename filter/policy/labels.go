@@ -21,17 +21,17 @@ type labelIndex struct {
 	// rest holds the selectors that match by absence: they have only NotIn and DoesNotExist
 	// requirements, which an object without labels meets.
 	rest bucket[*selector]
-	// absence is an index of the selectors in rest. The method add creates it when the length of
-	// rest exceeds the field few. The method remove deletes it when rest is empty.
+	// absence is an index of the selectors in the bucket "rest". add() creates it when
+	// rest.list is longer than the bound "few". remove() deletes it when the bucket is empty.
 	absence *absence
 	few     int
 }
 
-// bucket is a list of selectors or identities. When an element is removed, it stays in the list
-// and only the field gone is incremented. When half of the elements are gone, the list is
-// compacted. Searching the list for each removed element would be slow: thousands of selectors
-// may have a label in common. Most buckets have one or two elements, for which a map would take
-// ten times the memory.
+// bucket is a list of selectors or identities. When an element is removed, it stays in the
+// list, and only the counter "gone" is incremented. When half of the elements have been
+// removed, the list is compacted. Searching the list for each removed element would be slow:
+// thousands of selectors may have a label in common. Most buckets have one or two elements, for
+// which a map would take ten times the memory.
 type bucket[T interface{ gone() bool }] struct {
 	list []T
 	gone int
@@ -339,7 +339,7 @@ type identity struct {
 	peers    idSet       // ids of the peer selectors that match, except empty ones; as of the last Store.match
 	sum      [2]uint64   // sumOf(peers)
 	stale    bool        // the identity must be matched again with the peer selectors whose scope is a namespace selector
-	staleOwn bool        // if stale is set: also with the peer selectors whose scope is a single namespace
+	staleOwn bool        // if "stale" is set: the identity must also be matched with the peer selectors whose scope is a single namespace
 	recent   *class      // the class that this Commit last determined for a pod of the identity, or nil
 }
 
@@ -421,7 +421,7 @@ func (x *identitySet) having(anyOf []label) int {
 	return n
 }
 
-// candidates returns how many identities a call of match with s would test.
+// candidates returns how many identities a call of match() with s would test.
 func (x *identitySet) candidates(s *selector) int {
 	if anyOf, _ := anchor(s, x.having); anyOf != nil {
 		return x.having(anyOf)

@@ -35,9 +35,9 @@ func (w *Store) match() {
 // affect marks the identities and namespaces that must be matched again because the given
 // peer selectors were added or removed.
 func (w *Store) affect(selectors []*selector) {
-	// whole and some hold ids of namespace selectors. A namespace selector is in whole if it is
-	// the scope of an empty peer selector, and in some if it is the scope of any other peer
-	// selector. within lists these other peer selectors by the id of their scope.
+	// The sets "whole" and "some" hold ids of namespace selectors: "whole" those that are the
+	// scope of an empty peer selector, "some" those that are the scope of another peer
+	// selector. The map "within" lists these other peer selectors by the id of their scope.
 	var whole, some idBits
 	within := make(map[uint32][]*selector)
 	for _, s := range selectors {
@@ -71,9 +71,9 @@ func (w *Store) affect(selectors []*selector) {
 }
 
 // affectIn marks the identities of ns that s matches as stale. If s is empty, affectIn marks ns
-// as dirty instead. ns.tests counts the tests of identities of ns with all selectors of this call
-// of match. After more than 4 × (identities of ns) + 64 tests, affectIn marks ns as stale: then it
-// is cheaper to match all identities of ns again.
+// as dirty instead. ns.tests counts the tests of identities of ns with all selectors of this
+// call of Store.match. After more than 4 × (identities of ns) + 64 tests, affectIn marks ns as
+// stale: then it is cheaper to match all identities of ns again.
 func (w *Store) affectIn(s *selector, ns *namespace) {
 	switch {
 	case s.labels.Empty():
@@ -207,9 +207,9 @@ func (w *Store) matchWhole() {
 	}
 	everyone := make([]idSet, max(len(w.everyone), len(w.namespaces)+len(w.unusedNS)))
 	copy(everyone, w.everyone)
-	// of is indexed by the ids of namespace selectors. An element is 1 plus the id of the empty
-	// peer selector whose scope is that namespace selector, or 0 if there is no such peer
-	// selector.
+	// The slice "of" is indexed by the ids of namespace selectors. An element is 1 plus the id
+	// of the empty peer selector whose scope is that namespace selector, or 0 if there is no
+	// such peer selector.
 	of := make([]uint32, len(w.nsSelectors.byID))
 	for i, s := range w.nsSelectors.byID {
 		if s != nil && s.within != nil && s.within.everyone != nil {

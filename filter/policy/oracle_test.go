@@ -370,7 +370,7 @@ func namedPort(pod *corev1.Pod, name string, protocol corev1.Protocol) (int32, b
 
 // podAt returns the pod that has an address, or nil. Pods with hostNetwork have no address
 // of their own, and finished pods have released theirs. If two live pods claim one address,
-// the status of one of them is stale, and the method beats determines the owner.
+// the status of one of them is stale, and beats() determines the owner.
 func (c *cluster) podAt(addr netip.Addr) *corev1.Pod {
 	var owner *corev1.Pod
 	for _, p := range c.Pods {

@@ -26,8 +26,8 @@ type match struct {
 }
 
 // lowest returns the rule of the lowest rank that matches the flow. The rank of a rule is
-// its index in rules. pair reports whether the result is the same for all flows between the
-// two addresses.
+// its index in rules. The second result reports whether the first is the same for all flows
+// between the two addresses.
 func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	if r.peers == nil {
 		return r.lowestInParts(q)

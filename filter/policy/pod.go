@@ -54,7 +54,7 @@ type pod struct {
 	local    bool      // it runs on this node
 	ending   bool      // it is being deleted
 	// relabeled is set if the labels have changed. The pod then needs a new epoch, unless the
-	// same peer selectors as before match it.
+	// peer selectors that match it are still the same.
 	relabeled  bool
 	dirty      bool // the next commit compiles it
 	reselected bool // the set of policies that select it may have changed
@@ -100,8 +100,8 @@ func (h *host) list() []netip.Addr {
 // same reports whether two hosts have the same addresses.
 func (h *host) same(o *host) bool { return h == o || slices.Equal(h.list(), o.list()) }
 
-// useHost returns the shared host with the node and status of the host "read", and adds a use
-// to it. It creates the shared host if there is none.
+// useHost returns the shared host with the same addresses as the given one, and adds a use to
+// it.
 func (w *Store) useHost(read *host) *host {
 	if read == nil {
 		return nil

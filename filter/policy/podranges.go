@@ -14,17 +14,17 @@ import (
 type podRanges struct {
 	number     uint64         // rangeSources.changes when the ranges were built
 	local, all bart.Lite      // ranges of this node's pods; ranges of all pods
-	here, list []netip.Prefix // the same ranges as lists: here those in local, list those in all
+	here, list []netip.Prefix // the ranges in the fields "local" and "all", as lists
 }
 
 // rangeSources holds the sources of the pod ranges of the next snapshot.
 type rangeSources struct {
 	given    []netip.Prefix            // ranges of this node's pods that were passed to SetPodRanges
 	nodes    map[string][]netip.Prefix // the ranges of each Node, by its name
-	starting []netip.Prefix            // copy of the addresses in live, made by RenewStartingPods
+	starting []netip.Prefix            // copy of the addresses in the field "live", made by RenewStartingPods
 	live     *StartingPods
 	changes  uint64 // number of changes so far that required all live connections to be evaluated again
-	stale    bool   // the sources have changed since current was built
+	stale    bool   // the sources have changed since the current ranges were built
 	current  *podRanges
 }
 

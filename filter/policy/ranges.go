@@ -94,8 +94,8 @@ func disjoint(ranges []blockRange) []blockRange {
 	return fitted(out)
 }
 
-// blockAt returns the rule index of the range that contains an address, or noRule. place is the
-// address's place among the bounds (see placeOf).
+// blockAt returns the rule index of the range that contains an address, or noRule. "place" is
+// the address's place among the bounds (see placeOf).
 func blockAt(ranges []blockRange, place uint32) uint32 {
 	low, high := 0, len(ranges)
 	for low < high {

@@ -23,9 +23,9 @@ type ruleSet struct {
 	peers    *peerSet // the rules for all ports together; nil if there are no rules
 	rules    []*filter.Rule
 	ports    [3]portTable
-	bounds   []netip.Addr // sorted: for each address range, its first address and the next address after its end
+	bounds   []netip.Addr // sorted addresses: the first address of each range, and the address after its end
 	named    map[portName]*peerSet
-	anyNamed [3]bool // for each protocol, indexed like ports: whether a rule has a named port
+	anyNamed [3]bool // whether a rule has a named port of the protocol; indexed by protocol, like the field "ports"
 	extra    *extra  // nil for most rule sets
 }
 
@@ -74,7 +74,7 @@ type portTable struct {
 }
 
 // interval is the ports from start up to the start of the next interval, and the rules for
-// these ports; set is nil if there are no rules.
+// these ports. The peer set is nil if there are no rules.
 type interval struct {
 	set   *peerSet
 	start uint16
@@ -84,14 +84,14 @@ type interval struct {
 // its leaf is node i+len(starts). The parent of node n is node n/2, and the root is node 1. The
 // rules for an interval are in the sets of its leaf and of all ancestors of this leaf.
 type portTree struct {
-	starts []uint16 // sorted: where each interval begins
+	starts []uint16 // first ports of the intervals, sorted
 	sets   []*peerSet
 }
 
 // peerSet finds the rule for a peer at some ports. It fills one cache line.
 type peerSet struct {
 	everyone uint32 // index of a rule that matches every peer, or noRule
-	whole    uint32 // index in peers of the first selector that matches all pods of a namespace
+	whole    uint32 // index in the list "peers" of the first selector that matches all pods of a namespace
 	// peers[:whole] are selectors that test the labels of pods. peers[whole:] are selectors
 	// that match all pods of a namespace. Each part is sorted by the ids of its selectors.
 	peers  []peerRule
@@ -114,9 +114,9 @@ type blockRange struct{ low, end, rule uint32 }
 
 // remote is the peer of a flow, prepared for lookups in a rule set.
 type remote struct {
-	// some is the set of selectors that match the peer by its labels. whole is the set of
-	// selectors that match all pods of the peer's namespace. Both are nil if the peer is not a
-	// pod.
+	// The set "some" has the selectors that match the peer by its labels. The set "whole" has
+	// the selectors that match all pods of the peer's namespace. Both are nil if the peer is
+	// not a pod.
 	some, whole *idSet
 	addr        netip.Addr
 	rules       *ruleSet
@@ -126,9 +126,10 @@ type remote struct {
 }
 
 // find returns a rule that allows the flow k, or nil. The rules are those of one end of the
-// flow; peer is the endpoint at the other end, and peerAddr its address. pair reports whether
-// the result is the same for all flows between the two addresses of k. dst is the endpoint at
-// the destination of k: rules for egress and for ingress both find named ports there.
+// flow; "peer" is the endpoint at the other end, and peerAddr its address. The second result
+// reports whether the first is the same for all flows between the two addresses of k. dst is
+// the endpoint at the destination of k: rules for egress and for ingress both find named ports
+// there.
 func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *Endpoint, everyone []idSet) (rule *filter.Rule, pair bool) {
 	if r.peers == nil {
 		return r.inParts(k, peer, peerAddr, dst, everyone)

@@ -13,7 +13,7 @@ type selector struct {
 	labels labels.Selector      // an empty one selects everything in scope
 	asks   []labels.Requirement // result of asksOf
 	many   *matcher             // result of matcherOf; nil unless it has more than mostAsked requirements
-	refs   int                  // number of uses: calls of use and adopt that no release has ended
+	refs   int                  // number of uses: calls of use() and adopt(), minus calls of release()
 
 	// fresh is set while only drafts use the selector and it has not yet been matched with all
 	// pods (a namespace selector: with all namespaces).
@@ -58,7 +58,7 @@ type selectors struct {
 	byID    []*selector
 	byScope map[scope]*scopeSelectors
 	wide    labelIndex // non-empty pod selectors whose scope is a namespace selector
-	scopes  idBits     // ids of the namespace selectors that are the scope of a selector in wide
+	scopes  idBits     // ids of the namespace selectors that are the scope of a selector in the index "wide"
 	unused  []uint32   // released ids, free for reuse
 	few     int        // value of labelIndex.few for the indexes in byScope; see fewAbsent
 }
@@ -81,8 +81,9 @@ func newSelectors() selectors {
 	return selectors{byKey: make(map[selectorKey]*selector), byScope: make(map[scope]*scopeSelectors), few: fewAbsent, wide: labelIndex{few: fewAbsent}}
 }
 
-// use returns the shared selector with the scope in and the labels of sel, and creates it if
-// necessary. use adds 1 to its refs. The caller must call release once for each call of use.
+// use returns the shared selector with the given scope and the labels of sel. It creates this
+// selector if necessary, and adds 1 to its refs. The caller must call release() once for each
+// call of use().
 func (x *selectors) use(in scope, sel labels.Selector) (s *selector, isNew bool) {
 	key := selectorKey{in, sel.String()}
 	if s = x.byKey[key]; s != nil {

@@ -33,7 +33,7 @@ type Counts struct {
 
 // Endpoint is the owner of an address: a pod or this node.
 type Endpoint struct {
-	Namespace, Name string // the pod's; empty for the node
+	Namespace, Name string // namespace and name of the pod; empty for the node
 
 	class *class // nil for the node
 	host  *host
@@ -246,8 +246,8 @@ func (s *Snapshot) decideOwnNode(k *filter.Key, dstAddr netip.Addr, src, dst *En
 	return v
 }
 
-// sideOutcome is the decision of the policies of one end. allows is set if they allow the
-// flow. pair is set if they decide the same for all packets between the two addresses,
+// sideOutcome is the decision of the policies of one end. "allows" is set if they allow the
+// flow. "pair" is set if they decide the same for all packets between the two addresses,
 // whatever the protocol and the ports.
 type sideOutcome struct{ allows, pair bool }
 
@@ -268,7 +268,7 @@ func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *E
 	return sideOutcome{d.action == Accept, d.pair}
 }
 
-// runsOn reports whether e is a pod and addr is an address of e's node. other is the owner of
+// runsOn reports whether e is a pod and addr is an address of e's node. "other" is the owner of
 // addr, or nil. If addr has an owner, runsOn returns false.
 func (e *Endpoint) runsOn(addr netip.Addr, other *Endpoint) bool {
 	return e != nil && other == nil && slices.Contains(e.host.list(), addr)

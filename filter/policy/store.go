@@ -75,13 +75,13 @@ type Store struct {
 	ids, spare, mask idBits
 
 	table    *addrTable              // the owners of addresses; shared with the last snapshot
-	everyone []idSet                 // by namespace id: peer selectors that match all pods of the namespace; shared with the last snapshot
+	everyone []idSet                 // peer selectors that match all pods of a namespace, by the id of the namespace; shared with the last snapshot
 	unusedNS []uint32                // namespace ids that can be reused
 	dirtyNS  map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
 	staleIn  []*namespace            // namespaces with identities that affectIn has tested since the last match
 	compiled []*identity             // identities with a pod that this Commit has compiled; see identity.recent
-	// If wideOnly is set, the method stale marks an identity to be matched only with the peer
-	// selectors whose scope is a namespace selector.
+	// If wideOnly is set, stale() marks an identity to be matched only with the peer selectors
+	// whose scope is a namespace selector.
 	wideOnly      bool
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
@@ -105,7 +105,7 @@ type namespace struct {
 
 	relabeled bool // the namespace's labels changed since the last Commit
 	stale     bool // all pods of the namespace must be matched with the peer selectors again
-	staleOwn  bool // if stale: also with the peer selectors whose scope is this namespace by name
+	staleOwn  bool // has a meaning only if "stale" is set: the pods must also be matched with the peer selectors whose scope is this namespace by name
 	tests     int  // number of tests of the namespace's identities against single selectors in this Commit; see affectIn
 }
 
@@ -282,8 +282,8 @@ func (w *Store) DeletePod(namespace, name string) {
 	w.dropNamespace(p.identity.ns)
 }
 
-// claim records a pod as an owner or rival of its addresses. known lists the addresses that the
-// store already knew as this pod's. claim may defer the pod's other addresses (see the type
+// claim records a pod as an owner or rival of its addresses. "known" lists the addresses that
+// the store already knew as this pod's. claim may defer the pod's other addresses (see the type
 // deferred).
 func (w *Store) claim(p *pod, known []netip.Addr) {
 	for _, a := range p.addrs {
@@ -397,8 +397,8 @@ func (w *Store) SetEncoded(e Encoded) {
 	}
 }
 
-// put reads a policy and puts it in force. It replaces old, the previous version, which may be
-// nil.
+// put reads a policy and puts it in force. It replaces the previous version, the parameter
+// "old", which may be nil.
 func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
 	if !ref.clusterWide() {
 		w.namespace(ref.Namespace).policies++

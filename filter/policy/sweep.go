@@ -18,13 +18,13 @@ const namespacesPerPiece = 16
 // identitiesPerPiece bounds the identities that one call of sweepOne matches.
 const identitiesPerPiece = 32
 
-// limbo holds the ids of released selectors. An id in limbo must not be given to another
-// selector yet, because pods may still have the id. limbo also holds the namespaces whose pods
-// a sweep must match again before the ids can be reused.
+// limbo holds the ids of released selectors. Such an id must not be given to another selector
+// yet, because pods may still have the id. It also holds the namespaces whose pods a sweep must
+// match again before the ids can be reused.
 type limbo struct {
 	peers, namespaces []uint32            // ids of peer selectors and of namespace selectors
 	wide              bool                // set if a sweep must match all namespaces
-	in                map[string]struct{} // names of the namespaces to match; not used if wide is set
+	in                map[string]struct{} // names of the namespaces to match; not used if the flag "wide" is set
 }
 
 func (l *limbo) empty() bool { return len(l.peers)+len(l.namespaces) == 0 }
@@ -79,7 +79,7 @@ func (w *Store) beginSweep(d *Draft) {
 }
 
 // sweepNamespace matches a namespace with the namespace selectors, and adds its identities
-// to the sweep.
+// to w.sweep, so that sweepOne matches them later.
 func (w *Store) sweepNamespace(ns *namespace) {
 	if w.namespaces[ns.name] != ns {
 		return // the namespace is gone

@@ -11,7 +11,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// usage is the memory in bytes that compiling takes: kept is the part that is still live
+// usage is the memory in bytes that compiling takes: "kept" is the part that is still live
 // afterwards, allocated is the total of all allocations.
 type usage struct{ kept, allocated uint64 }
 

@@ -41,7 +41,7 @@ type packet struct {
 	data []byte
 }
 
-// openQueue binds a queue and configures it. It calls stale for each verdict that the kernel
+// openQueue binds a queue and configures it. It calls stale() for each verdict that the kernel
 // rejects because the packet has already left the queue.
 func openQueue(o Options, number uint16, stale func()) (*kernelQueue, error) {
 	var flags uint32

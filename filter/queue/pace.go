@@ -32,12 +32,14 @@ type pace struct {
 	burst    int  // largest number of messages that the next read may take
 	overflow bool // the queue is the overflow queue, which yields to all others
 
-	behind     int       // messages read since the queue was last empty, which a read of fewer messages than burst shows
+	// behind is the number of messages that were read since the queue was last empty. The queue
+	// is empty after a read of fewer messages than burst.
+	behind     int
 	floodUntil time.Time // end of the current flood; each read of burst messages during the flood postpones it
 
-	// The function full is called after each read as long as fullBacklog or more messages have
-	// come without a pause. The parameter "first" is true in the first call of such a series. If
-	// fullBacklog is 0, the function full is never called.
+	// full() is called after each read as long as at least fullBacklog messages have come
+	// without a pause. Its argument is true in the first call of such a series. If fullBacklog
+	// is 0, full() is never called.
 	fullBacklog int
 	unpaused    int // messages since the last pause
 	full        func(first bool)
@@ -61,7 +63,7 @@ func (p *pace) took(n int) {
 	}
 }
 
-// countUnpaused adds n to the messages that came without a pause, and calls full if there are
+// countUnpaused adds n to the messages that came without a pause, and calls full() if there are
 // fullBacklog or more. A read of fewer messages than burst has emptied the queue: a pause
 // follows, and the count begins at 0 again.
 func (p *pace) countUnpaused(n int) {

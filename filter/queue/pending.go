@@ -35,7 +35,7 @@ type pendingPackets struct {
 	displaced chan struct{} // signals that a packet was displaced, see shares
 
 	mu      sync.Mutex
-	packets []*pendingPacket // the oldest first
+	packets []*pendingPacket // pending packets, oldest first
 }
 
 // pendingPacket is a packet that waits for a pod to become known.
@@ -71,8 +71,8 @@ func sourceOf(data []byte) (a netip.Addr) {
 }
 
 // start starts a goroutine that answers the pending packets of q, and passes its error to
-// fail. stop ends the goroutine and forgets the remaining packets. Close q before calling
-// stop, so that the kernel has dropped these packets.
+// fail(). The result is a function that ends the goroutine and forgets the remaining packets.
+// Close q before calling this function, so that the kernel has dropped these packets.
 func (h *pendingPackets) start(ctx context.Context, q *kernelQueue, fail context.CancelCauseFunc) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -106,7 +106,7 @@ func (h *pendingPackets) add(p *pendingPacket) bool {
 	h.packets = append(h.packets, p)
 	h.worker.queues.log.Debug("packet waits for its pod to become known", event.PacketHeld.Attr(), "address", p.addr)
 	if len(h.packets) == 1 {
-		h.poke() // so that run sets its timer
+		h.poke() // so that run() sets its timer
 	}
 	return true
 }

@@ -84,8 +84,8 @@ type fixture struct {
 	evaluators     []*fakeEvaluator // two for each queue: for arriving and for pending packets
 }
 
-// newFixture adds rules that send new connections to the server to the queues, as the rules
-// of an agent do.
+// newFixture creates a node with a client and a server. It adds rules like those of an agent:
+// they put packets of new connections into the queues if the destination is the server.
 func newFixture(t *testing.T, count int, decide func(data []byte) filter.Action) *fixture {
 	l := lab.ForTest(t, lab.Options{})
 	r := &fixture{T: t, node: l.Nodes[0]}
@@ -168,7 +168,8 @@ func (r *fixture) reaches(network string, timeout time.Duration) (reached int) {
 	return reached
 }
 
-// await waits until f returns true. what describes the condition in the error.
+// await waits until f() returns true. The error describes the condition with the text in the
+// parameter "what".
 func (r *fixture) await(what string, f func() bool) {
 	r.Helper()
 	for end := time.Now().Add(testTimeout); !f(); time.Sleep(time.Millisecond) {

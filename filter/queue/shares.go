@@ -19,16 +19,16 @@ type shares struct {
 	mu      sync.Mutex
 	taken   int
 	devices map[uint32]*sharer
-	ranks   ranks // devices, by places in use
+	ranks   ranks // the sharers in devices, ordered by places in use
 }
 
 // sharer is an interface, or a source address at an interface.
 type sharer struct {
 	n       int              // places in use
-	packets []*pendingPacket // only of an address: its packets, the oldest first
+	packets []*pendingPacket // set only if this sharer is an address: its packets, the oldest first
 
-	addresses map[netip.Addr]*sharer // only of an interface: the sharers of its source addresses
-	ranks     ranks                  // only of an interface: these sharers, by places in use
+	addresses map[netip.Addr]*sharer // set only if this sharer is an interface: the sharers of its source addresses
+	ranks     ranks                  // set only if this sharer is an interface: the same sharers, ordered by places in use
 }
 
 func newShares(most int) *shares {
@@ -138,8 +138,8 @@ func (s *shares) remove(p *pendingPacket) {
 }
 
 // ranks orders sharers by their number of places: ranks[n-1] holds the sharers with n
-// places. The methods top and move take constant time, so that the packet to displace is found
-// quickly even during a flood of forged sources.
+// places. The calls top() and move() take constant time, so that the packet to displace is
+// found quickly even during a flood of forged sources.
 type ranks []map[*sharer]struct{}
 
 // move changes the number of places of a sharer by one, up or down.

@@ -39,8 +39,8 @@ const (
 // go-nfqueue uses it as a netlink.Socket, to send requests and to read their
 // acknowledgements. The kernel delivers packets as soon as the queue is bound. So packets
 // may arrive while go-nfqueue waits for the acknowledgement of a request that configures
-// the queue. The socket keeps such packets in early, and kernelQueue.read returns them
-// first.
+// the queue. The socket keeps such packets in the field "early", and kernelQueue.read returns
+// them first.
 type socket struct {
 	conn *nlsocket.Conn
 	raw  syscall.RawConn

@@ -110,8 +110,8 @@ func (w *worker) started() {
 }
 
 // queueFull records that the queue may have been full, and that packets may therefore have passed
-// without a verdict. A series of calls ends when the worker has read the queue empty. first is
-// true in the first call of a series; see pace.full.
+// without a verdict. A series of calls ends when the worker has read the queue empty. The
+// parameter is true in the first call of a series; see pace.full.
 func (w *worker) queueFull(first bool) {
 	if first && w.queues.full.Add(1) == 1 {
 		w.queues.log.Warn("a queue may have been full and let packets pass without a verdict; their connections will be judged. More or longer queues may help",

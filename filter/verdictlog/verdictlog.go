@@ -104,7 +104,8 @@ func (l *Log) reportSuppressed() {
 	}
 }
 
-// attrs returns the attributes of a line: the flow, the verdict, and the reason.
+// attrs returns the attributes of a line: the event, the verdict, the reason, the flow, and
+// what appendWhy appends. A line about a malformed packet has only the first three.
 func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
 	attrs := make([]slog.Attr, 0, 24)
 	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))

@@ -22,7 +22,7 @@ const (
 
 // ConfigOptions select a cluster and how to reach it.
 type ConfigOptions struct {
-	Kubeconfig string // path; if empty, the pod's service account is used, or kubectl's configuration if Context is set
+	Kubeconfig string // path of a kubeconfig; if empty, the pod's service account is used, or kubectl's configuration if Context is set
 	Context    string // name of a context of the kubeconfig; empty for the current one
 	Version    string // version of sluice, for the User-Agent header, which the API server logs
 }

@@ -36,7 +36,7 @@ func (s *shared[T]) get(text []byte, parse func(string) *T) *T {
 	if v := s.known[string(text)].Value(); v != nil {
 		return v
 	}
-	key := string(text) // a copy, so that callers can keep text on the stack
+	key := string(text) // a copy, so that callers can keep the argument on the stack
 	v := parse(key)
 	s.known[key] = weak.Make(v)
 	runtime.AddCleanup(v, s.forget, key)

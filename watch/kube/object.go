@@ -94,8 +94,9 @@ func slimPod(o *corev1.Pod, shared *pools) *pod {
 	return p
 }
 
-// addresses returns the addresses in list. If list does not contain the address one, addresses
-// appends it: older servers set the field with a single address, but not the list.
+// addresses returns the addresses in the list. If the list does not contain the address in the
+// parameter "one", addresses appends it: older servers set the field with a single address, but
+// not the list.
 func addresses[T any](one string, list []T, text func(T) string) []string {
 	all := make([]string, 0, max(1, len(list)))
 	for _, item := range list {

@@ -36,9 +36,9 @@ const maxAnswer = 64 << 20
 // "pods".
 type served struct{ group, version, kind, name string }
 
-// CountOthers counts the objects of each kind for which match returns true. If it cannot list
-// some of these kinds, it returns the counts of the remaining kinds, and an error that names the
-// kinds that it could not list.
+// CountOthers counts the objects of each kind for which match() returns true. If it cannot list
+// some of these kinds, it returns the counts of the remaining kinds, and an error that names
+// the kinds that it could not list.
 func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool) ([]Others, error) {
 	base, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {
@@ -80,8 +80,8 @@ type jsonClient struct {
 	http *http.Client
 }
 
-// get requests a path and decodes the response into the value that the parameter into points
-// to. If the path does not exist, get returns nil and does not change the value.
+// get requests a path and decodes the response into the value to which the last argument
+// points. If the path does not exist, get returns nil and does not change the value.
 func (c jsonClient) get(path string, query url.Values, accept string, into any) error {
 	ctx, stop := context.WithTimeoutCause(c.ctx, pageTimeout, fmt.Errorf("it has not answered within %v", pageTimeout))
 	defer stop()

@@ -107,7 +107,7 @@ func (q *queue) take(first bool) (changes []change, ok bool) {
 	return changes, true
 }
 
-// run calls update with the queued changes until ctx ends.
+// run calls update() with the queued changes until ctx ends.
 func (q *queue) run(ctx context.Context, update func(func(*policy.Store))) {
 	defer context.AfterFunc(ctx, q.end)()
 	for first := true; ; {
@@ -132,7 +132,7 @@ func (q *queue) run(ctx context.Context, update func(func(*policy.Store))) {
 	}
 }
 
-// end unblocks all calls of add.
+// end unblocks all calls of add().
 func (q *queue) end() {
 	q.mu.Lock()
 	defer q.mu.Unlock()

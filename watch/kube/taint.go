@@ -51,7 +51,7 @@ type startupTaint struct {
 	client  rest.Interface
 	server  string
 	log     *slog.Logger
-	seen    chan struct{} // holds a value if observe has seen the taint and run has not yet reacted
+	seen    chan struct{} // holds a value if observe() has seen the taint and run() has not yet reacted
 	failure atomic.Pointer[APIError]
 	missing atomic.Bool // as far as the agent knows, there is no Node with this name
 }
@@ -91,7 +91,7 @@ func (t *startupTaint) run(ctx context.Context) {
 				return
 			}
 			t.record(err)
-			if err == nil || apierrors.IsNotFound(err) { // if the Node is created again, observe wakes run
+			if err == nil || apierrors.IsNotFound(err) { // if the Node is created again, observe() wakes run()
 				break
 			}
 			if !sleep(ctx, wait) {

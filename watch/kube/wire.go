@@ -44,8 +44,8 @@ const (
 // magic is the prefix of objects encoded as protobuf.
 var magic = []byte("k8s\x00")
 
-// field is a field of an encoded message. The wire type of the field determines whether
-// bytes or value is set.
+// field is a field of an encoded message. The wire type determines which is set: the slice
+// "bytes" or the number "value".
 type field struct {
 	number protowire.Number
 	bytes  []byte

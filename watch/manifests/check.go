@@ -58,9 +58,9 @@ func (c *checker) strict(object any, err error) {
 }
 
 // undecodable reports err, with which text could not be decoded into object. text is the JSON
-// of the field with the path at, or of the whole object if at is empty. If a value has the
-// wrong type, err does not name the value's field. So undecodable decodes text again with
-// encoding/json, whose error names the field.
+// of the field whose path is in the parameter "at", or of the whole object if that is empty. If
+// a value has the wrong type, err does not name the value's field. So undecodable decodes text
+// again with encoding/json, whose error names the field.
 func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	var wrong *json.UnmarshalTypeError
 	again := json.Unmarshal(text, newLike(object))

@@ -89,7 +89,8 @@ func toJSON(text []byte) (_ []byte, err error) {
 var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
 
 // behind reports whether d has more text after its first YAML document. toJSON ignores such
-// text. where is "line N: ", the beginning of a message, or "" if the line is not known.
+// text. The first result is "line N: ", the beginning of a message, or "" if the line is not
+// known.
 func behind(d document) (where string, more bool) {
 	defer func() {
 		if recover() != nil {
@@ -165,9 +166,9 @@ type head struct {
 	Items      any `json:"items"`
 }
 
-// object parses one object, or the items of a list. at is the path of the object in a list,
-// as a prefix of its field names. listed is the type that the list implies for its items, if
-// any. depth is the number of lists around the object.
+// object parses one object, or the items of a list. The parameter "at" is the path of the
+// object in a list, as a prefix of its field names; "listed" is the type that the list implies
+// for its items, if any; "depth" is the number of lists around the object.
 func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth int) {
 	var h head
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &h); err != nil {
@@ -307,8 +308,8 @@ func wanted(kind string) (name, version string) {
 
 // known returns the name of the kind if the kind is supported, and "" otherwise. It accepts
 // a kind or an API version that is almost right, because a policy that is skipped would
-// isolate nothing. It reports such a mistake as a problem and returns understood = false, so
-// that the rules of the policy allow nothing.
+// isolate nothing. It reports such a mistake as a problem and returns false as the second
+// result, so that the rules of the policy allow nothing.
 func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, understood bool) {
 	name, version := wanted(kind)
 	policies := policyKindOf(name)
@@ -395,8 +396,8 @@ func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, che
 	}
 }
 
-// policy does for a policy what add does for other objects. If understood is false (see known),
-// the policy allows nothing.
+// policy does for a policy what add() does for other objects. If the parameter "understood" is
+// false (see parser.known), the policy allows nothing.
 func (p *parser) policy(k *policyKind, text []byte, at string, understood bool) {
 	object := k.empty()
 	c := &checker{p: p, at: at, object: k.name + " " + nameIn(text, k.name), text: text, kind: k}

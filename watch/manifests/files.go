@@ -29,8 +29,9 @@ type listing struct {
 }
 
 // list returns the manifests in dir and its subdirectories. If dir is a file, it returns
-// that file, whatever its name. If visit is not nil, list calls it with each directory
-// before it reads the directory, so that a watch that visit starts misses no change.
+// that file, whatever its name. If visit is not nil, list calls visit() with each directory
+// before it reads the directory. So if visit() starts a watch of the directory, the watch
+// reports every change after the reading.
 //
 // list skips names that begin with a dot: editors use them for their own files, and a
 // mounted ConfigMap for its versions. It follows symbolic links, because every file in a

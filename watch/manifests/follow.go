@@ -114,9 +114,9 @@ type file struct {
 	wrong   []Problem // problems of the content that was read last
 }
 
-// Follow reads the directory, or the single file, and calls apply with all objects, even if
-// there are none. Then it calls apply with each change until ctx ends, and returns nil.
-// Calls of apply do not overlap. Follow returns an error if it cannot read dir at first.
+// Follow reads the directory, or the single file, and calls apply() with all objects, even if
+// there are none. Then it calls apply() with each change until ctx ends, and returns nil. Calls
+// of apply() do not overlap. Follow returns an error if it cannot read dir at first.
 //
 // Follow logs broken files to logger. The last good state of a broken file stays in force
 // until the file is corrected or deleted. If a file has never been good, its readable part
@@ -445,8 +445,9 @@ func (f *follower) reportNotRead(now []NotRead) {
 	}
 }
 
-// difference returns the change from before to after. An item counts as changed if its pointer
-// differs: the items of a file keep their pointers until the file is read again.
+// difference returns the change between two states, "before" and "after". An item counts as
+// changed if its pointer differs: the items of a file keep their pointers until the file is
+// read again.
 func difference(before, after *merged) Delta {
 	d := Delta{Set: Objects{Origins: make(map[string]Origin)}}
 	for _, it := range before.items {

@@ -104,7 +104,7 @@ func (f *following) next() Delta {
 	return Delta{}
 }
 
-// until applies deltas until the names of the objects equal want.
+// until applies deltas until the names of the objects equal the wanted ones.
 func (f *following) until(want string) {
 	f.t.Helper()
 	for f.names() != want {

@@ -9,7 +9,7 @@ import (
 
 // Kind is a kind of objects.
 type Kind struct {
-	Group string `json:"group,omitempty"` // without the version; empty for the core API
+	Group string `json:"group,omitempty"` // API group, without the version; empty for the core API
 	Name  string `json:"kind"`
 }
 

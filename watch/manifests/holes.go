@@ -41,8 +41,8 @@ func (c *checker) findHoles() {
 	}
 }
 
-// holesOf reports the holes of a rule. list is the name of the field with the peers, "from"
-// or "to", and end is the word for a peer, "source" or "destination".
+// holesOf reports the holes of a rule. "list" is the name of the field with the peers, "from"
+// or "to", and "end" is the word for a peer, "source" or "destination".
 func (c *checker) holesOf(r fields, at, list, end string) {
 	if r == nil {
 		c.hole(at, "it is empty and allows everything", "write {} to allow everything, or write what it is meant to allow")

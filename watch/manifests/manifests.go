@@ -51,7 +51,7 @@ type Objects struct {
 // Origin is the place of an object in the directory.
 type Origin struct {
 	File     string // path, including the directory
-	Document int    // number in the file, from 1; 0 if the file has no documents
+	Document int    // number of the document in the file, from 1; 0 if the file has no documents
 }
 
 // FromCluster returns the given objects of a live cluster. In Origins, each object has origin as
@@ -76,7 +76,7 @@ func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*co
 // Problem is a part of a manifest that the API server would reject, or that cannot be read.
 type Problem struct {
 	File     string // path, including the directory
-	Document int    // number in the file, from 1; 0 for the whole file
+	Document int    // number of the document in the file, from 1; 0 for the whole file
 	Object   string // as in "NetworkPolicy default/x"; empty if it is not known
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
@@ -127,7 +127,7 @@ func Read(dirs ...string) (Objects, []Problem, error) {
 		}
 		contents = append(contents, &content{problems: found.problems})
 		for _, path := range found.paths {
-			if key := filepath.Clean(path); !seen[key] { // the same file may be found through several of dirs
+			if key := filepath.Clean(path); !seen[key] { // the same file may be found through several of the directories
 				seen[key] = true
 				o := opener{limit: maxRead, pipes: path == dir}
 				contents = append(contents, o.readFile(path, slog.Default()))

@@ -10,9 +10,9 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// step is one step of the path from a policy's spec to a field. object is the type of the object
-// at this step. field is the name of the object's field that holds the object of the next step;
-// it is empty in the last step.
+// step is one step of the path from a policy's spec to a field. It consists of the type of the
+// object at this step, and of the name of the object's field that holds the object of the next
+// step. In the last step, the name is empty.
 type step struct {
 	object reflect.Type
 	field  string

@@ -92,7 +92,7 @@ func typeOf(mode fs.FileMode) string {
 	return "something else"
 }
 
-// try reads the file once. settled is false if the file changed meanwhile.
+// try reads the file once. The second result is false if the file changed meanwhile.
 func (o opener) try(path string) (data []byte, settled bool, err error) {
 	// Use O_NONBLOCK: if the file has been replaced with a pipe, opening it must not block.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)

@@ -39,7 +39,7 @@ func syntaxHint(d document, message string) string {
 }
 
 // separatorNear returns the number and the text of the line that looks like a mistyped
-// separator and is nearest to the line with the number at. It returns 0 if there is no such
+// separator and is nearest to the line with the given number. It returns 0 if there is no such
 // line within separatorReach.
 func separatorNear(d document, at int) (line int, text string) {
 	n, least := d.line, separatorReach+1

@@ -44,7 +44,7 @@ func TestFollowSubscribesAgain(t *testing.T) {
 	wait("the end of the context of that subscription", first.Done())
 	<-subscriptions
 	<-subscriptions
-	live <- 0 // when follow has received this, it has sent its signals about the subscriptions
+	live <- 0 // when follow() has received this, it has sent its signals about the subscriptions
 	select {
 	case <-events:
 	default:

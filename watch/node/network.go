@@ -57,12 +57,12 @@ type Route struct {
 	Link int // index of the interface of the route
 }
 
-// ReadNetwork reads the interfaces and routes of the process's network namespace. It may
-// miss a change that happens meanwhile, but the event of that change follows.
+// ReadNetwork reads the interfaces and routes of the process's network namespace. It may miss a
+// change that happens meanwhile, but an event about that change follows.
 func ReadNetwork() (*Network, error) {
 	links, err := netlink.LinkList()
-	// An interrupted dump is not an error: the event of the change that interrupted it
-	// follows.
+	// An interrupted dump is not an error: an event follows about the change that interrupted
+	// the dump.
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list this node's interfaces: %w", err)
 	}
@@ -84,8 +84,8 @@ func ReadNetwork() (*Network, error) {
 	return n, nil
 }
 
-// addRoute adds r to n.Routes if it has no gateway. Otherwise, it only marks the interfaces
-// of the route as uplinks.
+// addRoute adds r to n.Routes if it has one interface and no gateway. Otherwise, it only marks
+// the interfaces of the route as uplinks.
 func (n *Network) addRoute(r *netlink.Route) {
 	for _, hop := range r.MultiPath {
 		n.setUplink(hop.LinkIndex)
@@ -167,9 +167,9 @@ func attributes(raw []byte, typ uint16) (values [][]byte) {
 	return values
 }
 
-// FollowNetwork calls changed with the network of the process's namespace, and again soon
-// after each change, until ctx ends. It does not fail: if it receives no events, it still
-// reads the network every minute.
+// FollowNetwork calls changed() with the network of the process's namespace, and again soon
+// after each change, until ctx ends. It does not fail: if it receives no events, it still reads
+// the network every minute.
 func FollowNetwork(ctx context.Context, log *slog.Logger, changed func(*Network)) {
 	events := make(chan struct{}, 1)
 	var wait sync.WaitGroup
@@ -219,10 +219,10 @@ func concerns(u netlink.RouteUpdate) bool {
 	return u.Route.Type == unix.RTN_UNICAST && (everywhere || u.Gw == nil && u.Via == nil && len(u.MultiPath) == 0)
 }
 
-// follow puts a token into the channel events for each event for which the function matters
-// returns true, unless the channel is full. If follow reads too slowly, the kernel ends the
-// subscription. follow then subscribes again, and puts one token for all events that it may have
-// missed.
+// follow calls matters() with each event that it receives. If matters() returns true, follow
+// puts a token into the channel "events", unless the channel is full. If follow reads too
+// slowly, the kernel ends the subscription. follow then subscribes again, and puts one token
+// for all events that it may have missed.
 func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}, matters func(T) bool, subscribe func(context.Context, func(error)) (<-chan T, error)) {
 	signal := func() {
 		select {
@@ -231,7 +231,8 @@ func follow[T any](ctx context.Context, log *slog.Logger, events chan<- struct{}
 		}
 	}
 	for ctx.Err() == nil {
-		// Canceling inner closes the socket, which a broken subscription leaves open.
+		// Canceling the context "inner" closes the socket, which a broken subscription leaves
+		// open.
 		inner, cancel := context.WithCancel(ctx)
 		c, err := subscribe(inner, func(err error) {
 			if inner.Err() == nil {

@@ -36,8 +36,8 @@ type Source struct {
 // String names the source.
 func (Source) String() string { return "this node's addresses" }
 
-// Run calls update with the addresses, and again after each change, until ctx ends. It
-// fails if it cannot subscribe to changes or cannot read the addresses at first.
+// Run calls update() with the addresses, and again after each change, until ctx ends. It fails
+// if it cannot subscribe to changes or cannot read the addresses at first.
 func (s Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
 	log := s.Logger
 	if log == nil {

@@ -50,9 +50,9 @@ func (n *Network) PodLinks(ranges []netip.Prefix, pods []netip.Addr) []Link {
 //     node, other machines may have addresses there.
 //
 // known holds the pod ranges that are already set; PodRanges omits ranges within these.
-// before is the result of the previous call: if it contains the network of a bridge, the
-// network stays in the result even when the last pod of the bridge has ended. pods holds
-// the addresses of known pods. The result is sorted.
+// The parameter "before" is the result of the previous call: if it contains the network of a
+// bridge, the network stays in the result even when the last pod of the bridge has ended. pods
+// holds the addresses of known pods. The result is sorted.
 func (n *Network) PodRanges(known, before []netip.Prefix, pods []netip.Addr) []netip.Prefix {
 	var found []netip.Prefix
 	taken := n.takenNetns(pods)

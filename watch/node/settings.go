@@ -32,9 +32,9 @@ const (
 
 // CheckSettings reads the kernel settings below the directory root. It returns the settings
 // that let packets between pods on the given bridges bypass iptables, or the missing module
-// that has these settings. Without bridges, it returns nil. guarded means that the guard
-// drops frames with VLAN tags at the pods' interfaces, so that the setting for such frames
-// need not be checked.
+// that has these settings. Without bridges, it returns nil. "guarded" means that the guard
+// drops frames with VLAN tags at the pods' interfaces, so that the setting for such frames need
+// not be checked.
 func CheckSettings(root string, bridges []Link, guarded bool) (found []SettingProblem) {
 	if len(bridges) == 0 {
 		return nil // routed packets always pass iptables
@@ -114,7 +114,7 @@ func (s sysctls) number(link, setting string) int {
 	return n
 }
 
-// want appends a problem to found if a setting is 0 or cannot be read.
+// want appends a problem to the list if a setting is 0 or cannot be read.
 func (s sysctls) want(found []SettingProblem, name string, b Link, detail string) []SettingProblem {
 	text, err := os.ReadFile(s.path(name))
 	p := SettingProblem{Setting: name, Where: b.Name, Hint: "sysctl -w " + name + "=1"}

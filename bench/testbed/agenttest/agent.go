@@ -156,7 +156,7 @@ func (a *Agent) Since(mark int, match func(Line) bool) []Line {
 }
 
 // Await waits for the first matching line after a mark, and returns the line. It fails if
-// ctx or the agent ends first. It calls match once for each line, in order, so match may
+// ctx or the agent ends first. It calls match() once for each line, in order, so match() may
 // also collect lines.
 func (a *Agent) Await(ctx context.Context, mark int, match func(Line) bool) (Line, error) {
 	for {

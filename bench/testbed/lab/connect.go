@@ -60,7 +60,9 @@ type Result struct {
 }
 
 // Connect connects to a port that [Host.Serve] serves, and waits for the answer until
-// timeout or ctx ends. network is "tcp" or "udp"; for "udp", it sends one datagram.
+// timeout or ctx ends. network is "tcp" or "udp"; for "udp", it sends one datagram. Each call
+// uses another source port. Otherwise the packets could belong to an earlier connection, which
+// routers still remember and may have revoked.
 func (h *Host) Connect(ctx context.Context, network string, to netip.AddrPort, timeout time.Duration) Result {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -75,7 +77,7 @@ func (h *Host) Connect(ctx context.Context, network string, to netip.AddrPort, t
 }
 
 func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (r Result) {
-	conn, err := h.dial(ctx, network, to)
+	conn, err := h.dialFromNewPort(ctx, network, to)
 	if err != nil {
 		return Result{Err: err}
 	}
@@ -107,6 +109,33 @@ func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (
 		r.Outcome = Reached
 	}
 	return r
+}
+
+// Connect uses the source ports from firstSource on, which are not those that the kernel chooses
+// from.
+const (
+	firstSource = 10_000
+	sources     = 20_000
+)
+
+// dialFromNewPort dials from a source port that this host has not used for Connect before, except if it
+// has used all.
+func (h *Host) dialFromNewPort(ctx context.Context, network string, to netip.AddrPort) (c net.Conn, err error) {
+	err = h.Do(func() (err error) {
+		for range sources {
+			port := int(firstSource + h.connects.Add(1)%sources)
+			dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}}
+			if network == "udp" {
+				dialer.LocalAddr = &net.UDPAddr{Port: port}
+			}
+			if c, err = dialer.DialContext(ctx, network, to.String()); !errors.Is(err, unix.EADDRINUSE) {
+				return err
+			}
+			// A server of the host has the port.
+		}
+		return err
+	})
+	return c, err
 }
 
 // outcome translates an error of a socket into an Outcome.

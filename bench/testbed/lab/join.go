@@ -133,9 +133,9 @@ func (l *Lab) nextIndex() int {
 	return 1000 + l.uplinks
 }
 
-// gateway returns the address at which a host reaches its router: the parameter router if the
-// host's router is the lab's, otherwise the parameter pods. A node cannot use the pods' gateway,
-// because the node itself has this address.
+// gateway returns the address at which a host reaches its router: the second argument if the
+// host's router is the lab's, otherwise the first, which is the pods' gateway. A node cannot
+// use the pods' gateway, because the node itself has this address.
 func (h *Host) gateway(pods, router netip.Addr) netip.Addr {
 	if h.uplink.router == h.lab.router {
 		return router

@@ -211,8 +211,8 @@ func (l *Lab) add(name string, settings []string) (*Host, error) {
 	return h, nil
 }
 
-// assignAddr sets *addr, the host's address in the family of the range from. It takes the
-// address of this family in given or, if there is none, the first free address of the range.
+// assignAddr sets *addr, the host's address in the family of the given range. It takes the
+// given address of this family or, if there is none, the first free address of the range.
 func (l *Lab) assignAddr(h *Host, addr *netip.Addr, from netip.Prefix, given []netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

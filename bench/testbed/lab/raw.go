@@ -98,7 +98,7 @@ func (s *Sniffer) Next(ctx context.Context) ([]byte, error) {
 	return nil, fmt.Errorf("sniff on %s: %w", s.host.Name, context.Cause(ctx))
 }
 
-// Await returns the next packet for which match returns true, and discards the packets before
+// Await returns the next packet for which match() returns true, and discards the packets before
 // it. It waits until ctx ends.
 func (s *Sniffer) Await(ctx context.Context, match func(packet []byte) bool) ([]byte, error) {
 	for {

@@ -37,9 +37,9 @@ const (
 
 // agent holds the parts of a running agent.
 //
-// One goroutine, that of run, starts the agent, yields to a successor, enforces again and
-// shuts down. So these never overlap, and no lock is held while iptables runs. The
-// Controller's goroutine applies the stages.
+// One goroutine, that of run(), starts the agent, yields to a successor, enforces again and
+// shuts down. So these never overlap, and no lock is held while iptables runs. The Controller's
+// goroutine applies the stages.
 type agent struct {
 	opts Options
 	log  *slog.Logger
@@ -66,7 +66,7 @@ type agent struct {
 	gaps      chan struct{} // a value means that packets may have passed unjudged; see recordGap
 	handovers chan handover
 
-	lease     io.Closer // the predecessor yields while it is open, and enforces again if it is closed; nil without a predecessor
+	lease     io.Closer // while the lease is open, the predecessor yields; if it is closed, the predecessor enforces again; nil without a predecessor
 	rulesStay bool      // rules remain after the agent ends, because of --on-exit keep or because their removal failed
 
 	mu    sync.Mutex // never held during I/O
@@ -75,7 +75,7 @@ type agent struct {
 	status
 }
 
-// phase is the phase of an agent's life. Only the goroutine of run changes it.
+// phase is the phase of an agent's life. Only the goroutine of run() changes it.
 type phase uint8
 
 const (
@@ -115,7 +115,8 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 	}
 }
 
-// wire creates the parts that need the resources that open has acquired, and connects the parts.
+// wire creates the parts that need the resources that open() has acquired, and connects the
+// parts.
 func (a *agent) wire() error {
 	opts := a.opts
 	a.started = time.Now()
@@ -306,7 +307,7 @@ func (a *agent) leave(ctx context.Context) error {
 	return err
 }
 
-// close releases the agent's resources. It may be called after open has failed.
+// close releases the agent's resources. It may be called after open() has failed.
 func (a *agent) close() {
 	for _, e := range a.evaluators {
 		e.Close()

@@ -35,7 +35,7 @@ type fixture struct {
 
 	mu    sync.Mutex
 	done  []string                // recorded steps
-	hooks map[string]func() error // by name of a step; the method step calls the function and returns its error
+	hooks map[string]func() error // functions by the name of a step; fixture.step calls the function of its step and returns its error
 
 	iptables *iptables.Fake
 	ended    chan error
@@ -106,7 +106,7 @@ func (f *fixture) steps() []string {
 	return done
 }
 
-// run runs the agent until stop is called.
+// run runs the agent until stop() is called.
 func (f *fixture) run() {
 	ctx, stop := context.WithCancel(f.t.Context())
 	f.stop = stop
@@ -127,7 +127,7 @@ func (f *fixture) start() {
 	f.await("attached to its stages", f.controller.Ready())
 }
 
-// end waits until the agent has ended, and returns the error of run.
+// end waits until the agent has ended, and returns the error of run().
 func (f *fixture) end() error {
 	f.t.Helper()
 	select {

@@ -69,7 +69,7 @@ func (a *agent) chooseQueues() (predecessor, error) {
 }
 
 // freeQueues chooses between two ranges of queues: the configured one and the one after it.
-// first is the number of the first configured queue, and count is the number of queues in each
+// The arguments are the number of the first configured queue, and the number of queues in each
 // range. freeQueues returns the number of the first queue of the range that is free, and
 // whether a process reads the other range.
 func freeQueues(first uint16, count int) (chosen uint16, occupied bool, err error) {
@@ -200,11 +200,11 @@ func (a *agent) handOver(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// requestHandover asks the goroutine of run to yield, and reports whether it has yielded. ctx
+// requestHandover asks the goroutine of run() to yield, and reports whether it has yielded. ctx
 // ends when the agent that wants to take over dies or closes its lease.
 func (a *agent) requestHandover(ctx context.Context) bool {
 	if !a.is(enforcing) {
-		return false // do not wait for the goroutine of run, which may be busy
+		return false // do not wait for the goroutine of run(), which may be busy
 	}
 	yielded := make(chan bool, 1)
 	select {
@@ -218,7 +218,7 @@ func (a *agent) requestHandover(ctx context.Context) bool {
 }
 
 // handOverUntil yields to agents that take over, and enforces again when they have died. It
-// returns when ctx or serving ends.
+// returns when one of the two contexts ends.
 func (a *agent) handOverUntil(ctx, serving context.Context) {
 	var gone <-chan struct{}
 	for {

@@ -51,9 +51,9 @@ type nodeNetwork struct {
 	uncheckedSources bool
 
 	network  *node.Network
-	snapshot *policy.Snapshot         // the snapshot from which pods and names were read
+	snapshot *policy.Snapshot         // the snapshot from which the next two fields were read
 	pods     []netip.Addr             // addresses of this node's pods
-	names    map[netip.Addr]string    // the pod of each address in pods
+	names    map[netip.Addr]string    // names of these pods by address
 	since    map[netip.Addr]time.Time // when the pod of an address was first outside of all ranges
 	outside  []netip.Addr             // pods outside of all ranges for longer than timeout
 	settings []node.SettingProblem    // kernel settings that let packets bypass the rules

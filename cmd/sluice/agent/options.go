@@ -46,7 +46,7 @@ type Options struct {
 	// TuneMemory lets the agent adjust the garbage collector.
 	TuneMemory  bool
 	HTTPAddress string
-	Socket      string // for sluice status, and for the agent that takes over
+	Socket      string // path of the socket for sluice status and for the agent that takes over
 
 	Verdicts     verdictlog.Level
 	VerdictsRate int

@@ -82,7 +82,7 @@ func (a *agent) state() *telemetry.State {
 	if s.Forged, err = a.manager.Forged(); err != nil {
 		a.log.Warn("cannot count forged packets", "err", err)
 	}
-	s.Waiting, _ = a.queues.Waiting() // Waiting has logged the error
+	s.Waiting, _ = a.queues.Waiting() // Queues.Waiting has logged the error
 	for _, e := range a.evaluators {
 		s.Tally.Add(e.Tally())
 		flows := e.Stats()

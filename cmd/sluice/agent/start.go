@@ -19,7 +19,7 @@ import (
 //   - The predecessor enforces until this agent's rules replace those of the predecessor.
 //   - A sweep before the rules are in place would miss connections that begin in between.
 //
-// start calls background for each part that must run until the agent ends.
+// start calls background() with each part that must run until the agent ends.
 func (a *agent) start(ctx context.Context, background func(part func(context.Context) error)) error {
 	first, err := a.firstSnapshot(ctx)
 	if err != nil {

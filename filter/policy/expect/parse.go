@@ -75,7 +75,7 @@ func (l *list) UnmarshalJSON(data []byte) error {
 }
 
 // check returns an error if the list has an invalid value, or if a required list is empty.
-// missing is the hint for an empty list; if it is "", the list is optional.
+// The parameter "missing" is the hint for an empty list; if it is "", the list is optional.
 func (l *list) check(field, missing string) error {
 	switch {
 	case l.wrong != "":

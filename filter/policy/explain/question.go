@@ -226,8 +226,8 @@ func (c *Cluster) noPod(name string) error {
 	return fmt.Errorf("there is no pod %s: write one of %s, or an IP address", name, some(all, 8, ", "))
 }
 
-// some joins the texts. If there are more than n, it joins the first n and appends the number of
-// the others.
+// some joins texts. If there are more than n texts, it joins the first n and appends the number
+// of the others.
 func some(texts []string, n int, sep string) string {
 	if len(texts) <= n {
 		return strings.Join(texts, sep)

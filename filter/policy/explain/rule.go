@@ -14,8 +14,8 @@ import (
 // RuleMatch is the result of matching one rule against a flow.
 type RuleMatch struct {
 	Rule       filter.Rule
-	Peers      string     // in words: the peer of the rule that matches the flow; without a match, the peer with the lowest Mismatch.score
-	Ports      string     // in words: the ports that the rule allows
+	Peers      string     // text about the peer of the rule that matches the flow; without a match, about the peer with the lowest Mismatch.score
+	Ports      string     // text about the ports that the rule allows
 	Mismatches []Mismatch // why the rule does not allow the flow; empty if it does
 }
 

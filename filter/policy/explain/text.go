@@ -57,7 +57,7 @@ func viaText(all []Explanation) string {
 	return b.String()
 }
 
-// text formats the explanation of e.Flow. The flows in others have the same explanation.
+// text formats the explanation of e.Flow. The flows in "others" have the same explanation.
 func (e *Explanation) text(others ...Flow) string {
 	flows := append([]Flow{e.Flow}, others...)
 	var b strings.Builder

@@ -67,7 +67,7 @@ func (l *linter) covered(p *lintPolicy, r *rule) {
 				continue
 			}
 			if r.covers(by) && within(o.subject, p.subject) && (p.text < o.text || p == o && r.index < by.index) {
-				continue // the rules cover each other: report by, which comes later, but not r
+				continue // the rules cover each other: report only the later one, which is not r
 			}
 			whose := "this policy"
 			if o != p {
@@ -117,9 +117,9 @@ func (x *peer) covers(o *peer) bool {
 // inside reports whether o contains every address of p.
 func inside(p, o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Contains(p.Addr()) }
 
-// within reports whether wider matches everything that sel matches. It returns true only if each
-// requirement of wider follows from a single requirement of sel. So it returns false if only
-// several requirements of sel together imply a requirement of wider.
+// within reports whether the selector "wider" matches everything that sel matches. It returns
+// true only if each requirement of "wider" follows from a single requirement of sel. So it
+// returns false if only several requirements of sel together imply a requirement of "wider".
 func within(sel, wider labels.Selector) bool {
 	have, _ := sel.Requirements()
 	want, selectable := wider.Requirements()

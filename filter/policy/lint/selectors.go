@@ -186,9 +186,9 @@ func (l *linter) knownNamespaces() string {
 }
 
 // portNames reports each named port of a rule that no destination pod of the rule has. It
-// skips a rule without a destination pod, because the method matches already reports the
-// selectors of such a rule. For an egress rule that allows only address blocks, it reports
-// every named port, because only pods have port names.
+// skips a rule without a destination pod, because linter.matches already reports the selectors
+// of such a rule. For an egress rule that allows only address blocks, it reports every named
+// port, because only pods have port names.
 func (l *linter) portNames(p *lintPolicy, r *rule) {
 	var to []*pod
 	for _, o := range l.pods {

@@ -31,7 +31,7 @@ type Matrix struct {
 	LeftOut int `json:"-"`
 
 	snapshot *policy.Snapshot
-	policies map[string][2][]portSpan // by policy and direction: the ports that the policy's rules name
+	policies map[string][2][]portSpan // ports that the rules of a policy name, by policy and direction
 	spans    map[spanKey][]portSpan
 }
 

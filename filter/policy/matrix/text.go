@@ -100,7 +100,9 @@ func (o *Other) oneFamily() bool {
 	return o != nil && o.Verdict == mixed && len(o.Allowed)+len(o.OneFamily) == 0
 }
 
-// text formats spans as ports: "8000-8100", "1-100/UDP", "SCTP".
+// text lists the ports without a PortCell that are open: "8000-8100", "1-100/UDP", "SCTP". A
+// star marks ports that are open for only one address family. If that holds for all ports
+// without a PortCell, the list is "other*".
 func (o *Other) text() []string {
 	if o.oneFamily() {
 		return []string{"other*"}

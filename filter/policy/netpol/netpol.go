@@ -183,7 +183,7 @@ func (r *reader) selector(sel *metav1.LabelSelector, field string) (labels.Selec
 	return parsed, true
 }
 
-// rule converts a rule. list is the name of the field with its peers, "from" or "to".
+// rule converts a rule. "list" is the name of the field with its peers, "from" or "to".
 func (r *reader) rule(d filter.Direction, index int, list string, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
 	if !r.p.Isolates[d] {
 		r.p.Ignored[d]++ // policyTypes leaves the direction out

@@ -63,8 +63,8 @@ const (
 	maxPprofDuration = 5 * time.Minute
 )
 
-// untilDone sets the deadline of a request so that a profile of pprofDuration or, if that is
-// longer, of the parameter "seconds" can end before.
+// untilDone sets the deadline of a request after the end of its profile, which takes
+// pprofDuration or the parameter "seconds", whichever is longer.
 func untilDone(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		d := pprofDuration
@@ -81,10 +81,10 @@ func untilDone(next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// oneAtATime lets next render at most two pages at the same time: one for a caller on this
-// node, and one for any other caller. So the CPU use does not grow with the number of
-// callers. oneAtATime buffers each page until it is complete, so that a slow reader does not
-// block other callers.
+// oneAtATime lets the handler "next" render at most two pages at the same time: one for a
+// caller on this node, and one for any other caller. So the CPU use does not grow with the
+// number of callers. oneAtATime buffers each page until it is complete, so that a slow reader
+// does not block other callers.
 func oneAtATime(next http.Handler) http.Handler {
 	node, others := make(chan struct{}, 1), make(chan struct{}, 1)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -118,7 +118,7 @@ func (p *page) Header() http.Header            { return p.header }
 func (p *page) WriteHeader(status int)         { p.status = status }
 func (p *page) Write(text []byte) (int, error) { return p.body.Write(text) }
 
-// answer writes "ok" or, if wrong is not empty, status 503 and wrong.
+// answer writes "ok" or, if the second argument is not empty, status 503 and this argument.
 func answer(w http.ResponseWriter, wrong string) {
 	if wrong != "" {
 		http.Error(w, wrong, http.StatusServiceUnavailable)

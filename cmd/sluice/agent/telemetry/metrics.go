@@ -298,7 +298,8 @@ func (s *State) since(t time.Time) time.Duration {
 	return s.Now.Sub(t)
 }
 
-// count returns of(s), which may use the snapshot, or 0 if there is no snapshot yet.
+// count returns the result of the function "of", which may use the snapshot. Without a
+// snapshot, it returns 0.
 func (s *State) count(of func(*State) int) float64 {
 	if s.Snapshot == nil {
 		return 0

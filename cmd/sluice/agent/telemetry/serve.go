@@ -52,7 +52,7 @@ type Options struct {
 }
 
 // Serve answers requests until ctx ends. If it cannot listen, it logs the reason and keeps
-// trying. read returns the state for each request.
+// trying. It calls read() to get the state for each request.
 func Serve(ctx context.Context, opts Options, read func() *State) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -77,8 +77,9 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	_ = group.Wait() // no error is possible
 }
 
-// withServers wraps read. The function that it returns also sets the servers' connections in the
-// state, and adds a problem for each address on which a server cannot listen.
+// withServers wraps the function "read". The function that it returns also sets the servers'
+// connections in the state, and adds a problem for each address on which a server cannot
+// listen.
 func withServers(read func() *State, all []*slots, listens ...*binding) func() *State {
 	return func() *State {
 		s := *read()

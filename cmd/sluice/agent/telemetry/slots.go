@@ -25,10 +25,10 @@ import (
 // a request in progress, or the oldest connection if all have one. Callers on the node have
 // separate slots, which pods cannot take.
 const (
-	nodeSlots   = 64  // for callers on this node, over TCP
-	otherSlots  = 128 // for callers from other machines and pods
+	nodeSlots   = 64  // slots for callers on this node, over TCP
+	otherSlots  = 128 // slots for callers from other machines and pods
 	sourceSlots = 16  // how many of otherSlots one address may take
-	socketSlots = 32  // for the unix socket, which only root may open
+	socketSlots = 32  // slots for the unix socket, which only root may open
 	minSlots    = 2   // lower bound to which limitsFor may reduce each number above
 
 	// reserve is the number of descriptors that the agent keeps for itself. With four queues
@@ -84,9 +84,9 @@ type slotConn struct {
 	pinned bool       // the connection is never displaced
 }
 
-// enter gives c a slot, and returns nil if a slot was free for it. Otherwise, enter takes
-// the slot of one connection (out) away, and the caller must close out. If all candidates
-// are pinned, out is c.
+// enter gives c a slot, and returns nil if a slot was free for it. Otherwise, enter takes away
+// the slot of one connection and returns this connection, which the caller must close. If all
+// candidates are pinned, this connection is c itself.
 func (p *slots) enter(c *slotConn) (out *slotConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,10 +109,10 @@ func (p *slots) enter(c *slotConn) (out *slotConn) {
 	return out
 }
 
-// victim returns the connection that must give up its slot. It considers the connections
-// for which candidate returns true, except newcomer and pinned ones. Of these, victim
+// victim returns the connection that must give up its slot. It considers the connections for
+// which candidate() returns true, except the newcomer and pinned connections. Of these, it
 // returns the oldest that is not busy. If all are busy, it returns the oldest. If there are
-// none, it returns newcomer.
+// none, it returns the newcomer.
 func (p *slots) victim(newcomer *slotConn, candidate func(*slotConn) bool) *slotConn {
 	var oldest *slotConn
 	for _, c := range p.taken {
@@ -135,7 +135,7 @@ func (p *slots) victim(newcomer *slotConn, candidate func(*slotConn) bool) *slot
 func (p *slots) remove(c *slotConn) {
 	i := slices.Index(p.taken, c)
 	if i < 0 {
-		return // c was displaced, and enter has freed its slot
+		return // c was displaced, and enter() has freed its slot
 	}
 	p.taken = slices.Delete(p.taken, i, i+1)
 	if p.bySource[c.source]--; p.bySource[c.source] == 0 {
@@ -183,7 +183,7 @@ func (l limited) Accept() (net.Conn, error) {
 		c := &slotConn{Conn: conn, in: in, source: source}
 		out := in.enter(c)
 		if out != nil {
-			_ = out.Conn.Close() // a handler that still reads or writes on out gets an error
+			_ = out.Conn.Close() // a handler that still uses this connection gets an error
 		}
 		if out != c {
 			return c, nil
@@ -191,9 +191,9 @@ func (l limited) Accept() (net.Conn, error) {
 	}
 }
 
-// tcpSlots returns a function for limited.slotsOf. The function selects the slots of node for
-// callers on this node, and those of others for all other callers. Callers on this node connect
-// from loopback, or from the address to which they connect.
+// tcpSlots returns a function for limited.slotsOf. The function selects the slots in the first
+// argument for callers on this node, and the slots in the second for all other callers. Callers
+// on this node connect from loopback, or from the address to which they connect.
 func tcpSlots(node, others *slots) func(net.Conn) (*slots, netip.Addr) {
 	return func(c net.Conn) (*slots, netip.Addr) {
 		from, to := addrOf(c.RemoteAddr()), addrOf(c.LocalAddr())
@@ -234,7 +234,7 @@ func slotOf(ctx context.Context) *slotConn {
 // Connections counts the connections of all listeners.
 type Connections struct {
 	Open      int
-	Displaced uint64 // closed to make room for others
+	Displaced uint64 // connections closed to make room for others
 }
 
 // displacedInterval is the time between two checks of the counter of displaced connections.

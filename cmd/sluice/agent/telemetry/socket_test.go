@@ -23,7 +23,7 @@ import (
 // testTimeout bounds each wait for an agent.
 const testTimeout = 2 * time.Minute
 
-// served runs Serve until the test ends, or until stop is called.
+// served runs Serve until the test ends, or until stop() is called.
 func served(t *testing.T, opts Options, s *State) (stop func()) {
 	t.Helper()
 	if opts.Logger == nil {
@@ -176,7 +176,7 @@ func TestSocketGoesToTheSuccessor(t *testing.T) {
 	awaitPID(t, path, 1)
 }
 
-// awaitPID calls Ask until the process with the PID want answers.
+// awaitPID calls Ask until the process with the wanted PID answers.
 func awaitPID(t *testing.T, path string, want int) {
 	t.Helper()
 	for end := time.Now().Add(testTimeout); answered(t, path).PID != want; time.Sleep(time.Millisecond) {
@@ -265,7 +265,7 @@ func TestServeWaitsForItsAddress(t *testing.T) {
 	}
 }
 
-// lines collects a log. With the first line of the log, it closes the channel in its field first.
+// lines collects a log. With the first line of the log, it closes the channel "first".
 type lines struct {
 	mu    sync.Mutex
 	text  bytes.Buffer

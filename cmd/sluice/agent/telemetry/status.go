@@ -68,29 +68,30 @@ func tierCounts(c policy.Counts) map[string]int {
 	return counts
 }
 
-// Packets counts packets since the agent started.
+// Packets counts packets and restarts since the agent started. Only Waiting is a current
+// number.
 type Packets struct {
 	Allowed         uint64            `json:"allowed"`
 	Denied          uint64            `json:"denied"`
 	Rejected        uint64            `json:"rejected"`        // denied, and answered with a reset or an ICMP error
 	Reasons         map[string]uint64 `json:"reasons"`         // verdicts by reason
-	Waiting         int               `json:"waiting"`         // in the queues now
-	Held            uint64            `json:"held"`            // held because their pod was not known, including those that expired
-	Expired         uint64            `json:"expired"`         // held for the longest time, but their pod did not become known
-	Refused         uint64            `json:"refused"`         // not held, or displaced by a packet of another sender, because the table of held packets was full
-	Dropped         uint64            `json:"dropped"`         // dropped by the kernel, because a queue was full
-	Overflow        uint64            `json:"overflow"`        // judged in the overflow queue, because their source was over its limit
-	OverflowDropped uint64            `json:"overflowDropped"` // dropped by the kernel, because the overflow queue was full
-	Panics          uint64            `json:"panics"`          // denied, because judging them panicked
+	Waiting         int               `json:"waiting"`         // packets in the queues now
+	Held            uint64            `json:"held"`            // packets held because their pod was not known, including those in Expired
+	Expired         uint64            `json:"expired"`         // packets held for the longest time, whose pod did not become known
+	Refused         uint64            `json:"refused"`         // packets not held, or displaced by a packet of another sender, because the table of held packets was full
+	Dropped         uint64            `json:"dropped"`         // packets dropped by the kernel because a queue was full
+	Overflow        uint64            `json:"overflow"`        // packets judged in the overflow queue because their source was over its limit
+	OverflowDropped uint64            `json:"overflowDropped"` // packets dropped by the kernel because the overflow queue was full
+	Panics          uint64            `json:"panics"`          // packets denied because judging them panicked
 	Restart         uint64            `json:"restarts"`        // restarts of queue workers
-	Cached          uint64            `json:"cached"`          // answered from the flow cache
+	Cached          uint64            `json:"cached"`          // packets answered from the flow cache
 }
 
 // Forged counts the frames that were dropped because their source is missing or wrong, or
 // because no policy can be applied to them.
 type Forged struct {
-	Rules   uint64            `json:"rules"`             // dropped by iptables: the source address is this node's, or equals the destination
-	Reasons map[string]uint64 `json:"reasons,omitempty"` // dropped by the guard at pods' interfaces, by reason
+	Rules   uint64            `json:"rules"`             // frames dropped by iptables: the source address is this node's, or equals the destination
+	Reasons map[string]uint64 `json:"reasons,omitempty"` // frames dropped by the guard at pods' interfaces, by reason
 	Guarded bool              `json:"guarded"`           // the guard checks frames at pods' interfaces
 	Ports   int               `json:"ports"`             // guarded interfaces whose pod is known
 	Unknown int               `json:"unknown"`           // guarded interfaces whose pod is not known
@@ -110,7 +111,7 @@ func (f Forged) text() string {
 
 // InKernel counts packets that the kernel answered without the agent.
 type InKernel struct {
-	Open    uint64 `json:"open"` // allowed because no policy concerns them
+	Open    uint64 `json:"open"` // packets allowed because no policy concerns them
 	Allowed uint64 `json:"allowed"`
 	Denied  uint64 `json:"denied"` // includes Rejected
 
@@ -122,10 +123,10 @@ type InKernel struct {
 type Live struct {
 	Judged    int `json:"judged"`
 	Unchanged int `json:"unchanged"`
-	Allowed   int `json:"allowed"` // marked as allowed for the first time
+	Allowed   int `json:"allowed"` // connections marked as allowed for the first time
 	Revoked   int `json:"revoked"`
 	Restored  int `json:"restored"`
-	Unjudged  int `json:"unjudged"` // had no verdict before; counted only in sweeps after a gap (see recordGap in package agent)
+	Unjudged  int `json:"unjudged"` // connections that had no verdict before; counted only in sweeps after a gap (see recordGap in package agent)
 }
 
 func liveOf(r conntrack.Result) Live {

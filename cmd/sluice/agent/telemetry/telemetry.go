@@ -43,7 +43,7 @@ type State struct {
 	RepairFailures uint64
 	Unlogged       uint64 // verdicts that were not logged because of the rate limit
 
-	Connections Connections // of the HTTP server and the socket
+	Connections Connections // connections of the HTTP server and the socket
 
 	// Unguarded is the reason why the guard of pods' interfaces is not up to date; empty if
 	// the guard is up to date.
