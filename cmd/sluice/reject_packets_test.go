@@ -255,14 +255,18 @@ func (pr *prober) answers(packet []byte) (got []gopacket.Packet) {
 		if strings.Contains(string(data), "sentinel") {
 			return got
 		}
+		if pr.v6 != (data[0]>>4 == 6) {
+			continue
+		}
 		first := gopacket.Decoder(layers.LayerTypeIPv4)
 		if pr.v6 {
 			first = layers.LayerTypeIPv6
 		}
 		p := gopacket.NewPacket(data, first, gopacket.Default)
-		if p.Layer(layers.LayerTypeICMPv6NeighborSolicitation) == nil && p.Layer(layers.LayerTypeICMPv6NeighborAdvertisement) == nil && p.NetworkLayer() != nil {
-			got = append(got, p)
+		if icmp, is := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); is && icmp.TypeCode.Type() >= 128 {
+			continue // not an error: neighbour discovery, multicast listeners
 		}
+		got = append(got, p)
 	}
 }
 
