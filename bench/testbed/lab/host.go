@@ -30,7 +30,7 @@ type Host struct {
 
 	bridge *bridge // the bridge of a node's pods; nil if each pod has a route
 
-	connects atomic.Uint32 // number of source ports that Connect has used
+	datagrams atomic.Uint32 // number of source ports that Connect has tried for datagrams
 
 	mu      sync.Mutex
 	closed  bool
