@@ -125,12 +125,13 @@ const (
 	sources     = 20_000
 )
 
-// dialUDPFromNewPort opens a UDP socket on a source port that this host has not used for Connect
-// before, except if it has used all.
+// dialUDPFromNewPort opens a UDP socket on a source port that no host of the lab has used for
+// Connect before, until all are used. Hosts share the ports, because a new host may get the address
+// of an earlier one.
 func (h *Host) dialUDPFromNewPort(to netip.AddrPort) (c net.Conn, err error) {
 	err = h.Do(func() (err error) {
 		for range sources {
-			from := &net.UDPAddr{Port: int(firstSource + h.datagrams.Add(1)%sources)}
+			from := &net.UDPAddr{Port: int(firstSource + h.lab.datagrams.Add(1)%sources)}
 			if c, err = net.DialUDP("udp", from, net.UDPAddrFromAddrPort(to)); !errors.Is(err, unix.EADDRINUSE) {
 				return err
 			}
