@@ -111,6 +111,7 @@ func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (
 	return r
 }
 
+// dialForConnect dials as Connect does: a datagram has a source port of its own.
 func (h *Host) dialForConnect(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
 	if network == "udp" {
 		return h.dialUDPFromNewPort(to)
