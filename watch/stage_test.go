@@ -5,7 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
@@ -15,6 +15,10 @@ import (
 // No change after the first is published until stages are attached. Then the stages apply each
 // later change one after the other, and a failed stage ends Run.
 func TestStagesAreAttachedAfterTheFirstChange(t *testing.T) {
+	synctest.Test(t, stagesAreAttachedAfterTheFirstChange)
+}
+
+func stagesAreAttachedAfterTheFirstChange(t *testing.T) {
 	in := make(feed)
 	var pub policy.Published
 	c := watch.New(policy.NewStore(), &pub, watch.Options{})
@@ -33,7 +37,7 @@ func TestStagesAreAttachedAfterTheFirstChange(t *testing.T) {
 	in <- func(*policy.Store) {}
 	first := await(t, c.First())
 	in <- func(s *policy.Store) { s.SetPod(kubepod.Read(pod("a", "10.0.0.1"))) }
-	time.Sleep(20 * time.Millisecond) // long enough for a wrong change to show
+	synctest.Wait() // until Run has nothing more to do
 	if pub.Snapshot() != first.Snapshot {
 		t.Fatal("it publishes a change before the stages are attached")
 	}

@@ -240,9 +240,16 @@ func addresses(s *policy.Snapshot) iter.Seq[netip.Addr] {
 	}
 }
 
+// endpointTable is a table of endpoints by address: an [ebpf.Map].
+type endpointTable interface {
+	BatchUpdate(keys, values any, opts *ebpf.BatchOptions) (int, error)
+	Update(key, value any, flags ebpf.MapUpdateFlags) error
+	Delete(key any) error
+}
+
 // write writes the endpoints of the given addresses into a table, and deletes the entries of
 // addresses without an endpoint.
-func (c *Cache) write(table *ebpf.Map, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
+func (c *Cache) write(table endpointTable, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
 	var b batch
 	for a := range addrs {
 		if e := s.Endpoint(a); e != nil {
@@ -275,7 +282,7 @@ func (b *batch) add(a netip.Addr, e endpoint) {
 
 // write writes the entries into a table and empties the batch. A kernel without batches (Linux
 // before 5.6) gets the entries one by one.
-func (b *batch) write(table *ebpf.Map) error {
+func (b *batch) write(table endpointTable) error {
 	if len(b.addrs) == 0 {
 		return nil
 	}

@@ -98,7 +98,7 @@ func (s *podStarter) startOne(number int, mute bool, lag time.Duration) error {
 	try(pod, s.hosts["default/db"], !mute)
 	try(s.hosts["default/web"], pod, !mute)
 	try(s.hosts["default/other"], pod, true)
-	time.Sleep(time.Until(began.Add(lag))) // until then, the agent does not know the pod and holds the packets
+	time.Sleep(time.Until(began.Add(lag))) // the lag of the API is what the test varies; no condition ends it
 	file := name + ".yaml"
 	err = agenttest.WriteFile(s.dir, file, s.pod("default/"+name, "role: "+role, 0, pod.Addrs()...))
 	wait.Wait()

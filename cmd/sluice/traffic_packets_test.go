@@ -225,10 +225,10 @@ func receives(t testing.TB, sniffer *lab.Sniffer, mark string, send func(text st
 			})
 			cancel()
 			switch {
-			case ctx.Err() != nil, err != nil && attempt.Err() == nil:
-				t.Fatal(err)
 			case err == nil && bytes.Contains(got, []byte(mark)):
 				return true
+			case err != nil && (ctx.Err() != nil || attempt.Err() == nil):
+				t.Fatal(err)
 			}
 			received = err == nil
 		}

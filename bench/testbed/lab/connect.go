@@ -60,8 +60,8 @@ type Result struct {
 }
 
 // Connect connects to a port that [Host.Serve] serves, and waits for the answer until
-// timeout or ctx ends. network is "tcp" or "udp"; for "udp", it sends one datagram. Each call
-// uses another source port. Otherwise the packets could belong to an earlier connection, which
+// timeout or ctx ends. network is "tcp" or "udp"; for "udp", it sends one datagram. Each
+// datagram has another source port. Otherwise it could belong to an earlier connection, which
 // routers still remember and may have revoked.
 func (h *Host) Connect(ctx context.Context, network string, to netip.AddrPort, timeout time.Duration) Result {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -77,7 +77,7 @@ func (h *Host) Connect(ctx context.Context, network string, to netip.AddrPort, t
 }
 
 func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (r Result) {
-	conn, err := h.dialFromNewPort(ctx, network, to)
+	conn, err := h.dialForConnect(ctx, network, to)
 	if err != nil {
 		return Result{Err: err}
 	}
@@ -111,24 +111,29 @@ func (h *Host) request(ctx context.Context, network string, to netip.AddrPort) (
 	return r
 }
 
-// Connect uses the source ports from firstSource on, which are not those that the kernel chooses
-// from.
+// dialForConnect dials as Connect does: a datagram has a source port of its own.
+func (h *Host) dialForConnect(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	if network == "udp" {
+		return h.dialUDPFromNewPort(to)
+	}
+	return h.dial(ctx, network, to)
+}
+
+// Datagrams of Connect have the source ports from firstSource on, which are not those that the
+// kernel chooses from.
 const (
 	firstSource = 10_000
 	sources     = 20_000
 )
 
-// dialFromNewPort dials from a source port that this host has not used for Connect before, except if it
-// has used all.
-func (h *Host) dialFromNewPort(ctx context.Context, network string, to netip.AddrPort) (c net.Conn, err error) {
+// dialUDPFromNewPort opens a UDP socket on a source port that no host of the lab has used for
+// Connect before, until all are used. Hosts share the ports, because a new host may get the address
+// of an earlier one.
+func (h *Host) dialUDPFromNewPort(to netip.AddrPort) (c net.Conn, err error) {
 	err = h.Do(func() (err error) {
 		for range sources {
-			port := int(firstSource + h.connects.Add(1)%sources)
-			dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}}
-			if network == "udp" {
-				dialer.LocalAddr = &net.UDPAddr{Port: port}
-			}
-			if c, err = dialer.DialContext(ctx, network, to.String()); !errors.Is(err, unix.EADDRINUSE) {
+			from := &net.UDPAddr{Port: int(firstSource + h.lab.datagrams.Add(1)%sources)}
+			if c, err = net.DialUDP("udp", from, net.UDPAddrFromAddrPort(to)); !errors.Is(err, unix.EADDRINUSE) {
 				return err
 			}
 			// A server of the host has the port.

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,8 +28,6 @@ type Host struct {
 	uplink uplink // the link to the host's router; zero for the lab's own router
 
 	bridge *bridge // the bridge of a node's pods; nil if each pod has a route
-
-	connects atomic.Uint32 // number of source ports that Connect has used
 
 	mu      sync.Mutex
 	closed  bool

@@ -27,6 +27,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // The addresses of the lab, from ranges for documentation and private use (RFC 5737, 3849,
@@ -63,8 +64,9 @@ type Lab struct {
 	// and every node routes to it.
 	Outside *Host
 
-	router  *Host
-	inOrder bool
+	router    *Host
+	inOrder   bool
+	datagrams atomic.Uint32 // number of source ports that Connect has tried for datagrams
 
 	closing sync.Mutex
 
