@@ -8,13 +8,14 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/inventory"
 	"sluice/watch/manifests"
 )
 
-// compiled holds the objects that a command has read, and the snapshot compiled from them.
+// compiled holds the objects that a command has read, and the inventory of them.
 type compiled struct {
 	manifests.Objects
-	snapshot *policy.Snapshot
+	inventory *inventory.Inventory
 
 	unread        []manifests.Problem // problems for which the API server would reject an object
 	misunderstood []policy.Problem    // parts that the API server would accept, but that allow nothing
@@ -40,13 +41,11 @@ func readInput(ctx context.Context, node []netip.Addr, in input) (*compiled, err
 }
 
 func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.Problem) *compiled {
-	w := policy.NewStore()
-	w.AssumeNodeAddrs()
-	w.SetNode(node)
-	objects.Apply(w)
-	m := &compiled{Objects: objects, unread: problems}
-	m.snapshot, _ = w.Commit()
-	for _, p := range w.Problems() {
+	m := &compiled{Objects: objects, unread: problems, inventory: inventory.New(inventory.Objects{
+		Namespaces: objects.Namespaces, Pods: objects.Pods, Nodes: objects.Nodes, Workloads: objects.Workloads, Policies: objects.Policies,
+		Services: objects.Services, EndpointSlices: objects.EndpointSlices, NodeAddrs: node,
+	})}
+	for _, p := range m.inventory.Problems {
 		if p.Field != policy.DenyWithField && !manifests.CausedBy(p, problems) { // the annotation changes no verdict
 			m.misunderstood = append(m.misunderstood, p)
 		}
@@ -57,17 +56,17 @@ func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.
 // cluster returns the cluster for explanations. A policy that could be read only in part has
 // no rules there, and explanations show its problems as the reason.
 func (m *compiled) cluster() *explain.Cluster {
-	o := explain.Objects{Namespaces: m.Namespaces, Pods: m.Pods, Policies: m.Policies, Problems: m.misunderstood, Services: m.Services, EndpointSlices: m.EndpointSlices}
+	problems := slices.Clone(m.misunderstood)
 	refs := make(map[string]policy.Ref, len(m.Policies))
 	for _, p := range m.Policies {
 		refs[p.Ref.Object()] = p.Ref
 	}
 	for _, p := range m.unread {
 		if ref, is := refs[p.Object]; is {
-			o.Problems = append(o.Problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Hint: p.Hint})
+			problems = append(problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Hint: p.Hint})
 		}
 	}
-	return explain.New(m.snapshot, o)
+	return explain.New(m.inventory, problems)
 }
 
 // report prints notes and the parts that could not be understood, and returns an error if

@@ -66,7 +66,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	if err != nil {
 		return err
 	}
-	m := matrix.New(from.snapshot, from.Pods, from.Policies, matrix.Options{Ports: asked, Namespaces: opts.namespaces})
+	m := matrix.New(from.inventory.Snapshot, from.Pods, from.Policies, matrix.Options{Ports: asked, Namespaces: opts.namespaces})
 	for _, n := range from.NotRead {
 		m.NotRead = append(m.NotRead, n)
 	}

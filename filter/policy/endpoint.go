@@ -38,3 +38,12 @@ func (e *Endpoint) Hosts() []netip.Addr {
 	}
 	return e.host.list()
 }
+
+// SameClass reports whether no policy can tell the two endpoints apart, except by their
+// addresses. Addresses outside the cluster (nil) are of one class, and so are those of this node.
+func (e *Endpoint) SameClass(o *Endpoint) bool {
+	if e == nil || o == nil {
+		return e == o
+	}
+	return e.class == o.class
+}

@@ -39,13 +39,17 @@ type parser struct {
 	path     string
 	document int
 	logger   *slog.Logger
+	// templates reports that workloads are read, because their templates describe pods. An agent
+	// that follows manifests skips them: it decides by pods that run, and a mistake in a workload
+	// must not hold up the policies of the same file.
+	templates bool
 }
 
 // parse parses the content of a file. It parses each document separately, so that a broken
 // document does not hide the others. Everything in data becomes an object, a problem or a
 // note, no matter how the documents are separated.
-func parse(path string, data []byte, logger *slog.Logger) *content {
-	p := &parser{path: path, logger: logger}
+func parse(path string, data []byte, templates bool, logger *slog.Logger) *content {
+	p := &parser{path: path, logger: logger, templates: templates}
 	data, flaw := plainText(data)
 	if flaw != "" {
 		p.problem("", "", flaw, "save it as text, in UTF-8")
@@ -205,6 +209,8 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 	default:
 		if k := policyKindOf(kind); k != nil {
 			p.policy(k, text, at, understood)
+		} else if w := workloadKindOf(kind); w != nil {
+			w.add(p, text, at)
 		}
 	}
 }
@@ -291,7 +297,7 @@ func (p *parser) unlisted(err error, at, kind string) {
 
 // wanted returns the name and the API version of a supported kind that affects decisions.
 // It ignores the case of kind. For any other kind, it returns "".
-func wanted(kind string) (name, version string) {
+func (p *parser) wanted(kind string) (name, version string) {
 	switch strings.ToLower(kind) {
 	case "namespace":
 		return "Namespace", "v1"
@@ -303,6 +309,9 @@ func wanted(kind string) (name, version string) {
 	if k := policyKindOf(kind); k != nil {
 		return k.name, k.version.String()
 	}
+	if w := workloadKindOf(kind); w != nil && p.templates {
+		return w.name, w.version
+	}
 	return "", ""
 }
 
@@ -311,7 +320,7 @@ func wanted(kind string) (name, version string) {
 // isolate nothing. It reports such a mistake as a problem and returns false as the second
 // result, so that the rules of the policy allow nothing.
 func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, understood bool) {
-	name, version := wanted(kind)
+	name, version := p.wanted(kind)
 	policies := policyKindOf(name)
 	group, _, hasGroup := strings.Cut(apiVersion, "/")
 	home := policyKindIn(group)

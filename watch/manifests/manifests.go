@@ -1,7 +1,8 @@
-// Package manifests reads Namespaces, Pods, Nodes, NetworkPolicies and ClusterNetworkPolicies
-// from a directory of YAML and JSON files, with the defaulting and checks of the API server.
+// Package manifests reads Namespaces, Pods, workloads, Nodes, NetworkPolicies and
+// ClusterNetworkPolicies from a directory of YAML and JSON files, with the defaulting and checks
+// of the API server.
 //
-// [Read] reads once. [Follow] also reports changes. In both, a mistake never silently
+// [Read] reads once. [Follow] also reports changes, and skips workloads. In both, a mistake never silently
 // allows anything: everything that cannot be understood is a [Problem], and a policy that
 // cannot be read allows nothing. If a file breaks while it is followed, its last good state
 // stays in force.
@@ -17,6 +18,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -32,6 +35,7 @@ type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
 	Nodes      []*policy.Node
+	Workloads  []*kubepod.Workload // read by Read, but not by Follow: they do not affect packets
 	Policies   []*policy.Policy
 
 	// The objects behind the addresses of Services. They do not affect decisions.
@@ -129,7 +133,7 @@ func Read(dirs ...string) (Objects, []Problem, error) {
 		for _, path := range found.paths {
 			if key := filepath.Clean(path); !seen[key] { // the same file may be found through several of the directories
 				seen[key] = true
-				o := opener{limit: maxRead, pipes: path == dir}
+				o := opener{limit: maxRead, pipes: path == dir, templates: true}
 				contents = append(contents, o.readFile(path, slog.Default()))
 			}
 		}
@@ -212,6 +216,9 @@ func (o *Objects) add(it *item) {
 		o.Pods = append(o.Pods, kubepod.Read(object))
 	case *corev1.Node:
 		o.Nodes = append(o.Nodes, kubepod.ReadNode(object))
+	case *appsv1.Deployment, *appsv1.StatefulSet, *appsv1.DaemonSet, *appsv1.ReplicaSet,
+		*batchv1.Job, *batchv1.CronJob, *corev1.ReplicationController:
+		o.Workloads = append(o.Workloads, kubepod.ReadWorkload(object))
 	case *corev1.Service:
 		o.Services = append(o.Services, object)
 	case *discoveryv1.EndpointSlice:

@@ -14,6 +14,7 @@ import (
 	"sluice/filter/policy"
 	"sluice/filter/policy/expect"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -37,7 +38,6 @@ const policies = `
 
 func cluster(t *testing.T) *explain.Cluster {
 	t.Helper()
-	var o explain.Objects
 	var p []*corev1.Pod
 	var n []*networkingv1.NetworkPolicy
 	for text, into := range map[string]any{pods: &p, policies: &n} {
@@ -45,16 +45,8 @@ func cluster(t *testing.T) *explain.Cluster {
 			t.Fatal(err)
 		}
 	}
-	o.Pods, o.Policies = kubepod.ReadAll(p), netpol.ReadAll(n)
-	w := policy.NewStore()
-	for _, pod := range o.Pods {
-		w.SetPod(pod)
-	}
-	for _, np := range o.Policies {
-		w.SetPolicy(np)
-	}
-	s, _ := w.Commit()
-	return explain.New(s, o)
+	v := inventory.New(inventory.Objects{Pods: kubepod.ReadAll(p), Policies: netpol.ReadAll(n)})
+	return explain.New(v, v.Problems)
 }
 
 // A test passes, fails or cannot run.
@@ -112,12 +104,10 @@ func TestRun(t *testing.T) {
 // A ClusterNetworkPolicy and a NetworkPolicy may have the same text. Each is a reason where it
 // decides.
 func TestTextOfTwoPolicies(t *testing.T) {
-	var o explain.Objects
-	w := policy.NewStore()
+	var o inventory.Objects
 	for name, addr := range map[string]string{"a": "10.0.0.1", "b": "10.0.0.2"} {
 		p := &policy.Pod{Namespace: "admin", Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
 		o.Pods = append(o.Pods, p)
-		w.SetPod(p)
 	}
 	everyPod := policy.Peer{Namespaces: labels.Everything(), Pods: labels.Everything()}
 	o.Policies = []*policy.Policy{{
@@ -127,15 +117,12 @@ func TestTextOfTwoPolicies(t *testing.T) {
 		Ref: policy.Ref{Kind: "NetworkPolicy", Namespace: "admin", Name: "x"}, Tier: policy.NetworkPolicy, Subject: policy.Subject{Namespace: "admin", Pods: labels.Everything()},
 		Isolates: [2]bool{filter.Ingress: true},
 	}}
-	for _, p := range o.Policies {
-		w.SetPolicy(p)
-	}
-	s, _ := w.Commit()
+	v := inventory.New(o)
 	f, err := expect.Parse([]byte("manifests: x\ntests:\n- {from: admin/a, to: admin/b, port: [80, 81], expect: deny, policy: admin/x}"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := f.Tests[0].Run(explain.New(s, o)); !r.Passed() || r.Flows != 2 {
+	if r := f.Tests[0].Run(explain.New(v, v.Problems)); !r.Passed() || r.Flows != 2 {
 		t.Errorf("%d flows, %v, failures %+v", r.Flows, r.Err, r.Failures)
 	}
 }

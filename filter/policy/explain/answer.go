@@ -24,6 +24,9 @@ type Answer struct {
 	// each of its endpoints, and Outcome is that of a denied endpoint, if there is one.
 	Service  string   `json:"service,omitempty"` // "namespace/name"
 	Backends []Answer `json:"backends,omitempty"`
+	// Pairs is set if the question is about several ends that policies can tell apart: it has the
+	// answer for each pair of them. Outcome is then that of a denied pair, if there is one.
+	Pairs []Answer `json:"pairs,omitempty"`
 }
 
 // Outcome is a verdict, with the policies and rules that caused it.
@@ -137,12 +140,42 @@ func NewAnswer(all []Explanation) Answer {
 	})
 }
 
-// answer combines the outcomes of both address families.
+// answer combines the outcomes of all flows.
 func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
-	first := flows[0]
-	if first.Via != nil {
+	if flows[0].Via != nil {
 		return viaAnswer(flows, verdicts, outcomeOf)
 	}
+	var pairs []Answer
+	for first := 0; first < len(flows); {
+		next := first + 1
+		for next < len(flows) && samePair(flows[first], flows[next]) {
+			next++
+		}
+		at := first
+		pairs = append(pairs, pairAnswer(flows[first:next], verdicts[first:next], func(i int) Outcome { return outcomeOf(at + i) }))
+		first = next
+	}
+	if len(pairs) == 1 {
+		return pairs[0]
+	}
+	a := Answer{From: pairs[0].From, To: pairs[0].To, Port: pairs[0].Port, Protocol: pairs[0].Protocol, Outcome: pairs[0].Outcome, Pairs: pairs}
+	for _, p := range pairs {
+		if a.From != p.From {
+			a.From = ""
+		}
+		if a.To != p.To {
+			a.To = ""
+		}
+		if p.Verdict == filter.Deny.String() && a.Verdict != p.Verdict {
+			a.Outcome = p.Outcome
+		}
+	}
+	return a
+}
+
+// pairAnswer combines the outcomes of both address families.
+func pairAnswer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
+	first := flows[0]
 	a := Answer{From: first.From.Name, To: first.To.Name, Port: first.Key.Port, Protocol: first.Key.Protocol.String(), Outcome: outcomeOf(0)}
 	if len(flows) == 1 {
 		return a
@@ -164,8 +197,12 @@ func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome
 // viaAnswer combines the outcomes of all endpoints of a Service.
 func viaAnswer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
 	via := flows[0].Via
+	to := via.Service
+	if via.Addr.IsValid() {
+		to = via.Addr.String()
+	}
 	a := Answer{
-		From: flows[0].From.Name, To: via.Addr.String(), Port: via.Port, Protocol: flows[0].Key.Protocol.String(),
+		From: flows[0].From.Name, To: to, Port: via.Port, Protocol: flows[0].Key.Protocol.String(),
 		Outcome: outcomeOf(0), Service: via.Service,
 	}
 	for i, f := range flows {

@@ -8,76 +8,51 @@ package explain
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
-
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
 )
 
-// Objects are the objects from which a snapshot was made, and their problems. The defaults of
-// the API server must be set in the objects.
-type Objects struct {
-	Namespaces []*corev1.Namespace
-	Pods       []*policy.Pod
-	Policies   []*policy.Policy
-	Problems   []policy.Problem
-
-	// The endpoints behind the addresses of Services; both may be empty.
-	Services       []*corev1.Service
-	EndpointSlices []*discoveryv1.EndpointSlice
-}
+// Question and Flow are those of the inventory.
+type (
+	Question = inventory.Question
+	Flow     = inventory.Flow
+	End      = inventory.End
+)
 
 // Cluster explains flows. It must not be used concurrently.
 type Cluster struct {
-	snapshot   *policy.Snapshot
-	namespaces map[string]labels.Set
-	pods       map[string]*policy.Pod // pods by "namespace/name"
-	policies   map[string]*policy.Policy
-	tiers      [filter.NumTiers][]*policy.Policy // those with ordered rules, in their order
-	problems   map[string][]policy.Problem       // by policy
-	ends       map[string]*End                   // pods of earlier questions
-	services   map[netip.Addr]*service
+	inventory *inventory.Inventory
+	snapshot  *policy.Snapshot
+	policies  map[string]*policy.Policy
+	tiers     [filter.NumTiers][]*policy.Policy // those with ordered rules, in their order
+	problems  map[string][]policy.Problem       // by policy
 }
 
-// New returns the cluster of a snapshot and the objects from which it was made.
-func New(s *policy.Snapshot, o Objects) *Cluster {
+// New returns the cluster of an inventory. The problems are the parts of its policies that are
+// to be shown as reasons.
+func New(v *inventory.Inventory, problems []policy.Problem) *Cluster {
 	c := &Cluster{
-		snapshot:   s,
-		namespaces: make(map[string]labels.Set, len(o.Namespaces)),
-		pods:       make(map[string]*policy.Pod, len(o.Pods)),
-		policies:   make(map[string]*policy.Policy, len(o.Policies)),
-		tiers:      byTier(o.Policies),
-		problems:   make(map[string][]policy.Problem),
-		ends:       make(map[string]*End),
-		services:   make(map[netip.Addr]*service),
+		inventory: v,
+		snapshot:  v.Snapshot,
+		policies:  make(map[string]*policy.Policy, len(v.Policies)),
+		tiers:     byTier(v.Policies),
+		problems:  make(map[string][]policy.Problem),
 	}
-	c.addServices(o.Services, o.EndpointSlices)
-	for _, ns := range o.Namespaces {
-		c.namespaces[ns.Name] = ns.Labels
-	}
-	for _, p := range o.Pods {
-		c.pods[p.String()] = p
-	}
-	for _, p := range o.Policies {
+	for _, p := range v.Policies {
 		c.policies[p.Ref.String()] = p
 	}
-	for _, p := range o.Problems {
+	for _, p := range problems {
 		name := p.Policy.String()
 		c.problems[name] = append(c.problems[name], p)
 	}
 	return c
 }
 
-// namespaceLabels returns the labels of a namespace, including the label with its name,
-// which every namespace has.
-func (c *Cluster) namespaceLabels(name string) labels.Set {
-	return labels.Merge(c.namespaces[name], labels.Set{corev1.LabelMetadataName: name})
-}
+// Flows returns the flows that a question is about; see [inventory.Inventory.Flows].
+func (c *Cluster) Flows(q Question) ([]Flow, error) { return c.inventory.Flows(q) }
 
 // Explanation is a verdict and its reasons.
 type Explanation struct {
@@ -120,11 +95,11 @@ func (s *Side) Allows() bool { return s.allows }
 const maxNearest = 3
 
 // Decide returns the verdict for a flow.
-func (c *Cluster) Decide(f Flow) filter.Verdict { return c.snapshot.Decide(f.Key) }
+func (c *Cluster) Decide(f Flow) filter.Verdict { return c.inventory.Decide(f) }
 
 // Explain returns the verdict for a flow, with its reasons.
 func (c *Cluster) Explain(f Flow) Explanation {
-	e := Explanation{Flow: f, Verdict: c.snapshot.Decide(f.Key)}
+	e := Explanation{Flow: f, Verdict: c.inventory.Decide(f)}
 	e.Egress = c.side(filter.Egress, f, e.Verdict)
 	e.Ingress = c.side(filter.Ingress, f, e.Verdict)
 	e.Notes = notes(f, e.Verdict)
@@ -154,7 +129,7 @@ func notes(f Flow, v filter.Verdict) []string {
 // Allowing lists all rules of one direction that allow the flow. The list is empty if the
 // pod is not isolated.
 func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
-	v := c.snapshot.Decide(f.Key)
+	v := c.inventory.Decide(f)
 	side := v.Ingress
 	if d == filter.Egress {
 		side = v.Egress
@@ -203,12 +178,11 @@ func (c *Cluster) titles(names []string) []string {
 func titleOf(p *policy.Policy) string { return filter.PolicyTitle(p.Tier, p.Ref.String()) }
 
 func (c *Cluster) side(d filter.Direction, f Flow, v filter.Verdict) Side {
-	guarded, given := f.Key.SrcAddr(), v.Egress
+	e, given := f.From.Endpoint, v.Egress
 	if d == filter.Ingress {
-		guarded, given = f.Key.DstAddr(), v.Ingress
+		e, given = f.To.Endpoint, v.Ingress
 	}
 	s := Side{Direction: d, allows: given.Allows()}
-	e := c.snapshot.Endpoint(guarded)
 	if e == nil || e.IsNode() {
 		return s
 	}

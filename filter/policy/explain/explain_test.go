@@ -234,12 +234,11 @@ func TestManyRulesAreCounted(t *testing.T) {
 
 func TestQuestionsThatHaveNoAnswer(t *testing.T) {
 	tests := map[string]struct{ question, says string }{
-		"no pod":              {"default/wbe db tcp 80", "from: there is no pod default/wbe: did you mean default/web?"},
-		"in other namespace":  {"cart db tcp 80", "there is no pod default/cart: did you mean shop/cart?"},
-		"nothing like it":     {"web nowhere/thing tcp 80", "to: there is no pod nowhere/thing: write one of default/db"},
-		"too many parts":      {"a/b/c db tcp 80", "neither a pod nor an address"},
+		"no pod":              {"default/wbe db tcp 80", "from: there is no pod or workload default/wbe: did you mean default/web?"},
+		"in other namespace":  {"cart db tcp 80", "there is no pod or workload default/cart: did you mean shop/cart?"},
+		"nothing like it":     {"web nowhere/thing tcp 80", "to: there is no namespace nowhere: the namespaces here are default, shop"},
+		"too many parts":      {"a/b/c/d db tcp 80", "neither a name nor an address"},
 		"ended":               {"shop/done db tcp 80", "pod shop/done has ended (Succeeded)"},
-		"no address":          {"shop/new db tcp 80", "pod shop/new has no address: add status.podIPs"},
 		"address of another":  {"shop/early db tcp 80", "the address 10.0.0.6 of pod shop/early belongs to shop/late"},
 		"families":            {"shop/cart shop/old tcp 80", "shop/cart has only IPv4, shop/old only IPv6"},
 		"protocol":            {"web db tpc 80", `protocol: "tpc" is not supported: write TCP, UDP, SCTP or ICMP`},

@@ -12,6 +12,7 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -71,20 +72,12 @@ func policyOf(t *testing.T, name, spec string) *networkingv1.NetworkPolicy {
 // limited returns a cluster of two pods and some policies, with the given limits.
 func limited(t *testing.T, l policy.Limits, policies []*networkingv1.NetworkPolicy) *explain.Cluster {
 	t.Helper()
-	w := policy.NewStore()
-	w.SetLimits(l)
-	o := explain.Objects{Policies: netpol.ReadAll(policies)}
+	o := inventory.Objects{Policies: netpol.ReadAll(policies), Limits: &l}
 	for i, name := range []string{"db", "web"} {
-		p := kubepod.Read(podOf(t, name, fmt.Sprintf("10.0.0.%d", i+1)))
-		w.SetPod(p)
-		o.Pods = append(o.Pods, p)
+		o.Pods = append(o.Pods, kubepod.Read(podOf(t, name, fmt.Sprintf("10.0.0.%d", i+1))))
 	}
-	for _, p := range o.Policies {
-		w.SetPolicy(p)
-	}
-	s, _ := w.Commit()
-	o.Problems = w.Problems()
-	return explain.New(s, o)
+	v := inventory.New(o)
+	return explain.New(v, v.Problems)
 }
 
 func podOf(t *testing.T, name, addr string) *corev1.Pod {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/near"
 )
 
 // A mismatch between the flow and a peer of a rule has a score, and the peer with the lowest
@@ -54,7 +55,7 @@ func (h *matcher) peerItem(p *policy.Peer, field string) (string, *Mismatch) {
 	case p.Nodes != nil:
 		return h.nodes(p.Nodes)
 	case len(p.Names) > 0:
-		says := "the names " + some(p.Names, 5, ", ")
+		says := "the names " + near.List(p.Names, 5, ", ")
 		return says, &Mismatch{Part: "peer", Allows: says, Flow: "names are not supported and match nothing", score: otherKind}
 	}
 	return h.pods(p)
@@ -69,7 +70,7 @@ func (h *matcher) networks(list []netip.Prefix) (string, *Mismatch) {
 			return "addresses in " + texts[i], nil
 		}
 	}
-	says := "addresses in " + some(texts, 5, ", ")
+	says := "addresses in " + near.List(texts, 5, ", ")
 	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.addr.String() + " is outside it", score: 2}
 	if len(list) > 1 {
 		lack.Flow = h.addr.String() + " is in none of them"
@@ -89,7 +90,7 @@ func (h *matcher) pods(p *policy.Peer) (string, *Mismatch) {
 	says := h.podWords(pods, namespaces)
 	lack := &Mismatch{Part: "peer", Allows: says, keys: keysOf(pods)}
 	switch {
-	case h.peer.Node && !h.peer.byAddress():
+	case h.peer.Node && !h.peer.ByAddress():
 		lack.Flow, lack.score = fmt.Sprintf("%s is in the host network and has its node's address, which no selector matches", h.peer.Name), otherKind
 		return says, lack
 	case h.peer.Pod == nil:
@@ -100,7 +101,7 @@ func (h *matcher) pods(p *policy.Peer) (string, *Mismatch) {
 	ns, name := h.peer.Pod.Namespace, h.peer.Pod.String()
 	switch {
 	case namespaces != nil:
-		if missing := missing(namespaces, h.c.namespaceLabels(ns)); len(missing) > 0 {
+		if missing := missing(namespaces, h.c.inventory.NamespaceLabels(ns)); len(missing) > 0 {
 			flaws = append(flaws, "namespace "+ns+" has "+strings.Join(missing, " and "))
 			lack.score += len(missing)
 		}
@@ -144,7 +145,7 @@ func (h *matcher) block(b *policy.Block) (string, *Mismatch) {
 		for i, e := range b.Except {
 			texts[i] = e.String()
 		}
-		says += " except " + some(texts, 5, ", ")
+		says += " except " + near.List(texts, 5, ", ")
 	}
 	lack := &Mismatch{Part: "peer", Allows: says}
 	for _, e := range b.Except {

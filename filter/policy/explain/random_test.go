@@ -17,6 +17,7 @@ import (
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -201,24 +202,14 @@ type objects struct {
 
 // clusterOf compiles the objects.
 func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
-	w := policy.NewStore()
-	w.AssumeNodeAddrs()
-	o := explain.Objects{Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Policies: append(netpol.ReadAll(from.Policies), from.Ordered...)}
-	for _, ns := range o.Namespaces {
-		w.SetNamespace(ns.Name, ns.Labels)
-	}
-	for _, n := range from.Nodes {
-		w.SetNodeObject(n)
-	}
-	for _, p := range o.Pods {
-		w.SetPod(p)
-	}
-	for _, p := range o.Policies {
-		w.SetPolicy(p)
-	}
-	s, _ := w.Commit()
-	o.Problems = w.Problems()
-	return explain.New(s, o), s
+	v := inventoryOf(from)
+	return explain.New(v, v.Problems), v.Snapshot
+}
+
+func inventoryOf(from objects) *inventory.Inventory {
+	return inventory.New(inventory.Objects{
+		Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Nodes: from.Nodes, Policies: append(netpol.ReadAll(from.Policies), from.Ordered...),
+	})
 }
 
 // An explanation must agree with the decision: if a side denies, every rule has a mismatch,
@@ -258,8 +249,8 @@ func TestExplanationsAgreeWithDecide(t *testing.T) {
 						seen[fmt.Sprint(t.Tier, " ", t.Result)]++
 					}
 					if s.Change != nil && s.Change.Problem == nil {
-						changed, _ := clusterOf(apply(o, s))
-						if again := changed.Explain(f); !sideOf(again.Verdict, s.Direction).Allows() {
+						changed := inventoryOf(apply(o, s))
+						if again := explain.New(changed, changed.Problems).Explain(changed.Move(f)); !sideOf(again.Verdict, s.Direction).Allows() {
 							t.Fatalf("seed %d, %s: the change does not allow the %s\n%s", seed, f.Key, s.Direction, explain.Text([]explain.Explanation{e}))
 						}
 						seen["changed"]++

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -19,14 +20,26 @@ func Text(all []Explanation) string {
 	if len(all) > 0 && all[0].Flow.Via != nil {
 		return viaText(all)
 	}
-	if len(all) == 2 && all[0].Verdict == all[1].Verdict {
-		return all[0].text(all[1].Flow)
-	}
 	var parts []string
-	for _, e := range all {
-		parts = append(parts, e.text())
+	for len(all) > 0 {
+		n := 1
+		if len(all) > 1 && all[0].Verdict == all[1].Verdict && samePair(all[0].Flow, all[1].Flow) {
+			n = 2 // the two address families of one pair
+		}
+		parts = append(parts, all[0].text(flowsOf(all[1:n])...))
+		all = all[n:]
 	}
 	return strings.Join(parts, "\n")
+}
+
+// samePair reports whether two flows are between the same ends.
+func samePair(a, b Flow) bool { return a.From.Name == b.From.Name && a.To.Name == b.To.Name }
+
+func flowsOf(all []Explanation) (flows []Flow) {
+	for _, e := range all {
+		flows = append(flows, e.Flow)
+	}
+	return flows
 }
 
 // maxBackends bounds the endpoints of a Service that are explained one by one.
@@ -45,8 +58,11 @@ func viaText(all []Explanation) string {
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s port %d is Service %s: decisions see the endpoints behind it, not its address (%s, %d denied)\n",
-		via.Addr, via.Port, via.Service, count(len(all), "endpoint", "endpoints"), denied)
+	name := "Service " + via.Service + " port " + strconv.Itoa(int(via.Port)) + ": decisions see the endpoints behind it"
+	if via.Addr.IsValid() {
+		name = fmt.Sprintf("%s port %d is Service %s: decisions see the endpoints behind it, not its address", via.Addr, via.Port, via.Service)
+	}
+	fmt.Fprintf(&b, "%s (%s, %d denied)\n", name, count(len(all), "endpoint", "endpoints"), denied)
 	for i, e := range sorted {
 		if i == maxBackends {
 			fmt.Fprintf(&b, "and %s\n", count(len(all)-i, "more endpoint", "more endpoints"))
@@ -88,7 +104,7 @@ func (e *Explanation) text(others ...Flow) string {
 
 // endText names an end and the addresses of its flows.
 func endText(e *End, flows []Flow, addrOf func(filter.Key) netip.Addr) string {
-	if e.byAddress() {
+	if e.ByAddress() {
 		switch {
 		case e.Pod != nil:
 			return fmt.Sprintf("%s (pod %s/%s)", e.Name, e.Pod.Namespace, e.Pod.Name)

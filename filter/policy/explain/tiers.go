@@ -65,7 +65,7 @@ func (c *Cluster) selects(p *policy.Policy, pod *policy.Pod) bool {
 	case pod == nil || !p.Subject.Pods.Matches(pod.Labels):
 		return false
 	case p.Subject.Namespaces != nil:
-		return p.Subject.Namespaces.Matches(c.namespaceLabels(pod.Namespace))
+		return p.Subject.Namespaces.Matches(c.inventory.NamespaceLabels(pod.Namespace))
 	}
 	return p.Subject.Namespace == pod.Namespace
 }
@@ -74,7 +74,7 @@ func (c *Cluster) selects(p *policy.Policy, pod *policy.Pod) bool {
 // tiers without a policy for the pod. It keeps the tier NetworkPolicy if that tier was
 // evaluated and ordered rules exist for the pod.
 func (c *Cluster) steps(d filter.Direction, f Flow, e *policy.Endpoint, given filter.Side) []Step {
-	pod := c.pods[e.String()]
+	pod := c.inventory.Pod(e.String())
 	var steps []Step
 	decided, ordered := false, false
 	for t := policy.Admin; t < filter.NumTiers; t++ {

@@ -6,6 +6,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/near"
 )
 
 // writeTiers writes which tier decides, and then what each tier did, in order.
@@ -31,7 +32,7 @@ func (s *Side) writeStep(b *strings.Builder, t *Step) {
 	for i, p := range t.Policies {
 		titles[i] = filter.PolicyTitle(t.Tier, p)
 	}
-	names := some(titles, 8, ", ")
+	names := near.List(titles, 8, ", ")
 	switch {
 	case t.OwnNode:
 		fmt.Fprintln(b, "does not apply to the pod's own node")

@@ -1,0 +1,161 @@
+package inventory
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/near"
+)
+
+// End is one end of a flow: pods of a workload that no policy can tell apart, a node, or an
+// address.
+type End struct {
+	// Name is the end as people write it: "namespace/name" of a pod or a workload, an address, or
+	// a range.
+	Name string
+	// Addrs are the addresses, at most one of each family, IPv4 first. For several pods, they
+	// are those of Pod; for a range, they are one of it.
+	Addrs []netip.Addr
+	// Assumed reports that the pod has no address yet, so that Addrs are made up.
+	Assumed bool
+	// Pod is the pod with these addresses; nil for addresses of a node or outside the cluster.
+	Pod *policy.Pod
+	// Pods are all pods that the end stands for, Pod first; empty if Pod is nil.
+	Pods []*policy.Pod
+	// Workload is the workload of the pods; zero if there is none.
+	Workload policy.Ref
+	// Endpoint is the pod or this node in the snapshot; nil for other addresses.
+	Endpoint *policy.Endpoint
+	// Node is set for a node, and for a pod of the host network: such a pod has the addresses
+	// of its node, and policies treat it as the node.
+	Node bool
+	// NodeName is the name of the Node object whose status has the address. If there is none, but
+	// the status of a pod has the address as its host's, NodeName is "of " and the pod's name.
+	// Otherwise it is empty.
+	NodeName string
+	// Range is set for a range of addresses outside the cluster, all of which get the same
+	// verdicts.
+	Range *Range
+}
+
+// ByAddress reports whether the end is named by its address.
+func (e *End) ByAddress() bool { return len(e.Addrs) == 1 && e.Name == e.Addrs[0].String() }
+
+// address returns the end with an address.
+func (v *Inventory) address(addr netip.Addr) *End {
+	e := &End{Name: addr.String(), Addrs: []netip.Addr{addr}, Endpoint: v.Snapshot.Endpoint(addr)}
+	switch {
+	case e.Endpoint.IsNode():
+		e.Node = true
+	case e.Endpoint != nil:
+		e.Pod = v.pods[e.Endpoint.String()]
+		e.Pods, e.Workload = []*policy.Pod{e.Pod}, v.workloadOf[e.Pod]
+		return e
+	}
+	if n := v.Snapshot.NodeAt(addr); n != nil && v.byAddress[addr] == nil {
+		e.Node, e.NodeName = true, n.Name
+	}
+	return e
+}
+
+// asNodeOf returns e as a node if the status of the pod has the address of e as an address of
+// the pod's host. Otherwise it returns e unchanged.
+func (e *End) asNodeOf(pod *End) *End {
+	if e.Pod != nil || e.Node || e.Range != nil || pod.Pod == nil || !slices.Contains(pod.Pod.Hosts, e.Addrs[0]) {
+		return e
+	}
+	node := *e
+	node.Node, node.NodeName = true, "of "+pod.Name
+	return &node
+}
+
+// pod returns a pod with its addresses. The parameter to reports whether it is the destination.
+// pod returns an error if the pod has no address, or if one of them has another owner in the
+// snapshot.
+func (v *Inventory) pod(p *policy.Pod, to bool) (*End, error) {
+	name := p.String()
+	e := &End{Name: name, Pod: p, Pods: []*policy.Pod{p}, Workload: v.workloadOf[p]}
+	if p.HostNetwork {
+		e.Pod, e.Pods, e.Node = nil, nil, true
+	}
+	switch {
+	case p.Ended != "":
+		return nil, fmt.Errorf("pod %s has ended (%s) and has no address: ask for a running pod", name, p.Ended)
+	case Assumed(p), p.HostNetwork && len(addressesOf(p)) == 0:
+		e.Addrs, e.Assumed, e.Endpoint = v.assume(to), true, v.endpoints[p]
+		return e, nil
+	}
+	for _, addr := range addressesOf(p) {
+		owner := v.Snapshot.Endpoint(addr)
+		if !e.Node && owner.String() != name {
+			return nil, fmt.Errorf("the address %s of pod %s belongs to %s: ask for that one, or correct status.podIPs", addr, name, cmp.Or(owner.String(), "no pod"))
+		}
+		if !slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return a.Is4() == addr.Is4() }) {
+			e.Addrs = append(e.Addrs, addr)
+		}
+		e.Endpoint = owner
+	}
+	slices.SortFunc(e.Addrs, netip.Addr.Compare)
+	return e, nil
+}
+
+func addressesOf(p *policy.Pod) []netip.Addr {
+	if p.HostNetwork {
+		return slices.Concat(p.Addrs, p.Hosts)
+	}
+	return p.Addrs
+}
+
+// group returns the ends of several pods. Pods of a workload that no policy can tell apart
+// are one end, which has the name of the workload if all its pods are in it. Pods that have ended
+// are left out, unless there are no others.
+func (v *Inventory) group(pods []*policy.Pod, to bool) ([]*End, error) {
+	if slices.ContainsFunc(pods, alive) {
+		pods = slices.DeleteFunc(slices.Clone(pods), func(p *policy.Pod) bool { return !alive(p) })
+	}
+	var ends []*End
+	var first error
+	for _, p := range pods {
+		e, err := v.pod(p, to)
+		if err != nil {
+			first = cmp.Or(first, err)
+			continue
+		}
+		same := func(o *End) bool {
+			return e.Workload != (policy.Ref{}) && o.Workload == e.Workload && o.Pod != nil && e.Pod != nil && o.Assumed == e.Assumed && o.Endpoint.SameClass(e.Endpoint)
+		}
+		if i := slices.IndexFunc(ends, same); i >= 0 {
+			ends[i].Pods = append(ends[i].Pods, p)
+			continue
+		}
+		ends = append(ends, e)
+	}
+	if len(ends) == 0 {
+		return nil, first
+	}
+	for _, e := range ends {
+		v.rename(e)
+	}
+	return ends, nil
+}
+
+// rename gives an end of several pods the name of their workload, or, if other pods of the
+// workload differ, their own names.
+func (v *Inventory) rename(e *End) {
+	if len(e.Pods) < 2 {
+		return
+	}
+	all := v.workloads[e.Workload]
+	if n := len(slices.DeleteFunc(slices.Clone(all), func(p *policy.Pod) bool { return !alive(p) })); n == len(e.Pods) {
+		e.Name = e.Workload.Namespace + "/" + e.Workload.Name
+		return
+	}
+	names := make([]string, len(e.Pods))
+	for i, p := range e.Pods {
+		names[i] = p.String()
+	}
+	e.Name = near.List(names, 3, ", ")
+}

@@ -1,0 +1,144 @@
+// Package inventory holds a cluster that people ask about: its pods and the workloads that make
+// them, its Services, Nodes and policies, and the snapshot compiled from them. It finds the ends
+// of flows by the names that people use, as in "deploy/web" or "svc/db".
+//
+// Manifests in Git have workloads, but not their pods, and pods without an address. The
+// inventory has a pod for each such workload, with an assumed address. Where a policy has a
+// range that may or may not contain such a pod, [Inventory.Elsewhere] returns the other
+// addresses that matter.
+package inventory
+
+import (
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
+)
+
+// Objects are the objects of a cluster, with the defaulting of the API server.
+type Objects struct {
+	Namespaces []*corev1.Namespace
+	Pods       []*policy.Pod
+	Nodes      []*policy.Node
+	Workloads  []*kubepod.Workload
+	Policies   []*policy.Policy
+
+	// The endpoints behind the names and addresses of Services.
+	Services       []*corev1.Service
+	EndpointSlices []*discoveryv1.EndpointSlice
+
+	// NodeAddrs are addresses of the node that the pods run on, in addition to those in the
+	// status of pods and Nodes.
+	NodeAddrs []netip.Addr
+	// PodRanges are the ranges that pods get their addresses from, in addition to those of the
+	// Nodes.
+	PodRanges []netip.Prefix
+	// Limits bound the memory of policies; nil means the default limits.
+	Limits *policy.Limits
+}
+
+// Inventory is a cluster to ask about. It must not be used concurrently.
+type Inventory struct {
+	Objects
+	// Snapshot decides. It also has the pods with an assumed address, under an address that no
+	// packet can have: use Decide for flows.
+	Snapshot *policy.Snapshot
+	// Problems are the parts of policies that cannot be understood, sorted by policy.
+	Problems []policy.Problem
+
+	namespaces map[string]labels.Set
+	pods       map[string]*policy.Pod // pods by "namespace/name"
+	endpoints  map[*policy.Pod]*policy.Endpoint
+	workloads  map[policy.Ref][]*policy.Pod // the pods of each workload, sorted by name
+	workloadOf map[*policy.Pod]policy.Ref
+	services   map[string]*service // by "namespace/name"
+	byAddress  map[netip.Addr]*service
+	marks      marks
+	places     [2][]Range // by family, IPv4 first: the ranges of the pods, cut where policies tell addresses apart
+}
+
+// New compiles the objects.
+func New(o Objects) *Inventory {
+	v := &Inventory{
+		Objects:    o,
+		namespaces: make(map[string]labels.Set, len(o.Namespaces)),
+		pods:       make(map[string]*policy.Pod, len(o.Pods)),
+		endpoints:  make(map[*policy.Pod]*policy.Endpoint),
+		workloads:  make(map[policy.Ref][]*policy.Pod),
+		workloadOf: make(map[*policy.Pod]policy.Ref),
+		services:   make(map[string]*service),
+		byAddress:  make(map[netip.Addr]*service),
+		marks:      marksOf(o.Policies),
+	}
+	for _, ns := range o.Namespaces {
+		v.namespaces[ns.Name] = ns.Labels
+	}
+	for _, p := range o.Pods {
+		v.pods[p.String()] = p
+	}
+	v.addWorkloads()
+	v.addServices()
+	v.compile()
+	for i, v4 := range []bool{true, false} {
+		v.places[i] = v.findPlaces(v4)
+	}
+	return v
+}
+
+// compile makes the snapshot.
+func (v *Inventory) compile() {
+	w := policy.NewStore()
+	w.AssumeNodeAddrs()
+	if v.Limits != nil {
+		w.SetLimits(*v.Limits)
+	}
+	w.SetNode(v.NodeAddrs)
+	for _, ns := range v.Namespaces {
+		w.SetNamespace(ns.Name, ns.Labels)
+		denial, _ := policy.ReadDenial(ns.Annotations) // lint reports another value
+		w.SetNamespaceDenial(ns.Name, denial)
+	}
+	for _, n := range v.Nodes {
+		w.SetNodeObject(n)
+	}
+	placeholders := make(map[*policy.Pod]netip.Addr)
+	next := netip.MustParseAddr("100::") // a prefix that nothing is routed to (RFC 6666)
+	for _, p := range v.pods {
+		if !Assumed(p) {
+			w.SetPod(p)
+			continue
+		}
+		next = next.Next()
+		placeholders[p] = next
+		stored := *p
+		stored.Addrs = []netip.Addr{next}
+		w.SetPod(&stored)
+	}
+	for _, p := range v.Policies {
+		w.SetPolicy(p)
+	}
+	v.Snapshot, _ = w.Commit()
+	v.Problems = w.Problems()
+	for p, addr := range placeholders {
+		v.endpoints[p] = v.Snapshot.Endpoint(addr)
+	}
+}
+
+// Assumed reports whether the address of a pod is assumed: the pod has none of its own, but will
+// have one when it runs.
+func Assumed(p *policy.Pod) bool {
+	return len(p.Addrs) == 0 && !p.HostNetwork && p.Ended == ""
+}
+
+// NamespaceLabels returns the labels of a namespace, including the label with its name, which
+// every namespace has.
+func (v *Inventory) NamespaceLabels(name string) labels.Set {
+	return labels.Merge(v.namespaces[name], labels.Set{corev1.LabelMetadataName: name})
+}
+
+// Pod returns the pod of a name, "namespace/name"; nil if there is none.
+func (v *Inventory) Pod(name string) *policy.Pod { return v.pods[name] }

@@ -1,0 +1,268 @@
+package inventory
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"sluice/filter"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
+)
+
+// git is a folder as in Git, and a pod that runs.
+const git = `
+- {kind: Namespace, metadata: {name: shop}}
+- {kind: Namespace, metadata: {name: ops}}
+- kind: Deployment
+  metadata: {namespace: shop, name: web}
+  spec: {template: {metadata: {labels: {app: web}}, spec: {containers: [{ports: [{name: http, containerPort: 8080}]}]}}}
+- kind: StatefulSet
+  metadata: {namespace: shop, name: db}
+  spec: {template: {metadata: {labels: {app: db}}, spec: {containers: [{ports: [{name: sql, containerPort: 5432}]}]}}}
+- kind: CronJob
+  metadata: {namespace: shop, name: backup}
+  spec: {jobTemplate: {spec: {template: {metadata: {labels: {app: backup}}}}}}
+- kind: DaemonSet
+  metadata: {namespace: ops, name: exporter}
+  spec: {template: {metadata: {labels: {app: exporter}}, spec: {hostNetwork: true}}}
+- {kind: Pod, metadata: {namespace: shop, name: cart-7d9c-a, labels: {app: cart, pod-template-hash: 7d9c}, ownerReferences: [{kind: ReplicaSet, name: cart-7d9c, controller: true}]}, status: {podIPs: [{ip: 10.1.0.1}]}}
+- {kind: Pod, metadata: {namespace: shop, name: cart-7d9c-b, labels: {app: cart, pod-template-hash: 7d9c}, ownerReferences: [{kind: ReplicaSet, name: cart-7d9c, controller: true}]}, status: {podIPs: [{ip: 10.1.0.2}]}}
+- {kind: Pod, metadata: {namespace: shop, name: pay-1-a, labels: {app: pay}, ownerReferences: [{kind: ReplicaSet, name: pay-1, controller: true}]}, status: {podIPs: [{ip: 10.1.0.3}]}}
+- {kind: Pod, metadata: {namespace: shop, name: pay-1-b, labels: {app: pay, old: "yes"}, ownerReferences: [{kind: ReplicaSet, name: pay-1, controller: true}]}, status: {podIPs: [{ip: 10.1.0.4}]}}
+- {kind: Deployment, metadata: {namespace: shop, name: cart}, spec: {template: {metadata: {labels: {app: cart}}}}}
+- {kind: Node, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}
+- {kind: Service, metadata: {namespace: shop, name: db}, spec: {clusterIP: 10.96.0.5, selector: {app: db}, ports: [{port: 5432, targetPort: sql}]}}
+- {kind: Service, metadata: {namespace: shop, name: front}, spec: {clusterIP: None, selector: {app: web}, ports: [{port: 80, targetPort: http}]}}
+- {kind: Service, metadata: {namespace: shop, name: mail}, spec: {type: ExternalName, externalName: mail.example.com}}
+- kind: NetworkPolicy
+  metadata: {namespace: shop, name: db}
+  spec:
+    podSelector: {matchLabels: {app: db}}
+    policyTypes: [Ingress]
+    ingress: [{from: [{podSelector: {matchLabels: {app: web}}}, {ipBlock: {cidr: 10.2.0.0/16, except: [10.2.3.0/24]}}, {ipBlock: {cidr: 198.51.100.0/24}}], ports: [{port: 5432}]}]
+- kind: NetworkPolicy
+  metadata: {namespace: shop, name: old}
+  spec: {podSelector: {matchLabels: {old: "yes"}}, policyTypes: [Egress]}
+`
+
+func read(t *testing.T, text string, change ...func(*Objects)) *Inventory {
+	t.Helper()
+	var raw []json.RawMessage
+	if err := yaml.Unmarshal([]byte(text), &raw); err != nil {
+		t.Fatal(err)
+	}
+	var o Objects
+	for _, one := range raw {
+		var kind metav1.TypeMeta
+		decode(t, one, &kind)
+		switch kind.Kind {
+		case "Namespace":
+			o.Namespaces = append(o.Namespaces, decode(t, one, &corev1.Namespace{}))
+		case "Pod":
+			o.Pods = append(o.Pods, kubepod.Read(decode(t, one, &corev1.Pod{})))
+		case "Node":
+			o.Nodes = append(o.Nodes, kubepod.ReadNode(decode(t, one, &corev1.Node{})))
+		case "Service":
+			o.Services = append(o.Services, decode(t, one, &corev1.Service{}))
+		case "NetworkPolicy":
+			o.Policies = append(o.Policies, netpol.Read(decode(t, one, &networkingv1.NetworkPolicy{})))
+		default:
+			into := map[string]metav1.Object{
+				"Deployment": &appsv1.Deployment{}, "StatefulSet": &appsv1.StatefulSet{}, "DaemonSet": &appsv1.DaemonSet{},
+				"ReplicaSet": &appsv1.ReplicaSet{}, "Job": &batchv1.Job{}, "CronJob": &batchv1.CronJob{},
+			}[kind.Kind]
+			o.Workloads = append(o.Workloads, kubepod.ReadWorkload(decode(t, one, into)))
+		}
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	return New(o)
+}
+
+func decode[T any](t *testing.T, text []byte, into T) T {
+	t.Helper()
+	if err := yaml.Unmarshal(text, into); err != nil {
+		t.Fatalf("%v in\n%s", err, text)
+	}
+	return into
+}
+
+// summary returns the ends and verdicts of flows.
+func summary(v *Inventory, flows []Flow) string {
+	var parts []string
+	for _, f := range flows {
+		parts = append(parts, fmt.Sprintf("%s > %s %d %s", f.From.Name, f.To.Name, f.Key.Port, v.Decide(f).Action))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// A question may name its ends in the ways in which people do.
+func TestNames(t *testing.T) {
+	tests := map[string]struct{ from, to, port, want string }{
+		"workload":                {"deploy/web", "sts/db", "5432", "shop/web > shop/db 5432 allow"},
+		"without a kind":          {"web", "shop/db", "sql", "shop/web > shop/db 5432 allow"},
+		"kind and namespace":      {"shop/deploy/web", "shop/statefulset/db", "5432", "shop/web > shop/db 5432 allow"},
+		"CronJob":                 {"cj/backup", "db", "5432", "shop/backup > shop/db 5432 deny"},
+		"replicas that are equal": {"cart", "db", "5432", "shop/cart > shop/db 5432 deny"},
+		"replicas that differ":    {"pay-1", "web", "80", "shop/pay-1-a > shop/web 80 allow, shop/pay-1-b > shop/web 80 deny"},
+		"prefix":                  {"pay", "web", "80", "shop/pay-1-a > shop/web 80 allow, shop/pay-1-b > shop/web 80 deny"},
+		"one pod":                 {"cart-7d9c-b", "db", "5432", "shop/cart-7d9c-b > shop/db 5432 deny"},
+		"labels":                  {"app=web", "app in (db)", "5432", "shop/web > shop/db 5432 allow"},
+		"labels of a namespace":   {"shop/app=web", "db", "5432", "shop/web > shop/db 5432 allow"},
+		"labels of all":           {"*/app=exporter", "db", "5432", "ops/exporter > shop/db 5432 deny"},
+		"all of a namespace":      {"ns/ops", "db", "5432", "ops/exporter > shop/db 5432 deny"},
+		"Service":                 {"web", "svc/db", "5432", "shop/web > shop/db 5432 allow"},
+		"headless Service":        {"cart", "svc/front", "80", "shop/cart > shop/web 8080 allow"},
+		"Service by name alone":   {"cart", "front", "80", "shop/cart > shop/web 8080 allow"},
+		"Service in DNS":          {"web", "db.shop.svc.cluster.local:5432", "", "shop/web > shop/db 5432 allow"},
+		"short name in DNS":       {"ops/exporter", "db.shop:5432", "", "ops/exporter > shop/db 5432 deny"},
+		"ClusterIP":               {"web", "10.96.0.5", "5432", "shop/web > shop/db 5432 allow"},
+		"ClusterIP and port":      {"web", "10.96.0.5:5432", "", "shop/web > shop/db 5432 allow"},
+		"node":                    {"node/n1", "db", "5432", "n1 > shop/db 5432 deny"},
+		"world":                   {"world", "db", "5432", "world > shop/db 5432 deny, 10.2.0.0/16 except 10.2.3.0/24 > shop/db 5432 allow, 10.2.3.0/24 > shop/db 5432 deny, 198.51.100.0/24 > shop/db 5432 allow"},
+		"range":                   {"10.2.0.0/22", "db", "5432", "10.2.0.0/22 except 10.2.3.0/24 > shop/db 5432 allow, 10.2.3.0/24 > shop/db 5432 deny"},
+		"range with pods":         {"10.1.0.0/30", "db", "5432", "shop/cart > shop/db 5432 deny, shop/pay-1-a > shop/db 5432 deny, 10.1.0.0/30 > shop/db 5432 deny"},
+		"protocol of the port":    {"web", "db", "53/udp", "shop/web > shop/db 53 deny"},
+		"another of the same":     {"db", "db", "5432", "shop/db > shop/db 5432 deny"},
+	}
+	v := read(t, git)
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			flows, err := v.Flows(Question{From: tt.from, To: tt.to, Port: tt.port, Namespace: "shop"})
+			if got := summary(v, flows); err != nil || got != tt.want {
+				t.Errorf("%s, %v; want %s", got, err, tt.want)
+			}
+		})
+	}
+}
+
+// An error about a name begins with what is wrong, and suggests what is near.
+func TestNamesThatNothingHas(t *testing.T) {
+	tests := map[string]struct{ to, want string }{
+		"namespace":               {"shpo/thing", "there is no namespace shpo: did you mean shop?"},
+		"namespace, known name":   {"shpo/web", "there is no namespace shpo: did you mean shop/web?"},
+		"near":                    {"shop/wbe", "there is no pod or workload shop/wbe: did you mean shop/web?"},
+		"elsewhere":               {"ops/web", "there is no pod or workload ops/web: did you mean shop/web?"},
+		"nothing near":            {"shop/zzzzzz", "namespace shop has backup, cart, "},
+		"kind":                    {"shop/thing/web", `"thing" is not a kind`},
+		"wrong kind":              {"sts/web", "there is no pod or workload shop/web: "},
+		"Service":                 {"svc/dc", "there is no Service shop/dc: did you mean svc/db in namespace shop?"},
+		"Service in DNS":          {"dc.shop.svc:80", "there is no Service shop/dc"},
+		"ExternalName":            {"svc/mail", "is another name for mail.example.com"},
+		"Node":                    {"node/n2", "there is no Node n2: write n1"},
+		"labels":                  {"app=wbe", "no pod in namespace shop matches app=wbe"},
+		"selector":                {"app==,", "is not a selector"},
+		"namespace of a selector": {"shpo/app=web", "there is no namespace shpo: did you mean shop?"},
+		"too many parts":          {"a/b/c/d", "neither a name nor an address"},
+	}
+	v := read(t, git)
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if _, err := v.Flows(Question{From: "web", To: tt.to, Port: "80", Namespace: "shop"}); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v; want %q", err, tt.want)
+			}
+		})
+	}
+	if _, err := v.Flows(Question{From: "svc/db", To: "web", Port: "80", Namespace: "shop"}); err == nil || !strings.Contains(err.Error(), "no packet comes from there") {
+		t.Errorf("from a Service: %v", err)
+	}
+}
+
+// A range of a policy may contain a pod whose address is not known. Elsewhere returns the
+// addresses that matter, and none if the ranges of pods are known to be outside of it.
+func TestElsewhere(t *testing.T) {
+	for _, tt := range []struct{ ranges, want string }{
+		{"", "10.2.0.0/16 except 10.2.3.0/24 allow, 10.2.3.0/24 deny"},
+		{"10.3.0.0/16", ""},
+		{"10.2.3.0/24", ""},
+		{"10.2.2.0/23", "10.2.3.0/24 deny"},
+	} {
+		v := read(t, git, func(o *Objects) {
+			if tt.ranges != "" {
+				o.PodRanges = append(o.PodRanges, netip.MustParsePrefix(tt.ranges))
+			}
+		})
+		flows, err := v.Flows(Question{From: "backup", To: "db", Port: "5432", Namespace: "shop"})
+		if err != nil || len(flows) != 1 || v.Decide(flows[0]).Action != filter.Deny && tt.ranges != "10.2.2.0/23" {
+			t.Fatalf("%s: %s, %v", tt.ranges, summary(v, flows), err)
+		}
+		var got []string
+		for _, a := range v.Elsewhere(flows[0]) {
+			if !a.To {
+				got = append(got, fmt.Sprint(a.Range, " ", v.Decide(a.Flow).Action))
+			}
+		}
+		if text := strings.Join(got, ", "); text != tt.want {
+			t.Errorf("pods in %q: %q, want %q", tt.ranges, text, tt.want)
+		}
+	}
+}
+
+// Each workload counts once: by its pods if it has some, else by its template.
+func TestWorkloadsCountOnce(t *testing.T) {
+	v := read(t, git+`
+- {kind: ReplicaSet, metadata: {namespace: shop, name: web-1, ownerReferences: [{kind: Deployment, name: web, controller: true}]}, spec: {template: {metadata: {labels: {app: web}}}}}
+- {kind: Job, metadata: {namespace: shop, name: backup-29300000, ownerReferences: [{kind: CronJob, name: backup, controller: true}]}, spec: {template: {metadata: {labels: {app: backup}}}}}
+- {kind: Pod, metadata: {namespace: shop, name: backup-29300000-x, labels: {app: backup}, ownerReferences: [{kind: Job, name: backup-29300000, controller: true}]}, status: {phase: Succeeded}}
+- {kind: Pod, metadata: {namespace: shop, name: web, labels: {app: other}}}
+`)
+	var got []string
+	for ref, pods := range v.workloads {
+		for _, p := range pods {
+			got = append(got, fmt.Sprintf("%s: %s", ref.Object(), p))
+			if v.WorkloadOf(p) != ref {
+				t.Errorf("%s is of %v", p, v.WorkloadOf(p))
+			}
+		}
+	}
+	for _, want := range []string{
+		"Deployment shop/web: shop/web (Deployment)", "StatefulSet shop/db: shop/db", "DaemonSet ops/exporter: ops/exporter",
+		"CronJob shop/backup: shop/backup", "CronJob shop/backup: shop/backup-29300000-x",
+		"Deployment shop/cart: shop/cart-7d9c-a", "Deployment shop/cart: shop/cart-7d9c-b",
+		"ReplicaSet shop/pay-1: shop/pay-1-a", "ReplicaSet shop/pay-1: shop/pay-1-b",
+	} {
+		if n := strings.Count(strings.Join(got, "\n")+"\n", want+"\n"); n != 1 {
+			t.Errorf("%q is there %d times, in\n%s", want, n, strings.Join(got, "\n"))
+		}
+	}
+	if len(got) != 9 {
+		t.Errorf("%d pods of workloads, want 9:\n%s", len(got), strings.Join(got, "\n"))
+	}
+}
+
+// cut keeps every address, and in each range all addresses are in the same marks.
+func TestCut(t *testing.T) {
+	m := marks{}
+	for _, text := range []string{"10.0.0.0/28", "10.0.0.0/30", "10.0.0.2/32", "10.0.0.8/29", "10.0.0.8/30", "10.0.0.12/30", "fd00::/16"} {
+		m = append(m, netip.MustParsePrefix(text))
+	}
+	m = m.sorted()
+	ranges := m.cut(netip.MustParsePrefix("10.0.0.0/27"))
+	for a := netip.MustParseAddr("10.0.0.0"); a.Compare(netip.MustParseAddr("10.0.0.32")) < 0; a = a.Next() {
+		in := 0
+		for _, r := range ranges {
+			if r.Contains(a) {
+				in++
+				for one := range r.Addrs {
+					if m.around(one) != m.around(a) {
+						t.Errorf("%s and %s are in %s, but not in the same marks", one, a, r)
+					}
+				}
+			}
+		}
+		if in != 1 {
+			t.Errorf("%s is in %d ranges of %v", a, in, ranges)
+		}
+	}
+}

@@ -1,0 +1,97 @@
+package inventory
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"sluice/filter/policy/near"
+)
+
+// hasNamespace reports whether the cluster has a namespace: its object, or something in it.
+func (v *Inventory) hasNamespace(name string) bool { return slices.Contains(v.namespaceNames(), name) }
+
+func (v *Inventory) namespaceNames() []string {
+	names := make(map[string]bool)
+	for n := range v.namespaces {
+		names[n] = true
+	}
+	for _, p := range v.pods {
+		names[p.Namespace] = true
+	}
+	for _, s := range v.Services {
+		names[s.Namespace] = true
+	}
+	for _, p := range v.Policies {
+		if p.Ref.Namespace != "" {
+			names[p.Ref.Namespace] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// has reports whether a namespace has a pod, a workload or a Service of a name.
+func (v *Inventory) has(namespace, name string) bool {
+	return v.pods[namespace+"/"+name] != nil || v.services[namespace+"/"+name] != nil || len(v.podsOf(namespace, name)) > 0
+}
+
+// namesIn returns the names of what a namespace has, sorted: workloads, Services, and pods that
+// no workload has made.
+func (v *Inventory) namesIn(namespace string) []string {
+	names := make(map[string]bool)
+	for ref := range v.workloads {
+		if ref.Namespace == namespace {
+			names[ref.Name] = true
+		}
+	}
+	for _, p := range v.pods {
+		if _, made := v.workloadOf[p]; p.Namespace == namespace && !made {
+			names[p.Name] = true
+		}
+	}
+	for _, s := range v.Services {
+		if s.Namespace == namespace {
+			names[s.Name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+func (v *Inventory) noNamespace(name string) error {
+	all := v.namespaceNames()
+	if best, ok := near.Name(name, all); ok {
+		return fmt.Errorf("there is no namespace %s: did you mean %s?", name, best)
+	}
+	return fmt.Errorf("there is no namespace %s: the namespaces here are %s", name, near.List(all, 8, ", "))
+}
+
+// notFound returns the error for a name that nothing has. It suggests names that are near: first
+// the same name in another namespace, then a similar one in the given namespace, then what the
+// namespace has.
+func (v *Inventory) notFound(namespace, name string) error {
+	what := namespace + "/" + name
+	if len(v.pods) == 0 {
+		return fmt.Errorf("there is no pod %s, nor any other: add Pods or workloads to the manifests, or write an IP address", what)
+	}
+	var elsewhere []string
+	for _, ns := range v.namespaceNames() {
+		if ns != namespace && v.has(ns, name) {
+			elsewhere = append(elsewhere, ns+"/"+name)
+		}
+	}
+	here := v.namesIn(namespace)
+	if best, ok := near.Name(name, here); ok && len(elsewhere) == 0 {
+		elsewhere = []string{namespace + "/" + best}
+	}
+	switch {
+	case !v.hasNamespace(namespace) && len(elsewhere) == 0:
+		return v.noNamespace(namespace)
+	case len(elsewhere) > 0 && !v.hasNamespace(namespace):
+		return fmt.Errorf("there is no namespace %s: did you mean %s?", namespace, near.List(elsewhere, 5, " or "))
+	case len(elsewhere) > 0:
+		return fmt.Errorf("there is no pod or workload %s: did you mean %s?", what, near.List(elsewhere, 5, " or "))
+	case len(here) == 0:
+		return fmt.Errorf("there is no pod or workload %s, and nothing else in namespace %s: write another namespace, or an IP address", what, namespace)
+	}
+	return fmt.Errorf("there is no pod or workload %s: namespace %s has %s", what, namespace, near.List(here, 8, ", "))
+}

@@ -1,0 +1,242 @@
+package inventory
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/near"
+)
+
+// World is the name of all addresses outside the cluster.
+const World = "world"
+
+// kinds maps the words for a kind, as kubectl takes them, to the kind.
+var kinds = map[string]string{
+	"po": "Pod", "pod": "Pod", "pods": "Pod",
+	"deploy": "Deployment", "deployment": "Deployment", "deployments": "Deployment",
+	"sts": "StatefulSet", "statefulset": "StatefulSet", "statefulsets": "StatefulSet",
+	"ds": "DaemonSet", "daemonset": "DaemonSet", "daemonsets": "DaemonSet",
+	"rs": "ReplicaSet", "replicaset": "ReplicaSet", "replicasets": "ReplicaSet",
+	"rc": "ReplicationController", "replicationcontroller": "ReplicationController", "replicationcontrollers": "ReplicationController",
+	"job": "Job", "jobs": "Job",
+	"cj": "CronJob", "cronjob": "CronJob", "cronjobs": "CronJob",
+	"svc": "Service", "service": "Service", "services": "Service",
+	"no": "Node", "node": "Node", "nodes": "Node",
+	"ns": "Namespace", "namespace": "Namespace", "namespaces": "Namespace",
+}
+
+// target is what a name stands for: ends, or a Service that stands before them.
+type target struct {
+	ends    []*End
+	service *service
+	addr    netip.Addr // the address of the Service that the name is; invalid if it is not an address
+	port    string     // that the name has behind a colon; empty if it has none
+}
+
+// find returns what a name stands for. The namespace is that of names without one. The parameter
+// to reports whether the name is of the destination.
+func (v *Inventory) find(text, namespace string, to bool) (target, error) {
+	switch {
+	case text == "":
+		return target{}, errors.New("it is missing: write namespace/name of a pod or a workload, or an IP address")
+	case text == World:
+		return target{ends: v.world()}, nil
+	case isSelector(text):
+		return v.selected(text, namespace, to)
+	}
+	if addr, err := netip.ParseAddr(text); err == nil {
+		return v.atAddress(addr.Unmap().WithZone("")), nil
+	}
+	if p, err := netip.ParsePrefix(text); err == nil {
+		return v.inRange(p, to)
+	}
+	if at, err := netip.ParseAddrPort(text); err == nil {
+		t := v.atAddress(at.Addr().Unmap().WithZone(""))
+		t.port = fmt.Sprint(at.Port())
+		return t, nil
+	}
+	name, port, _ := strings.Cut(text, ":")
+	t, err := v.named(name, namespace, to)
+	t.port = port
+	return t, err
+}
+
+// named finds an object by its name, which may have the kind or the namespace in front, or be the
+// name of a Service in DNS.
+func (v *Inventory) named(text, namespace string, to bool) (target, error) {
+	parts := strings.Split(text, "/")
+	if slices.Contains(parts, "") || len(parts) > 3 {
+		return target{}, fmt.Errorf("%q is neither a name nor an address: write namespace/name of a pod or a workload, kind/name as kubectl does, or an IP address", text)
+	}
+	kind := ""
+	switch len(parts) {
+	case 3: // namespace/kind/name
+		namespace, kind = parts[0], kinds[strings.ToLower(parts[1])]
+		if kind == "" {
+			return target{}, fmt.Errorf("%q is not a kind: write one of pod, deploy, sts, ds, rs, rc, job, cronjob, svc", parts[1])
+		}
+	case 2:
+		if kind = kinds[strings.ToLower(parts[0])]; kind == "" || v.hasNamespace(parts[0]) && v.has(parts[0], parts[1]) {
+			namespace, kind = parts[0], ""
+		}
+	}
+	name := parts[len(parts)-1]
+	switch kind {
+	case "":
+		return v.anyKind(namespace, name, to)
+	case "Node":
+		return v.node(name)
+	case "Namespace":
+		return v.inNamespace(name, to)
+	case "Service":
+		return v.serviceNamed(namespace, name)
+	case "Pod":
+		if p := v.pods[namespace+"/"+name]; p != nil {
+			return v.ends([]*policy.Pod{p}, to)
+		}
+		return target{}, v.notFound(namespace, name)
+	}
+	if pods := v.workloads[policy.Ref{Kind: kind, Namespace: namespace, Name: name}]; len(pods) > 0 {
+		return v.ends(pods, to)
+	}
+	return target{}, v.notFound(namespace, name)
+}
+
+// anyKind finds a name whose kind is not given: a pod, else workloads, else pods whose names
+// begin with it, else a Service, else a Node.
+func (v *Inventory) anyKind(namespace, name string, to bool) (target, error) {
+	if p := v.pods[namespace+"/"+name]; p != nil && !v.ofTemplate(p) {
+		return v.ends([]*policy.Pod{p}, to)
+	}
+	if pods := v.podsOf(namespace, name); len(pods) > 0 {
+		return v.ends(pods, to)
+	}
+	if s := v.services[namespace+"/"+name]; s != nil {
+		return target{service: s}, nil
+	}
+	if v.Snapshot.Node(name) != nil {
+		return v.node(name)
+	}
+	if s, namespace := v.inDNS(name, namespace); s != nil {
+		return target{service: s}, nil
+	} else if namespace != "" {
+		return target{}, fmt.Errorf("there is no Service %s: %s", namespace, v.serviceHint(namespace))
+	}
+	return target{}, v.notFound(namespace, name)
+}
+
+// ofTemplate reports whether the inventory has made the pod for a workload.
+func (v *Inventory) ofTemplate(p *policy.Pod) bool {
+	return !slices.Contains(v.Objects.Pods, p)
+}
+
+// podsOf returns the pods of the workloads of a name. If there is none, it returns the pods whose
+// names begin with the name and a dash.
+func (v *Inventory) podsOf(namespace, name string) (pods []*policy.Pod) {
+	for ref, of := range v.workloads {
+		if ref.Namespace == namespace && ref.Name == name {
+			pods = append(pods, of...)
+		}
+	}
+	if len(pods) == 0 {
+		for _, p := range v.pods {
+			if p.Namespace == namespace && strings.HasPrefix(p.Name, name+"-") {
+				pods = append(pods, p)
+			}
+		}
+	}
+	sortPods(pods)
+	return pods
+}
+
+func sortPods(pods []*policy.Pod) {
+	slices.SortFunc(pods, func(a, b *policy.Pod) int { return strings.Compare(a.String(), b.String()) })
+}
+
+func (v *Inventory) ends(pods []*policy.Pod, to bool) (target, error) {
+	ends, err := v.group(pods, to)
+	return target{ends: ends}, err
+}
+
+// isSelector reports whether a text is a selector of labels, and not a name. Names have none of
+// these characters.
+func isSelector(text string) bool { return strings.ContainsAny(text, "=!*, ") }
+
+// selected returns the pods that a selector matches: "app=web" in the given namespace,
+// "shop/app=web" in another, "*/app=web" in all. The selector * matches all pods.
+func (v *Inventory) selected(text, namespace string, to bool) (target, error) {
+	selector := text
+	if first, rest, cut := strings.Cut(text, "/"); cut && !isSelector(strings.TrimPrefix(first, "*")) {
+		namespace, selector = first, rest
+	}
+	sel := labels.Everything()
+	if selector != "*" {
+		var err error
+		if sel, err = labels.Parse(selector); err != nil {
+			return target{}, fmt.Errorf("%q is not a selector: %w: write it as kubectl get -l does, such as app=web", selector, err)
+		}
+	}
+	var pods []*policy.Pod
+	for _, p := range v.pods {
+		if (namespace == "*" || p.Namespace == namespace) && sel.Matches(p.Labels) {
+			pods = append(pods, p)
+		}
+	}
+	if len(pods) == 0 {
+		if namespace != "*" && !v.hasNamespace(namespace) {
+			return target{}, v.noNamespace(namespace)
+		}
+		return target{}, fmt.Errorf("no pod in %s matches %s: correct the labels", namespaceWords(namespace), selector)
+	}
+	sortPods(pods)
+	return v.ends(pods, to)
+}
+
+func namespaceWords(name string) string {
+	if name == "*" {
+		return "any namespace"
+	}
+	return "namespace " + name
+}
+
+// inNamespace returns all pods of a namespace.
+func (v *Inventory) inNamespace(name string, to bool) (target, error) {
+	return v.selected("*", name, to)
+}
+
+// node returns a Node by its name.
+func (v *Inventory) node(name string) (target, error) {
+	n := v.Snapshot.Node(name)
+	if n == nil {
+		var names []string
+		for n := range v.Snapshot.Nodes() {
+			names = append(names, n.Name)
+		}
+		slices.Sort(names)
+		if len(names) == 0 {
+			return target{}, fmt.Errorf("there is no Node %s, nor any other: add Nodes, as from kubectl get nodes -o yaml, or write an IP address", name)
+		}
+		if best, ok := near.Name(name, names); ok {
+			names = []string{best}
+		}
+		return target{}, fmt.Errorf("there is no Node %s: write %s", name, near.List(names, 5, " or "))
+	}
+	e := &End{Name: name, Node: true, NodeName: name}
+	for _, a := range n.Addrs {
+		if !slices.ContainsFunc(e.Addrs, func(o netip.Addr) bool { return o.Is4() == a.Is4() }) {
+			e.Addrs = append(e.Addrs, a)
+		}
+	}
+	if len(e.Addrs) == 0 {
+		return target{}, fmt.Errorf("Node %s has no address in its status: write an IP address", name)
+	}
+	slices.SortFunc(e.Addrs, netip.Addr.Compare)
+	e.Endpoint = v.Snapshot.Endpoint(e.Addrs[0])
+	return target{ends: []*End{e}}, nil
+}

@@ -1,0 +1,103 @@
+package inventory
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"sluice/filter/policy"
+)
+
+// atAddress returns what has an address: a Service, a pod, a node, or nothing that is known.
+func (v *Inventory) atAddress(addr netip.Addr) target {
+	if s := v.byAddress[addr]; s != nil && v.Snapshot.Endpoint(addr) == nil {
+		return target{service: s, addr: addr}
+	}
+	return target{ends: []*End{v.address(addr)}}
+}
+
+// world returns all addresses outside the cluster, cut where policies tell them apart. The
+// addresses of pods, nodes and Services are not outside.
+func (v *Inventory) world() (ends []*End) {
+	for i, all := range []string{"0.0.0.0/0", "::/0"} {
+		if !v.uses(i == 0) {
+			continue
+		}
+		for j, r := range v.marks.cut(netip.MustParsePrefix(all)) {
+			if e := v.outside(r); e != nil {
+				if j == 0 && e.Range.Prefix.Bits() == 0 {
+					e.Name = World
+				}
+				ends = append(ends, e)
+			}
+		}
+	}
+	return ends
+}
+
+// outside returns the addresses of a range that are outside the cluster; nil if there are none.
+func (v *Inventory) outside(r Range) *End {
+	addr := v.addrOutside(r)
+	if !addr.IsValid() {
+		return nil
+	}
+	return &End{Name: r.String(), Addrs: []netip.Addr{addr}, Range: &r}
+}
+
+// documentation are addresses that stand for the world in examples (RFC 5737, RFC 3849).
+var documentation = []string{"203.0.113.9", "198.51.100.9", "192.0.2.9", "2001:db8::9"}
+
+// addrOutside returns an address of a range that nothing in the cluster has: one for
+// documentation if there is one, because people know it as an example.
+func (v *Inventory) addrOutside(r Range) netip.Addr {
+	outside := func(a netip.Addr) bool {
+		return v.Snapshot.Endpoint(a) == nil && v.byAddress[a] == nil && v.Snapshot.NodeAt(a) == nil
+	}
+	for _, text := range documentation {
+		if a := netip.MustParseAddr(text); r.Contains(a) && outside(a) {
+			return a
+		}
+	}
+	for a := range r.Addrs {
+		if outside(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// inRange returns all that has an address in a range: its pods, its nodes, and the addresses that
+// are outside the cluster, cut where policies tell them apart.
+func (v *Inventory) inRange(p netip.Prefix, to bool) (target, error) {
+	p = p.Masked()
+	var pods []*policy.Pod
+	for _, pod := range v.pods {
+		if slices.ContainsFunc(pod.Addrs, p.Contains) && alive(pod) && !pod.HostNetwork {
+			pods = append(pods, pod)
+		}
+	}
+	sortPods(pods)
+	var ends []*End
+	if len(pods) > 0 {
+		var err error
+		if ends, err = v.group(pods, to); err != nil {
+			return target{}, err
+		}
+	}
+	for n := range v.Snapshot.Nodes() {
+		for _, a := range n.Addrs {
+			if p.Contains(a) && v.Snapshot.Endpoint(a) == nil {
+				ends = append(ends, v.address(a))
+			}
+		}
+	}
+	for _, r := range v.marks.cut(p) {
+		if e := v.outside(r); e != nil {
+			ends = append(ends, e)
+		}
+	}
+	if len(ends) == 0 {
+		return target{}, fmt.Errorf("nothing can be said about %s: it has only addresses of Services: ask for a Service", p)
+	}
+	return target{ends: ends}, nil
+}

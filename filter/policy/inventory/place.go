@@ -1,0 +1,154 @@
+package inventory
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"sluice/filter"
+)
+
+// private are the ranges in which the addresses of pods are, unless the objects say it
+// otherwise: private use (RFC 1918, RFC 4193) and shared address space (RFC 6598).
+var private = []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fd00::/8"}
+
+// podRanges returns the ranges in which the pods of a family may have their addresses.
+func (v *Inventory) podRanges(v4 bool) []netip.Prefix {
+	ranges := slices.Clone(v.PodRanges)
+	for _, n := range v.Nodes {
+		ranges = append(ranges, n.Ranges...)
+	}
+	other := func(p netip.Prefix) bool { return p.Addr().Is4() != v4 }
+	if ranges = slices.DeleteFunc(ranges, other); len(ranges) > 0 {
+		return ranges
+	}
+	if !v.uses(v4) {
+		return nil
+	}
+	for _, text := range private {
+		ranges = append(ranges, netip.MustParsePrefix(text))
+	}
+	return slices.DeleteFunc(ranges, other)
+}
+
+// uses reports whether the cluster uses an address family: one of its pods, Nodes, pod ranges or
+// Services has an address of it. Without any address, it is IPv4.
+func (v *Inventory) uses(v4 bool) bool {
+	known, used := false, false
+	see := func(a netip.Addr) {
+		known, used = true, used || a.Is4() == v4
+	}
+	for _, p := range v.Objects.Pods {
+		for _, a := range p.Addrs {
+			see(a)
+		}
+	}
+	for _, n := range v.Nodes {
+		for _, a := range n.Addrs {
+			see(a)
+		}
+		for _, r := range n.Ranges {
+			see(r.Addr())
+		}
+	}
+	for _, r := range v.PodRanges {
+		see(r.Addr())
+	}
+	for a := range v.byAddress {
+		see(a)
+	}
+	return used || !known && v4
+}
+
+// findPlaces cuts the pod ranges of a family. It keeps one range of those that are in the same
+// ranges of policies. The first is in the fewest of them: the usual place of a pod.
+func (v *Inventory) findPlaces(v4 bool) []Range {
+	var found []Range
+	seen := make(map[string]bool)
+	for _, r := range v.podRanges(v4) {
+		for _, c := range v.marks.cut(r) {
+			for a := range c.Addrs {
+				if key := v.marks.around(a); !seen[key] {
+					seen[key] = true
+					found = append(found, c)
+				}
+				break
+			}
+		}
+	}
+	depth := func(r Range) int {
+		for a := range r.Addrs {
+			return strings.Count(v.marks.around(a), " ")
+		}
+		return 0
+	}
+	slices.SortStableFunc(found, func(a, b Range) int { return depth(a) - depth(b) })
+	return found
+}
+
+// addrIn returns an address of the range that nothing has. If there are several, it skips the
+// first, so that the two ends of a flow can have different ones.
+func (v *Inventory) addrIn(r Range, skip int) netip.Addr {
+	var found netip.Addr
+	for a := range r.Addrs {
+		if v.Snapshot.Endpoint(a) != nil || v.byAddress[a] != nil {
+			continue
+		}
+		found = a
+		if skip--; skip < 0 {
+			break
+		}
+	}
+	return found
+}
+
+// assume returns addresses for a pod without one, one of each family that the cluster uses. The
+// parameter to tells the destination of a flow from its source.
+func (v *Inventory) assume(to bool) (addrs []netip.Addr) {
+	skip := 0
+	if to {
+		skip = 1
+	}
+	for i := range v.places {
+		if len(v.places[i]) > 0 {
+			if a := v.addrIn(v.places[i][0], skip); a.IsValid() {
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	return addrs
+}
+
+// Alternative is a flow with another address for an end whose address is assumed.
+type Alternative struct {
+	Flow
+	To    bool  // the address of the destination is another one
+	Range Range // where the address is
+}
+
+// Elsewhere returns the flow with each other address that a policy may tell apart from the
+// assumed one. It returns nothing if the addresses of both ends are known.
+func (v *Inventory) Elsewhere(f Flow) (all []Alternative) {
+	src, dst := f.Key.SrcAddr(), f.Key.DstAddr()
+	places := v.places[0]
+	if !src.Is4() {
+		places = v.places[1]
+	}
+	for _, r := range places {
+		if f.From.Assumed && !r.Contains(src) {
+			if a := v.addrIn(r, 0); a.IsValid() && a != dst {
+				other := f
+				other.Key = filter.NewKey(a, dst, f.Key.Protocol, f.Key.Port)
+				all = append(all, Alternative{other, false, r})
+			}
+		}
+		if f.To.Assumed && !r.Contains(dst) {
+			if a := v.addrIn(r, 1); a.IsValid() && a != src {
+				other := f
+				other.Key = filter.NewKey(src, a, f.Key.Protocol, f.Key.Port)
+				all = append(all, Alternative{other, true, r})
+			}
+		}
+	}
+	return all
+}

@@ -1,0 +1,228 @@
+package inventory
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter"
+	"sluice/filter/policy/near"
+)
+
+// Question describes flows in the user's terms.
+type Question struct {
+	// From and To name the ends: pods ("shop/web", or "web" in Namespace), workloads
+	// ("deploy/web", "shop/web"), Services ("svc/db", "db.shop.svc.cluster.local:5432"; only To),
+	// labels ("app=web"), IP addresses, ranges, nodes ("node/n1"), all pods of a namespace
+	// ("ns/shop"), or World.
+	From, To string
+	// Port is a number, or the name of a port of the destination, or either with a protocol, as
+	// in "53/udp"; empty for ICMP.
+	Port string
+	// Protocol is TCP, UDP, SCTP or ICMP, in upper or lower case. Empty means TCP.
+	Protocol string
+	// Namespace is that of names without one; empty means default.
+	Namespace string
+}
+
+// Flow is a flow that can be decided.
+type Flow struct {
+	From, To *End
+	Key      filter.Key
+	// Via is the Service that the question named as the destination; nil if the destination is
+	// not a Service.
+	Via *Via
+}
+
+// Decide returns the verdict about a flow.
+func (v *Inventory) Decide(f Flow) filter.Verdict {
+	return v.Snapshot.DecideBetween(&f.Key, f.Key.SrcAddr(), f.Key.DstAddr(), f.From.Endpoint, f.To.Endpoint)
+}
+
+// Move returns a flow of another inventory as a flow of this one: the pods of the same names,
+// with the same addresses. A pod that is missing here is an address outside the cluster.
+func (v *Inventory) Move(f Flow) Flow {
+	f.From, f.To = v.moved(f.From), v.moved(f.To)
+	return f
+}
+
+func (v *Inventory) moved(e *End) *End {
+	out := *e
+	if e.Pod != nil && e.Assumed {
+		out.Endpoint = v.endpoints[v.pods[e.Pod.String()]]
+	} else {
+		out.Endpoint = v.Snapshot.Endpoint(e.Addrs[0])
+	}
+	return &out
+}
+
+// Flows returns the flows that a question is about: for each pair of ends that policies can tell
+// apart, one flow for each address family that both ends have, IPv4 first. If the destination is
+// a Service, the ends are those behind it. Errors contain a hint.
+func (v *Inventory) Flows(q Question) ([]Flow, error) {
+	if q.Namespace == "" {
+		q.Namespace = metav1.NamespaceDefault
+	}
+	from, err := v.find(q.From, q.Namespace, false)
+	if err == nil && from.port != "" {
+		err = fmt.Errorf("%s has a port: only the destination of a flow needs one: leave it out", q.From)
+	}
+	if err == nil && from.service != nil {
+		err = fmt.Errorf("%s is the Service %s, and no packet comes from there: write a pod or workload behind it", q.From, from.service.text())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("from: %w", err)
+	}
+	to, err := v.find(q.To, q.Namespace, true)
+	if err == nil && to.port != "" && q.Port != "" && q.Port != to.port {
+		err = fmt.Errorf("%s has a port, but the port is also given as %s: leave one out", q.To, q.Port)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("to: %w", err)
+	}
+	if to.port != "" {
+		q.Port = to.port
+	}
+	proto, err := q.protocol()
+	if err != nil {
+		return nil, fmt.Errorf("protocol: %w", err)
+	}
+	if to.service != nil {
+		return v.serviceFlows(from.ends, to, q.Port, proto)
+	}
+	return v.directFlows(from.ends, to.ends, q.Port, proto)
+}
+
+// protocol returns the protocol of the question, and cuts it off the port if it is there.
+func (q *Question) protocol() (filter.Protocol, error) {
+	text := q.Protocol
+	if port, of, has := strings.Cut(q.Port, "/"); has {
+		if text != "" && !strings.EqualFold(text, of) {
+			return 0, fmt.Errorf("it is %s, but that of the port %s is another: leave one out", text, q.Port)
+		}
+		q.Port, text = port, of
+	}
+	proto, ok := filter.TCP, true
+	if text != "" {
+		proto, ok = filter.ParseProtocol(text)
+	}
+	if !ok || !proto.HasPorts() && proto != filter.ICMP {
+		return 0, fmt.Errorf("%q is not supported: write TCP, UDP, SCTP or ICMP (which means ICMPv6 between IPv6 addresses)", text)
+	}
+	return proto, nil
+}
+
+// directFlows returns the flows between ends. It returns an error if no packet can pass between
+// any of them.
+func (v *Inventory) directFlows(sources, destinations []*End, port string, proto filter.Protocol) (flows []Flow, err error) {
+	for _, from := range sources {
+		for _, to := range destinations {
+			pair, wrong := v.between(from, to, port, proto)
+			if wrong != nil && err == nil {
+				err = wrong
+			}
+			flows = append(flows, pair...)
+		}
+	}
+	if len(flows) > 0 && !isPortError(err) {
+		err = nil // the others have no address family in common
+	}
+	return flows, err
+}
+
+// portError is about the port of a question.
+type portError struct{ error }
+
+func (e portError) Unwrap() error { return e.error }
+
+func isPortError(err error) bool {
+	var p portError
+	return errors.As(err, &p)
+}
+
+// between returns the flows from one end to another.
+func (v *Inventory) between(from, to *End, port string, proto filter.Protocol) (flows []Flow, err error) {
+	from, to = from.asNodeOf(to), to.asNodeOf(from)
+	number, err := v.port(port, proto, to)
+	if err != nil {
+		return nil, portError{fmt.Errorf("port: %w", err)}
+	}
+	for _, src := range from.Addrs {
+		for _, dst := range to.Addrs {
+			if src.Is4() == dst.Is4() {
+				flows = append(flows, Flow{From: from, To: to, Key: keyOf(src, dst, proto, number)})
+			}
+		}
+	}
+	if len(flows) == 0 {
+		return nil, fmt.Errorf("no packet can pass: %s has only %s, %s only %s", from.Name, families(from), to.Name, families(to))
+	}
+	return flows, nil
+}
+
+// keyOf returns a key whose protocol ICMP is that of the addresses.
+func keyOf(src, dst netip.Addr, proto filter.Protocol, port uint16) filter.Key {
+	if proto == filter.ICMP && src.Is6() {
+		proto = filter.ICMPv6
+	}
+	return filter.NewKey(src, dst, proto, port)
+}
+
+func families(e *End) string {
+	if e.Addrs[0].Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// port parses a number, or looks up the name of a port of the destination.
+func (v *Inventory) port(text string, proto filter.Protocol, to *End) (uint16, error) {
+	if !proto.HasPorts() {
+		if text != "" && text != "0" {
+			return 0, fmt.Errorf("%s has no ports: leave it out", proto)
+		}
+		return 0, nil
+	}
+	if text == "" {
+		return 0, fmt.Errorf("it is missing: write a number from 1 to 65535, or the name of a port of the destination")
+	}
+	n, err := strconv.Atoi(text)
+	switch {
+	case err == nil && n >= 1 && n <= 65535:
+		return uint16(n), nil
+	case err == nil || !nameLike(text):
+		return 0, fmt.Errorf("%q is not a port: write a number from 1 to 65535, or the name of a port of the destination", text)
+	case to.Node:
+		return 0, fmt.Errorf("%s has a node's address, for which port names have no meaning: write the number of %q", to.Name, text)
+	case to.Pod == nil:
+		return 0, fmt.Errorf("%s is outside the cluster and has no port names: write the number of %q", to.Name, text)
+	}
+	return namedPort(to, text, proto)
+}
+
+func namedPort(to *End, text string, proto filter.Protocol) (uint16, error) {
+	var have []string
+	for _, p := range to.Endpoint.NamedPorts() {
+		if p.Name == text && p.Protocol == proto {
+			return p.Number, nil
+		}
+		have = append(have, fmt.Sprintf("%s (%s %d)", p.Name, p.Protocol, p.Number))
+	}
+	if len(have) == 0 {
+		return 0, fmt.Errorf("%s has no port named %q, and no other named port: write the number", to.Name, text)
+	}
+	return 0, fmt.Errorf("%s has no %s port named %q: write one of its names, %s, or a number", to.Name, proto, text, near.List(have, 8, ", "))
+}
+
+// nameLike reports whether text may be the name of a port: it has a letter, and only
+// letters, digits and dashes.
+func nameLike(text string) bool {
+	return strings.ContainsFunc(text, func(r rune) bool { return r >= 'a' && r <= 'z' }) &&
+		!strings.ContainsFunc(text, func(r rune) bool {
+			return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
+		})
+}

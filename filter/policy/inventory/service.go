@@ -1,0 +1,302 @@
+package inventory
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/near"
+)
+
+// service is a Service. Decisions never see its name or addresses: the node replaces them with
+// the address of an endpoint before Sluice evaluates the packet.
+type service struct {
+	*corev1.Service
+	slices []*discoveryv1.EndpointSlice
+	addrs  []netip.Addr // its cluster addresses; empty if it is headless
+}
+
+// Via is the Service that a question named as the destination.
+type Via struct {
+	Service string     // "namespace/name"
+	Addr    netip.Addr // the Service's address that the question named; invalid if it named the Service
+	Port    uint16     // the port of the Service
+}
+
+func (s *service) text() string { return s.Namespace + "/" + s.Name }
+
+// addServices indexes the Services by name and address.
+func (v *Inventory) addServices() {
+	slicesOf := make(map[string][]*discoveryv1.EndpointSlice)
+	for _, s := range v.EndpointSlices {
+		name := s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
+		slicesOf[name] = append(slicesOf[name], s)
+	}
+	for _, o := range v.Services {
+		s := &service{Service: o, slices: slicesOf[o.Namespace+"/"+o.Name]}
+		for _, text := range append([]string{o.Spec.ClusterIP}, o.Spec.ClusterIPs...) {
+			addr, err := netip.ParseAddr(text)
+			if err != nil {
+				continue // no address: the Service is headless, or has none yet
+			}
+			if addr = addr.Unmap(); v.byAddress[addr] == nil {
+				v.byAddress[addr] = s
+				s.addrs = append(s.addrs, addr)
+			}
+		}
+		v.services[s.text()] = s
+	}
+}
+
+// serviceNamed returns a Service by its name.
+func (v *Inventory) serviceNamed(namespace, name string) (target, error) {
+	if s := v.services[namespace+"/"+name]; s != nil {
+		return target{service: s}, nil
+	}
+	if !v.hasNamespace(namespace) {
+		return target{}, v.noNamespace(namespace)
+	}
+	return target{}, fmt.Errorf("there is no Service %s/%s: %s", namespace, name, v.serviceHint(namespace+"/"+name))
+}
+
+// serviceHint returns a hint for the name of a Service that does not exist.
+func (v *Inventory) serviceHint(name string) string {
+	var all []string
+	for n := range v.services {
+		all = append(all, n)
+	}
+	slices.Sort(all)
+	best, ok := near.Name(name, all)
+	switch {
+	case len(all) == 0:
+		return "the manifests have no Services: add them, or ask for a pod or a workload"
+	case ok:
+		namespace, name, _ := strings.Cut(best, "/")
+		return fmt.Sprintf("did you mean svc/%s in namespace %s?", name, namespace)
+	}
+	return "the Services here are " + near.List(all, 8, ", ")
+}
+
+// inDNS returns the Service of a name in the cluster's DNS: "db", "db.shop", "db.shop.svc" and so on. If
+// the text has the form of such a name, but there is no such Service, inDNS returns the name that
+// it would have. A pod of a StatefulSet has a name under its Service, which is not looked up.
+func (v *Inventory) inDNS(text, namespace string) (*service, string) {
+	parts := strings.Split(strings.TrimSuffix(text, "."), ".")
+	if len(parts) < 2 {
+		return nil, ""
+	}
+	name := parts[1] + "/" + parts[0]
+	if s := v.services[name]; s != nil && (len(parts) == 2 || parts[2] == "svc") {
+		return s, ""
+	}
+	if len(parts) > 2 && parts[2] == "svc" {
+		return nil, name
+	}
+	return nil, ""
+}
+
+// serviceFlows returns the flows to the endpoints behind a Service: of several that policies
+// cannot tell apart, one.
+func (v *Inventory) serviceFlows(sources []*End, to target, text string, proto filter.Protocol) (flows []Flow, err error) {
+	s := to.service
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		return nil, fmt.Errorf("to: Service %s is another name for %s, which is outside the cluster: ask for its address", s.text(), s.Spec.ExternalName)
+	}
+	index, err := s.port(text, proto)
+	if err != nil {
+		return nil, fmt.Errorf("port: %w", err)
+	}
+	port := &s.Spec.Ports[index]
+	behind := v.behind(s, port)
+	if len(behind) == 0 {
+		return nil, fmt.Errorf("to: %s, and decisions see only the endpoints behind it; %s: ask for the address of an endpoint, with its port%s",
+			s.name(to.addr), s.nothingBehind(), targetText(port))
+	}
+	via := &Via{s.text(), to.addr, uint16(port.Port)}
+	for _, from := range sources {
+		for _, b := range behind {
+			pair, wrong := v.between(from, b.end, strconv.Itoa(int(b.port)), proto)
+			if wrong != nil && err == nil {
+				err = wrong
+			}
+			for _, f := range pair {
+				if !to.addr.IsValid() || f.Key.DstAddr().Is4() == to.addr.Is4() {
+					f.Via = via
+					flows = append(flows, f)
+				}
+			}
+		}
+	}
+	switch {
+	case len(flows) > 0:
+		return flows, nil
+	case err == nil:
+		err = errors.New("no packet can pass: the two ends have no address family in common")
+	}
+	return nil, err
+}
+
+// name returns the Service as messages name it. The address is that of the question, if it is
+// valid.
+func (s *service) name(addr netip.Addr) string {
+	if addr.IsValid() {
+		return fmt.Sprintf("%s is the address of Service %s", addr, s.text())
+	}
+	return s.text() + " is a Service"
+}
+
+// backend is an endpoint behind a Service, with its port.
+type backend struct {
+	end  *End
+	port uint16
+}
+
+// port looks up a port of the Service by number or name, and returns its index.
+func (s *service) port(text string, proto filter.Protocol) (int, error) {
+	var have []string
+	for i := range s.Spec.Ports {
+		p := &s.Spec.Ports[i]
+		of, ok := filter.ParseProtocol(string(p.Protocol))
+		if p.Protocol == "" {
+			of, ok = filter.TCP, true
+		}
+		if ok && of == proto && (text == strconv.Itoa(int(p.Port)) || text != "" && text == p.Name) {
+			return i, nil
+		}
+		have = append(have, strings.TrimSpace(fmt.Sprintf("%s %d %s", of, p.Port, p.Name)))
+	}
+	if !proto.HasPorts() {
+		return 0, fmt.Errorf("%s to the address of a Service reaches nothing: only its ports lead to endpoints", proto)
+	}
+	if len(have) == 0 {
+		return 0, fmt.Errorf("the Service %s has no port", s.text())
+	}
+	return 0, fmt.Errorf("the Service %s has no %s port %q: write one of %s", s.text(), proto, text, near.List(have, 8, ", "))
+}
+
+// behind returns the endpoints of a port of a Service: those of its EndpointSlices or, without
+// any, the pods that it selects.
+func (v *Inventory) behind(s *service, port *corev1.ServicePort) (found []backend) {
+	add := func(e *End, number int32) {
+		if number >= 1 && number <= 65535 {
+			found = append(found, backend{e, uint16(number)})
+		}
+	}
+	for _, slice := range s.slices {
+		for _, addr := range readyAddrs(slice) {
+			add(v.address(addr), slicePort(slice, port))
+		}
+	}
+	if len(s.slices) > 0 || len(s.Spec.Selector) == 0 {
+		return sortedBackends(found)
+	}
+	byPort := make(map[int32][]*policy.Pod)
+	for _, p := range v.pods {
+		if p.Namespace == s.Namespace && labels.SelectorFromSet(s.Spec.Selector).Matches(p.Labels) && (serves(p) || s.Spec.PublishNotReadyAddresses) {
+			number := podPort(p, port)
+			byPort[number] = append(byPort[number], p)
+		}
+	}
+	for number, pods := range byPort {
+		sortPods(pods)
+		ends, err := v.group(pods, true)
+		if err != nil {
+			continue // none of the pods owns its address
+		}
+		for _, e := range ends {
+			add(e, number)
+		}
+	}
+	return sortedBackends(found)
+}
+
+func sortedBackends(found []backend) []backend {
+	slices.SortFunc(found, func(a, b backend) int {
+		return cmp.Or(a.end.Addrs[0].Compare(b.end.Addrs[0]), cmp.Compare(a.end.Name, b.end.Name), cmp.Compare(a.port, b.port))
+	})
+	return slices.CompactFunc(found, func(a, b backend) bool {
+		return a.port == b.port && a.end.Name == b.end.Name
+	})
+}
+
+// readyAddrs returns the addresses of the endpoints of a slice that are ready.
+func readyAddrs(slice *discoveryv1.EndpointSlice) (addrs []netip.Addr) {
+	for _, e := range slice.Endpoints {
+		if e.Conditions.Ready == nil || *e.Conditions.Ready {
+			for _, text := range e.Addresses {
+				if addr, err := netip.ParseAddr(text); err == nil {
+					addrs = append(addrs, addr.Unmap().WithZone(""))
+				}
+			}
+		}
+	}
+	return addrs
+}
+
+// slicePort returns the number of a Service's port in an EndpointSlice, or 0 if it has
+// none.
+func slicePort(slice *discoveryv1.EndpointSlice, port *corev1.ServicePort) int32 {
+	for _, p := range slice.Ports {
+		name, proto := "", corev1.ProtocolTCP
+		if p.Name != nil {
+			name = *p.Name
+		}
+		if p.Protocol != nil {
+			proto = *p.Protocol
+		}
+		if name == port.Name && p.Port != nil && (proto == port.Protocol || proto == corev1.ProtocolTCP && port.Protocol == "") {
+			return *p.Port
+		}
+	}
+	return 0
+}
+
+// serves reports whether a pod is an endpoint of the Services that select it.
+func serves(pod *policy.Pod) bool { return !pod.Ending && pod.Ended == "" && !pod.NotReady }
+
+// podPort returns the number of a Service's port on a pod, or 0 if it has none.
+func podPort(pod *policy.Pod, port *corev1.ServicePort) int32 {
+	switch {
+	case port.TargetPort.Type == intstr.Int && port.TargetPort.IntVal != 0:
+		return port.TargetPort.IntVal
+	case port.TargetPort.StrVal == "":
+		return port.Port
+	}
+	for _, p := range pod.Ports {
+		if p.Name == port.TargetPort.StrVal && (p.Protocol.String() == string(port.Protocol) || port.Protocol == "" && p.Protocol == filter.TCP) {
+			return int32(p.Number)
+		}
+	}
+	return 0
+}
+
+// nothingBehind returns the reason why no endpoint of the Service is known.
+func (s *service) nothingBehind() string {
+	switch {
+	case len(s.slices) > 0:
+		return "none of its EndpointSlices has an endpoint that is ready at this port"
+	case len(s.Spec.Selector) > 0:
+		return "no ready pod matches its selector (" + labels.FormatLabels(s.Spec.Selector) + ") and has this port"
+	}
+	return "it has no selector and no EndpointSlices"
+}
+
+// targetText returns the target port of a Service's port, in parentheses: "(8080)" or "(http)".
+// If the Service states none, it is the Service's port.
+func targetText(port *corev1.ServicePort) string {
+	if port.TargetPort.String() == "0" {
+		return fmt.Sprintf(" (%d)", port.Port)
+	}
+	return fmt.Sprintf(" (%s)", port.TargetPort.String())
+}
