@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -18,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/bench/testbed/lab"
+	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/iptables"
 )
@@ -218,7 +221,7 @@ func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 		telemetry.Serve(ctx, telemetry.Options{Socket: path}, func() *telemetry.State { return &telemetry.State{Now: time.Now()} })
 	}()
 	for end := time.Now().Add(waitTimeout); ; time.Sleep(time.Millisecond) {
-		if _, err := telemetry.Ask(ctx, path); err == nil {
+		if _, err := status.Ask(ctx, path); err == nil {
 			break
 		} else if time.Now().After(end) {
 			t.Fatal(err)

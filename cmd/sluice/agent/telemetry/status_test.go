@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sluice/cmd/sluice/agent/status"
 )
 
 func TestStatusText(t *testing.T) {
@@ -14,8 +16,8 @@ func TestStatusText(t *testing.T) {
 	ill.Watches[1].Broken, ill.Watches[1].Since = "User \"x\" cannot watch networkpolicies: give it the verb", noon.Add(-50*time.Hour)
 	ill.Watches[2].Version = "" // not installed
 	ill.Failing = []string{"mangle of IPv6: ip6tables-restore: the lock is held"}
-	ill.Problems = []Problem{{Kind: "policy", Where: "default/bad, spec.ingress[0].from[0].ipBlock.cidr", Detail: `"10.0.0.01/8" is no CIDR`, Hint: "write 10.0.0.0/8"}}
-	starting := &State{Settings: busyState(t).Settings, Now: noon, Started: noon.Add(-4 * time.Second), Watches: []Watch{{Kind: "Pod", Since: noon}}}
+	ill.Problems = []status.Problem{{Kind: "policy", Where: "default/bad, spec.ingress[0].from[0].ipBlock.cidr", Detail: `"10.0.0.01/8" is no CIDR`, Hint: "write 10.0.0.0/8"}}
+	starting := &State{Settings: busyState(t).Settings, Now: noon, Started: noon.Add(-4 * time.Second), Watches: []status.Watch{{Kind: "Pod", Since: noon}}}
 	for name, s := range map[string]*State{"well.txt": busyState(t), "ill.txt": ill, "starting.txt": starting} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -71,15 +73,4 @@ func TestStatusJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "status.json", append(text, '\n'))
-}
-
-func TestAgo(t *testing.T) {
-	s := &Status{Now: noon}
-	for d, want := range map[time.Duration]string{
-		0: "0s", 59 * time.Second: "59s", 61 * time.Second: "1m1s", 3*time.Hour + 2*time.Minute + time.Second: "3h2m", 49 * time.Hour: "2 days",
-	} {
-		if got := s.ago(noon.Add(-d)); got != want {
-			t.Errorf("%v: %q, want %q", d, got, want)
-		}
-	}
 }
