@@ -80,7 +80,7 @@ and change neither answer nor status.`,
 		},
 	}
 	flags := cmd.Flags()
-	addInputFlags(flags, &opts.input)
+	addInputFlags(cmd, &opts.input)
 	flags.StringVar(&opts.question.From, "from", "", "`POD` or IP address that opens the connection")
 	flags.StringVar(&opts.question.To, "to", "", "`POD` or IP address that it goes to")
 	flags.StringVarP(&opts.question.Port, "port", "p", "", "`PORT` of the destination: a number, or the name of a port of its pod")
@@ -96,7 +96,10 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	if err != nil {
 		return err
 	}
-	m, err := readInput(ctx, node, opts.input)
+	if err := opts.alsoStdin("--flows", opts.flows); err != nil {
+		return err
+	}
+	m, err := readInput(ctx, e, node, &opts.input)
 	if err != nil {
 		return err
 	}

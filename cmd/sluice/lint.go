@@ -71,15 +71,15 @@ Cilium, are named ("not read"); neither changes the status.`,
   sluice lint -f ./policies -o json
   sluice lint --context production`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runLint(cmd.Context(), e, in, format) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runLint(cmd.Context(), e, &in, format) },
 	}
-	addInputFlags(cmd.Flags(), &in)
+	addInputFlags(cmd, &in)
 	cmd.Flags().VarP(newChoiceFlag(&format, "text", "json"), "output", "o", "text or json")
 	return cmd
 }
 
-func runLint(ctx context.Context, e env, in input, format string) error {
-	objects, problems, err := in.read(ctx)
+func runLint(ctx context.Context, e env, in *input, format string) error {
+	objects, problems, err := in.read(ctx, e.stdin)
 	if err != nil {
 		return err
 	}

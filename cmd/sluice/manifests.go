@@ -21,10 +21,10 @@ type compiled struct {
 	misunderstood []policy.Problem    // parts that the API server would accept, but that allow nothing
 }
 
-// readManifests reads and compiles directories of manifests. node lists the addresses of the
+// readManifests reads and compiles manifests. node lists the addresses of the
 // pods' node, whose traffic always passes; it may be empty.
-func readManifests(node []netip.Addr, dirs ...string) (*compiled, error) {
-	objects, problems, err := manifests.Read(dirs...)
+func readManifests(node []netip.Addr, paths ...string) (*compiled, error) {
+	objects, problems, err := manifests.Read(paths...)
 	if err != nil {
 		return nil, err
 	}
@@ -32,8 +32,8 @@ func readManifests(node []netip.Addr, dirs ...string) (*compiled, error) {
 }
 
 // readInput is like readManifests, but also reads a live cluster.
-func readInput(ctx context.Context, node []netip.Addr, in input) (*compiled, error) {
-	objects, problems, err := in.read(ctx)
+func readInput(ctx context.Context, e env, node []netip.Addr, in *input) (*compiled, error) {
+	objects, problems, err := in.read(ctx, e.stdin)
 	if err != nil {
 		return nil, err
 	}

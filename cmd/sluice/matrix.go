@@ -47,7 +47,7 @@ be understood.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runMatrix(cmd.Context(), e, opts) },
 	}
 	flags := cmd.Flags()
-	addInputFlags(flags, &opts.input)
+	addInputFlags(cmd, &opts.input)
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "html"), "output", "o", "text, json or html")
 	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "decide about this `PORT` of every pod, such as 80 or 53/udp (repeatable)")
 	flags.StringSliceVarP(&opts.namespaces, "namespace", "n", nil, "show only the pods of this `NAMESPACE` (repeatable)")
@@ -62,7 +62,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	if err != nil {
 		return err
 	}
-	from, err := readInput(ctx, nil, opts.input)
+	from, err := readInput(ctx, e, nil, &opts.input)
 	if err != nil {
 		return err
 	}

@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -74,7 +76,44 @@ func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	}
 	field := strings.Trim(at+"."+wrong.Field, ".")
 	c.unidentified = c.unidentified || field == "metadata" || field == "metadata.name" || field == "metadata.namespace" && !c.inCluster
+	if wrong.Type.Kind() == reflect.String {
+		field += keyOfOther(text, wrong.Field)
+	}
 	c.problem(field, "it is "+near.Kind(wrong.Value), hint)
+}
+
+// keyOfOther returns the first key of an object whose value is not a string, in brackets, as in
+// "[pod-template-hash]": errors of encoding/json name labels, but not which one. path is the path
+// of the object in text. If there is no such object, keyOfOther returns "".
+func keyOfOther(text []byte, path string) string {
+	var whole any
+	if err := json.Unmarshal(text, &whole); err != nil {
+		return "" // decoding has reported the error
+	}
+	return keyBelow(whole, strings.Split(path, "."))
+}
+
+// keyBelow is keyOfOther for a decoded value. In lists, it looks at each item, because paths of
+// encoding/json do not name them.
+func keyBelow(value any, path []string) string {
+	switch v := value.(type) {
+	case []any:
+		for _, item := range v {
+			if key := keyBelow(item, path); key != "" {
+				return key
+			}
+		}
+	case map[string]any:
+		if len(path) > 0 {
+			return keyBelow(v[path[0]], path[1:])
+		}
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			if _, is := v[key].(string); !is && v[key] != nil {
+				return "[" + key + "]"
+			}
+		}
+	}
+	return ""
 }
 
 // meta checks the metadata that decisions depend on.

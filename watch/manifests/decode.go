@@ -2,11 +2,13 @@ package manifests
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -39,17 +41,24 @@ type parser struct {
 	path     string
 	document int
 	logger   *slog.Logger
+	reading
+}
+
+// reading is how files are read.
+type reading struct {
 	// templates reports that workloads are read, because their templates describe pods. An agent
 	// that follows manifests skips them: it decides by pods that run, and a mistake in a workload
 	// must not hold up the policies of the same file.
 	templates bool
+	namespace string // of objects without one; empty means default
+	command   string // that can read the standard input, as in "sluice lint"; empty if there is none
 }
 
 // parse parses the content of a file. It parses each document separately, so that a broken
 // document does not hide the others. Everything in data becomes an object, a problem or a
 // note, no matter how the documents are separated.
-func parse(path string, data []byte, templates bool, logger *slog.Logger) *content {
-	p := &parser{path: path, logger: logger, templates: templates}
+func parse(path string, data []byte, how reading, logger *slog.Logger) *content {
+	p := &parser{path: path, logger: logger, reading: how}
 	data, flaw := plainText(data)
 	if flaw != "" {
 		p.problem("", "", flaw, "save it as text, in UTF-8")
@@ -67,7 +76,7 @@ func parse(path string, data []byte, templates bool, logger *slog.Logger) *conte
 			// number in the file. Only broken documents pay for this.
 			_, err = toJSON(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
 			message := strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: ")
-			p.problem("", "", message, syntaxHint(d, message))
+			p.problem("", "", message, p.syntaxHint(d, message))
 			continue
 		}
 		p.object(text, "", metav1.TypeMeta{}, 0)
@@ -191,9 +200,11 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 		return
 	}
 	if isList(kind, h.Items) {
+		p.listed = true
 		p.list(text, at, apiVersion, kind, depth+1)
 		return
 	}
+	p.objects++
 	kind, understood := p.known(apiVersion, kind, at, text)
 	switch kind {
 	case "Namespace":
@@ -219,7 +230,11 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 // the values of a chart.
 func (p *parser) kindless(h head, text []byte, at string) {
 	if h.APIVersion != nil || h.Kind != nil || h.Metadata != nil || h.Spec != nil {
-		p.problem("", at+"kind", "it is missing", "write the kind of the object, such as NetworkPolicy")
+		hint := "write the kind of the object, such as NetworkPolicy"
+		if filepath.Base(p.path) == chartFile {
+			hint = p.renderHint("helm template CHART")
+		}
+		p.problem("", at+"kind", "it is missing", hint)
 		return
 	}
 	var fields map[string]any
@@ -341,7 +356,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 		return "", true
 	case name == "" && home.retired[kind] != "":
 		p.pass(Kind{group, kind}, apiVersion, at)
-		p.note(kind+" "+nameIn(text, home.name), at+"kind", "this kind is not read: "+home.name+" has replaced it", home.retired[kind])
+		p.note(kind+" "+p.nameIn(text, home.name), at+"kind", "this kind is not read: "+home.name+" has replaced it", home.retired[kind])
 		return "", true
 	case name == "":
 		if !slices.Contains(home.siblings, kind) {
@@ -349,7 +364,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 		}
 		return "", true
 	}
-	object := name + " " + nameIn(text, name)
+	object := name + " " + p.nameIn(text, name)
 	understood = true
 	if kind != name {
 		p.problem(object, at+"kind", fmt.Sprintf("%q is not the name of the kind", kind), "write "+name)
@@ -371,9 +386,12 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 
 // nameIn returns the name of the object for messages. Parts that cannot be read are
 // omitted.
-func nameIn(text []byte, kind string) string {
+func (p *parser) nameIn(text []byte, kind string) string {
 	var o metav1.PartialObjectMetadata
 	_ = kjson.UnmarshalCaseSensitivePreserveInts(text, &o) // unreadable parts stay empty: they are reported elsewhere
+	if o.Name != "" && o.Namespace == "" {
+		o.Namespace = p.namespace
+	}
 	return nameOf(kind, &o)
 }
 
@@ -397,7 +415,7 @@ func nameOf(kind string, o metav1.Object) string {
 // add decodes, defaults and checks one object. It keeps the object unless its name or
 // namespace cannot be read.
 func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, check func(T, *checker)) {
-	c := &checker{p: p, at: at, object: kind + " " + nameIn(text, kind), text: text}
+	c := &checker{p: p, at: at, object: kind + " " + p.nameIn(text, kind), text: text}
 	c.check(object, kind)
 	check(object, c)
 	if !c.unidentified {
@@ -409,7 +427,7 @@ func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, che
 // false (see parser.known), the policy allows nothing.
 func (p *parser) policy(k *policyKind, text []byte, at string, understood bool) {
 	object := k.empty()
-	c := &checker{p: p, at: at, object: k.name + " " + nameIn(text, k.name), text: text, kind: k}
+	c := &checker{p: p, at: at, object: k.name + " " + p.nameIn(text, k.name), text: text, kind: k}
 	c.check(object, k.name)
 	c.closed = c.closed || !understood
 	k.check(object, c)
@@ -430,9 +448,7 @@ func (c *checker) check(object metav1.Object, kind string) {
 	}
 	switch {
 	case !c.inCluster:
-		if object.GetNamespace() == "" {
-			object.SetNamespace(metav1.NamespaceDefault)
-		}
+		c.p.place(object)
 	case object.GetNamespace() != "":
 		c.p.note(c.object, c.at+"metadata.namespace", "a "+kind+" is in no namespace; it is ignored", "remove it")
 		object.SetNamespace("")
@@ -445,15 +461,24 @@ func (c *checker) check(object metav1.Object, kind string) {
 // object.
 func extra[T metav1.Object](p *parser, text []byte, kind string, object T) {
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, object); err != nil {
-		p.note(kind+" "+nameIn(text, kind), "", "it cannot be read: "+strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")
+		p.note(kind+" "+p.nameIn(text, kind), "", "it cannot be read: "+strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")
 		return
 	}
-	if object.GetNamespace() == "" {
-		object.SetNamespace(metav1.NamespaceDefault)
-	}
+	p.place(object)
 	if object.GetName() != "" {
 		p.keep(&item{object: object}, kind)
 	}
+}
+
+// place gives an object without a namespace the one that it would be created in.
+func (p *parser) place(o metav1.Object) {
+	if o.GetNamespace() != "" {
+		return
+	}
+	if p.namespace != "" {
+		p.placed++
+	}
+	o.SetNamespace(cmp.Or(p.namespace, metav1.NamespaceDefault))
 }
 
 func (p *parser) keep(it *item, kind string) {

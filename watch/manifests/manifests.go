@@ -15,7 +15,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -85,6 +84,8 @@ type Problem struct {
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
 	Hint     string // how to correct it
+
+	unrendered bool // the file or directory is not read, because it must be rendered first
 }
 
 // Error formats the problem in one line that begins with the file.
@@ -113,43 +114,6 @@ func (p Problem) LogValue() slog.Value {
 		slog.String("detail", p.Detail),
 		slog.String("hint", p.Hint),
 	)
-}
-
-// Read reads directories with their subdirectories, and single files. In directories it
-// reads the files *.yaml, *.yml and *.json whose names do not begin with a dot.
-//
-// Read skips what it cannot understand, and returns it as problems. It returns an error
-// only if a directory cannot be opened. Of several objects with the same name, Read takes the
-// first one, in the order of dirs, then of paths, then of documents.
-func Read(dirs ...string) (Objects, []Problem, error) {
-	var contents []*content
-	seen := make(map[string]bool)
-	for _, dir := range dirs {
-		found, err := list(dir, nil)
-		if err != nil {
-			return Objects{}, nil, err
-		}
-		contents = append(contents, &content{problems: found.problems})
-		for _, path := range found.paths {
-			if key := filepath.Clean(path); !seen[key] { // the same file may be found through several of the directories
-				seen[key] = true
-				o := opener{limit: maxRead, pipes: path == dir, templates: true}
-				contents = append(contents, o.readFile(path, slog.Default()))
-			}
-		}
-	}
-	m := merge(contents)
-	var problems []Problem
-	objects := m.objects()
-	for _, c := range contents {
-		problems = append(problems, c.problems...)
-		objects.Notes = append(objects.Notes, c.notes...)
-		objects.Outdated = append(objects.Outdated, c.outdated...)
-		objects.Holes = append(objects.Holes, c.holes...)
-	}
-	objects.Notes = append(objects.Notes, m.notes...)
-	objects.NotRead = sumNotRead(contents)
-	return objects, append(problems, m.problems...), nil
 }
 
 // merged is the combined content of several files.

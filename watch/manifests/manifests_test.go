@@ -33,7 +33,7 @@ func put(t *testing.T, path, text string) {
 
 func read(t *testing.T, files map[string]string) (Objects, []Problem) {
 	t.Helper()
-	objects, problems, err := Read(write(t, files))
+	objects, problems, err := newReader(Input{Paths: []string{write(t, files)}}).read() // also if there is nothing to read
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,11 +195,11 @@ func TestReadReportsProblems(t *testing.T) {
 		"unknown field":           {text: policy("  podSelector: {}\n  ingress: [{form: []}]\n"), object: "NetworkPolicy default/p", field: "spec.ingress[0].form", detail: "no such field", hint: "write from", others: "NetworkPolicy default/p"},
 		"field in the wrong case": {text: policy("  podselector: {}\n"), object: "NetworkPolicy default/p", field: "spec.podselector", hint: "write podSelector", others: "NetworkPolicy default/p"},
 		"unlike any field":        {text: policy("  podSelector: {}\n  ingress: [{sources: []}]\n"), field: "spec.ingress[0].sources", hint: "the fields here are", others: "NetworkPolicy default/p"},
-		"wrong type":              {text: policy("  podSelector: {matchLabels: {a: 1}}\n"), object: "NetworkPolicy default/p", field: "spec.podSelector.matchLabels", detail: "it is a number", hint: "write a string, in quotes", others: "NetworkPolicy default/p"},
+		"wrong type":              {text: policy("  podSelector: {matchLabels: {a: 1}}\n"), object: "NetworkPolicy default/p", field: "spec.podSelector.matchLabels[a]", detail: "it is a number", hint: "write a string, in quotes", others: "NetworkPolicy default/p"},
 		"object for list":         {text: policy("  podSelector: {}\n  ingress: {from: []}\n"), field: "spec.ingress", detail: "it is an object", hint: "a list", others: "NetworkPolicy default/p"},
 		"no name":                 {text: "apiVersion: v1\nkind: Pod\nmetadata: {}\n", object: "Pod without a name", field: "metadata.name", detail: "missing", hint: "name"},
 		"no name in a namespace":  {text: strings.Replace(closed, "{name: closed}", "{namespace: shop}", 1), object: "NetworkPolicy without a name in namespace shop", field: "metadata.name", detail: "missing", hint: "name"},
-		"object for text":         {text: policy("  podSelector: {matchLabels: {a: {b: c}}}\n"), field: "spec.podSelector.matchLabels", detail: "it is an object", hint: "write a string", others: "NetworkPolicy default/p"},
+		"object for text":         {text: policy("  podSelector: {matchLabels: {a: {b: c}}}\n"), field: "spec.podSelector.matchLabels[a]", detail: "it is an object", hint: "write a string", others: "NetworkPolicy default/p"},
 		"bad name":                {text: "apiVersion: v1\nkind: Namespace\nmetadata: {name: A_b}\n", object: "Namespace A_b", field: "metadata.name", detail: "A_b", hint: "alphanumeric", others: "Namespace A_b"},
 		"bad namespace":           {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: a.b}\n", field: "metadata.namespace", hint: "dots", others: "Pod a.b/a"},
 		"name of wrong type":      {text: "apiVersion: v1\nkind: Pod\nmetadata: {name: 7}\n", field: "metadata.name", hint: "in quotes"},

@@ -30,7 +30,7 @@ type opener struct {
 	limit int64
 	pipes bool // also read pipes: the shell passes one for <(command)
 
-	templates bool // also read workloads; see parser.templates
+	reading // how to read the content
 }
 
 // read reads a file. If it fails, hint describes how to correct the cause.
@@ -152,5 +152,5 @@ func (o opener) readFile(path string, logger *slog.Logger) *content {
 	if err != nil {
 		return &content{problems: []Problem{{File: path, Detail: err.Error(), Hint: hint}}}
 	}
-	return parse(path, data, o.templates, logger)
+	return parse(path, data, o.reading, logger)
 }

@@ -19,8 +19,11 @@ var (
 
 // syntaxHint returns a hint for a document that is not valid YAML. Often it contains two
 // objects with a mistyped separator: to the parser, "----" is text.
-func syntaxHint(d document, message string) string {
+func (p *parser) syntaxHint(d document, message string) string {
 	const hint = "correct the YAML"
+	if bytes.Contains(d.text, []byte("{{")) {
+		return "this is a template: " + p.renderHint("helm template CHART")
+	}
 	m := errorLine.FindStringSubmatch(message)
 	if m == nil {
 		return hint

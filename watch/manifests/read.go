@@ -1,0 +1,226 @@
+package manifests
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Stdin is the path that means the standard input.
+const Stdin = "-"
+
+// stdinName is the file of objects from the standard input, in messages.
+const stdinName = "standard input"
+
+// Input is what is read once.
+type Input struct {
+	// Paths are directories with their subdirectories, single files, and [Stdin]. In directories,
+	// the files *.yaml, *.yml and *.json are read whose names do not begin with a dot.
+	Paths []string
+	Stdin io.Reader // the standard input; nil if it must not be read
+	// Namespace is the namespace of objects that have none; empty means default.
+	Namespace string
+	// Command is the command that reads, as in "sluice lint", for the hints; empty means sluice.
+	Command string
+}
+
+// Read reads directories with their subdirectories, and single files. See [Input.Read].
+func Read(paths ...string) (Objects, []Problem, error) { return Input{Paths: paths}.Read() }
+
+// Read reads all paths.
+//
+// It skips what it cannot understand, and returns it as problems. It returns an error if a path
+// cannot be opened or has no objects, or if there is nothing in all of them that decisions depend
+// on: an answer from nothing would be right by accident. Of several objects with the same name,
+// Read takes the first one, in the order of the paths, then of files, then of documents.
+func (in Input) Read() (Objects, []Problem, error) {
+	r := newReader(in)
+	objects, problems, err := r.read()
+	if err == nil {
+		err = r.nothing()
+	}
+	if err != nil {
+		return Objects{}, nil, err
+	}
+	return objects, problems, nil
+}
+
+// reader reads an Input.
+type reader struct {
+	Input
+	contents []*content
+	seen     map[string]bool // the same file may be found through several paths
+	empty    error           // about the first path without objects; nil if there is none
+	items    int             // number of objects that are read
+}
+
+func newReader(in Input) *reader {
+	in.Command = cmp.Or(in.Command, "sluice")
+	return &reader{Input: in, seen: make(map[string]bool)}
+}
+
+func (r *reader) read() (Objects, []Problem, error) {
+	for _, path := range r.Paths {
+		if err := r.path(path); err != nil {
+			return Objects{}, nil, err
+		}
+	}
+	m := merge(r.contents)
+	r.items = len(m.items)
+	objects, problems := m.summary(r.contents)
+	if placed := r.placed(); placed != nil {
+		objects.Notes = append(objects.Notes, *placed)
+	}
+	return objects, problems, nil
+}
+
+func (r *reader) how() reading {
+	return reading{templates: true, namespace: r.Namespace, command: r.Command}
+}
+
+// path reads a path.
+func (r *reader) path(path string) error {
+	first := len(r.contents)
+	var err error
+	switch {
+	case path == Stdin:
+		err = r.stdin()
+	case strings.HasPrefix(path, "http://"), strings.HasPrefix(path, "https://"):
+		err = fmt.Errorf("%s is a URL: download it, as in: curl -fsSL %s | %s -f -", path, path, r.Command)
+	default:
+		err = r.files(path)
+	}
+	if err != nil {
+		return err
+	}
+	if r.empty == nil && !slices.ContainsFunc(r.contents[first:], (*content).hasText) {
+		r.empty = fmt.Errorf("%s has no objects: give a directory with files *.yaml, *.yml or *.json, or a single file", path)
+		if path == Stdin {
+			r.empty = errors.New("the standard input has no objects: check the command before the pipe")
+		}
+	}
+	return nil
+}
+
+// hasText reports whether there is something to read in a file, or a reason why it is not read.
+func (c *content) hasText() bool {
+	return c.objects > 0 || c.listed || c.again || len(c.problems) > 0
+}
+
+// stdin reads the standard input.
+func (r *reader) stdin() error {
+	if r.seen[Stdin] {
+		return errors.New("the standard input is given twice, and can be read once: remove one -f -")
+	}
+	r.seen[Stdin] = true
+	if r.Stdin == nil {
+		return errors.New("the standard input cannot be read here: give a file")
+	}
+	data, err := io.ReadAll(io.LimitReader(r.Stdin, maxRead+1))
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the standard input: %w", err)
+	case len(data) > maxRead:
+		return fmt.Errorf("the standard input has more than %d bytes, which is the limit: write it to several files", maxRead)
+	case len(bytes.TrimSpace(data)) == 0:
+		return errors.New("the standard input is empty: check the command before the pipe")
+	}
+	r.contents = append(r.contents, parse(stdinName, data, r.how(), slog.Default()))
+	return nil
+}
+
+// files reads a directory or a file.
+func (r *reader) files(path string) error {
+	l := lister{skip: func(dir string) *Problem { return unrendered(dir, r.Command) }}
+	found, err := l.list(path)
+	if err != nil {
+		return err
+	}
+	r.contents = append(r.contents, &content{problems: found.problems})
+	for _, file := range found.paths {
+		key := filepath.Clean(file)
+		if r.seen[key] {
+			r.contents = append(r.contents, &content{again: true})
+			continue
+		}
+		r.seen[key] = true
+		o := opener{limit: maxRead, pipes: file == path, reading: r.how()}
+		r.contents = append(r.contents, o.readFile(file, slog.Default()))
+	}
+	return nil
+}
+
+// nothing returns an error if a path has no objects, or if all of them have neither an object that
+// is read, nor a problem other than that they must be rendered first.
+func (r *reader) nothing() error {
+	if r.empty != nil || r.items > 0 {
+		return r.empty
+	}
+	var objects int
+	var first *Problem
+	for _, c := range r.contents {
+		objects += c.objects
+		for i := range c.problems {
+			if !c.problems[i].unrendered {
+				return nil
+			}
+			if first == nil {
+				first = &c.problems[i]
+			}
+		}
+	}
+	if first != nil {
+		return *first
+	}
+	where, have := strings.Join(r.Paths, ", "), "1 object of another kind"
+	switch {
+	case objects == 0:
+		return fmt.Errorf("%s has only an empty list: add what policies are about", where)
+	case objects > 1:
+		have = fmt.Sprintf("%d objects of other kinds", objects)
+	}
+	if not := sumNotRead(r.contents); len(not) > 0 {
+		have += " (" + TextOf(not) + ", which are not read)"
+	}
+	return fmt.Errorf("%s has no Pods, workloads, Namespaces or policies, only %s: add what policies are about", where, have)
+}
+
+// placed returns a note if objects without a namespace were read as objects of r.Namespace.
+func (r *reader) placed() *Problem {
+	n := 0
+	for _, c := range r.contents {
+		n += c.placed
+	}
+	if n == 0 {
+		return nil
+	}
+	have := "1 object has"
+	if n > 1 {
+		have = fmt.Sprintf("%d objects have", n)
+	}
+	return &Problem{
+		File: strings.Join(r.Paths, ", "), Detail: fmt.Sprintf("%s no namespace and would be created in namespace %s", have, r.Namespace),
+		Hint: "write metadata.namespace if that is not meant",
+	}
+}
+
+// summary returns the objects and problems of contents.
+func (m *merged) summary(contents []*content) (Objects, []Problem) {
+	var problems []Problem
+	objects := m.objects()
+	for _, c := range contents {
+		problems = append(problems, c.problems...)
+		objects.Notes = append(objects.Notes, c.notes...)
+		objects.Outdated = append(objects.Outdated, c.outdated...)
+		objects.Holes = append(objects.Holes, c.holes...)
+	}
+	objects.Notes = append(objects.Notes, m.notes...)
+	objects.NotRead = sumNotRead(contents)
+	return objects, append(problems, m.problems...)
+}
