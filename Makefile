@@ -14,6 +14,9 @@ export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 HELM := helm.sh/helm/v3/cmd/helm@v3.20.0
+# Helm's own build sets the version of Kubernetes that "helm template" and "helm lint" assume.
+# Without these flags it is 1.20, which the chart refuses.
+HELM_FLAGS := $(foreach package,chartutil lint/rules,-X helm.sh/helm/v3/pkg/$(package).k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/$(package).k8sVersionMinor=33)
 KUSTOMIZE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.0
 
 FUZZTIME ?= 60s
@@ -55,7 +58,7 @@ image: ## build bin/sluice-image.tar, an OCI image to load into containerd; with
 
 .PHONY: check-deploy
 check-deploy: ## compare the chart and the base with Helm and kustomize (the first run builds them: minutes)
-	GOBIN='$(CURDIR)/.cache/tools' go install $(HELM)
+	GOBIN='$(CURDIR)/.cache/tools' go install -ldflags='$(HELM_FLAGS)' $(HELM)
 	GOBIN='$(CURDIR)/.cache/tools' go install $(KUSTOMIZE)
 	PATH='$(CURDIR)/.cache/tools':"$$PATH" go test -count 1 ./deploy
 
