@@ -76,7 +76,7 @@ var arrows = []arrow{
 		why:   "the types of the API need nothing but apimachinery, and the rest of its module half a cluster",
 	},
 	{
-		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod"},
+		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod", "sluice/filter/policy/reach"},
 		never: []string{"net", "net/http", "os", "os/exec", "io", "io/fs", "time", "syscall", "unsafe"},
 		except: map[string][]string{
 			"sluice/filter/policy": {"time"}, // Synchronize polls, for the reason given there
@@ -84,7 +84,7 @@ var arrows = []arrow{
 		why: "the decision is pure: it has no clock and does no I/O",
 	},
 	{
-		from: []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod"}, through: true,
+		from: []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod", "sluice/filter/policy/reach"}, through: true,
 		never: []string{
 			"k8s.io/client-go/...", "github.com/vishvananda/netlink/...", "github.com/mdlayher/netlink/...", "github.com/ti-mo/...",
 			"github.com/florianl/...", "github.com/coreos/go-iptables/...", "github.com/cilium/ebpf/...", "github.com/spf13/cobra/...",

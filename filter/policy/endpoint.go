@@ -47,3 +47,16 @@ func (e *Endpoint) SameClass(o *Endpoint) bool {
 	}
 	return e.class == o.class
 }
+
+// Class identifies the endpoints that SameClass does not tell apart. It is comparable, and has a
+// meaning only within one snapshot.
+type Class struct{ c *class }
+
+// Class returns the class of the endpoint. It is the zero Class for this node, and for an address
+// outside the cluster.
+func (e *Endpoint) Class() Class {
+	if e == nil {
+		return Class{}
+	}
+	return Class{e.class}
+}

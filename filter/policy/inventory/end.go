@@ -116,6 +116,11 @@ func (v *Inventory) group(pods []*policy.Pod, to bool) ([]*End, error) {
 	if slices.ContainsFunc(pods, alive) {
 		pods = slices.DeleteFunc(slices.Clone(pods), func(p *policy.Pod) bool { return !alive(p) })
 	}
+	type key struct {
+		workload policy.Ref
+		class    Class
+	}
+	known := make(map[key]*End)
 	var ends []*End
 	var first error
 	for _, p := range pods {
@@ -124,12 +129,13 @@ func (v *Inventory) group(pods []*policy.Pod, to bool) ([]*End, error) {
 			first = cmp.Or(first, err)
 			continue
 		}
-		same := func(o *End) bool {
-			return e.Workload != (policy.Ref{}) && o.Workload == e.Workload && o.Pod != nil && e.Pod != nil && o.Assumed == e.Assumed && o.Endpoint.SameClass(e.Endpoint)
-		}
-		if i := slices.IndexFunc(ends, same); i >= 0 {
-			ends[i].Pods = append(ends[i].Pods, p)
+		k := key{e.Workload, v.ClassOf(e)}
+		if o := known[k]; o != nil {
+			o.Pods = append(o.Pods, p)
 			continue
+		}
+		if e.Workload != (policy.Ref{}) && e.Pod != nil {
+			known[k] = e
 		}
 		ends = append(ends, e)
 	}

@@ -58,7 +58,11 @@ type Inventory struct {
 	services   map[string]*service // by "namespace/name"
 	byAddress  map[netip.Addr]*service
 	marks      marks
-	places     [2][]Range // by family, IPv4 first: the ranges of the pods, cut where policies tell addresses apart
+	hosts      map[netip.Addr]bool // the addresses of nodes in the status of pods
+
+	nodeSelectors []labels.Selector   // of the policies, each once
+	places        [2][]Range          // by family, IPv4 first: the ranges of the pods, cut where policies tell addresses apart
+	assumed       map[netip.Addr]bool // the addresses that assume returns
 }
 
 // New compiles the objects.
@@ -73,18 +77,30 @@ func New(o Objects) *Inventory {
 		services:   make(map[string]*service),
 		byAddress:  make(map[netip.Addr]*service),
 		marks:      marksOf(o.Policies),
+		hosts:      make(map[netip.Addr]bool),
+
+		nodeSelectors: nodeSelectorsOf(o.Policies),
 	}
 	for _, ns := range o.Namespaces {
 		v.namespaces[ns.Name] = ns.Labels
 	}
 	for _, p := range o.Pods {
 		v.pods[p.String()] = p
+		for _, a := range p.Hosts {
+			v.hosts[a] = true
+		}
 	}
 	v.addWorkloads()
 	v.addServices()
 	v.compile()
 	for i, v4 := range []bool{true, false} {
 		v.places[i] = v.findPlaces(v4)
+	}
+	v.assumed = make(map[netip.Addr]bool)
+	for _, to := range []bool{false, true} {
+		for _, a := range v.assume(to) {
+			v.assumed[a] = true
+		}
 	}
 	return v
 }

@@ -50,9 +50,7 @@ var documentation = []string{"203.0.113.9", "198.51.100.9", "192.0.2.9", "2001:d
 // addrOutside returns an address of a range that nothing in the cluster has: one for
 // documentation if there is one, because people know it as an example.
 func (v *Inventory) addrOutside(r Range) netip.Addr {
-	outside := func(a netip.Addr) bool {
-		return v.Snapshot.Endpoint(a) == nil && v.byAddress[a] == nil && v.Snapshot.NodeAt(a) == nil
-	}
+	outside := func(a netip.Addr) bool { return !v.taken(a) && !v.assumed[a] }
 	for _, text := range documentation {
 		if a := netip.MustParseAddr(text); r.Contains(a) && outside(a) {
 			return a
@@ -64,6 +62,11 @@ func (v *Inventory) addrOutside(r Range) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// taken reports whether a pod, a node or a Service has an address.
+func (v *Inventory) taken(a netip.Addr) bool {
+	return v.Snapshot.Endpoint(a) != nil || v.byAddress[a] != nil || v.hosts[a] || v.Snapshot.NodeAt(a) != nil
 }
 
 // inRange returns all that has an address in a range: its pods, its nodes, and the addresses that

@@ -91,7 +91,7 @@ func (v *Inventory) findPlaces(v4 bool) []Range {
 func (v *Inventory) addrIn(r Range, skip int) netip.Addr {
 	var found netip.Addr
 	for a := range r.Addrs {
-		if v.Snapshot.Endpoint(a) != nil || v.byAddress[a] != nil {
+		if v.taken(a) {
 			continue
 		}
 		found = a
@@ -100,6 +100,20 @@ func (v *Inventory) addrIn(r Range, skip int) netip.Addr {
 		}
 	}
 	return found
+}
+
+// addrBeside is like addrIn, but returns another address than that of the other end. It is
+// invalid if there is none.
+func (v *Inventory) addrBeside(r Range, skip int, other netip.Addr) netip.Addr {
+	for i := range 2 {
+		if a := v.addrIn(r, skip+i); a != other {
+			return a
+		}
+	}
+	if a := v.addrIn(r, 0); a != other {
+		return a
+	}
+	return netip.Addr{}
 }
 
 // assume returns addresses for a pod without one, one of each family that the cluster uses. The
@@ -136,14 +150,14 @@ func (v *Inventory) Elsewhere(f Flow) (all []Alternative) {
 	}
 	for _, r := range places {
 		if f.From.Assumed && !r.Contains(src) {
-			if a := v.addrIn(r, 0); a.IsValid() && a != dst {
+			if a := v.addrBeside(r, 0, dst); a.IsValid() {
 				other := f
 				other.Key = filter.NewKey(a, dst, f.Key.Protocol, f.Key.Port)
 				all = append(all, Alternative{other, false, r})
 			}
 		}
 		if f.To.Assumed && !r.Contains(dst) {
-			if a := v.addrIn(r, 1); a.IsValid() && a != src {
+			if a := v.addrBeside(r, 1, src); a.IsValid() {
 				other := f
 				other.Key = filter.NewKey(src, a, f.Key.Protocol, f.Key.Port)
 				all = append(all, Alternative{other, true, r})

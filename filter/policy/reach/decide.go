@@ -1,0 +1,211 @@
+package reach
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"sluice/filter"
+	"sluice/filter/policy/inventory"
+)
+
+// decide returns the spans of flows between two ends.
+func (m *Map) decide(from, to *Party, src, dst *inventory.End, rel relation) []Span {
+	if rel != self {
+		dst = m.asDestination(to, dst)
+	}
+	routes := m.routes(src, dst)
+	if len(routes) == 0 {
+		return nil
+	}
+	var all []Span
+	for _, s := range spansBetween(from.class, to.class) {
+		s.Answer = m.answer(routes, s.Protocol, s.Low)
+		if n := len(all); n > 0 && all[n-1].Protocol == s.Protocol && all[n-1].Answer == s.Answer {
+			all[n-1].High = s.High
+			continue
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// asDestination returns the end with an address for the destination of a flow: an assumed one
+// must not be that of the source.
+func (m *Map) asDestination(p *Party, e *inventory.End) *inventory.End {
+	if !p.Assumed {
+		return e
+	}
+	to, err := m.inventory.EndOf(p.Pods[0], true)
+	if err != nil {
+		return e // not possible: the same pod was an end before
+	}
+	return to
+}
+
+// route is a way from one end to another: the addresses of one family.
+type route struct {
+	flow      inventory.Flow
+	elsewhere []inventory.Alternative
+}
+
+// routes returns the routes between two ends, IPv4 first.
+func (m *Map) routes(src, dst *inventory.End) (routes []route) {
+	for _, a := range src.Addrs {
+		for _, b := range dst.Addrs {
+			if a.Is4() == b.Is4() {
+				f := inventory.Flow{From: src, To: dst, Key: filter.NewKey(a, b, filter.TCP, 1)}
+				r := route{f, m.inventory.Elsewhere(f)}
+				for _, at := range r.elsewhere {
+					m.places[at.Range.Prefix] = &at.Range
+				}
+				routes = append(routes, r)
+			}
+		}
+	}
+	return routes
+}
+
+// answer returns the answer for a port.
+func (m *Map) answer(routes []route, proto filter.Protocol, port uint16) *Answer {
+	var key answerKey
+	for _, r := range routes {
+		o := m.outcome(r, proto, port)
+		if i := family(r.flow.Key.SrcAddr()); !key.known[i] {
+			key.known[i], key.outcomes[i] = true, o
+		}
+	}
+	if a := m.answers[key]; a != nil {
+		return a
+	}
+	a := &Answer{number: len(m.answers)}
+	for i, at := range []**Outcome{&a.IPv4, &a.IPv6} {
+		if key.known[i] {
+			*at = m.export(key.outcomes[i])
+		}
+	}
+	a.Verdict = combined(a.Outcomes())
+	m.answers[key] = a
+	return a
+}
+
+// answerKey identifies equal answers.
+type answerKey struct {
+	known    [2]bool
+	outcomes [2]outcome
+}
+
+// outcome is an Outcome that can be compared.
+type outcome struct {
+	verdict   filter.Verdict
+	depends   bool
+	elsewhere filter.Verdict
+	from, to  netip.Prefix // of the ranges of an Elsewhere; invalid if the address does not matter
+}
+
+func (m *Map) export(o outcome) *Outcome {
+	if !o.depends {
+		return &Outcome{Verdict: o.verdict}
+	}
+	return &Outcome{o.verdict, &Elsewhere{o.elsewhere, m.places[o.from], m.places[o.to]}}
+}
+
+// combined returns the verdict about the outcomes of all families.
+func combined(outcomes []*Outcome) Verdict {
+	allowed := 0
+	for _, o := range outcomes {
+		if o.Elsewhere != nil {
+			return Depends
+		}
+		if o.Action == filter.Allow {
+			allowed++
+		}
+	}
+	switch allowed {
+	case 0:
+		return Deny
+	case len(outcomes):
+		return Allow
+	}
+	return Mixed
+}
+
+// outcome decides about a port. What the policies of one end decide depends only on the address
+// of the other end, so a denied flow is allowed elsewhere if each side allows it at some
+// address of its peer.
+func (m *Map) outcome(r route, proto filter.Protocol, port uint16) outcome {
+	o := outcome{verdict: m.verdict(r.flow, proto, port)}
+	var src, dst *inventory.Alternative // where the ingress and the egress side allow the flow
+	for i := range r.elsewhere {
+		at := &r.elsewhere[i]
+		v := m.verdict(at.Flow, proto, port)
+		switch {
+		case o.verdict.Action == filter.Allow && v.Action != filter.Allow:
+			return o.depending(v, at)
+		case o.verdict.Action == filter.Allow:
+		case v.Action == filter.Allow:
+			return o.depending(v, at)
+		case !at.To && src == nil && v.Ingress.Allows():
+			src = at
+		case at.To && dst == nil && v.Egress.Allows():
+			dst = at
+		}
+	}
+	if o.verdict.Action == filter.Allow || src == nil || dst == nil {
+		return o
+	}
+	both := src.Flow
+	both.Key = filter.NewKey(src.Key.SrcAddr(), dst.Key.DstAddr(), proto, port)
+	if v := m.verdict(both, proto, port); v.Action == filter.Allow {
+		o.depends, o.elsewhere, o.from, o.to = true, v, src.Range.Prefix, dst.Range.Prefix
+	}
+	return o
+}
+
+// depending returns the outcome with another verdict elsewhere.
+func (o outcome) depending(v filter.Verdict, at *inventory.Alternative) outcome {
+	o.depends, o.elsewhere = true, v
+	if at.To {
+		o.to = at.Range.Prefix
+	} else {
+		o.from = at.Range.Prefix
+	}
+	return o
+}
+
+// verdict decides about a port of a flow. The field Pair is not set: it differs between ports
+// that have the same verdict for the same reason.
+func (m *Map) verdict(f inventory.Flow, proto filter.Protocol, port uint16) filter.Verdict {
+	src, dst := f.Key.SrcAddr(), f.Key.DstAddr()
+	if proto == filter.ICMP && src.Is6() {
+		proto = filter.ICMPv6
+	}
+	f.Key = filter.NewKey(src, dst, proto, port)
+	v := m.inventory.Decide(f)
+	v.Pair = false
+	return v
+}
+
+// family returns the index of an address family.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// intern returns the slice that is equal to the spans, so that equal ones are stored once.
+func (m *Map) intern(spans []Span) []Span {
+	if len(spans) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	for _, s := range spans {
+		b.WriteString(strconv.Itoa(int(s.Protocol)) + " " + strconv.Itoa(int(s.Low)) + " " + strconv.Itoa(s.number) + ";")
+	}
+	if known := m.spans[b.String()]; known != nil {
+		return known
+	}
+	m.spans[b.String()] = spans
+	return spans
+}

@@ -1,0 +1,168 @@
+package reach
+
+import (
+	"fmt"
+	"slices"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
+)
+
+// protocols are those with ports, in the order of the spans.
+var protocols = [...]filter.Protocol{filter.TCP, filter.UDP, filter.SCTP}
+
+// cuts are the numbers at which spans begin, sorted, by protocol in the order of protocols.
+type cuts [len(protocols)][]int
+
+// add adds the begin of a range of ports, and of what comes after it.
+func (c *cuts) add(proto filter.Protocol, low, high uint16) {
+	if i := slices.Index(protocols[:], proto); i >= 0 {
+		c[i] = append(c[i], max(1, int(low)), int(high)+1)
+	}
+}
+
+func (c *cuts) join(o *cuts) {
+	for i := range c {
+		c[i] = append(c[i], o[i]...)
+	}
+}
+
+func (c *cuts) sort() {
+	for i := range c {
+		slices.Sort(c[i])
+		c[i] = slices.Compact(c[i])
+	}
+}
+
+// cutsOf returns the cuts at the numbers of ports in each policy, by direction.
+func cutsOf(policies []*policy.Policy) map[string][2]cuts {
+	all := make(map[string][2]cuts, len(policies))
+	for _, o := range policies {
+		var c [2]cuts
+		for d := range o.Rules {
+			for _, r := range o.Rules[d] {
+				for _, p := range r.Ports {
+					if !p.Malformed && p.Name == "" && !p.All() {
+						c[d].add(p.Protocol, p.Low, p.High)
+					}
+				}
+			}
+			c[d].sort()
+		}
+		all[o.Ref.String()] = c
+	}
+	return all
+}
+
+// classOf returns the class of a party with an end.
+func (m *Map) classOf(e *inventory.End) *class {
+	key := m.inventory.ClassOf(e)
+	if c := m.classes[key]; c != nil {
+		return c
+	}
+	c := &class{}
+	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
+		for t := policy.Admin; t < filter.NumTiers; t++ {
+			for _, name := range e.Endpoint.Policies(d, t) {
+				of := m.cuts[name][d]
+				c.cuts[d].join(&of)
+			}
+		}
+		c.cuts[d].sort()
+	}
+	for _, p := range e.Endpoint.NamedPorts() {
+		c.named.add(p.Protocol, p.Number, p.Number)
+	}
+	m.classes[key] = c
+	return c
+}
+
+// spansBetween divides the ports of each protocol into spans: at the numbers that begin or end a
+// range in a policy that decides about the source in egress or about the destination in
+// ingress, and at the named ports of the destination. So all ports of a span have the
+// same verdict.
+func spansBetween(from, to *class) (spans []Span) {
+	for i, proto := range protocols {
+		starts := slices.Concat([]int{1}, from.cuts[filter.Egress][i], to.cuts[filter.Ingress][i], to.named[i])
+		slices.Sort(starts)
+		starts = slices.Compact(append(starts, 1<<16))
+		for j := 0; starts[j] < 1<<16; j++ {
+			spans = append(spans, Span{Protocol: proto, Low: uint16(starts[j]), High: uint16(starts[j+1] - 1)})
+		}
+	}
+	return append(spans, Span{Protocol: filter.ICMP})
+}
+
+// All reports whether the span is all of its protocol.
+func (s Span) All() bool { return s.Low <= 1 && (s.High == 1<<16-1 || s.High == 0) }
+
+// Contains reports whether a port is in the span. The port of ICMP is 0.
+func (s Span) Contains(proto filter.Protocol, port uint16) bool {
+	return s.Protocol == proto && s.Low <= port && port <= s.High
+}
+
+// String returns the span as in "TCP 80", "UDP 8000-8100", "SCTP" or "ICMP".
+func (s Span) String() string {
+	switch {
+	case s.All():
+		return s.Protocol.String()
+	case s.Low == s.High:
+		return fmt.Sprintf("%s %d", s.Protocol, s.Low)
+	}
+	return fmt.Sprintf("%s %d-%d", s.Protocol, s.Low, s.High)
+}
+
+// At returns the answer for a port. Spans must be those of a [Pair]. At returns nil if they
+// are nil.
+func At(spans []Span, proto filter.Protocol, port uint16) *Answer {
+	for _, s := range spans {
+		if s.Contains(proto, port) {
+			return s.Answer
+		}
+	}
+	return nil
+}
+
+// Joined returns the spans with a verdict for which f returns true, and joins those that touch,
+// whatever decides about them. The results have no Answer.
+func Joined(spans []Span, f func(Verdict) bool) (all []Span) {
+	for _, s := range spans {
+		if !f(s.Verdict) {
+			continue
+		}
+		if n := len(all); n > 0 && all[n-1].Protocol == s.Protocol && all[n-1].High+1 == s.Low {
+			all[n-1].High = s.High
+			continue
+		}
+		all = append(all, Span{Protocol: s.Protocol, Low: s.Low, High: s.High})
+	}
+	return all
+}
+
+// OnlyDeclared reports whether exactly the given ports are open: least privilege, if they are
+// those that the destination declares.
+func OnlyDeclared(spans []Span, declared []policy.NamedPort) bool {
+	for _, p := range declared {
+		if a := At(spans, p.Protocol, p.Number); a == nil || a.Verdict != Allow {
+			return false
+		}
+	}
+	for _, s := range spans {
+		if s.Verdict != Deny && !covers(declared, s) {
+			return false
+		}
+	}
+	return len(declared) > 0 && len(spans) > 0
+}
+
+// covers reports whether each port of a span is among the ports.
+func covers(ports []policy.NamedPort, s Span) bool {
+	found := make(map[uint16]bool)
+	for _, p := range ports {
+		if s.Contains(p.Protocol, p.Number) {
+			found[p.Number] = true
+		}
+	}
+	return len(found) == int(s.High)-int(s.Low)+1
+}
