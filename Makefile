@@ -23,7 +23,12 @@ FUZZTIME ?= 60s
 FRAMES ?= 1000000
 SEED ?= 1
 IMAGE ?= localhost/sluice:dev
-VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),dev)
+# The version of everything that is built here: the last tag or, before the first one, v0.0.0-g with the
+# commit. git refuses to read a clone of another user, which is usual under sudo, unless it is told to.
+DESCRIBE := git -c safe.directory='$(CURDIR)' describe --dirty --match 'v[0-9]*'
+VERSION ?= $(or $(shell $(DESCRIBE) --tags 2>/dev/null),$(addprefix v0.0.0-g,$(shell $(DESCRIBE) --always 2>/dev/null)),v0.0.0-dev)
+STAMP = -X main.release=$(VERSION)
+REPOSITORY ?= localhost/sluice
 BENCH ?= .
 
 .PHONY: help
@@ -34,7 +39,7 @@ help: ## print this list
 .PHONY: demo
 demo: ## show policies at work on real packets, in network namespaces (as root, under a minute)
 	@.ci/setup demo
-	@go build -buildvcs=false -ldflags='-X main.release=$(VERSION)' -o bin/ ./cmd/sluice ./bench/demo
+	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice ./bench/demo
 	@bin/demo --sluice bin/sluice
 
 .PHONY: test
@@ -49,12 +54,16 @@ test-cluster: ## test the agent with a real API server, and print its latencies 
 
 .PHONY: build
 build: ## build bin/sluice
-	CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o bin/sluice ./cmd/sluice
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/sluice ./cmd/sluice
 
 .PHONY: image
 image: ## build bin/sluice-image.tar, an OCI image to load into containerd; without a daemon or a registry
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w -X main.release=$(VERSION)' -o bin/image/sluice ./cmd/sluice
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w $(STAMP)' -o bin/image/sluice ./cmd/sluice
 	go run ./deploy/image -sluice bin/image/sluice -name '$(IMAGE)' -version '$(VERSION)' -o bin/sluice-image.tar
+
+.PHONY: release
+release: ## build bin/release: programs for 5 platforms, image for 2, chart, SBOM and checksums, of VERSION (on Debian; minutes)
+	go run ./deploy/release -version '$(VERSION)' -repository '$(REPOSITORY)' -source '$(SOURCE)' -o bin/release
 
 .PHONY: check-deploy
 check-deploy: ## compare the chart and the base with Helm and kustomize (the first run builds them: minutes)
@@ -80,7 +89,7 @@ fuzz-frames: ## send FRAMES random frames (1000000) of SEED (1) in each layout, 
 
 .PHONY: bench
 bench: ## measure what enforcement costs beside other ways, on real packets (as root; an hour, with BENCHFLAGS=--quick 2 minutes)
-	@go build -trimpath -buildvcs=false -ldflags='-X main.release=$(VERSION)' -o bin/ ./cmd/sluice ./bench
+	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice ./bench
 	@bin/bench run --sluice bin/sluice --out bin/bench.json --html bin/bench.html $(BENCHFLAGS)
 
 .PHONY: bench-image
@@ -95,7 +104,7 @@ gobench: ## run the Go benchmarks that match BENCH (all), one package after the 
 
 .PHONY: bench-scale
 bench-scale: ## measure what it costs to follow 100,000 pods and 10,000 policies (as root, the memory of the agent too)
-	@go build -trimpath -buildvcs=false -o bin/ ./cmd/sluice ./bench/scale
+	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice ./bench/scale
 	@bin/scale -sluice bin/sluice
 
 .PHONY: lint
