@@ -88,7 +88,7 @@ func liveCluster(t *testing.T, dir string, refuse func(*http.Request) *metav1.St
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
 	kubeconfig = filepath.Join(t.TempDir(), "config")
-	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}, {name: shop, context: {cluster: c, user: u, namespace: shop}}],
  clusters: [{name: c, cluster: {server: "%s"}}], users: [{name: u, user: {token: t}}]}`, server.URL)
 	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -115,7 +115,11 @@ func TestLiveClusterAnswersLikeADirectory(t *testing.T) {
 func sameAnswers(t *testing.T, dir, kubeconfig string, args ...string) {
 	t.Helper()
 	status, want, _ := sluice(t, append(slices.Clone(args), "-f", dir)...)
-	liveStatus, got, stderr := sluice(t, append(slices.Clone(args), "--kubeconfig", kubeconfig)...)
+	args = append(slices.Clone(args), "--kubeconfig", kubeconfig)
+	if args[0] != "explain" {
+		args = append(args, "-A")
+	}
+	liveStatus, got, stderr := sluice(t, args...)
 	if args[0] == "lint" { // for files, lint also prints their names
 		want, got = withoutFiles(want), withoutFiles(got)
 	}
@@ -135,16 +139,21 @@ func TestLiveClusterHasTiersAndNodes(t *testing.T) {
 		t.Run(strings.Join(args, " "), func(t *testing.T) { sameAnswers(t, dir, kubeconfig, args...) })
 	}
 	t.Run("nodes refused", func(t *testing.T) {
-		forbidden := liveCluster(t, dir, func(r *http.Request) *metav1.Status {
-			if !strings.HasSuffix(r.URL.Path, "/nodes") {
-				return nil
-			}
-			return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "nodes is forbidden"}
-		})
-		if status, _, stderr := sluice(t, "matrix", "--kubeconfig", forbidden); status != exitFailed || !strings.Contains(stderr, "list and watch nodes") {
+		kubeconfig := liveCluster(t, dir, forbidding(func(path string) bool { return !strings.HasSuffix(path, "/nodes") }))
+		if status, _, stderr := sluice(t, "matrix", "-A", "--kubeconfig", kubeconfig); status != 0 || !strings.Contains(stderr, "not read: Node of the core API (forbidden): rules about nodes match none of them") {
 			t.Errorf("status %d, %s", status, stderr)
 		}
 	})
+}
+
+// forbidding refuses requests whose path the function does not allow.
+func forbidding(allowed func(path string) bool) func(*http.Request) *metav1.Status {
+	return func(r *http.Request) *metav1.Status {
+		if allowed(r.URL.Path) {
+			return nil
+		}
+		return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: r.URL.Path + " is forbidden"}
+	}
 }
 
 func withoutFiles(text string) string {
@@ -159,26 +168,139 @@ func withoutFiles(text string) string {
 
 func TestLiveClusterErrors(t *testing.T) {
 	dir := matrixDir(t, matrixCluster)
-	forbidden := liveCluster(t, dir, func(r *http.Request) *metav1.Status {
-		if !strings.HasSuffix(r.URL.Path, "/pods") {
-			return nil
-		}
-		return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "pods is forbidden"}
-	})
+	forbidden := liveCluster(t, dir, forbidding(func(path string) bool { return !strings.HasSuffix(path, "/pods") }))
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	for name, tt := range map[string]struct {
 		args    []string
 		message string
 	}{
-		"both":          {[]string{"-f", dir, "--kubeconfig", forbidden}, "give only one source"},
-		"neither":       {nil, "--kubeconfig FILE"},
+		"neither":       {nil, "there is nothing to read: give manifests with -f DIR (--filename; - is the standard input), or a cluster with --kubeconfig FILE or --context NAME; there is no kubeconfig in " + filepath.Join(dir, "none")},
 		"no file":       {[]string{"--kubeconfig", filepath.Join(dir, "none")}, "kubeconfig"},
-		"no context":    {[]string{"--kubeconfig", forbidden, "--context", "x"}, "use one of: c"},
-		"no permission": {[]string{"--kubeconfig", forbidden}, "ClusterRole"},
+		"no context":    {[]string{"--kubeconfig", forbidden, "--context", "x"}, "use one of: c, shop"},
+		"no permission": {[]string{"--kubeconfig", forbidden}, "in the whole cluster (ClusterRole) or in namespace default (Role)"},
+		"no namespace":  {[]string{"-f", dir, "-n", "shp"}, "there is no namespace shp: did you mean shop?"},
+		"-A and -n":     {[]string{"-f", dir, "-A", "-n", "shop"}, "give one of them"},
+		"no such range": {[]string{"-f", dir, "--pod-cidr", "10.0.0.0"}, "--pod-cidr 10.0.0.0: write a CIDR"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if status, _, stderr := sluice(t, append([]string{"matrix"}, tt.args...)...); status != exitFailed || !strings.Contains(stderr, tt.message) {
 				t.Errorf("status %d, %s; want %q", status, stderr, tt.message)
 			}
 		})
+	}
+}
+
+// Without -f, commands read the cluster of the current context, and its namespace is that of
+// names and what the answer is limited to.
+func TestCurrentContext(t *testing.T) {
+	t.Setenv("KUBECONFIG", liveCluster(t, matrixDir(t, matrixCluster), nil))
+	for name, tt := range map[string]struct {
+		args           []string
+		stdout, stderr string
+	}{
+		"explain":              {[]string{"explain", "--from", "web", "--to", "db", "--port", "6379"}, "default/web (", ""},
+		"a namespace":          {[]string{"explain", "-n", "shop", "--from", "cart", "--to", "default/db", "--port", "6379"}, "shop/cart (", ""},
+		"the context's":        {[]string{"explain", "--context", "shop", "--from", "cart", "--to", "default/db", "--port", "6379"}, "shop/cart (", ""},
+		"matrix":               {[]string{"matrix"}, "default/db ", "note: context c: the answer is about namespace default: -A for all namespaces"},
+		"matrix of a context":  {[]string{"matrix", "--context", "shop"}, "shop/cart ", "note: context shop: the answer is about namespace shop"},
+		"matrix of everything": {[]string{"matrix", "-A"}, "shop/cart ", "left out: 1 pod"},
+		"lint":                 {[]string{"lint", "-n", "shop"}, "0 findings in 0 policies, 3 pods, 1 namespace", ""},
+		"flows":                {[]string{"explain", "-n", "shop", "--flows", flowsFile(t, `{"from": "cart", "to": "default/db", "port": 6379}`)}, "shop/cart", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, stdout, stderr := sluice(t, tt.args...)
+			if status != 0 || !strings.Contains(stdout, tt.stdout) || !strings.Contains(stderr, tt.stderr) || tt.stderr == "" && stderr != "" {
+				t.Errorf("status %d, %s%s; want %q, %q", status, stdout, stderr, tt.stdout, tt.stderr)
+			}
+		})
+	}
+	if _, stdout, _ := sluice(t, "matrix"); strings.Contains(stdout, "shop/cart") {
+		t.Errorf("the matrix of namespace default has shop/cart:\n%s", stdout)
+	}
+}
+
+func flowsFile(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "flows.jsonl")
+	if err := os.WriteFile(file, []byte(text+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// Files on top of a cluster are as if they were applied to it: they replace objects of the same
+// name, those without a namespace go to the context's, and a new template replaces the pods of a
+// workload.
+func TestFilesOnTopOfACluster(t *testing.T) {
+	const objects = `
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: web, namespace: shop}, spec: {selector: {matchLabels: {app: web}}, template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c}]}}}}
+---
+{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: web-5, namespace: shop, ownerReferences: [{apiVersion: apps/v1, kind: Deployment, name: web, uid: u, controller: true}]}, spec: {selector: {matchLabels: {app: web}}, template: {metadata: {labels: {app: web, pod-template-hash: "5"}}, spec: {containers: [{name: c}]}}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web-5-a, namespace: shop, labels: {app: web, pod-template-hash: "5"}, ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web-5, uid: u, controller: true}]}, spec: {containers: [{name: c}]}, status: {podIPs: [{ip: 10.0.0.1}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: db, namespace: shop, labels: {app: db}}, spec: {containers: [{name: c}]}, status: {podIPs: [{ip: 10.0.0.2}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {selector: {app: db}, clusterIP: 10.96.0.9, ports: [{port: 6379}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db, namespace: shop}, spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}}
+`
+	kubeconfig := liveCluster(t, matrixDir(t, objects), nil)
+	ask := func(t *testing.T, files string, want string, notes ...string) {
+		t.Helper()
+		args := []string{"explain", "--kubeconfig", kubeconfig, "--context", "shop", "--from", "deploy/web", "--to", "svc/db", "--port", "6379"}
+		if files != "" {
+			args = append(args, "-f", matrixDir(t, files))
+		}
+		status, stdout, stderr := sluice(t, args...)
+		if status != 0 || !strings.Contains(stdout, "\n"+want) {
+			t.Errorf("status %d, %s%s; want %q", status, stdout, stderr, want)
+		}
+		for _, note := range notes {
+			if !strings.Contains(stderr, note) {
+				t.Errorf("%s; want %q", stderr, note)
+			}
+		}
+	}
+	ask(t, "", "allow")
+	ask(t, `{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db}, spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}}`, "deny",
+		"context shop: as if the files were applied: 1 object of the cluster replaced, 0 added", "1 object has no namespace and would be created in namespace shop")
+	ask(t, `{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db, namespace: default}, spec: {podSelector: {}, policyTypes: [Ingress]}}`, "allow",
+		"as if the files were applied: 0 objects of the cluster replaced, 1 added")
+	deployment := func(labels string) string {
+		return `{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {selector: {matchLabels: {app: web}}, template: {metadata: {labels: {` + labels + `}}, spec: {containers: [{name: c}]}}}}`
+	}
+	ask(t, deployment("app: web"), "allow (rule): shop/web-5-a")
+	ask(t, deployment("app: front"), "deny", "1 pod left out, because a rollout of the new template replaces them: Deployment shop/web")
+}
+
+// A user with rights in one namespace gets the answers about it, and is told what could not be
+// read and what this means, in text and in JSON.
+func TestRightsInOneNamespace(t *testing.T) {
+	kubeconfig := liveCluster(t, matrixDir(t, matrixCluster), forbidding(func(path string) bool {
+		return strings.Contains(path, "/namespaces/default") || path == "/apis" || strings.HasPrefix(path, "/apis/policy.networking.k8s.io") && !strings.HasSuffix(path, "policies")
+	}))
+	args := []string{"explain", "--kubeconfig", kubeconfig, "--from", "web", "--to", "db", "--port", "6379"}
+	status, stdout, stderr := sluice(t, args...)
+	if status != 0 || !strings.HasPrefix(stdout, "allow") {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
+	}
+	for _, want := range []string{
+		"sluice: not read: Pod of the core API (forbidden outside of namespace default): the pods there are not known, and their addresses count as addresses outside the cluster\n",
+		"sluice: not read: ClusterNetworkPolicy of policy.networking.k8s.io (forbidden): answers lack what these policies deny and allow\n",
+		"sluice: not read: Deployment of apps, StatefulSet of apps, DaemonSet of apps, ReplicaSet of apps, Job of batch, CronJob of batch, ReplicationController of the core API (forbidden outside of namespace default): those there without pods",
+	} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("%s\nlacks %s", stderr, want)
+		}
+	}
+	if _, stdout, _ := sluice(t, append(args, "-o", "json")...); !strings.Contains(stdout, `"reason": "forbidden outside of namespace default",`) {
+		t.Errorf("%s lacks the reason", stdout)
+	}
+	if status, stdout, stderr := sluice(t, "lint", "--kubeconfig", kubeconfig); status != 0 {
+		t.Errorf("lint: status %d, %s%s", status, stdout, stderr)
 	}
 }

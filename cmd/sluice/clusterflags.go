@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+
 	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
 
@@ -22,4 +25,14 @@ func (o clusterOptions) given() bool { return o.kubeconfig != "" || o.context !=
 // flags, for the one that the pod's service account belongs to.
 func (o clusterOptions) config() (*rest.Config, error) {
 	return kube.Config(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
+}
+
+// target returns the cluster that the flags select or, without flags, the one that kubectl would
+// use.
+func (o clusterOptions) target() (*kube.Target, error) {
+	t, err := kube.FindTarget(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
+	if errors.Is(err, kube.ErrNoCluster) {
+		return nil, fmt.Errorf("there is nothing to read: give manifests with -f DIR (--filename; - is the standard input), or a cluster with --kubeconfig FILE or --context NAME; %w", err)
+	}
+	return t, err
 }

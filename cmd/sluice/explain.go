@@ -81,6 +81,7 @@ and change neither answer nor status.`,
 	}
 	flags := cmd.Flags()
 	addInputFlags(cmd, &opts.input)
+	addNamespaceFlag(cmd, &opts.input)
 	flags.StringVar(&opts.question.From, "from", "", "`POD` or IP address that opens the connection")
 	flags.StringVar(&opts.question.To, "to", "", "`POD` or IP address that it goes to")
 	flags.StringVarP(&opts.question.Port, "port", "p", "", "`PORT` of the destination: a number, or the name of a port of its pod")
@@ -99,10 +100,12 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	if err := opts.alsoStdin("--flows", opts.flows); err != nil {
 		return err
 	}
+	opts.mention(opts.question.From, opts.question.To)
 	m, err := readInput(ctx, e, node, &opts.input)
 	if err != nil {
 		return err
 	}
+	opts.question.Namespace = m.namespace
 	if opts.flows != "" {
 		err = explainFlows(e, m.cluster(), opts)
 	} else {

@@ -66,7 +66,7 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 		defer f.Close() // the file is only read, so an error is harmless
 		in = f
 	}
-	x := flowExplainer{cluster: c, out: bufio.NewWriter(e.stdout)}
+	x := flowExplainer{cluster: c, namespace: opts.question.Namespace, out: bufio.NewWriter(e.stdout)}
 	x.answer = textAnswers{x.out}
 	if opts.format == "json" {
 		enc := json.NewEncoder(x.out)
@@ -86,6 +86,7 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 // words: without them, a decision takes less time than reading the flow.
 type flowExplainer struct {
 	cluster       *explain.Cluster
+	namespace     string // of names without one
 	out           *bufio.Writer
 	answer        answerWriter
 	line          int // number of the current line
@@ -136,7 +137,7 @@ func (x *flowExplainer) flow(text []byte) error {
 	f, err := readFlow(text)
 	if err == nil {
 		var a explain.Answer
-		if a, err = x.cluster.Answer(explain.Question{From: f.From, To: f.To, Port: string(f.Port), Protocol: f.Protocol}); err == nil {
+		if a, err = x.cluster.Answer(explain.Question{From: f.From, To: f.To, Port: string(f.Port), Protocol: f.Protocol, Namespace: x.namespace}); err == nil {
 			return x.answer.answered(a)
 		}
 	}

@@ -1,33 +1,76 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sluice/filter/policy/near"
 	"sluice/watch/kube"
 	"sluice/watch/manifests"
 )
 
-// input selects the objects that a command reads: manifests, or a live cluster.
+// input selects the objects that a command reads: manifests, a live cluster, or a cluster as if
+// manifests were applied to it.
 type input struct {
-	paths     []string
-	recursive bool
-	cluster   clusterOptions
-	command   *cobra.Command // which reads the objects
+	paths         []string
+	recursive     bool
+	podRanges     []string
+	cluster       clusterOptions
+	namespaces    []string // of -n
+	allNamespaces bool
+	mentioned     []string       // namespaces that the question names
+	command       *cobra.Command // which reads the objects
 }
 
+// loaded is what a command has read.
+type loaded struct {
+	manifests.Objects
+	problems []manifests.Problem // for which the API server would reject an object
+	// namespace is that of names without one.
+	namespace string
+	// scope are the namespaces that the answer is limited to; empty if it is not limited.
+	scope []string
+	// podRanges are the ranges of --pod-cidr.
+	podRanges []netip.Prefix
+}
+
+// addInputFlags adds the flags that select objects. A command also needs addNamespaceFlag or
+// addScopeFlags.
 func addInputFlags(cmd *cobra.Command, in *input) {
 	in.command = cmd
 	fs := cmd.Flags()
 	fs.StringArrayVarP(&in.paths, "filename", "f", nil, "`DIR` with manifests, with its subdirectories; or a file, or - for the standard input (repeatable)")
 	fs.BoolVarP(&in.recursive, "recursive", "R", true, "as for kubectl; directories are always read with their subdirectories")
+	fs.StringSliceVar(&in.podRanges, "pod-cidr", nil, "`CIDR` that pods without an address will have theirs from (repeatable)")
 	addClusterFlags(fs, &in.cluster)
 }
+
+// addNamespaceFlag adds -n for a command whose answer is about the flows that are asked for.
+func addNamespaceFlag(cmd *cobra.Command, in *input) {
+	cmd.Flags().StringSliceVarP(&in.namespaces, "namespace", "n", nil,
+		"`NAMESPACE` of names without one, and of objects in files without one; the default is the context's, or default")
+}
+
+// addScopeFlags adds -n and -A for a command whose answer is about all that it has read.
+func addScopeFlags(cmd *cobra.Command, in *input) {
+	fs := cmd.Flags()
+	fs.StringSliceVarP(&in.namespaces, "namespace", "n", nil,
+		"limit the answer to this `NAMESPACE` (repeatable, or a list with commas); for a cluster, the default is the context's")
+	fs.BoolVarP(&in.allNamespaces, "all-namespaces", "A", false, "do not limit the answer to namespaces, which is the default for files")
+}
+
+// live reports whether a cluster is read.
+func (in *input) live() bool { return len(in.paths) == 0 || in.cluster.given() }
 
 // validate returns an error if the flags contradict each other.
 func (in *input) validate() error {
@@ -36,10 +79,12 @@ func (in *input) validate() error {
 		return errors.New("--recursive=false: directories are always read with their subdirectories: give single files with -f FILE")
 	case slices.Contains(in.paths, ""):
 		return errors.New("-f is empty: give a directory of manifests, a single file, or - for the standard input")
-	case len(in.paths) > 0 && in.cluster.given():
-		return errors.New("-f cannot be combined with --kubeconfig or --context: give only one source")
-	case len(in.paths) == 0 && !in.cluster.given():
-		return errors.New("give a directory of manifests with -f DIR (--filename), or a cluster with --kubeconfig FILE or --context NAME")
+	case slices.Contains(in.namespaces, ""):
+		return errors.New("-n is empty: give the name of a namespace")
+	case in.allNamespaces && len(in.namespaces) > 0:
+		return errors.New("-A is for all namespaces and -n for some: give one of them")
+	case !in.scoped() && len(in.namespaces) > 1:
+		return errors.New("-n is given more than once: give one namespace, and write namespace/name for the others")
 	}
 	return nil
 }
@@ -53,38 +98,130 @@ func (in *input) alsoStdin(flag, value string) error {
 	return nil
 }
 
-// read returns all objects, and the problems for which the API server would reject objects.
-func (in *input) read(ctx context.Context, stdin io.Reader) (manifests.Objects, []manifests.Problem, error) {
+// mention adds the namespaces of names such as "shop/web". A user who may not list all pods may
+// be allowed to list those.
+func (in *input) mention(names ...string) {
+	for _, name := range names {
+		if namespace, _, has := strings.Cut(strings.TrimPrefix(name, "ns/"), "/"); has {
+			in.mentioned = append(in.mentioned, namespace)
+		}
+	}
+}
+
+// read reads the objects.
+func (in *input) read(ctx context.Context, stdin io.Reader) (loaded, error) {
 	if err := in.validate(); err != nil {
-		return manifests.Objects{}, nil, err
+		return loaded{}, err
+	}
+	var l loaded
+	if in.scoped() {
+		l.scope = in.namespaces
+	} else if len(in.namespaces) == 1 {
+		l.namespace = in.namespaces[0]
+	}
+	var err error
+	if l.podRanges, err = parseRanges("--pod-cidr", in.podRanges); err != nil {
+		return loaded{}, err
+	}
+	var cluster manifests.Objects
+	var target *kube.Target
+	if in.live() {
+		if target, err = in.cluster.target(); err != nil {
+			return loaded{}, err
+		}
+		in.settle(&l, target)
+		if cluster, err = readCluster(ctx, target, append(slices.Clone(in.mentioned), l.around()...)); err != nil {
+			return loaded{}, err
+		}
+		l.Objects = cluster
 	}
 	if len(in.paths) > 0 {
-		return manifests.Input{Paths: in.paths, Stdin: stdin, Command: in.command.CommandPath()}.Read()
+		l.Objects, l.problems, err = manifests.Input{Paths: in.paths, Stdin: stdin, Namespace: l.namespace, Command: in.command.CommandPath()}.Read()
+		if err == nil && target != nil {
+			l.Objects = manifests.Overlay(cluster, target.String(), l.Objects)
+		}
 	}
-	config, err := in.cluster.config()
-	if err != nil {
-		return manifests.Objects{}, nil, err
+	if err == nil {
+		err = l.scopeExists()
 	}
-	found, err := kube.Read(ctx, config)
-	if err != nil {
-		return manifests.Objects{}, nil, err
+	if err == nil && len(l.scope) > len(in.namespaces) {
+		l.Notes = append(l.Notes, manifests.Problem{File: target.String(), Detail: "the answer is about namespace " + l.namespace, Hint: "-A for all namespaces"})
 	}
-	objects := manifests.FromCluster(config.Host, found.Namespaces, found.Pods, found.Policies)
-	objects.Nodes = found.Nodes
-	if found.NodesErr != nil {
-		objects.Notes = append(objects.Notes, manifests.Problem{
-			File: config.Host, Detail: "cannot list the Nodes: a pod's own node is known only by the addresses in the pod's status",
-			Hint: "allow this user to list nodes, to learn which other addresses the nodes have",
-		})
+	return l, err
+}
+
+// scoped reports whether the command has the flags of addScopeFlags.
+func (in *input) scoped() bool { return in.command.Flags().Lookup("all-namespaces") != nil }
+
+// settle takes the defaults of the cluster's context.
+func (in *input) settle(l *loaded, t *kube.Target) {
+	if l.namespace == "" {
+		l.namespace = cmp.Or(t.Namespace, metav1.NamespaceDefault)
 	}
-	others, err := kube.CountOthers(ctx, config, func(group, kind string) bool {
-		return manifests.Restricting(manifests.Kind{Group: group, Name: kind})
-	})
-	for _, o := range others {
-		objects.NotRead = append(objects.NotRead, manifests.NotRead{Kind: manifests.Kind{Group: o.Group, Name: o.Kind}, Count: o.Count})
+	if in.scoped() && !in.allNamespaces && len(l.scope) == 0 {
+		l.scope = []string{l.namespace}
 	}
-	if err != nil {
-		objects.Notes = append(objects.Notes, manifests.Problem{File: config.Host, Detail: err.Error(), Hint: "allow sluice to list them, to learn whether they may change what is allowed"})
+}
+
+// scopeExists returns an error if a namespace of the scope does not exist, nor anything in it.
+func (l *loaded) scopeExists() error {
+	if slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Namespace"} }) {
+		return nil // the user may not read which there are
 	}
-	return objects, nil, nil
+	there := make(map[string]bool)
+	for object := range l.Origins {
+		kind, name, _ := strings.Cut(object, " ")
+		if namespace, _, in := strings.Cut(name, "/"); in || kind == "Namespace" {
+			there[namespace] = true
+		}
+	}
+	names := slices.Sorted(maps.Keys(there))
+	for _, namespace := range l.scope {
+		if there[namespace] {
+			continue
+		}
+		if best, ok := near.Name(namespace, names); ok {
+			return fmt.Errorf("there is no namespace %s: did you mean %s?", namespace, best)
+		}
+		return fmt.Errorf("there is no namespace %s: the namespaces here are %s", namespace, near.List(names, 8, ", "))
+	}
+	return nil
+}
+
+// around returns the namespaces to read if the user may not read the whole cluster.
+func (l *loaded) around() []string {
+	if len(l.scope) > 0 {
+		return l.scope
+	}
+	return []string{l.namespace}
+}
+
+// within reports whether the answer is about a namespace, or about what is in none.
+func (l *loaded) within(namespace string) bool {
+	return namespace == "" || len(l.scope) == 0 || slices.Contains(l.scope, namespace)
+}
+
+// concerns reports whether the answer is about an object, as in "Pod shop/web".
+func (l *loaded) concerns(object string) bool {
+	kind, name, _ := strings.Cut(object, " ")
+	namespace, _, has := strings.Cut(name, "/")
+	switch {
+	case kind == "Namespace":
+		namespace = name
+	case !has:
+		return true
+	}
+	return l.within(namespace)
+}
+
+// parseRanges parses the CIDRs of a flag.
+func parseRanges(flag string, texts []string) (ranges []netip.Prefix, err error) {
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: write a CIDR, such as 10.244.0.0/16 or fd00:10:244::/56", flag, text)
+		}
+		ranges = append(ranges, p.Masked())
+	}
+	return ranges, nil
 }

@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
 
+	"sluice/filter/policy"
 	"sluice/filter/policy/lint"
 	"sluice/watch/manifests"
 )
@@ -74,15 +77,17 @@ Cilium, are named ("not read"); neither changes the status.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runLint(cmd.Context(), e, &in, format) },
 	}
 	addInputFlags(cmd, &in)
+	addScopeFlags(cmd, &in)
 	cmd.Flags().VarP(newChoiceFlag(&format, "text", "json"), "output", "o", "text or json")
 	return cmd
 }
 
 func runLint(ctx context.Context, e env, in *input, format string) error {
-	objects, problems, err := in.read(ctx, e.stdin)
+	l, err := in.read(ctx, e.stdin)
 	if err != nil {
 		return err
 	}
+	objects, problems := l.Objects, l.problems
 	found := []finding{} // not nil, so that JSON has [] and not null
 	for _, p := range problems {
 		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
@@ -106,6 +111,7 @@ func runLint(ctx context.Context, e env, in *input, format string) error {
 			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
 		}
 	}
+	found = slices.DeleteFunc(found, func(f finding) bool { return !l.concerns(f.Object) || l.uncertain(f.Check) })
 	printNotes(e, objects)
 	if format == "json" {
 		enc := json.NewEncoder(e.stdout)
@@ -113,7 +119,7 @@ func runLint(ctx context.Context, e env, in *input, format string) error {
 		enc.SetEscapeHTML(false)
 		err = enc.Encode(found)
 	} else {
-		err = printFindings(e.stdout, found, objects)
+		err = printFindings(e.stdout, found, &l)
 	}
 	if err != nil {
 		return fmt.Errorf("write the findings: %w", err)
@@ -124,8 +130,16 @@ func runLint(ctx context.Context, e env, in *input, format string) error {
 	return nil
 }
 
+// uncertain reports whether the findings of a check may be wrong, because objects that it depends
+// on could not be read.
+func (l *loaded) uncertain(check string) bool {
+	return (check == "no-match" || check == "no-port") && slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool {
+		return n.Reason != "" && (n.Kind == manifests.Kind{Name: "Pod"} || n.Kind == manifests.Kind{Name: "Namespace"} || n.Kind == manifests.Kind{Name: "Node"})
+	})
+}
+
 // printFindings writes the findings as text, grouped by object.
-func printFindings(out io.Writer, found []finding, objects manifests.Objects) error {
+func printFindings(out io.Writer, found []finding, l *loaded) error {
 	var b strings.Builder
 	last := ""
 	for _, f := range found {
@@ -149,10 +163,12 @@ func printFindings(out io.Writer, found []finding, objects manifests.Objects) er
 	if len(found) > 0 {
 		fmt.Fprintln(&b)
 	}
-	fmt.Fprintf(&b, "%s in %s, %s, %s\n", count(len(found), "finding", "findings"),
-		count(len(objects.Policies), "policy", "policies"), count(len(objects.Pods), "pod", "pods"),
-		count(len(objects.Namespaces), "namespace", "namespaces"))
-	if len(objects.Pods) == 0 && len(objects.Policies) > 0 {
+	policies := slices.DeleteFunc(slices.Clone(l.Policies), func(p *policy.Policy) bool { return !l.within(p.Ref.Namespace) })
+	pods := slices.DeleteFunc(slices.Clone(l.Pods), func(p *policy.Pod) bool { return !l.within(p.Namespace) })
+	namespaces := slices.DeleteFunc(slices.Clone(l.Namespaces), func(n *corev1.Namespace) bool { return !l.within(n.Name) })
+	fmt.Fprintf(&b, "%s in %s, %s, %s\n", count(len(found), "finding", "findings"), count(len(policies), "policy", "policies"),
+		count(len(pods), "pod", "pods"), count(len(namespaces), "namespace", "namespaces"))
+	if len(l.Pods) == 0 && len(l.Policies) > 0 {
 		fmt.Fprintln(&b, "There are no pods, so selectors were not checked.")
 	}
 	_, err := io.WriteString(out, b.String())

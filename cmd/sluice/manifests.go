@@ -14,11 +14,9 @@ import (
 
 // compiled holds the objects that a command has read, and the inventory of them.
 type compiled struct {
-	manifests.Objects
-	inventory *inventory.Inventory
-
-	unread        []manifests.Problem // problems for which the API server would reject an object
-	misunderstood []policy.Problem    // parts that the API server would accept, but that allow nothing
+	loaded
+	inventory     *inventory.Inventory
+	misunderstood []policy.Problem // parts that the API server would accept, but that allow nothing
 }
 
 // readManifests reads and compiles manifests. node lists the addresses of the
@@ -28,25 +26,25 @@ func readManifests(node []netip.Addr, paths ...string) (*compiled, error) {
 	if err != nil {
 		return nil, err
 	}
-	return compile(node, objects, problems), nil
+	return compile(node, loaded{Objects: objects, problems: problems}), nil
 }
 
 // readInput is like readManifests, but also reads a live cluster.
 func readInput(ctx context.Context, e env, node []netip.Addr, in *input) (*compiled, error) {
-	objects, problems, err := in.read(ctx, e.stdin)
+	l, err := in.read(ctx, e.stdin)
 	if err != nil {
 		return nil, err
 	}
-	return compile(node, objects, problems), nil
+	return compile(node, l), nil
 }
 
-func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.Problem) *compiled {
-	m := &compiled{Objects: objects, unread: problems, inventory: inventory.New(inventory.Objects{
-		Namespaces: objects.Namespaces, Pods: objects.Pods, Nodes: objects.Nodes, Workloads: objects.Workloads, Policies: objects.Policies,
-		Services: objects.Services, EndpointSlices: objects.EndpointSlices, NodeAddrs: node,
+func compile(node []netip.Addr, l loaded) *compiled {
+	m := &compiled{loaded: l, inventory: inventory.New(inventory.Objects{
+		Namespaces: l.Namespaces, Pods: l.Pods, Nodes: l.Nodes, Workloads: l.Workloads, Policies: l.Policies,
+		Services: l.Services, EndpointSlices: l.EndpointSlices, NodeAddrs: node, PodRanges: l.podRanges,
 	})}
 	for _, p := range m.inventory.Problems {
-		if p.Field != policy.DenyWithField && !manifests.CausedBy(p, problems) { // the annotation changes no verdict
+		if p.Field != policy.DenyWithField && !manifests.CausedBy(p, l.problems) { // the annotation changes no verdict
 			m.misunderstood = append(m.misunderstood, p)
 		}
 	}
@@ -61,7 +59,7 @@ func (m *compiled) cluster() *explain.Cluster {
 	for _, p := range m.Policies {
 		refs[p.Ref.Object()] = p.Ref
 	}
-	for _, p := range m.unread {
+	for _, p := range m.problems {
 		if ref, is := refs[p.Object]; is {
 			problems = append(problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Hint: p.Hint})
 		}
@@ -76,10 +74,10 @@ func (m *compiled) cluster() *explain.Cluster {
 func (m *compiled) report(e env, what string) error {
 	m.Notes = append(m.Notes, m.Outdated...)
 	printNotes(e, m.Objects)
-	if len(m.unread)+len(m.misunderstood) == 0 {
+	if len(m.problems)+len(m.misunderstood) == 0 {
 		return nil
 	}
-	for _, p := range m.unread {
+	for _, p := range m.problems {
 		fmt.Fprintln(e.stderr, "sluice:", p)
 	}
 	for _, p := range m.misunderstood {
@@ -107,8 +105,8 @@ func printNotes(e env, o manifests.Objects) {
 	for _, n := range manifests.Condense(o.Notes) {
 		fmt.Fprintln(e.stderr, "sluice: note:", n)
 	}
-	if text := manifests.TextOf(o.NotRead); text != "" {
-		fmt.Fprintln(e.stderr, "sluice: not read:", text)
+	for _, line := range manifests.LinesOf(o.NotRead) {
+		fmt.Fprintln(e.stderr, "sluice: not read:", line)
 	}
 }
 

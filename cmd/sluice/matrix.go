@@ -16,9 +16,8 @@ import (
 
 type matrixOptions struct {
 	input
-	format     string
-	ports      []string
-	namespaces []string
+	format string
+	ports  []string
 }
 
 func matrixCommand(e env) *cobra.Command {
@@ -48,9 +47,9 @@ be understood.`,
 	}
 	flags := cmd.Flags()
 	addInputFlags(cmd, &opts.input)
+	addScopeFlags(cmd, &opts.input)
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "html"), "output", "o", "text, json or html")
 	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "decide about this `PORT` of every pod, such as 80 or 53/udp (repeatable)")
-	flags.StringSliceVarP(&opts.namespaces, "namespace", "n", nil, "show only the pods of this `NAMESPACE` (repeatable)")
 	return cmd
 }
 
@@ -66,7 +65,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	if err != nil {
 		return err
 	}
-	m := matrix.New(from.inventory.Snapshot, from.Pods, from.Policies, matrix.Options{Ports: asked, Namespaces: opts.namespaces})
+	m := matrix.New(from.inventory.Snapshot, from.Pods, from.Policies, matrix.Options{Ports: asked, Namespaces: from.scope})
 	for _, n := range from.NotRead {
 		m.NotRead = append(m.NotRead, n)
 	}

@@ -289,6 +289,8 @@ func TestMatrixPageIsSelfContained(t *testing.T) {
 }
 
 func TestMatrixUsageErrors(t *testing.T) {
+	t.Setenv("KUBECONFIG", "none")
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	dir := matrixDir(t, matrixCluster)
 	tests := map[string]struct {
 		args    []string
@@ -300,7 +302,7 @@ func TestMatrixUsageErrors(t *testing.T) {
 		"protocol":     {[]string{"-f", dir, "--port", "80/icmp"}, exitFailed, "sctp"},
 		"format":       {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "give one of text, json, html"},
 		"no directory": {[]string{"-f", filepath.Join(dir, "none")}, exitFailed, "no such file"},
-		"no pods":      {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "status.podIPs"},
+		"no namespace": {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "the namespaces here are default, shop"},
 		"no flag":      {nil, exitFailed, "filename"},
 		"broken":       {[]string{"-f", matrixDir(t, matrixCluster+"---\na: [\n")}, exitFailed, "correct the YAML"},
 	}

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -33,10 +34,57 @@ func Config(opts ConfigOptions) (*rest.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.QPS, config.Burst = requestRate, requestBurst
-	config.UserAgent = strings.TrimSuffix("sluice/"+opts.Version, "/")
-	config.WarningHandler = rest.NoWarnings{} // the API server's warnings are for those who write objects
+	opts.finish(config)
 	return config, nil
+}
+
+// finish sets what all clients have in common.
+func (o ConfigOptions) finish(config *rest.Config) {
+	config.QPS, config.Burst = requestRate, requestBurst
+	config.UserAgent = strings.TrimSuffix("sluice/"+o.Version, "/")
+	config.WarningHandler = rest.NoWarnings{} // the API server's warnings are for those who write objects
+}
+
+// Target is a cluster that people ask about.
+type Target struct {
+	*rest.Config
+	Context   string // of the kubeconfig; empty for the service account of a pod
+	Namespace string // of the context or the service account; empty if it has none
+}
+
+// String names the target, as in "context production".
+func (t *Target) String() string {
+	if t.Context == "" {
+		return "the cluster of this pod"
+	}
+	return "context " + t.Context
+}
+
+// ErrNoCluster is the error that there is no kubeconfig.
+var ErrNoCluster = errors.New("there is no kubeconfig")
+
+// namespaceFile has the namespace of a pod, beside the token of its service account.
+const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+// FindTarget returns the cluster that kubectl would use: the given context, or the current one,
+// of the given kubeconfig, of those in $KUBECONFIG, or of ~/.kube/config. Without any of them, it
+// is the cluster of the pod's service account; without that, the error is ErrNoCluster. It sends
+// no request.
+func FindTarget(opts ConfigOptions) (*Target, error) {
+	t, err := kubeconfigTarget(opts)
+	if errors.Is(err, ErrNoCluster) {
+		config, inPod := rest.InClusterConfig()
+		if inPod != nil {
+			return nil, err
+		}
+		namespace, _ := os.ReadFile(namespaceFile) // without it, the namespace is not known
+		t, err = &Target{Config: config, Namespace: strings.TrimSpace(string(namespace))}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	opts.finish(t.Config)
+	return t, nil
 }
 
 func loadConfig(opts ConfigOptions) (*rest.Config, error) {
@@ -50,6 +98,16 @@ func loadConfig(opts ConfigOptions) (*rest.Config, error) {
 		}
 		return config, nil
 	}
+	t, err := kubeconfigTarget(opts)
+	if err != nil {
+		return nil, err
+	}
+	return t.Config, nil
+}
+
+// kubeconfigTarget returns the cluster of a context of the kubeconfig. The error is ErrNoCluster
+// if none is named and none of the usual places has one.
+func kubeconfigTarget(opts ConfigOptions) (*Target, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = opts.Kubeconfig
 	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: opts.Context})
@@ -58,11 +116,13 @@ func loadConfig(opts ConfigOptions) (*rest.Config, error) {
 		file = strings.Join(rules.GetLoadingPrecedence(), ", ")
 	}
 	raw, err := loader.RawConfig()
-	if errors.Is(err, os.ErrNotExist) {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return nil, fmt.Errorf("read the kubeconfig: %w: give the path of an existing file", err)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, fmt.Errorf("read the kubeconfig %s: %w: write a kubeconfig as kubectl config view prints one", file, err)
+	case opts.Kubeconfig == "" && opts.Context == "" && clientcmdapi.IsConfigEmpty(&raw):
+		return nil, fmt.Errorf("%w in %s", ErrNoCluster, file)
 	}
 	if err := checkContext(&raw, opts.Context, file); err != nil {
 		return nil, err
@@ -71,7 +131,8 @@ func loadConfig(opts ConfigOptions) (*rest.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API with the kubeconfig %s: %w", file, err)
 	}
-	return config, nil
+	name := cmp.Or(opts.Context, raw.CurrentContext)
+	return &Target{Config: config, Context: name, Namespace: raw.Contexts[name].Namespace}, nil
 }
 
 // checkContext returns an error that lists the contexts if the wanted one does not exist.

@@ -21,7 +21,6 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
@@ -57,21 +56,11 @@ type Origin struct {
 	Document int    // number of the document in the file, from 1; 0 if the file has no documents
 }
 
-// FromCluster returns the given objects of a live cluster. In Origins, each object has origin as
-// its File.
-func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*corev1.Pod, policies []*policy.Policy) Objects {
-	o := Objects{Namespaces: namespaces, Pods: kubepod.ReadAll(podObjects), Policies: policies, Origins: make(map[string]Origin)}
-	note := func(kind string, object metav1.Object) {
-		o.Origins[kind+" "+nameOf(kind, object)] = Origin{File: origin}
-	}
-	for _, n := range namespaces {
-		note("Namespace", n)
-	}
-	for _, p := range podObjects {
-		note("Pod", p)
-	}
-	for _, p := range policies {
-		o.Origins[p.Ref.Object()] = Origin{File: origin}
+// FromCluster returns the objects of a live cluster with their Origins, whose File is origin.
+func FromCluster(origin string, o Objects) Objects {
+	o.Origins = make(map[string]Origin)
+	for _, key := range o.keys() {
+		o.Origins[key] = Origin{File: origin}
 	}
 	return o
 }
@@ -83,7 +72,7 @@ type Problem struct {
 	Object   string // as in "NetworkPolicy default/x"; empty if it is not known
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
-	Hint     string // how to correct it
+	Hint     string // how to correct it; empty if there is nothing to correct
 
 	unrendered bool // the file or directory is not read, because it must be rendered first
 }
@@ -101,7 +90,11 @@ func (p Problem) Error() string {
 			b.WriteString(part)
 		}
 	}
-	return b.String() + ": " + p.Detail + ": " + p.Hint
+	b.WriteString(": " + p.Detail)
+	if p.Hint != "" {
+		b.WriteString(": " + p.Hint)
+	}
+	return b.String()
 }
 
 // LogValue logs the parts of the problem as separate attributes.

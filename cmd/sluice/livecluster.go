@@ -1,0 +1,41 @@
+package main
+
+import (
+	"context"
+	"slices"
+
+	"sluice/watch/kube"
+	"sluice/watch/manifests"
+)
+
+// readCluster reads a live cluster. Of what the user may not list in the whole cluster, it reads
+// the given namespaces.
+func readCluster(ctx context.Context, t *kube.Target, namespaces []string) (manifests.Objects, error) {
+	slices.Sort(namespaces)
+	namespaces = slices.Compact(namespaces)
+	found, err := kube.Read(ctx, t.Config, namespaces...)
+	if err != nil {
+		return manifests.Objects{}, err
+	}
+	o := manifests.FromCluster(t.Host, manifests.Objects{
+		Namespaces: found.Namespaces, Pods: found.Pods, Nodes: found.Nodes, Workloads: found.Workloads, Policies: found.Policies,
+		Services: found.Services, EndpointSlices: found.EndpointSlices,
+	})
+	for _, u := range found.Unread {
+		o.NotRead = append(o.NotRead, manifests.NotRead{Kind: manifests.Kind{Group: u.Group, Name: u.Kind}, Reason: u.Reason, Effect: u.Effect})
+	}
+	others, err := kube.CountOthers(ctx, t.Config, func(group, kind string) bool {
+		return manifests.Restricting(manifests.Kind{Group: group, Name: kind})
+	}, namespaces...)
+	for _, other := range others {
+		n := manifests.NotRead{Kind: manifests.Kind{Group: other.Group, Name: other.Kind}, Count: other.Count, Reason: other.Reason}
+		if n.Reason != "" {
+			n.Effect = "they may change what is allowed"
+		}
+		o.NotRead = append(o.NotRead, n)
+	}
+	if err != nil {
+		o.Notes = append(o.Notes, manifests.Problem{File: t.Host, Detail: err.Error(), Hint: "allow sluice to list them, to learn whether they may change what is allowed"})
+	}
+	return o, nil
+}
