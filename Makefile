@@ -50,7 +50,7 @@ test: ## run all tests (as root, those on real packets too)
 .PHONY: test-cluster
 test-cluster: ## test the agent with a real API server, and print its latencies (the first run builds one: 5 minutes)
 	@.ci/setup test
-	SLUICE_TEST_CLUSTER=1 go test -buildvcs=false -count=1 -timeout=30m -p=1 -v -run '^TestCluster' ./watch/kube ./cmd/sluice
+	PATH='$(CURDIR)/.cache/tools':"$$PATH" SLUICE_TEST_CLUSTER=1 go test -buildvcs=false -count=1 -timeout=30m -p=1 -v -run '^TestCluster' ./watch/kube ./cmd/sluice ./deploy
 
 .PHONY: build
 build: ## build bin/sluice

@@ -159,7 +159,7 @@ func TestNotes(t *testing.T) {
 		want, without []string
 	}{
 		"keep": {"{}", []string{
-			"helm -n kube-system upgrade sluice sluice-0.1.0.tgz --reuse-values --set onExit=remove", "helm -n kube-system uninstall sluice",
+			"helm -n kube-system upgrade sluice sluice-0.1.0.tgz --reset-then-reuse-values --set onExit=remove", "helm -n kube-system uninstall sluice",
 			"already gone", "sluice rules --remove", `"fail: closed"`,
 		}, nil},
 		"remove": {"{onExit: remove, fullnameOverride: x}", []string{"helm -n kube-system uninstall sluice", "daemonset/x"}, []string{"onExit=remove"}},
