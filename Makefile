@@ -65,6 +65,10 @@ image: ## build bin/sluice-image.tar, an OCI image to load into containerd; with
 release: ## build bin/release: programs for 5 platforms, image for 2, chart, SBOM and checksums, of VERSION (on Debian; minutes)
 	go run ./deploy/release -version '$(VERSION)' -repository '$(REPOSITORY)' -source '$(SOURCE)' -o bin/release
 
+.PHONY: test-release
+test-release: ## make a release twice, and check that it is complete and the same (on Debian; many minutes)
+	SLUICE_TEST_RELEASE=1 go test -buildvcs=false -count=1 -timeout=1h -v -run '^TestWholeRelease$$' ./deploy/release
+
 .PHONY: check-deploy
 check-deploy: ## compare the chart and the base with Helm and kustomize (the first run builds them: minutes)
 	GOBIN='$(CURDIR)/.cache/tools' go install -ldflags='$(HELM_FLAGS)' $(HELM)
