@@ -60,6 +60,7 @@ type Inventory struct {
 	marks      marks
 	hosts      map[netip.Addr]bool // the addresses of nodes in the status of pods
 
+	beside        *Inventory          // that it is compared with; nil if there is none
 	nodeSelectors []labels.Selector   // of the policies, each once
 	places        [2][]Range          // by family, IPv4 first: the ranges of the pods, cut where policies tell addresses apart
 	assumed       map[netip.Addr]bool // the addresses that assume returns
@@ -93,15 +94,7 @@ func New(o Objects) *Inventory {
 	v.addWorkloads()
 	v.addServices()
 	v.compile()
-	for i, v4 := range []bool{true, false} {
-		v.places[i] = v.findPlaces(v4)
-	}
-	v.assumed = make(map[netip.Addr]bool)
-	for _, to := range []bool{false, true} {
-		for _, a := range v.assume(to) {
-			v.assumed[a] = true
-		}
-	}
+	v.place()
 	return v
 }
 

@@ -20,7 +20,7 @@ func (v *Inventory) atAddress(addr netip.Addr) target {
 // addresses of pods, nodes and Services are not outside.
 func (v *Inventory) world() (ends []*End) {
 	for i, all := range []string{"0.0.0.0/0", "::/0"} {
-		if !v.uses(i == 0) {
+		if v4 := i == 0; !v.uses(v4) && (v.beside == nil || !v.beside.uses(v4)) {
 			continue
 		}
 		for j, r := range v.marks.cut(netip.MustParsePrefix(all)) {

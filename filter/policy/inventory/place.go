@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
 // private are the ranges in which the addresses of pods are, unless the objects say it
@@ -22,8 +23,11 @@ func (v *Inventory) podRanges(v4 bool) []netip.Prefix {
 	if ranges = slices.DeleteFunc(ranges, other); len(ranges) > 0 {
 		return ranges
 	}
-	if !v.uses(v4) {
+	switch {
+	case !v.uses(v4):
 		return nil
+	case v.beside != nil && v.unplaced() && !v.beside.unplaced():
+		return v.beside.podRanges(v4)
 	}
 	for _, text := range private {
 		ranges = append(ranges, netip.MustParsePrefix(text))
@@ -34,7 +38,24 @@ func (v *Inventory) podRanges(v4 bool) []netip.Prefix {
 // uses reports whether the cluster uses an address family: one of its pods, Nodes, pod ranges or
 // Services has an address of it. Without any address, it is IPv4.
 func (v *Inventory) uses(v4 bool) bool {
-	known, used := false, false
+	used, known := v.addressed(v4)
+	switch {
+	case known:
+		return used
+	case v.beside != nil:
+		other, known := v.beside.addressed(v4)
+		return other || !known && v4
+	}
+	return v4
+}
+
+// unplaced reports whether nothing says in which ranges the pods have their addresses.
+func (v *Inventory) unplaced() bool {
+	return len(v.PodRanges) == 0 && !slices.ContainsFunc(v.Nodes, func(n *policy.Node) bool { return len(n.Ranges) > 0 })
+}
+
+// addressed reports whether an object has an address of a family, and whether one has any address.
+func (v *Inventory) addressed(v4 bool) (used, known bool) {
 	see := func(a netip.Addr) {
 		known, used = true, used || a.Is4() == v4
 	}
@@ -57,7 +78,7 @@ func (v *Inventory) uses(v4 bool) bool {
 	for a := range v.byAddress {
 		see(a)
 	}
-	return used || !known && v4
+	return used, known
 }
 
 // findPlaces cuts the pod ranges of a family. It keeps one range of those that are in the same
@@ -132,6 +153,34 @@ func (v *Inventory) assume(to bool) (addrs []netip.Addr) {
 	}
 	return addrs
 }
+
+// Beside returns the inventory for a comparison with another one: it also tells apart the
+// addresses that policies of the other tell apart. If it knows no address, or no ranges of pods, it
+// assumes those of the other.
+func (v *Inventory) Beside(o *Inventory) *Inventory {
+	out := *v
+	out.beside = o
+	out.marks = slices.Concat(v.marks, o.marks).sorted()
+	out.place()
+	return &out
+}
+
+// place finds the places of pods.
+func (v *Inventory) place() {
+	for i, v4 := range []bool{true, false} {
+		v.places[i] = v.findPlaces(v4)
+	}
+	v.assumed = make(map[netip.Addr]bool)
+	for _, to := range []bool{false, true} {
+		for _, a := range v.assume(to) {
+			v.assumed[a] = true
+		}
+	}
+}
+
+// PlaceOf returns what the ranges of policies say about an address, as text that is equal for
+// addresses in the same ranges.
+func (v *Inventory) PlaceOf(a netip.Addr) string { return v.marks.around(a) }
 
 // Alternative is a flow with another address for an end whose address is assumed.
 type Alternative struct {

@@ -1,33 +1,31 @@
 package reach
 
 import (
+	"encoding/binary"
 	"net/netip"
-	"strconv"
-	"strings"
+	"slices"
 
 	"sluice/filter"
 	"sluice/filter/policy/inventory"
 )
 
-// decide returns the spans of flows between two ends.
-func (m *Map) decide(from, to *Party, src, dst *inventory.End, rel relation) []Span {
-	if rel != self {
-		dst = m.asDestination(to, dst)
-	}
-	routes := m.routes(src, dst)
+// decide returns the spans of flows on the routes. The result is valid until the next call.
+func (m *Map) decide(from, to *Party, routes []route) []Span {
 	if len(routes) == 0 {
 		return nil
 	}
-	var all []Span
-	for _, s := range spansBetween(from.class, to.class) {
+	all := m.spansBetween(from.class, to.class)
+	n := 0
+	for _, s := range all {
 		s.Answer = m.answer(routes, s.Protocol, s.Low)
-		if n := len(all); n > 0 && all[n-1].Protocol == s.Protocol && all[n-1].Answer == s.Answer {
+		if n > 0 && all[n-1].Protocol == s.Protocol && all[n-1].Answer == s.Answer {
 			all[n-1].High = s.High
 			continue
 		}
-		all = append(all, s)
+		all[n] = s
+		n++
 	}
-	return all
+	return all[:n]
 }
 
 // asDestination returns the end with an address for the destination of a flow: an assumed one
@@ -49,11 +47,15 @@ type route struct {
 	elsewhere []inventory.Alternative
 }
 
-// routes returns the routes between two ends, IPv4 first.
-func (m *Map) routes(src, dst *inventory.End) (routes []route) {
+// routes returns the routes from one end to another, of the party to: at most one of each family,
+// IPv4 first.
+func (m *Map) routes(src, dst *inventory.End, to *Party, rel relation) (routes []route) {
+	if rel != self {
+		dst = m.asDestination(to, dst)
+	}
 	for _, a := range src.Addrs {
 		for _, b := range dst.Addrs {
-			if a.Is4() == b.Is4() {
+			if a.Is4() == b.Is4() && !slices.ContainsFunc(routes, func(r route) bool { return r.flow.Key.SrcAddr().Is4() == a.Is4() }) {
 				f := inventory.Flow{From: src, To: dst, Key: filter.NewKey(a, b, filter.TCP, 1)}
 				r := route{f, m.inventory.Elsewhere(f)}
 				for _, at := range r.elsewhere {
@@ -71,10 +73,18 @@ func (m *Map) answer(routes []route, proto filter.Protocol, port uint16) *Answer
 	var key answerKey
 	for _, r := range routes {
 		o := m.outcome(r, proto, port)
-		if i := family(r.flow.Key.SrcAddr()); !key.known[i] {
-			key.known[i], key.outcomes[i] = true, o
-		}
+		i := family(r.flow.Key.SrcAddr())
+		key.known[i], key.outcomes[i] = true, o
 	}
+	if m.last != nil && key == m.lastKey {
+		return m.last
+	}
+	m.last, m.lastKey = m.answerOf(key), key
+	return m.last
+}
+
+// answerOf returns the answer of a key.
+func (m *Map) answerOf(key answerKey) *Answer {
 	if a := m.answers[key]; a != nil {
 		return a
 	}
@@ -194,18 +204,21 @@ func family(a netip.Addr) int {
 	return 1
 }
 
-// intern returns the slice that is equal to the spans, so that equal ones are stored once.
+// intern returns a slice that is equal to the spans: the same one for equal spans.
 func (m *Map) intern(spans []Span) []Span {
 	if len(spans) == 0 {
 		return nil
 	}
-	var b strings.Builder
+	key := m.key[:0]
 	for _, s := range spans {
-		b.WriteString(strconv.Itoa(int(s.Protocol)) + " " + strconv.Itoa(int(s.Low)) + " " + strconv.Itoa(s.number) + ";")
+		key = append(key, byte(s.Protocol), byte(s.Low>>8), byte(s.Low))
+		key = binary.AppendUvarint(key, uint64(s.number))
 	}
-	if known := m.spans[b.String()]; known != nil {
+	m.key = key
+	if known := m.spans[string(key)]; known != nil {
 		return known
 	}
-	m.spans[b.String()] = spans
+	spans = slices.Clone(spans)
+	m.spans[string(key)] = spans
 	return spans
 }

@@ -51,6 +51,7 @@ type Party struct {
 	Assumed bool
 
 	ends  []*inventory.End
+	at    map[netip.Addr]*inventory.End // ends by address; nil until it is needed
 	class *class
 }
 
@@ -65,20 +66,25 @@ func (p *Party) single() bool {
 	return len(p.Pods) == 1 && (!p.Assumed || p.Workload == policy.Ref{})
 }
 
+// hasNodes reports whether the party has the addresses of nodes.
+func (p *Party) hasNodes() bool { return p.Kind == Nodes || p.Kind == HostPods }
+
 // pairWith returns a pod of the party and a node of another. The parameter own reports whether
 // the pod must run on the node, or must not. The results are nil if there are no such two.
 func (p *Party) pairWith(nodes *Party, own bool) (pod, node *inventory.End) {
-	at := make(map[netip.Addr]*inventory.End)
-	for _, n := range nodes.ends {
-		for _, a := range n.Addrs {
-			at[a] = n
+	if nodes.at == nil {
+		nodes.at = make(map[netip.Addr]*inventory.End)
+		for _, n := range nodes.ends {
+			for _, a := range n.Addrs {
+				nodes.at[a] = n
+			}
 		}
 	}
 	for _, e := range p.ends {
 		hosts := e.Endpoint.Hosts()
 		if own {
 			for _, h := range hosts {
-				if n := at[h]; n != nil {
+				if n := nodes.at[h]; n != nil {
 					return e, n
 				}
 			}

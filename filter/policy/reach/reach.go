@@ -28,7 +28,12 @@ type Map struct {
 	cuts      map[string][2]cuts // by policy and direction
 	pairs     map[pairKey][]Span
 	answers   map[answerKey]*Answer
+	last      *Answer // the last answer, and its key: neighboring spans often have the same one
+	lastKey   answerKey
 	spans     map[string][]Span
+	scratch   []Span // reused, as are starts and key
+	starts    []int
+	key       []byte
 	places    map[netip.Prefix]*inventory.Range // by prefix: where the ends of an Elsewhere are
 }
 
@@ -146,34 +151,28 @@ func (m *Map) Between(from, to *Party) *Pair {
 	case from.Kind != Pods && to.Kind != Pods:
 		return nil
 	case from == to && from.single():
-		e := from.ends[0]
-		return &Pair{Self: true, Spans: m.between(from, to, e, e, self)}
-	case from == to:
-		return &Pair{Spans: m.between(from, to, from.ends[0], from.ends[len(from.ends)-1], apart)}
-	case from.Kind == Pods && to.Kind == Pods, from.Kind == Outside, to.Kind == Outside:
-		return &Pair{Spans: m.between(from, to, from.ends[0], to.ends[0], apart)}
+		return &Pair{Self: true, Spans: m.between(from, to, self)}
 	}
-	return m.withNodes(from, to)
+	return &Pair{Spans: m.between(from, to, apart), OwnNode: m.between(from, to, ownNode)}
 }
 
-// withNodes returns the answer for a pair of which one party has the addresses of nodes.
-func (m *Map) withNodes(from, to *Party) *Pair {
-	out := &Pair{}
-	pods, nodes := from, to
-	if to.Kind == Pods {
-		pods, nodes = to, from
+// ends returns two ends of the parties with a relation. They are nil if there are no such two.
+func ends(from, to *Party, rel relation) (src, dst *inventory.End) {
+	fromNode, toNode := from.hasNodes(), to.hasNodes()
+	switch {
+	case fromNode && to.Kind == Pods:
+		dst, src = to.pairWith(from, rel == ownNode)
+	case toNode && from.Kind == Pods:
+		src, dst = from.pairWith(to, rel == ownNode)
+	case rel == ownNode:
+	case rel == self:
+		src, dst = from.ends[0], from.ends[0]
+	case from == to:
+		src, dst = from.ends[0], from.ends[len(from.ends)-1]
+	default:
+		src, dst = from.ends[0], to.ends[0]
 	}
-	for rel, spans := range map[relation]*[]Span{apart: &out.Spans, ownNode: &out.OwnNode} {
-		pod, node := pods.pairWith(nodes, rel == ownNode)
-		switch {
-		case pod == nil:
-		case pods == from:
-			*spans = m.between(from, to, pod, node, rel)
-		default:
-			*spans = m.between(from, to, node, pod, rel)
-		}
-	}
-	return out
+	return src, dst
 }
 
 // relation is what the verdict of a flow depends on, in addition to the classes of its ends.
@@ -190,16 +189,20 @@ type pairKey struct {
 	relation relation
 }
 
-// between returns the spans of flows between two ends of the parties. It remembers them for all
-// parties of the same classes.
-func (m *Map) between(from, to *Party, src, dst *inventory.End, rel relation) []Span {
+// between returns the spans of flows between two ends of the parties with a relation; nil if
+// there are none. It remembers them for all parties of the same classes.
+func (m *Map) between(from, to *Party, rel relation) []Span {
+	src, dst := ends(from, to, rel)
+	if src == nil {
+		return nil
+	}
 	key := pairKey{from.class, to.class, rel}
 	spans, known := m.pairs[key]
 	if !known {
 		if len(m.pairs) >= maxPairs {
 			clear(m.pairs)
 		}
-		spans = m.intern(m.decide(from, to, src, dst, rel))
+		spans = m.intern(m.decide(from, to, m.routes(src, dst, to, rel)))
 		m.pairs[key] = spans
 	}
 	return spans

@@ -81,17 +81,22 @@ func (m *Map) classOf(e *inventory.End) *class {
 // spansBetween divides the ports of each protocol into spans: at the numbers that begin or end a
 // range in a policy that decides about the source in egress or about the destination in
 // ingress, and at the named ports of the destination. So all ports of a span have the
-// same verdict.
-func spansBetween(from, to *class) (spans []Span) {
+// same verdict. The result is valid until the next call.
+func (m *Map) spansBetween(from, to *class) []Span {
+	spans, starts := m.scratch[:0], m.starts
 	for i, proto := range protocols {
-		starts := slices.Concat([]int{1}, from.cuts[filter.Egress][i], to.cuts[filter.Ingress][i], to.named[i])
+		starts = append(starts[:0], 1, 1<<16)
+		starts = append(starts, from.cuts[filter.Egress][i]...)
+		starts = append(starts, to.cuts[filter.Ingress][i]...)
+		starts = append(starts, to.named[i]...)
 		slices.Sort(starts)
-		starts = slices.Compact(append(starts, 1<<16))
+		starts = slices.Compact(starts)
 		for j := 0; starts[j] < 1<<16; j++ {
 			spans = append(spans, Span{Protocol: proto, Low: uint16(starts[j]), High: uint16(starts[j+1] - 1)})
 		}
 	}
-	return append(spans, Span{Protocol: filter.ICMP})
+	m.scratch, m.starts = append(spans, Span{Protocol: filter.ICMP}), starts
+	return m.scratch
 }
 
 // All reports whether the span is all of its protocol.
