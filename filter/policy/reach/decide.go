@@ -1,6 +1,7 @@
 package reach
 
 import (
+	"cmp"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -34,7 +35,7 @@ func (m *Map) asDestination(p *Party, e *inventory.End) *inventory.End {
 	if !p.Assumed {
 		return e
 	}
-	to, err := m.inventory.EndOf(p.Pods[0], true)
+	to, err := m.inventory.EndOf(cmp.Or(e.Pod, p.Pods[0]), true)
 	if err != nil {
 		return e // not possible: the same pod was an end before
 	}
@@ -53,15 +54,23 @@ func (m *Map) routes(src, dst *inventory.End, to *Party, rel relation) (routes [
 	if rel != self {
 		dst = m.asDestination(to, dst)
 	}
+	routes = between(src, dst)
+	for i := range routes {
+		r := &routes[i]
+		r.elsewhere = m.inventory.Elsewhere(r.flow)
+		for _, at := range r.elsewhere {
+			m.places[at.Range.Prefix] = &at.Range
+		}
+	}
+	return routes
+}
+
+// between returns the routes between two ends, without other addresses.
+func between(src, dst *inventory.End) (routes []route) {
 	for _, a := range src.Addrs {
 		for _, b := range dst.Addrs {
 			if a.Is4() == b.Is4() && !slices.ContainsFunc(routes, func(r route) bool { return r.flow.Key.SrcAddr().Is4() == a.Is4() }) {
-				f := inventory.Flow{From: src, To: dst, Key: filter.NewKey(a, b, filter.TCP, 1)}
-				r := route{f, m.inventory.Elsewhere(f)}
-				for _, at := range r.elsewhere {
-					m.places[at.Range.Prefix] = &at.Range
-				}
-				routes = append(routes, r)
+				routes = append(routes, route{flow: inventory.Flow{From: src, To: dst, Key: filter.NewKey(a, b, filter.TCP, 1)}})
 			}
 		}
 	}
@@ -73,7 +82,7 @@ func (m *Map) answer(routes []route, proto filter.Protocol, port uint16) *Answer
 	var key answerKey
 	for _, r := range routes {
 		o := m.outcome(r, proto, port)
-		i := family(r.flow.Key.SrcAddr())
+		i := r.family()
 		key.known[i], key.outcomes[i] = true, o
 	}
 	if m.last != nil && key == m.lastKey {
@@ -111,6 +120,7 @@ type outcome struct {
 	depends   bool
 	elsewhere filter.Verdict
 	from, to  netip.Prefix // of the ranges of an Elsewhere; invalid if the address does not matter
+	all       string       // if it depends: the sides that allow the flow at each other address
 }
 
 func (m *Map) export(o outcome) *Outcome {
@@ -146,30 +156,42 @@ func combined(outcomes []*Outcome) Verdict {
 func (m *Map) outcome(r route, proto filter.Protocol, port uint16) outcome {
 	o := outcome{verdict: m.verdict(r.flow, proto, port)}
 	var src, dst *inventory.Alternative // where the ingress and the egress side allow the flow
+	all := make([]byte, 0, len(r.elsewhere))
 	for i := range r.elsewhere {
 		at := &r.elsewhere[i]
 		v := m.verdict(at.Flow, proto, port)
+		all = append(all, sides(v))
 		switch {
-		case o.verdict.Action == filter.Allow && v.Action != filter.Allow:
-			return o.depending(v, at)
-		case o.verdict.Action == filter.Allow:
-		case v.Action == filter.Allow:
-			return o.depending(v, at)
+		case !o.depends && v.Action != o.verdict.Action:
+			o = o.depending(v, at)
 		case !at.To && src == nil && v.Ingress.Allows():
 			src = at
 		case at.To && dst == nil && v.Egress.Allows():
 			dst = at
 		}
 	}
-	if o.verdict.Action == filter.Allow || src == nil || dst == nil {
-		return o
+	if o.verdict.Action != filter.Allow && !o.depends && src != nil && dst != nil {
+		both := src.Flow
+		both.Key = filter.NewKey(src.Key.SrcAddr(), dst.Key.DstAddr(), proto, port)
+		if v := m.verdict(both, proto, port); v.Action == filter.Allow {
+			o.depends, o.elsewhere, o.from, o.to = true, v, src.Range.Prefix, dst.Range.Prefix
+		}
 	}
-	both := src.Flow
-	both.Key = filter.NewKey(src.Key.SrcAddr(), dst.Key.DstAddr(), proto, port)
-	if v := m.verdict(both, proto, port); v.Action == filter.Allow {
-		o.depends, o.elsewhere, o.from, o.to = true, v, src.Range.Prefix, dst.Range.Prefix
+	if o.depends {
+		o.all = string(all)
 	}
 	return o
+}
+
+// sides returns which sides of a verdict allow the flow, as a number.
+func sides(v filter.Verdict) (bits byte) {
+	if v.Egress.Allows() {
+		bits |= 1
+	}
+	if v.Ingress.Allows() {
+		bits |= 2
+	}
+	return bits
 }
 
 // depending returns the outcome with another verdict elsewhere.
@@ -181,27 +203,6 @@ func (o outcome) depending(v filter.Verdict, at *inventory.Alternative) outcome 
 		o.from = at.Range.Prefix
 	}
 	return o
-}
-
-// verdict decides about a port of a flow. The field Pair is not set: it differs between ports
-// that have the same verdict for the same reason.
-func (m *Map) verdict(f inventory.Flow, proto filter.Protocol, port uint16) filter.Verdict {
-	src, dst := f.Key.SrcAddr(), f.Key.DstAddr()
-	if proto == filter.ICMP && src.Is6() {
-		proto = filter.ICMPv6
-	}
-	f.Key = filter.NewKey(src, dst, proto, port)
-	v := m.inventory.Decide(f)
-	v.Pair = false
-	return v
-}
-
-// family returns the index of an address family.
-func family(a netip.Addr) int {
-	if a.Is4() {
-		return 0
-	}
-	return 1
 }
 
 // intern returns a slice that is equal to the spans: the same one for equal spans.

@@ -1,0 +1,226 @@
+package reach
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// State is what became of a policy.
+type State uint8
+
+// The states.
+const (
+	Same State = iota
+	Added
+	Removed
+	Changed
+)
+
+// String returns the state as in text and JSON.
+func (s State) String() string {
+	return [...]string{Same: "unchanged", Added: "added", Removed: "removed", Changed: "changed"}[s]
+}
+
+// Role is what a policy does, or did, to flows that open or close.
+type Role uint8
+
+// The roles. A policy with one of the last two did so in the old cluster, and no longer does.
+const (
+	Allows      Role = iota // a rule of it allows them
+	Denies                  // a rule of it denies them
+	Isolates                // it isolates the pods, and no rule of any policy allows the flows
+	AllowedThem             // a rule of it allowed them
+	DeniedThem              // a rule of it denied them, or it isolated the pods
+)
+
+// String returns the role as in JSON.
+func (r Role) String() string {
+	return [...]string{Allows: "allows", Denies: "denies", Isolates: "isolates", AllowedThem: "allowed", DeniedThem: "denied"}[r]
+}
+
+// Cause is a policy that opens or closes flows.
+type Cause struct {
+	Policy    string // its title: see [filter.PolicyTitle]
+	Tier      filter.Tier
+	Direction filter.Direction
+	Role      Role
+	State     State
+	Rule      int    // of the role, from 0; -1 if it is not a rule
+	RuleName  string // empty if the rule has none
+	// NewEnd reports that a party is new, so that the policy may be the same as before.
+	NewEnd bool
+}
+
+// String returns the cause as in text: "pci/allow-web ingress rule 1 (added)".
+func (c Cause) String() string {
+	text := c.Policy
+	if c.Rule >= 0 && c.State != Removed {
+		if c.Tier == policy.NetworkPolicy {
+			text += " " + c.Direction.String()
+		}
+		text += fmt.Sprintf(" rule %d", c.Rule+1)
+		if c.RuleName != "" {
+			text += fmt.Sprintf(" %q", c.RuleName)
+		}
+	}
+	switch {
+	case c.State != Same:
+		return text + " (" + c.State.String() + ")"
+	case c.NewEnd:
+		return text
+	}
+	return text + " (" + [...]string{
+		Allows: "matches now", Denies: "matches now", Isolates: "selects it now",
+		AllowedThem: "no longer matches", DeniedThem: "no longer applies",
+	}[c.Role] + ")"
+}
+
+// statesOf returns what became of each policy, by name.
+func statesOf(before, after []*policy.Policy) map[string]State {
+	states := make(map[string]State)
+	olds := make(map[string]*policy.Policy)
+	for _, p := range before {
+		olds[p.Ref.String()] = p
+		states[p.Ref.String()] = Removed
+	}
+	for _, p := range after {
+		switch o := olds[p.Ref.String()]; {
+		case o == nil:
+			states[p.Ref.String()] = Added
+		case samePolicy(o, p):
+			states[p.Ref.String()] = Same
+		default:
+			states[p.Ref.String()] = Changed
+		}
+	}
+	return states
+}
+
+// samePolicy reports whether two versions of a policy decide the same.
+func samePolicy(a, b *policy.Policy) bool {
+	return a.Digest == b.Digest && a.Digest != [32]byte{} || textOf(a) == textOf(b)
+}
+
+// textOf returns what a policy decides, as text.
+func textOf(p *policy.Policy) string {
+	var b strings.Builder
+	fmt.Fprint(&b, p.Tier, p.Priority, p.Isolates, p.Denial, p.Subject, len(p.Problems))
+	for d := range p.Rules {
+		for _, r := range p.Rules[d] {
+			fmt.Fprint(&b, "\n", d, r.Name, r.Action, r.Ports)
+			for _, peer := range r.Peers {
+				if peer.Block != nil {
+					fmt.Fprint(&b, *peer.Block)
+					peer.Block = nil
+				}
+				fmt.Fprint(&b, peer)
+			}
+		}
+	}
+	return b.String()
+}
+
+// opening returns the policies that open a flow: of each side that denied it, the rule that allows
+// it now, or what denied it before. A nil verdict means that there was no such flow, or that
+// policies do not decide.
+func (c *comparison) opening(was, now *filter.Verdict) (causes []Cause) {
+	if now == nil {
+		return nil
+	}
+	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
+		n := sideOf(now, d)
+		switch {
+		case was == nil && n.Rule != nil:
+			cause := c.ruleCause(n.Rule, Allows)
+			cause.NewEnd = true
+			causes = append(causes, cause)
+		case was != nil && !sideOf(was, d).Allows():
+			causes = append(causes, c.allowedNow(sideOf(was, d), n)...)
+		}
+	}
+	return causes
+}
+
+// allowedNow returns the policies by which a side that denied a flow allows it.
+func (c *comparison) allowedNow(was, now filter.Side) []Cause {
+	var denied, allows []Cause
+	if was.Rule != nil {
+		denied = append(denied, c.ruleCause(was.Rule, DeniedThem))
+	} else {
+		denied = c.isolation(was.Isolation, DeniedThem)
+	}
+	if now.Rule != nil {
+		allows = append(allows, c.ruleCause(now.Rule, Allows))
+	}
+	return mostLikely(allows, denied)
+}
+
+// closing returns the policies that close a flow: of each side that denies it now and allowed
+// it before, what denies it, or the rule that no longer allows it.
+func (c *comparison) closing(was, now *filter.Verdict) (causes []Cause) {
+	if was == nil || now == nil {
+		return nil
+	}
+	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
+		w, n := sideOf(was, d), sideOf(now, d)
+		if n.Allows() {
+			continue
+		}
+		var denies, allowed []Cause
+		if n.Rule != nil {
+			denies = append(denies, c.ruleCause(n.Rule, Denies))
+		} else {
+			denies = c.isolation(n.Isolation, Isolates)
+		}
+		if w.Rule != nil {
+			allowed = append(allowed, c.ruleCause(w.Rule, AllowedThem))
+		}
+		if n.Rule == nil && w.Rule != nil {
+			causes = append(causes, mostLikely(allowed, denies)...)
+			continue
+		}
+		causes = append(causes, mostLikely(denies, allowed)...)
+	}
+	return causes
+}
+
+// mostLikely returns the causes whose policies are not the same as before: those of the first list,
+// or, without any, of the second. If all are the same, something else about the pods or
+// their namespaces has changed, and mostLikely returns the first list that is not empty.
+func mostLikely(first, second []Cause) []Cause {
+	for _, list := range [][]Cause{first, second} {
+		if i := slices.DeleteFunc(slices.Clone(list), func(c Cause) bool { return c.State == Same }); len(i) > 0 {
+			return i
+		}
+	}
+	if len(first) > 0 {
+		return first
+	}
+	return second
+}
+
+func sideOf(v *filter.Verdict, d filter.Direction) filter.Side {
+	if d == filter.Egress {
+		return v.Egress
+	}
+	return v.Ingress
+}
+
+func (c *comparison) ruleCause(r *filter.Rule, role Role) Cause {
+	return Cause{Policy: r.PolicyTitle(), Tier: r.Tier, Direction: r.Direction, Role: role, State: c.states[r.Policy], Rule: r.Index, RuleName: r.Name}
+}
+
+// isolation returns the policies that isolate a pod.
+func (c *comparison) isolation(i *filter.Isolation, role Role) (causes []Cause) {
+	if i == nil {
+		return nil
+	}
+	for _, name := range i.Policies {
+		causes = append(causes, Cause{Policy: name, Tier: policy.NetworkPolicy, Direction: i.Direction, Role: role, State: c.states[name], Rule: -1})
+	}
+	return causes
+}
