@@ -61,7 +61,26 @@ type Explanation struct {
 	Egress  Side // the source's side
 	Ingress Side // the destination's side
 	Notes   []string
+	// Others are further flows with the same verdict and reasons; see [Merge].
+	Others []Flow
+	// Depends are the other verdicts that the flow gets if an end without a known address has
+	// another address than the assumed one.
+	Depends []Alternative
+	// Effects are what the changes of both sides do besides allowing the flows; nil if that has
+	// not been computed. See [Cluster.Advise].
+	Effects *Effects
+
+	explained bool // it has reasons
 }
+
+// Alternative is the verdict about a flow with another address of an end.
+type Alternative struct {
+	inventory.Alternative
+	Verdict filter.Verdict
+}
+
+// flows returns all flows of the explanation.
+func (e *Explanation) flows() []Flow { return append([]Flow{e.Flow}, e.Others...) }
 
 // Side is the part of an explanation about one direction.
 type Side struct {
@@ -99,11 +118,44 @@ func (c *Cluster) Decide(f Flow) filter.Verdict { return c.inventory.Decide(f) }
 
 // Explain returns the verdict for a flow, with its reasons.
 func (c *Cluster) Explain(f Flow) Explanation {
-	e := Explanation{Flow: f, Verdict: c.inventory.Decide(f)}
+	e := Explanation{Flow: f, Verdict: c.inventory.Decide(f), explained: true}
 	e.Egress = c.side(filter.Egress, f, e.Verdict)
 	e.Ingress = c.side(filter.Ingress, f, e.Verdict)
 	e.Notes = notes(f, e.Verdict)
+	e.Depends = c.depends(f, e.Verdict)
 	return e
+}
+
+// depends returns the verdicts that differ from v if an end has another address. It returns none
+// if both addresses are known.
+func (c *Cluster) depends(f Flow, v filter.Verdict) (all []Alternative) {
+	if !f.From.Assumed && !f.To.Assumed {
+		return nil
+	}
+	for _, a := range c.inventory.Elsewhere(f) {
+		if other := c.inventory.Decide(a.Flow); other.Action != v.Action {
+			all = append(all, Alternative{a, other})
+		}
+	}
+	return all
+}
+
+// ExplainAll answers a question: it explains its flows, merges those with the same verdict and
+// reasons, and computes what else the changes would do.
+func (c *Cluster) ExplainAll(q Question) ([]Explanation, error) {
+	flows, err := c.Flows(q)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Explanation, len(flows))
+	for i, f := range flows {
+		all[i] = c.Explain(f)
+	}
+	all = Merge(all)
+	for i := range all {
+		c.Advise(&all[i])
+	}
+	return all, nil
 }
 
 // notes returns a warning for each link-local address of a denied flow that belongs to no
@@ -117,7 +169,7 @@ func notes(f Flow, v filter.Verdict) []string {
 	var found []string
 	for _, e := range []*End{f.From, f.To} {
 		for _, a := range e.Addrs {
-			if e.Pod == nil && !e.Node && a.IsLinkLocalUnicast() {
+			if e.Pod == nil && !e.Node && (e.Range == nil || e.Range.Prefix.IsSingleIP()) && a.IsLinkLocalUnicast() {
 				found = append(found, fmt.Sprintf("%s may be an address of the pod's own node, such as that of a node-local DNS cache. "+
 					"If so, the flow is allowed: ask again with the node's addresses (--node-ip %s, nodeIPs)", a, a))
 			}

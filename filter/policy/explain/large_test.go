@@ -35,7 +35,7 @@ func TestTooLargePolicy(t *testing.T) {
 		want     []string
 	}{
 		"only one":       {policy.Limits{Policy: 4 << 10}, []*networkingv1.NetworkPolicy{many}, []string{tooLarge, "to allow the ingress: shrink NetworkPolicy default/big: split it"}},
-		"beside another": {policy.Limits{Policy: 4 << 10}, []*networkingv1.NetworkPolicy{many, small}, []string{tooLarge, "default/small has no ingress rule", "add to spec.ingress of NetworkPolicy default/small"}},
+		"beside another": {policy.Limits{Policy: 4 << 10}, []*networkingv1.NetworkPolicy{many, small}, []string{tooLarge, "default/small has no ingress rule", "to allow the ingress: apply this NetworkPolicy", "\n      podSelector:\n        matchLabels:\n          app: db\n"}},
 		"of all":         {policy.Limits{Policies: 4 << 10}, []*networkingv1.NetworkPolicy{many}, []string{tooLarge, "shrink NetworkPolicy default/big: make fewer or smaller policies"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -82,5 +82,5 @@ func limited(t *testing.T, l policy.Limits, policies []*networkingv1.NetworkPoli
 
 func podOf(t *testing.T, name, addr string) *corev1.Pod {
 	t.Helper()
-	return decode(t, fmt.Sprintf("{metadata: {namespace: default, name: %s}, status: {podIPs: [{ip: %s}]}}", name, addr), &corev1.Pod{})
+	return decode(t, fmt.Sprintf("{metadata: {namespace: default, name: %s, labels: {app: %[1]s}}, status: {podIPs: [{ip: %s}]}}", name, addr), &corev1.Pod{})
 }

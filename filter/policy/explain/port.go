@@ -97,6 +97,9 @@ func (h *matcher) lookUp(name string, proto filter.Protocol) (uint16, bool) {
 // nameWords describes what the given port names mean on the destination.
 func (h *matcher) nameWords(names []string) string {
 	if h.to.Pod == nil {
+		if h.to.Range != nil {
+			return ", and addresses outside the cluster have no port names"
+		}
 		return ", and " + h.to.Name + " is not a pod, so it has no port names"
 	}
 	var have, all []string
@@ -109,7 +112,7 @@ func (h *matcher) nameWords(names []string) string {
 			}
 		}
 	}
-	name := h.to.Pod.String()
+	name := podName(h.to)
 	switch {
 	case len(have) > 0:
 		return ", and " + name + " has " + strings.Join(have, ", ")

@@ -119,7 +119,7 @@ func TestAnswerOfAService(t *testing.T) {
 		all = append(all, c.Explain(f))
 	}
 	text := Text(all)
-	for _, want := range []string{"10.96.0.7 port 80 is Service lab/db: decisions see the endpoints behind it", "2 endpoints, 1 denied", "deny (ingress-denied): lab/web (10.0.0.1) to lab/db-1 (10.0.0.3), TCP 6380"} {
+	for _, want := range []string{"10.96.0.7 port 80 is Service lab/db → lab/db-0 port 6379, lab/db-1 port 6380: decisions see the endpoints behind a Service (2 endpoints, 1 denied)", "deny (ingress-denied): lab/web (10.0.0.1) to lab/db-1 (10.0.0.3), TCP 6380"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the text does not contain %q:\n%s", want, text)
 		}

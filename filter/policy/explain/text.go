@@ -3,130 +3,145 @@ package explain
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter"
+	"sluice/filter/policy/near"
 )
 
 // Text formats the explanations of one question for people: the verdict in one line, then
-// both directions, then the change that would allow the flow. It combines both address
-// families if their verdicts are the same. It numbers rules from 1.
+// both directions, then the changes that would allow the flow, and what else they would do. It
+// merges the explanations; see [Merge]. It numbers rules from 1.
 func Text(all []Explanation) string {
-	if len(all) > 0 && all[0].Flow.Via != nil {
-		return viaText(all)
-	}
+	all = Merge(all)
 	var parts []string
-	for len(all) > 0 {
-		n := 1
-		if len(all) > 1 && all[0].Verdict == all[1].Verdict && samePair(all[0].Flow, all[1].Flow) {
-			n = 2 // the two address families of one pair
-		}
-		parts = append(parts, all[0].text(flowsOf(all[1:n])...))
-		all = all[n:]
+	for i := range all {
+		parts = append(parts, all[i].text())
 	}
-	return strings.Join(parts, "\n")
+	head := ""
+	switch {
+	case len(all) > 0 && all[0].Flow.Via != nil:
+		head = viaText(all)
+	case len(all) > 1:
+		head = countText(all)
+	}
+	return head + strings.Join(parts, "\n")
 }
 
 // samePair reports whether two flows are between the same ends.
 func samePair(a, b Flow) bool { return a.From.Name == b.From.Name && a.To.Name == b.To.Name }
 
-func flowsOf(all []Explanation) (flows []Flow) {
-	for _, e := range all {
-		flows = append(flows, e.Flow)
+// countText counts the answers of a question whose ends differ.
+func countText(all []Explanation) string {
+	var counts []string
+	for i := 0; i < len(all); {
+		n := i
+		for n < len(all) && all[n].verdict() == all[i].verdict() {
+			n++
+		}
+		counts = append(counts, fmt.Sprintf("%d %s", n-i, all[i].verdict()))
+		i = n
 	}
-	return flows
+	return fmt.Sprintf("%d different answers: %s\n\n", len(all), strings.Join(counts, ", "))
 }
 
-// maxBackends bounds the endpoints of a Service that are explained one by one.
+// Depends is the verdict if it is not the same for all addresses that an end may have.
+const Depends = "depends"
+
+// verdict returns the verdict in one word.
+func (e *Explanation) verdict() string {
+	if len(e.Depends) > 0 {
+		return Depends
+	}
+	return e.Verdict.Action.String()
+}
+
+// maxBackends bounds the endpoints of a Service in its heading.
 const maxBackends = 5
 
-// viaText explains a flow to the address of a Service. It begins with the endpoints that
-// are denied.
+// viaText is the heading of the answers about a Service.
 func viaText(all []Explanation) string {
 	via := all[0].Flow.Via
-	denied := 0
-	sorted := slices.Clone(all)
-	slices.SortStableFunc(sorted, func(a, b Explanation) int { return int(a.Verdict.Action) - int(b.Verdict.Action) })
-	for _, e := range all {
-		if e.Verdict.Action == filter.Deny {
-			denied++
+	var ends []string
+	denied := make(map[string]bool)
+	for i := range all {
+		for _, f := range all[i].flows() {
+			end := fmt.Sprintf("%s port %d", f.To.Name, f.Key.Port)
+			if !slices.Contains(ends, end) {
+				ends = append(ends, end)
+			}
+			if all[i].Verdict.Action == filter.Deny {
+				denied[end] = true
+			}
 		}
 	}
-	var b strings.Builder
-	name := "Service " + via.Service + " port " + strconv.Itoa(int(via.Port)) + ": decisions see the endpoints behind it"
+	name := fmt.Sprintf("Service %s port %d", via.Service, via.Port)
 	if via.Addr.IsValid() {
-		name = fmt.Sprintf("%s port %d is Service %s: decisions see the endpoints behind it, not its address", via.Addr, via.Port, via.Service)
+		name = fmt.Sprintf("%s port %d is Service %s", via.Addr, via.Port, via.Service)
 	}
-	fmt.Fprintf(&b, "%s (%s, %d denied)\n", name, count(len(all), "endpoint", "endpoints"), denied)
-	for i, e := range sorted {
-		if i == maxBackends {
-			fmt.Fprintf(&b, "and %s\n", count(len(all)-i, "more endpoint", "more endpoints"))
-			break
-		}
-		b.WriteString(e.text())
-	}
-	return b.String()
+	slices.Sort(ends)
+	return fmt.Sprintf("%s → %s: decisions see the endpoints behind a Service (%s, %d denied)\n",
+		name, near.List(ends, maxBackends, ", "), count(len(ends), "endpoint", "endpoints"), len(denied))
 }
 
-// text formats the explanation of e.Flow. The flows in "others" have the same explanation.
-func (e *Explanation) text(others ...Flow) string {
-	flows := append([]Flow{e.Flow}, others...)
+// text formats an explanation.
+func (e *Explanation) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s (%s): %s to %s, %s\n", e.Verdict.Action, e.Verdict.Reason,
-		endText(e.Flow.From, flows, filter.Key.SrcAddr), endText(e.Flow.To, flows, filter.Key.DstAddr), portText(e.Flow.Key))
-	switch {
-	case e.Verdict.Reason == filter.SameAddress, e.Verdict.Reason == filter.OwnNode && !e.Egress.ordered():
-		fmt.Fprintf(&b, "  %s: no policy applies\n", e.outcome().Why())
-		return b.String()
+	reason := e.Verdict.Reason.String()
+	if len(e.Depends) > 0 {
+		reason = "address not known"
 	}
-	if e.Verdict.Reject {
-		answer := "an ICMP error"
-		if e.Flow.Key.Protocol == filter.TCP {
-			answer = "a TCP reset"
-		}
-		fmt.Fprintf(&b, "  rejected: the sender gets %s\n", answer)
-	}
-	e.Egress.write(&b, e.Flow.From)
-	e.Ingress.write(&b, e.Flow.To)
+	fmt.Fprintf(&b, "%s (%s): %s to %s, %s\n", e.verdict(), reason, e.sourceText(), e.destinationText(), portText(e.Flow.Key))
+	flows := e.flows()
+	e.writeReasons(&b, shortText(flows, source), shortText(flows, destination))
 	for _, n := range e.Notes {
 		fmt.Fprintf(&b, "note: %s\n", n)
 	}
 	for _, s := range []*Side{&e.Egress, &e.Ingress} {
 		s.writeChange(&b)
 	}
+	e.writeEffects(&b)
 	return b.String()
 }
 
-// endText names an end and the addresses of its flows.
-func endText(e *End, flows []Flow, addrOf func(filter.Key) netip.Addr) string {
-	if e.ByAddress() {
-		switch {
-		case e.Pod != nil:
-			return fmt.Sprintf("%s (pod %s/%s)", e.Name, e.Pod.Namespace, e.Pod.Name)
-		case e.NodeName != "":
-			return e.Name + " (node " + e.NodeName + ")"
-		case e.Node:
-			return e.Name + " (this node)"
+// writeReasons writes what decided on both sides. from and to are the names of the ends.
+func (e *Explanation) writeReasons(b *strings.Builder, from, to string) {
+	e.writeDepends(b)
+	switch {
+	case e.Verdict.Reason == filter.SameAddress, e.Verdict.Reason == filter.OwnNode && !e.Egress.ordered():
+		fmt.Fprintf(b, "  %s: no policy applies\n", e.outcome().Why())
+		return
+	}
+	if e.Verdict.Reject {
+		answer := "an ICMP error"
+		if e.Flow.Key.Protocol == filter.TCP {
+			answer = "a TCP reset"
 		}
-		return e.Name + " (no pod)"
+		fmt.Fprintf(b, "  rejected: the sender gets %s\n", answer)
 	}
-	var addrs []string
-	for _, f := range flows {
-		addrs = append(addrs, addrOf(f.Key).String())
-	}
-	return e.Name + " (" + strings.Join(addrs, ", ") + ")"
+	e.Egress.write(b, e.Flow.From, from)
+	e.Ingress.write(b, e.Flow.To, to)
 }
 
-func (s *Side) write(b *strings.Builder, end *End) {
-	name := s.Pod
-	if name == "" {
-		name = end.Name
+// writeDepends writes which addresses of an end without a known one change the verdict.
+func (e *Explanation) writeDepends(b *strings.Builder) {
+	if len(e.Depends) == 0 {
+		return
 	}
+	for _, a := range e.Depends {
+		end := "source"
+		if a.To {
+			end = "destination"
+		}
+		fmt.Fprintf(b, "  %s if the address of the %s is in %s: %s\n", a.Verdict.Action, end, a.Range, Why(a.Verdict))
+	}
+	fmt.Fprintf(b, "  %s otherwise, for the reasons below; to know, give the ranges of the pods (--pod-cidr)\n", e.Verdict.Action)
+}
+
+func (s *Side) write(b *strings.Builder, end *End, name string) {
 	if s.ordered() {
 		fmt.Fprintf(b, "  %s: %s: ", s.Direction, name)
 		s.writeTiers(b)
@@ -136,6 +151,9 @@ func (s *Side) write(b *strings.Builder, end *End) {
 	switch {
 	case s.Pod == "" && end.Node:
 		fmt.Fprintln(b, "has a node's address, which no policy isolates")
+		return
+	case s.Pod == "" && end.Range != nil:
+		fmt.Fprintln(b, "is outside the cluster, so no policy isolates it")
 		return
 	case s.Pod == "":
 		fmt.Fprintln(b, "is not a pod, so no policy isolates it")
@@ -213,6 +231,9 @@ func (s *Side) writeChange(b *strings.Builder) {
 	switch {
 	case c == nil:
 		return
+	case c.Hint != "":
+		fmt.Fprintf(b, "to allow the %s: %s\n", s.Direction, c.Hint)
+		return
 	case c.Problem != nil && c.Problem.TooLarge:
 		fmt.Fprintf(b, "to allow the %s: shrink %s: %s\n", s.Direction, c.Policy.Object(), c.Problem.Hint)
 		return
@@ -220,19 +241,38 @@ func (s *Side) writeChange(b *strings.Builder) {
 		fmt.Fprintf(b, "to allow the %s: first correct %s of %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy.Object(), c.Problem.Hint)
 		return
 	}
-	if c.Before != nil {
+	switch {
+	case c.New != nil:
+		fmt.Fprintf(b, "to allow the %s: apply this NetworkPolicy, for example with kubectl apply -f -\n", s.Direction)
+	case c.Before != nil:
 		fmt.Fprintf(b, "to allow the %s: add before %s of %s\n", s.Direction, ruleField(*c.Before), c.Policy.Object())
-	} else {
+	default:
 		fmt.Fprintf(b, "to allow the %s: add to %s of %s\n", s.Direction, c.Field, c.Policy.Object())
 	}
-	text, err := yaml.Marshal([]any{c.Add})
-	if err != nil {
-		text = []byte(err.Error()) // these API types always marshal
-	}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(c.yaml()) {
 		fmt.Fprintf(b, "    %s", line)
 	}
 	for _, n := range c.Notes {
 		fmt.Fprintf(b, "  %s\n", n)
 	}
+}
+
+// yaml returns what to add, as YAML: items of a list, or a whole policy.
+func (c *Change) yaml() string {
+	var from any = c.Add()
+	if c.New != nil {
+		from = c.Add()[0]
+	}
+	text, err := yaml.Marshal(from)
+	if err != nil {
+		return err.Error() // these API types always marshal
+	}
+	return string(text)
+}
+
+// text returns all that people read of the change.
+func (c *Change) text() string {
+	var b strings.Builder
+	(&Side{Direction: c.Direction, Change: c}).writeChange(&b)
+	return b.String()
 }

@@ -98,7 +98,7 @@ allow (rule): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 80
       default/x rule 1 allows it: every peer, TCP 80
     Baseline: not evaluated (baseline/closed)
 `},
-		"passed by Admin, denied by a NetworkPolicy": {[]*policy.Policy{platform}, map[string]string{"x": "{podSelector: {}, ingress: [{ports: [{port: 80}]}]}"}, "shop/cart db tcp 81", `
+		"passed by Admin, denied by a NetworkPolicy": {[]*policy.Policy{platform}, map[string]string{"x": "{podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {}}], ports: [{port: 80}]}]}"}, "shop/cart db tcp 81", `
 deny (ingress-denied): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 81
   egress: shop/cart is not isolated: no policy selects it in this direction
   ingress: default/db: denied by the tier NetworkPolicy
@@ -238,7 +238,7 @@ func TestOrderedWords(t *testing.T) {
 			"      to:\n      - networks:\n        - 203.0.113.9/32\n",
 		}},
 		"networks": {clusterPolicy("x", policy.Admin, 3, all, egress(rule("", policy.Accept, networks("192.0.2.0/24", "198.51.100.0/24")), rule("", policy.Deny, everyNetwork))), "web 203.0.113.9 tcp 80", []string{
-			"admin/x rule 1 allows addresses in 192.0.2.0/24, 198.51.100.0/24; 203.0.113.9 is in none of them\n",
+			"admin/x rule 1 allows addresses in 192.0.2.0/24, 198.51.100.0/24; 203.0.113.9 is outside all of them\n",
 		}},
 		"names": {clusterPolicy("x", policy.Admin, 3, all, egress(rule("", policy.Accept, policy.Peer{Names: []string{"a.example"}}), rule("", policy.Deny, everyNetwork))), "web 203.0.113.9 tcp 80", []string{
 			"admin/x rule 1 allows the names a.example; names are not supported and match nothing\n",

@@ -7,6 +7,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter/policy"
 )
@@ -18,6 +19,9 @@ type Workload struct {
 	// Pod is a pod as the template describes it, with the namespace and the name of the workload.
 	// It has no address.
 	Pod *policy.Pod
+	// Selector is what the workload finds its pods by, from spec.selector.matchLabels; empty if
+	// it is not written, or more than that.
+	Selector labels.Set
 }
 
 // ReadWorkload converts a Deployment, StatefulSet, DaemonSet, ReplicaSet, Job, CronJob or
@@ -25,35 +29,39 @@ type Workload struct {
 func ReadWorkload(o metav1.Object) *Workload {
 	switch o := o.(type) {
 	case *appsv1.Deployment:
-		return workload("Deployment", o, &o.Spec.Template)
+		return workload("Deployment", o, &o.Spec.Template, o.Spec.Selector)
 	case *appsv1.StatefulSet:
-		return workload("StatefulSet", o, &o.Spec.Template)
+		return workload("StatefulSet", o, &o.Spec.Template, o.Spec.Selector)
 	case *appsv1.DaemonSet:
-		return workload("DaemonSet", o, &o.Spec.Template)
+		return workload("DaemonSet", o, &o.Spec.Template, o.Spec.Selector)
 	case *appsv1.ReplicaSet:
-		return workload("ReplicaSet", o, &o.Spec.Template)
+		return workload("ReplicaSet", o, &o.Spec.Template, o.Spec.Selector)
 	case *corev1.ReplicationController:
 		template := o.Spec.Template
 		if template == nil {
 			template = &corev1.PodTemplateSpec{}
 		}
-		return workload("ReplicationController", o, template)
+		return workload("ReplicationController", o, template, &metav1.LabelSelector{MatchLabels: o.Spec.Selector})
 	case *batchv1.Job:
-		return workload("Job", o, &o.Spec.Template)
+		return workload("Job", o, &o.Spec.Template, o.Spec.Selector)
 	case *batchv1.CronJob:
-		return workload("CronJob", o, &o.Spec.JobTemplate.Spec.Template)
+		return workload("CronJob", o, &o.Spec.JobTemplate.Spec.Template, nil)
 	}
 	return nil
 }
 
-func workload(kind string, o metav1.Object, t *corev1.PodTemplateSpec) *Workload {
+func workload(kind string, o metav1.Object, t *corev1.PodTemplateSpec, sel *metav1.LabelSelector) *Workload {
 	pod := Read(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: o.GetNamespace(), Name: o.GetName(), Labels: t.Labels},
 		Spec:       t.Spec,
 	})
 	ref := policy.Ref{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}
 	pod.Owner, pod.Created = ref, 0
-	return &Workload{Ref: ref, Owner: ownerOf(o), Pod: pod}
+	w := &Workload{Ref: ref, Owner: ownerOf(o), Pod: pod}
+	if sel != nil && len(sel.MatchExpressions) == 0 {
+		w.Selector = sel.MatchLabels
+	}
+	return w
 }
 
 // ownerOf returns the controller that made an object, from metadata.ownerReferences. If that is

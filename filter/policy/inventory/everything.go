@@ -1,0 +1,103 @@
+package inventory
+
+import (
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// AllPods yields the pods of the cluster, and one for each workload that has none, in no
+// particular order.
+func (v *Inventory) AllPods() iter.Seq[*policy.Pod] {
+	return func(yield func(*policy.Pod) bool) {
+		for _, p := range v.pods {
+			if !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+// PodsOf returns the pods of a workload that have not ended, sorted by name.
+func (v *Inventory) PodsOf(workload policy.Ref) []*policy.Pod {
+	return slices.DeleteFunc(slices.Clone(v.workloads[workload]), func(p *policy.Pod) bool { return !alive(p) })
+}
+
+// SelectorOf returns the labels by which the workload of a pod finds its pods. It returns nil if
+// they are not known, or if the pod does not have them.
+func (v *Inventory) SelectorOf(p *policy.Pod) labels.Set {
+	of := v.workloadOf[p]
+	for _, w := range v.Workloads {
+		if w.Ref == of && len(w.Selector) > 0 && labels.SelectorFromSet(w.Selector).Matches(p.Labels) {
+			return w.Selector
+		}
+	}
+	return nil
+}
+
+// KnownPodRanges returns the ranges from which pods get their addresses, as the Nodes and the
+// user give them.
+func (v *Inventory) KnownPodRanges() []netip.Prefix {
+	ranges := slices.Clone(v.PodRanges)
+	for _, n := range v.Nodes {
+		ranges = append(ranges, n.Ranges...)
+	}
+	return ranges
+}
+
+// Everything returns all ends that a flow may have: each pod by itself, each address of a node,
+// and all addresses outside the cluster, cut where policies tell them apart. It leaves out pods
+// that have ended, and pods whose addresses belong to others. The parameter to reports whether
+// the ends are destinations.
+func (v *Inventory) Everything(to bool) []*End {
+	var ends []*End
+	seen := make(map[netip.Addr]bool)
+	var pods []*policy.Pod
+	for _, p := range v.pods {
+		pods = append(pods, p)
+	}
+	sortPods(pods)
+	for _, p := range pods {
+		e, err := v.pod(p, to)
+		if err != nil || e.Node && !e.Assumed && seen[e.Addrs[0]] {
+			continue
+		}
+		if e.Node && !e.Assumed {
+			for _, a := range e.Addrs {
+				seen[a] = true
+			}
+		}
+		ends = append(ends, e)
+	}
+	nodes := slices.Collect(maps.Keys(v.hosts))
+	for n := range v.Snapshot.Nodes() {
+		nodes = append(nodes, n.Addrs...)
+	}
+	slices.SortFunc(nodes, netip.Addr.Compare)
+	for _, a := range nodes {
+		if e := v.address(a); e.Pod == nil && !seen[a] {
+			seen[a] = true
+			ends = append(ends, e)
+		}
+	}
+	return append(ends, v.world()...)
+}
+
+// FlowsBetween returns the flows from one end to another, one for each address family that both
+// have.
+func FlowsBetween(from, to *End, proto filter.Protocol, port uint16) (flows []Flow) {
+	for _, src := range from.Addrs {
+		for _, dst := range to.Addrs {
+			if src.Is4() == dst.Is4() {
+				flows = append(flows, Flow{From: from, To: to, Key: keyOf(src, dst, proto, port)})
+			}
+		}
+	}
+	return flows
+}
