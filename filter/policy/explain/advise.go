@@ -118,11 +118,21 @@ func (c *Cluster) effects(e *Explanation, changes []*Change) *Effects {
 	for _, o := range x.effects.Opens {
 		for _, end := range []*End{o.From, o.To} {
 			if end.Workload != (policy.Ref{}) {
-				x.effects.sizes[end.Workload] = len(after.PodsOf(end.Workload))
+				x.effects.sizes[end.Workload] = running(after.PodsOf(end.Workload))
 			}
 		}
 	}
 	return &x.effects
+}
+
+// running counts the pods that have not ended.
+func running(pods []*policy.Pod) (n int) {
+	for _, p := range pods {
+		if p.Ended == "" {
+			n++
+		}
+	}
+	return n
 }
 
 // changed returns the objects of the inventory after changes.

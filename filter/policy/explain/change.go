@@ -134,7 +134,7 @@ func (c *Cluster) targets(s *Side) (best []string) {
 
 // selected counts the pods that a policy selects.
 func (c *Cluster) selected(p *policy.Policy) (n int) {
-	for pod := range c.inventory.AllPods() {
+	for _, pod := range c.inventory.AllPods() {
 		if c.selects(p, pod) {
 			n++
 		}

@@ -179,7 +179,7 @@ func (c *Cluster) cuts(proto filter.Protocol) []int {
 			}
 		}
 	}
-	for pod := range c.inventory.AllPods() {
+	for _, pod := range c.inventory.AllPods() {
 		for _, p := range pod.Ports {
 			if p.Name != "" && p.Protocol == proto {
 				cuts = append(cuts, int(p.Number), int(p.Number)+1)

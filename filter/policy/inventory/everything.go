@@ -1,8 +1,6 @@
 package inventory
 
 import (
-	"iter"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -11,23 +9,6 @@ import (
 	"sluice/filter"
 	"sluice/filter/policy"
 )
-
-// AllPods yields the pods of the cluster, and one for each workload that has none, in no
-// particular order.
-func (v *Inventory) AllPods() iter.Seq[*policy.Pod] {
-	return func(yield func(*policy.Pod) bool) {
-		for _, p := range v.pods {
-			if !yield(p) {
-				return
-			}
-		}
-	}
-}
-
-// PodsOf returns the pods of a workload that have not ended, sorted by name.
-func (v *Inventory) PodsOf(workload policy.Ref) []*policy.Pod {
-	return slices.DeleteFunc(slices.Clone(v.workloads[workload]), func(p *policy.Pod) bool { return !alive(p) })
-}
 
 // SelectorOf returns the labels by which the workload of a pod finds its pods. It returns nil if
 // they are not known, or if the pod does not have them.
@@ -51,19 +32,14 @@ func (v *Inventory) KnownPodRanges() []netip.Prefix {
 	return ranges
 }
 
-// Everything returns all ends that a flow may have: each pod by itself, each address of a node,
-// and all addresses outside the cluster, cut where policies tell them apart. It leaves out pods
+// Everything returns all ends that a flow may have: each pod by itself, the nodes, and
+// all addresses outside the cluster, cut where policies tell them apart. It leaves out pods
 // that have ended, and pods whose addresses belong to others. The parameter to reports whether
 // the ends are destinations.
 func (v *Inventory) Everything(to bool) []*End {
 	var ends []*End
 	seen := make(map[netip.Addr]bool)
-	var pods []*policy.Pod
-	for _, p := range v.pods {
-		pods = append(pods, p)
-	}
-	sortPods(pods)
-	for _, p := range pods {
+	for _, p := range v.AllPods() {
 		e, err := v.pod(p, to)
 		if err != nil || e.Node && !e.Assumed && seen[e.Addrs[0]] {
 			continue
@@ -75,14 +51,8 @@ func (v *Inventory) Everything(to bool) []*End {
 		}
 		ends = append(ends, e)
 	}
-	nodes := slices.Collect(maps.Keys(v.hosts))
-	for n := range v.Snapshot.Nodes() {
-		nodes = append(nodes, n.Addrs...)
-	}
-	slices.SortFunc(nodes, netip.Addr.Compare)
-	for _, a := range nodes {
-		if e := v.address(a); e.Pod == nil && !seen[a] {
-			seen[a] = true
+	for _, e := range v.NodeEnds() {
+		if !slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return seen[a] }) {
 			ends = append(ends, e)
 		}
 	}

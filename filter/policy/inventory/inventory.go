@@ -90,6 +90,11 @@ func New(o Objects) *Inventory {
 		for _, a := range p.Hosts {
 			v.hosts[a] = true
 		}
+		if p.HostNetwork {
+			for _, a := range p.Addrs {
+				v.hosts[a] = true
+			}
+		}
 	}
 	v.addWorkloads()
 	v.addServices()
