@@ -25,6 +25,15 @@ func flagError(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())
 }
 
+// noArguments returns an error if a command that takes only flags has arguments. A command of
+// this kind reads what -f names, so the arguments were probably meant for -f.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s takes no arguments, but has %q: give a directory of manifests with -f, as in -f %s", cmd.CommandPath(), strings.Join(args, " "), args[0])
+}
+
 // knownCommand returns an error for an unknown subcommand. The error names the subcommand that
 // was probably meant.
 func knownCommand(cmd *cobra.Command, args []string) error {

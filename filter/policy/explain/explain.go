@@ -54,6 +54,10 @@ func New(v *inventory.Inventory, problems []policy.Problem) *Cluster {
 // Flows returns the flows that a question is about; see [inventory.Inventory.Flows].
 func (c *Cluster) Flows(q Question) ([]Flow, error) { return c.inventory.Flows(q) }
 
+// Knows reports whether a name is that of a pod or a workload, or the beginning of one up to a
+// dash.
+func (c *Cluster) Knows(name string) bool { return c.inventory.Knows(name) }
+
 // Explanation is a verdict and its reasons.
 type Explanation struct {
 	Flow    Flow

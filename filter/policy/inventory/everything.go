@@ -3,12 +3,20 @@ package inventory
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
 	"sluice/filter/policy"
 )
+
+// Knows reports whether a name, "namespace/name", is that of a pod or a workload, or the beginning
+// of one up to a dash.
+func (v *Inventory) Knows(text string) bool {
+	namespace, name, ok := strings.Cut(text, "/")
+	return ok && (v.pods[text] != nil || len(v.podsOf(namespace, name)) > 0)
+}
 
 // SelectorOf returns the labels by which the workload of a pod finds its pods. It returns nil if
 // they are not known, or if the pod does not have them.
