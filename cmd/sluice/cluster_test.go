@@ -304,3 +304,30 @@ func TestRightsInOneNamespace(t *testing.T) {
 		t.Errorf("lint: status %d, %s%s", status, stdout, stderr)
 	}
 }
+
+// Shells complete the names of a cluster. What has been made by another object is left out.
+func TestCompletionOfACluster(t *testing.T) {
+	const objects = `
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+{apiVersion: apps/v1, kind: Deployment, metadata: {name: web, namespace: shop}, spec: {template: {spec: {containers: [{name: c}]}}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: web-5-a, namespace: shop, ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: web-5, uid: u, controller: true}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: tool}}
+`
+	t.Setenv("KUBECONFIG", liveCluster(t, matrixDir(t, objects), forbidding(func(path string) bool { return !strings.HasSuffix(path, "/statefulsets") })))
+	for want, args := range map[string][]string{
+		"tool\nworld\nshop/\n":    {"explain", "--from", ""},
+		"db\nweb\nworld\nshop/\n": {"explain", "--context", "shop", "--to", ""},
+		"shop/db\nshop/web\n":     {"explain", "--to", "shop/"},
+		"shop\n":                  {"matrix", "-n", ""},
+		"c\nshop\n":               {"lint", "--context", ""},
+	} {
+		if status, stdout, _ := sluice(t, append([]string{"__complete"}, args...)...); status != 0 || !strings.HasPrefix(stdout, want+":") {
+			t.Errorf("%q: status %d, %q; want %q", args, status, stdout, want)
+		}
+	}
+}

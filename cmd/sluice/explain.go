@@ -87,7 +87,7 @@ status.`,
   sluice explain -f ./policies --quiet --from web --to db --port 6379 && echo allowed
   sluice explain -f ./policies --flows flows.jsonl -o json
   sluice explain --context production --from web --to db --port 6379`,
-		Args: noArguments,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("flows") {
 				for _, other := range []string{"from", "to", "port", "protocol"} {

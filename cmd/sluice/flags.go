@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -25,15 +24,6 @@ func flagError(cmd *cobra.Command, err error) error {
 	return fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())
 }
 
-// noArguments returns an error if a command that takes only flags has arguments. A command of
-// this kind reads what -f names, so the arguments were probably meant for -f.
-func noArguments(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%s takes no arguments, but has %q: give a directory of manifests with -f, as in -f %s", cmd.CommandPath(), strings.Join(args, " "), args[0])
-}
-
 // knownCommand returns an error for an unknown subcommand. The error names the subcommand that
 // was probably meant.
 func knownCommand(cmd *cobra.Command, args []string) error {
@@ -50,6 +40,19 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 		return fmt.Errorf("there is no command %q: did you mean %s %s?", args[0], cmd.CommandPath(), best)
 	}
 	return fmt.Errorf("there is no command %q: the commands are %s", args[0], strings.Join(names, ", "))
+}
+
+// noArgs returns an error for arguments of a command that takes none.
+func noArgs(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case cmd.Flags().Lookup("filename") != nil:
+		return fmt.Errorf("%s takes no arguments: give manifests with -f %s", cmd.Name(), args[0])
+	case cmd.Flags().Lookup("manifests") != nil:
+		return fmt.Errorf("%s takes no arguments: give manifests with --manifests %s", cmd.Name(), args[0])
+	}
+	return fmt.Errorf("%s takes no arguments: remove %s", cmd.Name(), args[0])
 }
 
 // newNameKey is the key of the annotation with which a deprecated flag names its successor.
@@ -89,10 +92,10 @@ func (v renamedValue) Set(text string) error {
 }
 
 // noticeOldNames prints a notice for each flag that the user gave under its old name.
-func noticeOldNames(out io.Writer, fs *pflag.FlagSet) {
+func noticeOldNames(e env, fs *pflag.FlagSet) {
 	fs.Visit(func(f *pflag.Flag) {
 		if now := f.Annotations[newNameKey]; now != nil {
-			fmt.Fprintf(out, "sluice: --%s is deprecated: use --%s\n", f.Name, now[0])
+			e.say("--%s is deprecated: use --%s", f.Name, now[0])
 		}
 	})
 }

@@ -73,7 +73,7 @@ Cilium, are named ("not read"); neither changes the status.`,
 		Example: `  sluice lint -f ./policies
   sluice lint -f ./policies -o json
   sluice lint --context production`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runLint(cmd.Context(), e, &in, format) },
 	}
 	addInputFlags(cmd, &in)

@@ -6,12 +6,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -22,6 +26,15 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
+	program        string // how the program is called, as in "kubectl sluice"; empty means sluice
+}
+
+// name returns how the program is called.
+func (e env) name() string { return cmp.Or(e.program, "sluice") }
+
+// say prints a line to the standard error, with the program's name in front.
+func (e env) say(format string, args ...any) {
+	fmt.Fprintf(e.stderr, e.name()+": "+format+"\n", args...)
 }
 
 // exitError ends the command with an exit status. run() prints the field "err". If the command
@@ -48,9 +61,18 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	status := run(ctx, env{os.Stdin, os.Stdout, os.Stderr, os.Getenv}, os.Args[1:])
+	status := run(ctx, env{os.Stdin, os.Stdout, os.Stderr, os.Getenv, programName(os.Args[0])}, os.Args[1:])
 	stop()
 	os.Exit(status)
+}
+
+// programName returns how the program is called, by the path of its executable. kubectl runs
+// kubectl-sluice for kubectl sluice.
+func programName(path string) string {
+	if strings.TrimSuffix(filepath.Base(path), ".exe") == "kubectl-sluice" {
+		return "kubectl sluice"
+	}
+	return "sluice"
 }
 
 // run is the whole program as a function of its environment. It returns the exit status.
@@ -60,6 +82,12 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if cmd == root && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+			return knownCommand(root, args[:1]) // a flag of the command that was meant
+		}
+		return flagError(cmd, err)
+	})
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -67,7 +95,7 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	exit := exitError{status: exitFailed, err: err}
 	errors.As(err, &exit)
 	if exit.err != nil {
-		fmt.Fprintf(e.stderr, "sluice: %v\n", err)
+		e.say("%v", err)
 	}
 	return exit.status
 }
@@ -77,6 +105,8 @@ func init() { cobra.EnableCommandSorting = false }
 
 // rootCommand returns the command sluice with all subcommands.
 func rootCommand(e env) *cobra.Command {
+	color, paint := colorAuto, &painter{out: e.stdout}
+	e.stdout = paint
 	root := &cobra.Command{
 		Use:   "sluice",
 		Short: "Enforce Kubernetes NetworkPolicy on a node, and show what policies allow and why",
@@ -85,21 +115,43 @@ the first packet of every new pod connection and leaves the rest of the connecti
 kernel.
 
 The same decision answers without packets: explain one flow, test your policies,
-draw the matrix of who can reach whom, lint.`,
+draw the matrix of who can reach whom, lint. These commands read manifests (-f), or the
+cluster of the kubeconfig's current context.`,
 		Example: `  sluice run --manifests ./policies                 enforce, from a directory of manifests
   sluice explain -f ./policies --from default/web --to default/db --port 6379`,
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) { noticeOldNames(e.stderr, cmd.Flags()) },
+		Version:     versionLine(),
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: e.name()},
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			noticeOldNames(e, cmd.Flags())
+			paint.on = color.wanted(e, paint.out)
+		},
 
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          knownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(flagError)
+	root.CompletionOptions.DisableDefaultCmd = true // completionCommand has more
+	root.PersistentFlags().Var(newChoiceFlag(&color, colorAuto, colorAlways, colorNever), "color", "colors in text: auto (on a terminal, unless $NO_COLOR is set), always or never")
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(commands(e)...)
+	root.InitDefaultVersionFlag()
+	root.Flags().Lookup("version").Usage = "print the version"
+	renameExamples(root, e.name())
+	completeFlags(root)
 	return root
 }
+
+// renameExamples writes the name by which the program is called into the examples of all commands.
+func renameExamples(cmd *cobra.Command, name string) {
+	cmd.Example = exampleName.ReplaceAllString(cmd.Example, "${1}"+name+" ")
+	for _, sub := range cmd.Commands() {
+		renameExamples(sub, name)
+	}
+}
+
+// exampleName matches the program's name at the beginning of a command in an example.
+var exampleName = regexp.MustCompile(`(?m)(^ *|[|] )sluice `)
 
 // commands returns the subcommands in the order of the help.
 func commands(e env) []*cobra.Command {
@@ -111,6 +163,7 @@ func commands(e env) []*cobra.Command {
 		lintCommand(e),
 		statusCommand(e),
 		rulesCommand(e),
+		completionCommand(e),
 		versionCommand(e),
 	}
 }

@@ -78,10 +78,10 @@ func (m *compiled) report(e env, what string) error {
 		return nil
 	}
 	for _, p := range m.problems {
-		fmt.Fprintln(e.stderr, "sluice:", p)
+		e.say("%v", p)
 	}
 	for _, p := range m.misunderstood {
-		fmt.Fprintln(e.stderr, "sluice:", m.located(p))
+		e.say("%v", m.located(p))
 	}
 	why := "cannot be understood"
 	if slices.ContainsFunc(m.misunderstood, func(p policy.Problem) bool { return p.TooLarge }) {
@@ -103,10 +103,10 @@ func (m *compiled) located(p policy.Problem) error {
 // files, and the kinds of objects that are not read but may change what is allowed.
 func printNotes(e env, o manifests.Objects) {
 	for _, n := range manifests.Condense(o.Notes) {
-		fmt.Fprintln(e.stderr, "sluice: note:", n)
+		e.say("note: %s", n)
 	}
 	for _, line := range manifests.LinesOf(o.NotRead) {
-		fmt.Fprintln(e.stderr, "sluice: not read:", line)
+		e.say("not read: %s", line)
 	}
 }
 

@@ -42,7 +42,7 @@ be understood.`,
 		Example: `  sluice matrix -f ./policies
   sluice matrix -f ./policies --namespace shop --port 6379 --port 53/udp
   sluice matrix -f ./policies -o html > matrix.html`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runMatrix(cmd.Context(), e, opts) },
 	}
 	flags := cmd.Flags()
@@ -70,7 +70,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 		m.NotRead = append(m.NotRead, n)
 	}
 	if m.LeftOut > 0 {
-		fmt.Fprintf(e.stderr, "sluice: left out: %s (no status.podIPs, or those of its node)\n", count(m.LeftOut, "pod", "pods"))
+		e.say("left out: %s (no status.podIPs, or those of its node)", count(m.LeftOut, "pod", "pods"))
 	}
 	switch {
 	case len(m.Pods) == 0:

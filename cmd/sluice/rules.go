@@ -39,8 +39,8 @@ changes nothing. The rules on a node may differ from this in five ways:
     reject, and the table filter has the chain SLUICE-REJECT. --deny-with reject prints
     these rules.
   - With the nft backend, if the table mangle belongs to another process, or if its
-    POSTROUTING, PREROUTING, INPUT or FORWARD is not iptables' own chain, the same rules are in tables
-    named sluice. "nft list table ip sluice" and "nft list table ip6 sluice" print them.
+    POSTROUTING, PREROUTING, INPUT or FORWARD is not iptables' own chain, the same rules are
+    in tables named sluice. "nft list table ip sluice" and "nft list table ip6 sluice" print them.
     "sluice status" names the tables.
 
 With --remove it removes everything that an agent has left: the chains named SLUICE and
@@ -57,7 +57,7 @@ was removed; otherwise it is 0, and 2 if something cannot be removed.`,
   sluice rules --queues 2 --fail open
   sluice rules --deny-with reject --words
   sluice rules --remove                             # as root`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := opts.Validate(); err != nil {
 				return err

@@ -13,9 +13,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestMain makes sluice a command that the scripts can run.
+// TestMain makes sluice a command that the scripts can run, also as the plugin of kubectl.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"sluice": main})
+	testscript.Main(m, map[string]func(){"sluice": main, "kubectl-sluice": main})
 }
 
 // The scripts in testdata/script run the real command as users do. If SLUICE_UPDATE_SCRIPTS is

@@ -36,7 +36,7 @@ readiness probe. It ignores problems in policies, and an agent in another contai
 not count as ready.`,
 		Example: `  sluice status
   sluice status -o json`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := status.Ask(cmd.Context(), socket)
 			if err != nil {

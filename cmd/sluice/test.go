@@ -85,7 +85,9 @@ func runTests(e env, paths []string, junit string, verbose bool) error {
 			}
 		}
 		if f.err != nil {
-			fmt.Fprintf(e.stderr, "sluice: %s: %s\n", path, strings.ReplaceAll(f.err.Error(), "\n", "\nsluice: "+path+": "))
+			for line := range strings.SplitSeq(f.err.Error(), "\n") {
+				e.say("%s: %s", path, line)
+			}
 		}
 		files = append(files, f)
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os/exec"
 	"regexp"
 	"slices"
 	"strconv"
@@ -245,7 +244,7 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 func (k *kernelTable) run(ctx context.Context, text string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errSlow)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, k.restore, append([]string{"--noflush"}, k.wait...)...)
+	cmd := command(ctx, k.restore, append([]string{"--noflush"}, k.wait...)...)
 	cmd.Stdin = strings.NewReader(text)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -135,6 +135,17 @@ func kubeconfigTarget(opts ConfigOptions) (*Target, error) {
 	return &Target{Config: config, Context: name, Namespace: raw.Contexts[name].Namespace}, nil
 }
 
+// Contexts returns the names of the contexts of the kubeconfig that FindTarget would use.
+func Contexts(opts ConfigOptions) ([]string, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = opts.Kubeconfig
+	raw, err := rules.Load()
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig: %w", err)
+	}
+	return slices.Sorted(maps.Keys(raw.Contexts)), nil
+}
+
 // checkContext returns an error that lists the contexts if the wanted one does not exist.
 func checkContext(raw *clientcmdapi.Config, wanted, file string) error {
 	option, have := "--context", strings.Join(slices.Sorted(maps.Keys(raw.Contexts)), ", ")

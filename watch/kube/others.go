@@ -44,15 +44,10 @@ type served struct {
 // CountOthers counts the objects of each kind for which match() returns true. If the user may not
 // list a kind in the whole cluster, it counts those in the given namespaces, and sets Reason.
 func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool, namespaces ...string) ([]Others, error) {
-	base, _, err := rest.DefaultServerUrlFor(config)
+	c, err := newJSONClient(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("find other kinds of objects: %w", err)
 	}
-	transport, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return nil, fmt.Errorf("find other kinds of objects: %w", err)
-	}
-	c := jsonClient{ctx: ctx, base: base, http: transport}
 	all, err := c.resources()
 	if err != nil {
 		return nil, fmt.Errorf("find other kinds of objects: %w", err)
@@ -103,6 +98,15 @@ type jsonClient struct {
 	ctx  context.Context
 	base *url.URL
 	http *http.Client
+}
+
+func newJSONClient(ctx context.Context, config *rest.Config) (jsonClient, error) {
+	base, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return jsonClient{}, err
+	}
+	transport, err := rest.HTTPClientFor(config)
+	return jsonClient{ctx: ctx, base: base, http: transport}, err
 }
 
 // get requests a path and decodes the response into the value to which the last argument
