@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"syscall"
 	"time"
 )
 
@@ -42,8 +41,8 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	}
 	response, err := transport.RoundTrip(request)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w on %s: start sluice run on this node, or name its socket with --socket", ErrNoAgent, path)
+	case noListener(err):
+		return nil, fmt.Errorf("%w on %s: %s", ErrNoAgent, path, noAgentHint)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("only its owner may open the agent's socket %s: ask as root", path)
 	case ctx.Err() != nil:

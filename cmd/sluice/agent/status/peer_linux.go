@@ -1,7 +1,10 @@
 package status
 
 import (
+	"errors"
+	"io/fs"
 	"net"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,4 +23,11 @@ func listenerOf(conn net.Conn) int {
 		return 0
 	}
 	return int(peer.Pid)
+}
+
+const noAgentHint = "start sluice run on this node, or name its socket with --socket"
+
+// noListener reports whether a connection failed because no process listens on the socket.
+func noListener(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
