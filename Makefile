@@ -73,7 +73,7 @@ test-release: ## make a release twice, and check that it is complete and the sam
 check-deploy: ## compare the chart and the base with Helm and kustomize (the first run builds them: minutes)
 	GOBIN='$(CURDIR)/.cache/tools' go install -ldflags='$(HELM_FLAGS)' $(HELM)
 	GOBIN='$(CURDIR)/.cache/tools' go install $(KUSTOMIZE)
-	PATH='$(CURDIR)/.cache/tools':"$$PATH" go test -count 1 ./deploy
+	PATH='$(CURDIR)/.cache/tools':"$$PATH" go test -count 1 ./deploy ./deploy/release
 
 .PHONY: generate
 generate: ## compile the programs of the kernel's flow cache and of the guard (Debian: clang, llvm, libbpf-dev)
