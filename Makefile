@@ -56,6 +56,29 @@ test-cluster: ## test the agent with a real API server, and print its latencies 
 build: ## build bin/sluice
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/sluice ./cmd/sluice
 
+# What make install installs, where, and below which directory.
+PROGRAM ?= bin/sluice
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+SHAREDIR = $(DESTDIR)$(PREFIX)/share
+COMPLETIONS = bash-completion/completions/sluice zsh/site-functions/_sluice fish/vendor_completions.d/sluice.fish
+
+.PHONY: install
+install: build ## install sluice, the plugin kubectl-sluice and completions below PREFIX (/usr/local)
+	install -d '$(BINDIR)' $(patsubst %,'$(SHAREDIR)/%',$(dir $(COMPLETIONS)))
+	install -m 755 '$(PROGRAM)' '$(BINDIR)/sluice'
+	ln -sf sluice '$(BINDIR)/kubectl-sluice'
+	'$(PROGRAM)' completion kubectl > '$(BINDIR)/kubectl_complete-sluice'
+	chmod 755 '$(BINDIR)/kubectl_complete-sluice'
+	'$(PROGRAM)' completion bash > '$(SHAREDIR)/$(word 1,$(COMPLETIONS))'
+	'$(PROGRAM)' completion zsh > '$(SHAREDIR)/$(word 2,$(COMPLETIONS))'
+	'$(PROGRAM)' completion fish > '$(SHAREDIR)/$(word 3,$(COMPLETIONS))'
+
+.PHONY: uninstall
+uninstall: ## remove what make install has installed below PREFIX
+	rm -f '$(BINDIR)/sluice' '$(BINDIR)/kubectl-sluice' '$(BINDIR)/kubectl_complete-sluice' $(patsubst %,'$(SHAREDIR)/%',$(COMPLETIONS))
+
 .PHONY: image
 image: ## build bin/sluice-image.tar, an OCI image to load into containerd; without a daemon or a registry
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w $(STAMP)' -o bin/image/sluice ./cmd/sluice

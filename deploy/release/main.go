@@ -4,6 +4,7 @@
 //	sluice-image_VERSION.tar        the image for amd64 and arm64, as an OCI archive
 //	sluice-VERSION.tgz              the Helm chart
 //	sluice_VERSION.cdx.json         the bill of materials (CycloneDX) of programs and image
+//	sluice_VERSION.krew.yaml        the manifest of the plugin of kubectl, for krew
 //	SHA256SUMS                      the checksums of all others
 //
 // From the same commit, Go and Debian packages it makes the same bytes.
@@ -99,6 +100,9 @@ func release(ctx context.Context, o options) error {
 		return err
 	}
 	if err := o.sbom(built, packages); err != nil {
+		return err
+	}
+	if err := o.krew("deploy/krew/sluice.yaml"); err != nil {
 		return err
 	}
 	return sums(o.out)

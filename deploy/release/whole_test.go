@@ -33,7 +33,7 @@ func TestWholeRelease(t *testing.T) {
 	for line := range strings.Lines(checksums[0]) {
 		names = append(names, strings.Fields(line)[1])
 	}
-	const want = "sluice-1.2.3-rc.1.tgz sluice-image_v1.2.3-rc.1.tar sluice_v1.2.3-rc.1.cdx.json sluice_v1.2.3-rc.1_darwin_amd64.tar.gz sluice_v1.2.3-rc.1_darwin_arm64.tar.gz " +
+	const want = "sluice-1.2.3-rc.1.tgz sluice-image_v1.2.3-rc.1.tar sluice_v1.2.3-rc.1.cdx.json sluice_v1.2.3-rc.1.krew.yaml sluice_v1.2.3-rc.1_darwin_amd64.tar.gz sluice_v1.2.3-rc.1_darwin_arm64.tar.gz " +
 		"sluice_v1.2.3-rc.1_linux_amd64.tar.gz sluice_v1.2.3-rc.1_linux_arm64.tar.gz sluice_v1.2.3-rc.1_windows_amd64.zip"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("the release has\n%s, want\n%s", got, want)
