@@ -153,7 +153,7 @@ func explainOne(out io.Writer, m *compiled, opts explainOptions) (allowed bool, 
 	if err != nil {
 		return false, err // not wrapped: the error begins with the name of the flag
 	}
-	answer := explain.NewAnswer(all)
+	answer := explain.NewAnswer(opts.question, all)
 	if opts.format == "json" {
 		enc := json.NewEncoder(out)
 		enc.SetIndent("", "  ")

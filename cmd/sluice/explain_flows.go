@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 
 	kjson "sigs.k8s.io/json"
@@ -267,25 +266,8 @@ func (w textAnswers) answered(a flowAnswer) error {
 	if a.Logged != "" && a.Logged != a.Verdict {
 		why += "; logged: " + a.Logged
 	}
-	_, err := fmt.Fprintf(w.out, "%-5s  %s to %s, %s: %s\n", a.Verdict, endName(a.From, a.Pairs, fromOf), endName(a.To, a.Pairs, toOf), port, why)
+	_, err := fmt.Fprintf(w.out, "%-5s  %s to %s, %s: %s\n", a.Verdict, a.From, a.To, port, why)
 	return err
-}
-
-func fromOf(a *explain.Answer) string { return a.From }
-func toOf(a *explain.Answer) string   { return a.To }
-
-// endName returns the name of an end of an answer, or those of its pairs.
-func endName(name string, pairs []explain.Answer, nameOf func(*explain.Answer) string) string {
-	if name != "" {
-		return name
-	}
-	var names []string
-	for i := range pairs {
-		if n := nameOf(&pairs[i]); !slices.Contains(names, n) {
-			names = append(names, n)
-		}
-	}
-	return near.List(names, 3, ", ")
 }
 
 // whyText returns the reasons of an answer in one line.

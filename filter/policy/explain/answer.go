@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -152,12 +153,18 @@ func (c *Cluster) Answer(q Question) (Answer, error) {
 		}
 		all = append(all, Explanation{Flow: f, Verdict: v, Notes: notes(f, v), Depends: c.depends(f, v)})
 	}
-	return answer(all), nil
+	return answer(all).named(q), nil
 }
 
-// NewAnswer returns the JSON form of the explanations of one question, with all reasons. It
-// merges them; see [Merge].
-func NewAnswer(all []Explanation) Answer { return answer(Merge(all)) }
+// named names the ends of an answer about several by the question.
+func (a Answer) named(q Question) Answer {
+	a.From, a.To = cmp.Or(a.From, q.From), cmp.Or(a.To, q.To)
+	return a
+}
+
+// NewAnswer returns the JSON form of the explanations of a question, with all reasons. It merges
+// them; see [Merge].
+func NewAnswer(q Question, all []Explanation) Answer { return answer(Merge(all)).named(q) }
 
 // answer combines explanations. Those without reasons have no details.
 func answer(all []Explanation) Answer {

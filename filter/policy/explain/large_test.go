@@ -54,7 +54,7 @@ func TestTooLargePolicy(t *testing.T) {
 			if near := all[0].Ingress.Nearest; len(near) > 0 {
 				t.Errorf("the answer names the rules %v of a policy that is not in force", near)
 			}
-			a := explain.NewAnswer(all)
+			a := explain.NewAnswer(explain.Question{}, all)
 			if d := a.Ingress.Details; slices.Contains(d.Empty, "default/big") || len(d.Problems) != 1 {
 				t.Errorf("in JSON: %+v", d)
 			}

@@ -147,7 +147,7 @@ func TestNotesAboutNodeLocalAddresses(t *testing.T) {
 		if got := strings.Join(e.Notes, "\n"); (got == "") != (tt.note == "") || !strings.Contains(got, tt.note) {
 			t.Errorf("%v: notes %q, want %q in them", tt.q, got, tt.note)
 		}
-		if a := NewAnswer([]Explanation{e}); len(a.Notes) != len(e.Notes) || strings.Contains(Text([]Explanation{e}), "note: ") != (tt.note != "") {
+		if a := NewAnswer(Question{}, []Explanation{e}); len(a.Notes) != len(e.Notes) || strings.Contains(Text([]Explanation{e}), "note: ") != (tt.note != "") {
 			t.Errorf("%v: the answer has notes %q, the text is\n%s", tt.q, a.Notes, Text([]Explanation{e}))
 		}
 	}
