@@ -160,6 +160,7 @@ func commands(e env) []*cobra.Command {
 		explainCommand(e),
 		testCommand(e),
 		matrixCommand(e),
+		diffCommand(e),
 		lintCommand(e),
 		statusCommand(e),
 		rulesCommand(e),

@@ -79,25 +79,39 @@ func (c Cause) String() string {
 	}[c.Role] + ")"
 }
 
-// statesOf returns what became of each policy, by name.
-func statesOf(before, after []*policy.Policy) map[string]State {
-	states := make(map[string]State)
+// PolicyState is what became of a policy.
+type PolicyState struct {
+	Policy string // its title
+	State  State
+}
+
+// statesOf returns what became of each policy, by name, and a list of those that differ.
+func statesOf(before, after []*policy.Policy) (states map[string]State, differ []PolicyState) {
+	states = make(map[string]State)
 	olds := make(map[string]*policy.Policy)
 	for _, p := range before {
-		olds[p.Ref.String()] = p
-		states[p.Ref.String()] = Removed
+		olds[p.Ref.String()], states[p.Ref.String()] = p, Removed
 	}
 	for _, p := range after {
-		switch o := olds[p.Ref.String()]; {
+		name := p.Ref.String()
+		switch o := olds[name]; {
 		case o == nil:
-			states[p.Ref.String()] = Added
+			states[name] = Added
 		case samePolicy(o, p):
-			states[p.Ref.String()] = Same
+			states[name] = Same
 		default:
-			states[p.Ref.String()] = Changed
+			states[name] = Changed
 		}
 	}
-	return states
+	seen := make(map[string]bool)
+	for _, p := range slices.Concat(after, before) {
+		if name := p.Ref.String(); states[name] != Same && !seen[name] {
+			seen[name] = true
+			differ = append(differ, PolicyState{filter.PolicyTitle(p.Tier, name), states[name]})
+		}
+	}
+	slices.SortFunc(differ, func(a, b PolicyState) int { return strings.Compare(a.Policy, b.Policy) })
+	return states, differ
 }
 
 // samePolicy reports whether two versions of a policy decide the same.

@@ -15,6 +15,8 @@ type Diff struct {
 	// Matches. Flows between parties of which one is new open, if they are allowed, and flows of
 	// parties that are gone close.
 	Changes []Change
+	// Policies are the policies that were added, removed or changed, sorted by title.
+	Policies []PolicyState
 	// NodesUnknown reports that one of the clusters has no nodes, so that those of the other were
 	// not compared.
 	NodesUnknown bool
@@ -55,7 +57,8 @@ func Compare(before, after *inventory.Inventory) *Diff {
 	d := &Diff{Old: New(before.Beside(after)), New: New(after.Beside(before))}
 	d.Matches = matchParties(d.Old, d.New)
 	d.NodesUnknown = (len(d.Old.of(Nodes)) == 0) != (len(d.New.of(Nodes)) == 0)
-	c := &comparison{Diff: d, states: statesOf(before.Policies, after.Policies), known: make(map[pairsKey][]*Effect)}
+	c := &comparison{Diff: d, known: make(map[pairsKey][]*Effect)}
+	c.states, d.Policies = statesOf(before.Policies, after.Policies)
 	for _, from := range d.Matches {
 		for _, to := range d.Matches {
 			c.compare(from, to)

@@ -61,8 +61,8 @@ type class struct {
 	named cuts    // the numbers of its named ports
 }
 
-// single reports whether the party is one pod, and cannot have others.
-func (p *Party) single() bool {
+// Single reports whether the party is one pod, and cannot have others.
+func (p *Party) Single() bool {
 	return len(p.Pods) == 1 && (!p.Assumed || p.Workload == policy.Ref{})
 }
 

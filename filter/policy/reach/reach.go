@@ -150,7 +150,7 @@ func (m *Map) Between(from, to *Party) *Pair {
 	switch {
 	case from.Kind != Pods && to.Kind != Pods:
 		return nil
-	case from == to && from.single():
+	case from == to && from.Single():
 		return &Pair{Self: true, Spans: m.between(from, to, self)}
 	}
 	return &Pair{Spans: m.between(from, to, apart), OwnNode: m.between(from, to, ownNode)}

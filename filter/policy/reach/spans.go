@@ -171,3 +171,24 @@ func covers(ports []policy.NamedPort, s Span) bool {
 	}
 	return len(found) == int(s.High)-int(s.Low)+1
 }
+
+// Others returns all ports that are not in the spans, without answers. The spans must be sorted
+// as those of a [Pair].
+func Others(spans []Span) (rest []Span) {
+	for _, whole := range anySpans() {
+		next := int(whole.Low) // the first port that may not be in the spans
+		for _, s := range spans {
+			if s.Protocol != whole.Protocol {
+				continue
+			}
+			if int(s.Low) > next {
+				rest = append(rest, Span{Protocol: s.Protocol, Low: uint16(next), High: s.Low - 1})
+			}
+			next = int(s.High) + 1
+		}
+		if next <= int(whole.High) {
+			rest = append(rest, Span{Protocol: whole.Protocol, Low: uint16(next), High: whole.High})
+		}
+	}
+	return rest
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/diff"
+	"sluice/filter/policy/reach"
+	"sluice/watch/manifests"
+)
+
+type diffOptions struct {
+	input
+	format string
+	failOn string
+}
+
+func diffCommand(e env) *cobra.Command {
+	opts := diffOptions{format: "text", failOn: "opened"}
+	cmd := &cobra.Command{
+		Use:   "diff [OLD] NEW",
+		Short: "Show what changes in who reaches whom, and which policy does it",
+		Long: `Diff compares two directories of manifests, or two files (one may be -, the standard
+input): which workloads, nodes and addresses outside the cluster can reach which others now
+and could not before, or no longer can, at which ports, and which policy does it. It decides
+about every port and about all addresses, by the same decision that judges packets.
+
+With -f, OLD and NEW are compared as if they were applied to those manifests: give the
+workloads there if OLD and NEW have only policies. With --kubeconfig or --context they are
+applied to that cluster, and nothing is changed in it. Without OLD, NEW is compared with what
+it is applied to: the manifests of -f, or a cluster, by default that of the current context.
+As with kubectl apply, what NEW does not have stays; delete it there with OLD and NEW.
+
+In the text, + opens and - closes. Workloads are matched by their names, so that pods with
+other names are the same. What a new workload can reach opens, and what one that is gone
+could reach closes. Pods without an address may have any of their ranges (--pod-cidr): if a
+change depends on that, it is reported and said so.
+
+The exit status is 1 if something opens (see --fail-on), and 2 if parts of the manifests
+cannot be understood.`,
+		Example: `  sluice diff ./old ./new
+  sluice diff -f ./workloads ./old/policies ./new/policies -o markdown
+  sluice diff -f ./workloads - ./policies  (OLD is read from the standard input)
+  sluice diff --context production ./policies -n shop`,
+		Args: diffArgs,
+		RunE: func(cmd *cobra.Command, args []string) error { return runDiff(cmd.Context(), e, opts, args) },
+	}
+	flags := cmd.Flags()
+	addInputFlags(cmd, &opts.input)
+	addScopeFlags(cmd, &opts.input)
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "markdown"), "output", "o", "text, json or markdown")
+	flags.Var(newChoiceFlag(&opts.failOn, "opened", "closed", "any", "none"), "fail-on", "exit with status 1 if something is opened, closed, any of them, or none")
+	return cmd
+}
+
+// diffArgs checks the arguments of the command.
+func diffArgs(_ *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return errors.New("there is nothing to compare: write sluice diff OLD NEW, with two directories or files, or only NEW to compare it with a cluster")
+	case len(args) > 2:
+		return fmt.Errorf("%d arguments are too many: write sluice diff OLD NEW; give what both have with -f", len(args))
+	case len(args) == 2 && args[0] == manifests.Stdin && args[1] == manifests.Stdin:
+		return errors.New("OLD and NEW are both the standard input: give a file for one of them")
+	case slices.Contains(args, ""):
+		return errors.New("an argument is empty: write a directory or a file, or - for the standard input")
+	}
+	return nil
+}
+
+func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error {
+	before, after, err := opts.sides(ctx, e, args)
+	if err != nil {
+		return err
+	}
+	report := diff.New(reach.Compare(before.inventory, after.inventory), before.scope)
+	write := map[string]func(*diff.Report, io.Writer) error{
+		"text": (*diff.Report).WriteText, "json": (*diff.Report).WriteJSON, "markdown": (*diff.Report).WriteMarkdown,
+	}[opts.format]
+	if err := write(report, e.stdout); err != nil {
+		return fmt.Errorf("write the comparison: %w", err)
+	}
+	for _, note := range report.Notes {
+		fmt.Fprintln(e.stderr, "sluice: note:", note)
+	}
+	after.withoutKnown(before)
+	if err := errors.Join(before.report(e, "the comparison is about"), after.report(e, "the comparison is about")); err != nil {
+		return exitError{status: exitFailed, err: errors.New("parts of the manifests cannot be understood: the comparison is about the rest of them")}
+	}
+	opened, closed := report.Opened > 0, report.Closed > 0
+	if opened && (opts.failOn == "opened" || opts.failOn == "any") || closed && (opts.failOn == "closed" || opts.failOn == "any") {
+		return exitError{status: exitFindings}
+	}
+	return nil
+}
+
+// sides reads and compiles what is compared.
+func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, after *compiled, err error) {
+	for _, arg := range args {
+		if err := o.alsoStdin("", arg); err != nil {
+			return nil, nil, fmt.Errorf("-f - and the argument - both read the standard input: give a file to one of them")
+		}
+	}
+	var base *loaded
+	if len(args) == 1 || len(o.paths) > 0 || o.cluster.given() {
+		l, err := o.read(ctx, e.stdin)
+		if err != nil {
+			return nil, nil, err
+		}
+		base = &l
+	}
+	var sides []loaded
+	for _, arg := range args {
+		l, err := o.side(base, arg, e.stdin)
+		if err != nil {
+			return nil, nil, err
+		}
+		sides = append(sides, l)
+	}
+	if len(args) == 1 {
+		sides = []loaded{*base, sides[0]}
+	}
+	if err := inScope(sides); err != nil {
+		return nil, nil, err
+	}
+	before, after = compile(nil, sides[0]), compile(nil, sides[1])
+	return before, after, havePods(before, after)
+}
+
+// side reads OLD or NEW, and applies it to the base, if there is one.
+func (o *diffOptions) side(base *loaded, path string, stdin io.Reader) (l loaded, err error) {
+	if base != nil {
+		l = *base
+	} else {
+		if err := o.validate(); err != nil {
+			return loaded{}, err
+		}
+		l.scope = o.namespaces
+		if l.podRanges, err = parseRanges("--pod-cidr", o.podRanges); err != nil {
+			return loaded{}, err
+		}
+	}
+	objects, problems, err := manifests.Input{Paths: []string{path}, Stdin: stdin, Namespace: l.namespace, Command: o.command.CommandPath()}.Read()
+	if err != nil {
+		return loaded{}, err
+	}
+	l.problems = append(slices.Clip(l.problems), problems...)
+	if base == nil {
+		l.Objects = objects
+		return l, nil
+	}
+	notes := slices.Concat(base.Notes, objects.Notes)
+	l.Objects = manifests.Overlay(base.Objects, "the cluster", objects)
+	if !o.live() {
+		l.Notes = notes // the note about the cluster is untrue of files
+	}
+	return l, nil
+}
+
+// inScope returns an error if a namespace that the answer is limited to is in neither side.
+func inScope(sides []loaded) error {
+	var first error
+	for i := range sides {
+		err := sides[i].scopeExists()
+		if err == nil {
+			return nil
+		}
+		first = errors.Join(err, first)
+	}
+	return sides[len(sides)-1].scopeExists()
+}
+
+// havePods returns an error if one of the sides has no pods: the comparison would be about nothing.
+func havePods(before, after *compiled) error {
+	for i, m := range []*compiled{before, after} {
+		if len(m.inventory.AllPods()) == 0 {
+			return fmt.Errorf("%s has no pods or workloads, so that there is nothing that its policies are about: give what both have with -f, as in sluice diff -f ./workloads OLD NEW, or compare with a cluster by --context",
+				[]string{"OLD", "NEW"}[i])
+		}
+	}
+	return nil
+}
+
+// withoutKnown removes the notes and problems that another side has as well, so that each
+// is printed once.
+func (m *compiled) withoutKnown(o *compiled) {
+	known := make(map[string]bool)
+	for _, list := range [][]manifests.Problem{o.Notes, o.Outdated, o.problems} {
+		for _, p := range list {
+			known[p.Error()] = true
+		}
+	}
+	seen := func(p manifests.Problem) bool { return known[p.Error()] }
+	m.Notes, m.Outdated = slices.DeleteFunc(slices.Clone(m.Notes), seen), slices.DeleteFunc(slices.Clone(m.Outdated), seen)
+	m.problems = slices.DeleteFunc(slices.Clone(m.problems), seen)
+	for _, p := range o.misunderstood {
+		known[o.located(p).Error()] = true
+	}
+	m.misunderstood = slices.DeleteFunc(slices.Clone(m.misunderstood), func(p policy.Problem) bool { return known[m.located(p).Error()] })
+	for _, n := range o.NotRead {
+		known[n.String()] = true
+	}
+	m.NotRead = slices.DeleteFunc(slices.Clone(m.NotRead), func(n manifests.NotRead) bool { return known[n.String()] })
+}

@@ -1,0 +1,150 @@
+// Package diff writes what changes in who reaches whom, as text, JSON and Markdown. What changes is
+// found by [reach.Compare].
+package diff
+
+import (
+	"fmt"
+	"slices"
+
+	"sluice/filter/policy/near"
+	"sluice/filter/policy/reach"
+)
+
+// Report is what opens and closes, for people.
+type Report struct {
+	// Lines are the changes. Those that do the same are one line. What opens comes first.
+	Lines []Line
+	// Opened and Closed are the numbers of pairs of parties between which something opens or closes.
+	Opened, Closed int
+	// New and Gone are the parties of which there is no counterpart.
+	New, Gone []*reach.Match
+	// Policies are those that differ.
+	Policies []reach.PolicyState
+	// Notes are what is not compared, in words.
+	Notes []string
+
+	changes []reach.Change
+}
+
+// Line is the same change between several parties.
+type Line struct {
+	Opens    bool
+	From, To []string // what changes can reach what: names of parties, or words for many
+	Ports    string   // as in "TCP 80,443, UDP 53"
+	By       string   // the policies that do it, and conditions
+
+	block block
+}
+
+// New returns the report about a comparison. If namespaces are given, it has only what changes
+// for flows into and out of these.
+func New(d *reach.Diff, namespaces []string) *Report {
+	within := func(m *reach.Match) bool {
+		return len(namespaces) == 0 || slices.Contains(namespaces, m.Party().Namespace)
+	}
+	r := &Report{Policies: d.Policies}
+	for _, c := range d.Changes {
+		if within(c.From) || within(c.To) {
+			r.changes = append(r.changes, c)
+		}
+	}
+	r.count()
+	for _, m := range d.Matches {
+		switch {
+		case !within(m):
+		case m.Old == nil:
+			r.New = append(r.New, m)
+		case m.New == nil:
+			r.Gone = append(r.Gone, m)
+		}
+	}
+	for _, opens := range []bool{true, false} {
+		r.Lines = append(r.Lines, newMerger(d.Matches, opens).lines(r.changes)...)
+	}
+	r.addNotes(d)
+	return r
+}
+
+// count counts the pairs of parties.
+func (r *Report) count() {
+	type pair struct {
+		from, to *reach.Match
+		opens    bool
+	}
+	seen := make(map[pair]bool)
+	for _, c := range r.changes {
+		p := pair{c.From, c.To, c.Opens}
+		switch {
+		case seen[p]:
+		case c.Opens:
+			r.Opened++
+		default:
+			r.Closed++
+		}
+		seen[p] = true
+	}
+}
+
+func (r *Report) addNotes(d *reach.Diff) {
+	if d.NodesUnknown {
+		r.Notes = append(r.Notes, "the nodes are not compared, because they are known only before or only after the change")
+	}
+	seen := make(map[string]bool)
+	for _, l := range slices.Concat(d.Old.LeftOut, d.New.LeftOut) {
+		if text := fmt.Sprintf("left out: %v", l.Why); l.Pod.Ended == "" && !seen[text] {
+			seen[text] = true
+			r.Notes = append(r.Notes, text)
+		}
+	}
+}
+
+// Summary returns the numbers in a line: "2 pairs opened, 1 closed".
+func (r *Report) Summary() string {
+	pairs := func(n int) string {
+		if n == 1 {
+			return "1 pair"
+		}
+		return fmt.Sprintf("%d pairs", n)
+	}
+	switch {
+	case r.Opened+r.Closed == 0:
+		return "no change in who reaches whom"
+	case r.Opened == 0:
+		return pairs(r.Closed) + " closed"
+	case r.Closed == 0:
+		return pairs(r.Opened) + " opened"
+	}
+	return fmt.Sprintf("%s opened, %d closed", pairs(r.Opened), r.Closed)
+}
+
+// maxNames bounds the names in a line.
+const maxNames = 8
+
+// details returns the lines about what else differs: parties and policies.
+func (r *Report) details() (lines []string) {
+	add := func(what string, names []string) {
+		if len(names) > 0 {
+			lines = append(lines, what+": "+near.List(names, maxNames, ", "))
+		}
+	}
+	add("new", namesOf(r.New))
+	add("gone", namesOf(r.Gone))
+	for _, s := range []reach.State{reach.Added, reach.Removed, reach.Changed} {
+		var names []string
+		for _, p := range r.Policies {
+			if p.State == s {
+				names = append(names, p.Policy)
+			}
+		}
+		add("policies "+s.String(), names)
+	}
+	return lines
+}
+
+func namesOf(matches []*reach.Match) []string {
+	names := make([]string, len(matches))
+	for i, m := range matches {
+		names[i] = m.Name
+	}
+	return names
+}
