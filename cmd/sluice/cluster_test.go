@@ -331,3 +331,24 @@ func TestCompletionOfACluster(t *testing.T) {
 		}
 	}
 }
+
+// diff compares a cluster with what it would be if manifests were applied, or two directories as if
+// each were applied.
+func TestDiffOfACluster(t *testing.T) {
+	kubeconfig := liveCluster(t, "examples/cluster", nil)
+	const want = "+ default/web → default/db  all ports but TCP 6379  by default/access-demo1 ingress rule 1 (changed)\n"
+	for _, args := range [][]string{
+		{"examples/change", "-A"}, {"examples/change"}, {"examples/cluster", "examples/change", "-A"},
+	} {
+		status, out, errs := sluice(t, append([]string{"diff", "--kubeconfig", kubeconfig}, args...)...)
+		if status != exitFindings || !strings.Contains(out, want) || !strings.Contains(out, "2 pairs opened\n") {
+			t.Errorf("%v: status %d: %s%s", args, status, out, errs)
+		}
+		if n := strings.Count(errs, "as if the files were applied"); n == 0 {
+			t.Errorf("%v: no note about the files: %s", args, errs)
+		}
+	}
+	if status, out, errs := sluice(t, "diff", "--kubeconfig", kubeconfig, "examples/cluster", "-A"); status != 0 || !strings.Contains(out, "no change") {
+		t.Errorf("the same objects: status %d: %s%s", status, out, errs)
+	}
+}

@@ -60,12 +60,12 @@ cannot be understood.`,
 }
 
 // diffArgs checks the arguments of the command.
-func diffArgs(_ *cobra.Command, args []string) error {
+func diffArgs(cmd *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
-		return errors.New("there is nothing to compare: write sluice diff OLD NEW, with two directories or files, or only NEW to compare it with a cluster")
+		return fmt.Errorf("there is nothing to compare: write %s OLD NEW, with two directories or files, or only NEW to compare it with a cluster", cmd.CommandPath())
 	case len(args) > 2:
-		return fmt.Errorf("%d arguments are too many: write sluice diff OLD NEW; give what both have with -f", len(args))
+		return fmt.Errorf("%d arguments are too many: write %s OLD NEW; give what both have with -f", len(args), cmd.CommandPath())
 	case len(args) == 2 && args[0] == manifests.Stdin && args[1] == manifests.Stdin:
 		return errors.New("OLD and NEW are both the standard input: give a file for one of them")
 	case slices.Contains(args, ""):
@@ -87,7 +87,7 @@ func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error 
 		return fmt.Errorf("write the comparison: %w", err)
 	}
 	for _, note := range report.Notes {
-		fmt.Fprintln(e.stderr, "sluice: note:", note)
+		e.say("note: %s", note)
 	}
 	after.withoutKnown(before)
 	if err := errors.Join(before.report(e, "the comparison is about"), after.report(e, "the comparison is about")); err != nil {
@@ -180,7 +180,7 @@ func inScope(sides []loaded) error {
 func havePods(before, after *compiled) error {
 	for i, m := range []*compiled{before, after} {
 		if len(m.inventory.AllPods()) == 0 {
-			return fmt.Errorf("%s has no pods or workloads, so that there is nothing that its policies are about: give what both have with -f, as in sluice diff -f ./workloads OLD NEW, or compare with a cluster by --context",
+			return fmt.Errorf("%s has no pods or workloads, so that there is nothing that its policies are about: give what both have with -f, as in diff -f ./workloads OLD NEW, or compare with a cluster by --context",
 				[]string{"OLD", "NEW"}[i])
 		}
 	}

@@ -22,7 +22,7 @@ func BenchmarkDiff(b *testing.B) {
 	var out, errs bytes.Buffer
 	for b.Loop() {
 		out.Reset()
-		if status := run(b.Context(), env{nil, &out, &errs, os.Getenv}, []string{"diff", old, now, "--fail-on", "none"}); status != 0 {
+		if status := run(b.Context(), env{stdout: &out, stderr: &errs, getenv: os.Getenv}, []string{"diff", old, now, "--fail-on", "none"}); status != 0 {
 			b.Fatalf("status %d: %s", status, errs.String())
 		}
 	}
