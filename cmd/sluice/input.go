@@ -109,45 +109,53 @@ func (in *input) mention(names ...string) {
 }
 
 // read reads the objects.
-func (in *input) read(ctx context.Context, stdin io.Reader) (loaded, error) {
+func (in *input) read(ctx context.Context, stdin io.Reader) (l loaded, err error) {
 	if err := in.validate(); err != nil {
 		return loaded{}, err
 	}
-	var l loaded
 	if in.scoped() {
 		l.scope = in.namespaces
 	} else if len(in.namespaces) == 1 {
 		l.namespace = in.namespaces[0]
 	}
-	var err error
 	if l.podRanges, err = parseRanges("--pod-cidr", in.podRanges); err != nil {
 		return loaded{}, err
 	}
-	var cluster manifests.Objects
-	var target *kube.Target
+	cluster := ""
 	if in.live() {
-		if target, err = in.cluster.target(); err != nil {
+		if cluster, err = in.readLive(ctx, &l); err != nil {
 			return loaded{}, err
 		}
-		in.settle(&l, target)
-		if cluster, err = readCluster(ctx, target, append(slices.Clone(in.mentioned), l.around()...)); err != nil {
-			return loaded{}, err
-		}
-		l.Objects = cluster
 	}
 	if len(in.paths) > 0 {
-		l.Objects, l.problems, err = manifests.Input{Paths: in.paths, Stdin: stdin, Namespace: l.namespace, Command: in.command.CommandPath()}.Read()
-		if err == nil && target != nil {
-			l.Objects = manifests.Overlay(cluster, target.String(), l.Objects)
+		files := manifests.Input{Paths: in.paths, Stdin: stdin, Namespace: l.namespace, Command: in.command.CommandPath()}
+		live := l.Objects
+		if l.Objects, l.problems, err = files.Read(); err != nil {
+			return loaded{}, err
+		}
+		if cluster != "" {
+			l.Objects = manifests.Overlay(live, cluster, l.Objects)
 		}
 	}
+	if len(l.scope) > len(in.namespaces) {
+		l.Notes = append(l.Notes, manifests.Problem{File: cluster, Detail: "the answer is about namespace " + l.namespace, Hint: "-A for all namespaces"})
+	}
+	return l, l.scopeExists()
+}
+
+// readLive reads the cluster, and takes the defaults of its context. It returns the name of the
+// cluster, as in "context production".
+func (in *input) readLive(ctx context.Context, l *loaded) (name string, err error) {
+	target, err := in.cluster.target()
 	if err == nil {
-		err = l.scopeExists()
+		in.settle(l, target)
+		name = target.String()
+		l.Objects, err = readCluster(ctx, target, append(slices.Clone(in.mentioned), l.around()...))
 	}
-	if err == nil && len(l.scope) > len(in.namespaces) {
-		l.Notes = append(l.Notes, manifests.Problem{File: target.String(), Detail: "the answer is about namespace " + l.namespace, Hint: "-A for all namespaces"})
+	if err != nil && !in.cluster.given() && !errors.Is(err, kube.ErrNoCluster) {
+		err = fmt.Errorf("%w; or give manifests with -f DIR", err) // the cluster may not be meant
 	}
-	return l, err
+	return name, err
 }
 
 // scoped reports whether the command has the flags of addScopeFlags.

@@ -223,7 +223,9 @@ func (o *Objects) add(k *kind, item runtime.Object) error {
 		o.EndpointSlices = append(o.EndpointSlices, item)
 	default:
 		if object, ok := item.(metav1.Object); ok && slices.Contains(workloadKinds, k) {
-			o.Workloads = append(o.Workloads, kubepod.ReadWorkload(object))
+			if !kubepod.Finished(object) {
+				o.Workloads = append(o.Workloads, kubepod.ReadWorkload(object))
+			}
 			return nil
 		}
 		if k.read == nil {

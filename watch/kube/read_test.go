@@ -97,10 +97,11 @@ func unreadOf(o *Objects) string {
 }
 
 // Read returns also what people ask about, and the agent does not follow: workloads, Services and
-// EndpointSlices.
+// EndpointSlices. A Job that has ended makes no more pods, and is left out.
 func TestReadAsked(t *testing.T) {
 	s, config := serve(t, apiserver.Options{})
 	s.Set(workloads()...)
+	s.Set(&batchv1.Job{ObjectMeta: named("done"), Status: batchv1.JobStatus{Conditions: []batchv1.JobCondition{{Type: batchv1.JobComplete, Status: corev1.ConditionTrue}}}})
 	s.Set(&corev1.Service{ObjectMeta: named("svc")}, &discoveryv1.EndpointSlice{ObjectMeta: named("slice")})
 	o, err := Read(t.Context(), config)
 	if err != nil {

@@ -175,7 +175,9 @@ func (o *Objects) add(it *item) {
 		o.Nodes = append(o.Nodes, kubepod.ReadNode(object))
 	case *appsv1.Deployment, *appsv1.StatefulSet, *appsv1.DaemonSet, *appsv1.ReplicaSet,
 		*batchv1.Job, *batchv1.CronJob, *corev1.ReplicationController:
-		o.Workloads = append(o.Workloads, kubepod.ReadWorkload(object))
+		if !kubepod.Finished(it.object) { // as in a dump of a cluster
+			o.Workloads = append(o.Workloads, kubepod.ReadWorkload(it.object))
+		}
 	case *corev1.Service:
 		o.Services = append(o.Services, object)
 	case *discoveryv1.EndpointSlice:

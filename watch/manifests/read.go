@@ -139,6 +139,9 @@ func (r *reader) stdin() error {
 func (r *reader) files(path string) error {
 	l := lister{skip: func(dir string) *Problem { return unrendered(dir, r.Command) }}
 	found, err := l.list(path)
+	if err != nil && strings.Contains(path, ",") {
+		return fmt.Errorf("%w: repeat -f for each path, as in: -f %s", err, strings.ReplaceAll(path, ",", " -f "))
+	}
 	if err != nil {
 		return err
 	}
