@@ -338,7 +338,7 @@ func TestDiffOfACluster(t *testing.T) {
 	kubeconfig := liveCluster(t, "examples/cluster", nil)
 	const want = "+ default/web → default/db  all ports but TCP 6379  by default/access-demo1 ingress rule 1 (changed)\n"
 	for _, args := range [][]string{
-		{"examples/change", "-A"}, {"examples/change"}, {"examples/cluster", "examples/change", "-A"},
+		{"examples/change", "-A"}, {"examples/change"}, {"examples/cluster/access-demo1.yaml", "examples/change", "-A"},
 	} {
 		status, out, errs := sluice(t, append([]string{"diff", "--kubeconfig", kubeconfig}, args...)...)
 		if status != exitFindings || !strings.Contains(out, want) || !strings.Contains(out, "2 pairs opened\n") {

@@ -35,7 +35,8 @@ With -f, OLD and NEW are compared as if they were applied to those manifests: gi
 workloads there if OLD and NEW have only policies. With --kubeconfig or --context they are
 applied to that cluster, and nothing is changed in it. Without OLD, NEW is compared with what
 it is applied to: the manifests of -f, or a cluster, by default that of the current context.
-As with kubectl apply, what NEW does not have stays; delete it there with OLD and NEW.
+As with kubectl apply, what NEW does not have then stays. With OLD and NEW, what OLD has and
+NEW does not is deleted.
 
 In the text, + opens and - closes. Workloads are matched by their names, so that pods with
 other names are the same. What a new workload can reach opens, and what one that is gone
@@ -102,10 +103,8 @@ func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error 
 
 // sides reads and compiles what is compared.
 func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, after *compiled, err error) {
-	for _, arg := range args {
-		if err := o.alsoStdin("", arg); err != nil {
-			return nil, nil, fmt.Errorf("-f - and the argument - both read the standard input: give a file to one of them")
-		}
+	if slices.Contains(args, manifests.Stdin) && slices.Contains(o.paths, manifests.Stdin) {
+		return nil, nil, errors.New("-f - and the argument - both read the standard input: give a file to one of them")
 	}
 	var base *loaded
 	if len(args) == 1 || len(o.paths) > 0 || o.cluster.given() {
@@ -117,14 +116,14 @@ func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, 
 	}
 	var sides []loaded
 	for _, arg := range args {
-		l, err := o.side(base, arg, e.stdin)
+		l, err := o.files(base, arg, e.stdin)
 		if err != nil {
 			return nil, nil, err
 		}
 		sides = append(sides, l)
 	}
-	if len(args) == 1 {
-		sides = []loaded{*base, sides[0]}
+	if base != nil {
+		sides = o.applied(*base, sides)
 	}
 	if err := inScope(sides); err != nil {
 		return nil, nil, err
@@ -133,8 +132,8 @@ func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, 
 	return before, after, havePods(before, after)
 }
 
-// side reads OLD or NEW, and applies it to the base, if there is one.
-func (o *diffOptions) side(base *loaded, path string, stdin io.Reader) (l loaded, err error) {
+// files reads OLD or NEW. The options are those of the base, if there is one.
+func (o *diffOptions) files(base *loaded, path string, stdin io.Reader) (l loaded, err error) {
 	if base != nil {
 		l = *base
 	} else {
@@ -146,34 +145,45 @@ func (o *diffOptions) side(base *loaded, path string, stdin io.Reader) (l loaded
 			return loaded{}, err
 		}
 	}
-	objects, problems, err := manifests.Input{Paths: []string{path}, Stdin: stdin, Namespace: l.namespace, Command: o.command.CommandPath()}.Read()
-	if err != nil {
-		return loaded{}, err
+	l.Objects, l.problems, err = manifests.Input{Paths: []string{path}, Stdin: stdin, Namespace: l.namespace, Command: o.command.CommandPath()}.Read()
+	return l, err
+}
+
+// applied returns both sides of the comparison: the base, and the base as if the files were applied
+// to it; or, with OLD and NEW, the base as if each were applied. In that case objects of
+// OLD that are not in NEW are deleted.
+func (o *diffOptions) applied(base loaded, files []loaded) []loaded {
+	under := base.Objects
+	sides := []loaded{base}
+	if len(files) == 2 {
+		sides[0] = o.overlaid(base.Objects, files[0])
+		under = manifests.Without(base.Objects, files[0].Objects, files[1].Objects)
 	}
-	l.problems = append(slices.Clip(l.problems), problems...)
-	if base == nil {
-		l.Objects = objects
-		return l, nil
+	sides = append(sides, o.overlaid(under, files[len(files)-1]))
+	for i := range sides {
+		sides[i].problems = slices.Concat(base.problems, sides[i].problems)
 	}
-	notes := slices.Concat(base.Notes, objects.Notes)
-	l.Objects = manifests.Overlay(base.Objects, "the cluster", objects)
+	return sides
+}
+
+// overlaid returns files as if they were applied to other objects.
+func (o *diffOptions) overlaid(under manifests.Objects, files loaded) loaded {
+	notes := slices.Concat(under.Notes, files.Notes)
+	files.Objects = manifests.Overlay(under, "the cluster", files.Objects)
 	if !o.live() {
-		l.Notes = notes // the note about the cluster is untrue of files
+		files.Notes = notes // the note about the cluster is untrue of files
 	}
-	return l, nil
+	return files
 }
 
 // inScope returns an error if a namespace that the answer is limited to is in neither side.
-func inScope(sides []loaded) error {
-	var first error
+func inScope(sides []loaded) (err error) {
 	for i := range sides {
-		err := sides[i].scopeExists()
-		if err == nil {
+		if err = sides[i].scopeExists(); err == nil {
 			return nil
 		}
-		first = errors.Join(err, first)
 	}
-	return sides[len(sides)-1].scopeExists()
+	return err
 }
 
 // havePods returns an error if one of the sides has no pods: the comparison would be about nothing.
