@@ -72,6 +72,10 @@ func (t *Test) Run(c *explain.Cluster) Result {
 	return r
 }
 
+// maxAdvised bounds the failures of a test with what else their advice would allow, which takes
+// milliseconds to compute. A report shows no more in full.
+const maxAdvised = 3
+
 // ask decides all flows of a question, and adds a failure to r if one is not as expected.
 func (t *Test) ask(c *explain.Cluster, q explain.Question, r *Result) error {
 	flows, err := c.Flows(q)
@@ -89,8 +93,12 @@ func (t *Test) ask(c *explain.Cluster, q explain.Question, r *Result) error {
 		return nil
 	}
 	failure := Failure{Detail: detail}
-	for _, f := range flows {
-		failure.Explanations = append(failure.Explanations, c.Explain(f))
+	if len(r.Failures) < maxAdvised {
+		failure.Explanations = c.ExplainFlows(flows)
+	} else {
+		for _, f := range flows {
+			failure.Explanations = append(failure.Explanations, c.Explain(f))
+		}
 	}
 	r.Failures = append(r.Failures, failure)
 	return nil

@@ -17,6 +17,9 @@ type Effects struct {
 	Isolates []*policy.Pod
 
 	sizes map[policy.Ref]int // the number of pods of each workload that Opens names
+	// own are the flows from nodes to their own pods at the same ports, which always pass. With
+	// them, a node that the changes allow to reach the other pods of a workload reaches all.
+	own []Opening
 }
 
 // none reports whether the changes do nothing else.
@@ -107,7 +110,7 @@ func (c *Cluster) narrower(e *Explanation, ch *Change) (all []*Change) {
 
 // effects applies changes to a copy of the inventory, and compares.
 func (c *Cluster) effects(e *Explanation, changes []*Change) *Effects {
-	x := comparison{before: c, asked: e.flows(), found: make(map[pairKey]int)}
+	x := comparison{before: c, asked: e.flows(), found: make(map[pairKey]int), own: make(map[pairKey]int)}
 	after := inventory.New(c.changed(changes))
 	x.after = New(after, nil)
 	x.from, x.to = after.Everything(false), after.Everything(true)

@@ -16,7 +16,7 @@ type comparison struct {
 	from, to      []*End // everything, after the changes
 	asked         []Flow // the flows that the changes are for
 	effects       Effects
-	found         map[pairKey]int // the index in effects.Opens
+	found, own    map[pairKey]int // the index in effects.Opens, and in effects.own
 }
 
 // pairKey is two ends and an address family.
@@ -62,14 +62,18 @@ func (x *comparison) pair(from, to *End, spans []policy.PortRange) {
 	for _, f := range inventory.FlowsBetween(from, to, filter.TCP, 1) {
 		ways := x.ways(f)
 		for _, span := range spans {
-			opened := 0
+			opened, key := 0, pairKey{from, to, familyOf(f.Key.SrcAddr())}
+			if from.Node && x.before.inventory.Decide(ways[0].before).Reason == filter.OwnNode {
+				add(&x.effects.own, x.own, key, span, false)
+				continue
+			}
 			for _, w := range ways {
 				if w.opens(x, span) {
 					opened++
 				}
 			}
 			if opened > 0 && !x.isAsked(from, to, span) {
-				x.add(pairKey{from, to, familyOf(f.Key.SrcAddr())}, span, opened < len(ways))
+				add(&x.effects.Opens, x.found, key, span, opened < len(ways))
 			}
 		}
 	}
@@ -121,15 +125,15 @@ func isPart(e, asked *End) bool {
 	return slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return slices.Contains(asked.Addrs, a) })
 }
 
-// add adds an opening, or extends the one of the same ends.
-func (x *comparison) add(key pairKey, span policy.PortRange, depends bool) {
-	i, known := x.found[key]
+// add adds an opening to a list, or extends the one of the same ends.
+func add(list *[]Opening, found map[pairKey]int, key pairKey, span policy.PortRange, depends bool) {
+	i, known := found[key]
 	if !known {
-		i = len(x.effects.Opens)
-		x.found[key] = i
-		x.effects.Opens = append(x.effects.Opens, Opening{From: key.from, To: key.to, Family: key.family})
+		i = len(*list)
+		found[key] = i
+		*list = append(*list, Opening{From: key.from, To: key.to, Family: key.family})
 	}
-	o := &x.effects.Opens[i]
+	o := &(*list)[i]
 	if !slices.Contains(o.Ports, span) {
 		o.Ports = append(o.Ports, span)
 	}

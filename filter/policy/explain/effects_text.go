@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -40,7 +41,8 @@ func (o opens) alike(a opens) bool {
 	return a.ports == o.ports && a.family == o.family && a.depends == o.depends
 }
 
-// summary joins the openings to a destination, then those from the same sources.
+// summary joins the openings to a destination, then those from the same sources. A workload
+// stands for its pods if the changes treat them alike, except for what a node always reaches.
 func (e *Effects) summary() (all []opens) {
 	var byTo []opens
 	for _, o := range e.byFamily() {
@@ -51,6 +53,7 @@ func (e *Effects) summary() (all []opens) {
 		}
 	}
 	for _, o := range byTo {
+		slices.SortFunc(o.from, func(a, b *End) int { return cmp.Or(strings.Compare(a.Name, b.Name), a.Addrs[0].Compare(b.Addrs[0])) })
 		if i := slices.IndexFunc(all, func(a opens) bool { return a.alike(o) && slices.Equal(a.from, o.from) }); i >= 0 {
 			all[i].to = append(all[i].to, o.to...)
 		} else {
@@ -63,7 +66,7 @@ func (e *Effects) summary() (all []opens) {
 // byFamily joins the openings of both address families.
 func (e *Effects) byFamily() (all []opens) {
 	last := make(map[[2]*End]int)
-	for _, o := range e.Opens {
+	for _, o := range slices.Concat(e.Opens, e.ownToo()) {
 		out := opens{[]*End{o.From}, []*End{o.To}, strings.Join(portTexts(o.Ports), ", "), o.Family, o.Depends}
 		if len(o.From.Addrs) == 1 || len(o.To.Addrs) == 1 {
 			out.family = "" // they have no other
@@ -75,6 +78,19 @@ func (e *Effects) byFamily() (all []opens) {
 		}
 		last[key] = len(all)
 		all = append(all, out)
+	}
+	return all
+}
+
+// ownToo returns the flows of nodes to their own pods, if the changes allow these nodes the same
+// to other pods of the workload.
+func (e *Effects) ownToo() (all []Opening) {
+	for _, own := range e.own {
+		if own.To.Workload != (policy.Ref{}) && slices.ContainsFunc(e.Opens, func(o Opening) bool {
+			return o.From == own.From && o.To.Workload == own.To.Workload && o.Family == own.Family && slices.Equal(o.Ports, own.Ports)
+		}) {
+			all = append(all, own)
+		}
 	}
 	return all
 }

@@ -144,13 +144,18 @@ func (c *Cluster) depends(f Flow, v filter.Verdict) (all []Alternative) {
 	return all
 }
 
-// ExplainAll answers a question: it explains its flows, merges those with the same verdict and
-// reasons, and computes what else the changes would do.
+// ExplainAll answers a question: it explains its flows with [Cluster.ExplainFlows].
 func (c *Cluster) ExplainAll(q Question) ([]Explanation, error) {
 	flows, err := c.Flows(q)
 	if err != nil {
 		return nil, err
 	}
+	return c.ExplainFlows(flows), nil
+}
+
+// ExplainFlows explains flows, merges those with the same verdict and reasons, and computes what
+// else the changes would do.
+func (c *Cluster) ExplainFlows(flows []Flow) []Explanation {
 	all := make([]Explanation, len(flows))
 	for i, f := range flows {
 		all[i] = c.Explain(f)
@@ -159,7 +164,7 @@ func (c *Cluster) ExplainAll(q Question) ([]Explanation, error) {
 	for i := range all {
 		c.Advise(&all[i])
 	}
-	return all, nil
+	return all
 }
 
 // notes returns a warning for each link-local address of a denied flow that belongs to no
