@@ -20,6 +20,8 @@ import (
 // completionTimeout bounds the wait for a cluster while a shell completes a command line.
 const completionTimeout = 2 * time.Second
 
+var errCompletion = fmt.Errorf("the API server has not answered within %v", completionTimeout)
+
 // pluginScript is the program kubectl_complete-sluice. kubectl runs it to complete the arguments
 // of kubectl sluice.
 const pluginScript = "#!/bin/sh\nexec kubectl-sluice __complete \"$@\"\n"
@@ -154,7 +156,7 @@ type completionSource struct {
 // completionInput returns the source for a command line that is not complete. Nothing is reported:
 // there is nowhere to print it. The source must not be used after done.
 func completionInput(cmd *cobra.Command) (s completionSource, ctx context.Context, done func()) {
-	ctx, done = context.WithTimeout(cmd.Context(), completionTimeout)
+	ctx, done = context.WithTimeoutCause(cmd.Context(), completionTimeout, errCompletion)
 	flags := cmd.Flags()
 	paths, _ := flags.GetStringArray("filename") // missing flags are empty
 	file, _ := flags.GetString("kubeconfig")
