@@ -86,6 +86,10 @@ func Restricting(k Kind) bool {
 		return strings.HasSuffix(k.Group, "k8s.aws")
 	case "AuthorizationPolicy": // Istio, Linkerd
 		return k.Group == "security.istio.io" || k.Group == "policy.linkerd.io"
+	case "ServerAuthorization": // Linkerd
+		return k.Group == "policy.linkerd.io"
+	case "ServiceIntentions": // Consul
+		return k.Group == "consul.hashicorp.com"
 	case "MeshTrafficPermission", "TrafficPermission": // Kuma
 		return k.Group == "kuma.io"
 	}

@@ -181,7 +181,7 @@ func (r *reader) nothing() error {
 	if first != nil {
 		return *first
 	}
-	where, have := strings.Join(r.Paths, ", "), "1 object of another kind"
+	where, have := r.where(), "1 object of another kind"
 	switch {
 	case objects == 0:
 		return fmt.Errorf("%s has only an empty list: add what policies are about", where)
@@ -192,6 +192,17 @@ func (r *reader) nothing() error {
 		have += " (" + TextOf(not) + ", which are not read)"
 	}
 	return fmt.Errorf("%s has no Pods, workloads, Namespaces or policies, only %s: add what policies are about", where, have)
+}
+
+// where names the paths.
+func (r *reader) where() string {
+	names := slices.Clone(r.Paths)
+	for i := range names {
+		if names[i] == Stdin {
+			names[i] = stdinName
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // placed returns a note if objects without a namespace were read as objects of r.Namespace.
@@ -208,7 +219,7 @@ func (r *reader) placed() *Problem {
 		have = fmt.Sprintf("%d objects have", n)
 	}
 	return &Problem{
-		File: strings.Join(r.Paths, ", "), Detail: fmt.Sprintf("%s no namespace and would be created in namespace %s", have, r.Namespace),
+		File: r.where(), Detail: fmt.Sprintf("%s no namespace and would be created in namespace %s", have, r.Namespace),
 		Hint: "write metadata.namespace if that is not meant",
 	}
 }

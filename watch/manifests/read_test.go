@@ -125,3 +125,21 @@ func TestNumberInLabels(t *testing.T) {
 		t.Errorf("problems %v", problems)
 	}
 }
+
+// Kinds of other projects that may change what is allowed are counted, and others are not.
+func TestRestricting(t *testing.T) {
+	for kind, want := range map[Kind]bool{
+		{"cilium.io", "CiliumNetworkPolicy"}: true, {"cilium.io", "CiliumClusterwideNetworkPolicy"}: true, {"cilium.io", "CiliumIdentity"}: false,
+		{"crd.projectcalico.org", "GlobalNetworkPolicy"}: true, {"projectcalico.org", "NetworkPolicy"}: true, {"projectcalico.org", "IPPool"}: false,
+		{"crd.antrea.io", "ClusterNetworkPolicy"}: true, {"k8s.cni.cncf.io", "MultiNetworkPolicy"}: true, {"k8s.ovn.org", "EgressFirewall"}: true,
+		{"network.openshift.io", "EgressNetworkPolicy"}: true, {"kubeovn.io", "SecurityGroup"}: true, {"vpcresources.k8s.aws", "SecurityGroupPolicy"}: true,
+		{"security.istio.io", "AuthorizationPolicy"}: true, {"policy.linkerd.io", "ServerAuthorization"}: true, {"consul.hashicorp.com", "ServiceIntentions"}: true,
+		{"kuma.io", "MeshTrafficPermission"}: true, {"policy.networking.k8s.io", "BaselineAdminNetworkPolicy"}: true,
+		{"networking.k8s.io", "NetworkPolicy"}: false, {"policy.networking.k8s.io", "ClusterNetworkPolicy"}: false, {"networking.k8s.io", "Ingress"}: false,
+		{"policy", "PodDisruptionBudget"}: false,
+	} {
+		if Restricting(kind) != want {
+			t.Errorf("%v: %v", kind, !want)
+		}
+	}
+}
