@@ -26,8 +26,11 @@ func Without(cluster, before, after Objects) Objects {
 	out.Services = remaining(cluster.Services, serviceKey, gone)
 	out.EndpointSlices = remaining(cluster.EndpointSlices, sliceKey, gone)
 	out.Origins = maps.Clone(cluster.Origins)
-	for k := range gone {
+	for _, k := range cluster.keys() {
 		delete(out.Origins, k)
+	}
+	for _, k := range out.keys() {
+		out.Origins[k] = cluster.Origins[k]
 	}
 	return out
 }
