@@ -85,7 +85,7 @@ func (v *Inventory) pod(p *policy.Pod, to bool) (*End, error) {
 	case p.Ended != "":
 		return nil, fmt.Errorf("pod %s has ended (%s) and has no address: ask for a running pod", name, p.Ended)
 	case Assumed(p), p.HostNetwork && len(addressesOf(p)) == 0:
-		e.Addrs, e.Assumed, e.Endpoint = v.assume(to), true, v.endpoints[p]
+		e.Addrs, e.Assumed, e.Endpoint = v.assume(to, e.Node), true, v.endpoints[p]
 		return e, nil
 	}
 	for _, addr := range addressesOf(p) {

@@ -63,6 +63,7 @@ type Inventory struct {
 	beside        *Inventory          // that it is compared with; nil if there is none
 	nodeSelectors []labels.Selector   // of the policies, each once
 	places        [2][]Range          // by family, IPv4 first: the ranges of the pods, cut where policies tell addresses apart
+	hostPlaces    [2][]Range          // those of pods of the host network
 	assumed       map[netip.Addr]bool // the addresses that assume returns
 }
 

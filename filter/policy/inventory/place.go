@@ -81,12 +81,26 @@ func (v *Inventory) addressed(v4 bool) (used, known bool) {
 	return used, known
 }
 
-// findPlaces cuts the pod ranges of a family. It keeps one range of those that are in the same
-// ranges of policies. The first is in the fewest of them: the usual place of a pod.
-func (v *Inventory) findPlaces(v4 bool) []Range {
+// hostRanges returns the ranges in which the nodes of a family may have their addresses: any, but first
+// those for private use.
+func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
+	if !v.uses(v4) {
+		return nil
+	}
+	for _, text := range append(slices.Clone(private), "0.0.0.0/0", "::/0") {
+		if p := netip.MustParsePrefix(text); p.Addr().Is4() == v4 {
+			ranges = append(ranges, p)
+		}
+	}
+	return ranges
+}
+
+// findPlaces cuts ranges. It keeps one range of those that are in the same ranges of policies. The
+// first is in the fewest of them: the usual place of a pod.
+func (v *Inventory) findPlaces(ranges []netip.Prefix) []Range {
 	var found []Range
 	seen := make(map[string]bool)
-	for _, r := range v.podRanges(v4) {
+	for _, r := range ranges {
 		for _, c := range v.marks.cut(r) {
 			for a := range c.Addrs {
 				if key := v.marks.around(a); !seen[key] {
@@ -138,15 +152,15 @@ func (v *Inventory) addrBeside(r Range, skip int, other netip.Addr) netip.Addr {
 }
 
 // assume returns addresses for a pod without one, one of each family that the cluster uses. The
-// parameter to tells the destination of a flow from its source.
-func (v *Inventory) assume(to bool) (addrs []netip.Addr) {
+// parameter to tells the destination of a flow from its source, and host a pod of the host network.
+func (v *Inventory) assume(to, host bool) (addrs []netip.Addr) {
 	skip := 0
 	if to {
 		skip = 1
 	}
-	for i := range v.places {
-		if len(v.places[i]) > 0 {
-			if a := v.addrIn(v.places[i][0], skip); a.IsValid() {
+	for _, places := range v.placesOf(host) {
+		if len(places) > 0 {
+			if a := v.addrIn(places[0], skip); a.IsValid() {
 				addrs = append(addrs, a)
 			}
 		}
@@ -178,13 +192,22 @@ func (v *Inventory) place() {
 		return
 	}
 	for i, v4 := range []bool{true, false} {
-		v.places[i] = v.findPlaces(v4)
+		v.places[i] = v.findPlaces(v.podRanges(v4))
+		v.hostPlaces[i] = v.findPlaces(v.hostRanges(v4))
 	}
 	for _, to := range []bool{false, true} {
-		for _, a := range v.assume(to) {
+		for _, a := range append(v.assume(to, false), v.assume(to, true)...) {
 			v.assumed[a] = true
 		}
 	}
+}
+
+// placesOf returns the places of pods by family, or of pods of the host network.
+func (v *Inventory) placesOf(host bool) *[2][]Range {
+	if host {
+		return &v.hostPlaces
+	}
+	return &v.places
 }
 
 // PlaceOf returns what the ranges of policies say about an address, as text that is equal for
@@ -202,25 +225,30 @@ type Alternative struct {
 // assumed one. It returns nothing if the addresses of both ends are known.
 func (v *Inventory) Elsewhere(f Flow) (all []Alternative) {
 	src, dst := f.Key.SrcAddr(), f.Key.DstAddr()
-	places := v.places[0]
+	family := 0
 	if !src.Is4() {
-		places = v.places[1]
+		family = 1
 	}
-	for _, r := range places {
-		if f.From.Assumed && !r.Contains(src) {
-			if a := v.addrBeside(r, 0, dst); a.IsValid() {
-				other := f
-				other.Key = filter.NewKey(a, dst, f.Key.Protocol, f.Key.Port)
-				all = append(all, Alternative{other, false, r})
+	if f.From.Assumed {
+		for _, r := range v.placesOf(f.From.Node)[family] {
+			if a := v.addrBeside(r, 0, dst); a.IsValid() && !r.Contains(src) {
+				all = append(all, f.at(a, dst, Alternative{Range: r}))
 			}
 		}
-		if f.To.Assumed && !r.Contains(dst) {
-			if a := v.addrBeside(r, 1, src); a.IsValid() {
-				other := f
-				other.Key = filter.NewKey(src, a, f.Key.Protocol, f.Key.Port)
-				all = append(all, Alternative{other, true, r})
+	}
+	if f.To.Assumed {
+		for _, r := range v.placesOf(f.To.Node)[family] {
+			if a := v.addrBeside(r, 1, src); a.IsValid() && !r.Contains(dst) {
+				all = append(all, f.at(src, a, Alternative{To: true, Range: r}))
 			}
 		}
 	}
 	return all
+}
+
+// at returns the alternative with the flow between other addresses.
+func (f Flow) at(src, dst netip.Addr, a Alternative) Alternative {
+	f.Key = filter.NewKey(src, dst, f.Key.Protocol, f.Key.Port)
+	a.Flow = f
+	return a
 }

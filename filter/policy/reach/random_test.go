@@ -75,7 +75,11 @@ func everyone(t *testing.T, m *reach.Map) (all []someone) {
 // assumable returns addresses that a pod without an address may have: of each family that it
 // has, two of each place that policies tell apart.
 func assumable(v *inventory.Inventory, e *inventory.End) (all []netip.Addr) {
-	texts := []string{"10.0.1.1", "10.0.1.2", "10.9.9.9", "10.9.9.8", "172.16.1.1", "172.16.1.2", "192.168.1.1", "192.168.1.2", "fdff::99", "fdff::98"}
+	host := e.Node
+	texts := []string{"203.0.113.77", "203.0.113.78", "192.0.2.77", "192.0.2.78", "8.8.8.8", "8.8.8.9", "2001:db8::7", "2001:db8::8", "10.0.1.1", "10.0.1.2", "10.9.9.9", "10.9.9.8", "172.16.1.1", "172.16.1.2", "192.168.1.1", "192.168.1.2", "fdff::99", "fdff::98"}
+	if !host {
+		texts = texts[8:] // pods have private addresses
+	}
 	for i := range 16 {
 		texts = append(texts, fmt.Sprintf("10.0.0.%d", i), fmt.Sprintf("fd00::%x", i))
 	}
@@ -85,7 +89,7 @@ func assumable(v *inventory.Inventory, e *inventory.End) (all []netip.Addr) {
 		if !slices.ContainsFunc(e.Addrs, func(o netip.Addr) bool { return o.Is4() == a.Is4() }) || v.Snapshot.Endpoint(a) != nil {
 			continue
 		}
-		if a.Is4() && len(v.PodRanges) > 0 && !v.PodRanges[0].Contains(a) {
+		if !host && a.Is4() && len(v.PodRanges) > 0 && !v.PodRanges[0].Contains(a) {
 			continue
 		}
 		place := v.ClassOf(&inventory.End{Addrs: []netip.Addr{a}})
