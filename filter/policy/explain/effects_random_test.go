@@ -107,7 +107,7 @@ func compare(t *testing.T, name string, before, after *inventory.Inventory, e ex
 				opened := before.Snapshot.Decide(k).Action != filter.Allow && after.Snapshot.Decide(k).Action == filter.Allow
 				closed := before.Snapshot.Decide(k).Action == filter.Allow && after.Snapshot.Decide(k).Action != filter.Allow
 				asked := slices.ContainsFunc(append([]explain.Flow{e.Flow}, e.Others...), func(f explain.Flow) bool { return sameFlow(before, f, k) })
-				if stated := states(after, e.Effects, k); opened && !asked && !stated || !opened && stated {
+				if stated := states(after, e.Effects, k); stated != (opened && !asked) {
 					t.Fatalf("%s\n%s: opened %t, asked %t, stated %t", name, k, opened, asked, stated)
 				}
 				if closed && len(e.Effects.Isolates) == 0 {
