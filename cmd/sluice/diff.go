@@ -38,10 +38,10 @@ it is applied to: the manifests of -f, or a cluster, by default that of the curr
 As with kubectl apply, what NEW does not have then stays. With OLD and NEW, what OLD has and
 NEW does not is deleted.
 
-In the text, + opens and - closes. Workloads are matched by their names, so that pods with
-other names are the same. What a new workload can reach opens, and what one that is gone
-could reach closes. Pods without an address may have any of their ranges (--pod-cidr): if a
-change depends on that, it is reported and said so.
+In the text, + opens and - closes, and the last lines count the pairs of ends. Workloads are
+matched by their names, so that pods with other names are the same. What a new workload can
+reach opens, and what one that is gone could reach closes. Pods without an address may have
+any (of the ranges of --pod-cidr): the text states which changes depend on that.
 
 The exit status is 1 if something opens (see --fail-on), and 2 if parts of the manifests
 cannot be understood.`,

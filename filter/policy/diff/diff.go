@@ -16,7 +16,7 @@ type Report struct {
 	Lines []Line
 	// Opened and Closed are the numbers of pairs of parties between which something opens or closes.
 	Opened, Closed int
-	// New and Gone are the parties of which there is no counterpart.
+	// New and Gone are the parties that only one of the clusters has.
 	New, Gone []*reach.Match
 	// Policies are those that differ.
 	Policies []reach.PolicyState

@@ -180,6 +180,10 @@ const maxMissing = 2
 // by the word rest if the only one that is missing is the party that they have changes with. There
 // must be at least the given number.
 func (w *wording) take(word, rest string, least int, of func(*reach.Party) bool) {
+	left := make(map[*reach.Match]bool, len(w.left))
+	for _, x := range w.left {
+		left[x] = true
+	}
 	podsOnly := slices.ContainsFunc(w.others, func(o *reach.Match) bool { return o.Party().Kind != reach.Pods })
 	n := 0
 	var missing []*reach.Match
@@ -188,7 +192,7 @@ func (w *wording) take(word, rest string, least int, of func(*reach.Party) bool)
 		if !of(p) || podsOnly && p.Kind != reach.Pods {
 			continue
 		}
-		if n++; !slices.Contains(w.left, x) && !(len(w.others) == 1 && x == w.others[0] && p.Single()) {
+		if n++; !left[x] && !(len(w.others) == 1 && x == w.others[0] && p.Single()) {
 			if missing = append(missing, x); len(missing) > maxMissing {
 				return
 			}

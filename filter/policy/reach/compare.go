@@ -59,12 +59,27 @@ func Compare(before, after *inventory.Inventory) *Diff {
 	d.NodesUnknown = (len(d.Old.of(Nodes)) == 0) != (len(d.New.of(Nodes)) == 0)
 	c := &comparison{Diff: d, known: make(map[pairsKey][]*Effect)}
 	c.states, d.Policies = statesOf(before.Policies, after.Policies)
+	var pods []*Match
+	for _, m := range d.Matches {
+		if m.hasPods() {
+			pods = append(pods, m)
+		}
+	}
 	for _, from := range d.Matches {
-		for _, to := range d.Matches {
+		others := d.Matches
+		if !from.hasPods() {
+			others = pods // policies decide about no other: ranges may be many
+		}
+		for _, to := range others {
 			c.compare(from, to)
 		}
 	}
 	return d
+}
+
+// hasPods reports whether policies decide about flows of the party, before or now.
+func (m *Match) hasPods() bool {
+	return m.Old != nil && m.Old.Kind == Pods || m.New != nil && m.New.Kind == Pods
 }
 
 // comparison makes a Diff.
