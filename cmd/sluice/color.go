@@ -55,6 +55,8 @@ var paints = []struct {
 	{regexp.MustCompile(`^(deny|FAIL|ERROR|error)\b`), red},
 	{regexp.MustCompile(`^(depends|warning)\b`), yellow},
 	{regexp.MustCompile(`^([1-9]\d* findings?)\b`), red},
+	{regexp.MustCompile(`^(\+ .* → .*)`), green}, // what opens
+	{regexp.MustCompile(`^(- .* → .*)`), red},    // what closes
 	{regexp.MustCompile(`^(\+) .* → `), green},
 	{regexp.MustCompile(`^(-) .* → `), red},
 	{regexp.MustCompile(`(\[[a-z]+(?:-[a-z]+)*\])$`), yellow}, // the check of a finding

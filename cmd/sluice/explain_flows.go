@@ -80,7 +80,7 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool,
 		return false, err
 	}
 	if x.skipped > 0 {
-		fmt.Fprintf(e.stderr, "sluice: note: skipped %s of the log without a flow\n", count(x.skipped, "line", "lines"))
+		e.say("note: skipped %s of the log without a flow", count(x.skipped, "line", "lines"))
 	}
 	if x.failed > 0 {
 		return false, fmt.Errorf("%s of %d could not be answered", count(x.failed, "flow", "flows"), x.flows)

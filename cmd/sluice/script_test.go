@@ -178,3 +178,23 @@ func TestExitStatuses(t *testing.T) {
 		})
 	}
 }
+
+// Messages have the name by which the program is called in front: env.say writes it.
+func TestMessagesHaveTheProgramsName(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") || file == "rules_remove_linux.go" { // sluice rules runs on nodes
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), `"sluice: `) || strings.Contains(string(text), `"sluice:"`) {
+			t.Errorf("%s has messages that begin with sluice: use env.say", file)
+		}
+	}
+}
