@@ -13,7 +13,8 @@ type Diff struct {
 	Matches []*Match
 	// Changes are what opens and closes, in the order of the sources, then of the destinations in
 	// Matches. Flows between parties of which one is new open, if they are allowed, and flows of
-	// parties that are gone close.
+	// parties that are gone close. Flows of nodes, pods of the host network and addresses outside the
+	// cluster among each other are not compared: policies do not decide about them.
 	Changes []Change
 	// Policies are the policies that were added, removed or changed, sorted by title.
 	Policies []PolicyState

@@ -196,8 +196,15 @@ func (c *checker) members(of map[*reach.Party][]*member, p *reach.Party) []*memb
 	return of[p]
 }
 
+func hasPods(m *reach.Match) bool {
+	return m.Old != nil && m.Old.Kind == reach.Pods || m.New != nil && m.New.Kind == reach.Pods
+}
+
 // pair checks all members of two matches.
 func (c *checker) pair(from, to *reach.Match) {
+	if !hasPods(from) && !hasPods(to) {
+		return // policies do not decide
+	}
 	for _, of := range c.members(c.old, from.Old) {
 		for _, ot := range c.members(c.old, to.Old) {
 			for _, nf := range c.members(c.new, from.New) {
