@@ -90,6 +90,9 @@ const (
 	// PodNotKnown: one address should belong to a pod, but the pod did not become known in
 	// time. The fail mode (--fail) decided.
 	PodNotKnown
+	// NamespaceNotKnown: the Namespace object of a pod is not known, and policies depend on its
+	// labels. With an open fail mode, packets that were held without success get PodNotKnown.
+	NamespaceNotKnown
 	// MidStream: the packet does not begin a connection. The connection may have begun in the
 	// opposite direction, in which policies deny it.
 	MidStream
@@ -99,18 +102,19 @@ const (
 )
 
 var reasonText = [NumReasons]string{
-	NoReason:      "unknown",
-	NotIsolated:   "not-isolated",
-	RuleAllows:    "rule",
-	NotDenied:     "not-denied",
-	SameAddress:   "same-address",
-	OwnNode:       "own-node",
-	EgressDenied:  "egress-denied",
-	IngressDenied: "ingress-denied",
-	Malformed:     "malformed",
-	NotSynced:     "not-synced",
-	PodNotKnown:   "pod-not-known",
-	MidStream:     "mid-stream",
+	NoReason:          "unknown",
+	NotIsolated:       "not-isolated",
+	RuleAllows:        "rule",
+	NotDenied:         "not-denied",
+	SameAddress:       "same-address",
+	OwnNode:           "own-node",
+	EgressDenied:      "egress-denied",
+	IngressDenied:     "ingress-denied",
+	Malformed:         "malformed",
+	NotSynced:         "not-synced",
+	PodNotKnown:       "pod-not-known",
+	NamespaceNotKnown: "namespace-not-known",
+	MidStream:         "mid-stream",
 }
 
 // String returns the reason as in log lines, metrics and JSON.

@@ -312,7 +312,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	}
 	if v.Action == filter.Allow && back.Action != filter.Allow {
 		v, known = back, true
-		if v.Reason != filter.PodNotKnown {
+		if v.Reason != filter.PodNotKnown && v.Reason != filter.NamespaceNotKnown {
 			v.Reason, v.Pair = filter.MidStream, false
 		}
 	}
@@ -341,7 +341,11 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	if !src.IsNode() && (!dst.IsNode() || by.JudgesOwnNode()) && (s.held(srcPending) || s.held(dstPending)) {
 		return filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}, true
 	}
-	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
+	v = by.DecideBetween(k, srcAddr, dstAddr, src, dst)
+	if v.Reason == filter.NamespaceNotKnown && s.FailOpen {
+		return filter.Verdict{Action: filter.Allow, Reason: filter.PodNotKnown}, true
+	}
+	return v, known
 }
 
 // held reports whether workers hold the packets of new connections of an address with the

@@ -125,7 +125,7 @@ func (e *Evaluator) Expire(data []byte, at filter.Hook, waited bool) filter.Acti
 	pending := e.decide(data, at, &p, &v)
 	switch {
 	case !pending.IsValid():
-	case e.snapshot.Pending(pending) == policy.PendingLocal, v.Action == filter.Allow && !waited:
+	case v.Reason == filter.NamespaceNotKnown, e.snapshot.Pending(pending) == policy.PendingLocal, v.Action == filter.Allow && !waited:
 		e.failMode(&p, &v)
 	case v.Action == filter.Allow:
 		e.config.Strangers.add(pending)
@@ -200,6 +200,9 @@ func (e *Evaluator) decide(data []byte, at filter.Hook, p *packet.Packet, v *fil
 	}
 	if p.MidStream && v.Action == filter.Allow && v.Reason != filter.OwnNode { // what the node sends passes
 		return e.decideMidStream(p, v, ends, fresh)
+	}
+	if v.Reason == filter.NamespaceNotKnown {
+		return e.snapshot.UnknownNamespace(&p.Key)
 	}
 	unknown := e.unknown(&p.Key, ends)
 	if unknown != noneUnknown && !e.snapshot.Final(&p.Key, v, unknown.src, unknown.dst) {

@@ -37,7 +37,10 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 		return srcAddr
 	}
 	if !e.snapshot.Endpoint(k.DstAddr()).IsNode() {
-		if *v = e.snapshot.DecideToNode(k); e.denyHidden(k, v, true) {
+		switch *v = e.snapshot.DecideToNode(k); {
+		case v.Reason == filter.NamespaceNotKnown:
+			return srcAddr
+		case e.denyHidden(k, v, true):
 			return pending
 		}
 		e.trackToNode(k, v, src, false)
@@ -45,8 +48,10 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 	}
 	var ends cache.Ends
 	var fresh bool
-	*v, ends, fresh = e.flows.Decide(e.snapshot, k)
-	if e.denyHidden(k, v, true) {
+	switch *v, ends, fresh = e.flows.Decide(e.snapshot, k); {
+	case v.Reason == filter.NamespaceNotKnown:
+		return srcAddr
+	case e.denyHidden(k, v, true):
 		return pending
 	}
 	if src.EffectToNode() == policy.Open {

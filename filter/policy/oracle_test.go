@@ -43,6 +43,9 @@ type cluster struct {
 	// assumed reports that the addresses of a Node object count as addresses of the node that
 	// its pods run on, as in explanations (see Store.AssumeNodeAddrs).
 	assumed bool
+	// complete reports that each pod's namespace should have an object, so that its labels are
+	// not known without one (see Store.RequireNamespaces).
+	complete bool
 
 	shape int // the shape of the rule sets that the engine compiles; see policy.SetShape
 }
@@ -69,6 +72,7 @@ type judgement struct {
 	SameAddress     bool // a pod talks to itself
 	FromNode        bool // the source is the node of the destination, or the enforcing node
 	ToNode          bool // the destination is the node of the source, or the enforcing node
+	Unknown         bool // an end that policies may select is in a namespace whose labels are not known
 	Action          filter.Action
 }
 
@@ -106,6 +110,7 @@ func (c *cluster) judge(f flow) judgement {
 	// says the same of traffic to that node.
 	j.FromNode = slices.Contains(c.Node, f.Src) || src == nil && c.runsOn(dst, f.Src)
 	j.ToNode = slices.Contains(c.Node, f.Dst) || dst == nil && c.runsOn(src, f.Dst)
+	j.Unknown = !j.exempt() && (c.isUnknown(src) || !j.ToNode && c.isUnknown(dst))
 	switch {
 	case j.exempt():
 	case j.ToNode:

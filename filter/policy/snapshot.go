@@ -50,6 +50,7 @@ type class struct {
 	peers     idSet    // peer selectors that match, except those that match whole namespaces
 	namespace uint32
 	rejects   bool // denies by rejecting, unless the policy says otherwise
+	unknown   unknownLabels
 	refs      int
 	ports     []namedPort
 	key       string
@@ -208,6 +209,9 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 			v.Reason = filter.NotDenied
 		}
 	}
+	if v.Action == filter.Deny && (src.inUnknown() || dst.inUnknown()) {
+		return namespaceNotKnown()
+	}
 	return v
 }
 
@@ -231,8 +235,13 @@ func (s *Snapshot) DecideToNode(k *filter.Key) filter.Verdict {
 func (s *Snapshot) decideOwnNode(k *filter.Key, dstAddr netip.Addr, src, dst *Endpoint) filter.Verdict {
 	v := filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
 	l := src.chain(filter.Egress)
-	if l == nil || l.isolation != nil {
+	switch {
+	case l == nil || l.isolation != nil:
 		return v
+	case src.class.unknown == labelsUnknown:
+		return v
+	case src.class.unknown == labelsUnknownToNode:
+		return namespaceNotKnown()
 	}
 	d := l.decide(&query{k, dst, dstAddr, dst, s.everyone, true})
 	v.Egress.Rule, v.Egress.Passed, v.Pair = d.rule, d.passed, d.pair

@@ -31,6 +31,7 @@ type Store struct {
 	local      local
 	ranges     rangeSources
 	nodes      nodes
+	unknowns   unknowns
 
 	nsSelectors selectors // namespace selectors of peers
 	scopes      selectors // namespace selectors of subjects
@@ -95,6 +96,7 @@ type namespace struct {
 	id         uint32
 	name       string
 	declared   bool // there is a Namespace object
+	unknown    unknownLabels
 	labels     labels.Set
 	identities identitySet
 	policies   int
@@ -124,6 +126,7 @@ func NewStore() *Store {
 		rivals:      make(map[netip.Addr][]*pod),
 		hosts:       make(map[hostKey]*host),
 		nodes:       newNodes(),
+		unknowns:    newUnknowns(),
 		policySets:  make(map[policySetKey]*policySet),
 		overlaps:    make(map[overlap]int),
 		shape:       defaultShape(),
@@ -164,15 +167,16 @@ func (w *Store) SetNode(addrs []netip.Addr) {
 // its name, as the API server sets it.
 func (w *Store) SetNamespace(name string, labels labels.Set) {
 	ns := w.namespace(name)
-	ns.declared = true
+	w.declare(ns, true)
 	w.relabelNamespace(ns, labels)
 }
 
 // DeleteNamespace removes a Namespace object. Pods and policies of the namespace remain
-// until they are deleted. Meanwhile the only label of the namespace is its name.
+// until they are deleted. Meanwhile the only label of the namespace is its name; see also
+// RequireNamespaces.
 func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
-		ns.declared = false
+		w.declare(ns, false)
 		w.SetNamespaceDenial(name, filter.DenialUnset)
 		w.relabelNamespace(ns, nil)
 		w.dropNamespace(ns)
@@ -190,6 +194,7 @@ func (w *Store) namespace(name string) *namespace {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
 	w.namespaces[name] = ns
+	w.declare(ns, false)
 	w.dirtyNS[ns] = struct{}{} // w.everyone may have the selectors of an earlier namespace with this id
 	w.relabelNamespace(ns, nil)
 	return ns
@@ -202,6 +207,7 @@ func (w *Store) dropNamespace(ns *namespace) {
 	}
 	w.unusedNS = append(w.unusedNS, ns.id)
 	delete(w.namespaces, ns.name)
+	delete(w.unknowns.undeclared, ns)
 	w.dirtyNS[ns] = struct{}{}
 }
 
@@ -420,6 +426,9 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	if p.mayDenyToNode() {
 		w.toNode++
 	}
+	if p.unsafe = p.needsNamespaces(); p.unsafe {
+		w.unknowns.policies++
+	}
 	w.countDenial(p.denial, 1)
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
@@ -449,6 +458,9 @@ func (w *Store) removePolicy(p *policy) {
 	w.tiers[p.tier]--
 	if p.mayDenyToNode() {
 		w.toNode--
+	}
+	if p.unsafe {
+		w.unknowns.policies--
 	}
 	w.countDenial(p.denial, -1)
 	delete(w.faulty, p)

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"sluice/bench/testbed/apiserver"
 	"sluice/filter"
@@ -263,4 +264,28 @@ func TestFollow(t *testing.T) {
 			f.names("10.1.0.3", "default/late")
 		})
 	}
+}
+
+// A pod whose Namespace the API server has not reported is denied everything while a policy depends
+// on labels of namespaces: it may be one that the policy denies.
+func TestPodBeforeItsNamespace(t *testing.T) {
+	s, config := serve(t, apiserver.Options{})
+	small(s)
+	pod := makePod("early", "10.2.0.1", nil)
+	pod.Namespace = "late"
+	quarantine := makeClusterPolicy("quarantine", "")
+	quarantine.Spec.Subject = v1beta1.ClusterNetworkPolicySubject{Namespaces: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "quarantined"}}}
+	quarantine.Spec.Ingress[0].From = []v1beta1.ClusterNetworkPolicyIngressPeer{{Namespaces: &metav1.LabelSelector{}}}
+	s.Set(pod, quarantine)
+	f := follow(t, config, Options{})
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Deny)
+	f.verdict("10.1.0.2", "10.1.0.3", 80, filter.Allow)
+	s.Set(makeNamespace("late", nil))
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Allow)
+	s.Set(makeNamespace("late", map[string]string{"team": "quarantined"}))
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Deny)
+	s.Set(makeNamespace("late", nil))
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Allow)
+	s.Delete(makeNamespace("late", nil))
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Deny)
 }

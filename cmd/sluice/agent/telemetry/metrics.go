@@ -233,6 +233,7 @@ var initialSeries = []series{
 	{"egress", filter.Deny, filter.EgressDenied},
 	{"ingress", filter.Deny, filter.IngressDenied},
 	{"none", filter.Deny, filter.PodNotKnown},
+	{"none", filter.Deny, filter.NamespaceNotKnown},
 	{"none", filter.Deny, filter.Malformed},
 }
 
