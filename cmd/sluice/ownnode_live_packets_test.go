@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -158,6 +162,66 @@ func TestOwnNodeICMPOnPackets(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Rules apply to SCTP, and to protocols without ports, from a pod to its own node. The test writes
+// the packets itself. The node answers what reaches it: with an ICMP error, which quotes the packet,
+// or, if it knows SCTP, with an SCTP packet that ends the association.
+func TestOwnNodeCraftedOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.start()
+	const sctp7777 = "protocols: [{sctp: {destinationPort: {number: 7777}}}]"
+	to := func(action, protocols string) string {
+		return "{action: " + action + ", to: [" + s.networksOf("node-1") + "], " + protocols + "}"
+	}
+	udp := to("Accept", "protocols: [{udp: {destinationPort: {range: {start: 1, end: 65535}}}}]") // for the sentinels
+	for _, c := range []struct {
+		name, text        string
+		sctp, others, esp bool // SCTP port 7777, other ports, and ESP reach the node
+	}{
+		{"no policy", "", true, true, true},
+		{"NetworkPolicy alone", policies(denyAll), true, true, true},
+		{"Deny a port", clusterPolicies(fromAll(to("Deny", sctp7777))), false, true, true},
+		{"Deny a range", clusterPolicies(fromAll(to("Deny", "protocols: [{sctp: {destinationPort: {range: {start: 7778, end: 8000}}}}]"))), true, false, true},
+		{"Deny without protocols", clusterPolicies(fromAll(udp + ", " + to("Deny", ""))), false, false, false},
+		{"Accept a port", clusterPolicies(fromAll(udp + ", " + to("Accept", sctp7777) + ", " + to("Deny", ""))), true, false, false},
+		{"Pass a port to Baseline", clusterPolicies(fromAll(to("Pass", sctp7777)), ofAll("b", "Baseline", 1, "egress: ["+udp+", "+to("Deny", "")+"]")), false, false, false},
+		{"Baseline accepts a port", clusterPolicies(ofAll("b", "Baseline", 1, "egress: ["+udp+", "+to("Accept", sctp7777)+", "+to("Deny", "")+"]")), true, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s.save("policies.yaml", c.text)
+			for family, f := range families {
+				pr := s.newProberBetween(t, "default/web", "node-1", family == 1)
+				packets := map[string]struct {
+					data []byte
+					want bool
+				}{
+					"SCTP 7777": {pr.sctp(7777, "SCTP 7777"), c.sctp},
+					"SCTP 7778": {pr.sctp(7778, "SCTP 7778"), c.others},
+					"ESP":       {pr.packet(layers.IPProtocolESP, gopacket.Payload("12345678901234567890ESP")), c.esp},
+				}
+				for range 2 { // by the agent's verdicts, then by those that caches remember
+					answers := pr.answersTo(func() (err error) {
+						for _, p := range packets {
+							err = errors.Join(err, s.host("default/web").Send(p.data))
+						}
+						return err
+					})
+					for what, p := range packets {
+						if got := slices.ContainsFunc(answers, func(a gopacket.Packet) bool { return isAbout(a, what) }); got != p.want {
+							t.Errorf("%s, %s: answered: %v, want %v", f.name, what, got, p.want)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// isAbout reports whether an answer quotes a text, or has the source port of "SCTP PORT".
+func isAbout(answer gopacket.Packet, what string) bool {
+	sctp, is := answer.Layer(layers.LayerTypeSCTP).(*layers.SCTP)
+	return bytes.Contains(answer.Data(), []byte(what)) || is && what == fmt.Sprintf("SCTP %d", sctp.SrcPort)
 }
 
 // A pod cannot evade a policy by talking to its node from a link-local address.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -230,7 +231,13 @@ func TestRejectLiveConnectionsOnPackets(t *testing.T) {
 
 // answers sends a packet from a pod, and returns the packets that the pod gets back until an
 // answer to a later packet has arrived.
-func (pr *prober) answers(packet []byte) (got []gopacket.Packet) {
+func (pr *prober) answers(packet []byte) []gopacket.Packet {
+	pr.t.Helper()
+	return pr.answersTo(func() error { return pr.host(pr.from).Send(packet) })
+}
+
+// answersTo is like answers for a function that sends packets.
+func (pr *prober) answersTo(sendAll func() error) (got []gopacket.Packet) {
 	pr.t.Helper()
 	sniffer, err := pr.host(pr.from).Sniff()
 	if err != nil {
@@ -239,8 +246,8 @@ func (pr *prober) answers(packet []byte) (got []gopacket.Packet) {
 	defer sniffer.Close()
 	pr.sentinel++
 	last := pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(45000 + pr.sentinel), DstPort: 999}, gopacket.Payload("sentinel"))
-	for _, p := range [][]byte{packet, last} {
-		if err := pr.host(pr.from).Send(p); err != nil {
+	for _, send := range []func() error{sendAll, func() error { return pr.host(pr.from).Send(last) }} {
+		if err := send(); err != nil {
 			pr.t.Fatal(err)
 		}
 		time.Sleep(100 * time.Millisecond) // packets of different protocols are in different queues
@@ -263,11 +270,42 @@ func (pr *prober) answers(packet []byte) (got []gopacket.Packet) {
 			first = layers.LayerTypeIPv6
 		}
 		p := gopacket.NewPacket(data, first, gopacket.Default)
+		if p.Layer(layers.LayerTypeIGMP) != nil {
+			continue // the bridge's
+		}
 		if icmp, is := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); is && icmp.TypeCode.Type() >= 128 {
 			continue // not an error: neighbour discovery, multicast listeners
 		}
 		got = append(got, p)
 	}
+}
+
+// datagrams returns packets that begin connections, by protocol.
+func datagrams(src, dst netip.Addr) map[string][]byte {
+	syn := []byte{0x80, 0xe8, 0, 80, 0, 0, 0, 7, 0, 0, 0, 0, 5 << 4, 2, 0, 100, 0, 0, 0, 0}
+	binary.BigEndian.PutUint16(syn[16:], transportSum(src, dst, unix.IPPROTO_TCP, syn))
+	return map[string][]byte{"UDP": udpPacket(src, dst, 33001, 53, strings.Repeat("x", 24)), "TCP": ipPacket(src, dst, unix.IPPROTO_TCP, 64, syn)}
+}
+
+// fragmentsOf returns the first and a later fragment of a packet, which lack one in between.
+func fragmentsOf(packet []byte) (fragments [][]byte) {
+	for _, offset := range []int{0, 24} {
+		if packet[0]>>4 == 4 {
+			p := append(slices.Clone(packet[:20]), packet[20+offset:20+offset+8]...)
+			binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
+			binary.BigEndian.PutUint16(p[6:], 1<<13|uint16(offset/8))
+			p[10], p[11] = 0, 0
+			binary.BigEndian.PutUint16(p[10:], checksum(p[:20]))
+			fragments = append(fragments, p)
+			continue
+		}
+		header := []byte{packet[6], 0, 0, byte(offset) | 1, 0, 0, 0, 1} // RFC 8200, 4.5
+		p := slices.Concat(packet[:40], header, packet[40+offset:40+offset+8])
+		p[6] = unix.IPPROTO_FRAGMENT
+		binary.BigEndian.PutUint16(p[4:], uint16(len(p)-40))
+		fragments = append(fragments, p)
+	}
+	return fragments
 }
 
 // The answer is a TCP reset from the destination, or the ICMP error "administratively
@@ -327,6 +365,50 @@ func TestRejectAnswersOnPackets(t *testing.T) {
 			for what, packet := range silent {
 				if got := pr.answers(packet); len(got) != 0 {
 					t.Errorf("answers to %s: %v", what, got)
+				}
+			}
+		})
+	}
+}
+
+// Multicast, broadcast and fragments that a policy denies are not answered: neither those that a
+// pod sends to its node, nor those that a bridge distributes.
+func TestRejectSilentOnPackets(t *testing.T) {
+	for name, opts := range map[string]lab.Options{"routed": {Nodes: 2}, "bridged": {Nodes: 2, Bridged: true}} {
+		t.Run(name, func(t *testing.T) {
+			s := newTestbedWith(t, opts)
+			s.write("policies.yaml", annotatedClusterPolicies("reject", everybody("Admin", "Deny")))
+			s.start()
+			for family, f := range families {
+				pr := s.newProberBetween(t, "default/web", "node-1", family == 1)
+				web, node := s.host("default/web"), f.addr(s.host("node-1"))
+				groups := map[string]net.HardwareAddr{"224.0.0.1": {1, 0, 0x5e, 0, 0, 1}, "255.255.255.255": {255, 255, 255, 255, 255, 255}, "10.77.0.255": {255, 255, 255, 255, 255, 255}}
+				if pr.v6 {
+					groups = map[string]net.HardwareAddr{"ff02::1": {0x33, 0x33, 0, 0, 0, 1}}
+				}
+				for range 2 { // answered by the agent, then from the cache
+					for protocol, packet := range datagrams(f.addr(web), node) {
+						if got := pr.answers(packet); len(got) != 1 {
+							t.Errorf("answers to %s to the node: %v", protocol, got)
+						}
+					}
+					for group, mac := range groups {
+						for protocol, packet := range datagrams(f.addr(web), netip.MustParseAddr(group)) {
+							kind := []byte{0x08, 0}
+							if pr.v6 {
+								kind = []byte{0x86, 0xdd}
+							}
+							frame := slices.Concat(mac, web.MAC(), kind, packet)
+							if got := pr.answersTo(func() error { return web.SendFrame(frame) }); len(got) != 0 {
+								t.Errorf("answers to %s to %s: %v", protocol, group, got)
+							}
+						}
+					}
+				}
+				for _, packet := range fragmentsOf(datagrams(f.addr(web), node)["UDP"]) {
+					if got := pr.answers(packet); len(got) != 0 {
+						t.Errorf("answers to a fragment: %v", got)
+					}
 				}
 			}
 		})

@@ -254,7 +254,7 @@ func (pr *prober) sctp(port uint16, text string) []byte {
 // that no socket would send, such as a truncated TCP header. The test writes these packets itself.
 func TestCraftedPackets(t *testing.T) {
 	const allowDNS = "{ports: [{protocol: UDP, port: 53}]}"
-	s := newTestbed(t)
+	s := newTestbedWith(t, lab.Options{Nodes: 2, InOrder: true})
 	s.start("--queues", "1") // with more queues, packets of different protocols could overtake each other
 	type sent struct {
 		name, mark string
@@ -278,20 +278,37 @@ func TestCraftedPackets(t *testing.T) {
 		return pr.packet(layers.IPProtocolESP, gopacket.Payload("12345678esp payload"))
 	}}
 	all := []sent{icmp, sctp, otherSCTP, unassigned, cut, esp}
+	ofNetworkPolicy := func(ingress string) string { return policies(db(ingress)) }
+	ofAdmin := func(ingress string) string { return clusterPolicies(toAll(ingress)) }
+	const (
+		acceptDNS = "{action: Accept, from: [" + anyPods + "], protocols: [{udp: {destinationPort: {number: 53}}}]}, "
+		denyAny   = "{action: Deny, from: [" + anyPods + "]}"
+		ports     = ", protocols: [{tcp: {destinationPort: {number: 6379}}}, {sctp: {destinationPort: {number: 7777}}}]}"
+	)
 	cases := []struct {
-		name, ingress string
-		pass          []sent
+		name, text string
+		pass       []sent
 	}{
-		{"a rule without ports", "[{}]", all},
-		{"a rule for this peer without ports", "[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]", all},
-		{"all ports of all protocols", "[{ports: [{protocol: TCP}, {protocol: UDP}, {protocol: SCTP}]}]", []sent{sctp, otherSCTP}},
-		{"one SCTP port", "[" + allowDNS + ", {ports: [{protocol: SCTP, port: 7777}]}]", []sent{sctp}},
-		{"TCP alone", "[" + allowDNS + ", {ports: [{port: 7777}, {port: 6379}]}]", nil},
-		{"another peer without ports", "[" + allowDNS + ", {from: [{podSelector: {matchLabels: {role: backend}}}]}]", nil},
+		{"a rule without ports", ofNetworkPolicy("[{}]"), all},
+		{"a rule for this peer without ports", ofNetworkPolicy("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]"), all},
+		{"all ports of all protocols", ofNetworkPolicy("[{ports: [{protocol: TCP}, {protocol: UDP}, {protocol: SCTP}]}]"), []sent{sctp, otherSCTP}},
+		{"one SCTP port", ofNetworkPolicy("[" + allowDNS + ", {ports: [{protocol: SCTP, port: 7777}]}]"), []sent{sctp}},
+		{"TCP alone", ofNetworkPolicy("[" + allowDNS + ", {ports: [{port: 7777}, {port: 6379}]}]"), nil},
+		{"another peer without ports", ofNetworkPolicy("[" + allowDNS + ", {from: [{podSelector: {matchLabels: {role: backend}}}]}]"), nil},
+		// ClusterNetworkPolicies. A truncated header may hide a port that a rule denies.
+		{"c05 Deny without protocols", ofAdmin(acceptDNS + denyAny), nil},
+		{"c05 Accept without protocols", policies(denyAll) + clusterPolicies(ofAll("p", "Admin", 1, "ingress: [{action: Accept, from: ["+anyPods+"]}], egress: [{action: Accept, to: ["+anyPods+"]}]")), all},
+		{"c05 Deny some ports", ofAdmin("{action: Deny, from: [" + anyPods + "]" + ports), []sent{icmp, otherSCTP, unassigned, esp}},
+		{"c05 Accept some ports", ofAdmin(acceptDNS + "{action: Accept, from: [" + anyPods + "]" + ports + ", " + denyAny), []sent{sctp}},
+		{"c05 Deny a range of SCTP", ofAdmin("{action: Deny, from: [" + anyPods + "], protocols: [{sctp: {destinationPort: {range: {start: 7000, end: 7777}}}}]}"), []sent{icmp, otherSCTP, unassigned, esp}},
+		{"c05 Deny another peer", ofAdmin("{action: Deny, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: backend}}}}]" + ports), all},
+		{"c05 Deny for egress", clusterPolicies(fromAll("{action: Deny, to: [" + s.networksOf("default/db") + "]" + ports)), []sent{icmp, otherSCTP, unassigned, esp}},
+		{"c03 Pass some ports to NetworkPolicies", policies(db("["+allowDNS+", {ports: [{protocol: SCTP}]}]")) + clusterPolicies(toAll(acceptDNS+"{action: Pass, from: ["+anyPods+"]"+ports+", "+denyAny)), []sent{sctp}},
+		{"c01 Baseline", clusterPolicies(ofAll("b", "Baseline", 1, "ingress: ["+acceptDNS+"{action: Accept, from: ["+anyPods+"]"+ports+", "+denyAny+"]")), []sent{sctp}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			s.save("policies.yaml", policies(db(c.ingress)))
+			s.save("policies.yaml", c.text)
 			for i, f := range families {
 				pr := s.newProber(t, i == 1)
 				for _, p := range all {

@@ -82,6 +82,12 @@ func (o Options) rejects(f Family) map[string][]string {
 		// The answer may inherit the mark (sysctl fwmark_reflect), and POSTROUTING would drop it.
 		fmt.Sprintf("-j MARK --set-xmark 0x0/%#x", o.RejectMark()),
 	}
+	if o.BridgePorts && f == IPv4 {
+		// For IPv4, the kernel decides by the packet's route whether a segment must not be
+		// answered, and a packet that a bridge distributes to its ports has none. It would send a
+		// reset from the group's address for each port (nf_send_reset).
+		rules = append(rules, "-m addrtype --dst-type BROADCAST,MULTICAST -j DROP")
+	}
 	if o.BridgePorts {
 		// The kernel sends the reset of such a packet out of the bridge port itself, without
 		// address translation (nf_send_reset), and a client of a Service would ignore it.

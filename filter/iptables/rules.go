@@ -93,8 +93,8 @@ type Options struct {
 	// Reject adds the rules with which denied packets can be rejected. Without it, the rules do
 	// not look at packets in FORWARD.
 	Reject bool
-	// BridgePorts adds the rule about resets for clients behind ports of a bridge, if the kernel
-	// has br_netfilter. The match of the rule would load br_netfilter.
+	// BridgePorts adds the rules about resets for clients behind ports of a bridge, if the kernel
+	// has br_netfilter. A match of these rules would load br_netfilter.
 	BridgePorts bool
 	// Backend selects the iptables backend.
 	Backend Backend
