@@ -27,8 +27,12 @@ var notServed schema.GroupVersion
 // After notServed, the caller removes all objects of the kind, so a 404 is not enough proof: it
 // may come from a proxy without a server behind it, or from a server that starts. If sure is
 // set, discover also checks that the server's list of all groups does not contain the kind's
-// versions. A caller that already knows that the kind is not served saves this request.
+// versions. A caller that already knows that the kind is not served asks for this list first, and
+// usually needs no other request.
 func (c *client) discover(ctx context.Context, k *kind, sure bool) (schema.GroupVersion, error) {
+	if !sure {
+		return c.appeared(ctx, k)
+	}
 	var missing []schema.GroupVersion
 	for _, version := range k.versions() {
 		switch serves, err := c.serves(ctx, k, version); {
@@ -40,10 +44,34 @@ func (c *client) discover(ctx context.Context, k *kind, sure bool) (schema.Group
 			return version, nil
 		}
 	}
-	if !sure {
-		return notServed, nil
-	}
 	return c.disputed(ctx, k, missing)
+}
+
+// appeared is discover for a kind that was not served so far.
+func (c *client) appeared(ctx context.Context, k *kind) (schema.GroupVersion, error) {
+	groups, err := c.groupList(ctx, k)
+	if err != nil {
+		return notServed, err
+	}
+	for _, version := range k.versions() {
+		if !listed(groups, version) {
+			continue
+		}
+		switch serves, err := c.serves(ctx, k, version); {
+		case err != nil && !apierrors.IsNotFound(err):
+			return notServed, err
+		case serves:
+			return version, nil
+		}
+	}
+	return notServed, c.otherVersion(ctx, k, groups)
+}
+
+// groupList returns the groups that the server serves.
+func (c *client) groupList(ctx context.Context, k *kind) ([]metav1.APIGroup, error) {
+	var list metav1.APIGroupList
+	err := c.document(ctx, k, "/apis", "APIGroupList", &list)
+	return list.Groups, err
 }
 
 // serves reports whether the server serves a kind in a version. The error is NotFound if the
@@ -64,12 +92,12 @@ func (c *client) serves(ctx context.Context, k *kind, version schema.GroupVersio
 // If the server serves the kind in other versions only, the error is an unknownVersion: the
 // kind may have objects.
 func (c *client) disputed(ctx context.Context, k *kind, missing []schema.GroupVersion) (schema.GroupVersion, error) {
-	var groups metav1.APIGroupList
-	if err := c.document(ctx, k, "/apis", "APIGroupList", &groups); err != nil {
+	groups, err := c.groupList(ctx, k)
+	if err != nil {
 		return notServed, err
 	}
 	for _, version := range missing {
-		if !listed(groups.Groups, version) {
+		if !listed(groups, version) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
@@ -82,7 +110,7 @@ func (c *client) disputed(ctx context.Context, k *kind, missing []schema.GroupVe
 			return notServed, fmt.Errorf("list %s: %w", k.resource, err)
 		}
 	}
-	return notServed, c.otherVersion(ctx, k, groups.Groups)
+	return notServed, c.otherVersion(ctx, k, groups)
 }
 
 // unknownVersion is a version of a kind that this program does not know.

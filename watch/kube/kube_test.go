@@ -115,6 +115,27 @@ func (f *followed) health(k *kind, what string, ok func(KindHealth) bool) {
 	}
 }
 
+// watched waits until the watches of all kinds that are served are open.
+func (f *followed) watched(s *apiserver.Server) {
+	f.t.Helper()
+	for _, k := range kinds {
+		f.health(k, "it is watched", func(h KindHealth) bool {
+			return h.Synced && (h.Optional && h.Version == "" || s.Watchers(k.resource) > 0)
+		})
+	}
+}
+
+// fails waits until requests of the given sort (following or discovering) fail for a kind.
+func (f *followed) fails(k *kind, sort int) {
+	f.t.Helper()
+	f.health(k, fmt.Sprintf("it fails: %d", sort), func(KindHealth) bool {
+		h := f.source.health
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.of(k).failures[sort] != nil
+	})
+}
+
 // records is a slog.Handler that keeps all records above debug level.
 type records struct {
 	mu      sync.Mutex

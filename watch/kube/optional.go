@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,7 +17,8 @@ type discoveryTimes struct {
 	// interval is the time between two discoveries. A random part of up to a third is added,
 	// so that the agents of a cluster do not ask at the same time. interval and confirm are
 	// small enough to notice a change within 30 s. In each interval, the API server gets one
-	// small request from each node, or two if the newest version of the kind is not served.
+	// small request from each node, or two if only an older version of the kind is served. If
+	// none is served, it gets one for its list of groups.
 	interval time.Duration
 	// confirm is the time between the first and the second response without the followed
 	// version. Only the second has an effect: one of several API servers may notice a change
@@ -52,8 +52,12 @@ type optional struct {
 	doubt   bool                // the last response of discovery named a less preferred version, or none
 	stop    func()              // stops the goroutine that follows the kind, and waits until it has ended; nil if none runs
 
-	wake     chan struct{} // holds a token if a request for objects got the response 404
-	notFound atomic.Pointer[refusal]
+	wake chan struct{} // holds a token if a request for objects got the response 404
+
+	// mu is held while the outcome of a request is recorded: conflict must not record a failure
+	// that a later request has ended.
+	mu       sync.Mutex
+	notFound *refusal // nil unless the last request for objects got the response 404
 }
 
 // refusal is a request that got the response 404.
@@ -78,6 +82,7 @@ func (o *optional) run(ctx context.Context) {
 		}
 		o.health.discovered(o.kind, err)
 		if err != nil {
+			o.postpone()
 			backoff := min(minRetryBackoff<<min(failures, 10), maxRetryBackoff)
 			failures++
 			sleep(ctx, backoff+rand.N(backoff/2))
@@ -104,7 +109,7 @@ func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 		o.stop()
 		o.stop = nil
 	}
-	o.notFound.Store(nil)
+	o.setNotFound(nil)
 	o.health.serves(o.kind, found, o.version, o.decided)
 	o.version, o.decided = found, true
 	if found == notServed {
@@ -135,14 +140,26 @@ func (o *optional) start(ctx context.Context) {
 // conflict records a failure if the server answers requests for objects with 404, although its
 // discovery offers them.
 func (o *optional) conflict() {
-	if r := o.notFound.Load(); r != nil && time.Since(r.since) > o.times.conflict {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if r := o.notFound; r != nil && time.Since(r.since) > o.times.conflict {
 		o.health.requestDone(o.kind, r.verb, r.err)
+	}
+}
+
+// postpone is called after a failure of discovery: before the next response, it is not known what
+// discovery offers, so that the time until conflict records a failure begins again.
+func (o *optional) postpone() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.notFound != nil {
+		o.notFound.since = time.Now()
 	}
 }
 
 // pause waits until discovery is to be asked again.
 func (o *optional) pause(ctx context.Context) {
-	if o.doubt || o.notFound.Load() != nil {
+	if o.doubt || o.isNotFound() {
 		sleep(ctx, o.times.confirm)
 		return
 	}
@@ -159,18 +176,32 @@ func (o *optional) pause(ctx context.Context) {
 // the server no longer serves the version. So requestDone does not record it as a failure yet,
 // but wakes the method "run", which asks discovery.
 func (o *optional) requestDone(verb string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	if !apierrors.IsNotFound(err) {
-		o.notFound.Store(nil)
+		o.notFound = nil
 		o.health.requestDone(o.kind, verb, err)
 		return
 	}
 	r := &refusal{verb, err, time.Now()}
-	if before := o.notFound.Load(); before != nil {
+	if before := o.notFound; before != nil {
 		r.since = before.since
 	}
-	o.notFound.Store(r)
+	o.notFound = r
 	select {
 	case o.wake <- struct{}{}:
 	default:
 	}
+}
+
+func (o *optional) setNotFound(r *refusal) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.notFound = r
+}
+
+func (o *optional) isNotFound() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.notFound != nil
 }

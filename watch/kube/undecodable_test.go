@@ -41,6 +41,7 @@ func TestUndecodableObjects(t *testing.T) {
 			f := follow(t, configOf(serveHandler(t, handler)), Options{times: quickTimes})
 			f.inForce()
 			f.version("v1beta1")
+			f.watched(s)
 			var before uint64
 			f.health(clusterNetworkPolicyKind, "restarts", func(h KindHealth) bool { before = h.Restarts; return true })
 			on.Store(true)
@@ -82,4 +83,30 @@ func TestUnknownVersion(t *testing.T) {
 	f.version("v1beta1")
 	later.inForce()
 	f.logged(map[event.Name]int{event.KindServed: 1, event.KindNotServed: 0, event.APIUnreachable: 1, event.APIReachable: 1})
+}
+
+// TestUnknownVersionLater checks that a source that knew the kind as not installed notices that it
+// is served in a version of the future only, logs that once, and follows a known version later.
+func TestUnknownVersionLater(t *testing.T) {
+	s, config := serve(t, apiserver.Options{})
+	small(s)
+	s.Install()
+	f := follow(t, config, Options{times: quickTimes})
+	f.version("")
+	unknown := func(h KindHealth) bool {
+		return h.Synced && h.Err != nil && strings.Contains(h.Err.Error(), "v1: update Sluice") && h.Errors > 2
+	}
+	s.Install("v1")
+	f.health(clusterNetworkPolicyKind, "the version is unknown", unknown)
+	s.Install() // removed again
+	f.version("")
+	f.logged(map[event.Name]int{event.KindServed: 0, event.KindNotServed: 1, event.APIUnreachable: 1, event.APIReachable: 1})
+
+	s.Install("v1")
+	f.health(clusterNetworkPolicyKind, "the version is unknown", func(h KindHealth) bool { return h.Err != nil })
+	s.Install("v1", "v1alpha2")
+	s.Set(makeClusterPolicy("admin", "frontend"))
+	f.version("v1alpha2")
+	f.inForce()
+	f.logged(map[event.Name]int{event.KindServed: 1, event.KindNotServed: 1, event.APIUnreachable: 2, event.APIReachable: 2})
 }
