@@ -192,6 +192,9 @@ type Rule struct {
 // or for a policy in no namespace its tier and its name, as in "admin/platform".
 func (r *Rule) PolicyTitle() string { return PolicyTitle(r.Tier, r.Policy) }
 
+// Field returns the field of the rule in its policy, as in "ingress[0]".
+func (r *Rule) Field() string { return fmt.Sprintf("%s[%d]", r.Direction, r.Index) }
+
 // PolicyTitle returns the title of a policy: its name in verdicts, such as "default/db", or for
 // a policy in no namespace the tier and the name, such as "admin/platform".
 func PolicyTitle(t Tier, policy string) string {

@@ -367,6 +367,9 @@ func (e *Evaluator) Exit() {
 // called concurrently.
 func (e *Evaluator) Tally() *Tally { return e.tally.read() }
 
+// Forget removes the named policies from the denials in Tally. It may be called concurrently.
+func (e *Evaluator) Forget(policies []string) { e.tally.denials.forget(policies) }
+
 // Stats returns the statistics of the evaluator's flow cache.
 func (e *Evaluator) Stats() cache.Stats { return e.flows.Stats() }
 

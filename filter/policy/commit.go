@@ -43,8 +43,10 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched = nil, nil, make(map[netip.Addr]struct{}), nil
 	w.due = false
 	w.lastNumber++
+	deleted := w.takeDeleted()
 	return &Snapshot{
 		number:    w.lastNumber,
+		deleted:   deleted,
 		newest:    w.lastEpoch,
 		table:     w.table,
 		everyone:  w.everyone,
@@ -58,6 +60,18 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets), Tiers: w.tiers,
 		},
 	}, changes
+}
+
+// takeDeleted returns the names of the policies that were deleted since the last Commit and not set
+// again.
+func (w *Store) takeDeleted() (names []string) {
+	for _, ref := range w.deleted {
+		if w.policies[ref] == nil {
+			names = append(names, ref.String())
+		}
+	}
+	w.deleted = nil
+	return names
 }
 
 // commitPod compiles a pod's endpoint. The endpoint gets a new epoch in two cases: the

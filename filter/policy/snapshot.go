@@ -21,6 +21,7 @@ type Snapshot struct {
 	ranges    *podRanges
 	nodes     nodeTable
 	starting  *StartingPods // shared by all snapshots
+	deleted   []string
 }
 
 // Counts holds numbers of objects: of those that a snapshot was compiled from (namespaces,
@@ -80,6 +81,10 @@ type policySetKey struct {
 // Number returns the number of the snapshot, which identifies it among the snapshots of its
 // store. The number grows by one with each Commit.
 func (s *Snapshot) Number() uint64 { return s.number }
+
+// Deleted returns the names of the policies that were deleted after the previous snapshot, as
+// verdicts contain them.
+func (s *Snapshot) Deleted() []string { return s.deleted }
 
 // NewestEpoch returns the last epoch that was assigned before the snapshot was made. If the
 // epoch of an endpoint in a later snapshot is not greater, the endpoint already existed in

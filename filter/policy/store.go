@@ -23,6 +23,7 @@ type Store struct {
 	namespaces map[string]*namespace
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
+	deleted    []Ref                   // that were deleted since the last Commit
 	tiers      [numTiers]int           // the number of policies of each tier
 	overlaps   map[overlap]int         // the number of policy sets that have the overlap
 	faulty     map[*policy]struct{}    // policies that have problems
@@ -449,6 +450,7 @@ func (w *Store) DeletePolicy(ref Ref) {
 	w.dropDrafts(ref)
 	if p := w.policies[ref]; p != nil {
 		delete(w.policies, ref)
+		w.deleted = append(w.deleted, ref)
 		w.discount(p)
 		w.removePolicy(p)
 	}

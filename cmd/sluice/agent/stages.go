@@ -26,11 +26,17 @@ func (a *agent) stages() []watch.Stage {
 	}
 }
 
-// awaitWorkers returns when no worker decides by an older snapshot.
+// awaitWorkers returns when no worker decides by an older snapshot. From then on, the policies
+// that were deleted deny nothing, so it removes their metrics.
 func (a *agent) awaitWorkers(ctx context.Context, c watch.Change) error {
 	err := watch.Workers{Published: &a.published, Logger: a.log}.Apply(ctx, c)
 	if ctx.Err() == nil {
 		markNow(&a.inForce)
+	}
+	if deleted := c.Snapshot.Deleted(); len(deleted) > 0 {
+		for _, e := range a.evaluators {
+			e.Forget(deleted)
+		}
 	}
 	return err
 }

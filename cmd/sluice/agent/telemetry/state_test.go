@@ -13,6 +13,7 @@ import (
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
 	"sluice/filter"
+	"sluice/filter/engine"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
@@ -85,6 +86,13 @@ func busyState(t *testing.T) *State {
 		},
 	}
 	s.Tally.Rejected = 4
+	s.Tally.Denials = engine.Denials{
+		ByTier: [filter.NumTiers]uint64{policy.Admin: 3, policy.NetworkPolicy: 5},
+		ByPolicy: map[engine.Denial]uint64{
+			{Tier: policy.Admin, Direction: filter.Ingress, Policy: "platform", Rule: "ingress[0]", Name: "keep-out"}: 3,
+			{Tier: policy.NetworkPolicy, Direction: filter.Ingress, Policy: "default/access-demo1"}:                   5,
+		},
+	}
 	v := &s.Tally.Verdicts
 	v[filter.Allow][filter.NotIsolated][0] = 60
 	v[filter.Allow][filter.RuleAllows][3] = 20
