@@ -26,12 +26,22 @@ func everybody(tier, action string) string {
 // connectTCP opens a connection between two hosts, with both ends in the test.
 func (s *testbed) connectTCP(t *testing.T, family int, from, to string) (client, server *net.TCPConn) {
 	t.Helper()
-	l, err := s.host(to).ListenTCP(netip.AddrPortFrom(families[family].addr(s.host(to)), 0))
+	return s.connectThrough(t, family, from, to, 0, netip.AddrPort{})
+}
+
+// connectThrough is like connectTCP, but the client connects to via if it is valid, which must lead
+// to the given port of the server.
+func (s *testbed) connectThrough(t *testing.T, family int, from, to string, port uint16, via netip.AddrPort) (client, server *net.TCPConn) {
+	t.Helper()
+	l, err := s.host(to).ListenTCP(netip.AddrPortFrom(families[family].addr(s.host(to)), port))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if client, err = s.host(from).DialTCP(t.Context(), l.Addr().(*net.TCPAddr).AddrPort()); err != nil {
+	if !via.IsValid() {
+		via = l.Addr().(*net.TCPAddr).AddrPort()
+	}
+	if client, err = s.host(from).DialTCP(t.Context(), via); err != nil {
 		t.Fatal(err)
 	}
 	if server, err = l.AcceptTCP(); err != nil {

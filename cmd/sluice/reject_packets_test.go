@@ -40,7 +40,7 @@ func (s *testbed) refused(t *testing.T, probes ...string) (took []time.Duration)
 	for _, text := range probes {
 		p := parseAttempt(t, text)
 		want := map[string]lab.Outcome{"tcp": lab.Refused, "udp": lab.Unreachable}[p.network]
-		if s.bridged && p.port == 81 {
+		if s.bridged && (p.port == 81 || p.port == 30000 && p.from == "default/other") {
 			want = lab.Unreachable // the kernel's reset would not have the Service's address
 		}
 		for _, addr := range s.targets(p.to) {
@@ -96,11 +96,16 @@ func testReject(t *testing.T, opts lab.Options, args ...string) {
 		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "81", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(pod), 6379).String())
 		s.nat(f.iptables, "PREROUTING", "-p", "udp", "-d", f.service, "--dport", "54", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(pod), 53).String())
 		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.addr(s.Nodes[0].Host).String(), "--dport", "30000", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(pod), 6379).String())
-		s.nat(f.iptables, "POSTROUTING", "-p", "tcp", "-d", f.addr(pod).String(), "-j", "MASQUERADE")
+		s.nat(f.iptables, "PREROUTING", "-p", "udp", "-d", f.addr(s.Nodes[0].Host).String(), "--dport", "30000", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(pod), 53).String())
+		s.nat(f.iptables, "POSTROUTING", "-d", f.addr(pod).String(), "-j", "MASQUERADE")
 	}
 	s.start(args...)
 	toDB := []string{"default/other default/db tcp 6379", "default/other default/db udp 53", "default/far default/db tcp 6379", "outside default/db udp 53"}
-	services := []string{"outside node-1 tcp 30000", "default/far node-1 tcp 30000"}
+	// The NodePort of the client's own node leads back to a pod beside it.
+	var services []string
+	for _, from := range []string{"outside", "default/far", "default/other"} {
+		services = append(services, from+" node-1 tcp 30000", from+" node-1 udp 30000")
+	}
 	for _, f := range families {
 		services = append(services, "default/other "+f.service+" tcp 81", "default/other "+f.service+" udp 54")
 	}
@@ -189,44 +194,124 @@ func reset(t *testing.T, c *net.TCPConn) {
 	}
 }
 
+// refusedUDP checks that a datagram of a socket is answered with the error that a denial causes.
+func refusedUDP(t *testing.T, c *net.UDPConn) {
+	t.Helper()
+	_ = c.SetDeadline(time.Now().Add(waitTimeout))
+	_, err := c.Write([]byte{'x'})
+	if err == nil {
+		_, err = c.Read(make([]byte, 100))
+	}
+	if !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.EACCES) { // over IPv4 and IPv6
+		t.Errorf("%s to %s: %v, want an ICMP error", c.LocalAddr(), c.RemoteAddr(), err)
+	}
+}
+
+// liveEnds are the ends of a live connection. Through a Service or a NodePort, the client does not
+// talk to the server's address.
+type liveEnds struct {
+	from, to, via  string
+	everybodyDeny  bool // a ClusterNetworkPolicy for the egress of all pods denies it
+	clients, other []*net.TCPConn
+	udp            []*net.UDPConn
+}
+
+// open opens two TCP connections and a UDP socket in each family.
+func (e *liveEnds) open(t *testing.T, s *testbed) {
+	t.Helper()
+	e.clients, e.other, e.udp = nil, nil, nil
+	for family, f := range families {
+		var tcp netip.AddrPort
+		udp := netip.AddrPortFrom(f.addr(s.host(e.to)), 53)
+		if e.via != "" {
+			addr := s.targets(e.via)[family]
+			tcp, udp = netip.AddrPortFrom(addr, 30000), netip.AddrPortFrom(addr, 30000)
+		}
+		for range 2 {
+			client, server := s.connectThrough(t, family, e.from, e.to, livePort, tcp)
+			exchange(t, client, server)
+			e.clients, e.other = append(e.clients, client), append(e.other, server)
+		}
+		c, err := s.host(e.from).DialUDP(udp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		_ = c.SetDeadline(time.Now().Add(waitTimeout))
+		if _, err = c.Write([]byte{'x'}); err == nil {
+			_, err = c.Read(make([]byte, 100))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.udp = append(e.udp, c)
+	}
+}
+
+// livePort is the port at which live connections are accepted.
+const livePort = 7001
+
 // A live connection that a change of policy denies is reset when one of its ends sends, whether it
-// was opened from or to the pod that the policy is for, through a Service or to the pod's node.
+// was opened from or to the pod that the policy is for, through a Service or a NodePort, or to the
+// pod's node. UDP gets an ICMP error.
 func TestRejectLiveConnectionsOnPackets(t *testing.T) {
 	for _, args := range rejectTables {
-		t.Run(strings.Join(args, " "), func(t *testing.T) {
-			s := newTestbed(t)
-			s.start(args...)
-			for _, text := range []string{
-				annotatedPolicies("reject", "default/closed: {podSelector: {matchLabels: {role: db}}, policyTypes: [Ingress, Egress]}"),
-				annotatedClusterPolicies("reject", everybody("Admin", "Deny")),
-			} {
-				for _, ends := range [][2]string{{"default/web", "default/db"}, {"default/db", "outside"}, {"default/far", "default/db"}, {"default/db", "node-1"}} {
-					if ends[1] == "node-1" && !strings.Contains(text, "ClusterNetworkPolicy") {
-						continue
-					}
-					s.save("policies.yaml", "")
-					var clients, servers []*net.TCPConn
-					for range 2 {
-						for family := range families {
-							client, server := s.connectTCP(t, family, ends[0], ends[1])
-							exchange(t, client, server)
-							clients, servers = append(clients, client), append(servers, server)
-						}
-					}
-					s.save("policies.yaml", text)
-					for i := range clients {
-						switch {
-						case i < len(families):
-							reset(t, clients[i])
-						case ends[1] != "node-1": // what the node sends to its pods always passes
-							reset(t, servers[i])
-						}
-					}
+		t.Run(strings.Join(args, " "), func(t *testing.T) { testRejectLive(t, args...) })
+	}
+}
+
+func testRejectLive(t *testing.T, args ...string) {
+	s := newTestbed(t)
+	s.serve(s.host("node-1"))
+	db := s.host("default/db")
+	for _, f := range families {
+		for _, addr := range []string{f.service, f.addr(s.Nodes[0].Host).String()} {
+			s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", addr, "--dport", "30000", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(db), livePort).String())
+			s.nat(f.iptables, "PREROUTING", "-p", "udp", "-d", addr, "--dport", "30000", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(db), 53).String())
+		}
+		s.nat(f.iptables, "POSTROUTING", "-m", "conntrack", "--ctorigdst", f.addr(s.Nodes[0].Host).String(), "-d", f.addr(db).String(), "-j", "MASQUERADE")
+	}
+	s.hosts["service"] = &lab.Host{Name: "service", IPv4: netip.MustParseAddr(families[0].service), IPv6: netip.MustParseAddr(families[1].service)}
+	s.start(args...)
+	all := []*liveEnds{
+		{from: "default/web", to: "default/db", everybodyDeny: true},
+		{from: "default/db", to: "outside", everybodyDeny: true},
+		{from: "default/far", to: "default/db", everybodyDeny: true},
+		{from: "default/web", to: "default/db", via: "service", everybodyDeny: true},
+		{from: "default/web", to: "default/db", via: "node-1", everybodyDeny: true},
+		{from: "default/far", to: "default/db", via: "node-1", everybodyDeny: true},
+		{from: "outside", to: "default/db", via: "node-1"},
+		{from: "default/db", to: "node-1", everybodyDeny: true},
+	}
+	for _, text := range []string{
+		annotatedPolicies("reject", "default/closed: {podSelector: {matchLabels: {role: db}}, policyTypes: [Ingress, Egress]}"),
+		annotatedClusterPolicies("reject", everybody("Admin", "Deny")),
+	} {
+		everybodyDenies := strings.Contains(text, "ClusterNetworkPolicy")
+		s.save("policies.yaml", "")
+		for _, e := range all {
+			e.open(t, s)
+		}
+		s.save("policies.yaml", text)
+		for _, e := range all {
+			if everybodyDenies && !e.everybodyDeny || !everybodyDenies && e.to == "node-1" {
+				exchange(t, e.clients[0], e.other[0])
+				continue
+			}
+			for i := range e.clients {
+				switch {
+				case i%2 == 0:
+					reset(t, e.clients[i])
+				case e.to != "node-1": // what the node sends to its pods always passes
+					reset(t, e.other[i])
 				}
 			}
-			s.stop()
-		})
+			for _, c := range e.udp {
+				refusedUDP(t, c)
+			}
+		}
 	}
+	s.stop()
 }
 
 // answers sends a packet from a pod, and returns the packets that the pod gets back until an
@@ -419,9 +504,14 @@ func TestRejectSilentOnPackets(t *testing.T) {
 // established connections are not queued a second time either.
 func TestRejectRememberedOnPackets(t *testing.T) {
 	s := newTestbed(t)
-	s.write("policies.yaml", annotatedPolicies("reject", demo1, "default/closed: {podSelector: {matchLabels: {role: backend}}}"))
+	s.write("policies.yaml", annotatedPolicies("reject", demo1, "default/closed: {podSelector: {matchLabels: {role: backend}}}")+
+		annotatedClusterPolicies("reject", cnp("a", "Admin", "backend", "["+s.nodeNetworks("Deny", "node-1", "")+", {action: Deny, to: ["+s.networksOf("outside")+"]}]")))
+	for _, f := range families {
+		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "81", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(s.host("default/db")), 6379).String())
+	}
 	s.start(kernelArgs("--iptables", "nft")...)
-	probes := []string{"default/other default/db tcp 6379", "default/web default/db tcp 80", "default/web default/other udp 53", "default/far default/other tcp 80", "outside default/db tcp 6379"}
+	probes := []string{"default/other " + families[0].service + " tcp 81", "default/other " + families[1].service + " tcp 81", "default/other node-1 tcp 80", "default/other node-1 udp 53", "default/other outside tcp 80",
+		"default/other default/db tcp 6379", "default/web default/db tcp 80", "default/web default/other udp 53", "default/far default/other tcp 80", "outside default/db tcp 6379"}
 	for range 2 {
 		s.refused(t, probes...)
 		s.check(t, []string{"default/web default/db tcp 6379", "default/far default/db tcp 6379", "mine/cart outside tcp 80"}, nil)
