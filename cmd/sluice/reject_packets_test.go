@@ -329,8 +329,8 @@ func (pr *prober) answersTo(sendAll func() error) (got []gopacket.Packet) {
 		pr.t.Fatal(err)
 	}
 	defer sniffer.Close()
-	pr.sentinel++
-	last := pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(45000 + pr.sentinel), DstPort: 999}, gopacket.Payload("sentinel"))
+	pr.count()
+	last := pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(50000 + pr.sentinel), DstPort: 999}, gopacket.Payload("sentinel"))
 	for _, send := range []func() error{sendAll, func() error { return pr.host(pr.from).Send(last) }} {
 		if err := send(); err != nil {
 			pr.t.Fatal(err)

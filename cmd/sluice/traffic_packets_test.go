@@ -112,7 +112,7 @@ type prober struct {
 	from, to string
 	v6       bool
 	sniffer  *lab.Sniffer
-	sentinel int
+	sentinel int // see count
 }
 
 func (s *testbed) newProber(t testing.TB, v6 bool) *prober {
@@ -127,8 +127,15 @@ func (s *testbed) newProberBetween(t testing.TB, from, to string, v6 bool) *prob
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &prober{testbed: s, t: t, from: from, to: to, v6: v6, sniffer: sniffer}
+	pr := &prober{testbed: s, t: t, from: from, to: to, v6: v6, sniffer: sniffer}
+	pr.count()
+	return pr
 }
+
+// count sets the number of the next packets. No other prober of the test has had it: a sentinel
+// with the source port of an earlier one would belong to its connection, which is judged already,
+// and would overtake packets in the queue.
+func (pr *prober) count() { pr.sentinel = int(sentinels.Add(1) % 10_000) }
 
 // packet returns an IP packet between the two pods. The payload is all that follows the IP
 // header.
@@ -159,7 +166,7 @@ func (pr *prober) packet(proto layers.IPProtocol, payload ...gopacket.Serializab
 // udp returns a datagram that the policies allow, with a source port of its own. It always goes
 // through the queue, and there stays behind the packets that were sent before it.
 func (pr *prober) udp(text string) []byte {
-	return withOptions(pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(40000 + pr.sentinel), DstPort: 53}, gopacket.Payload(text)))
+	return withOptions(pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(50000 + pr.sentinel), DstPort: 53}, gopacket.Payload(text)))
 }
 
 // withOptions inserts options without effect behind the IP header of a packet. They keep the
@@ -199,7 +206,7 @@ func (pr *prober) arrives(packet []byte, mark string) bool {
 	send(packet)
 	return receives(pr.t, pr.sniffer, mark, func(text string) {
 		pr.t.Helper()
-		pr.sentinel++
+		pr.count()
 		send(pr.udp(text))
 	})
 }
