@@ -117,6 +117,7 @@ func (c *Cluster) match(d filter.Direction, f Flow, name string, index int, rule
 	}
 	if p.Tier != policy.NetworkPolicy {
 		rule, _ = inForce(rule)
+		h.ordered = true
 		ports = ".protocols"
 		out.Rule.Name, out.Rule.Tier, out.Rule.Action = rule.Name, p.Tier, rule.Action
 	}
@@ -177,6 +178,7 @@ func ruleField(r filter.Rule) string { return fmt.Sprintf("spec.%s[%d]", r.Direc
 type matcher struct {
 	c         *Cluster
 	namespace string // the policy's namespace
+	ordered   bool   // the policy has ordered rules
 	key       filter.Key
 	peer      *End
 	addr      netip.Addr // the peer's address

@@ -244,7 +244,7 @@ func TestOrderedWords(t *testing.T) {
 			"admin/x rule 1 allows the names a.example; names are not supported and match nothing\n",
 		}},
 		"ICMP": {clusterPolicy("x", policy.Admin, 3, all, ingress(tcp(rule("", policy.Accept, everyPod), 80), rule("", policy.Deny, everyPod))), "web db icmp", []string{
-			"admin/x rule 1 allows TCP 80; the flow is ICMP, which only a rule without ports allows\n",
+			"admin/x rule 1 allows TCP 80; the flow is ICMP, which only a rule without protocols matches\n",
 			"    - action: Accept\n      from:\n      - pods:\n          namespaceSelector:\n            matchLabels:\n              kubernetes.io/metadata.name: default\n          podSelector:\n            matchLabels:\n              role: backend\n  or",
 		}},
 		"a malformed subject": {closed, "web db tcp 80", []string{
