@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // A denied packet is rejected in the table filter, because the kernel allows the target REJECT
@@ -46,7 +47,27 @@ func (o Options) forwardRules(f Family, last ...string) []string {
 	if o.LaterPin != "" {
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -j RETURN", o.LaterPin))
 	}
-	return inChain(forwardChain, append(append(rules, o.refuseRemembered()...), last...))
+	return inChain(forwardChain, slices.Concat(rules, o.askAboutServices(last), o.refuseRemembered(), last))
+}
+
+// translatedAtPort matches TCP through a Service from a port of a bridge. The kernel would send the
+// reset of such a packet out of the port itself, without address translation (nf_send_reset), and
+// the client would ignore it. So it gets an ICMP error.
+const translatedAtPort = "-p tcp -m conntrack --ctstate DNAT -m physdev --physdev-is-in"
+
+// askAboutServices returns the rules that send packets to the queue although a program may tell to
+// reject them: the client must get an ICMP error. The kernel makes it, for a remembered verdict,
+// before the client's call of connect has returned. TCP keeps no error that arrives in this call
+// (LockDroppedIcmps), so the client would wait a second, until it sends again. The way through the
+// queue takes longer than the call.
+func (o Options) askAboutServices(last []string) (rules []string) {
+	if o.RejectPin == "" || !o.BridgePorts {
+		return nil
+	}
+	for _, rule := range last {
+		rules = append(rules, translatedAtPort+" "+rule)
+	}
+	return rules
 }
 
 // judgedRejected returns the rule that lets a packet pass that is to be rejected.
@@ -89,9 +110,7 @@ func (o Options) rejects(f Family) map[string][]string {
 		rules = append(rules, "-m addrtype --dst-type BROADCAST,MULTICAST -j DROP")
 	}
 	if o.BridgePorts {
-		// The kernel sends the reset of such a packet out of the bridge port itself, without
-		// address translation (nf_send_reset), and a client of a Service would ignore it.
-		rules = append(rules, "-p tcp -m conntrack --ctstate DNAT -m physdev --physdev-is-in -j REJECT --reject-with "+prohibited)
+		rules = append(rules, translatedAtPort+" -j REJECT --reject-with "+prohibited)
 	}
 	rules = append(rules, "-p tcp -j REJECT --reject-with tcp-reset", "-j REJECT --reject-with "+prohibited)
 	return map[string][]string{rejectChain: inChain(rejectChain, rules)}
