@@ -214,6 +214,70 @@ func TestPausedForward(t *testing.T) {
 	}
 }
 
+// A pause leaves no rule with a queue, also if the table has chains that the options lack because
+// an earlier write has failed, and if the programs cannot be called.
+func TestPauseLeavesNoQueue(t *testing.T) {
+	broken := errors.New("it is broken")
+	for name, damage := range map[string]func(m *managedReject) error{
+		"no damage": func(*managedReject) error { return nil },
+		"no programs": func(m *managedReject) error {
+			m.v4.Refuse(refuseAny("object-pinned"))
+			return nil
+		},
+		"rejections stay": func(m *managedReject) error {
+			m.v4.Break(broken)
+			defer m.v4.Break(nil)
+			return m.SetReject(t.Context(), false)
+		},
+		"node sources stay": func(m *managedReject) error {
+			m.v4.Break(broken)
+			defer m.v4.Break(nil)
+			return m.SetNodeSources(t.Context(), nil)
+		},
+		"rejections stay, no programs": func(m *managedReject) error {
+			m.v4.Refuse(refuseAny("SLUICE"))
+			defer m.v4.Refuse(refuseAny("object-pinned"))
+			m.filter.Break(broken)
+			return m.SetReject(t.Context(), false)
+		},
+	} {
+		for packets, last := range map[Unqueued]string{PassUnqueued: "RETURN", DropUnqueued: "DROP"} {
+			m := newManagedReject(t, rejectOptions())
+			m.apply()
+			if err := damage(m); err != nil && !errors.Is(err, broken) && !strings.Contains(err.Error(), "SLUICE") {
+				t.Fatal(err)
+			}
+			if err := m.Pause(t.Context(), packets); err != nil {
+				t.Fatal(err)
+			}
+			if dump := m.v4.Dump(); strings.Contains(dump, "NFQUEUE") || !strings.Contains(dump, "-A SLUICE -j "+last+"\n") {
+				t.Errorf("%s: during a pause the rules are\n%s", name, dump)
+			}
+		}
+	}
+}
+
+// If the kernel remembers that TCP through a Service, from a bridge port, is rejected, the agent
+// answers all the same: the kernel's ICMP error would arrive too early.
+func TestServicesFromBridgePortsAreQueued(t *testing.T) {
+	o := rejectOptions()
+	for _, f := range Families {
+		rules := o.chains(f)[forwardChain]
+		for _, without := range []func(*Options){func(o *Options) { o.BridgePorts = false }, func(o *Options) { o.RejectPin = "" }} {
+			other := o
+			if without(&other); count(other.chains(f)[forwardChain], "physdev") != 0 {
+				t.Errorf("%s: needless rules\n%s", f, strings.Join(other.chains(f)[forwardChain], "\n"))
+			}
+		}
+		at := func(what string) int {
+			return slices.IndexFunc(rules, func(r string) bool { return strings.Contains(r, what) })
+		}
+		if asks := at("--physdev-is-in -j NFQUEUE"); asks < at("/pins/later") || asks > at("/pins/reject") || at("--physdev-is-in -m hashlimit") < 0 {
+			t.Errorf("%s: such packets are not queued before the program rejects them:\n%s", f, strings.Join(rules, "\n"))
+		}
+	}
+}
+
 // If the table filter cannot be written and the programs cannot be called either, all other rules
 // are written.
 func TestRejectAndPinsFail(t *testing.T) {
