@@ -28,7 +28,8 @@ import (
 // With ScopeFlows, the connections of a changed address are evaluated again if one of these
 // holds:
 //
-//   - A tracked flow of the address has another verdict now.
+//   - A tracked flow of the address has another answer now. If it stays denied, that is the case if
+//     its packets are rejected instead of dropped, or the reverse.
 //   - TrackedFlows does not keep all flows of the address: there are too many, or caches use
 //     verdicts about flows that TrackedFlows has forgotten (see comesBack).
 //   - Connections of the address may have begun without a worker, because no policy denied
@@ -139,7 +140,7 @@ func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bo
 	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
 	evaluate := func(k *filter.Key) filter.Action {
 		v, _ := f.sweeper.evaluate(s, k)
-		return v.Action
+		return v.Answer()
 	}
 	for a, c := range changes {
 		switch {

@@ -51,8 +51,8 @@ func (r Result) Written() int { return r.Allowed + r.Revoked + r.Restored + r.Re
 // LogValue implements slog.LogValuer.
 func (r Result) LogValue() slog.Value {
 	return slog.GroupValue(
-		slog.Int("evaluated", r.Evaluated), slog.Int("allowed", r.Allowed), slog.Int("revoked", r.Revoked),
-		slog.Int("restored", r.Restored), slog.Int("passes", r.Passes), slog.Int64("duration_ms", r.Duration.Milliseconds()))
+		slog.Int("evaluated", r.Evaluated), slog.Int("allowed", r.Allowed), slog.Int("revoked", r.Revoked), slog.Int("restored", r.Restored),
+		slog.Int("remarked", r.Remarked), slog.Int("passes", r.Passes), slog.Int64("duration_ms", r.Duration.Milliseconds()))
 }
 
 // Sweeper evaluates live connections. It is safe for concurrent use: sweeps wait for each

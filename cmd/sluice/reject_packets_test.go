@@ -311,6 +311,44 @@ func testRejectLive(t *testing.T, args ...string) {
 	s.stop()
 }
 
+// A live connection that was revoked follows the annotation of the policy and of the namespace.
+func TestRevokedConnectionFollowsAnnotationOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.start(kernelArgs()...)
+	closed := "default/closed: {podSelector: {matchLabels: {role: db}}, policyTypes: [Ingress, Egress]}"
+	inNamespace := func(with string) string {
+		return strings.Replace(testbedNamespaces, "name: default}", "name: default, annotations: {sluice/deny-with: "+with+"}}", 1) + s.pods()
+	}
+	for name, steps := range map[string][2]func(){
+		"policy":    {func() { s.save("policies.yaml", policies(closed)) }, func() { s.save("policies.yaml", annotatedPolicies("reject", closed)) }},
+		"namespace": {func() { s.save("policies.yaml", policies(closed)) }, func() { s.save("cluster.yaml", inNamespace("reject")) }},
+		"removal": {func() { s.save("policies.yaml", annotatedPolicies("drop", closed)) }, func() {
+			s.save("cluster.yaml", inNamespace("reject"))
+			s.save("policies.yaml", policies(closed))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s.save("cluster.yaml", testbedNamespaces+s.pods())
+			s.save("policies.yaml", "")
+			var clients []*net.TCPConn
+			for family := range families {
+				client, server := s.connectTCP(t, family, "default/web", "default/db")
+				exchange(t, client, server)
+				clients = append(clients, client)
+			}
+			steps[0]()
+			for _, c := range clients {
+				sendByte(t, c)
+				receivesNothing(t, c)
+			}
+			steps[1]()
+			for _, c := range clients {
+				reset(t, c)
+			}
+		})
+	}
+}
+
 // answers sends a packet from a pod, and returns the packets that the pod gets back until an
 // answer to a later packet has arrived.
 func (pr *prober) answers(packet []byte) []gopacket.Packet {
