@@ -596,10 +596,14 @@ func TestRejectBesideOwnedTablesOnPackets(t *testing.T) {
 			s := newTestbed(t)
 			s.serve(s.host("node-1"))
 			end := s.ownTablesNamed(t, table)
-			s.write("policies.yaml", text+annotatedClusterPolicies("reject", cnp("a", "Admin", "frontend", "["+s.nodeNetworks("Deny", "node-1", "")+"]")))
+			rejecting := text + annotatedClusterPolicies("reject", cnp("a", "Admin", "frontend", "["+s.nodeNetworks("Deny", "node-1", "")+"]"))
 			s.start(kernelArgs("--iptables", "nft")...)
+			s.save("policies.yaml", rejecting)
 			if table == "filter" {
 				s.await(0, "the agent logs that it drops", agenttest.Event(event.RejectOff))
+				if _, status, _ := sluice(t, "status", "--socket", s.socket); !strings.Contains(status, "instead of rejecting") {
+					t.Errorf("the status does not report that the agent drops:\n%s", status)
+				}
 				for range 2 {
 					s.check(t, []string{"default/web default/other tcp 80"}, probes)
 					for _, text := range probes {

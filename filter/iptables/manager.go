@@ -57,9 +57,10 @@ type keptTable struct {
 	stuck  []string
 	forged forged
 	// filter is the table filter of the same family and backend; nil if there is none. used
-	// is set if it may have owned rules, and rejects if packets are rejected there.
-	filter        *keptTable
-	used, rejects bool
+	// is set if it may have owned rules, and rejects if packets are rejected there. rejectOff is
+	// set if the log says that they cannot be rejected.
+	filter                   *keptTable
+	used, rejects, rejectOff bool
 	// right is set if the rules were right at the last check; generation is the generation of
 	// the table at that time.
 	generation uint32

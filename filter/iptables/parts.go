@@ -78,7 +78,10 @@ func (m *Manager) Lacks() (less Less, because string) {
 // writing all parts fails, it omits parts that require something that the node may lack. Start,
 // repair and takeover all use ensure, so that they have the same fallbacks.
 func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err error) {
-	defer m.noteRejects()
+	defer func() {
+		m.noteRejects()
+		m.logRejects(t)
+	}()
 	if less := t.lacks; less.Reject && !m.opts.Reject {
 		if less.Reject = false; less == (Less{}) {
 			t.reduce(less, nil, 0)

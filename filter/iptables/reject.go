@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"sluice/filter/event"
 )
 
 // A denied packet is rejected in the table filter, because the kernel allows the target REJECT
@@ -140,6 +142,16 @@ func (m *Manager) noteRejects() {
 		all = all && t.rejects
 	}
 	m.rejects.Store(all)
+}
+
+// logRejects logs once that packets of a table cannot be rejected although they should be.
+// completeParts logs that they can be again.
+func (m *Manager) logRejects(t *keptTable) {
+	off := t.lacks.Reject
+	if reduced := t.reduced.Load(); off && !t.rejectOff && reduced != nil {
+		m.log.Warn("denied packets are dropped instead of rejected; trying again", event.RejectOff.Attr(), "table", t.String(), "because", *reduced)
+	}
+	t.rejectOff = off
 }
 
 var errNoReject = errors.New("cannot reject packets")

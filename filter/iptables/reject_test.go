@@ -2,12 +2,15 @@ package iptables
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"sluice/filter/event"
 )
 
 func rejectOptions() Options {
@@ -80,7 +83,7 @@ func newManagedReject(t *testing.T, opts Options) *managedReject {
 	m := newManaged(t, opts)
 	_, filter := m.v4.WithFilter()
 	m.v6.WithFilter()
-	m.Manager = New(opts, []Table{m.v4, m.v6}, nil)
+	m.Manager = New(opts, []Table{m.v4, m.v6}, slog.New(slog.NewTextHandler(m.logs, nil)))
 	m.restore(filter, foreignFilter)
 	return &managedReject{m, filter}
 }
@@ -153,12 +156,28 @@ func TestSetReject(t *testing.T) {
 	})
 }
 
-// Packets are dropped while the table filter cannot be written: no rule marks them then.
+// Packets are dropped while the table filter cannot be written: no rule marks them then. The log
+// reports each change once, and Reduced reports it while it lasts.
 func TestRejectWithoutFilter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManagedReject(t, rejectOptions())
+		reported := func(off, complete int) {
+			t.Helper()
+			text := m.logs.String()
+			if strings.Count(text, "event="+string(event.RejectOff)) != off || strings.Count(text, "event="+string(event.RulesComplete)) != complete {
+				t.Errorf("the log does not report %d times that packets are not rejected, and %d times that they are again:\n%s", off, complete, text)
+			}
+			if reduced := strings.Join(m.Reduced(), "\n"); strings.Contains(reduced, "instead of rejecting") != (off > complete) {
+				t.Errorf("Reduced: %q", reduced)
+			}
+		}
+		m.set(false)
 		m.filter.Break(errors.New("it belongs to a process"))
 		m.apply()
+		reported(0, 0)
+		m.set(true)
+		m.apply()
+		reported(1, 0)
 		if less, because := m.Lacks(); less != (Less{Reject: true}) || !strings.Contains(because, "belongs to a process") {
 			t.Errorf("lacks %+v because %q", less, because)
 		}
@@ -166,8 +185,11 @@ func TestRejectWithoutFilter(t *testing.T) {
 			t.Errorf("Rejects: %t, and the rules are\n%s", m.Rejects(), dump)
 		}
 		m.run()
+		time.Sleep(2 * completeInterval)
+		reported(1, 0)
 		m.filter.Break(nil)
 		time.Sleep(2 * completeInterval)
+		reported(1, 1)
 		if less, _ := m.Lacks(); less != (Less{}) || !m.Rejects() || !strings.Contains(m.v4.Dump(), "/pins/reject") {
 			t.Errorf("lacks %+v although the table can be written; Rejects: %t", less, m.Rejects())
 		}
@@ -176,6 +198,7 @@ func TestRejectWithoutFilter(t *testing.T) {
 		if less, _ := m.Lacks(); m.Rejects() || less != (Less{Reject: true}) || strings.Contains(m.v4.Dump(), "/pins/reject") {
 			t.Errorf("lacks %+v, Rejects: %t", less, m.Rejects())
 		}
+		reported(2, 1)
 		if err := m.SetReject(t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
