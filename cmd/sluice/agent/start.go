@@ -94,10 +94,9 @@ func (a *agent) takeOver(ctx context.Context) (err error) {
 // applyRules guards the interfaces and puts the rules in place.
 func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
 	a.setPhase(applying)
-	a.network.begin(s)                                                   // the ranges of starting pods must be known before packets are queued
-	if err := a.adaptRules(ctx, watch.Change{Snapshot: s}); err != nil { // writes nothing yet
-		return err
-	}
+	a.network.begin(s) // the ranges of starting pods must be known before packets are queued
+	a.ruleChanges.last = a.needs(watch.Change{Snapshot: s})
+	a.setNeeds(ctx, a.ruleChanges.last) // writes nothing yet
 	if err := a.applyGuarded(ctx, s, a.applyWhatWorks); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}
