@@ -50,6 +50,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		newest:    w.lastEpoch,
 		table:     w.table,
 		everyone:  w.everyone,
+		byLabels:  w.unknowns.policies > 0,
 		toNode:    w.toNode > 0,
 		mayReject: w.denial == filter.DenialReject || w.rejecting > 0,
 		ranges:    ranges,

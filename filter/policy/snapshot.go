@@ -16,6 +16,7 @@ type Snapshot struct {
 	table     *addrTable
 	everyone  []idSet // by namespace id: the peer selectors that match all its pods
 	counts    Counts
+	byLabels  bool // see NeedsNamespaces
 	toNode    bool // a policy may deny flows from pods to their node
 	mayReject bool // see Rejects
 	ranges    *podRanges
@@ -150,6 +151,10 @@ func (e *Endpoint) EffectToNode() Effect { return e.chain(filter.Egress).effectT
 // node, whether or not it selects a pod now. Without such a policy, all these flows are
 // allowed.
 func (s *Snapshot) JudgesOwnNode() bool { return s.toNode }
+
+// NeedsNamespaces reports whether a policy in force may allow a flow by mistake if a namespace counts
+// as one without labels because its object is not known.
+func (s *Snapshot) NeedsNamespaces() bool { return s.byLabels }
 
 // MayRestrict reports whether a change of an address from one endpoint to another may deny
 // flows that were allowed without a rule: because no policy decided (filter.NotIsolated),

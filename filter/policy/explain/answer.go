@@ -120,7 +120,7 @@ func (c *Cluster) Answer(q Question) (Answer, error) {
 	for _, f := range flows {
 		verdicts = append(verdicts, c.Decide(f))
 	}
-	return answer(flows, verdicts, func(i int) Outcome { return outcome(flows[i], verdicts[i]) }), nil
+	return answer(flows, verdicts, func(i int) Outcome { return c.outcome(flows[i], verdicts[i]) }), nil
 }
 
 // NewAnswer returns the JSON form of the explanations of one question, with all reasons.
@@ -131,7 +131,8 @@ func NewAnswer(all []Explanation) Answer {
 		flows, verdicts = append(flows, e.Flow), append(verdicts, e.Verdict)
 	}
 	return answer(flows, verdicts, func(i int) Outcome {
-		o := outcome(flows[i], verdicts[i])
+		o := plainOutcome(flows[i], verdicts[i])
+		o.Notes = all[i].Notes
 		o.Egress.Details, o.Ingress.Details = all[i].Egress.details(), all[i].Ingress.details()
 		return o
 	})
@@ -187,13 +188,18 @@ func familyOf(f Flow) string {
 
 func pair(f Flow) Pair { return Pair{f.Key.SrcAddr(), f.Key.DstAddr()} }
 
-func (e *Explanation) outcome() Outcome { return outcome(e.Flow, e.Verdict) }
+func (c *Cluster) outcome(f Flow, v filter.Verdict) Outcome {
+	o := plainOutcome(f, v)
+	o.Notes = c.notes(f, v)
+	return o
+}
 
-func outcome(f Flow, v filter.Verdict) Outcome {
+// plainOutcome returns the outcome without its notes.
+func plainOutcome(f Flow, v filter.Verdict) Outcome {
 	return Outcome{
 		Verdict: v.Action.String(), Reason: v.Reason.String(), Answer: answerOf(v),
 		Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress),
-		Addresses: []Pair{pair(f)}, Notes: notes(f, v), toNode: f.From.Pod != nil,
+		Addresses: []Pair{pair(f)}, toNode: f.From.Pod != nil,
 	}
 }
 

@@ -127,15 +127,39 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	e := Explanation{Flow: f, Verdict: c.snapshot.Decide(f.Key)}
 	e.Egress = c.side(filter.Egress, f, e.Verdict)
 	e.Ingress = c.side(filter.Ingress, f, e.Verdict)
-	e.Notes = notes(f, e.Verdict)
+	e.Notes = c.notes(f, e.Verdict)
 	return e
 }
 
-// notes returns a warning for each link-local address of a denied flow that belongs to no
+// notes returns warnings about a verdict that may differ on a real node.
+func (c *Cluster) notes(f Flow, v filter.Verdict) []string {
+	return append(c.missingNamespaces(f), linkLocal(f, v)...)
+}
+
+// missingNamespaces returns a warning for each end in a namespace without an object, if policies
+// depend on its labels.
+func (c *Cluster) missingNamespaces(f Flow) (found []string) {
+	if !c.snapshot.NeedsNamespaces() {
+		return nil
+	}
+	for _, e := range []*End{f.From, f.To} {
+		if e.Pod == nil || e.Node {
+			continue
+		}
+		name := e.Pod.Namespace
+		text := fmt.Sprintf("there is no Namespace %s, so it counts as a namespace without labels, and policies select namespaces by labels: add the Namespace", name)
+		if _, is := c.namespaces[name]; !is && !slices.Contains(found, text) {
+			found = append(found, text)
+		}
+	}
+	return found
+}
+
+// linkLocal returns a warning for each link-local address of a denied flow that belongs to no
 // known pod or node: on a real node, the verdict may differ. The address may be the node's
 // own, such as that of a node-local DNS cache. The agent reads such addresses from the
 // node's interfaces, but neither the manifests nor the API contain them.
-func notes(f Flow, v filter.Verdict) []string {
+func linkLocal(f Flow, v filter.Verdict) []string {
 	if v.Action == filter.Allow || v.Egress.Rule != nil && !v.Egress.Allows() {
 		return nil // the rule denies the flow even if the other end is the pod's own node
 	}

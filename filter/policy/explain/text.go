@@ -65,7 +65,7 @@ func (e *Explanation) text(others ...Flow) string {
 		endText(e.Flow.From, flows, filter.Key.SrcAddr), endText(e.Flow.To, flows, filter.Key.DstAddr), portText(e.Flow.Key))
 	switch {
 	case e.Verdict.Reason == filter.SameAddress, e.Verdict.Reason == filter.OwnNode && !e.Egress.ordered():
-		fmt.Fprintf(&b, "  %s: no policy applies\n", e.outcome().Why())
+		fmt.Fprintf(&b, "  %s: no policy applies\n", plainOutcome(e.Flow, e.Verdict).Why())
 		return b.String()
 	}
 	if e.Verdict.Reject {
