@@ -40,7 +40,7 @@ func (s *testbed) refused(t *testing.T, probes ...string) (took []time.Duration)
 	for _, text := range probes {
 		p := parseAttempt(t, text)
 		want := map[string]lab.Outcome{"tcp": lab.Refused, "udp": lab.Unreachable}[p.network]
-		if s.bridged && (p.port == 81 || p.port == 30000 && p.from == "default/other") {
+		if s.bridged && (p.port == 81 || p.port == 82 || p.port == 30000 && p.from == "default/other") {
 			want = lab.Unreachable // the kernel's reset would not have the Service's address
 		}
 		for _, addr := range s.targets(p.to) {
@@ -96,6 +96,11 @@ func testReject(t *testing.T, opts lab.Options, args ...string) {
 		s.nat(f.iptables, "PREROUTING", "-p", "udp", "-d", f.addr(s.Nodes[0].Host).String(), "--dport", "30000", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(pod), 53).String())
 		s.nat(f.iptables, "POSTROUTING", "-d", f.addr(pod).String(), "-j", "MASQUERADE")
 	}
+	var nodeServices []string
+	for _, f := range families {
+		s.nat(f.iptables, "PREROUTING", "-p", "tcp", "-d", f.service, "--dport", "82", "-j", "DNAT", "--to-destination", netip.AddrPortFrom(f.addr(s.Nodes[0].Host), 80).String())
+		nodeServices = append(nodeServices, "default/web "+f.service+" tcp 82")
+	}
 	s.start(args...)
 	toDB := []string{"default/other default/db tcp 6379", "default/other default/db udp 53", "default/far default/db tcp 6379", "outside default/db udp 53"}
 	// The NodePort of the client's own node leads back to a pod beside it.
@@ -125,7 +130,7 @@ func testReject(t *testing.T, opts lab.Options, args ...string) {
 		{name: "some ports", text: annotatedPolicies("reject", "default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: 6379}]}]}"),
 			refused: []string{"default/other default/db tcp 80", "default/other default/db udp 53"}, allowed: []string{"default/other default/db tcp 6379"}},
 		{name: "a ClusterNetworkPolicy", text: annotatedClusterPolicies("reject", everybody("Admin", "Deny")),
-			refused: slices.Concat(toNode, []string{"default/web default/db tcp 80", "default/other outside udp 53", "default/db default/far tcp 80"})},
+			refused: slices.Concat(toNode, nodeServices, nodeServices, []string{"default/web default/db tcp 80", "default/other outside udp 53", "default/db default/far tcp 80"})},
 		{name: "a ClusterNetworkPolicy that drops", text: clusterPolicies(everybody("Admin", "Deny")), dropped: toNode, without: true},
 		{name: "ended", dropped: nil, allowed: append(slices.Clone(toDB), toNode[0]), without: true},
 	}

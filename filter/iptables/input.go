@@ -45,7 +45,8 @@ func (o Options) nodeSources(f Family) (rules []string) {
 func (o Options) nodeRules(f Family, last ...string) []string {
 	var rules, revoked, refuse []string
 	if o.Reject {
-		rules, revoked, refuse = []string{o.judgedRejected()}, o.refuseRevoked(), o.refuseRemembered()
+		rules, revoked = []string{o.judgedRejected()}, o.refuseRevoked()
+		refuse = slices.Concat(o.askAboutServices(last), o.refuseRemembered())
 	}
 	rules = slices.Concat(rules, o.markRules(), o.exemptRules(f, revoked...), o.cacheRules("-j RETURN", refuse...), last)
 	return inChain(nodeChain, rules)

@@ -285,18 +285,21 @@ func TestPauseLeavesNoQueue(t *testing.T) {
 func TestServicesFromBridgePortsAreQueued(t *testing.T) {
 	o := rejectOptions()
 	for _, f := range Families {
-		rules := o.chains(f)[forwardChain]
-		for _, without := range []func(*Options){func(o *Options) { o.BridgePorts = false }, func(o *Options) { o.RejectPin = "" }} {
-			other := o
-			if without(&other); count(other.chains(f)[forwardChain], "physdev") != 0 {
-				t.Errorf("%s: needless rules\n%s", f, strings.Join(other.chains(f)[forwardChain], "\n"))
+		for _, chain := range []string{forwardChain, nodeChain} {
+			rules := o.chains(f)[chain]
+			for _, without := range []func(*Options){func(o *Options) { o.BridgePorts = false }, func(o *Options) { o.RejectPin = "" }} {
+				other := o
+				if without(&other); count(other.chains(f)[chain], "physdev") != 0 {
+					t.Errorf("%s: needless rules\n%s", f, strings.Join(other.chains(f)[chain], "\n"))
+				}
 			}
-		}
-		at := func(what string) int {
-			return slices.IndexFunc(rules, func(r string) bool { return strings.Contains(r, what) })
-		}
-		if asks := at("--physdev-is-in -j NFQUEUE"); asks < at("/pins/later") || asks > at("/pins/reject") || at("--physdev-is-in -m hashlimit") < 0 {
-			t.Errorf("%s: such packets are not queued before the program rejects them:\n%s", f, strings.Join(rules, "\n"))
+			at := func(what string) int {
+				return slices.IndexFunc(rules, func(r string) bool { return strings.Contains(r, what) })
+			}
+			passes := max(at("/pins/later"), at("/pins/allow"))
+			if asks := at("--physdev-is-in -j NFQUEUE"); asks < passes || asks > at("/pins/reject") || at("--physdev-is-in -m hashlimit") < passes {
+				t.Errorf("%s: such packets are not queued before the program rejects them:\n%s", f, strings.Join(rules, "\n"))
+			}
 		}
 	}
 }

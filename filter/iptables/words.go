@@ -41,8 +41,8 @@ func (o Options) sentences() []sentence {
 		{[]string{"-A " + inputChain, "-i lo"}, "the node's own packets to itself are not judged"},
 		{[]string{"-A " + inputChain, "-g " + nodeChain}, "judge what these addresses of pods send to this node"},
 
-		{[]string{"-A " + forwardChain, translatedAtPort, "--hashlimit-above"}, "the same as below, in the overflow queue, for a source over its limit"},
-		{[]string{"-A " + forwardChain, translatedAtPort}, "TCP through a Service, from a bridge port: have the agent judge the packet, because the ICMP error must not arrive too early"},
+		{[]string{translatedAtPort, "--hashlimit-above"}, "the same as below, in the overflow queue, for a source over its limit"},
+		{[]string{translatedAtPort, "-j NFQUEUE"}, "TCP through a Service, from a bridge port: have the agent judge the packet, because the ICMP error must not arrive too early"},
 
 		{[]string{mark("mark", o.RejectMark(), o.RejectMark()), "-j DROP"}, "drop packets that were to be rejected and were not"},
 		{[]string{mark("mark", o.RejectMark(), o.RejectMark())}, "the queue has denied the packet: the table filter rejects it"},
