@@ -89,8 +89,19 @@ func TestNodePortOnPackets(t *testing.T) {
 // them. So a client learns that a port is closed.
 func TestErrorsPassOnPackets(t *testing.T) {
 	s := newTestbed(t)
-	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"))
 	s.start()
+	for _, text := range []string{
+		policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"),
+		clusterPolicies(cnp("out", "Admin", "db", "[{action: Deny, to: ["+anyNetwork+"]}]"), toAll("{action: Accept, from: ["+frontends+"]}, {action: Deny, from: ["+anyPods+"]}")),
+	} {
+		s.save("policies.yaml", text)
+		s.checkErrorsPass(t)
+	}
+}
+
+// checkErrorsPass checks that the frontend learns that port 9 of the database is closed.
+func (s *testbed) checkErrorsPass(t *testing.T) {
+	t.Helper()
 	for _, f := range families {
 		for _, network := range []string{"tcp", "udp"} {
 			to := netip.AddrPortFrom(f.addr(s.host("default/db")), 9)
