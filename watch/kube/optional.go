@@ -62,9 +62,9 @@ type optional struct {
 
 // refusal is a request that got the response 404.
 type refusal struct {
-	verb  string
-	err   error
-	since time.Time // of the first in an unbroken sequence
+	verb        string
+	err         error
+	first, last time.Time // of the first response 404 in an unbroken sequence, and of this one
 }
 
 // run follows the kind until ctx ends.
@@ -82,7 +82,7 @@ func (o *optional) run(ctx context.Context) {
 		}
 		o.health.discovered(o.kind, err)
 		if err != nil {
-			o.postpone()
+			o.setNotFound(nil) // until the next response, it is not known what discovery offers
 			backoff := min(minRetryBackoff<<min(failures, 10), maxRetryBackoff)
 			failures++
 			sleep(ctx, backoff+rand.N(backoff/2))
@@ -142,18 +142,8 @@ func (o *optional) start(ctx context.Context) {
 func (o *optional) conflict() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if r := o.notFound; r != nil && time.Since(r.since) > o.times.conflict {
+	if r := o.notFound; r != nil && r.last.Sub(r.first) > o.times.conflict {
 		o.health.requestDone(o.kind, r.verb, r.err)
-	}
-}
-
-// postpone is called after a failure of discovery: before the next response, it is not known what
-// discovery offers, so that the time until conflict records a failure begins again.
-func (o *optional) postpone() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.notFound != nil {
-		o.notFound.since = time.Now()
 	}
 }
 
@@ -183,9 +173,10 @@ func (o *optional) requestDone(verb string, err error) {
 		o.health.requestDone(o.kind, verb, err)
 		return
 	}
-	r := &refusal{verb, err, time.Now()}
+	now := time.Now()
+	r := &refusal{verb, err, now, now}
 	if before := o.notFound; before != nil {
-		r.since = before.since
+		r.first = before.first
 	}
 	o.notFound = r
 	select {

@@ -478,8 +478,8 @@ func TestOneLateServer(t *testing.T) {
 	}
 }
 
-// TestConflict checks that the response 404 to requests for objects is a failure only if discovery
-// has offered the version for a time: an outage of discovery does not count.
+// TestConflict checks that the response 404 to requests for objects is a failure only if it lasts
+// while discovery offers the version: an outage of discovery does not count.
 func TestConflict(t *testing.T) {
 	o := &optional{kind: clusterNetworkPolicyKind, times: defaultTimes, health: newHealth("test", quietSlog), wake: make(chan struct{}, 1)}
 	check := func(when string, want bool) {
@@ -491,12 +491,15 @@ func TestConflict(t *testing.T) {
 	notFound := func() { o.requestDone("list", apierrors.NewNotFound(schema.GroupResource{}, "")) }
 	notFound()
 	check("after the first 404", false)
-	o.notFound.since = time.Now().Add(-time.Hour)
+	long := time.Now().Add(-time.Hour)
+	o.notFound.first, o.notFound.last = long, long
+	check("an hour after the first 404", false)
+	o.setNotFound(nil) // discovery fails
 	notFound()
-	o.postpone()
 	check("after an outage of discovery", false)
-	o.notFound.since = time.Now().Add(-time.Hour)
-	check("after an hour", true)
+	o.notFound.first = long
+	notFound()
+	check("after an hour of such responses", true)
 	o.requestDone("watch", nil)
 	check("after the watch was opened", false)
 }
