@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -438,7 +440,7 @@ func fragmentsOf(packet []byte) (fragments [][]byte) {
 func TestRejectAnswersOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", annotatedPolicies("reject", "default/closed: {podSelector: {matchLabels: {role: db}}}"))
-	s.start()
+	s.start("--log-verdicts", "denied", "--log-verdicts-rate", "0")
 	for family, f := range families {
 		t.Run(f.name, func(t *testing.T) {
 			pr := s.newProber(t, family == 1)
@@ -493,6 +495,13 @@ func TestRejectAnswersOnPackets(t *testing.T) {
 				}
 			}
 		})
+	}
+	s.await(0, "the log tells a rejection from a drop", func(l agenttest.Line) bool {
+		return l.Text("event") == "verdict" && l.Text("verdict") == "deny" && l.Text("answer") == "reject"
+	})
+	rejected := regexp.MustCompile(`(?m)^sluice_rejected_total(\{.*\})? [1-9]`)
+	if status, text := s.scrape(t, "/metrics"); status != http.StatusOK || !rejected.MatchString(text) {
+		t.Errorf("/metrics: %d, want rejections:\n%s", status, text)
 	}
 }
 
