@@ -37,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/filter"
+	"sluice/filter/bpffs"
 	"sluice/filter/policy"
 )
 
@@ -129,17 +130,16 @@ func Open(opts Options) (*Cache, error) {
 
 // load makes the maps and programs.
 func (c *Cache) load() error {
-	// Kernels before 5.11 count maps as locked memory, whose limit is low.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return err
-	}
+	// Kernels before 5.11 count maps as locked memory, whose limit is low. To raise it, they require
+	// CAP_SYS_RESOURCE. Without it, the limit may be high enough.
+	limit := rlimit.RemoveMemlock()
 	err := c.loadPrograms(false)
 	if err != nil && c.loadPrograms(true) == nil {
 		c.log.Info("the kernel does not let the programs of its flow cache read the clock; without an agent, they answer without limit for pods that share an interface", "err", err)
 		err = nil
 	}
 	if err != nil {
-		return err
+		return errors.Join(err, limit)
 	}
 	if err := c.Attend(); err != nil {
 		return errors.Join(err, c.objs.Close())
@@ -179,7 +179,7 @@ func stopClock(spec *ebpf.CollectionSpec) {
 }
 
 func (c *Cache) pin() (err error) {
-	if err := mount(c.opts.BPFFS); err != nil {
+	if err := bpffs.Mount(c.opts.BPFFS); err != nil {
 		return err
 	}
 	if c.pins, err = newPins(c.opts.BPFFS); err != nil {
@@ -219,7 +219,7 @@ func (c *Cache) EnsurePins() error {
 }
 
 func (c *Cache) pinAgain(path string, program *ebpf.Program) error {
-	if err := mount(c.opts.BPFFS); err != nil {
+	if err := bpffs.Mount(c.opts.BPFFS); err != nil {
 		return err
 	}
 	if err := c.pins.ensure(); err != nil {
