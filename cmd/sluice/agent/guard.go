@@ -13,7 +13,7 @@ func (a *agent) openGuard() error {
 	if a.opts.Guard == GuardOff {
 		return nil
 	}
-	g, err := guard.Open(a.opts.Rules.AllowedMark, a.log)
+	g, err := guard.Open(guard.Options{AllowedMark: a.opts.Rules.AllowedMark, BPFFS: a.opts.BPFFS, Logger: a.log})
 	switch {
 	case err != nil && a.opts.Guard == GuardOn:
 		return fmt.Errorf("%w; or give --guard off", err)
