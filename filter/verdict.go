@@ -34,7 +34,7 @@ const (
 	// action.
 	Hold
 	// Reject: the packet is denied, and its sender gets a TCP reset or an ICMP error. No Verdict
-	// has this action, but Deny and the field Reject.
+	// has this action: its Action is Deny, and its field Reject is set.
 	Reject
 	// Skip: the packet goes on without a verdict, and is judged at a later hook. No verdict
 	// has this action.
@@ -87,11 +87,12 @@ const (
 	Malformed
 	// NotSynced: the packet came before the first snapshot of the cluster.
 	NotSynced
-	// PodNotKnown: one address should belong to a pod, but the pod did not become known in
+	// PodNotKnown: one address is expected to be a pod's, but the pod did not become known in
 	// time. The fail mode (--fail) decided.
 	PodNotKnown
 	// NamespaceNotKnown: the Namespace object of a pod is not known, and policies depend on its
-	// labels. With an open fail mode, packets that were held without success get PodNotKnown.
+	// labels. With an open fail mode, a packet that cannot be held any longer gets PodNotKnown
+	// instead.
 	NamespaceNotKnown
 	// MidStream: the packet does not begin a connection. The connection may have begun in the
 	// opposite direction, in which policies deny it.
@@ -135,7 +136,7 @@ const (
 	AdminTier
 	// NetworkPolicyTier policies isolate their pods: flows that no rule accepts are denied.
 	NetworkPolicyTier
-	// BaselineTier policies decide as Admin policies do, for pods that are not isolated.
+	// BaselineTier policies decide as Admin policies do, for pods that no NetworkPolicy isolates.
 	BaselineTier
 
 	// NumTiers is one more than the last tier.

@@ -78,7 +78,8 @@ type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
 	Allowed uint64 // packets allowed by a verdict in the cache
 	Denied  uint64 // packets dropped by a verdict in the cache, or because an end is closed: policies allow it nothing
-	// Rejected counts packets that are denied as those in Denied are, and rejected.
+	// Rejected counts packets that are rejected instead of dropped, for the same reasons as
+	// those in Denied.
 	Rejected uint64
 	Failed   uint64 // verdicts that could not be inserted
 	// Published is the duration of the last Publish that changed something.

@@ -56,8 +56,8 @@ func (r chance) denials(u *user) {
 	}
 }
 
-// The programs for FORWARD and INPUT never contradict user space, whatever the packet is, and
-// repeat every verdict about a well-formed packet that was remembered.
+// The programs for FORWARD and INPUT never contradict user space, whatever the packet is. If a
+// verdict about a well-formed packet was remembered, they repeat it.
 func TestRejectionAgreesWithUserSpace(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	both, p := loadRejection(t, c), load(t, c)
@@ -121,8 +121,9 @@ func TestRejectionAgreesWithUserSpace(t *testing.T) {
 	}
 }
 
-// In FORWARD a packet has no output interface yet. So the programs do not compare it, and leave
-// what may pass to "allow", which does.
+// A packet in FORWARD has no output interface yet. So the programs "later" and "reject" do not
+// compare it with the interface of the destination. If "later" lets the packet pass, "allow"
+// makes this comparison in POSTROUTING.
 func TestRejectionIgnoresTheOutput(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	both, p := loadRejection(t, c), load(t, c)

@@ -43,8 +43,8 @@ func TestClusterPoliciesFollowOnPackets(t *testing.T) {
 	}
 }
 
-// A live connection stops when a rule of a ClusterNetworkPolicy begins to deny it, in each tier and
-// also because a Node changes, and continues when that ends.
+// A live connection stops when a ClusterNetworkPolicy begins to deny it, in each tier, and also
+// if a change of a Node is the cause. It continues when the policy no longer denies it.
 func TestClusterPolicyLiveConnectionsOnPackets(t *testing.T) {
 	s := newClusterPolicyTestbed(t)
 	denied := func(tier string, priority int) string {

@@ -46,9 +46,9 @@ func (s *testbed) node(name, pool string, hosts ...string) string {
 	return fmt.Sprintf("---\n{apiVersion: v1, kind: Node, metadata: {name: %s, labels: {pool: %s}}, status: {addresses: [%s]}}\n", name, pool, strings.Join(addrs, ", "))
 }
 
-// newClusterPolicyTestbed returns a testbed whose nodes serve the ports of pods and have objects.
-// It has the Service 81 and the NodePort 30000 of the pod db. The NodePort 30001 leads to port 80
-// of the node itself.
+// newClusterPolicyTestbed returns a testbed whose nodes have Node objects, and listen on the
+// same ports as pods. Port 81 of the Service address and the NodePort 30000 lead to the pod db.
+// The NodePort 30001 leads to port 80 of the node itself.
 func newClusterPolicyTestbed(t *testing.T) *testbed {
 	t.Helper()
 	s := newTestbed(t)
@@ -90,9 +90,9 @@ func (s *testbed) checkSilent(t *testing.T, probes ...string) {
 	wait.Wait()
 }
 
-// TestClusterPoliciesOnPackets makes real connections, over IPv4 and IPv6, for the cases of the
-// meaning of ClusterNetworkPolicy that packets can show. The number in the name of a case is that
-// of the unit test of the same case, in package policy. What is denied is not answered.
+// TestClusterPoliciesOnPackets repeats with real connections, over IPv4 and IPv6, those unit
+// tests of ClusterNetworkPolicy in package policy whose result is visible in packets. A number
+// such as c05 names the same case in both. Denied packets get no answer.
 func TestClusterPoliciesOnPackets(t *testing.T) {
 	s := newClusterPolicyTestbed(t)
 	const redis = " default/db tcp 6379"

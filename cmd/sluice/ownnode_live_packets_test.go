@@ -29,8 +29,8 @@ func (s *testbed) connectTCP(t *testing.T, family int, from, to string) (client,
 	return s.connectThrough(t, family, from, to, 0, netip.AddrPort{})
 }
 
-// connectThrough is like connectTCP, but the client connects to via if it is valid, which must lead
-// to the given port of the server.
+// connectThrough is like connectTCP, but the server listens at the given port. If via is valid,
+// the client connects to via, which must lead to that port.
 func (s *testbed) connectThrough(t *testing.T, family int, from, to string, port uint16, via netip.AddrPort) (client, server *net.TCPConn) {
 	t.Helper()
 	l, err := s.host(to).ListenTCP(netip.AddrPortFrom(families[family].addr(s.host(to)), port))
@@ -228,7 +228,8 @@ func TestOwnNodeCraftedOnPackets(t *testing.T) {
 	}
 }
 
-// isAbout reports whether an answer quotes a text, or has the source port of "SCTP PORT".
+// isAbout reports whether an answer contains the text "what", or is SCTP and "what" names its
+// source port, as in "SCTP 7777".
 func isAbout(answer gopacket.Packet, what string) bool {
 	sctp, is := answer.Layer(layers.LayerTypeSCTP).(*layers.SCTP)
 	return bytes.Contains(answer.Data(), []byte(what)) || is && what == fmt.Sprintf("SCTP %d", sctp.SrcPort)
@@ -381,7 +382,7 @@ func TestOwnNodeLoopbackOnPackets(t *testing.T) {
 }
 
 // The kernel's cache answers for packets to the node too, also after a hand-over and without an
-// agent. When the policy is deleted, its verdicts are not used any more.
+// agent. After the policy is deleted, verdicts that it has caused are not used any more.
 func TestOwnNodeInKernelCacheOnPackets(t *testing.T) {
 	for name, opts := range map[string]lab.Options{"routed": {Nodes: 2}, "bridged": {Nodes: 2, Bridged: true}} {
 		t.Run(name, func(t *testing.T) {

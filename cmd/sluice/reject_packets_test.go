@@ -35,8 +35,8 @@ func annotatedClusterPolicies(with string, specs ...string) string {
 }
 
 // refused checks that all probes are answered at once: over TCP with a reset, over UDP with an
-// ICMP error that the socket reports. They are made one after the other, so that the times mean
-// something. It returns the times.
+// ICMP error that the socket reports. It returns the times of the answers. The probes are made
+// one after the other, because concurrent ones would delay each other.
 func (s *testbed) refused(t *testing.T, probes ...string) (took []time.Duration) {
 	t.Helper()
 	for _, text := range probes {
@@ -105,7 +105,7 @@ func testReject(t *testing.T, opts lab.Options, args ...string) {
 	}
 	s.start(args...)
 	toDB := []string{"default/other default/db tcp 6379", "default/other default/db udp 53", "default/far default/db tcp 6379", "outside default/db udp 53"}
-	// The NodePort of the client's own node leads back to a pod beside it.
+	// The NodePort of the client's own node leads back to a pod on the same node.
 	var services []string
 	for _, from := range []string{"outside", "default/far", "default/other"} {
 		services = append(services, from+" node-1 tcp 30000", from+" node-1 udp 30000")
@@ -211,11 +211,12 @@ func refusedUDP(t *testing.T, c *net.UDPConn) {
 	}
 }
 
-// liveEnds are the ends of a live connection. Through a Service or a NodePort, the client does not
-// talk to the server's address.
+// liveEnds are the ends of live connections from one host to another. If via is set, the client
+// connects to an address of via, which is that of a Service or NodePort, instead of the server's
+// address.
 type liveEnds struct {
 	from, to, via  string
-	everybodyDeny  bool // a ClusterNetworkPolicy for the egress of all pods denies it
+	everybodyDeny  bool // a ClusterNetworkPolicy for the egress of all pods denies the connections
 	clients, other []*net.TCPConn
 	udp            []*net.UDPConn
 }
@@ -318,7 +319,8 @@ func testRejectLive(t *testing.T, args ...string) {
 	s.stop()
 }
 
-// A live connection that was revoked follows the annotation of the policy and of the namespace.
+// When an annotation of the policy or of the namespace changes, packets of a connection that is
+// already revoked are denied in the new way.
 func TestRevokedConnectionFollowsAnnotationOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.start(kernelArgs()...)
@@ -414,7 +416,8 @@ func datagrams(src, dst netip.Addr) map[string][]byte {
 	return map[string][]byte{"UDP": udpPacket(src, dst, 33001, 53, strings.Repeat("x", 24)), "TCP": ipPacket(src, dst, unix.IPPROTO_TCP, 64, syn)}
 }
 
-// fragmentsOf returns the first and a later fragment of a packet, which lack one in between.
+// fragmentsOf returns the first fragment of a packet, and a later one. The fragment between them
+// is missing.
 func fragmentsOf(packet []byte) (fragments [][]byte) {
 	for _, offset := range []int{0, 24} {
 		if packet[0]>>4 == 4 {
@@ -549,8 +552,9 @@ func TestRejectSilentOnPackets(t *testing.T) {
 	}
 }
 
-// The kernel rejects what it remembers by itself: the agent sees each flow once. Allowed flows and
-// established connections are not queued a second time either.
+// The kernel remembers rejected flows and rejects their later packets without the agent, which
+// sees each flow once. Allowed flows and established connections are not queued a second time
+// either.
 func TestRejectRememberedOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", annotatedPolicies("reject", demo1, "default/closed: {podSelector: {matchLabels: {role: backend}}}")+

@@ -143,9 +143,10 @@ func (s *testbed) newProberBetween(t testing.TB, from, to string, v6 bool) *prob
 	return pr
 }
 
-// count sets the number of the next packets. No other prober of the test has had it: a sentinel
-// with the source port of an earlier one would belong to its connection, which is judged already,
-// and would overtake packets in the queue.
+// count sets the number of the next packets to one that no other prober of the test has. The
+// source port of a sentinel contains this number. With the port of an earlier sentinel, it would
+// belong to that sentinel's connection, which is already judged, and would overtake the packets
+// in the queue.
 func (pr *prober) count() { pr.sentinel = int(sentinels.Add(1) % 10_000) }
 
 // packet returns an IP packet between the two pods. The payload is all that follows the IP

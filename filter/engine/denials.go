@@ -7,14 +7,15 @@ import (
 	"sluice/filter"
 )
 
-// maxDenials bounds the series of Denials that an evaluator counts.
+// maxDenials bounds the number of series that an evaluator counts.
 const maxDenials = 500
 
-// OtherPolicies is the policy of the series that counts the denials beyond the bound.
+// OtherPolicies is Denial.Policy of the series that counts all denials for which there is no
+// series of their own, because an evaluator has maxDenials of them.
 const OtherPolicies = "(other)"
 
-// Denial is a series of denials. Rule is the zero value if NetworkPolicies denied by isolating the
-// pod, and no rule allowed the flow.
+// Denial identifies a series of denials. Rule is empty if NetworkPolicies isolate the pod and none
+// of their rules allowed the flow.
 type Denial struct {
 	Tier      filter.Tier
 	Direction filter.Direction
@@ -27,8 +28,8 @@ type Denial struct {
 type Denials struct {
 	// ByTier counts each packet once.
 	ByTier [filter.NumTiers]uint64
-	// ByPolicy counts a packet once for each policy that isolates its pod, if that is why it was
-	// denied.
+	// ByPolicy counts a packet once for the policy whose rule denied it. If no rule allowed the
+	// packet, ByPolicy counts it once for each NetworkPolicy that isolates the pod.
 	ByPolicy map[Denial]uint64
 }
 
@@ -51,7 +52,7 @@ type cause struct {
 	isolation *filter.Isolation
 }
 
-// causeOf returns why policies deny. ok is false if the denial has another reason.
+// causeOf returns the cause of a denial by policies. ok is false if the denial has another reason.
 func causeOf(v *filter.Verdict) (c cause, ok bool) {
 	switch v.Reason {
 	case filter.EgressDenied, filter.IngressDenied, filter.MidStream:

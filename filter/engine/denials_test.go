@@ -13,8 +13,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// Each denied packet counts once by tier, and for the policies that denied it. Recompiled rules
-// continue their series, and Forget ends those of deleted policies.
+// A denied packet counts once in ByTier, and once in ByPolicy for each policy that denied it. If
+// a rule is compiled again, its series continues. forget ends the series of the given policies.
 func TestDenials(t *testing.T) {
 	rule := func(index int) *filter.Rule {
 		return &filter.Rule{Policy: "platform", Name: "keep-out", Tier: filter.AdminTier, Direction: filter.Egress, Index: index}

@@ -38,7 +38,7 @@ func TestWantedTextWithReject(t *testing.T) {
 	}
 }
 
-// Without Reject, the programs for it and the table filter are not mentioned.
+// Without Reject, the rules mention neither the table filter nor the programs for rejecting.
 func TestWantedTextWithoutReject(t *testing.T) {
 	o := rejectOptions()
 	o.Reject = false
@@ -51,8 +51,8 @@ func TestWantedTextWithoutReject(t *testing.T) {
 	}
 }
 
-// In every chain that can queue, each packet that an agent has marked leaves before the queue: a
-// packet that is queued again would be marked again, and so on.
+// In every chain with a queue, the packets that an agent has marked leave before the queue.
+// Otherwise they would be queued and marked again without end.
 func TestMarkedPacketsAreNotQueued(t *testing.T) {
 	o := rejectOptions()
 	for _, f := range Families {
@@ -208,7 +208,7 @@ func TestRejectWithoutFilter(t *testing.T) {
 	})
 }
 
-// An agent that does not reject removes what an earlier one has left.
+// An agent that does not reject removes the rules of an earlier agent that did.
 func TestRejectOfEarlierAgent(t *testing.T) {
 	earlier := newManagedReject(t, rejectOptions())
 	clean := earlier.filter.Dump()
@@ -280,8 +280,8 @@ func TestPauseLeavesNoQueue(t *testing.T) {
 	}
 }
 
-// If the kernel remembers that TCP through a Service, from a bridge port, is rejected, the agent
-// answers all the same: the kernel's ICMP error would arrive too early.
+// TCP through a Service from a port of a bridge is queued even if the kernel remembers that it is
+// rejected, because the kernel's ICMP error would arrive too early (see askAboutServices).
 func TestServicesFromBridgePortsAreQueued(t *testing.T) {
 	o := rejectOptions()
 	for _, f := range Families {

@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// sentence is what rules with some parts do, in words.
+// sentence describes the rules that contain certain parts.
 type sentence struct {
 	parts []string // all of them must be in the rule
 	words string
 }
 
-// sentences returns what the rules of the options do. The first one that applies to a rule
-// describes it.
+// sentences returns the descriptions of the rules that the options produce. The first sentence
+// whose parts a rule contains describes the rule.
 func (o Options) sentences() []sentence {
 	mark := func(match string, value, mask uint32) string {
 		return fmt.Sprintf(" -m %s --mark %#x/%#x ", match, value, mask)

@@ -67,7 +67,8 @@ func (c *compiler) roomFor(l *lists) int {
 	return c.shape.floor + c.shape.flat*size
 }
 
-// newColumns returns the columns of selectors, from begin on.
+// newColumns returns the columns of the selectors with the given ids, which are sorted. begin is
+// the first column.
 func newColumns(ids []uint32, begin uint32) columns {
 	c := columns{begin: begin}
 	if len(ids) == 0 {
@@ -89,8 +90,8 @@ func newColumns(ids []uint32, begin uint32) columns {
 	return c
 }
 
-// fewColumnWords is the number of words that columns may have in addition to two for each
-// selector.
+// fewColumnWords bounds the bitmap of columns: it may have two words for each selector, and this
+// number of words in addition.
 const fewColumnWords = 32
 
 // findColumns finds the columns of the selectors of each rule. Selectors of rules that are never
@@ -111,8 +112,8 @@ func (m *rankMaker) findColumns() {
 	}
 }
 
-// columnsOf appends the columns of selectors to list. ids are those of the columns from first
-// on.
+// columnsOf appends the columns of selectors to list. ids are the sorted ids of the selectors that
+// have columns, and first is the column of ids[0].
 func columnsOf(list []uint32, selectors []*selector, ids []uint32, first uint32) []uint32 {
 	for _, s := range selectors {
 		if at, found := slices.BinarySearch(ids, s.id); found {
@@ -133,7 +134,7 @@ func (m *rankMaker) intervals(protocol int, l *lists) bool {
 	return is
 }
 
-// cut is intervals for a protocol for some of whose ports there are rules.
+// cut is the method "intervals" for a protocol with rules for some of its ports.
 func (m *rankMaker) cut(protocol int, l *lists) bool {
 	starts := l.starts[protocol]
 	flat := make([]rankInterval, 0, 1+len(starts))
@@ -182,7 +183,7 @@ func (m *rankMaker) rowOf(rules []uint32) (row uint32, is bool) {
 	return m.addRow(id, rules), true
 }
 
-// addRow adds a row for rules, which are in their order.
+// addRow adds a row for rules, which are sorted by rank, and returns its index.
 func (m *rankMaker) addRow(id mark, rules []uint32) (row uint32) {
 	t := m.table
 	columns := m.newColumns()
@@ -204,7 +205,8 @@ func (m *rankMaker) addRow(id mark, rules []uint32) (row uint32) {
 	return row
 }
 
-// newColumns appends the columns of a row to the table. They have the ranks for any port only.
+// newColumns appends the columns of a row to the table. It sets only anyPort, which is the same
+// in every row.
 func (m *rankMaker) newColumns() []ranks {
 	t := m.table
 	begin := len(t.rows)

@@ -74,8 +74,8 @@ func (j judgement) effects(s *policy.Snapshot, f flow) string {
 // reason returns the reason that the engine must give.
 func (j judgement) reason() filter.Reason { return j.reasons()[0] }
 
-// reasons returns the reasons that the engine may give. If a ClusterNetworkPolicy has rules
-// for a pod, but none matches, these are NotDenied and NotIsolated: the engine drops rules that
+// reasons returns the reasons that the engine may give. If a ClusterNetworkPolicy has rules for
+// a pod, but none matches, the engine may give NotDenied or NotIsolated: it drops rules that
 // cannot match, and gives NotIsolated if none is left.
 func (j judgement) reasons() []filter.Reason {
 	none := filter.NotIsolated

@@ -7,9 +7,10 @@ import (
 	"sluice/filter"
 )
 
-// A packet is denied as the policy says that denies it; otherwise as the namespace of the pod
-// says whose policies deny it; otherwise as the node's default says. If no rule decides, the
-// policies that isolate the pod count, and drop prevails among them.
+// A denied packet is dropped or rejected. The policy that denies it decides which. If that policy
+// has no DenyWithAnnotation, the namespace of the pod that it selects decides, and without an
+// annotation there, the node's default (see SetDenial). If several policies isolate a pod and so
+// deny a packet together, the packet is dropped as soon as one of them says "drop".
 
 // DenyWithAnnotation is the annotation of a policy or a namespace with the way in which packets
 // are denied: drop or reject.
@@ -31,7 +32,7 @@ const (
 	DenyWithHint  = "write drop or reject"
 )
 
-// DenyWithDetail says what is wrong with a value of DenyWithAnnotation.
+// DenyWithDetail describes what is wrong with a value of DenyWithAnnotation.
 func DenyWithDetail(value string) string {
 	return fmt.Sprintf("%q is not a way to deny packets, and has no effect", value)
 }
@@ -46,8 +47,9 @@ func (p *Policy) Annotate(annotations map[string]string) {
 	}
 }
 
-// Annotate makes a policy that is read from Source have what Policy.Annotate sets, and its
-// digest depend on that.
+// Annotate calls Policy.Annotate for Form, and makes Source.Read call it for each policy that it
+// reads. The digest then depends on the annotation. Without DenyWithAnnotation, Annotate does
+// nothing.
 func (e *Encoded) Annotate(annotations map[string]string) {
 	text, has := annotations[DenyWithAnnotation]
 	if !has {
@@ -74,12 +76,12 @@ func (e *Encoded) Annotate(annotations map[string]string) {
 	}
 }
 
-// SetDenial sets how this node denies packets if neither policy nor namespace says. Call it
+// SetDenial sets how packets are denied if neither the policy nor the namespace sets it. Call it
 // before the first Commit.
 func (w *Store) SetDenial(d filter.Denial) { w.denial = d }
 
-// SetNamespaceDenial sets how packets are denied by policies in a known namespace that do not
-// say it themselves.
+// SetNamespaceDenial sets how policies deny the packets of pods in a known namespace if the
+// policies do not specify it.
 func (w *Store) SetNamespaceDenial(name string, d filter.Denial) {
 	ns := w.namespaces[name]
 	if ns == nil || ns.denial == d {
@@ -95,21 +97,21 @@ func (w *Store) SetNamespaceDenial(name string, d filter.Denial) {
 	}
 }
 
-// countDenial counts the policies and namespaces that reject.
+// countDenial adds n to the number of policies and namespaces that reject, if d is DenialReject.
 func (w *Store) countDenial(d filter.Denial, n int) {
 	if d == filter.DenialReject {
 		w.rejecting += n
 	}
 }
 
-// rejects reports whether packets are rejected that a policy of a pod in the namespace denies
-// without saying how.
+// rejects reports whether packets are rejected if a policy for a pod in the namespace denies
+// them without specifying how.
 func (w *Store) rejects(ns *namespace) bool { return ns.denial.Or(w.denial) == filter.DenialReject }
 
 // Rejects reports whether some denials may be rejections.
 func (s *Snapshot) Rejects() bool { return s.mayReject }
 
-// denialOf returns how several policies that isolate a pod deny packets.
+// denialOf returns the Denial of several policies that isolate a pod together.
 func denialOf(policies []*policy) (d filter.Denial) {
 	for _, p := range policies {
 		switch p.denial {
@@ -122,7 +124,8 @@ func denialOf(policies []*policy) (d filter.Denial) {
 	return d
 }
 
-// uniformDenial returns how the ordered rules that deny do it. uniform is false if they differ.
+// uniformDenial returns the Denial of the ordered rules that deny. uniform is false if these have
+// different ones.
 func (r *ruleSet) uniformDenial() (d filter.Denial, uniform bool) {
 	first := true
 	for _, set := range append([]*ruleSet{r}, r.parts()...) {
@@ -152,8 +155,7 @@ func (e *Endpoint) ClosedDenial(d filter.Direction) (rejects, known bool) {
 	return e.rejectsBy(l.denial), true
 }
 
-// rejectsBy reports whether packets are rejected that a policy of the endpoint denies in the
-// given way.
+// rejectsBy reports whether a policy of the endpoint with the given Denial rejects packets.
 func (e *Endpoint) rejectsBy(d filter.Denial) bool {
 	if d == filter.DenialUnset {
 		return e.class.rejects

@@ -113,7 +113,7 @@ func TestDenialOfTheMostSpecific(t *testing.T) {
 	}
 }
 
-// If several policies isolate a pod, drop prevails.
+// If several policies isolate a pod, one that drops prevails over those that reject.
 func TestDenialOfSeveral(t *testing.T) {
 	for _, tt := range []struct {
 		policies []string
@@ -143,8 +143,8 @@ func TestDenialOfTheSource(t *testing.T) {
 	}
 }
 
-// A change of an annotation changes the epochs of the pods that it concerns, so that no cache
-// answers as before.
+// A changed annotation changes the epochs of the pods that it concerns, so that caches do not
+// use verdicts from before.
 func TestDenialChanges(t *testing.T) {
 	w := newDenialBed(t)
 	w.close("shop", "p", "")

@@ -21,11 +21,11 @@ import (
 	"sluice/filter/policy"
 )
 
-// The oracle implements the text of the NetworkPolicy API literally (that of
-// ClusterNetworkPolicy is in cluster_oracle_test.go): for every flow it loops
-// over all objects, parses every selector and CIDR again, and remembers nothing. It takes
-// microseconds where the engine takes nanoseconds, but it has no index, class or cache that
-// could share a mistake with the engine.
+// The oracle implements the text of the NetworkPolicy API literally. Its part about the
+// ClusterNetworkPolicy API is in cluster_oracle_test.go. For every flow, the oracle loops over all
+// objects, parses every selector and CIDR again, and remembers nothing. It takes microseconds
+// where the engine takes nanoseconds, but it has no index, class or cache that could share a
+// mistake with the engine.
 //
 // Comments name the API field that a line implements, and quote its documentation.
 
@@ -43,8 +43,8 @@ type cluster struct {
 	// assumed reports that the addresses of a Node object count as addresses of the node that
 	// its pods run on, as in explanations (see Store.AssumeNodeAddrs).
 	assumed bool
-	// complete reports that each pod's namespace should have an object, so that its labels are
-	// not known without one (see Store.RequireNamespaces).
+	// complete reports that the labels of a namespace without an object count as not known,
+	// instead of as absent (see Store.RequireNamespaces).
 	complete bool
 
 	shape int // the shape of the rule sets that the engine compiles; see policy.SetShape
@@ -472,8 +472,8 @@ func parseAddrs(texts []string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// runsOn reports whether addr is an address of the pod's node, by the pod's status or the
-// Node object's. The caller makes sure that no live pod has addr.
+// runsOn reports whether addr is an address of the pod's node, according to the status of the
+// pod or of the Node object. The caller makes sure that no live pod has addr.
 func (c *cluster) runsOn(pod *corev1.Pod, addr netip.Addr) bool {
 	return pod != nil && (slices.Contains(hostAddrs(pod), addr) || c.assumed && slices.ContainsFunc(c.Nodes, func(n *corev1.Node) bool {
 		return n.Name == pod.Spec.NodeName && slices.Contains(nodeObjectAddrs(n), addr)

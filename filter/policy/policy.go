@@ -28,10 +28,11 @@ type Problem struct {
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
 	Detail string // what is wrong with the field
 	Hint   string // what would be right
-	// TooLarge reports that the whole policy is refused because of its size.
+	// Unsupported reports that the part is correct, but not supported yet, such as a domain name
+	// in a rule that accepts.
 	Unsupported bool
-	// TooLarge reports that the whole policy is refused for its size, rather than that it
-	// cannot be understood.
+	// TooLarge reports that the whole policy is refused because of its size, although it can be
+	// understood.
 	TooLarge bool
 }
 

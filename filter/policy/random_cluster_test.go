@@ -100,8 +100,8 @@ func (r chance) namespacedPod() *v1beta1.NamespacedPod {
 	return &v1beta1.NamespacedPod{NamespaceSelector: *r.namespaceSelectorOr(150), PodSelector: *r.selector(150)}
 }
 
-// clusterPeer returns a peer of one of the first kinds: namespaces, pods, networks, nodes,
-// domain names.
+// clusterPeer returns a peer of one kind. It chooses among the first items of this list; the
+// parameter is their number: namespaces, pods, networks, nodes, domain names.
 func (r chance) clusterPeer(kinds int) (p v1beta1.ClusterNetworkPolicyEgressPeer) {
 	if r.oneIn(150) {
 		return p

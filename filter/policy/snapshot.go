@@ -83,8 +83,8 @@ type policySetKey struct {
 // store. The number grows by one with each Commit.
 func (s *Snapshot) Number() uint64 { return s.number }
 
-// Deleted returns the names of the policies that were deleted after the previous snapshot, as
-// verdicts contain them.
+// Deleted returns the policies that were deleted after the previous snapshot, by the names that
+// verdicts use.
 func (s *Snapshot) Deleted() []string { return s.deleted }
 
 // NewestEpoch returns the last epoch that was assigned before the snapshot was made. If the
@@ -207,8 +207,8 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	switch {
 	case !egress.allows:
 		v.Action, v.Reason, v.Reject = filter.Deny, filter.EgressDenied, src.rejects(&v.Egress)
-		// If the source's policies deny only some packets, these may be denied in another way than
-		// those that the destination's deny.
+		// If the source's policies deny only some packets, the destination's policies may deny
+		// the remaining ones in another way (drop or reject).
 		v.Pair = egress.pair || ingress.pair && !ingress.allows && !s.mayReject
 	case !ingress.allows:
 		v.Action, v.Reason, v.Reject = filter.Deny, filter.IngressDenied, dst.rejects(&v.Ingress)

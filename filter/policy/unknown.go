@@ -9,21 +9,21 @@ import (
 	"sluice/filter"
 )
 
-// A pod may be known before its Namespace object, or longer. Until the object arrives, the labels
-// of the namespace are not known, except its name. If the store applied the policies as if there
-// were no labels, it could allow what the labels deny: a rule that denies would not match, and
-// one with NotIn or DoesNotExist that accepts would. So while a policy in force may err like this,
-// the store denies everything to and from such pods, with the reason [filter.NamespaceNotKnown].
+// A pod may be known before its Namespace object arrives, or after that object was deleted. Without
+// the object, only one label of the namespace is known: its name. If the store applied the policies
+// as if there were no other labels, it could allow flows by mistake: a rule that denies would not
+// match, and a rule with NotIn or DoesNotExist that accepts would match. So while this is possible
+// for some policy in force, the store denies everything to and from such pods, with the reason
+// [filter.NamespaceNotKnown].
 //
-// For this, the pods get policy sets of their own, whose only rule denies everything. So a
-// decision about other pods costs nothing more, and a pod gets a new epoch when its Namespace
-// arrives.
+// These pods get policy sets of their own, whose only rule denies everything. So a decision about
+// other pods takes no longer, and a pod gets a new epoch when its Namespace arrives.
 
-// unknownLabels states whether the labels of a namespace are not known and matter.
+// unknownLabels states what is denied because the labels of a namespace are not known.
 type unknownLabels uint8
 
 const (
-	labelsKnown         unknownLabels = iota // or they do not matter
+	labelsKnown         unknownLabels = iota // nothing is denied: the labels are known, or no policy needs them
 	labelsUnknown                            // everything but packets between a pod and its own node is denied
 	labelsUnknownToNode                      // packets from a pod to its own node are denied, too: see Snapshot.JudgesOwnNode
 )

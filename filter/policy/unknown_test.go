@@ -19,9 +19,9 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// isUnknown reports whether the engine may deny everything to and from a pod because the labels
-// of its namespace are not known. It is the oracle's bound on these denials, and does not say
-// when the engine needs them: TestUnknownNamespaceAllowsNothingByMistake does.
+// isUnknown reports whether the engine is permitted to deny everything to and from a pod because
+// the labels of its namespace are not known. It does not check whether the engine must do so:
+// TestUnknownNamespaceAllowsNothingByMistake does.
 func (c *cluster) isUnknown(pod *corev1.Pod) bool {
 	if !c.complete || pod == nil || named(c.Namespaces, "", pod.Namespace) >= 0 {
 		return false
@@ -203,9 +203,9 @@ func unknownBed(t *testing.T) *policy.Store {
 	return w
 }
 
-// A pod is denied everything from the moment when its Namespace is not known and a policy needs
-// it, until it is known. Each change is among the changes of its Commit, so that live connections
-// and caches follow.
+// A pod is denied everything while its Namespace is not known and a policy needs its labels.
+// Whenever this begins or ends, Commit lists the pod's address among the changes, so that live
+// connections and caches follow.
 func TestNamespaceArrivesAfterItsPods(t *testing.T) {
 	known, late, outside, node := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.9.0.1")
 	quarantine := adminPolicy + "subject: {namespaces: {matchLabels: {quarantine: 'yes'}}}, "

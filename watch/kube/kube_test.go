@@ -287,8 +287,8 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// A pod whose Namespace the API server has not reported is denied everything while a policy depends
-// on labels of namespaces: it may be one that the policy denies.
+// A pod may be known before its Namespace. Such a pod is denied everything while a policy
+// depends on labels of namespaces, because the policy may deny the pod by these labels.
 func TestPodBeforeItsNamespace(t *testing.T) {
 	s, config := serve(t, apiserver.Options{})
 	small(s)

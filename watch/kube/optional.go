@@ -17,18 +17,20 @@ type discoveryTimes struct {
 	// interval is the time between two discoveries. A random part of up to a third is added,
 	// so that the agents of a cluster do not ask at the same time. interval and confirm are
 	// small enough to notice a change within 30 s. In each interval, the API server gets one
-	// small request from each node, or two if only an older version of the kind is served. If
-	// none is served, it gets one for its list of groups.
+	// small request from each node, or two if it serves only an older version of the kind. If
+	// it does not serve the kind, each node requests only the list of groups.
 	interval time.Duration
 	// confirm is the time between the first and the second response without the followed
 	// version. Only the second has an effect: one of several API servers may notice a change
 	// later than others, and the discovery of a server that starts is incomplete for a moment.
 	confirm time.Duration
-	// conflict is how long requests for objects may get the response 404 although discovery
-	// lists the version, as happens for a moment after a change. After that, it is a failure.
+	// conflict is how long the server may answer requests for objects with 404 although its
+	// discovery lists the version. Such answers are normal for a moment after a change. After
+	// this time, they are a failure.
 	conflict time.Duration
-	// patience is the time for which an optional kind must have a failure, while no other
-	// kind is missing, until startWithout asks whether to start without it.
+	// patience bounds how long the first Update waits for optional kinds if only these are
+	// missing, each with a failure. After this time, startWithout asks whether to start without
+	// them.
 	patience time.Duration
 }
 
@@ -54,8 +56,8 @@ type optional struct {
 
 	wake chan struct{} // holds a token if a request for objects got the response 404
 
-	// mu is held while the outcome of a request is recorded: conflict must not record a failure
-	// that a later request has ended.
+	// mu is held while the outcome of a request is recorded, so that conflict cannot record a
+	// failure that a later request has ended.
 	mu       sync.Mutex
 	notFound *refusal // nil unless the last request for objects got the response 404
 }
@@ -94,8 +96,8 @@ func (o *optional) run(ctx context.Context) {
 	}
 }
 
-// apply follows the version that discovery has found. If the version followed so far is preferred
-// to it, apply waits for a second response without that version.
+// apply follows the version that discovery has found. If discovery finds a less preferred
+// version than the followed one, or none, apply waits for a second response that does so too.
 func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 	if o.decided && found == o.version {
 		o.doubt = false
@@ -137,8 +139,8 @@ func (o *optional) start(ctx context.Context) {
 	}
 }
 
-// conflict records a failure if the server answers requests for objects with 404, although its
-// discovery offers them.
+// conflict is called while discovery lists the followed version. It records a failure if requests
+// for objects have got the response 404 for longer than times.conflict.
 func (o *optional) conflict() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -147,7 +149,7 @@ func (o *optional) conflict() {
 	}
 }
 
-// pause waits until discovery is to be asked again.
+// pause waits until the time for the next discovery.
 func (o *optional) pause(ctx context.Context) {
 	if o.doubt || o.isNotFound() {
 		sleep(ctx, o.times.confirm)

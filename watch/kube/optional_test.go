@@ -50,7 +50,7 @@ func denied(s *apiserver.Server) {
 	s.Set(makeClusterPolicy("admin", "frontend"))
 }
 
-// inForce fails unless the ClusterNetworkPolicy that the function denied sets is in force.
+// inForce fails unless the ClusterNetworkPolicy that denied() sets is in force.
 func (f *followed) inForce() {
 	f.t.Helper()
 	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Deny)
@@ -125,8 +125,9 @@ func TestKindComesAndGoes(t *testing.T) {
 	}
 }
 
-// TestReinstalled checks that policies come into force again after their kind was removed, with
-// them, and installed again: at once, or after the removal was noticed, and in another version.
+// TestReinstalled removes the kind together with its policies, and installs it again in the same
+// or another version, before or after the source has noticed the removal. It checks that new
+// policies come into force.
 func TestReinstalled(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -160,8 +161,8 @@ func TestReinstalled(t *testing.T) {
 	}
 }
 
-// TestRemovedWhileAway checks that policies disappear if their kind is removed while the
-// server cannot be reached, and not before the server says so.
+// TestRemovedWhileAway removes the kind while all requests fail. It checks that the policies
+// stay in force until the server responds that the kind is not served.
 func TestRemovedWhileAway(t *testing.T) {
 	var answers switchable
 	s, config := serve(t, apiserver.Options{Refuse: answers.answer})
@@ -241,8 +242,8 @@ var failures = map[string]struct {
 	"all: 503":                                {func(*http.Request) bool { return true }, 503, "", "see the API server's log"},
 }
 
-// proxy starts a proxy before s. While on is set, the proxy itself answers the requests for
-// which of returns true.
+// proxy starts a proxy in front of s, and returns its URL. The proxy forwards requests to s. While
+// on is set, it itself answers the requests for which the function "of" returns true.
 func proxy(t *testing.T, s *apiserver.Server, on *atomic.Bool, of func(*http.Request) bool, status int32, body string) string {
 	t.Helper()
 	return serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -317,8 +318,8 @@ func TestFailuresKeepPolicies(t *testing.T) {
 	}
 }
 
-// TestFailuresAtStart checks that no snapshot is published while a failure leaves open
-// whether the kind is installed, or keeps the source from its objects.
+// TestFailuresAtStart checks that no snapshot is published while a failure hides whether the
+// kind is installed, or prevents the source from reading its objects.
 func TestFailuresAtStart(t *testing.T) {
 	for name, test := range failures {
 		t.Run(name, func(t *testing.T) {

@@ -25,8 +25,8 @@ type Objects struct {
 	Pods       []*corev1.Pod
 	Policies   []*policy.Policy // policies of all kinds
 	Nodes      []*policy.Node
-	// NodesErr is why Nodes is empty: the user may not list Nodes, and no policy has peers
-	// that are nodes. Otherwise it is nil.
+	// NodesErr is set if the user may not list Nodes, so that Nodes is empty. If a policy has
+	// peers that are nodes, Read returns this error instead.
 	NodesErr error
 }
 

@@ -22,9 +22,9 @@ func (s spoiler) Write(b []byte) (int, error) {
 
 func (s spoiler) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
-// TestUndecodableObjects checks that policies with another schema than the API's, which a
-// stream and a list contain, are a failure that lasts and is logged once: the stream can be
-// opened, but its objects cannot be decoded.
+// TestUndecodableObjects serves policies that do not fit the API's schema, in a stream and in
+// lists. A stream can be opened, but its objects cannot be decoded. The test checks that this is
+// a lasting failure, which is logged once.
 func TestUndecodableObjects(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -85,8 +85,9 @@ func TestUnknownVersion(t *testing.T) {
 	f.logged(map[event.Name]int{event.KindServed: 1, event.KindNotServed: 0, event.APIUnreachable: 1, event.APIReachable: 1})
 }
 
-// TestUnknownVersionLater checks that a source that knew the kind as not installed notices that it
-// is served in a version of the future only, logs that once, and follows a known version later.
+// TestUnknownVersionLater serves a kind, which was not installed at first, only in a version
+// that the source does not know. It checks that the source notices and logs this once, and
+// follows a known version later.
 func TestUnknownVersionLater(t *testing.T) {
 	s, config := serve(t, apiserver.Options{})
 	small(s)

@@ -27,9 +27,9 @@ const (
 type flaws uint8
 
 const (
-	// overLimit is a part whose meaning is certain, but that the API server refuses. A rule
-	// with such a part accepts and passes nothing. If its action is Pass, it denies what it
-	// matches.
+	// overLimit is a part whose meaning is certain, but that the API server refuses. A rule with
+	// such a part lets nothing pass: if it accepts, it matches nothing; if it passes, it denies
+	// what it matches instead.
 	overLimit flaws = 1 << iota
 	// unclear is a part whose meaning is not certain. A rule with such a part is closed: it
 	// accepts nothing or, if it does not accept, denies everything.
@@ -90,8 +90,9 @@ func (c *checker) priority(spec fields) flaws {
 	return 0
 }
 
-// ruleFlaws returns the flaws of n rules of a direction. list is the name of the field with
-// the peers. whole are the flaws of the whole policy.
+// ruleFlaws returns the flaws of the n rules that a direction has in the decoded spec. list is
+// the name of the field with the peers. whole are the flaws of the whole policy, which each rule
+// has too.
 func (c *checker) ruleFlaws(spec fields, d filter.Direction, list string, whole flaws, n int) []flaws {
 	at := "spec." + d.String()
 	raw, _ := spec.get(d.String())

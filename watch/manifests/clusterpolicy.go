@@ -87,9 +87,8 @@ func titleOf(rule json.RawMessage) (name string, action v1beta1.ClusterNetworkPo
 	return name, v1beta1.ClusterNetworkPolicyRuleActionDeny
 }
 
-// enterRule makes hints begin with the title of the rule, if the policy is cluster-wide: few
-// people know the rules of such a policy by their index, and the name of a rule is meant for
-// this.
+// enterRule makes hints begin with the title of the rule if the policy is cluster-wide, because
+// users know the rules of such a policy by name rather than by index.
 func (c *checker) enterRule(d filter.Direction, index int, rule json.RawMessage) {
 	if c.kind.cluster {
 		name, _ := titleOf(rule)

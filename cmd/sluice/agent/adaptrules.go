@@ -9,8 +9,8 @@ import (
 	"sluice/watch"
 )
 
-// rulesWait bounds how long a change of policy waits for iptables, which may wait for another
-// program for longer. Usually, writing the rules takes some 50 ms.
+// rulesWait bounds how long a change of policy waits for iptables to write the rules. Writing
+// them usually takes some 50 ms, but iptables may wait much longer for another program.
 const rulesWait = 2 * time.Second
 
 // ruleNeeds are what a snapshot needs of the rules.

@@ -44,7 +44,8 @@ func TestStartInOrder(t *testing.T) {
 	}
 }
 
-// An agent that cannot read all policies starts without them only where no rules are in place.
+// An agent that cannot read all policies starts without the missing ones only if no agent's
+// rules are in place.
 func TestNothingDenied(t *testing.T) {
 	f := newFixture(t)
 	if !f.nothingDenied(t.Context()) {
@@ -209,7 +210,8 @@ func TestYieldAndEnforceAgain(t *testing.T) {
 	}
 }
 
-// denyOwnNode is an update with a pod and a policy that denies what it sends to its node.
+// denyOwnNode is an update with a pod, and with a policy that denies what the pod sends to its
+// node.
 func denyOwnNode(w *policy.Store) {
 	addPod(w)
 	w.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
@@ -244,9 +246,9 @@ func TestOtherStagesDoNotWaitForIPTables(t *testing.T) {
 	}
 }
 
-// While iptables is stuck, changes of policy are put in force, and live connections are judged. When
-// the rules are written, all connections are judged again, and the rules follow what has changed in
-// the meantime.
+// While iptables is stuck, changes of policy take effect, and live connections are judged. Once
+// iptables has written the rules, all connections are judged again, and the rules are adapted to
+// the changes made meanwhile.
 func TestStuckIPTables(t *testing.T) {
 	f := newFixture(t)
 	f.ruleChanges.wait = 10 * time.Millisecond

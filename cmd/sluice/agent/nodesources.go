@@ -20,8 +20,8 @@ type nodeSources struct {
 	pods map[netip.Addr]struct{} // addresses of this node's pods whose packets to the node a policy may deny
 }
 
-// update returns the sources for a snapshot; changed lists the addresses that differ from the
-// snapshot of the last call, and starting the addresses of pods that are starting.
+// update returns the sources for a snapshot. changed lists the addresses that differ from the
+// snapshot of the last call, and starting lists the addresses of pods that are starting.
 func (n *nodeSources) update(s *policy.Snapshot, changed []netip.Addr, starting []netip.Prefix) []netip.Prefix {
 	switch {
 	case !s.JudgesOwnNode():

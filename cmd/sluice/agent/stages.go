@@ -25,8 +25,8 @@ func (a *agent) stages() []watch.Stage {
 	}
 }
 
-// awaitWorkers returns when no worker decides by an older snapshot. From then on, the policies
-// that were deleted deny nothing, so it removes their metrics.
+// awaitWorkers returns when no worker decides by an older snapshot. From then on, deleted
+// policies deny nothing, so awaitWorkers removes their metrics.
 func (a *agent) awaitWorkers(ctx context.Context, c watch.Change) error {
 	err := watch.Workers{Published: &a.published, Logger: a.log}.Apply(ctx, c)
 	if ctx.Err() == nil {

@@ -71,8 +71,7 @@ func (x *ruleReader) readAction(a v1beta1.ClusterNetworkPolicyRuleAction) (known
 	return true
 }
 
-// needPeers reports a rule without peers. The API requires at least one: to match
-// everything, it would need no list at all.
+// needPeers reports a problem if a rule has no peers: the API requires at least one.
 func (x *ruleReader) needPeers(field string, n int) {
 	if n > 0 {
 		return
@@ -81,9 +80,9 @@ func (x *ruleReader) needPeers(field string, n int) {
 	x.badPeers = []policy.Peer{{Malformed: "."}}
 }
 
-// addRule adds the rule. A rule with a malformed peer or port is closed: if its action is Accept,
-// it accepts nothing, and otherwise it denies everything. A closed rule keeps only the malformed
-// elements of a list that has any.
+// addRule adds the rule. A rule with a malformed peer or port is closed: if its action is
+// Accept, it accepts nothing, and otherwise it denies everything. If its list of peers or of
+// ports has malformed elements, a closed rule keeps only these.
 func (x *ruleReader) addRule(d filter.Direction, name string, known bool) {
 	out := policy.Rule{Name: name, Action: x.action, Peers: x.peers, Ports: x.ports}
 	closed := len(x.badPeers)+len(x.badPorts) > 0

@@ -101,9 +101,9 @@ func (r *reader) selects(out *labels.Selector, sel *metav1.LabelSelector, field 
 const selectorHint = "write matchLabels, or matchExpressions with key, operator (In, NotIn, Exists, DoesNotExist) and values"
 
 // closeAll closes all rules of the policy: a rule that accepts then accepts nothing, and any
-// other rule denies everything. If the subject is malformed, the store replaces the rules of
-// each direction with a rule that denies everything. To prevent this where all rules accept,
-// closeAll removes the rules of such a direction.
+// other rule denies everything. If the subject is malformed, the store replaces the rules of a
+// direction with one rule that denies everything. If all rules of a direction accept, closeAll
+// removes them, so that no such rule takes their place.
 func (r *reader) closeAll() {
 	for d, rules := range r.p.Rules {
 		accepts := true
@@ -135,7 +135,7 @@ func (r *reader) add(p policy.Problem) {
 	r.p.Problems = append(r.p.Problems, p)
 }
 
-// countRest adds a problem with the number of those beyond mostProblems.
+// countRest adds a problem that states how many problems there are beyond mostProblems.
 func (r *reader) countRest() {
 	if r.more > 0 {
 		r.p.Problems = append(r.p.Problems, policy.Problem{

@@ -109,8 +109,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// A ClusterNetworkPolicy and a NetworkPolicy may have the same text. Each is a reason where it
-// decides.
+// The text "admin/x" names two policies: the ClusterNetworkPolicy x of the tier Admin, and the
+// NetworkPolicy x of the namespace admin. A denial by either of them is the expected one.
 func TestTextOfTwoPolicies(t *testing.T) {
 	var o explain.Objects
 	w := policy.NewStore()

@@ -74,10 +74,10 @@ type RuleAnswer struct {
 // TierAnswer is what one tier did.
 type TierAnswer struct {
 	Tier     string      `json:"tier"`
-	Policies []string    `json:"policies"` // those for the pod, in their order; never null
+	Policies []string    `json:"policies"` // the policies for the pod, in the order of evaluation; never null
 	Result   Result      `json:"result"`
-	Rule     *RuleAnswer `json:"rule,omitempty"`    // that caused the result
-	Matches  string      `json:"matches,omitempty"` // what this rule matches, in words
+	Rule     *RuleAnswer `json:"rule,omitempty"`    // the rule that caused the result
+	Matches  string      `json:"matches,omitempty"` // what Rule matches, in words
 }
 
 // Details give the reasons for the verdict of one side.

@@ -11,8 +11,9 @@ import (
 )
 
 // orderedChange returns the change that allows a flow that a rule of the tier Admin or Baseline
-// denies: a new rule before it that accepts only this flow. No NetworkPolicy overrides a rule
-// of the tier Admin. One can override the tier Baseline, which the Notes of the change mention.
+// denies: a new rule, placed before the denying one, that accepts only this flow. A
+// NetworkPolicy can override the tier Baseline, but not the tier Admin. The Notes of the change
+// mention this.
 func (c *Cluster) orderedChange(s *Side, f Flow, t *Step) *Change {
 	decider := t.Rule.Rule
 	p := c.policies[decider.Policy]
@@ -50,7 +51,8 @@ func (c *Cluster) deniesFor(p *policy.Policy, r filter.Rule) *policy.Problem {
 		}
 	}
 	if rules := p.Rules[r.Direction]; r.Index < len(rules) && len(problems) > 0 {
-		// The API has no rules without peers: such a rule is the closed form of another one.
+		// The API allows no rule without peers. So such a rule is the closed form of one that
+		// cannot be understood.
 		if _, malformed := inForce(rules[r.Index]); malformed || len(rules[r.Index].Peers) == 0 {
 			return &problems[0]
 		}

@@ -43,7 +43,7 @@ func egress(rules ...policy.Rule) map[filter.Direction][]policy.Rule {
 	return map[filter.Direction][]policy.Rule{filter.Egress: rules}
 }
 
-// The text names each tier with what it did, and the change that would help.
+// The text names each tier with its result, and the change that would allow a denied flow.
 func TestTiers(t *testing.T) {
 	db := labels.SelectorFromSet(labels.Set{"role": "db"})
 	all := labels.Everything()
@@ -209,7 +209,8 @@ func TestOrderedWords(t *testing.T) {
 	closed := clusterPolicy("x", policy.Admin, 3, all, ingress(rule("", policy.Accept, everyPod)))
 	closed.Subject.Malformed = true
 	closed.Problems = []policy.Problem{{Policy: closed.Ref, Field: "spec.subject", Detail: "it has no field", Hint: "write pods"}}
-	// The problem of the rule that denies is beyond those that are reported one by one.
+	// Only the first problems of a policy are reported one by one. Here, that of the ingress rule is
+	// among the "3 more problems".
 	many := clusterPolicy("x", policy.Admin, 3, all, ingress(policy.Rule{Action: policy.Deny}))
 	many.Problems = []policy.Problem{{Policy: many.Ref, Field: "spec.egress[0].action", Detail: "it is no action", Hint: "write Accept"}, {Policy: many.Ref, Field: "spec", Detail: "it has 3 more problems"}}
 	for name, tt := range map[string]struct {

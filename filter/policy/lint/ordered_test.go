@@ -104,7 +104,7 @@ func TestOrderedFindings(t *testing.T) {
 	}
 }
 
-// Lint must not report what is right, or may well be.
+// Lint must not report what is right, or what may be intended.
 func TestNoOrderedFindings(t *testing.T) {
 	tests := map[string][]string{
 		"platform, team and default":      {allowShop, "platform: " + admin + "ingress: [{action: Deny, from: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: default}}}]}]}", "second: " + baseline + "ingress: [" + denyPods + "]}"},
