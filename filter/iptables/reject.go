@@ -12,7 +12,8 @@ import (
 // A denied packet is rejected in the table filter, because the kernel allows the target REJECT
 // only there, and only in INPUT, FORWARD and OUTPUT. The kernel then makes the answer: with the
 // right sequence numbers, and from the address that the sender has talked to. It answers no later
-// fragments, broadcasts, resets or ICMP errors.
+// fragments, broadcasts, resets or ICMP errors. Forwarded TCP segments without a connection are
+// dropped: see withoutConnection.
 //
 // So while something may be rejected, forwarded packets are judged in mangle's FORWARD, where
 // the addresses are those of POSTROUTING. A packet to reject gets RevokedMark in its packet
@@ -43,6 +44,7 @@ func (o Options) forwardRules(f Family, last ...string) []string {
 		// A worker has allowed the packet. POSTROUTING marks its connection.
 		fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", o.AllowedMark, o.AllowedMark),
 		o.judgedRejected(),
+		withoutConnection + " -j RETURN",
 		"-m addrtype --src-type LOCAL -j RETURN",
 	}
 	rules = append(rules, o.exemptRules(f, o.refuseRevoked()...)...)
@@ -51,6 +53,12 @@ func (o Options) forwardRules(f Family, last ...string) []string {
 	}
 	return inChain(forwardChain, slices.Concat(rules, o.askAboutServices(last), o.refuseRemembered(), last))
 }
+
+// withoutConnection matches TCP segments that are not tracked. POSTROUTING judges them, so they are
+// dropped if they are denied. A reset might end an allowed connection: a segment outside of a
+// connection's window is INVALID, and is denied if policies deny the opposite direction. And the
+// reset would not be tracked either, so POSTROUTING would deny it as a packet of the other pod.
+const withoutConnection = "-p tcp -m conntrack --ctstate INVALID,UNTRACKED"
 
 // translatedAtPort matches TCP through a Service from a port of a bridge. The kernel would send
 // a reset for such a packet directly out of the port, without address translation

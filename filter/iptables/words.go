@@ -52,6 +52,7 @@ func (o Options) sentences() []sentence {
 		{[]string{mark("connmark", o.Mask(), o.Mask()), "RST"}, "the resets of revoked connections pass, which the kernel sends when it rejects"},
 		{[]string{mark("connmark", o.Mask(), o.Mask())}, "reject packets of revoked connections"},
 		{[]string{mark("connmark", o.RevokedMark, o.RevokedMark)}, "drop packets of revoked connections"},
+		{[]string{withoutConnection}, "POSTROUTING drops or allows TCP segments without a connection: a reset might end an allowed one"},
 		{[]string{"--src-type LOCAL"}, "what the node itself sends passes"},
 		{[]string{"--ctdir REPLY"}, "replies pass"},
 		{[]string{"--ctstate RELATED"}, "ICMP errors about known connections pass"},
