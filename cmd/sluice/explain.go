@@ -34,6 +34,12 @@ If ClusterNetworkPolicies are for a pod, explain prints what each tier did, in t
 order: Admin, NetworkPolicy, Baseline. It names these policies with their tier, as in
 admin/platform. The change that it prints is for the tier that denies the flow.
 
+If the sender of a denied packet gets an answer, the line "rejected:" names it: a TCP reset
+or an ICMP error. In JSON, "answer" is then "reject". Without it, the packet is dropped.
+Policies and namespaces set this with the annotation sluice/deny-with; explain does not
+know --deny-with of the node. If one of the policies that isolate the pod says drop and
+another reject, drop prevails, and a note names them.
+
 A pod is written namespace/name, or name in namespace default; either end may be an
 IP address instead. A pod with two address families is explained for both.
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sluice/cmd/sluice/agent/telemetry"
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/watch"
 	"sluice/watch/kube"
@@ -65,7 +66,7 @@ func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
 		Settings: telemetry.Settings{
 			Version: a.opts.Version, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
-			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit),
+			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit), DenyWith: a.opts.Denial.Or(filter.DenialDrop).String(),
 		},
 		Now: time.Now(), Started: a.started, Ready: timeOf(&a.ready),
 		Snapshot: a.published.Snapshot(), Published: timeOf(&a.inForce),

@@ -131,9 +131,34 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	return e
 }
 
-// notes returns warnings about a verdict that may differ on a real node.
+// notes returns warnings about a verdict that may differ on a real node, and the reason if a packet
+// is dropped although one of the policies rejects.
 func (c *Cluster) notes(f Flow, v filter.Verdict) []string {
-	return append(c.missingNamespaces(f), linkLocal(f, v)...)
+	return slices.Concat(c.missingNamespaces(f), linkLocal(f, v), c.dropPrevails(v))
+}
+
+// dropPrevails returns a note if some of the policies that deny the flow would reject it, and it is
+// dropped because others of them say so.
+func (c *Cluster) dropPrevails(v filter.Verdict) []string {
+	side := v.Ingress
+	if v.Reason == filter.EgressDenied {
+		side = v.Egress
+	}
+	if v.Action != filter.Deny || side.Rule != nil || side.Isolation == nil {
+		return nil
+	}
+	by := make(map[filter.Denial][]string)
+	for _, name := range side.Isolation.Policies {
+		if p := c.policies[name]; p != nil {
+			by[p.Denial] = append(by[p.Denial], name)
+		}
+	}
+	drop, reject := by[filter.DenialDrop], by[filter.DenialReject]
+	if len(drop) == 0 || len(reject) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("the packet is dropped, not rejected: %s of %s is drop, and prevails over reject of %s",
+		policy.DenyWithAnnotation, some(drop, maxNearest, ", "), some(reject, maxNearest, ", "))}
 }
 
 // missingNamespaces returns a warning for each end in a namespace without an object, if policies

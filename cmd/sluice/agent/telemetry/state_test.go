@@ -67,7 +67,7 @@ func busyState(t *testing.T) *State {
 	s := &State{
 		Settings: Settings{
 			Version: "v1.2.3", PID: 42, Sources: []string{"manifests ./policies"},
-			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep",
+			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep", DenyWith: "reject",
 		},
 		Now: noon, Started: noon.Add(-3 * time.Hour), Ready: noon.Add(-2*time.Hour - 59*time.Minute),
 		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),

@@ -188,7 +188,7 @@ func (s *Status) WriteText(out io.Writer) error {
 		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", e.policies(), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
 		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.ago(e.Published))
 	}
-	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"), s.Failed)
+	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s, deny with %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, s.DenyWith, count(int(s.Repairs), "time"), s.Failed)
 	p := s.Packets
 	fmt.Fprintf(w, "packets\t%d allowed, %d denied%s, %d queued; %d answered from the flow cache\n", p.Allowed, p.Denied, rejectedText(p.Rejected), p.Waiting, p.Cached)
 	if k := s.Kernel; k != nil {

@@ -70,6 +70,8 @@ type Settings struct {
 	Queues  int      `json:"queues"`
 	Fail    string   `json:"fail"`
 	OnExit  string   `json:"onExit"`
+	// DenyWith is how the node denies packets: drop, or reject.
+	DenyWith string `json:"denyWith"`
 }
 
 // Watch is the state of the watch for one kind of object.
