@@ -12,6 +12,7 @@ import (
 
 	"sluice/bench/testbed/agenttest"
 	"sluice/cache/bpf"
+	"sluice/filter/event"
 )
 
 // confinedAgent runs agents in a testbed as the DaemonSet runs them: with its capabilities.
@@ -87,7 +88,7 @@ func (c *confinedAgent) checkGuarded(t *testing.T, when string) {
 	}
 	c.statusNames(t, inMangle)
 	for _, l := range c.agent.Since(0, func(l agenttest.Line) bool {
-		return l.Text("level") != "INFO" && strings.Contains(l.Text("msg")+l.Text("err"), "guard")
+		return l.Text("level") != "INFO" && strings.HasPrefix(l.Text(event.Key), "guard-")
 	}) {
 		t.Errorf("%s: logged: %v", when, l)
 	}
@@ -171,7 +172,7 @@ func TestDeployedGuardOnPackets(t *testing.T) {
 			s.start(keep...)
 			s.agent.Kill()
 			s.agent = old
-			s.await(0, "the first agent enforces again", func(l agenttest.Line) bool { return strings.Contains(l.Text("msg"), "enforcing again") })
+			s.await(0, "the first agent enforces again", func(l agenttest.Line) bool { return l.Text(event.Key) == string(event.Resumed) })
 			s.checkGuarded(t, "after an agent that had taken over was killed")
 			s.agent.Kill()
 			s.start(keep...)
@@ -200,18 +201,20 @@ func TestDeployedGuardOnPackets(t *testing.T) {
 func TestDeployedGuardWithoutPinsOnPackets(t *testing.T) {
 	s := newConfinedAgent(t, false)
 	noPins := append(slices.Clone(s.args("--on-exit", "keep", "--kernel-cache", "off")), "--bpffs", t.TempDir())
-	logs := func(text string) bool {
-		return len(s.agent.Since(0, func(l agenttest.Line) bool { return strings.Contains(l.Text("msg")+l.Text("err"), text) })) > 0
+	logs := func(name event.Name, text string) bool {
+		return len(s.agent.Since(0, func(l agenttest.Line) bool {
+			return l.Text(event.Key) == string(name) && strings.Contains(l.Text("err"), text)
+		})) > 0
 	}
 	const hint = "run sluice rules --remove as root on the node"
 	s.start(noPins...)
-	if s.hasSourceChain(t) || !logs("mount the BPF file system") || logs(hint) {
+	if s.hasSourceChain(t) || !logs(event.GuardNotPinned, "mount the BPF file system") || logs(event.GuardUnrecognized, hint) {
 		t.Error("the guard does not cover all interfaces, or the log does not tell that it is not pinned")
 	}
 	s.checkForgedDropped(t, "without pins")
 	s.agent.Kill()
 	s.start(s.args("--on-exit", "remove")...)
-	if !logs(hint) {
+	if !logs(event.GuardUnrecognized, hint) {
 		t.Error("the programs of the earlier agent are not reported")
 	}
 	s.checkForgedDropped(t, "with the programs of an earlier agent")

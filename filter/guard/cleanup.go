@@ -10,6 +10,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"sluice/filter/event"
 )
 
 // unrecognized lists programs of which this process cannot find out whether they are Sluice's.
@@ -28,7 +30,7 @@ func (u *unrecognized) add(s side, index int, ids []ebpf.ProgramID) {
 // warn logs the programs, if any.
 func (u *unrecognized) warn(log *slog.Logger) {
 	if len(u.programs) > 0 {
-		log.Warn("cannot recognise all programs at interfaces", "err", u)
+		log.Warn("cannot recognise all programs at interfaces", event.GuardUnrecognized.Attr(), "err", u)
 	}
 }
 

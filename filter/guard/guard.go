@@ -25,6 +25,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sluice/filter/event"
 	"sluice/filter/policy"
 )
 
@@ -367,9 +368,9 @@ func (g *Guard) reconcile() time.Duration {
 	switch {
 	case text == g.failed:
 	case err != nil:
-		g.log.Error("the guard of the pods' interfaces is not up to date; retrying", "err", err)
+		g.log.Error("the guard of the pods' interfaces is not up to date; retrying", event.GuardFailing.Attr(), "err", err)
 	default:
-		g.log.Info("the guard of the pods' interfaces is up to date again")
+		g.log.Info("the guard of the pods' interfaces is up to date again", event.GuardRecovered.Attr())
 	}
 	g.failed = text
 	if err != nil || g.bound.unknown(g.found) && g.searched < maxSearches {

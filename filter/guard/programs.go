@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+
+	"sluice/filter/event"
 )
 
 // attach attaches the programs to interfaces that lack them.
@@ -61,7 +63,7 @@ func (g *Guard) pin() {
 		text = err.Error()
 	}
 	if text != "" && text != g.unpinned {
-		g.log.Warn("other agents recognise the guard of this one only with the capability SYS_ADMIN", "err", text)
+		g.log.Warn("other agents recognise the guard of this one only with the capability SYS_ADMIN", event.GuardNotPinned.Attr(), "err", text)
 	}
 	g.unpinned = text
 }

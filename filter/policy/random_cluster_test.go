@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -35,7 +36,7 @@ func (r chance) addClusterPolicies(c *cluster) {
 func (r chance) nodeObject(name string) *corev1.Node {
 	o := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: r.labels()}}
 	for range r.IntN(4) {
-		a := oneOf(r, append(nodeAddrs, outsideAddrs[:3]...)...)
+		a := oneOf(r, slices.Concat(nodeAddrs, outsideAddrs[:3])...)
 		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{
 			Type: oneOf(r, corev1.NodeInternalIP, corev1.NodeExternalIP, corev1.NodeHostName), Address: a.String(),
 		})
