@@ -145,11 +145,12 @@ func (a arguments) conntrack() ([]byte, error) {
 	const (
 		unused, size               = 146, 164 // offset of match_flags, and size of the structure
 		matchState, matchDirection = 1 << 0, 1 << 12
+		invalid                    = 1 << 0 // XT_CONNTRACK_STATE_INVALID
 		established, related       = 1 << 1, 1 << 2
-		translated                 = 1 << 7 // XT_CONNTRACK_STATE_DNAT
+		translated, untracked      = 1 << 7, 1 << 8 // XT_CONNTRACK_STATE_DNAT and _UNTRACKED
 	)
 	info := make([]byte, unused)
-	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related, "DNAT": translated}
+	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related, "DNAT": translated, "INVALID,UNTRACKED": invalid | untracked}
 	switch {
 	case a["--ctdir"] == "REPLY": // encoded as an inverted match for the original direction
 		info = append(info, words16(matchDirection, matchDirection)...)
