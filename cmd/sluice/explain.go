@@ -111,7 +111,7 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	} else {
 		err = explainOne(e.stdout, m, opts)
 	}
-	if incomplete := m.report(e, "the answer comes from"); err == nil {
+	if incomplete := m.report(e, "the answer"); err == nil {
 		err = incomplete
 	}
 	return err

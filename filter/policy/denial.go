@@ -26,15 +26,30 @@ func ReadDenial(annotations map[string]string) (d filter.Denial, known bool) {
 	return filter.ParseDenial(text)
 }
 
-// The texts about an unknown value of DenyWithAnnotation.
-const (
-	DenyWithField = `metadata.annotations["` + DenyWithAnnotation + `"]`
-	DenyWithHint  = "write drop or reject"
-)
+// DenyWithField is the field of DenyWithAnnotation.
+const DenyWithField = `metadata.annotations["` + DenyWithAnnotation + `"]`
 
-// DenyWithDetail describes what is wrong with a value of DenyWithAnnotation.
-func DenyWithDetail(value string) string {
-	return fmt.Sprintf("%q is not a way to deny packets, and has no effect", value)
+// namespaceKind is the kind in a Problem of a namespace.
+const namespaceKind = "Namespace"
+
+// unknownDenial returns the problem of an unknown value of DenyWithAnnotation. It changes no
+// decision, only the answer to denied packets.
+func unknownDenial(of Ref, value string) Problem {
+	return Problem{
+		Policy: of, Field: DenyWithField, Minor: true,
+		Detail: fmt.Sprintf("%q is not a way to deny packets, and has no effect", value), Hint: "write drop or reject",
+	}
+}
+
+// NamespaceDenial reads DenyWithAnnotation of a namespace. If its value is not known, wrong is
+// the problem.
+func NamespaceDenial(name string, annotations map[string]string) (d filter.Denial, wrong *Problem) {
+	d, known := ReadDenial(annotations)
+	if !known {
+		p := unknownDenial(Ref{Kind: namespaceKind, Name: name}, annotations[DenyWithAnnotation])
+		wrong = &p
+	}
+	return d, wrong
 }
 
 // Annotate sets how the policy denies packets, from the annotations of its object. An unknown
@@ -43,7 +58,7 @@ func (p *Policy) Annotate(annotations map[string]string) {
 	d, known := ReadDenial(annotations)
 	p.Denial = d
 	if !known {
-		p.Problems = append(p.Problems, Problem{Policy: p.Ref, Field: DenyWithField, Detail: DenyWithDetail(annotations[DenyWithAnnotation]), Hint: DenyWithHint})
+		p.Problems = append(p.Problems, unknownDenial(p.Ref, annotations[DenyWithAnnotation]))
 	}
 }
 
@@ -80,11 +95,19 @@ func (e *Encoded) Annotate(annotations map[string]string) {
 // before the first Commit.
 func (w *Store) SetDenial(d filter.Denial) { w.denial = d }
 
-// SetNamespaceDenial sets how policies deny the packets of pods in a known namespace if the
-// policies do not specify it.
-func (w *Store) SetNamespaceDenial(name string, d filter.Denial) {
+// SetNamespaceDenial sets how packets are denied by policies in a known namespace that do not
+// say it themselves. wrong is the problem of its annotation, or nil.
+func (w *Store) SetNamespaceDenial(name string, d filter.Denial, wrong *Problem) {
 	ns := w.namespaces[name]
-	if ns == nil || ns.denial == d {
+	if ns == nil {
+		return
+	}
+	if wrong == nil {
+		delete(w.faultyNS, name)
+	} else {
+		w.faultyNS[name] = *wrong
+	}
+	if ns.denial == d {
 		return
 	}
 	w.countDenial(ns.denial, -1)

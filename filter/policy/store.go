@@ -3,6 +3,7 @@ package policy
 import (
 	"crypto/sha256"
 	"hash/maphash"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ type Store struct {
 	tiers      [numTiers]int           // the number of policies of each tier
 	overlaps   map[overlap]int         // the number of policy sets that have the overlap
 	faulty     map[*policy]struct{}    // policies that have problems
+	faultyNS   map[string]Problem      // problems of namespaces, by name
 	node       map[netip.Addr]struct{} // this node's addresses; if kube-proxy uses IPVS, they include the addresses of all Services
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
@@ -119,6 +121,7 @@ func NewStore() *Store {
 		pods:        make(map[objectKey]*pod),
 		policies:    make(map[Ref]*policy),
 		faulty:      make(map[*policy]struct{}),
+		faultyNS:    make(map[string]Problem),
 		nsSelectors: newSelectors(),
 		scopes:      newSelectors(),
 		subjects:    newSelectors(),
@@ -178,7 +181,7 @@ func (w *Store) SetNamespace(name string, labels labels.Set) {
 func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
 		w.declare(ns, false)
-		w.SetNamespaceDenial(name, filter.DenialUnset)
+		w.SetNamespaceDenial(name, filter.DenialUnset, nil)
 		w.relabelNamespace(ns, nil)
 		w.dropNamespace(ns)
 	}
@@ -487,9 +490,12 @@ func (w *Store) removePolicy(p *policy) {
 	}
 }
 
-// Problems returns the problems of all policies in force, sorted by policy.
+// Problems returns the problems of the namespaces and of all policies in force, sorted by name.
 func (w *Store) Problems() []Problem {
 	var all []Problem
+	for _, name := range slices.Sorted(maps.Keys(w.faultyNS)) {
+		all = append(all, w.faultyNS[name])
+	}
 	for p := range w.faulty {
 		all = append(all, p.problems...)
 	}

@@ -80,7 +80,19 @@ type Problem struct {
 	Object   string // as in "NetworkPolicy default/x"; empty if it is not known
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
+	Effect   string // what the object does because of that; empty if that goes without saying
 	Hint     string // how to correct it
+	// InForce names what Follow keeps in force because of the problem, as in "the last good
+	// state of the file". It is empty if the problem is not from Follow.
+	InForce string
+}
+
+// What returns the detail with the effect.
+func (p Problem) What() string {
+	if p.Effect == "" {
+		return p.Detail
+	}
+	return p.Detail + "; " + p.Effect
 }
 
 // Error formats the problem in one line that begins with the file.
@@ -96,7 +108,7 @@ func (p Problem) Error() string {
 			b.WriteString(part)
 		}
 	}
-	return b.String() + ": " + p.Detail + ": " + p.Hint
+	return b.String() + ": " + p.What() + ": " + p.Hint
 }
 
 // LogValue logs the parts of the problem as separate attributes.
@@ -106,7 +118,7 @@ func (p Problem) LogValue() slog.Value {
 		slog.Int("document", p.Document),
 		slog.String("object", p.Object),
 		slog.String("field", p.Field),
-		slog.String("detail", p.Detail),
+		slog.String("detail", p.What()),
 		slog.String("hint", p.Hint),
 	)
 }
@@ -166,7 +178,7 @@ func merge(contents []*content) *merged {
 				twice := Problem{
 					File: it.origin.File, Document: it.origin.Document, Object: it.name, Field: "metadata.name",
 					Detail: fmt.Sprintf("the same object is in %s, document %d, which takes precedence", first.origin.File, first.origin.Document),
-					Hint:   "delete one of the two, or give it another name",
+					Hint:   "delete one of the two, or give it another name", InForce: "the object that takes precedence",
 				}
 				if it.decides() {
 					m.problems = append(m.problems, twice)

@@ -153,7 +153,7 @@ func (a *agent) wire() error {
 	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.verdicts)
 	a.sweeper.FailOpen = opts.Rules.FailOpen
 	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)
-	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log})
+	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log, Known: a.reportedByManifests})
 	return nil
 }
 

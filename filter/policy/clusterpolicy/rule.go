@@ -104,9 +104,13 @@ func (x *ruleReader) addRule(d filter.Direction, name string, known bool) {
 
 // problem adds a problem of the rule. field is relative to the rule.
 func (x *ruleReader) problem(field, detail, hint string) {
-	effect := "; the rule denies everything"
-	if x.action == policy.Accept {
-		effect = "; the rule accepts nothing"
+	x.reader.problem(x.field+field, detail, ClosedRule(x.action == policy.Accept), "in "+x.title+", "+hint)
+}
+
+// ClosedRule returns the effect of a problem that closes a rule.
+func ClosedRule(accepts bool) string {
+	if accepts {
+		return "the rule accepts nothing"
 	}
-	x.reader.problem(x.field+field, detail+effect, "in "+x.title+", "+hint)
+	return "the rule denies everything"
 }

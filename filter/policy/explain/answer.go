@@ -106,7 +106,7 @@ type ChangeAnswer struct {
 	Add    any    `json:"add,omitempty"`
 	Hint   string `json:"hint,omitempty"` // if an existing field must be corrected instead
 
-	Notes []string `json:"notes,omitempty"` // other ways, in words
+	Notes []string `json:"notes,omitempty"` // what else it allows, and other ways, in words
 }
 
 // Answer decides a question. It names the policies and rules behind the verdict, but gives
@@ -259,7 +259,7 @@ func (s *Side) details() *Details {
 			d.Change.Before = &c.Before.Index
 		}
 		if c.Problem != nil {
-			d.Change.Field, d.Change.Hint = c.Problem.Field, c.Problem.Detail+": "+c.Problem.Hint
+			d.Change.Field, d.Change.Hint = c.Problem.Field, c.Problem.What()+": "+c.Problem.Hint
 		}
 	}
 	for _, p := range s.Problems {

@@ -20,11 +20,10 @@ type Change struct {
 	// Add is the peer, port or rule to add, in the form of the API.
 	Add any
 	// Before is the rule that the addition must come before. It is nil if the order of rules
-	// has no meaning. If Before is set, Rule is the rule to add, and Notes describe other ways
-	// to allow the flow.
+	// has no meaning. If Before is set, Rule is the rule to add.
 	Before *filter.Rule
 	Rule   policy.Rule
-	Notes  []string
+	Notes  []string // what else the addition allows, and other ways to allow the flow
 	// Problem is set if an addition would not take effect. The problem must then be corrected
 	// instead, and Field and Add are empty.
 	Problem *policy.Problem
@@ -71,7 +70,7 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 		}
 		return &Change{Policy: c.refOf(s.Policies[0]), Problem: &p[0]}
 	}
-	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest))}
+	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest)), Notes: portless(f, "ports")}
 }
 
 // inTheWay returns the problem of the nearest rule (a malformed port or peer), or nil if it has

@@ -31,8 +31,17 @@ func (c *Cluster) orderedChange(s *Side, f Flow, t *Step) *Change {
 	}
 	return &Change{
 		Policy: p.Ref, Field: "spec." + s.Direction.String(), Before: &decider,
-		Rule: rule, Add: clusterpolicy.WriteRule(s.Direction, rule), Notes: c.otherWays(s, p),
+		Rule: rule, Add: clusterpolicy.WriteRule(s.Direction, rule), Notes: append(portless(f, "protocols"), c.otherWays(s, p)...),
 	}
+}
+
+// portless returns a note if the flow has no ports: the rule that allows it cannot have any
+// either. field is the field of a rule with its ports.
+func portless(f Flow, field string) []string {
+	if f.Key.Transport == filter.Ported {
+		return nil
+	}
+	return []string{fmt.Sprintf("this also opens every port of every protocol: only a rule without %s matches %s", field, portText(f.Key))}
 }
 
 // deniesFor returns the problem because of which the rule r of p denies: a problem of the rule,

@@ -131,8 +131,8 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	return e
 }
 
-// notes returns warnings about a verdict that may differ on a real node, and the reason if a packet
-// is dropped although one of the policies rejects.
+// notes returns warnings about a verdict that may differ on a real node, and says which policies
+// disagree about the answer.
 func (c *Cluster) notes(f Flow, v filter.Verdict) []string {
 	return slices.Concat(c.missingNamespaces(f), linkLocal(f, v), c.dropPrevails(v))
 }

@@ -246,7 +246,7 @@ func TestOrderedWords(t *testing.T) {
 		}},
 		"ICMP": {clusterPolicy("x", policy.Admin, 3, all, ingress(tcp(rule("", policy.Accept, everyPod), 80), rule("", policy.Deny, everyPod))), "web db icmp", []string{
 			"admin/x rule 1 allows TCP 80; the flow is ICMP, which only a rule without protocols matches\n",
-			"    - action: Accept\n      from:\n      - pods:\n          namespaceSelector:\n            matchLabels:\n              kubernetes.io/metadata.name: default\n          podSelector:\n            matchLabels:\n              role: backend\n  or",
+			"    - action: Accept\n      from:\n      - pods:\n          namespaceSelector:\n            matchLabels:\n              kubernetes.io/metadata.name: default\n          podSelector:\n            matchLabels:\n              role: backend\n  this also opens every port of every protocol: only a rule without protocols matches ICMP\n  or",
 		}},
 		"a malformed subject": {closed, "web db tcp 80", []string{
 			"Admin: denied by admin/x rule 1: every peer, every port\n    not understood: ClusterNetworkPolicy x, spec.subject: it has no field\n",

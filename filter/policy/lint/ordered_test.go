@@ -84,7 +84,7 @@ func TestOrderedFindings(t *testing.T) {
 			{NoPort, platform, "spec.ingress[0].protocols[1].destinationNamedPort", `no destination pod has a port named "web": write a name that the pods' containers declare, or a protocol with the number`},
 		}},
 		"names": {[]string{"platform: " + admin + "egress: [{action: Accept, to: [{domainNames: [a.example]}]}, {action: Deny, to: [{domainNames: [b.example]}]}]}"}, []want{
-			{Names, platform, "spec.egress[0].to[0].domainNames", "not supported yet"},
+			{Names, platform, "spec.egress[0].to[0].domainNames", "not supported"},
 			{Names, platform, "spec.egress[1].to[0].domainNames", "only rules that accept"},
 		}},
 	}

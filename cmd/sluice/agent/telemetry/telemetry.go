@@ -91,16 +91,21 @@ type Watch struct {
 
 // Problem is a condition that the user should correct.
 type Problem struct {
-	Kind   string `json:"kind"`  // policy, address, manifest, watch, rules, taint, sysctl, ranges or listen
+	Kind   string `json:"kind"`  // policy, namespace, address, manifest, watch, rules, taint, sysctl, ranges or listen
 	Where  string `json:"where"` // the object of that kind, and the field in it
 	Detail string `json:"detail"`
 	Hint   string `json:"hint,omitempty"` // how to correct it
+	// InForce names what stays in force because of a broken manifest.
+	InForce string `json:"inForce,omitempty"`
 }
 
 func (p Problem) String() string {
 	text := fmt.Sprintf("%s %s: %s", p.Kind, p.Where, p.Detail)
 	if p.Hint != "" {
 		text += ": " + p.Hint
+	}
+	if p.InForce != "" {
+		text += " (in force: " + p.InForce + ")"
 	}
 	return text
 }
