@@ -44,7 +44,7 @@ func (r chance) denials(u *user) {
 	case 0:
 		name := oneOf(r, "a", "b")
 		u.store.SetNamespace(name, nil)
-		u.store.SetNamespaceDenial(name, denial)
+		u.store.SetNamespaceDenial(name, denial, nil)
 	case 1:
 		p := netpol.Read(r.policy(r.IntN(3)))
 		p.Denial, p.Digest, p.Source = denial, [32]byte{}, policy.Source{}
@@ -140,7 +140,7 @@ func TestRejectionIgnoresTheOutput(t *testing.T) {
 		t.Errorf("an open pod: later %t, reject %t, and in POSTROUTING %s; want only later", later, reject, p.run(data))
 	}
 	u.store.SetNamespace("a", nil)
-	u.store.SetNamespaceDenial("a", filter.DenialReject)
+	u.store.SetNamespaceDenial("a", filter.DenialReject, nil)
 	closed := netpol.Read(chance{rand.New(rand.NewPCG(1, 1))}.policy(0))
 	closed.Ref.Namespace, closed.Subject.Namespace, closed.Isolates = "a", "a", [2]bool{true, true}
 	closed.Subject.Pods, closed.Rules, closed.Digest, closed.Source = labels.Everything(), [2][]policy.Rule{}, [32]byte{}, policy.Source{}

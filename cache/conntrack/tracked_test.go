@@ -193,7 +193,7 @@ func (h *history) change() {
 	switch h.rand.IntN(11) {
 	case 8:
 		h.store.SetNamespace("default", h.label("team"))
-		h.store.SetNamespaceDenial("default", oneOf(h, filter.DenialUnset, filter.DenialDrop, filter.DenialReject))
+		h.store.SetNamespaceDenial("default", oneOf(h, filter.DenialUnset, filter.DenialDrop, filter.DenialReject), nil)
 	case 9:
 		name := fmt.Sprint("n", h.rand.IntN(2))
 		if h.rand.IntN(4) == 0 {
