@@ -102,9 +102,7 @@ func (c *client) disputed(ctx context.Context, k *kind, missing []schema.GroupVe
 		if !listed(groups, version) {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
-		defer cancel()
-		_, err := c.list(ctx, k, version, metav1.ListOptions{Limit: 1})
+		err := c.listOne(ctx, k, version)
 		if err == nil {
 			return version, nil
 		}
@@ -113,6 +111,14 @@ func (c *client) disputed(ctx context.Context, k *kind, missing []schema.GroupVe
 		}
 	}
 	return notServed, c.otherVersion(ctx, k, groups)
+}
+
+// listOne lists one object of a kind, to learn whether the server has objects of the version.
+func (c *client) listOne(ctx context.Context, k *kind, version schema.GroupVersion) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, discoveryTimeout, fmt.Errorf("the API server did not answer within %v", discoveryTimeout))
+	defer cancel()
+	_, err := c.list(ctx, k, version, metav1.ListOptions{Limit: 1})
+	return err
 }
 
 // unknownVersion is a version of a kind that this program does not know.
