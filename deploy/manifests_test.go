@@ -234,8 +234,9 @@ func TestPodIsConfined(t *testing.T) {
 		if *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || len(s.Capabilities.Drop) != 1 || s.Capabilities.Drop[0] != "ALL" {
 			t.Errorf("the container's security context is %+v", s)
 		}
-		want, bpf := []corev1.Capability{"NET_ADMIN", "NET_RAW"}, argument(t, c.Args, "--kernel-cache") != "off"
-		if guarded := !slices.Contains(c.Args, "--guard=off"); bpf || guarded {
+		want := []corev1.Capability{"NET_ADMIN", "NET_RAW"}
+		bpf := argument(t, c.Args, "--kernel-cache") != "off" || !slices.Contains(c.Args, "--guard=off")
+		if bpf {
 			want = append(want, "BPF")
 		}
 		if !slices.Equal(s.Capabilities.Add, want) {

@@ -1,11 +1,12 @@
 package filter
 
-// Denial is how packets are denied. The zero value leaves that to a wider scope.
+// Denial states whether denied packets are dropped or rejected. The zero value leaves this to a
+// wider scope: the namespace or the node.
 type Denial uint8
 
 // The denials.
 const (
-	// DenialUnset: the policy or namespace does not say, so a wider scope decides.
+	// DenialUnset: the policy or namespace does not set it, so a wider scope decides.
 	DenialUnset Denial = iota
 	// DenialDrop: the sender of a denied packet gets no answer.
 	DenialDrop

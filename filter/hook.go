@@ -7,7 +7,7 @@ type Hook uint8
 const (
 	// AtPostrouting: the packet leaves the node. A denied packet can only be dropped here.
 	AtPostrouting Hook = iota
-	// AtForward: the packet is forwarded. Its addresses are those of AtPostrouting.
+	// AtForward: the packet is forwarded. It has the same addresses as later in POSTROUTING.
 	AtForward
 	// AtInput: the packet is for this node itself.
 	AtInput

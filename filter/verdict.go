@@ -34,7 +34,7 @@ const (
 	// action.
 	Hold
 	// Reject: the packet is denied, and its sender gets a TCP reset or an ICMP error. No Verdict
-	// has this action, but Deny and the field Reject.
+	// has this action: its Action is Deny, and its field Reject is set.
 	Reject
 	// Skip: the packet goes on without a verdict, and is judged at a later hook. No verdict
 	// has this action.
@@ -87,9 +87,13 @@ const (
 	Malformed
 	// NotSynced: the packet came before the first snapshot of the cluster.
 	NotSynced
-	// PodNotKnown: one address should belong to a pod, but the pod did not become known in
+	// PodNotKnown: one address is expected to be a pod's, but the pod did not become known in
 	// time. The fail mode (--fail) decided.
 	PodNotKnown
+	// NamespaceNotKnown: the Namespace object of a pod is not known, and policies depend on its
+	// labels. With an open fail mode, a packet that cannot be held any longer gets PodNotKnown
+	// instead.
+	NamespaceNotKnown
 	// MidStream: the packet does not begin a connection. The connection may have begun in the
 	// opposite direction, in which policies deny it.
 	MidStream
@@ -99,18 +103,19 @@ const (
 )
 
 var reasonText = [NumReasons]string{
-	NoReason:      "unknown",
-	NotIsolated:   "not-isolated",
-	RuleAllows:    "rule",
-	NotDenied:     "not-denied",
-	SameAddress:   "same-address",
-	OwnNode:       "own-node",
-	EgressDenied:  "egress-denied",
-	IngressDenied: "ingress-denied",
-	Malformed:     "malformed",
-	NotSynced:     "not-synced",
-	PodNotKnown:   "pod-not-known",
-	MidStream:     "mid-stream",
+	NoReason:          "unknown",
+	NotIsolated:       "not-isolated",
+	RuleAllows:        "rule",
+	NotDenied:         "not-denied",
+	SameAddress:       "same-address",
+	OwnNode:           "own-node",
+	EgressDenied:      "egress-denied",
+	IngressDenied:     "ingress-denied",
+	Malformed:         "malformed",
+	NotSynced:         "not-synced",
+	PodNotKnown:       "pod-not-known",
+	NamespaceNotKnown: "namespace-not-known",
+	MidStream:         "mid-stream",
 }
 
 // String returns the reason as in log lines, metrics and JSON.
@@ -131,7 +136,7 @@ const (
 	AdminTier
 	// NetworkPolicyTier policies isolate their pods: flows that no rule accepts are denied.
 	NetworkPolicyTier
-	// BaselineTier policies decide as Admin policies do, for pods that are not isolated.
+	// BaselineTier policies decide as Admin policies do, for pods that no NetworkPolicy isolates.
 	BaselineTier
 
 	// NumTiers is one more than the last tier.
@@ -187,6 +192,9 @@ type Rule struct {
 // PolicyTitle returns the name of the rule's policy for texts that people read: "namespace/name",
 // or for a policy in no namespace its tier and its name, as in "admin/platform".
 func (r *Rule) PolicyTitle() string { return PolicyTitle(r.Tier, r.Policy) }
+
+// Field returns the field of the rule in its policy, as in "ingress[0]".
+func (r *Rule) Field() string { return fmt.Sprintf("%s[%d]", r.Direction, r.Index) }
 
 // PolicyTitle returns the title of a policy: its name in verdicts, such as "default/db", or for
 // a policy in no namespace the tier and the name, such as "admin/platform".

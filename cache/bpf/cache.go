@@ -37,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/filter"
+	"sluice/filter/bpffs"
 	"sluice/filter/policy"
 )
 
@@ -77,7 +78,8 @@ type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
 	Allowed uint64 // packets allowed by a verdict in the cache
 	Denied  uint64 // packets dropped by a verdict in the cache, or because an end is closed: policies allow it nothing
-	// Rejected counts packets that are denied as those in Denied are, and rejected.
+	// Rejected counts packets that are rejected instead of dropped, for the same reasons as
+	// those in Denied.
 	Rejected uint64
 	Failed   uint64 // verdicts that could not be inserted
 	// Published is the duration of the last Publish that changed something.
@@ -129,17 +131,16 @@ func Open(opts Options) (*Cache, error) {
 
 // load makes the maps and programs.
 func (c *Cache) load() error {
-	// Kernels before 5.11 count maps as locked memory, whose limit is low.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return err
-	}
+	// Kernels before 5.11 count maps as locked memory, whose limit is low. To raise it, they require
+	// CAP_SYS_RESOURCE. Without it, the limit may be high enough.
+	limit := rlimit.RemoveMemlock()
 	err := c.loadPrograms(false)
 	if err != nil && c.loadPrograms(true) == nil {
 		c.log.Info("the kernel does not let the programs of its flow cache read the clock; without an agent, they answer without limit for pods that share an interface", "err", err)
 		err = nil
 	}
 	if err != nil {
-		return err
+		return errors.Join(err, limit)
 	}
 	if err := c.Attend(); err != nil {
 		return errors.Join(err, c.objs.Close())
@@ -179,7 +180,7 @@ func stopClock(spec *ebpf.CollectionSpec) {
 }
 
 func (c *Cache) pin() (err error) {
-	if err := mount(c.opts.BPFFS); err != nil {
+	if err := bpffs.Mount(c.opts.BPFFS); err != nil {
 		return err
 	}
 	if c.pins, err = newPins(c.opts.BPFFS); err != nil {
@@ -219,7 +220,7 @@ func (c *Cache) EnsurePins() error {
 }
 
 func (c *Cache) pinAgain(path string, program *ebpf.Program) error {
-	if err := mount(c.opts.BPFFS); err != nil {
+	if err := bpffs.Mount(c.opts.BPFFS); err != nil {
 		return err
 	}
 	if err := c.pins.ensure(); err != nil {

@@ -153,8 +153,8 @@ func (u *user) commit(t testing.TB) {
 	}
 }
 
-// evaluate returns the verdict of user space, which the kernel then remembers. A packet to an
-// address of the node is for the node itself.
+// evaluate returns the verdict of user space, which the kernel then remembers. It evaluates a
+// packet to an address of the node at the hook INPUT, and any other in POSTROUTING.
 func (u *user) evaluate(data []byte) filter.Action {
 	hook := filter.AtPostrouting
 	if k, err := u.decoder.Decode(data); err == nil && u.published.Snapshot().Endpoint(k.Key.DstAddr()).IsNode() {

@@ -63,7 +63,8 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 }
 
 // closes reports whether the programs may deny every packet of an endpoint in a direction, and
-// whether such packets are rejected. If that depends on the packet, the programs need a verdict.
+// whether they reject it. If drop or reject depends on the packet, closed is false, and the
+// programs need a verdict.
 func closes(e *policy.Endpoint, d filter.Direction) (closed, rejects bool) {
 	if e.Effect(d) != policy.Closed {
 		return false, false

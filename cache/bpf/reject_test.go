@@ -44,7 +44,7 @@ func (r chance) denials(u *user) {
 	case 0:
 		name := oneOf(r, "a", "b")
 		u.store.SetNamespace(name, nil)
-		u.store.SetNamespaceDenial(name, denial)
+		u.store.SetNamespaceDenial(name, denial, nil)
 	case 1:
 		p := netpol.Read(r.policy(r.IntN(3)))
 		p.Denial, p.Digest, p.Source = denial, [32]byte{}, policy.Source{}
@@ -56,8 +56,8 @@ func (r chance) denials(u *user) {
 	}
 }
 
-// The programs for FORWARD and INPUT never contradict user space, whatever the packet is, and
-// repeat every verdict about a well-formed packet that was remembered.
+// The programs for FORWARD and INPUT never contradict user space, whatever the packet is. If a
+// verdict about a well-formed packet was remembered, they repeat it.
 func TestRejectionAgreesWithUserSpace(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	both, p := loadRejection(t, c), load(t, c)
@@ -121,8 +121,9 @@ func TestRejectionAgreesWithUserSpace(t *testing.T) {
 	}
 }
 
-// In FORWARD a packet has no output interface yet. So the programs do not compare it, and leave
-// what may pass to "allow", which does.
+// A packet in FORWARD has no output interface yet. So the programs "later" and "reject" do not
+// compare it with the interface of the destination. If "later" lets the packet pass, "allow"
+// makes this comparison in POSTROUTING.
 func TestRejectionIgnoresTheOutput(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	both, p := loadRejection(t, c), load(t, c)
@@ -139,7 +140,7 @@ func TestRejectionIgnoresTheOutput(t *testing.T) {
 		t.Errorf("an open pod: later %t, reject %t, and in POSTROUTING %s; want only later", later, reject, p.run(data))
 	}
 	u.store.SetNamespace("a", nil)
-	u.store.SetNamespaceDenial("a", filter.DenialReject)
+	u.store.SetNamespaceDenial("a", filter.DenialReject, nil)
 	closed := netpol.Read(chance{rand.New(rand.NewPCG(1, 1))}.policy(0))
 	closed.Ref.Namespace, closed.Subject.Namespace, closed.Isolates = "a", "a", [2]bool{true, true}
 	closed.Subject.Pods, closed.Rules, closed.Digest, closed.Source = labels.Everything(), [2][]policy.Rule{}, [32]byte{}, policy.Source{}

@@ -14,8 +14,9 @@ import (
 // its ends. It takes one to three microseconds and does not allocate. If a verdict cannot be
 // inserted, it is counted in Stats.Failed, and user space decides the next packet again.
 //
-// Remember inserts nothing in three cases: the programs in the kernel never look up such a
-// key; the verdict is a denial (filter.Deny or filter.Reject) and Options.AllowedOnly is set; the cache is stopped.
+// Remember inserts nothing in three cases: the programs in the kernel never look up such a key;
+// the verdict is a denial (filter.Deny or filter.Reject) and Options.AllowedOnly is set; the
+// cache is stopped.
 func (w *Writer) Remember(k filter.Key, src, dst uint64, action filter.Action) {
 	readable := k.Transport == filter.Any || k.Transport == filter.Ported || k.Transport == filter.Portless && (k.Protocol == filter.ICMP || k.Protocol == filter.ICMPv6)
 	if !readable || action != filter.Allow && w.cache.opts.AllowedOnly || w.cache.stopped.Load() {

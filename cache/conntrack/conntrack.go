@@ -38,7 +38,7 @@ type Marks struct {
 // Mask returns both bits.
 func (m Marks) Mask() uint32 { return m.Allowed | m.Revoked }
 
-// of returns the bits of a connection with the verdict.
+// of returns the bits of the connection mark for a verdict.
 func (m Marks) of(v *filter.Verdict) uint32 {
 	switch v.Answer() {
 	case filter.Allow:

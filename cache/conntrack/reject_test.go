@@ -8,8 +8,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// A connection whose packets are rejected has both bits. If only the way changes in which it is
-// denied, it was not revoked again.
+// A revoked connection has both bits in its mark if its packets are rejected. A change from
+// reject to drop, or back, changes the mark, but the connection does not count as revoked again.
 func TestRevokedByRejecting(t *testing.T) {
 	r := newFixture(t)
 	ref := r.track(web, db, filter.TCP, 80, foreign|allowed)

@@ -51,8 +51,8 @@ func (r Result) Written() int { return r.Allowed + r.Revoked + r.Restored + r.Re
 // LogValue implements slog.LogValuer.
 func (r Result) LogValue() slog.Value {
 	return slog.GroupValue(
-		slog.Int("evaluated", r.Evaluated), slog.Int("allowed", r.Allowed), slog.Int("revoked", r.Revoked),
-		slog.Int("restored", r.Restored), slog.Int("passes", r.Passes), slog.Int64("duration_ms", r.Duration.Milliseconds()))
+		slog.Int("evaluated", r.Evaluated), slog.Int("allowed", r.Allowed), slog.Int("revoked", r.Revoked), slog.Int("restored", r.Restored),
+		slog.Int("remarked", r.Remarked), slog.Int("passes", r.Passes), slog.Int64("duration_ms", r.Duration.Milliseconds()))
 }
 
 // Sweeper evaluates live connections. It is safe for concurrent use: sweeps wait for each
@@ -312,7 +312,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	}
 	if v.Action == filter.Allow && back.Action != filter.Allow {
 		v, known = back, true
-		if v.Reason != filter.PodNotKnown {
+		if v.Reason != filter.PodNotKnown && v.Reason != filter.NamespaceNotKnown {
 			v.Reason, v.Pair = filter.MidStream, false
 		}
 	}
@@ -341,7 +341,11 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	if !src.IsNode() && (!dst.IsNode() || by.JudgesOwnNode()) && (s.held(srcPending) || s.held(dstPending)) {
 		return filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}, true
 	}
-	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
+	v = by.DecideBetween(k, srcAddr, dstAddr, src, dst)
+	if v.Reason == filter.NamespaceNotKnown && s.FailOpen {
+		return filter.Verdict{Action: filter.Allow, Reason: filter.PodNotKnown}, true
+	}
+	return v, known
 }
 
 // held reports whether workers hold the packets of new connections of an address with the

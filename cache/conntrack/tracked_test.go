@@ -193,6 +193,7 @@ func (h *history) change() {
 	switch h.rand.IntN(11) {
 	case 8:
 		h.store.SetNamespace("default", h.label("team"))
+		h.store.SetNamespaceDenial("default", oneOf(h, filter.DenialUnset, filter.DenialDrop, filter.DenialReject), nil)
 	case 9:
 		name := fmt.Sprint("n", h.rand.IntN(2))
 		if h.rand.IntN(4) == 0 {
@@ -303,6 +304,9 @@ func (h *history) randomPolicy() *networkingv1.NetworkPolicy {
 		}
 	}
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("n", h.rand.IntN(4))}}
+	if with := oneOf(h, "", "drop", "reject"); with != "" {
+		p.Annotations = map[string]string{policy.DenyWithAnnotation: with}
+	}
 	p.Spec.PodSelector = *app()
 	if h.rand.IntN(2) == 0 {
 		p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}

@@ -91,7 +91,7 @@ func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error 
 		e.say("note: %s", note)
 	}
 	after.withoutKnown(before)
-	if err := errors.Join(before.report(e, "the comparison is about"), after.report(e, "the comparison is about")); err != nil {
+	if err := errors.Join(before.report(e, "the comparison"), after.report(e, "the comparison")); err != nil {
 		return exitError{status: exitFailed, err: errors.New("parts of the manifests cannot be understood: the comparison is about the rest of them")}
 	}
 	opened, closed := report.Opened > 0, report.Closed > 0

@@ -41,6 +41,12 @@ If ClusterNetworkPolicies are for a pod, explain prints what each tier did, in t
 order: Admin, NetworkPolicy, Baseline. It names these policies with their tier, as in
 admin/platform. The change that it prints is for the tier that denies the flow.
 
+If the sender of a denied packet gets an answer, the line "rejected:" names it: a TCP reset
+or an ICMP error. In JSON, "answer" is then "reject". Without it, the packet is dropped.
+Policies and namespaces set this with the annotation sluice/deny-with; explain does not
+know --deny-with of the node. If one of the policies that isolate the pod says drop and
+another reject, drop prevails, and a note names them.
+
 An end is written as people name it; a name without a namespace is in that of -n:
 
   web, shop/web, deploy/web     a pod, or the pods of a workload
@@ -138,7 +144,7 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	} else {
 		allowed, err = explainOne(shown.stdout, m, opts)
 	}
-	if incomplete := m.report(e, "the answer comes from"); err == nil {
+	if incomplete := m.report(e, "the answer"); err == nil {
 		err = incomplete
 	}
 	if err == nil && !allowed && (opts.quiet || opts.deniedIs1) {

@@ -173,8 +173,8 @@ func (in *input) settle(l *loaded, t *kube.Target) {
 
 // scopeExists returns an error if a namespace of the scope does not exist, nor anything in it.
 func (l *loaded) scopeExists() error {
-	if slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Namespace"} }) {
-		return nil // the user may not read which there are
+	if l.namespacesUnread() {
+		return nil
 	}
 	there := make(map[string]bool)
 	for object := range l.Origins {
@@ -194,6 +194,11 @@ func (l *loaded) scopeExists() error {
 		return fmt.Errorf("there is no namespace %s: the namespaces here are %s", namespace, near.List(names, 8, ", "))
 	}
 	return nil
+}
+
+// namespacesUnread reports whether the user may not read which namespaces there are.
+func (l *loaded) namespacesUnread() bool {
+	return slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Namespace"} })
 }
 
 // around returns the namespaces to read if the user may not read the whole cluster.

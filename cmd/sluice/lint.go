@@ -90,10 +90,10 @@ func runLint(ctx context.Context, e env, in *input, format string) error {
 	objects, problems := l.Objects, l.problems
 	found := []finding{} // not nil, so that JSON has [] and not null
 	for _, p := range problems {
-		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
+		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.What(), p.Hint})
 	}
 	for _, p := range objects.Outdated {
-		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
+		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.What(), p.Hint})
 	}
 	broken := make(map[manifests.Origin]bool)
 	for _, p := range problems {
@@ -108,7 +108,7 @@ func runLint(ctx context.Context, e env, in *input, format string) error {
 	}
 	for _, p := range objects.Holes {
 		if !broken[manifests.Origin{File: p.File, Document: p.Document}] {
-			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
+			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.What(), p.Hint})
 		}
 	}
 	found = slices.DeleteFunc(found, func(f finding) bool { return !l.concerns(f.Object) || l.uncertain(f.Check) })

@@ -41,10 +41,10 @@ func readInput(ctx context.Context, e env, node []netip.Addr, in *input) (*compi
 func compile(node []netip.Addr, l loaded) *compiled {
 	m := &compiled{loaded: l, inventory: inventory.New(inventory.Objects{
 		Namespaces: l.Namespaces, Pods: l.Pods, Nodes: l.Nodes, Workloads: l.Workloads, Policies: l.Policies,
-		Services: l.Services, EndpointSlices: l.EndpointSlices, NodeAddrs: node, PodRanges: l.podRanges,
+		Services: l.Services, EndpointSlices: l.EndpointSlices, NodeAddrs: node, PodRanges: l.podRanges, NamespacesUnread: l.namespacesUnread(),
 	})}
 	for _, p := range m.inventory.Problems {
-		if p.Field != policy.DenyWithField && !manifests.CausedBy(p, l.problems) { // the annotation changes no verdict
+		if !p.Minor && !manifests.CausedBy(p, l.problems) {
 			m.misunderstood = append(m.misunderstood, p)
 		}
 	}
@@ -61,16 +61,16 @@ func (m *compiled) cluster() *explain.Cluster {
 	}
 	for _, p := range m.problems {
 		if ref, is := refs[p.Object]; is {
-			problems = append(problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Hint: p.Hint})
+			problems = append(problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Effect: p.Effect, Hint: p.Hint})
 		}
 	}
 	return explain.New(m.inventory, problems)
 }
 
 // report prints notes and the parts that could not be understood, and returns an error if
-// there are such parts: an answer from the rest of the manifests is not reliable. Call report
-// after the answer is printed, so that users see it at the end. The parameter "what" is the
-// beginning of the last clause of the error, such as "the matrix shows".
+// there are such parts: the answer is not reliable without them, and they may be what denies.
+// Call report after the answer is printed, so that users see it at the end. The parameter "what"
+// names the answer in the error, such as "the matrix".
 func (m *compiled) report(e env, what string) error {
 	m.Notes = append(m.Notes, m.Outdated...)
 	printNotes(e, m.Objects)
@@ -87,7 +87,7 @@ func (m *compiled) report(e env, what string) error {
 	if slices.ContainsFunc(m.misunderstood, func(p policy.Problem) bool { return p.TooLarge }) {
 		why += " or are too large"
 	}
-	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: %s the rest of them", why, what)}
+	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: in %s, they are missing, allow nothing or deny everything", why, what)}
 }
 
 // located returns a problem of a policy with the file that the policy is from.
@@ -96,7 +96,7 @@ func (m *compiled) located(p policy.Problem) error {
 	if !known {
 		return p
 	}
-	return manifests.Problem{File: origin.File, Document: origin.Document, Object: p.Policy.Object(), Field: p.Field, Detail: p.Detail, Hint: p.Hint}
+	return manifests.Problem{File: origin.File, Document: origin.Document, Object: p.Policy.Object(), Field: p.Field, Detail: p.Detail, Effect: p.Effect, Hint: p.Hint}
 }
 
 // printNotes prints what changes neither the answer nor the exit status: notes about the

@@ -81,7 +81,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	if err := write(m, e.stdout); err != nil {
 		return fmt.Errorf("write the matrix: %w", err)
 	}
-	return from.report(e, "the matrix shows")
+	return from.report(e, "the matrix")
 }
 
 // parsePorts parses the values of --port.

@@ -3,9 +3,13 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,12 +28,22 @@ func everybody(tier, action string) string {
 // connectTCP opens a connection between two hosts, with both ends in the test.
 func (s *testbed) connectTCP(t *testing.T, family int, from, to string) (client, server *net.TCPConn) {
 	t.Helper()
-	l, err := s.host(to).ListenTCP(netip.AddrPortFrom(families[family].addr(s.host(to)), 0))
+	return s.connectThrough(t, family, from, to, 0, netip.AddrPort{})
+}
+
+// connectThrough is like connectTCP, but the server listens at the given port. If via is valid,
+// the client connects to via, which must lead to that port.
+func (s *testbed) connectThrough(t *testing.T, family int, from, to string, port uint16, via netip.AddrPort) (client, server *net.TCPConn) {
+	t.Helper()
+	l, err := s.host(to).ListenTCP(netip.AddrPortFrom(families[family].addr(s.host(to)), port))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if client, err = s.host(from).DialTCP(t.Context(), l.Addr().(*net.TCPAddr).AddrPort()); err != nil {
+	if !via.IsValid() {
+		via = l.Addr().(*net.TCPAddr).AddrPort()
+	}
+	if client, err = s.host(from).DialTCP(t.Context(), via); err != nil {
 		t.Fatal(err)
 	}
 	if server, err = l.AcceptTCP(); err != nil {
@@ -160,6 +174,67 @@ func TestOwnNodeICMPOnPackets(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Rules apply to SCTP, and to protocols without ports, from a pod to its own node. The test writes
+// the packets itself. The node answers what reaches it: with an ICMP error, which quotes the packet,
+// or, if it knows SCTP, with an SCTP packet that ends the association.
+func TestOwnNodeCraftedOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.start()
+	const sctp7777 = "protocols: [{sctp: {destinationPort: {number: 7777}}}]"
+	to := func(action, protocols string) string {
+		return "{action: " + action + ", to: [" + s.networksOf("node-1") + "], " + protocols + "}"
+	}
+	udp := to("Accept", "protocols: [{udp: {destinationPort: {range: {start: 1, end: 65535}}}}]") // for the sentinels
+	for _, c := range []struct {
+		name, text        string
+		sctp, others, esp bool // SCTP port 7777, other ports, and ESP reach the node
+	}{
+		{"no policy", "", true, true, true},
+		{"NetworkPolicy alone", policies(denyAll), true, true, true},
+		{"Deny a port", clusterPolicies(fromAll(to("Deny", sctp7777))), false, true, true},
+		{"Deny a range", clusterPolicies(fromAll(to("Deny", "protocols: [{sctp: {destinationPort: {range: {start: 7778, end: 8000}}}}]"))), true, false, true},
+		{"Deny without protocols", clusterPolicies(fromAll(udp + ", " + to("Deny", ""))), false, false, false},
+		{"Accept a port", clusterPolicies(fromAll(udp + ", " + to("Accept", sctp7777) + ", " + to("Deny", ""))), true, false, false},
+		{"Pass a port to Baseline", clusterPolicies(fromAll(to("Pass", sctp7777)), ofAll("b", "Baseline", 1, "egress: ["+udp+", "+to("Deny", "")+"]")), false, false, false},
+		{"Baseline accepts a port", clusterPolicies(ofAll("b", "Baseline", 1, "egress: ["+udp+", "+to("Accept", sctp7777)+", "+to("Deny", "")+"]")), true, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s.save("policies.yaml", c.text)
+			for family, f := range families {
+				pr := s.newProberBetween(t, "default/web", "node-1", family == 1)
+				packets := map[string]struct {
+					data []byte
+					want bool
+				}{
+					"SCTP 7777": {pr.sctp(7777, "SCTP 7777"), c.sctp},
+					"SCTP 7778": {pr.sctp(7778, "SCTP 7778"), c.others},
+					"ESP":       {pr.packet(layers.IPProtocolESP, gopacket.Payload("12345678901234567890ESP")), c.esp},
+				}
+				for range 2 { // by the agent's verdicts, then by those that caches remember
+					answers := pr.answersTo(func() (err error) {
+						for _, p := range packets {
+							err = errors.Join(err, s.host("default/web").Send(p.data))
+						}
+						return err
+					})
+					for what, p := range packets {
+						if got := slices.ContainsFunc(answers, func(a gopacket.Packet) bool { return isAbout(a, what) }); got != p.want {
+							t.Errorf("%s, %s: answered: %v, want %v", f.name, what, got, p.want)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// isAbout reports whether an answer contains the text "what", or is SCTP and "what" names its
+// source port, as in "SCTP 7777".
+func isAbout(answer gopacket.Packet, what string) bool {
+	sctp, is := answer.Layer(layers.LayerTypeSCTP).(*layers.SCTP)
+	return bytes.Contains(answer.Data(), []byte(what)) || is && what == fmt.Sprintf("SCTP %d", sctp.SrcPort)
 }
 
 // A pod cannot evade a policy by talking to its node from a link-local address.
@@ -309,7 +384,7 @@ func TestOwnNodeLoopbackOnPackets(t *testing.T) {
 }
 
 // The kernel's cache answers for packets to the node too, also after a hand-over and without an
-// agent. When the policy is deleted, its verdicts are not used any more.
+// agent. After the policy is deleted, verdicts that it has caused are not used any more.
 func TestOwnNodeInKernelCacheOnPackets(t *testing.T) {
 	for name, opts := range map[string]lab.Options{"routed": {Nodes: 2}, "bridged": {Nodes: 2, Bridged: true}} {
 		t.Run(name, func(t *testing.T) {

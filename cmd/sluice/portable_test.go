@@ -14,7 +14,7 @@ import (
 func TestOnlyLinuxHasTheAgent(t *testing.T) {
 	linuxOnly := []string{
 		"sluice/cmd/sluice/agent", "sluice/cmd/sluice/agent/telemetry", "sluice/cache/bpf", "sluice/cache/conntrack",
-		"sluice/filter/guard", "sluice/filter/queue", "sluice/watch/node", "github.com/cilium/ebpf", "github.com/vishvananda/netlink",
+		"sluice/filter/bpffs", "sluice/filter/guard", "sluice/filter/queue", "sluice/watch/node", "github.com/cilium/ebpf", "github.com/vishvananda/netlink",
 	}
 	for _, system := range []string{"linux", "darwin", "windows"} {
 		t.Run(system, func(t *testing.T) {

@@ -24,7 +24,7 @@ func rulesCommand(e env) *cobra.Command {
 		Short: "Print the iptables rules that run keeps, or remove them",
 		Long: `Rules prints the iptables rules that "sluice run" keeps with the same flags, for IPv4
 and IPv6, in the format of iptables-restore --noflush. This needs no privilege and
-changes nothing. The rules on a node may differ from this in five ways:
+changes nothing. The rules on a node may differ from this in six ways:
 
   - With --kernel-cache, one or two rules before those that queue call the programs of the
     agent. --kernel-cache-pins prints them too.
@@ -38,10 +38,12 @@ changes nothing. The rules on a node may differ from this in five ways:
     jumps to the chain SLUICE-FORWARD, which judges forwarded packets and marks those to
     reject, and the table filter has the chain SLUICE-REJECT. --deny-with reject prints
     these rules.
+  - If the kernel also has br_netfilter, there are rules about what comes from the ports of
+    a bridge: broadcast, and TCP through a Service. --bridge-ports prints them too.
   - With the nft backend, if the table mangle belongs to another process, or if its
-    POSTROUTING, PREROUTING, INPUT or FORWARD is not iptables' own chain, the same rules are
-    in tables named sluice. "nft list table ip sluice" and "nft list table ip6 sluice" print them.
-    "sluice status" names the tables.
+    POSTROUTING, PREROUTING, INPUT or FORWARD is not iptables' own chain, the same rules
+    are in tables named sluice. "nft list table ip sluice" and "nft list table ip6 sluice"
+    print them. "sluice status" names the tables.
 
 With --remove it removes everything that an agent has left: the chains named SLUICE and
 the rules that lead to them, in both backends of iptables, the tables named sluice, the
@@ -73,6 +75,7 @@ was removed; otherwise it is 0, and 2 if something cannot be removed.`,
 	addPinsFlag(cmd.Flags(), &pins)
 	addDenyWithFlag(cmd.Flags(), &denial, "with reject, also print the rules that reject denied packets")
 	cmd.Flags().BoolVar(&opts.Guarded, "guarded", false, "print the rules without those about forged sources, as they are where the guard checks all interfaces")
+	cmd.Flags().BoolVar(&opts.BridgePorts, "bridge-ports", false, "with --deny-with reject, also print the rules about ports of a bridge, as they are where the kernel has br_netfilter")
 	cmd.Flags().Var((*prefixesFlag)(&opts.NodeSources), "node-sources", "also print the rules that judge what pods with these addresses send to their node")
 	cmd.Flags().BoolVar(&inWords, "words", false, "print before each rule, in a comment, what it does")
 	removal.addFlags(cmd.Flags())

@@ -85,9 +85,12 @@ func removeAll(ctx context.Context, opts iptables.Options, bpffs string) (remove
 	if errors.Is(err, iptables.ErrPrivilege) {
 		return removed, err // the other removals would fail for the same reason
 	}
-	guarded, guardErr := guard.Cleanup()
-	for _, name := range guarded {
+	guarded, guardErr := guard.Cleanup(bpffs)
+	for _, name := range guarded.Interfaces {
 		removed = append(removed, "the guard of interface "+name)
+	}
+	if guarded.Pins != "" {
+		removed = append(removed, "the programs pinned in "+guarded.Pins)
 	}
 	err = errors.Join(err, guardErr)
 	dirs, pinsErr := bpf.RemoveStale(bpffs)

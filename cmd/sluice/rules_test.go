@@ -51,6 +51,15 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 		args []string
 		opts iptables.Options
 	}{[]string{"--deny-with", "reject"}, rejecting}
+	bridged := rejecting
+	bridged.BridgePorts = true
+	tests["bridge ports"] = struct {
+		args []string
+		opts iptables.Options
+	}{[]string{"--deny-with", "reject", "--bridge-ports"}, bridged}
+	if text := bridged.Wanted(iptables.IPv4); strings.Count(text, "--physdev-is-in") == 0 || !strings.Contains(text, "BROADCAST,MULTICAST") {
+		t.Errorf("the rules about ports of a bridge are missing:\n%s", text)
+	}
 	guarded := iptables.Defaults
 	guarded.Guarded = true
 	tests["guarded"] = struct {
@@ -80,6 +89,7 @@ func TestRulesUsageErrors(t *testing.T) {
 		"first":      {"--queue-first -1", "from 0 to 65534"},
 		"last queue": {"--queue-first 65533", "give 1 to 2"},
 		"argument":   {"now", "now"},
+		"words":      {"--words=xx", `"xx" for --words: give true or false (see`},
 	}
 	for name, tt := range tests {
 		status, stdout, stderr := sluice(t, append([]string{"rules"}, strings.Fields(tt.args)...)...)

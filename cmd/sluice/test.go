@@ -136,7 +136,7 @@ func runTestFile(e env, path string) ([]expect.Result, error) {
 	for i := range f.Tests {
 		results = append(results, f.Tests[i].Run(c))
 	}
-	return results, m.report(e, "the tests were run on")
+	return results, m.report(e, "the tests")
 }
 
 // tally counts tests. A file that could not run counts as one error.

@@ -13,7 +13,7 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// The worked example of the README on real packets. An Admin policy of the platform team denies
+// Three tiers, as in the README's example. An Admin policy of the platform team denies
 // or passes flows, a NetworkPolicy allows some of the passed ones, and a Baseline policy denies
 // the rest. The log, the status and the metrics name the tiers.
 func TestTiersOnPackets(t *testing.T) {

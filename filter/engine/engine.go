@@ -47,11 +47,13 @@ type Config struct {
 	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
 	// packets from or to a pending address.
 	Memory Memory
-	// Tracker may be nil. It gets the key of each flow that the snapshot allows, but not if the
-	// verdict comes from a cache. Three reasons are exceptions. For SameAddress, Tracker gets no
-	// key. For OwnNode, it gets the key only if policies may deny what the source sends to its
-	// node. For NotIsolated, it gets the key of every packet from or to a pending address, and no
-	// other key. Tracker also gets the keys of packets that FailOpen allows.
+	// Tracker may be nil. It gets the key of each flow that the snapshot allows, unless the
+	// verdict comes from a cache, and the keys of packets that FailOpen allows. Three reasons of
+	// a verdict are exceptions:
+	//
+	//   - SameAddress: Tracker gets no key.
+	//   - OwnNode: it gets the key only if policies may deny what the source sends to its node.
+	//   - NotIsolated: it gets the key of every packet from or to a pending address, and no other.
 	Tracker FlowTracker
 	// Translated may be nil. Several evaluators call it concurrently. k is the key of a packet
 	// to this node. translated reports whether the kernel will change the packet's destination
@@ -59,12 +61,11 @@ type Config struct {
 	// destination. possible reports whether there is any destination that the kernel changes;
 	// in this case, Memory gets no verdicts about packets to this node.
 	Translated func(k filter.Key) (translated, possible bool)
-	// Rejects reports whether the rules reject packets that are to be rejected; otherwise these
-	// are dropped. It is called by several evaluators concurrently, for packets that are denied.
-	// It may be nil: then all are dropped.
+	// Rejects reports whether the iptables rules can reject packets. If it returns false or is
+	// nil, packets to be rejected are dropped. Several evaluators call it concurrently.
 	Rejects func() bool
-	// Strangers remembers addresses of other nodes that are no pod's, so that their packets wait
-	// only once; it may be nil.
+	// Strangers remembers addresses in other nodes' pod ranges that belong to no pod, so that only
+	// their first packets wait. It may be nil.
 	Strangers *Strangers
 	// FailOpen allows a packet from or to an address that is expected to belong to a pod of this
 	// node (policy.PendingLocal), if the pod does not become known in time.
@@ -110,22 +111,22 @@ func (e *Evaluator) Evaluate(data []byte, at filter.Hook) (action filter.Action,
 	return e.report(&p, &v, at), pending
 }
 
-// Expire decides a packet that cannot wait for its pod any longer. If that should be a pod of
-// this node, the fail mode decides. It covers missing knowledge only, and does not open what
-// policies deny to everyone.
+// Expire decides a packet that cannot wait for its pod any longer. The fail mode decides in two
+// cases: the pending address is expected to belong to a pod of this node, or only the Namespace of
+// the pod is not known. The fail mode allows nothing that policies deny to every peer.
 //
-// Otherwise the packet gets the verdict for an unknown address: in ranges of other nodes, such
-// as that of an overlay network, are addresses that no pod ever has. If a pod turns out to have
-// the address, live connections are judged again. But a packet for which there was no room to
-// wait is denied: a sender could use up the room so as not to wait. Expire is called between
-// Enter and Exit.
+// In other cases the packet gets the verdict for an unknown address, because the ranges of other
+// nodes contain addresses that no pod ever has, such as those of an overlay network. If a pod gets
+// the address later, live connections are judged again. But if that verdict is to allow, and there
+// was no room for the packet to wait, the fail mode decides: otherwise, a sender could fill the
+// room so that its packets need not wait. Expire is called between Enter and Exit.
 func (e *Evaluator) Expire(data []byte, at filter.Hook, waited bool) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
 	pending := e.decide(data, at, &p, &v)
 	switch {
 	case !pending.IsValid():
-	case e.snapshot.Pending(pending) == policy.PendingLocal, v.Action == filter.Allow && !waited:
+	case v.Reason == filter.NamespaceNotKnown, e.snapshot.Pending(pending) == policy.PendingLocal, v.Action == filter.Allow && !waited:
 		e.failMode(&p, &v)
 	case v.Action == filter.Allow:
 		e.config.Strangers.add(pending)
@@ -145,7 +146,8 @@ func (e *Evaluator) failMode(p *packet.Packet, v *filter.Verdict) {
 	}
 }
 
-// trackUnknown passes the key of an allowed packet to Tracker whose pod did not become known.
+// trackUnknown passes the key of a packet to Tracker. The packet is allowed although a pod did not
+// become known.
 func (e *Evaluator) trackUnknown(p *packet.Packet) {
 	if e.config.Tracker == nil {
 		return
@@ -200,6 +202,9 @@ func (e *Evaluator) decide(data []byte, at filter.Hook, p *packet.Packet, v *fil
 	}
 	if p.MidStream && v.Action == filter.Allow && v.Reason != filter.OwnNode { // what the node sends passes
 		return e.decideMidStream(p, v, ends, fresh)
+	}
+	if v.Reason == filter.NamespaceNotKnown {
+		return e.snapshot.UnknownNamespace(&p.Key)
 	}
 	unknown := e.unknown(&p.Key, ends)
 	if unknown != noneUnknown && !e.snapshot.Final(&p.Key, v, unknown.src, unknown.dst) {
@@ -285,8 +290,9 @@ func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
 //
 // If the unknown pod is on this node, the packet is always held: this node enforces the
 // policies that may select the pod. If it is on another node, that node enforces them, and the
-// pod is only a peer here. It may be allowed by its labels where it is denied now, and ordered
-// rules may deny it where it is allowed now. The latter is impossible for OwnNode.
+// pod is only a peer here. A packet that is denied now is held, because a rule may allow the pod
+// by its labels. A packet that is allowed now is held too, because an ordered rule may deny the pod
+// by its labels. This is impossible if the reason of the verdict is OwnNode.
 func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr) {
 	waits := func(end policy.Pending) bool {
 		return end == policy.PendingLocal || end == policy.PendingRemote && v.Action == filter.Deny
@@ -363,6 +369,9 @@ func (e *Evaluator) Exit() {
 // Tally returns the counts of the verdicts and the latency of the decisions. It may be
 // called concurrently.
 func (e *Evaluator) Tally() *Tally { return e.tally.read() }
+
+// Forget removes the named policies from the denials in Tally. It may be called concurrently.
+func (e *Evaluator) Forget(policies []string) { e.tally.denials.forget(policies) }
 
 // Stats returns the statistics of the evaluator's flow cache.
 func (e *Evaluator) Stats() cache.Stats { return e.flows.Stats() }

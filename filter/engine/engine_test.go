@@ -321,10 +321,10 @@ func BenchmarkEvaluate(b *testing.B) {
 	}
 }
 
-// BenchmarkEvaluateBesidePlatform measures a miss like BenchmarkEvaluate, of random flows
-// between random pods, without and with 100 ClusterNetworkPolicies of 25 rules. The processor's
-// caches hold neither the flows nor the pods. Flows are not tracked: tracking takes longer than
-// a decision, and the ClusterNetworkPolicies deny most flows, so that fewer would be tracked.
+// BenchmarkEvaluateBesidePlatform measures misses, like BenchmarkEvaluate, without and with 100
+// ClusterNetworkPolicies of 25 rules. The flows are random, so that the processor's caches hold
+// neither flows nor pods. Flows are not tracked: tracking takes longer than a decision, and
+// would be rarer with the ClusterNetworkPolicies, which deny most flows.
 func BenchmarkEvaluateBesidePlatform(b *testing.B) {
 	c := cluster.New(1, cluster.Options{Pods: 10_000, Policies: 1_000, Namespaces: 200})
 	var packets [][]byte

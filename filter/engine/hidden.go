@@ -5,14 +5,15 @@ import (
 	"sluice/filter/policy"
 )
 
-// An ordered rule that denies ports does not match a packet whose ports cannot be read, and what
-// no rule matches passes. But the receiver may read them: a pod can put so many IPv6 extension
-// headers before a TCP header that the queue's copy of the packet ends before it. So such a
-// packet passes only if all packets between the two addresses do. Where only NetworkPolicies
-// decide, this is always the case if it is allowed.
+// An ordered rule that denies some ports does not match a packet whose ports the agent cannot
+// read, and a packet that no rule matches would pass. But the receiver may be able to read the
+// ports: a pod can put so many IPv6 extension headers before a TCP header that the queue's copy
+// of the packet ends before the TCP header. So such a packet passes only if all packets between
+// its two addresses pass. Where only NetworkPolicies decide, that is true of every allowed packet
+// without readable ports.
 
-// denyHidden denies an allowed packet that may have ports which policies deny. toNode is set if
-// the packet is for this node.
+// denyHidden denies an allowed packet if policies may deny the ports that it hides. toNode is set
+// if the packet is for this node.
 func (e *Evaluator) denyHidden(k *filter.Key, v *filter.Verdict, toNode bool) (denied bool) {
 	if v.Action != filter.Allow || v.Pair || !k.HidesPorts() || !e.mayDeny(k, toNode) {
 		return false

@@ -28,8 +28,9 @@ func behindOptions(k filter.Key, options int, upper []byte) []byte {
 	return b[:min(len(b), copied)]
 }
 
-// A rule that denies ports also denies packets whose ports it cannot read, although the receiver
-// can. What cannot have ports, and what may pass at every port, is not concerned.
+// A rule that denies ports also denies packets whose ports the agent cannot read, because the
+// receiver may be able to read them. Packets of protocols without ports, and packets that may pass
+// at every port, stay allowed.
 func TestHiddenPortsAreDenied(t *testing.T) {
 	const web, free, outside, node = "fd00::1", "fd00:1::1", "2001:db8::1", "fd00::77"
 	w := policy.NewStore()

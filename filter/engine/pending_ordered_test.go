@@ -14,8 +14,9 @@ import (
 	"sluice/filter/policy/kubepod"
 )
 
-// An ordered rule may deny a pod by its labels that is allowed as an unknown address. So packets
-// of such an address are held, unless no rule that comes first names pods at their port.
+// An ordered rule may deny a pod by its labels, although the pod's address is allowed while the
+// pod is not known. So a packet from or to such an address is held if a rule that names pods by
+// labels may still change the verdict.
 func TestEvaluateHoldsForOrderedRules(t *testing.T) {
 	const web, open, local, remote, outside = "10.1.0.1", "10.1.0.2", "10.1.0.9", "10.2.0.9", "192.0.2.1"
 	tcp := func(port uint16) []policy.PortRange {
@@ -87,8 +88,8 @@ func TestEvaluateHoldsForOrderedRules(t *testing.T) {
 	}
 }
 
-// A packet of an address in the ranges of another node waits only once, if no pod has the
-// address: with an overlay network, the other node's own packets have such a source.
+// If no pod with an address in another node's ranges becomes known, only the first packet of the
+// address waits: with an overlay network, packets of the other node itself have such a source.
 func TestStrangersWaitOnce(t *testing.T) {
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(pod("web", "10.1.0.1", nil)))

@@ -25,8 +25,8 @@ type memory []filter.Action
 
 func (m *memory) Remember(_ filter.Key, _, _ uint64, action filter.Action) { *m = append(*m, action) }
 
-// A packet is rejected only where that is possible. The observer learns what happens to the packet,
-// and Memory what the policies say.
+// A packet is rejected only if the hook and the rules make that possible. The observer gets what
+// happens to the packet, and Memory gets what the policies decide.
 func TestReject(t *testing.T) {
 	yes, no := func() bool { return true }, func() bool { return false }
 	for _, tt := range []struct {

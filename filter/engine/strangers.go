@@ -8,19 +8,20 @@ import (
 
 // Strangers remembers addresses in the pod ranges of other nodes for which a packet has waited,
 // and no pod became known. Other nodes themselves use such addresses: with an overlay network,
-// the node's own packets have one as their source. Without Strangers, each connection of such a
-// node would begin later by the longest wait. The evaluators of an agent share one, and it is
-// safe for concurrent use.
+// the node's own packets have one as their source. Without Strangers, the first packet of each
+// connection from such a node would be held for the longest time. The evaluators of an agent share
+// one Strangers, which is safe for concurrent use.
 type Strangers struct {
 	mu   sync.Mutex
 	used map[netip.Addr]time.Time // when a packet of the address last passed
 }
 
 const (
-	// strangerFor is how long an unused address is remembered. It is short, because the address
-	// may become a pod's, whose first packets then do not wait.
+	// strangerFor is how long an address is remembered after its last packet. It is short, because
+	// a pod may get the address, and the first packets of this pod are then not held.
 	strangerFor = time.Minute
-	// mostStrangers bounds the memory. A cluster has one such address for each node and family.
+	// mostStrangers bounds the number of remembered addresses. A cluster has one such address for
+	// each node and family.
 	mostStrangers = 16 << 10
 )
 
@@ -37,7 +38,8 @@ func (s *Strangers) add(a netip.Addr) {
 	s.used[a] = time.Now()
 }
 
-// has reports whether the address is remembered, and remembers it for longer in this case.
+// has reports whether the address is remembered. In this case, has extends the time for which it
+// is remembered.
 func (s *Strangers) has(a netip.Addr) bool {
 	if s == nil {
 		return false

@@ -52,6 +52,7 @@ type Tally struct {
 	Verdicts Verdicts
 	Rejected uint64 // denied packets that were rejected; Verdicts includes them
 	Latency  Latency
+	Denials  Denials
 }
 
 // Add adds o, the tally of another evaluator, to t.
@@ -67,6 +68,7 @@ func (t *Tally) Add(o *Tally) {
 		t.Latency.Buckets[i] += o.Latency.Buckets[i]
 	}
 	t.Rejected += o.Rejected
+	t.Denials.add(&o.Denials)
 	t.Latency.Sum += o.Latency.Sum
 }
 
@@ -79,6 +81,7 @@ type tally struct {
 	buckets  [latencyBuckets]atomic.Uint64
 	sum      atomic.Int64
 	turn     uint32 // number of decisions; only the writer uses it
+	denials  denialCounter
 	_        [64]byte
 }
 
@@ -99,6 +102,9 @@ func (t *tally) count(v *filter.Verdict) {
 	t.verdicts[counted(v.Action)][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(1)
 	if v.Reject {
 		t.rejected.Add(1)
+	}
+	if v.Action == filter.Deny {
+		t.denials.count(v)
 	}
 }
 
@@ -124,6 +130,7 @@ func (t *tally) read() *Tally {
 		out.Latency.Buckets[i] = t.buckets[i].Load()
 	}
 	out.Rejected = t.rejected.Load()
+	t.denials.addTo(&out.Denials)
 	out.Latency.Sum = time.Duration(t.sum.Load())
 	return &out
 }

@@ -25,8 +25,8 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 		v.Action = filter.Skip
 		return pending
 	case possible && k.HidesPorts():
-		// The kernel may read a port that it translates. If the packet passed as one to the node,
-		// its connection to a pod would not be judged.
+		// The decoder could not read the port, but IPVS may read it, and send the packet to a
+		// pod. A verdict for packets to the node would let such a packet pass unjudged.
 		v.Action, v.Reason = filter.Deny, filter.Malformed
 		return pending
 	}
@@ -37,7 +37,10 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 		return srcAddr
 	}
 	if !e.snapshot.Endpoint(k.DstAddr()).IsNode() {
-		if *v = e.snapshot.DecideToNode(k); e.denyHidden(k, v, true) {
+		switch *v = e.snapshot.DecideToNode(k); {
+		case v.Reason == filter.NamespaceNotKnown:
+			return srcAddr
+		case e.denyHidden(k, v, true):
 			return pending
 		}
 		e.trackToNode(k, v, src, false)
@@ -45,8 +48,10 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 	}
 	var ends cache.Ends
 	var fresh bool
-	*v, ends, fresh = e.flows.Decide(e.snapshot, k)
-	if e.denyHidden(k, v, true) {
+	switch *v, ends, fresh = e.flows.Decide(e.snapshot, k); {
+	case v.Reason == filter.NamespaceNotKnown:
+		return srcAddr
+	case e.denyHidden(k, v, true):
 		return pending
 	}
 	if src.EffectToNode() == policy.Open {
@@ -75,9 +80,9 @@ func (e *Evaluator) translated(k *filter.Key) (translated, possible bool) {
 // trackToNode passes an allowed key to Tracker if policies may deny what src sends to its node.
 // dst reports whether the destination has an endpoint.
 //
-// A flow that no rule allows is tracked too, unlike a flow between pods. A later policy may deny
-// it, and then a sweep may check only tracked flows: it checks all connections of a pod only
-// after the first policy that may deny what the pod sends to its node.
+// A flow that no rule allows is tracked too, unlike a flow between pods, because a later policy
+// may deny it. A sweep checks all connections of a pod only after the first policy that may deny
+// what the pod sends to its node; later sweeps may check only tracked flows.
 func (e *Evaluator) trackToNode(key *filter.Key, v *filter.Verdict, src *policy.Endpoint, dst bool) {
 	if e.config.Tracker == nil || v.Action != filter.Allow || v.Reason == filter.SameAddress || src.EffectToNode() == policy.Open {
 		return

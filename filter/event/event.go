@@ -23,6 +23,7 @@ const (
 	KernelCacheOff Name = "kernel-cache-off"
 	PinsRemoved    Name = "pins-removed"
 	AddressInUse   Name = "address-in-use"
+	Resumed        Name = "resumed"
 )
 
 // Events about packets.
@@ -45,6 +46,14 @@ const (
 	RulesFailing   Name = "rules-failing"
 	RulesRecovered Name = "rules-recovered"
 	RulesComplete  Name = "rules-complete"
+)
+
+// Events about the guard of the pods' interfaces.
+const (
+	GuardFailing      Name = "guard-failing"
+	GuardRecovered    Name = "guard-recovered"
+	GuardNotPinned    Name = "guard-not-pinned"
+	GuardUnrecognized Name = "guard-unrecognized"
 )
 
 // Events about the sources of policies and pods.

@@ -226,9 +226,9 @@ func openFamily(f Family, b Backend, tools []tool) (*kernelTable, error) {
 	return openTable(f, tools[0])
 }
 
-// OpenAll returns all tables from which [Cleanup] may have to remove rules: the tables mangle and
-// filter of both backends and both families, and the separate tables in nf_tables. It omits a legacy table
-// that does not exist, because reading it would create it.
+// OpenAll returns all tables from which [Cleanup] may have to remove rules: the tables mangle
+// and filter of both backends and both families, and the separate tables in nf_tables. It omits
+// a legacy table that does not exist, because reading it would create it.
 func OpenAll(ctx context.Context) ([]Table, error) {
 	var tables []Table
 	for _, f := range Families {

@@ -140,8 +140,8 @@ func (e *encoded) compareMeta(key uint32, value []byte) {
 }
 
 // compareSource appends a match for packets whose source is in a range. It compares the source
-// with the first and the last address of the range instead of masking it: kernels differ in how
-// they return a comparison with a mask.
+// with the first and the last address of the range instead of masking it: kernels differ in the
+// form in which they list a comparison with a mask.
 func (e *encoded) compareSource(from netip.Prefix) {
 	const offset4, offset6 = 12, 8 // of the source in the IP header
 	low := from.Masked().Addr().AsSlice()

@@ -40,7 +40,7 @@ func NewFake(f Family) *Fake {
 	return t
 }
 
-// WithFilter gives the table a companion, and returns both.
+// WithFilter gives the table a companion, the table filter, and returns both.
 func (t *Fake) WithFilter() (mangle, filter *Fake) {
 	t.filter = NewFake(t.family)
 	t.filter.in = rejecting

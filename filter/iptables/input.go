@@ -10,8 +10,8 @@ import (
 const (
 	// inputChain is the chain that INPUT jumps to. It selects packets by their source.
 	inputChain = Chain + "-INPUT"
-	// nodeChain handles what pods send to this node. It is a chain of its own so that one test
-	// of the source precedes all of its rules.
+	// nodeChain handles what pods send to this node. It is a separate chain, so that only
+	// packets whose source inputChain selects traverse its rules.
 	nodeChain = Chain + "-NODE"
 )
 
@@ -30,8 +30,8 @@ func (o Options) nodeSources(f Family) (rules []string) {
 		}
 	}
 	if len(rules) > 0 {
-		// Packets that the node sends to itself pass: their source may be the address of a
-		// bridge, and in a range of pods.
+		// Packets that the node sends to itself pass. Their source may be the address of a
+		// bridge, which may be in a range of pods.
 		rules = slices.Insert(rules, 0, "-i lo -j RETURN")
 	}
 	return inChain(inputChain, rules)
@@ -45,7 +45,8 @@ func (o Options) nodeSources(f Family) (rules []string) {
 func (o Options) nodeRules(f Family, last ...string) []string {
 	var rules, revoked, refuse []string
 	if o.Reject {
-		rules, revoked, refuse = []string{o.judgedRejected()}, o.refuseRevoked(), o.refuseRemembered()
+		rules, revoked = []string{o.judgedRejected()}, o.refuseRevoked()
+		refuse = slices.Concat(o.askAboutServices(last), o.refuseRemembered())
 	}
 	rules = slices.Concat(rules, o.markRules(), o.exemptRules(f, revoked...), o.cacheRules("-j RETURN", refuse...), last)
 	return inChain(nodeChain, rules)

@@ -84,7 +84,7 @@ func (k *kernelTable) String() string { return k.name }
 func (k *kernelTable) layout() *layout { return k.in }
 func (k *kernelTable) attend(on bool)  { k.watched.Store(on) }
 
-// attended reports whether changes to the table are of interest. k may be nil.
+// attended reports whether Watch must notify of changes to the table. k may be nil.
 func (k *kernelTable) attended() bool { return k != nil && k.watched.Load() }
 
 func (k *kernelTable) companion() Table {

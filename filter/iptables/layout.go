@@ -19,7 +19,8 @@ var (
 		entries: []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}, {"INPUT", inputChain}, {"FORWARD", forwardChain}},
 		chains:  []string{Chain, allowChain, sourceChain, refuseChain, inputChain, nodeChain, forwardChain},
 	}
-	// rejecting has the rule that rejects packets, which the kernel allows in this table only.
+	// rejecting has the rules with the target REJECT, which the kernel allows only in this
+	// table.
 	rejecting = &layout{
 		table: "filter", priority: 0, // NF_IP_PRI_FILTER
 		entries: []entry{{"FORWARD", rejectChain}, {"INPUT", rejectChain}},

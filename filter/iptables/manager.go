@@ -56,10 +56,11 @@ type keptTable struct {
 	// another program refers to them.
 	stuck  []string
 	forged forged
-	// filter is the table filter of the same family and backend; nil if there is none. used
-	// is set if it may have owned rules, and rejects if packets are rejected there.
-	filter        *keptTable
-	used, rejects bool
+	// filter is the table filter of the same family and backend; nil if there is none. rejects is
+	// set if filter rejects the packets that this table marks, and rejectOff if the log says that
+	// it cannot. used is set in a table filter that may have owned rules.
+	filter                   *keptTable
+	used, rejects, rejectOff bool
 	// right is set if the rules were right at the last check; generation is the generation of
 	// the table at that time.
 	generation uint32
@@ -139,7 +140,8 @@ func (m *Manager) Apply(ctx context.Context) error {
 // Without sets the parts that the rules omit. The next Apply writes the rules without these
 // parts, and with those that an earlier call of Without had removed.
 //
-// It ignores Less.Reject, which Run tries to add as long as it is wanted.
+// Without ignores less.Reject: Run itself omits the rules that reject while they cannot be
+// written, and keeps trying to add them.
 func (m *Manager) Without(less Less) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -160,8 +162,9 @@ func (m *Manager) SetGuarded(ctx context.Context, guarded bool) error {
 	return m.rewrite(ctx, changed)
 }
 
-// rewrite writes the wanted rules to the tables if Run keeps the rules. It skips a table that is
-// known to have the wanted rules; if changed is set, these are new rules, which no table has.
+// rewrite writes the wanted rules to the tables, if Run keeps the rules. changed reports that
+// the wanted rules have changed, so that no table has them yet. Otherwise rewrite skips the
+// tables that are known to have them.
 func (m *Manager) rewrite(ctx context.Context, changed bool) error {
 	if changed {
 		for _, t := range m.tables {

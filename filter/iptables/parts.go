@@ -78,7 +78,10 @@ func (m *Manager) Lacks() (less Less, because string) {
 // writing all parts fails, it omits parts that require something that the node may lack. Start,
 // repair and takeover all use ensure, so that they have the same fallbacks.
 func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err error) {
-	defer m.noteRejects()
+	defer func() {
+		m.noteRejects()
+		m.logRejects(t)
+	}()
 	if less := t.lacks; less.Reject && !m.opts.Reject {
 		if less.Reject = false; less == (Less{}) {
 			t.reduce(less, nil, 0)
@@ -185,9 +188,18 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 func (m *Manager) pause(ctx context.Context, t *keptTable, packets Unqueued) error {
 	_ = m.ensurePins() // if the rules need the names, Restore fails and reports it
 	t.right = false
+	owned := t.ownedChains(ctx)
 	first := error(nil)
-	for _, less := range []Less{t.lacks, {Pins: true, Sources: true, Reject: true}} {
-		err := t.Restore(ctx, change{fill: m.opts.without(less).paused(t.Family(), packets)}.text(mangle))
+	for _, less := range []Less{t.lacks, {Pins: true, Sources: true, Reject: t.lacks.Reject}} {
+		fill := m.opts.without(less).paused(t.Family(), packets)
+		// If an earlier write has failed, the table has chains that these options lack, and their
+		// rules may use queues.
+		for _, name := range owned {
+			if _, filled := fill[name]; !filled {
+				fill[name] = nil
+			}
+		}
+		err := t.Restore(ctx, change{fill: fill}.text(mangle))
 		if err == nil {
 			return nil
 		}
@@ -196,4 +208,10 @@ func (m *Manager) pause(ctx context.Context, t *keptTable, packets Unqueued) err
 		}
 	}
 	return fmt.Errorf("take the queues out of the rules: %w", first)
+}
+
+// ownedChains returns the chains of this version that the table has, none if it cannot be read.
+func (t *keptTable) ownedChains(ctx context.Context) []string {
+	names, _ := t.Chains(ctx)
+	return slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(t.layout().chains, name) })
 }

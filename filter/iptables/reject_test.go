@@ -2,12 +2,15 @@ package iptables
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"sluice/filter/event"
 )
 
 func rejectOptions() Options {
@@ -35,7 +38,7 @@ func TestWantedTextWithReject(t *testing.T) {
 	}
 }
 
-// Without Reject, the programs for it and the table filter are not mentioned.
+// Without Reject, the rules mention neither the table filter nor the programs for rejecting.
 func TestWantedTextWithoutReject(t *testing.T) {
 	o := rejectOptions()
 	o.Reject = false
@@ -48,8 +51,8 @@ func TestWantedTextWithoutReject(t *testing.T) {
 	}
 }
 
-// In every chain that can queue, each packet that an agent has marked leaves before the queue: a
-// packet that is queued again would be marked again, and so on.
+// In every chain with a queue, the packets that an agent has marked leave before the queue.
+// Otherwise they would be queued and marked again without end.
 func TestMarkedPacketsAreNotQueued(t *testing.T) {
 	o := rejectOptions()
 	for _, f := range Families {
@@ -80,7 +83,7 @@ func newManagedReject(t *testing.T, opts Options) *managedReject {
 	m := newManaged(t, opts)
 	_, filter := m.v4.WithFilter()
 	m.v6.WithFilter()
-	m.Manager = New(opts, []Table{m.v4, m.v6}, nil)
+	m.Manager = New(opts, []Table{m.v4, m.v6}, slog.New(slog.NewTextHandler(m.logs, nil)))
 	m.restore(filter, foreignFilter)
 	return &managedReject{m, filter}
 }
@@ -153,12 +156,28 @@ func TestSetReject(t *testing.T) {
 	})
 }
 
-// Packets are dropped while the table filter cannot be written: no rule marks them then.
+// Packets are dropped while the table filter cannot be written: no rule marks them then. The log
+// reports each change once, and Reduced reports it while it lasts.
 func TestRejectWithoutFilter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManagedReject(t, rejectOptions())
+		reported := func(off, complete int) {
+			t.Helper()
+			text := m.logs.String()
+			if strings.Count(text, "event="+string(event.RejectOff)) != off || strings.Count(text, "event="+string(event.RulesComplete)) != complete {
+				t.Errorf("the log does not report %d times that packets are not rejected, and %d times that they are again:\n%s", off, complete, text)
+			}
+			if reduced := strings.Join(m.Reduced(), "\n"); strings.Contains(reduced, "instead of rejecting") != (off > complete) {
+				t.Errorf("Reduced: %q", reduced)
+			}
+		}
+		m.set(false)
 		m.filter.Break(errors.New("it belongs to a process"))
 		m.apply()
+		reported(0, 0)
+		m.set(true)
+		m.apply()
+		reported(1, 0)
 		if less, because := m.Lacks(); less != (Less{Reject: true}) || !strings.Contains(because, "belongs to a process") {
 			t.Errorf("lacks %+v because %q", less, because)
 		}
@@ -166,8 +185,11 @@ func TestRejectWithoutFilter(t *testing.T) {
 			t.Errorf("Rejects: %t, and the rules are\n%s", m.Rejects(), dump)
 		}
 		m.run()
+		time.Sleep(2 * completeInterval)
+		reported(1, 0)
 		m.filter.Break(nil)
 		time.Sleep(2 * completeInterval)
+		reported(1, 1)
 		if less, _ := m.Lacks(); less != (Less{}) || !m.Rejects() || !strings.Contains(m.v4.Dump(), "/pins/reject") {
 			t.Errorf("lacks %+v although the table can be written; Rejects: %t", less, m.Rejects())
 		}
@@ -176,6 +198,7 @@ func TestRejectWithoutFilter(t *testing.T) {
 		if less, _ := m.Lacks(); m.Rejects() || less != (Less{Reject: true}) || strings.Contains(m.v4.Dump(), "/pins/reject") {
 			t.Errorf("lacks %+v, Rejects: %t", less, m.Rejects())
 		}
+		reported(2, 1)
 		if err := m.SetReject(t.Context(), false); err != nil {
 			t.Fatal(err)
 		}
@@ -185,7 +208,7 @@ func TestRejectWithoutFilter(t *testing.T) {
 	})
 }
 
-// An agent that does not reject removes what an earlier one has left.
+// An agent that does not reject removes the rules of an earlier agent that did.
 func TestRejectOfEarlierAgent(t *testing.T) {
 	earlier := newManagedReject(t, rejectOptions())
 	clean := earlier.filter.Dump()
@@ -209,6 +232,73 @@ func TestPausedForward(t *testing.T) {
 			rules := rejectOptions().paused(f, packets)[forwardChain]
 			if count(rules, "NFQUEUE") != 0 || rules[len(rules)-1] != "-A SLUICE-FORWARD -j "+last {
 				t.Errorf("%s: during a pause the chain is\n%s", f, strings.Join(rules, "\n"))
+			}
+		}
+	}
+}
+
+// A pause leaves no rule with a queue, also if the table has chains that the options lack because
+// an earlier write has failed, and if the programs cannot be called.
+func TestPauseLeavesNoQueue(t *testing.T) {
+	broken := errors.New("it is broken")
+	for name, damage := range map[string]func(m *managedReject) error{
+		"no damage": func(*managedReject) error { return nil },
+		"no programs": func(m *managedReject) error {
+			m.v4.Refuse(refuseAny("object-pinned"))
+			return nil
+		},
+		"rejections stay": func(m *managedReject) error {
+			m.v4.Break(broken)
+			defer m.v4.Break(nil)
+			return m.SetReject(t.Context(), false)
+		},
+		"node sources stay": func(m *managedReject) error {
+			m.v4.Break(broken)
+			defer m.v4.Break(nil)
+			return m.SetNodeSources(t.Context(), nil)
+		},
+		"rejections stay, no programs": func(m *managedReject) error {
+			m.v4.Refuse(refuseAny("SLUICE"))
+			defer m.v4.Refuse(refuseAny("object-pinned"))
+			m.filter.Break(broken)
+			return m.SetReject(t.Context(), false)
+		},
+	} {
+		for packets, last := range map[Unqueued]string{PassUnqueued: "RETURN", DropUnqueued: "DROP"} {
+			m := newManagedReject(t, rejectOptions())
+			m.apply()
+			if err := damage(m); err != nil && !errors.Is(err, broken) && !strings.Contains(err.Error(), "SLUICE") {
+				t.Fatal(err)
+			}
+			if err := m.Pause(t.Context(), packets); err != nil {
+				t.Fatal(err)
+			}
+			if dump := m.v4.Dump(); strings.Contains(dump, "NFQUEUE") || !strings.Contains(dump, "-A SLUICE -j "+last+"\n") {
+				t.Errorf("%s: during a pause the rules are\n%s", name, dump)
+			}
+		}
+	}
+}
+
+// TCP through a Service from a port of a bridge is queued even if the kernel remembers that it is
+// rejected, because the kernel's ICMP error would arrive too early (see askAboutServices).
+func TestServicesFromBridgePortsAreQueued(t *testing.T) {
+	o := rejectOptions()
+	for _, f := range Families {
+		for _, chain := range []string{forwardChain, nodeChain} {
+			rules := o.chains(f)[chain]
+			for _, without := range []func(*Options){func(o *Options) { o.BridgePorts = false }, func(o *Options) { o.RejectPin = "" }} {
+				other := o
+				if without(&other); count(other.chains(f)[chain], "physdev") != 0 {
+					t.Errorf("%s: needless rules\n%s", f, strings.Join(other.chains(f)[chain], "\n"))
+				}
+			}
+			at := func(what string) int {
+				return slices.IndexFunc(rules, func(r string) bool { return strings.Contains(r, what) })
+			}
+			passes := max(at("/pins/later"), at("/pins/allow"))
+			if asks := at("--physdev-is-in -j NFQUEUE"); asks < passes || asks > at("/pins/reject") || at("--physdev-is-in -m hashlimit") < passes {
+				t.Errorf("%s: such packets are not queued before the program rejects them:\n%s", f, strings.Join(rules, "\n"))
 			}
 		}
 	}

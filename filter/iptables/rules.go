@@ -5,13 +5,18 @@
 // [Manager] applies the rules and restores them after a change by another program.
 // [Cleanup] removes all of them.
 //
-// The rules are in chains named [Chain] or with that prefix. The first rule of mangle's
-// POSTROUTING jumps to them: there the destination is after DNAT, the source is before
-// SNAT, and the filter rules of other programs cannot accept a packet first. The first
-// rule of PREROUTING drops forged sources, unless the guard does that. While a policy may deny
-// what pods send to their node, the first rule of INPUT jumps to a chain too, and while denied
-// packets may be rejected, those of FORWARD and of the table filter: see reject.go. Where mangle of
-// nf_tables cannot be used, the rules are in a separate table: see place and ownTable.
+// The rules are in chains whose names begin with [Chain]. The first rule of POSTROUTING in the
+// table mangle jumps to [Chain] itself: there the destination is after DNAT, the source is before
+// SNAT, and the filter rules of other programs cannot accept a packet first. The first rules of
+// other built-in chains jump to further chains only when these are needed:
+//
+//   - PREROUTING, to drop forged sources, unless the package guard drops them;
+//   - INPUT, while a policy may deny what pods send to their node;
+//   - FORWARD, and chains of the table filter, while denied packets may be rejected: see
+//     reject.go.
+//
+// Where mangle of nf_tables cannot be used, the rules are in a separate table: see place and
+// ownTable.
 //
 // Every change is one transaction of iptables-restore --noflush: a packet traverses either the
 // old rules or the new ones. The library go-iptables is used only to read: it writes one rule
@@ -87,14 +92,14 @@ type Options struct {
 	// drops them at every interface. Even an empty chain adds 1.5% to the cost of a
 	// connection.
 	Guarded bool
-	// NodeSources are the ranges of addresses of pods whose packets to this node are judged. If
-	// there are none, the rules do not look at packets to the node.
+	// NodeSources are address ranges of pods. Packets from them to this node are judged. Without
+	// such ranges, there are no rules about packets to the node.
 	NodeSources []netip.Prefix
-	// Reject adds the rules with which denied packets can be rejected. Without it, the rules do
-	// not look at packets in FORWARD.
+	// Reject adds the rules with which denied packets can be rejected. Without it, there are no
+	// rules in FORWARD.
 	Reject bool
-	// BridgePorts adds the rule about resets for clients behind ports of a bridge, if the kernel
-	// has br_netfilter. The match of the rule would load br_netfilter.
+	// BridgePorts adds the rules about resets for clients behind ports of a bridge. Set it only if
+	// the kernel module br_netfilter is loaded: the match physdev of these rules would load it.
 	BridgePorts bool
 	// Backend selects the iptables backend.
 	Backend Backend

@@ -122,8 +122,8 @@ func (s canonicalForm) of(rule string) string {
 }
 
 // record records the form in which iptables prints each wanted rule. It assumes that rule i of a
-// chain is wanted rule i in another form. If a chain has another number of rules than wanted, this
-// is not so, and record records nothing.
+// chain is wanted rule i in another form. This cannot be true if a chain has more or fewer rules
+// than wanted; record then records nothing.
 func (s canonicalForm) record(now tableState, want map[string][]string, in *layout) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {

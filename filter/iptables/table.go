@@ -51,8 +51,8 @@ type Table interface {
 	companion() Table
 	// exists reports whether the table exists. Reading a legacy table creates it.
 	exists() bool
-	// attend sets whether Watch of the table whose companion this one is notifies of changes to
-	// this one too.
+	// attend is called for a companion. It sets whether Watch of the other table, which has this
+	// companion, also notifies of changes to the companion.
 	attend(on bool)
 }
 

@@ -29,8 +29,8 @@ func (k *kernelTable) Watch(ctx context.Context, notify func()) error {
 	return watchLegacy(ctx, k.family, k.filter, notify)
 }
 
-// watch calls notify after changes that concern Sluice, until ctx ends. That includes changes of
-// the table filter while that is attended; filter may be nil.
+// watch calls notify after changes that concern Sluice, until ctx ends: changes to this table,
+// and to filter while filter.attended() returns true. filter may be nil.
 func (t nftTable) watch(ctx context.Context, notify func(), filter *kernelTable) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	if err != nil {
@@ -128,8 +128,8 @@ type legacyInfo struct {
 const getInfo = 64
 
 // watchLegacy calls notify when the number of rules in the legacy table mangle, their total size
-// or the offsets of the hooks' rules have changed, and the same for the table filter while that
-// is attended. It misses a rule that is replaced by one of the same size.
+// or the offsets of the hooks' rules have changed. It does the same for the table filter after
+// filter.attend(true). It misses a rule that is replaced by one of the same size.
 func watchLegacy(ctx context.Context, f Family, filter *kernelTable, notify func()) error {
 	domain, level := unix.AF_INET, unix.IPPROTO_IP
 	if f == IPv6 {

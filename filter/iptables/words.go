@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// sentence is what rules with some parts do, in words.
+// sentence describes the rules that contain certain parts.
 type sentence struct {
 	parts []string // all of them must be in the rule
 	words string
 }
 
-// sentences returns what the rules of the options do. The first one that applies to a rule
-// describes it.
+// sentences returns the descriptions of the rules that the options produce. The first sentence
+// whose parts a rule contains describes the rule.
 func (o Options) sentences() []sentence {
 	mark := func(match string, value, mask uint32) string {
 		return fmt.Sprintf(" -m %s --mark %#x/%#x ", match, value, mask)
@@ -26,6 +26,7 @@ func (o Options) sentences() []sentence {
 
 		{[]string{"-A " + rejectChain, " ! --mark "}, "packets that are not to be rejected go on"},
 		{[]string{"-A " + rejectChain, "--set-xmark"}, "clear the mark, which the answer might inherit"},
+		{[]string{"-A " + rejectChain, "BROADCAST,MULTICAST"}, "broadcast and multicast are never answered"},
 		{[]string{"-A " + rejectChain, "--physdev-is-in"}, "TCP through a Service, from a bridge port: an ICMP error, because the reset would have the pod's address"},
 		{[]string{"-A " + rejectChain, "tcp-reset"}, "TCP: a reset"},
 		{[]string{"-A " + rejectChain, "-j REJECT"}, "everything else: the ICMP error \"administratively prohibited\""},
@@ -40,6 +41,9 @@ func (o Options) sentences() []sentence {
 		{[]string{"-A " + inputChain, "-i lo"}, "the node's own packets to itself are not judged"},
 		{[]string{"-A " + inputChain, "-g " + nodeChain}, "judge what these addresses of pods send to this node"},
 
+		{[]string{translatedAtPort, "--hashlimit-above"}, "the same as below, in the overflow queue, for a source over its limit"},
+		{[]string{translatedAtPort, "-j NFQUEUE"}, "TCP through a Service, from a bridge port: have the agent judge the packet, because the ICMP error must not arrive too early"},
+
 		{[]string{mark("mark", o.RejectMark(), o.RejectMark()), "-j DROP"}, "drop packets that were to be rejected and were not"},
 		{[]string{mark("mark", o.RejectMark(), o.RejectMark())}, "the queue has denied the packet: the table filter rejects it"},
 		{[]string{mark("mark", o.AllowedMark, o.AllowedMark), "-g " + allowChain}, "the queue has allowed the packet"},
@@ -48,6 +52,7 @@ func (o Options) sentences() []sentence {
 		{[]string{mark("connmark", o.Mask(), o.Mask()), "RST"}, "the resets of revoked connections pass, which the kernel sends when it rejects"},
 		{[]string{mark("connmark", o.Mask(), o.Mask())}, "reject packets of revoked connections"},
 		{[]string{mark("connmark", o.RevokedMark, o.RevokedMark)}, "drop packets of revoked connections"},
+		{[]string{withoutConnection}, "POSTROUTING drops or allows TCP segments without a connection: a reset might end an allowed one"},
 		{[]string{"--src-type LOCAL"}, "what the node itself sends passes"},
 		{[]string{"--ctdir REPLY"}, "replies pass"},
 		{[]string{"--ctstate RELATED"}, "ICMP errors about known connections pass"},

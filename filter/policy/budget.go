@@ -10,10 +10,10 @@ type budget struct {
 }
 
 const (
-	// grantedToNamespace is the number of entries that may be merged for sets of the policies of
-	// a namespace, in addition to as many entries as these policies have.
+	// grantedToNamespace is the number by which the merged entries of a namespace may exceed the
+	// entries of its policies.
 	grantedToNamespace = 1 << 15
-	// grantedToCluster is the same for the policies in no namespace. It is larger for two
+	// grantedToCluster is the same bound for the policies in no namespace. It is larger for two
 	// reasons: their subjects choose among all namespaces, so there are more combinations of
 	// policies; and only administrators write them. If a set of policies exceeds the budget, a
 	// decision searches the rules of one policy after the other.

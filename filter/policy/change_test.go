@@ -59,6 +59,9 @@ func newHistory(seed uint64) *history {
 	if h.cluster.assumed = seed%2 == 0; h.cluster.assumed {
 		h.store.AssumeNodeAddrs()
 	}
+	if h.cluster.complete = seed%4 == 1; h.cluster.complete {
+		h.store.RequireNamespaces()
+	}
 	h.cluster.shape = int(seed % policy.Shapes)
 	h.store.SetShape(h.cluster.shape)
 	if h.drafts = seed%3 != 0; h.drafts {

@@ -69,8 +69,8 @@ func BenchmarkCompileBesidePlatform(b *testing.B) {
 	})
 }
 
-// largestClusterPolicy returns a policy of the size that the API permits: 50 rules of 25
-// peers, for egress of 25 networks each.
+// largestClusterPolicy returns a policy of the largest size that the API permits: 50 rules of 25
+// peers, each of which has 25 networks in rules for egress.
 func largestClusterPolicy() *v1beta1.ClusterNetworkPolicy {
 	r := chance{rand.New(rand.NewPCG(1, 2))}
 	o := &v1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "largest"}}

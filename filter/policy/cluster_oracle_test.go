@@ -106,7 +106,7 @@ func (c *cluster) subjectSelects(s *v1beta1.ClusterNetworkPolicySubject, pod *co
 	case s.Pods != nil && wellFormed(&s.Pods.NamespaceSelector) && wellFormed(&s.Pods.PodSelector):
 		return c.namespacedPodMatches(s.Pods, pod), false
 	}
-	// Of the two selectors in Pods, one may be well-formed. It still restricts the pods.
+	// If one of the two selectors in Pods is malformed, the other one still restricts the pods.
 	if s.Pods == nil {
 		return true, true
 	}

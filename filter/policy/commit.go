@@ -21,6 +21,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	w.renewHosts()
 	w.balance()
 	w.undefer()
+	w.commitUnknown()
 	w.match()
 	for _, p := range w.dirtyPods {
 		p.dirty = false
@@ -42,11 +43,14 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched = nil, nil, make(map[netip.Addr]struct{}), nil
 	w.due = false
 	w.lastNumber++
+	deleted := w.takeDeleted()
 	return &Snapshot{
 		number:    w.lastNumber,
+		deleted:   deleted,
 		newest:    w.lastEpoch,
 		table:     w.table,
 		everyone:  w.everyone,
+		byLabels:  w.unknowns.policies > 0,
 		toNode:    w.toNode > 0,
 		mayReject: w.denial == filter.DenialReject || w.rejecting > 0,
 		ranges:    ranges,
@@ -57,6 +61,18 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets), Tiers: w.tiers,
 		},
 	}, changes
+}
+
+// takeDeleted returns the names of the policies that were deleted since the last Commit and not set
+// again.
+func (w *Store) takeDeleted() (names []string) {
+	for _, ref := range w.deleted {
+		if w.policies[ref] == nil {
+			names = append(names, ref.String())
+		}
+	}
+	w.deleted = nil
+	return names
 }
 
 // commitPod compiles a pod's endpoint. The endpoint gets a new epoch in two cases: the
@@ -134,6 +150,7 @@ func (w *Store) classFor(p *pod) *class {
 	if rejects {
 		key[0] = 1
 	}
+	key[0] |= byte(p.identity.ns.unknown) << 1
 	key = binary.AppendUvarint(key, uint64(p.identity.ns.id))
 	for d := range sets {
 		for _, set := range sets[d][Admin:] {
@@ -158,7 +175,7 @@ func (w *Store) classFor(p *pod) *class {
 		p.ports = c.ports // the lists are equal: keep only one of them
 		return c
 	}
-	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, rejects: rejects, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
+	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, rejects: rejects, unknown: p.identity.ns.unknown, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
 	w.classes[c.key] = c
 	return c
 }
@@ -198,6 +215,9 @@ func (sets *policySets) chains() (chains [2]*link) {
 // policySetsOf returns the policy sets that decide for a pod, and increments the reference count of
 // each.
 func (w *Store) policySetsOf(p *pod) (sets policySets) {
+	if state := p.identity.ns.unknown; state != labelsKnown {
+		return w.useUnknown(state)
+	}
 	for d := range sets {
 		if p.reselected || p.endpoint == nil {
 			w.selectPolicies(&sets, p, filter.Direction(d))

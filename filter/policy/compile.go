@@ -166,8 +166,9 @@ func (c *compiler) portTables(out *ruleSet, l *lists) {
 	}
 }
 
-// everyPort adds a span for each rule in lists, which are for every port. In ordered rule sets,
-// the set for a port then has all rules for this port, and one lookup finds the first of them.
+// everyPort adds a span of all ports for each rule in lists: these rules are for every port. In
+// an ordered rule set, the peer set for a port then has all rules that apply to this port, and
+// one lookup finds the first match.
 func everyPort(spans []span, lists ...[]uint32) []span {
 	for _, list := range lists {
 		for _, rule := range list {

@@ -26,9 +26,9 @@ func joined(spans []span) []span {
 	return out
 }
 
-// cut divides the ports into intervals: each begin and each end of a span begins a new
-// interval. It returns where the intervals start, and the spans of each rule, joined, with
-// indexes of intervals in place of ports.
+// cut divides the ports into intervals: each begin and each end of a span begins a new interval.
+// It returns the first port of each interval. It also returns the spans, with indexes of
+// intervals in place of ports. In these, spans of one rule that touched are joined.
 func cut(spans []span) (starts []uint32, of []span) {
 	spans = joined(spans)
 	cuts := make([]uint32, 0, 2*len(spans))
@@ -87,7 +87,8 @@ type portWalk struct {
 	open   []bool // true for the rules of the current interval
 }
 
-// edge is the first interval of a span, or the first one after it.
+// edge is where a span of a rule begins or ends: "at" is the first interval of the span, or the
+// one after its last.
 type edge struct{ at, rule uint32 }
 
 func (c *compiler) walk(spans []span, starts []uint32) portWalk {

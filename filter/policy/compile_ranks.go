@@ -67,7 +67,8 @@ func (c *compiler) roomFor(l *lists) int {
 	return c.shape.floor + c.shape.flat*size
 }
 
-// newColumns returns the columns of selectors, from begin on.
+// newColumns returns the columns of the selectors with the given ids, which are sorted. begin is
+// the first column.
 func newColumns(ids []uint32, begin uint32) columns {
 	c := columns{begin: begin}
 	if len(ids) == 0 {
@@ -89,8 +90,8 @@ func newColumns(ids []uint32, begin uint32) columns {
 	return c
 }
 
-// fewColumnWords is the number of words that columns may have in addition to two for each
-// selector.
+// fewColumnWords bounds the bitmap of columns: it may have two words for each selector, and this
+// number of words in addition.
 const fewColumnWords = 32
 
 // findColumns finds the columns of the selectors of each rule. Selectors of rules that are never
@@ -111,8 +112,8 @@ func (m *rankMaker) findColumns() {
 	}
 }
 
-// columnsOf appends the columns of selectors to list. ids are those of the columns from first
-// on.
+// columnsOf appends the columns of selectors to list. ids are the sorted ids of the selectors that
+// have columns, and first is the column of ids[0].
 func columnsOf(list []uint32, selectors []*selector, ids []uint32, first uint32) []uint32 {
 	for _, s := range selectors {
 		if at, found := slices.BinarySearch(ids, s.id); found {
@@ -125,34 +126,44 @@ func columnsOf(list []uint32, selectors []*selector, ids []uint32, first uint32)
 // intervals cuts the ports of a protocol into intervals, and reports whether there is room for
 // their rows.
 func (m *rankMaker) intervals(protocol int, l *lists) bool {
-	flat := &m.table.flat[protocol]
-	spans, starts := l.spans[protocol], l.starts[protocol]
-	if len(spans) == 0 {
-		row, is := m.rowOf(append(slices.Clone(l.portless), l.all[protocol]...))
-		*flat = []rankInterval{{0, row}}
-		return is
+	if len(l.spans[protocol]) > 0 {
+		return m.cut(protocol, l)
 	}
-	*flat = make([]rankInterval, 0, 1+len(starts))
-	if starts[0] > 0 {
-		*flat = append(*flat, rankInterval{0, portlessRow}) // no rule is for these ports
-	}
-	ports := m.walk(spans, starts)
-	is := ports.each(func(i int, id mark, weight int) bool {
-		row, is := m.rows[id]
-		if !is {
-			if m.room -= weight + int(m.table.width); m.room < 0 {
-				return false
-			}
-			m.list = ports.rules(m.list[:0])
-			row = m.addRow(id, m.list)
-		}
-		if n := len(*flat); n == 0 || (*flat)[n-1].row != row {
-			*flat = append(*flat, rankInterval{uint16(starts[i]), row})
-		}
-		return true
-	})
-	*flat = fitted(*flat)
+	row, is := m.rowOf(append(slices.Clone(l.portless), l.all[protocol]...))
+	m.table.flat[protocol] = []rankInterval{{0, row}}
 	return is
+}
+
+// cut is the method "intervals" for a protocol with rules for some of its ports.
+func (m *rankMaker) cut(protocol int, l *lists) bool {
+	starts := l.starts[protocol]
+	flat := make([]rankInterval, 0, 1+len(starts))
+	if starts[0] > 0 {
+		flat = append(flat, rankInterval{0, portlessRow}) // no rule is for these ports
+	}
+	ports := m.walk(l.spans[protocol], starts)
+	is := ports.each(func(i int, id mark, weight int) bool {
+		row, is := m.rowAt(&ports, id, weight)
+		if n := len(flat); is && (n == 0 || flat[n-1].row != row) {
+			flat = append(flat, rankInterval{uint16(starts[i]), row})
+		}
+		return is
+	})
+	m.table.flat[protocol] = fitted(flat)
+	return is
+}
+
+// rowAt returns the index of the row for the current interval of ports, and reports whether there
+// is room for it. id and weight are those of the interval's rules.
+func (m *rankMaker) rowAt(ports *portWalk, id mark, weight int) (row uint32, is bool) {
+	if row, is = m.rows[id]; is {
+		return row, true
+	}
+	if m.room -= weight + int(m.table.width); m.room < 0 {
+		return 0, false
+	}
+	m.list = ports.rules(m.list[:0])
+	return m.addRow(id, m.list), true
 }
 
 // rowOf returns the index of the row for rules, and reports whether there is room for it.
@@ -172,22 +183,17 @@ func (m *rankMaker) rowOf(rules []uint32) (row uint32, is bool) {
 	return m.addRow(id, rules), true
 }
 
-// addRow adds a row for rules, which are in their order.
+// addRow adds a row for rules, which are sorted by rank, and returns its index.
 func (m *rankMaker) addRow(id mark, rules []uint32) (row uint32) {
 	t := m.table
-	begin := len(t.rows)
-	for _, p := range m.all.peers {
-		t.rows = append(t.rows, ranks{noRank, codeOf(t.rules, p.rule)})
-	}
-	t.rows = append(t.rows, ranks{noRank, codeOf(t.rules, m.all.everyone)})
-	columns := t.rows[begin:]
+	columns := m.newColumns()
 	var blocks []blockRange
 	for _, r := range rules {
+		code := codeOf(t.rules, r)
 		if m.rules[r].anyone { // later rules are never reached
-			columns[t.width-1].atPort = codeOf(t.rules, r)
+			columns[t.width-1].atPort = code
 			break
 		}
-		code := codeOf(t.rules, r)
 		for _, at := range m.columns[r] {
 			columns[at].atPort = min(columns[at].atPort, code)
 		}
@@ -197,4 +203,16 @@ func (m *rankMaker) addRow(id mark, rules []uint32) (row uint32) {
 	t.rowBlocks = append(t.rowBlocks, byRank(blocks))
 	m.rows[id] = row
 	return row
+}
+
+// newColumns appends the columns of a row to the table. It sets only anyPort, which is the same
+// in every row.
+func (m *rankMaker) newColumns() []ranks {
+	t := m.table
+	begin := len(t.rows)
+	for _, p := range m.all.peers {
+		t.rows = append(t.rows, ranks{noRank, codeOf(t.rules, p.rule)})
+	}
+	t.rows = append(t.rows, ranks{noRank, codeOf(t.rules, m.all.everyone)})
+	return t.rows[begin:]
 }

@@ -111,6 +111,9 @@ func (h *history) checkStarts(now *policy.Snapshot) {
 		if e == nil || e.Namespace != key.namespace || e.Name != key.name {
 			continue // packets of the address are held, or another pod has it
 		}
+		if v := now.Decide(flow{Src: key.addr, Dst: outsideAddrs[0], Protocol: filter.TCP}.key()); v.Reason == filter.NamespaceNotKnown {
+			continue // it is denied everything
+		}
 		pod := h.cluster.Pods[named(h.cluster.Pods, key.namespace, key.name)]
 		for name, first := range at {
 			for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {

@@ -7,9 +7,10 @@ import (
 	"sluice/filter"
 )
 
-// A packet is denied as the policy says that denies it; otherwise as the namespace of the pod
-// says whose policies deny it; otherwise as the node's default says. If no rule decides, the
-// policies that isolate the pod count, and drop prevails among them.
+// A denied packet is dropped or rejected. The policy that denies it decides which. If that policy
+// has no DenyWithAnnotation, the namespace of the pod that it selects decides, and without an
+// annotation there, the node's default (see SetDenial). If several policies isolate a pod and so
+// deny a packet together, the packet is dropped as soon as one of them says "drop".
 
 // DenyWithAnnotation is the annotation of a policy or a namespace with the way in which packets
 // are denied: drop or reject.
@@ -25,15 +26,30 @@ func ReadDenial(annotations map[string]string) (d filter.Denial, known bool) {
 	return filter.ParseDenial(text)
 }
 
-// The texts about an unknown value of DenyWithAnnotation.
-const (
-	DenyWithField = `metadata.annotations["` + DenyWithAnnotation + `"]`
-	DenyWithHint  = "write drop or reject"
-)
+// DenyWithField is the field of DenyWithAnnotation.
+const DenyWithField = `metadata.annotations["` + DenyWithAnnotation + `"]`
 
-// DenyWithDetail says what is wrong with a value of DenyWithAnnotation.
-func DenyWithDetail(value string) string {
-	return fmt.Sprintf("%q is not a way to deny packets, and has no effect", value)
+// namespaceKind is the kind in a Problem of a namespace.
+const namespaceKind = "Namespace"
+
+// unknownDenial returns the problem of an unknown value of DenyWithAnnotation. It changes no
+// decision, only the answer to denied packets.
+func unknownDenial(of Ref, value string) Problem {
+	return Problem{
+		Policy: of, Field: DenyWithField, Minor: true,
+		Detail: fmt.Sprintf("%q is not a way to deny packets, and has no effect", value), Hint: "write drop or reject",
+	}
+}
+
+// NamespaceDenial reads DenyWithAnnotation of a namespace. If its value is not known, wrong is
+// the problem.
+func NamespaceDenial(name string, annotations map[string]string) (d filter.Denial, wrong *Problem) {
+	d, known := ReadDenial(annotations)
+	if !known {
+		p := unknownDenial(Ref{Kind: namespaceKind, Name: name}, annotations[DenyWithAnnotation])
+		wrong = &p
+	}
+	return d, wrong
 }
 
 // Annotate sets how the policy denies packets, from the annotations of its object. An unknown
@@ -42,12 +58,13 @@ func (p *Policy) Annotate(annotations map[string]string) {
 	d, known := ReadDenial(annotations)
 	p.Denial = d
 	if !known {
-		p.Problems = append(p.Problems, Problem{Policy: p.Ref, Field: DenyWithField, Detail: DenyWithDetail(annotations[DenyWithAnnotation]), Hint: DenyWithHint})
+		p.Problems = append(p.Problems, unknownDenial(p.Ref, annotations[DenyWithAnnotation]))
 	}
 }
 
-// Annotate makes a policy that is read from Source have what Policy.Annotate sets, and its
-// digest depend on that.
+// Annotate calls Policy.Annotate for Form, and makes Source.Read call it for each policy that it
+// reads. The digest then depends on the annotation. Without DenyWithAnnotation, Annotate does
+// nothing.
 func (e *Encoded) Annotate(annotations map[string]string) {
 	text, has := annotations[DenyWithAnnotation]
 	if !has {
@@ -74,15 +91,23 @@ func (e *Encoded) Annotate(annotations map[string]string) {
 	}
 }
 
-// SetDenial sets how this node denies packets if neither policy nor namespace says. Call it
+// SetDenial sets how packets are denied if neither the policy nor the namespace sets it. Call it
 // before the first Commit.
 func (w *Store) SetDenial(d filter.Denial) { w.denial = d }
 
 // SetNamespaceDenial sets how packets are denied by policies in a known namespace that do not
-// say it themselves.
-func (w *Store) SetNamespaceDenial(name string, d filter.Denial) {
+// say it themselves. wrong is the problem of its annotation, or nil.
+func (w *Store) SetNamespaceDenial(name string, d filter.Denial, wrong *Problem) {
 	ns := w.namespaces[name]
-	if ns == nil || ns.denial == d {
+	if ns == nil {
+		return
+	}
+	if wrong == nil {
+		delete(w.faultyNS, name)
+	} else {
+		w.faultyNS[name] = *wrong
+	}
+	if ns.denial == d {
 		return
 	}
 	w.countDenial(ns.denial, -1)
@@ -95,21 +120,21 @@ func (w *Store) SetNamespaceDenial(name string, d filter.Denial) {
 	}
 }
 
-// countDenial counts the policies and namespaces that reject.
+// countDenial adds n to the number of policies and namespaces that reject, if d is DenialReject.
 func (w *Store) countDenial(d filter.Denial, n int) {
 	if d == filter.DenialReject {
 		w.rejecting += n
 	}
 }
 
-// rejects reports whether packets are rejected that a policy of a pod in the namespace denies
-// without saying how.
+// rejects reports whether packets are rejected if a policy for a pod in the namespace denies
+// them without specifying how.
 func (w *Store) rejects(ns *namespace) bool { return ns.denial.Or(w.denial) == filter.DenialReject }
 
 // Rejects reports whether some denials may be rejections.
 func (s *Snapshot) Rejects() bool { return s.mayReject }
 
-// denialOf returns how several policies that isolate a pod deny packets.
+// denialOf returns the Denial of several policies that isolate a pod together.
 func denialOf(policies []*policy) (d filter.Denial) {
 	for _, p := range policies {
 		switch p.denial {
@@ -122,7 +147,8 @@ func denialOf(policies []*policy) (d filter.Denial) {
 	return d
 }
 
-// uniformDenial returns how the ordered rules that deny do it. uniform is false if they differ.
+// uniformDenial returns the Denial of the ordered rules that deny. uniform is false if these have
+// different ones.
 func (r *ruleSet) uniformDenial() (d filter.Denial, uniform bool) {
 	first := true
 	for _, set := range append([]*ruleSet{r}, r.parts()...) {
@@ -152,8 +178,7 @@ func (e *Endpoint) ClosedDenial(d filter.Direction) (rejects, known bool) {
 	return e.rejectsBy(l.denial), true
 }
 
-// rejectsBy reports whether packets are rejected that a policy of the endpoint denies in the
-// given way.
+// rejectsBy reports whether a policy of the endpoint with the given Denial rejects packets.
 func (e *Endpoint) rejectsBy(d filter.Denial) bool {
 	if d == filter.DenialUnset {
 		return e.class.rejects

@@ -63,8 +63,8 @@ func (w denialBed) toDB() (filter.Verdict, *policy.Snapshot, policy.Changes) {
 }
 
 func (w denialBed) namespace(name, with string) {
-	d, _ := policy.ReadDenial(annotated(with))
-	w.SetNamespaceDenial(name, d)
+	d, wrong := policy.NamespaceDenial(name, annotated(with))
+	w.SetNamespaceDenial(name, d, wrong)
 }
 
 // The most specific of policy, namespace and node says how packets are denied.
@@ -113,7 +113,7 @@ func TestDenialOfTheMostSpecific(t *testing.T) {
 	}
 }
 
-// If several policies isolate a pod, drop prevails.
+// If several policies isolate a pod, one that drops prevails over those that reject.
 func TestDenialOfSeveral(t *testing.T) {
 	for _, tt := range []struct {
 		policies []string
@@ -143,8 +143,8 @@ func TestDenialOfTheSource(t *testing.T) {
 	}
 }
 
-// A change of an annotation changes the epochs of the pods that it concerns, so that no cache
-// answers as before.
+// A changed annotation changes the epochs of the pods that it concerns, so that caches do not
+// use verdicts from before.
 func TestDenialChanges(t *testing.T) {
 	w := newDenialBed(t)
 	w.close("shop", "p", "")
@@ -192,10 +192,30 @@ func TestDenialUnknown(t *testing.T) {
 		t.Fatalf("problems: %v, want 2", problems)
 	}
 	for _, p := range problems {
-		if p.Field != policy.DenyWithField || p.Hint == "" {
-			t.Errorf("problem %v, want one about %s", p, policy.DenyWithField)
+		if p.Field != policy.DenyWithField || p.Hint == "" || !p.Minor {
+			t.Errorf("problem %v, want a minor one about %s", p, policy.DenyWithField)
 		}
 	}
+}
+
+// An unknown value of a namespace is a problem as long as the namespace has it.
+func TestDenialUnknownOfANamespace(t *testing.T) {
+	w := newDenialBed(t)
+	want := func(n int) {
+		t.Helper()
+		w.Commit()
+		p := w.Problems()
+		if len(p) != n || n > 0 && (!p[0].Minor || p[0].Policy.Object() != "Namespace shop") {
+			t.Errorf("problems: %v, want %d minor ones of Namespace shop", p, n)
+		}
+	}
+	w.namespace("shop", "nonsense")
+	want(1)
+	w.namespace("shop", "drop")
+	want(0)
+	w.namespace("shop", "nonsense")
+	w.DeleteNamespace("shop")
+	want(0)
 }
 
 // A policy that is read again from its source keeps its annotation.

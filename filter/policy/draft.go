@@ -84,11 +84,11 @@ func (w *Store) UseDrafts() {
 // isLarge reports whether a policy is large by its encoded size.
 func (w *Store) isLarge(from Source) bool { return len(from.Encoded) > w.large }
 
-// drafted reports whether versions of a policy are drafts first: those of large policies in
-// a namespace. Policies of the whole cluster are never drafts. They have at most 50 rules of
-// 25 peers, only administrators write them, and the largest ones take tens of milliseconds, so
-// that they hardly delay other changes. As drafts, they would defer the addresses of all
-// pods that start in the meantime, in every namespace.
+// drafted reports whether a version of a policy is first compiled as a draft. This is so for large
+// policies in a namespace. Policies of the whole cluster are never drafts. They have at most 50
+// rules of 25 peers, only administrators write them, and the largest ones take tens of
+// milliseconds, so that they hardly delay other changes. As drafts, they would defer the addresses
+// of all pods that start until the draft is ready, in every namespace (see defer.go).
 func (w *Store) drafted(ref Ref, from Source) bool {
 	return w.drafts.on && !ref.clusterWide() && w.isLarge(from)
 }
@@ -250,7 +250,8 @@ func (u unshared) usePeer(in scope, sel labels.Selector) *selector { return u.us
 // have such peers, and they are never drafts.
 func (u unshared) useNodes(labels.Selector) *nodeSelector { return nil }
 
-// Prepared takes back a draft that NextDraft returned, after Prepare.
+// Prepared returns a draft to the store. The draft comes from NextDraft, and its method Prepare
+// has run.
 func (w *Store) Prepared(d *Draft) {
 	w.drafts.out = false
 	if d.step == compiling {

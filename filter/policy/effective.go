@@ -31,8 +31,8 @@ func (p *Policy) effective(r Rule) (_ Rule, matches bool) {
 	return r, matches
 }
 
-// malformed reports whether the peer cannot be understood in the policy with the reference of. A
-// peer without a field means the pods of the policy's own namespace, so it is malformed in a
+// malformed reports whether the peer cannot be understood in the policy with the reference "of".
+// A peer without a field means the pods of the policy's own namespace, so it is malformed in a
 // policy that is in no namespace.
 func (p *Peer) malformed(of Ref) bool {
 	blank := p.Namespaces == nil && p.Block == nil && len(p.Networks) == 0 && p.Nodes == nil && len(p.Names) == 0

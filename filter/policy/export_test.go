@@ -95,7 +95,7 @@ func (w *Store) Forms() (flat, trees, refer, apart, tables int) {
 // Kept counts the records that the store keeps, by kind.
 func (w *Store) Kept() map[string]int {
 	kept := map[string]int{
-		"namespaces": len(w.namespaces), "pods": len(w.pods), "policies": len(w.policies), "faulty policies": len(w.faulty),
+		"namespaces": len(w.namespaces), "pods": len(w.pods), "policies": len(w.policies), "faulty policies": len(w.faulty), "faulty namespaces": len(w.faultyNS),
 		"owners": len(w.owners), "rivals": len(w.rivals), "hosts": len(w.hosts), "policy sets": len(w.policySets), "classes": len(w.classes),
 		"deferred":  len(w.deferred),
 		"selectors": len(w.nsSelectors.byKey) + len(w.scopes.byKey) + len(w.subjects.byKey) + len(w.peers.byKey),

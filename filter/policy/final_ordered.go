@@ -6,8 +6,9 @@ import (
 	"sluice/filter"
 )
 
-// orderedOutcome is outcome for an end whose chain begins with ordered rules, and whose peer is
-// pending. Such rules may also deny a peer that is allowed while its labels are not known.
+// orderedOutcome is the method "outcome" for an end whose chain begins with ordered rules, and
+// whose peer is pending. Ordered rules may deny a pod by its labels although they allow it while
+// its labels are not known.
 func (s *Snapshot) orderedOutcome(k *filter.Key, d filter.Direction, side *filter.Side, e *Endpoint) outcome {
 	now := side.Allows()
 	switch {
@@ -19,8 +20,9 @@ func (s *Snapshot) orderedOutcome(k *filter.Key, d filter.Direction, side *filte
 	return never
 }
 
-// mayDiffer reports whether a chain may decide otherwise about a flow once its pending peer is
-// known. own is the endpoint of the chain, and allows the decision now.
+// mayDiffer reports whether the chain may decide differently about a flow once its pending peer
+// is known. own is the endpoint that the chain belongs to. allows reports whether the chain
+// allows the flow while the peer is not known.
 func (l *link) mayDiffer(s *Snapshot, k *filter.Key, d filter.Direction, own *Endpoint, allows bool) bool {
 	q := query{key: k, addr: k.DstAddr(), everyone: s.everyone}
 	if d == filter.Ingress {
@@ -28,7 +30,7 @@ func (l *link) mayDiffer(s *Snapshot, k *filter.Key, d filter.Direction, own *En
 	}
 	for ; l != nil; l = l.next {
 		if l.isolation != nil {
-			// A rule that allows the address allows any pod with the address.
+			// NetworkPolicies that allow an address allow every pod that may have it.
 			return !allows && l.rules.mayAllow(k, d, own.class.ports)
 		}
 		found, differs := l.rules.mayDiffer(&q, d, allows)
@@ -39,8 +41,8 @@ func (l *link) mayDiffer(s *Snapshot, k *filter.Key, d filter.Direction, own *En
 	return false
 }
 
-// mayDiffer is the link's mayDiffer for its ordered rules. found is the rule that matches the
-// flow while the peer is not known.
+// mayDiffer reports whether ordered rules may decide otherwise about a flow once its pending
+// peer is known. found is the rule that matches the flow now, while the peer is not known.
 func (r *ruleSet) mayDiffer(q *query, d filter.Direction, allows bool) (found match, differs bool) {
 	if r.peers == nil {
 		for _, part := range r.parts() {
@@ -62,8 +64,8 @@ func (r *ruleSet) mayDiffer(q *query, d filter.Direction, allows bool) (found ma
 	return found, r.hasContraryAt(q.key, &x) || q.key.Transport == filter.Ported && r.hasContraryNamed(q, d, &x)
 }
 
-// hasContraryAt reports whether a rule that matches the port of the flow by its number, or that is
-// for all ports, is contrary.
+// hasContraryAt reports whether a rule for all ports, or for the number of the flow's port, is
+// contrary (see contrary) and names pods by labels.
 func (r *ruleSet) hasContraryAt(k *filter.Key, x *contrary) bool {
 	if r.extra.table != nil {
 		return r.extra.table.hasContrary(k, x)
@@ -87,8 +89,8 @@ func (r *ruleSet) hasContraryAt(k *filter.Key, x *contrary) bool {
 	return false
 }
 
-// hasContraryNamed reports whether a rule that may match the port of the flow by its name is
-// contrary.
+// hasContraryNamed reports whether a rule with a named port that may be the flow's port is
+// contrary (see contrary).
 func (r *ruleSet) hasContraryNamed(q *query, d filter.Direction, x *contrary) bool {
 	k := q.key
 	if d == filter.Egress { // the destination, which defines the names, is not known
@@ -109,19 +111,20 @@ func (r *ruleSet) hasContraryNamed(q *query, d filter.Direction, x *contrary) bo
 }
 
 // hasContrary reports whether the row of a flow has a contrary rule that names pods by labels. The
-// row has only the first rule of each selector. Later ones are never reached by the pods that the
-// selector matches.
+// row has only the first rule of each selector: later rules of a selector never decide about the
+// pods that it matches.
 func (t *rankTable) hasContrary(k *filter.Key, x *contrary) bool {
 	row := t.rows[t.rowOf(k)*t.width:][:t.width-1] // without the last column, of the rules for every peer
 	return slices.ContainsFunc(row, func(r ranks) bool { return r.atPort != noRank && x.is(uint32(r.atPort>>rankShift)) })
 }
 
-// contrary describes the rules that may decide otherwise than now once the peer is known.
+// contrary describes the rules that would change the decision about a flow if its pending peer
+// turned out to match them.
 type contrary struct {
 	ranks  []rank
-	before uint32 // rank of the rule that matches now: later rules are never reached
-	action Action
-	passes bool // the rule that matches now decides, so that one that passes is contrary, too
+	before uint32 // rank of the rule that matches now; only earlier rules are contrary
+	action Action // a rule with this action is contrary
+	passes bool   // a rule with the action Pass is contrary too
 }
 
 func (x *contrary) is(rule uint32) bool {
@@ -132,8 +135,8 @@ func (x *contrary) is(rule uint32) bool {
 	return action == x.action || x.passes && action == Pass
 }
 
-// hasContrary reports whether the set has a contrary rule that names pods by labels; with
-// anyPeer, whether it has any.
+// hasContrary reports whether the set has a contrary rule that names pods by labels or, with
+// anyPeer, any contrary rule.
 func (s *peerSet) hasContrary(x *contrary, anyPeer bool) bool {
 	switch {
 	case s == nil:

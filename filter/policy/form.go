@@ -130,7 +130,7 @@ type Peer struct {
 	Block      *Block          // nil: not a block
 	Networks   []netip.Prefix  // empty: not networks
 	Nodes      labels.Selector // nil: not nodes; otherwise the addresses of matching nodes
-	// Names are domain names. They are not supported yet, and count as malformed.
+	// Names are domain names. They are not supported, and count as malformed.
 	Names []string
 	// Malformed is the field of the peer that cannot be understood, such as
 	// ".ipBlock.cidr", or "." for the whole peer. In a rule that accepts, such a peer matches

@@ -32,6 +32,7 @@ type policy struct {
 	nodes    []*nodeSelector // selectors of nodes in peers, once for each use
 	problems []Problem
 	denial   filter.Denial
+	unsafe   bool  // result of needsNamespaces
 	large    bool  // isLarge is true of it, so its rules are never merged with others
 	cost     int64 // estimated memory, in bytes
 	refused  bool  // the policy is over a limit, so its rules were not read

@@ -248,8 +248,8 @@ func (w *Store) draftBack(p *policy) bool {
 
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
 
-// byPriority is the order in which ordered rules decide. Policies of equal priority are in
-// the order of their names, which the API leaves open, so that every node decides alike.
+// byPriority is the order in which ordered rules decide. The API leaves the order of policies of
+// equal priority open. byPriority orders them by name, so that every node decides alike.
 func byPriority(a, b *policy) int { return cmp.Or(cmp.Compare(a.priority, b.priority), byText(a, b)) }
 
 // toRefuse returns the policies to refuse so that all others are within Limits.Policies.
@@ -285,8 +285,8 @@ func (w *Store) toRefuse() map[Ref]*policy {
 	return out
 }
 
-// worstOf returns the namespace with the largest sum, or of several the one with the last
-// name. It returns "", which stands for the policies in no namespace, only if the policies of
+// worstOf returns the namespace with the largest sum. Of several, it is the one whose name sorts
+// last. It returns "", which stands for the policies in no namespace, only if the policies of
 // all namespaces take nothing. If a policy in no namespace were refused, pods of every namespace
 // might lose connections, and the policies of one namespace must not cause this.
 func worstOf(sums map[string]int64) (worst string) {

@@ -19,8 +19,8 @@ type Node struct {
 }
 
 // nodes holds the Node objects. A peer that selects nodes is compiled as the addresses of these
-// nodes, so that it costs a decision no more than other addresses. When a change of a Node
-// alters these addresses, the next Commit reads the policies with such peers again.
+// nodes, so a decision costs the same as for other addresses. When a change of a Node alters
+// these addresses, the next Commit reads the policies with such peers again.
 type nodes struct {
 	byName    map[string]*Node
 	selectors map[string]*nodeSelector // by the text of the selector
@@ -113,7 +113,7 @@ func (s *nodeSelector) addrsOf(n *Node) []netip.Addr {
 	return n.Addrs
 }
 
-// selector returns the shared nodeSelector for sel. It does not count a use.
+// selector returns the shared nodeSelector for sel. It does not increment uses.
 func (x *nodes) selector(sel labels.Selector) *nodeSelector {
 	text := sel.String()
 	s := x.selectors[text]
@@ -191,7 +191,7 @@ func (w *Store) useNodesOf(p *policy, form *Policy) {
 	}
 }
 
-// readAgain reads again those policies with peers that select nodes for which f returns true.
+// readAgain reads the policies again that have peers that are nodes and for which f returns true.
 // It skips policies whose source was not kept.
 func (w *Store) readAgain(f func(*policy) bool) {
 	var again []*policy
@@ -228,9 +228,9 @@ func (s *Snapshot) Node(name string) *Node { return s.nodes[name] }
 // Nodes yields all Node objects, in no particular order.
 func (s *Snapshot) Nodes() iter.Seq[*Node] { return maps.Values(s.nodes) }
 
-// NodeAt returns the Node whose status has an address, or nil. If several have it, NodeAt
-// returns the one with the first name. It compares the address with those of all Nodes: it is
-// for explanations.
+// NodeAt returns the Node whose status has an address, or nil. If several Nodes have it, NodeAt
+// returns the one whose name sorts first. It searches all Nodes, which is fast enough for
+// explanations.
 func (s *Snapshot) NodeAt(addr netip.Addr) *Node {
 	var found *Node
 	for _, n := range s.nodes {

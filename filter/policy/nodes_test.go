@@ -102,8 +102,9 @@ func TestNodesCountAgainstLimits(t *testing.T) {
 	commit(0)
 }
 
-// Without AssumeNodeAddrs, the status of a Node does not make an address one of the node that
-// its pods run on: only a NAT may have the address, and its packets may come from anywhere.
+// Without AssumeNodeAddrs, an address in the status of a Node does not count as an address of
+// the node that its pods run on. It may be an address of a NAT outside the cluster, from which
+// packets of any origin may come.
 func TestNodeAddrsAreNotAssumed(t *testing.T) {
 	for _, assumed := range []bool{false, true} {
 		w := policy.NewStore()

@@ -21,11 +21,11 @@ import (
 	"sluice/filter/policy"
 )
 
-// The oracle implements the text of the NetworkPolicy API literally (that of
-// ClusterNetworkPolicy is in cluster_oracle_test.go): for every flow it loops
-// over all objects, parses every selector and CIDR again, and remembers nothing. It takes
-// microseconds where the engine takes nanoseconds, but it has no index, class or cache that
-// could share a mistake with the engine.
+// The oracle implements the text of the NetworkPolicy API literally. Its part about the
+// ClusterNetworkPolicy API is in cluster_oracle_test.go. For every flow, the oracle loops over all
+// objects, parses every selector and CIDR again, and remembers nothing. It takes microseconds
+// where the engine takes nanoseconds, but it has no index, class or cache that could share a
+// mistake with the engine.
 //
 // Comments name the API field that a line implements, and quote its documentation.
 
@@ -43,6 +43,9 @@ type cluster struct {
 	// assumed reports that the addresses of a Node object count as addresses of the node that
 	// its pods run on, as in explanations (see Store.AssumeNodeAddrs).
 	assumed bool
+	// complete reports that the labels of a namespace without an object count as not known,
+	// instead of as absent (see Store.RequireNamespaces).
+	complete bool
 
 	shape int // the shape of the rule sets that the engine compiles; see policy.SetShape
 }
@@ -69,6 +72,7 @@ type judgement struct {
 	SameAddress     bool // a pod talks to itself
 	FromNode        bool // the source is the node of the destination, or the enforcing node
 	ToNode          bool // the destination is the node of the source, or the enforcing node
+	Unknown         bool // an end that policies may select is in a namespace whose labels are not known
 	Action          filter.Action
 }
 
@@ -106,6 +110,7 @@ func (c *cluster) judge(f flow) judgement {
 	// says the same of traffic to that node.
 	j.FromNode = slices.Contains(c.Node, f.Src) || src == nil && c.runsOn(dst, f.Src)
 	j.ToNode = slices.Contains(c.Node, f.Dst) || dst == nil && c.runsOn(src, f.Dst)
+	j.Unknown = !j.exempt() && (c.isUnknown(src) || !j.ToNode && c.isUnknown(dst))
 	switch {
 	case j.exempt():
 	case j.ToNode:
@@ -467,8 +472,8 @@ func parseAddrs(texts []string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// runsOn reports whether addr is an address of the pod's node, by the pod's status or the
-// Node object's. The caller makes sure that no live pod has addr.
+// runsOn reports whether addr is an address of the pod's node, according to the status of the
+// pod or of the Node object. The caller makes sure that no live pod has addr.
 func (c *cluster) runsOn(pod *corev1.Pod, addr netip.Addr) bool {
 	return pod != nil && (slices.Contains(hostAddrs(pod), addr) || c.assumed && slices.ContainsFunc(c.Nodes, func(n *corev1.Node) bool {
 		return n.Name == pod.Spec.NodeName && slices.Contains(nodeObjectAddrs(n), addr)

@@ -128,8 +128,8 @@ func (s *peerSet) lowest(p *remote) uint32 {
 	return at
 }
 
-// isNear reports whether a block may contain the address, and finds its place among the
-// bounds in this case.
+// isNear reports whether a block may contain the address. If so, isNear has stored the place of
+// the address among the bounds.
 func (p *remote) isNear() bool {
 	if !p.placed {
 		if p.placed, p.far = true, !p.rules.extra.near.has(p.addr); !p.far {
@@ -139,9 +139,9 @@ func (p *remote) isNear() bool {
 	return !p.far
 }
 
-// nearBits has a bit for the first byte of each address in some blocks, of IPv4 and then of
-// IPv6. It fills one cache line. A search in the bounds reads several, and most addresses are
-// far from all blocks.
+// nearBits has a bit for each first byte of the addresses in some blocks: 256 bits for IPv4, then
+// 256 for IPv6. It fills one cache line. It saves most addresses a search in ruleSet.bounds, which
+// reads several cache lines, because their first byte is that of no block.
 type nearBits [8]uint64
 
 func firstByteOf(a netip.Addr) uint {

@@ -9,8 +9,8 @@ import (
 )
 
 // overlap is two policies of a tier with equal priority and rules of different actions, which
-// select the same pod. The API leaves open which one decides first; here it is the one with
-// the first name.
+// select the same pod. The API leaves open which one is evaluated first. Here, it is the one whose
+// name sorts first.
 type overlap struct{ first, second Ref }
 
 // overlapsOf returns the overlaps of policies of one tier that select the same pod. The
@@ -21,7 +21,8 @@ func overlapsOf(d filter.Direction, policies []*policy) (found []overlap) {
 		return nil
 	}
 	for i, second := range policies[1:] {
-		// A negative priority replaces one that cannot be understood, which is another problem.
+		// A negative priority means that the place in the order is not known, which is reported
+		// elsewhere.
 		if first := policies[i]; first.priority == second.priority && first.priority >= 0 && differ(first.rules[d], second.rules[d]) {
 			found = append(found, overlap{first.ref, second.ref})
 		}
@@ -39,7 +40,8 @@ func differ(a, b []rule) bool {
 	return false
 }
 
-// countOverlaps adds n to the use count of each overlap in the list, which a policy set has.
+// countOverlaps adds n to the number of policy sets that have each of the overlaps. It forgets an
+// overlap that no policy set has any more.
 func (w *Store) countOverlaps(of []overlap, n int) {
 	for _, o := range of {
 		if w.overlaps[o] += n; w.overlaps[o] == 0 {
@@ -48,9 +50,9 @@ func (w *Store) countOverlaps(of []overlap, n int) {
 	}
 }
 
-// Overlaps returns a problem for each policy that shares its priority with another policy of
-// its tier, if a pod exists that both select, and their order matters. Both policies are in
-// force, the one with the first name before the other.
+// Overlaps returns a problem for each policy that shares its priority with another policy of its
+// tier, if both select an existing pod and their order matters. Both stay in force, ordered by
+// name.
 func (w *Store) Overlaps() []Problem {
 	var all []Problem
 	for o := range w.overlaps {

@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -35,7 +36,7 @@ func (r chance) addClusterPolicies(c *cluster) {
 func (r chance) nodeObject(name string) *corev1.Node {
 	o := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: r.labels()}}
 	for range r.IntN(4) {
-		a := oneOf(r, append(nodeAddrs, outsideAddrs[:3]...)...)
+		a := oneOf(r, slices.Concat(nodeAddrs, outsideAddrs[:3])...)
 		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{
 			Type: oneOf(r, corev1.NodeInternalIP, corev1.NodeExternalIP, corev1.NodeHostName), Address: a.String(),
 		})
@@ -100,8 +101,8 @@ func (r chance) namespacedPod() *v1beta1.NamespacedPod {
 	return &v1beta1.NamespacedPod{NamespaceSelector: *r.namespaceSelectorOr(150), PodSelector: *r.selector(150)}
 }
 
-// clusterPeer returns a peer of one of the first kinds: namespaces, pods, networks, nodes,
-// domain names.
+// clusterPeer returns a peer of one kind. It chooses among the first items of this list; the
+// parameter is their number: namespaces, pods, networks, nodes, domain names.
 func (r chance) clusterPeer(kinds int) (p v1beta1.ClusterNetworkPolicyEgressPeer) {
 	if r.oneIn(150) {
 		return p

@@ -250,8 +250,8 @@ func (r chance) selector(malformed int) *metav1.LabelSelector {
 // namespaceSelector returns a selector that sometimes selects a namespace by name.
 func (r chance) namespaceSelector() *metav1.LabelSelector { return r.namespaceSelectorOr(30) }
 
-// namespaceSelectorOr is like namespaceSelector, but returns malformed selectors with another
-// probability.
+// namespaceSelectorOr is like namespaceSelector, but the parameter sets the probability of a
+// malformed selector (see selector).
 func (r chance) namespaceSelectorOr(malformed int) *metav1.LabelSelector {
 	if r.oneIn(4) {
 		return &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: oneOf(r, namespaceNames...)}}

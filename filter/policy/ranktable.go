@@ -31,15 +31,16 @@ type rankTable struct {
 }
 
 // ranks are the lowest rank of some rules for the ports of a row, and the lowest one of those
-// for any port. Each is noRule if there is none.
+// for any port. Each is noRank if there is no such rule.
 type ranks struct{ atPort, anyPort codedRank }
 
 func (a ranks) min(b ranks) ranks {
 	return ranks{min(a.atPort, b.atPort), min(a.anyPort, b.anyPort)}
 }
 
-// codedRank is the rank of a rule, followed by bits for its action and for portless. So most
-// decisions need not wait for the rule itself. Its greatest value means that there is no rule.
+// codedRank is the rank of a rule, followed by one bit for portless and two for the action. So
+// most decisions need not read the rule itself. The greatest value, noRank, means that there is
+// no rule.
 type codedRank uint32
 
 const (
@@ -72,14 +73,14 @@ type rankInterval struct {
 // portlessRow is the row for flows without ports.
 const portlessRow = 0
 
-// columns finds the columns of selectors.
+// columns maps the ids of selectors to their columns.
 type columns struct {
-	words []columnWord // a bitmap of their ids; nil if it would be much larger than a list
+	words []columnWord // a bitmap of the ids; nil if it would be much larger than a list of them
 	first uint32       // words[0] holds ids from first*64 on
 	begin uint32       // the first column
 }
 
-// columnWord is a word of a bitmap, and the column of its first id.
+// columnWord is a word of the bitmap, and the column of the first id in this word.
 type columnWord struct {
 	ids   uint64
 	begin uint32
@@ -100,12 +101,13 @@ func (t *rankTable) first(q *query) (m match, pair bool) {
 	if best.atPort == noRank {
 		return match{}, best.anyPort == noRank
 	}
-	// If the first rule for any port is for all ports, it decides about all flows.
+	// The rule decides about all flows between the two addresses if it is for every port and no
+	// rule before it matches at another port.
 	pair = best.atPort == best.anyPort && best.atPort&portlessBit != 0
 	return match{t.rules[best.atPort>>rankShift].rule, Action(best.atPort & unknownAction)}, pair
 }
 
-// lowest returns the lowest ranks of the selectors that are in set, or best if they are lower.
+// lowest returns the lowest ranks among best and those of the selectors that are in set.
 //
 // The loop has no branch that depends on the ids: a processor predicts such a branch wrong
 // every other time, which takes longer than the whole loop.
@@ -127,10 +129,11 @@ func (t *rankTable) lowest(c *columns, row []ranks, set *idSet, best ranks) rank
 	return ranks{atPort, anyPort}
 }
 
-// fewIDs is the number of ids up to which lowest looks up each in the bitmap.
+// fewIDs is the length of the longest list of ids that lowest looks up in the bitmap. It calls
+// search for a longer one.
 const fewIDs = 64
 
-// search is lowest without the bitmap.
+// search computes the result of lowest without the bitmap, for a set or columns too large for it.
 func (t *rankTable) search(c *columns, row []ranks, set *idSet, best ranks) ranks {
 	ids := t.ids[:t.whole.begin]
 	if c == &t.whole {
@@ -167,8 +170,8 @@ func (t *rankTable) rowOf(k *filter.Key) uint32 {
 	return flat[i].row
 }
 
-// lowestOfMore returns the lowest ranks of the rules that match the flow by a block or by the
-// name of the port, or best if they are lower.
+// lowestOfMore returns the lowest ranks among best and those of the rules that match the flow by
+// a block or by the name of the port.
 func (t *rankTable) lowestOfMore(q *query, row uint32, best ranks) ranks {
 	p := remoteOf(q, t.of)
 	if t.blocks && p.isNear() {

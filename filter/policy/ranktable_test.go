@@ -84,7 +84,7 @@ func formOf(c *columns, set *idSet) string {
 	return form + "list"
 }
 
-// Every action that decide does not know stays unknown, so that it denies.
+// codeOf keeps every unknown action unknown, so that a rule with one denies.
 func TestCodesOfRanks(t *testing.T) {
 	for action := range Action(255) {
 		for _, portless := range []bool{false, true} {

@@ -28,7 +28,8 @@ type selector struct {
 	// directions took a hundred times the memory of the selectors.
 	members  map[*identity]struct{}
 	policies []*policy // policies[i].place is i
-	// within and pods are set in a namespace selector: the pod selectors whose scope it is.
+	// within and pods are set in a namespace selector. They hold the pod selectors whose scope
+	// this selector is.
 	within *scopeSelectors   // the empty pod selector
 	pods   bucket[*selector] // the other pod selectors
 }

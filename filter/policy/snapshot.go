@@ -16,11 +16,13 @@ type Snapshot struct {
 	table     *addrTable
 	everyone  []idSet // by namespace id: the peer selectors that match all its pods
 	counts    Counts
+	byLabels  bool // see NeedsNamespaces
 	toNode    bool // a policy may deny flows from pods to their node
 	mayReject bool // see Rejects
 	ranges    *podRanges
 	nodes     nodeTable
 	starting  *StartingPods // shared by all snapshots
+	deleted   []string
 }
 
 // Counts holds numbers of objects: of those that a snapshot was compiled from (namespaces,
@@ -50,6 +52,7 @@ type class struct {
 	peers     idSet    // peer selectors that match, except those that match whole namespaces
 	namespace uint32
 	rejects   bool // denies by rejecting, unless the policy says otherwise
+	unknown   unknownLabels
 	refs      int
 	ports     []namedPort
 	key       string
@@ -79,6 +82,10 @@ type policySetKey struct {
 // Number returns the number of the snapshot, which identifies it among the snapshots of its
 // store. The number grows by one with each Commit.
 func (s *Snapshot) Number() uint64 { return s.number }
+
+// Deleted returns the policies that were deleted after the previous snapshot, by the names that
+// verdicts use.
+func (s *Snapshot) Deleted() []string { return s.deleted }
 
 // NewestEpoch returns the last epoch that was assigned before the snapshot was made. If the
 // epoch of an endpoint in a later snapshot is not greater, the endpoint already existed in
@@ -145,6 +152,10 @@ func (e *Endpoint) EffectToNode() Effect { return e.chain(filter.Egress).effectT
 // allowed.
 func (s *Snapshot) JudgesOwnNode() bool { return s.toNode }
 
+// NeedsNamespaces reports whether a policy in force may allow a flow by mistake if a namespace counts
+// as one without labels because its object is not known.
+func (s *Snapshot) NeedsNamespaces() bool { return s.byLabels }
+
 // MayRestrict reports whether a change of an address from one endpoint to another may deny
 // flows that were allowed without a rule: because no policy decided (filter.NotIsolated),
 // or because the other end was the pod's node (filter.OwnNode). A nil endpoint is an
@@ -196,8 +207,8 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	switch {
 	case !egress.allows:
 		v.Action, v.Reason, v.Reject = filter.Deny, filter.EgressDenied, src.rejects(&v.Egress)
-		// If the source's policies deny only some packets, these may be denied in another way than
-		// those that the destination's deny.
+		// If the source's policies deny only some packets, the destination's policies may deny
+		// the remaining ones in another way (drop or reject).
 		v.Pair = egress.pair || ingress.pair && !ingress.allows && !s.mayReject
 	case !ingress.allows:
 		v.Action, v.Reason, v.Reject = filter.Deny, filter.IngressDenied, dst.rejects(&v.Ingress)
@@ -207,6 +218,9 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 		if v.Egress.Rule == nil && v.Ingress.Rule == nil && v.Reason == filter.RuleAllows {
 			v.Reason = filter.NotDenied
 		}
+	}
+	if v.Action == filter.Deny && (src.inUnknown() || dst.inUnknown()) {
+		return namespaceNotKnown()
 	}
 	return v
 }
@@ -231,8 +245,13 @@ func (s *Snapshot) DecideToNode(k *filter.Key) filter.Verdict {
 func (s *Snapshot) decideOwnNode(k *filter.Key, dstAddr netip.Addr, src, dst *Endpoint) filter.Verdict {
 	v := filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
 	l := src.chain(filter.Egress)
-	if l == nil || l.isolation != nil {
+	switch {
+	case l == nil || l.isolation != nil:
 		return v
+	case src.class.unknown == labelsUnknown:
+		return v
+	case src.class.unknown == labelsUnknownToNode:
+		return namespaceNotKnown()
 	}
 	d := l.decide(&query{k, dst, dstAddr, dst, s.everyone, true})
 	v.Egress.Rule, v.Egress.Passed, v.Pair = d.rule, d.passed, d.pair

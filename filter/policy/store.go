@@ -3,6 +3,7 @@ package policy
 import (
 	"crypto/sha256"
 	"hash/maphash"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,14 +24,17 @@ type Store struct {
 	namespaces map[string]*namespace
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
+	deleted    []Ref                   // that were deleted since the last Commit
 	tiers      [numTiers]int           // the number of policies of each tier
 	overlaps   map[overlap]int         // the number of policy sets that have the overlap
 	faulty     map[*policy]struct{}    // policies that have problems
+	faultyNS   map[string]Problem      // problems of namespaces, by name
 	node       map[netip.Addr]struct{} // this node's addresses; if kube-proxy uses IPVS, they include the addresses of all Services
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
 	nodes      nodes
+	unknowns   unknowns
 
 	nsSelectors selectors // namespace selectors of peers
 	scopes      selectors // namespace selectors of subjects
@@ -95,6 +99,7 @@ type namespace struct {
 	id         uint32
 	name       string
 	declared   bool // there is a Namespace object
+	unknown    unknownLabels
 	labels     labels.Set
 	identities identitySet
 	policies   int
@@ -116,6 +121,7 @@ func NewStore() *Store {
 		pods:        make(map[objectKey]*pod),
 		policies:    make(map[Ref]*policy),
 		faulty:      make(map[*policy]struct{}),
+		faultyNS:    make(map[string]Problem),
 		nsSelectors: newSelectors(),
 		scopes:      newSelectors(),
 		subjects:    newSelectors(),
@@ -124,6 +130,7 @@ func NewStore() *Store {
 		rivals:      make(map[netip.Addr][]*pod),
 		hosts:       make(map[hostKey]*host),
 		nodes:       newNodes(),
+		unknowns:    newUnknowns(),
 		policySets:  make(map[policySetKey]*policySet),
 		overlaps:    make(map[overlap]int),
 		shape:       defaultShape(),
@@ -164,16 +171,17 @@ func (w *Store) SetNode(addrs []netip.Addr) {
 // its name, as the API server sets it.
 func (w *Store) SetNamespace(name string, labels labels.Set) {
 	ns := w.namespace(name)
-	ns.declared = true
+	w.declare(ns, true)
 	w.relabelNamespace(ns, labels)
 }
 
 // DeleteNamespace removes a Namespace object. Pods and policies of the namespace remain
-// until they are deleted. Meanwhile the only label of the namespace is its name.
+// until they are deleted. Meanwhile the only label of the namespace is its name; see also
+// RequireNamespaces.
 func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
-		ns.declared = false
-		w.SetNamespaceDenial(name, filter.DenialUnset)
+		w.declare(ns, false)
+		w.SetNamespaceDenial(name, filter.DenialUnset, nil)
 		w.relabelNamespace(ns, nil)
 		w.dropNamespace(ns)
 	}
@@ -190,6 +198,7 @@ func (w *Store) namespace(name string) *namespace {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
 	w.namespaces[name] = ns
+	w.declare(ns, false)
 	w.dirtyNS[ns] = struct{}{} // w.everyone may have the selectors of an earlier namespace with this id
 	w.relabelNamespace(ns, nil)
 	return ns
@@ -202,6 +211,7 @@ func (w *Store) dropNamespace(ns *namespace) {
 	}
 	w.unusedNS = append(w.unusedNS, ns.id)
 	delete(w.namespaces, ns.name)
+	delete(w.unknowns.undeclared, ns)
 	w.dirtyNS[ns] = struct{}{}
 }
 
@@ -420,6 +430,9 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	if p.mayDenyToNode() {
 		w.toNode++
 	}
+	if p.unsafe = p.needsNamespaces(); p.unsafe {
+		w.unknowns.policies++
+	}
 	w.countDenial(p.denial, 1)
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
@@ -440,6 +453,7 @@ func (w *Store) DeletePolicy(ref Ref) {
 	w.dropDrafts(ref)
 	if p := w.policies[ref]; p != nil {
 		delete(w.policies, ref)
+		w.deleted = append(w.deleted, ref)
 		w.discount(p)
 		w.removePolicy(p)
 	}
@@ -449,6 +463,9 @@ func (w *Store) removePolicy(p *policy) {
 	w.tiers[p.tier]--
 	if p.mayDenyToNode() {
 		w.toNode--
+	}
+	if p.unsafe {
+		w.unknowns.policies--
 	}
 	w.countDenial(p.denial, -1)
 	delete(w.faulty, p)
@@ -473,9 +490,12 @@ func (w *Store) removePolicy(p *policy) {
 	}
 }
 
-// Problems returns the problems of all policies in force, sorted by policy.
+// Problems returns the problems of the namespaces and of all policies in force, sorted by name.
 func (w *Store) Problems() []Problem {
 	var all []Problem
+	for _, name := range slices.Sorted(maps.Keys(w.faultyNS)) {
+		all = append(all, w.faultyNS[name])
+	}
 	for p := range w.faulty {
 		all = append(all, p.problems...)
 	}

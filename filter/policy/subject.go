@@ -85,7 +85,7 @@ func (w *Store) releaseScope(s *selector) {
 // listed reports whether the identities that the subject matches list it (see above).
 func (s *selector) listed() bool { return s.scope.selector == nil || !s.labels.Empty() }
 
-// selected calls f for each identity that a subject selects.
+// selected calls f for each identity that the subject s selects.
 func (w *Store) selected(s *selector, f func(*identity)) {
 	if s.scope.selector != nil {
 		w.matching(s, f)
@@ -113,8 +113,8 @@ func (w *Store) matching(s *selector, f func(*identity)) {
 	}
 }
 
-// matchSubjects finds the subjects that match an identity, and makes the identity list those for
-// which listed returns true.
+// matchSubjects sets the list of an identity to the subjects that match it and for which
+// selector.listed returns true. It also updates the lists of members of these subjects.
 func (w *Store) matchSubjects(k *identity) {
 	in := scope{namespace: k.ns.name}
 	found := w.subjects.matching(in, k.labels, nil)

@@ -7,7 +7,7 @@ import "sluice/filter"
 // order of evaluation, and a policy without a rule that can match is omitted. If NetworkPolicies
 // isolate the pod, no policy of the tier Baseline decides about it.
 func (e *Endpoint) Policies(d filter.Direction, t Tier) []string {
-	for l := e.chain(d); l != nil; l = l.next {
+	for l := e.chain(d); l != nil && e.class.unknown == labelsKnown; l = l.next {
 		switch {
 		case l.set.key.tier != t:
 		case l.isolation != nil:

@@ -162,7 +162,7 @@ func appendSide(attrs []slog.Attr, prefix string, d filter.Direction, s filter.S
 	}
 	switch r := s.Rule; {
 	case r != nil:
-		attrs = append(attrs, slog.String(prefix+"policy", r.PolicyTitle()), slog.String(prefix+"tier", r.Tier.String()), slog.String(prefix+"rule", field(r)))
+		attrs = append(attrs, slog.String(prefix+"policy", r.PolicyTitle()), slog.String(prefix+"tier", r.Tier.String()), slog.String(prefix+"rule", r.Field()))
 		if r.Name != "" {
 			attrs = append(attrs, slog.String(prefix+"rule_name", r.Name))
 		}
@@ -176,11 +176,8 @@ func appendSide(attrs []slog.Attr, prefix string, d filter.Direction, s filter.S
 	return attrs
 }
 
-// field returns the field of a rule in its policy, as in "ingress[0]".
-func field(r *filter.Rule) string { return fmt.Sprintf("%s[%d]", r.Direction, r.Index) }
-
 // passed names a rule that left a flow to the next tiers, as in "admin/platform ingress[1]
 // to-teams".
 func passed(r *filter.Rule) string {
-	return strings.TrimSuffix(r.PolicyTitle()+" "+field(r)+" "+r.Name, " ")
+	return strings.TrimSuffix(r.PolicyTitle()+" "+r.Field()+" "+r.Name, " ")
 }

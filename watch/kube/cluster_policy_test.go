@@ -40,9 +40,9 @@ func (r *real) createPolicy(version string, p *v1beta1.ClusterNetworkPolicy) {
 	r.must(controlplane.CreatePolicy(r.ctx, r.admin, version, p))
 }
 
-// TestClusterPolicies checks that a real API server's ClusterNetworkPolicies are followed
-// when their CustomResourceDefinition is installed, upgraded, downgraded and removed, with
-// the agent's own times, and that each change is logged once.
+// TestClusterPolicies checks, with a real API server and the default times, that
+// ClusterNetworkPolicies are followed while their CustomResourceDefinition is installed,
+// upgraded, downgraded and removed. Each change must be logged once.
 func TestClusterPolicies(t *testing.T) {
 	r := realServer(t)
 	r.grant()

@@ -20,15 +20,21 @@ const discoveryTimeout = 5 * time.Second
 // notServed is returned instead of a version if the server does not serve the kind.
 var notServed schema.GroupVersion
 
-// discover returns the version in which the server serves an optional kind: the preferred
-// one of those that it offers, or notServed. It asks only for this kind's group, so a group
-// whose server is down does not matter.
+// discover returns the version in which the server serves an optional kind: the first of
+// k.versions that it serves, or notServed. It requests only the list of all groups and documents
+// of this kind's group. So it still works while the server of another group is down.
 //
-// After notServed, the caller removes all objects of the kind, so a 404 is not enough proof: it
-// may come from a proxy without a server behind it, or from a server that starts. If sure is
-// set, discover also checks that the server's list of all groups does not contain the kind's
-// versions. A caller that already knows that the kind is not served saves this request.
+// If sure is set, discover first requests the document of each version. A 404 for each of them
+// does not prove that the kind is not served: it may come from a proxy without a server behind
+// it, or from a server that starts. So discover then also checks the list of groups (see
+// disputed), because after notServed, the caller removes all objects of the kind.
+//
+// If sure is not set, the caller already knows that the kind was not served. Then discover
+// requests the list first (see appeared), and usually needs no other request.
 func (c *client) discover(ctx context.Context, k *kind, sure bool) (schema.GroupVersion, error) {
+	if !sure {
+		return c.appeared(ctx, k)
+	}
 	var missing []schema.GroupVersion
 	for _, version := range k.versions() {
 		switch serves, err := c.serves(ctx, k, version); {
@@ -40,10 +46,34 @@ func (c *client) discover(ctx context.Context, k *kind, sure bool) (schema.Group
 			return version, nil
 		}
 	}
-	if !sure {
-		return notServed, nil
-	}
 	return c.disputed(ctx, k, missing)
+}
+
+// appeared is discover without sure, for a kind that was not served so far.
+func (c *client) appeared(ctx context.Context, k *kind) (schema.GroupVersion, error) {
+	groups, err := c.groupList(ctx, k)
+	if err != nil {
+		return notServed, err
+	}
+	for _, version := range k.versions() {
+		if !listed(groups, version) {
+			continue
+		}
+		switch serves, err := c.serves(ctx, k, version); {
+		case err != nil && !apierrors.IsNotFound(err):
+			return notServed, err
+		case serves:
+			return version, nil
+		}
+	}
+	return notServed, c.otherVersion(ctx, k, groups)
+}
+
+// groupList returns the groups that the server serves.
+func (c *client) groupList(ctx context.Context, k *kind) ([]metav1.APIGroup, error) {
+	var list metav1.APIGroupList
+	err := c.document(ctx, k, "/apis", "APIGroupList", &list)
+	return list.Groups, err
 }
 
 // serves reports whether the server serves a kind in a version. The error is NotFound if the
@@ -58,23 +88,21 @@ func (c *client) serves(ctx context.Context, k *kind, version schema.GroupVersio
 	}), nil
 }
 
-// disputed returns the first of the missing versions that the server serves nevertheless,
-// or notServed. While a server starts, and for a second after a change, its list of groups
-// may contain a version that it does not describe. Then a request for objects decides.
-// If the server serves the kind in other versions only, the error is an unknownVersion: the
-// kind may have objects.
+// disputed is called after the server has answered 404 for the documents of the missing versions.
+// While a server starts, and for a second after a change, its list of groups may contain such a
+// version nevertheless. Then a request for objects decides. disputed returns the first version
+// that the server serves, or notServed. If the server serves the kind only in versions that
+// this program does not know, the error is an unknownVersion, because the kind may have objects.
 func (c *client) disputed(ctx context.Context, k *kind, missing []schema.GroupVersion) (schema.GroupVersion, error) {
-	var groups metav1.APIGroupList
-	if err := c.document(ctx, k, "/apis", "APIGroupList", &groups); err != nil {
+	groups, err := c.groupList(ctx, k)
+	if err != nil {
 		return notServed, err
 	}
 	for _, version := range missing {
-		if !listed(groups.Groups, version) {
+		if !listed(groups, version) {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
-		defer cancel()
-		_, err := c.list(ctx, k, version, metav1.ListOptions{Limit: 1})
+		err := c.listOne(ctx, k, version)
 		if err == nil {
 			return version, nil
 		}
@@ -82,7 +110,15 @@ func (c *client) disputed(ctx context.Context, k *kind, missing []schema.GroupVe
 			return notServed, fmt.Errorf("list %s: %w", k.resource, err)
 		}
 	}
-	return notServed, c.otherVersion(ctx, k, groups.Groups)
+	return notServed, c.otherVersion(ctx, k, groups)
+}
+
+// listOne lists one object of a kind, to learn whether the server has objects of the version.
+func (c *client) listOne(ctx context.Context, k *kind, version schema.GroupVersion) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, discoveryTimeout, fmt.Errorf("the API server did not answer within %v", discoveryTimeout))
+	defer cancel()
+	_, err := c.list(ctx, k, version, metav1.ListOptions{Limit: 1})
+	return err
 }
 
 // unknownVersion is a version of a kind that this program does not know.

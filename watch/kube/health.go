@@ -124,8 +124,9 @@ func (h *health) synced(k *kind, objects int) {
 	h.log.Debug("listed", "kind", k.name, "objects", objects)
 }
 
-// streamVerb is the verb of a watch that first streams a list. If it can be opened, that does
-// not end an earlier failure yet, because its objects may be unreadable. The list does.
+// streamVerb is the verb of a watch that first streams a list. An earlier failure does not end when
+// such a watch is opened, because the objects of the list may be unreadable. It ends when the
+// whole list has been read (see synced).
 const streamVerb = "stream"
 
 // requestDone records the outcome of a request.
@@ -168,7 +169,8 @@ func (h *health) discovered(k *kind, err error) {
 }
 
 // serves records and logs the version in which an optional kind is followed from now on. If
-// known is false, it is the first version that discovery has found, and before has no meaning.
+// known is false, it is the first version that discovery has found, and there is no version
+// "before".
 func (h *health) serves(k *kind, now, before schema.GroupVersion, known bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -188,8 +190,8 @@ func (h *health) serves(k *kind, now, before schema.GroupVersion, known bool) {
 	}
 }
 
-// setFailure sets one of the failures of a kind and logs it. If failure is nil, it clears
-// this failure of the kind.
+// setFailure sets the failure with the index "which" of a kind, and logs it. If failure is nil,
+// setFailure clears it.
 func (h *health) setFailure(s *kindState, which int, failure *APIError) {
 	was, shown := s.failures[which], s.failure()
 	if failure == nil && was == nil || failure != nil && was != nil && was.alike(failure) {

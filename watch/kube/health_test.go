@@ -8,9 +8,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// TestFailureSince checks that a failure of requests for objects is shown since it began, even
-// if discovery of the kind fails and recovers meanwhile: an agent becomes unready only after a
-// failure has lasted for a while.
+// TestFailureSince checks that health shows the time at which a failure of requests for objects
+// began, even if discovery of the kind fails and recovers meanwhile. An agent becomes unready
+// when a failure has lasted for a while.
 func TestFailureSince(t *testing.T) {
 	h := newHealth("test", quietSlog)
 	clock := time.Unix(1700000000, 0)

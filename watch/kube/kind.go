@@ -61,7 +61,7 @@ var (
 		policyKind(clusterpolicy.Kind, "clusternetworkpolicies", v1beta1.SchemeGroupVersion, &v1beta1.ClusterNetworkPolicyList{}, clusterpolicy.Encode, clusterpolicy.Read),
 		clusterpolicy.OlderVersion)
 
-	// kinds are all kinds. The order is that of reports.
+	// kinds are all kinds, in the order in which reports list them.
 	kinds = []*kind{namespaceKind, podKind, networkPolicyKind, clusterNetworkPolicyKind, nodeKind}
 )
 

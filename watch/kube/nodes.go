@@ -34,7 +34,8 @@ func (t *nodeText) add(mark byte, text []byte) {
 	t.items = append(append(append(t.items, mark), text...), 0)
 }
 
-// addressItem returns the mark for the item of an address with the given type.
+// addressItem returns the mark of the item for an address with the given type: ipItem for
+// InternalIP and ExternalIP, otherwise nameItem.
 func addressItem(addressType []byte) byte {
 	switch corev1.NodeAddressType(addressType) {
 	case corev1.NodeInternalIP, corev1.NodeExternalIP:

@@ -89,7 +89,7 @@ func beat(n *corev1.Node, at int64) *corev1.Node {
 }
 
 // An update of a Node that changes only times in its status is not passed to the policy store.
-// It costs few allocations, and none for a single label or address.
+// Reading it costs few allocations, and none of them is for one label or one address.
 func TestHeartbeatsCostNothing(t *testing.T) {
 	q := newQueue(nodeKind)
 	table := newTable(nodeKind, q, newHealth("test", quietSlog))

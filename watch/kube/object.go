@@ -143,16 +143,17 @@ type namespace struct {
 	slimMeta
 	labels map[string]string
 	denial filter.Denial
+	wrong  *policy.Problem // of the annotation that denial is from; nil if there is none
 }
 
 func slimNamespace(o *corev1.Namespace) *namespace {
-	denial, _ := policy.ReadDenial(o.Annotations)
-	return &namespace{slimMetaOf(o), o.Labels, denial}
+	denial, wrong := policy.NamespaceDenial(o.Name, o.Annotations)
+	return &namespace{slimMetaOf(o), o.Labels, denial, wrong}
 }
 
 func (n *namespace) put(w *policy.Store) {
 	w.SetNamespace(n.Name, n.labels)
-	w.SetNamespaceDenial(n.Name, n.denial)
+	w.SetNamespaceDenial(n.Name, n.denial, n.wrong)
 }
 
 // DeepCopyObject returns the object itself, which is immutable.

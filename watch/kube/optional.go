@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,17 +17,20 @@ type discoveryTimes struct {
 	// interval is the time between two discoveries. A random part of up to a third is added,
 	// so that the agents of a cluster do not ask at the same time. interval and confirm are
 	// small enough to notice a change within 30 s. In each interval, the API server gets one
-	// small request from each node, or two if the newest version of the kind is not served.
+	// small request from each node, or two if it serves only an older version of the kind. If
+	// it does not serve the kind, each node requests only the list of groups.
 	interval time.Duration
 	// confirm is the time between the first and the second response without the followed
 	// version. Only the second has an effect: one of several API servers may notice a change
 	// later than others, and the discovery of a server that starts is incomplete for a moment.
 	confirm time.Duration
-	// conflict is how long requests for objects may get the response 404 although discovery
-	// lists the version, as happens for a moment after a change. After that, it is a failure.
+	// conflict is how long the server may answer requests for objects with 404 although its
+	// discovery lists the version. Such answers are normal for a moment after a change. After
+	// this time, they are a failure.
 	conflict time.Duration
-	// patience is the time for which an optional kind must have a failure, while no other
-	// kind is missing, until startWithout asks whether to start without it.
+	// patience bounds how long the first Update waits for optional kinds if only these are
+	// missing, each with a failure. After this time, startWithout asks whether to start without
+	// them.
 	patience time.Duration
 }
 
@@ -52,15 +54,19 @@ type optional struct {
 	doubt   bool                // the last response of discovery named a less preferred version, or none
 	stop    func()              // stops the goroutine that follows the kind, and waits until it has ended; nil if none runs
 
-	wake     chan struct{} // holds a token if a request for objects got the response 404
-	notFound atomic.Pointer[refusal]
+	wake chan struct{} // holds a token if a request for objects got the response 404
+
+	// mu is held while the outcome of a request is recorded, so that conflict cannot record a
+	// failure that a later request has ended.
+	mu       sync.Mutex
+	notFound *refusal // nil unless the last request for objects got the response 404
 }
 
 // refusal is a request that got the response 404.
 type refusal struct {
-	verb  string
-	err   error
-	since time.Time // of the first in an unbroken sequence
+	verb        string
+	err         error
+	first, last time.Time // of the first response 404 in an unbroken sequence, and of this one
 }
 
 // run follows the kind until ctx ends.
@@ -78,6 +84,7 @@ func (o *optional) run(ctx context.Context) {
 		}
 		o.health.discovered(o.kind, err)
 		if err != nil {
+			o.setNotFound(nil) // until the next response, it is not known what discovery offers
 			backoff := min(minRetryBackoff<<min(failures, 10), maxRetryBackoff)
 			failures++
 			sleep(ctx, backoff+rand.N(backoff/2))
@@ -89,8 +96,8 @@ func (o *optional) run(ctx context.Context) {
 	}
 }
 
-// apply follows the version that discovery has found. If the version followed so far is preferred
-// to it, apply waits for a second response without that version.
+// apply follows the version that discovery has found. If discovery finds a less preferred
+// version than the followed one, or none, apply waits for a second response that does so too.
 func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 	if o.decided && found == o.version {
 		o.doubt = false
@@ -104,7 +111,7 @@ func (o *optional) apply(ctx context.Context, found schema.GroupVersion) {
 		o.stop()
 		o.stop = nil
 	}
-	o.notFound.Store(nil)
+	o.setNotFound(nil)
 	o.health.serves(o.kind, found, o.version, o.decided)
 	o.version, o.decided = found, true
 	if found == notServed {
@@ -132,17 +139,19 @@ func (o *optional) start(ctx context.Context) {
 	}
 }
 
-// conflict records a failure if the server answers requests for objects with 404, although its
-// discovery offers them.
+// conflict is called while discovery lists the followed version. It records a failure if requests
+// for objects have got the response 404 for longer than times.conflict.
 func (o *optional) conflict() {
-	if r := o.notFound.Load(); r != nil && time.Since(r.since) > o.times.conflict {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if r := o.notFound; r != nil && r.last.Sub(r.first) > o.times.conflict {
 		o.health.requestDone(o.kind, r.verb, r.err)
 	}
 }
 
-// pause waits until discovery is to be asked again.
+// pause waits until the time for the next discovery.
 func (o *optional) pause(ctx context.Context) {
-	if o.doubt || o.notFound.Load() != nil {
+	if o.doubt || o.isNotFound() {
 		sleep(ctx, o.times.confirm)
 		return
 	}
@@ -159,18 +168,33 @@ func (o *optional) pause(ctx context.Context) {
 // the server no longer serves the version. So requestDone does not record it as a failure yet,
 // but wakes the method "run", which asks discovery.
 func (o *optional) requestDone(verb string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	if !apierrors.IsNotFound(err) {
-		o.notFound.Store(nil)
+		o.notFound = nil
 		o.health.requestDone(o.kind, verb, err)
 		return
 	}
-	r := &refusal{verb, err, time.Now()}
-	if before := o.notFound.Load(); before != nil {
-		r.since = before.since
+	now := time.Now()
+	r := &refusal{verb, err, now, now}
+	if before := o.notFound; before != nil {
+		r.first = before.first
 	}
-	o.notFound.Store(r)
+	o.notFound = r
 	select {
 	case o.wake <- struct{}{}:
 	default:
 	}
+}
+
+func (o *optional) setNotFound(r *refusal) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.notFound = r
+}
+
+func (o *optional) isNotFound() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.notFound != nil
 }

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/network-policy-api/apis/v1beta1"
@@ -48,7 +50,7 @@ func denied(s *apiserver.Server) {
 	s.Set(makeClusterPolicy("admin", "frontend"))
 }
 
-// inForce fails unless the ClusterNetworkPolicy that the function denied sets is in force.
+// inForce fails unless the ClusterNetworkPolicy that denied() sets is in force.
 func (f *followed) inForce() {
 	f.t.Helper()
 	f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Deny)
@@ -123,8 +125,44 @@ func TestKindComesAndGoes(t *testing.T) {
 	}
 }
 
-// TestRemovedWhileAway checks that policies disappear if their kind is removed while the
-// server cannot be reached, and not before the server says so.
+// TestReinstalled removes the kind together with its policies, and installs it again in the same
+// or another version, before or after the source has noticed the removal. It checks that new
+// policies come into force.
+func TestReinstalled(t *testing.T) {
+	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
+		t.Run(name, func(t *testing.T) {
+			s, config := serve(t, opts)
+			denied(s)
+			f := follow(t, config, Options{times: quickTimes})
+			f.inForce()
+			f.version("v1beta1")
+			for i, version := range []string{"v1beta1", "v1alpha2", "v1beta1"} {
+				for _, noticed := range []bool{true, false} {
+					s.Install()
+					s.Delete(makeClusterPolicy("admin", ""))
+					if noticed {
+						f.version("")
+						f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
+					}
+					s.Install(version)
+					name := fmt.Sprintf("again-%d", i)
+					s.Set(makeClusterPolicy(name, "frontend"))
+					f.inForce()
+					f.version(version)
+					f.until("only the new policy is left", func(s *policy.Snapshot) bool { return s.Counts().Policies == 2 })
+					s.Delete(makeClusterPolicy(name, ""))
+					f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
+					s.Set(makeClusterPolicy("admin", "frontend"))
+					f.inForce()
+				}
+			}
+			f.logged(map[event.Name]int{event.APIUnreachable: 0})
+		})
+	}
+}
+
+// TestRemovedWhileAway removes the kind while all requests fail. It checks that the policies
+// stay in force until the server responds that the kind is not served.
 func TestRemovedWhileAway(t *testing.T) {
 	var answers switchable
 	s, config := serve(t, apiserver.Options{Refuse: answers.answer})
@@ -132,6 +170,7 @@ func TestRemovedWhileAway(t *testing.T) {
 	f := follow(t, config, Options{times: quickTimes})
 	f.inForce()
 	f.version("v1beta1")
+	f.watched(s)
 	answers.set(func(*http.Request) *metav1.Status { return statusOf(http.StatusInternalServerError) })
 	s.EndWatches()
 	f.health(clusterNetworkPolicyKind, "the server fails", func(h KindHealth) bool { return h.Err != nil && h.Errors > 3 })
@@ -203,8 +242,8 @@ var failures = map[string]struct {
 	"all: 503":                                {func(*http.Request) bool { return true }, 503, "", "see the API server's log"},
 }
 
-// proxy starts a proxy before s. While on is set, the proxy itself answers the requests for
-// which of returns true.
+// proxy starts a proxy in front of s, and returns its URL. The proxy forwards requests to s. While
+// on is set, it itself answers the requests for which the function "of" returns true.
 func proxy(t *testing.T, s *apiserver.Server, on *atomic.Bool, of func(*http.Request) bool, status int32, body string) string {
 	t.Helper()
 	return serveHandler(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -233,9 +272,14 @@ func TestFailuresKeepPolicies(t *testing.T) {
 			s := apiserver.New(apiserver.Options{})
 			denied(s)
 			var on atomic.Bool
-			f := follow(t, configOf(proxy(t, s, &on, test.of, test.status, test.body)), Options{times: quickTimes})
+			times, all := quickTimes, strings.HasPrefix(name, "all: ")
+			if all {
+				times.conflict = time.Hour // discovery may recover long before the next request for objects
+			}
+			f := follow(t, configOf(proxy(t, s, &on, test.of, test.status, test.body)), Options{times: times})
 			f.inForce()
 			f.version("v1beta1")
+			f.watched(s)
 			on.Store(true)
 			s.Compact()
 			s.EndWatches()
@@ -252,6 +296,14 @@ func TestFailuresKeepPolicies(t *testing.T) {
 				t.Errorf("%d policies are in force, want 2", c.Policies)
 			}
 			f.logged(map[event.Name]int{event.KindNotServed: 0, event.KindServed: 1})
+			if all { // otherwise some requests may recover before others fail, as two outages
+				for _, k := range kinds {
+					if !k.optional || test.status != http.StatusNotFound { // such a 404 alone is no failure
+						f.fails(k, following)
+					}
+				}
+				f.fails(clusterNetworkPolicyKind, discovering)
+			}
 			on.Store(false)
 			f.version("v1beta1")
 			s.Set(makeClusterPolicy("admin", "unused"))
@@ -266,8 +318,8 @@ func TestFailuresKeepPolicies(t *testing.T) {
 	}
 }
 
-// TestFailuresAtStart checks that no snapshot is published while a failure leaves open
-// whether the kind is installed, or keeps the source from its objects.
+// TestFailuresAtStart checks that no snapshot is published while a failure hides whether the
+// kind is installed, or prevents the source from reading its objects.
 func TestFailuresAtStart(t *testing.T) {
 	for name, test := range failures {
 		t.Run(name, func(t *testing.T) {
@@ -328,8 +380,9 @@ func TestOtherGroupsMayFail(t *testing.T) {
 	}
 }
 
-// TestAbsentKindCosts checks the number of requests at the start about a kind that is not
-// installed: one for each of its two versions, and one for the list of groups.
+// TestAbsentKindCosts checks the number of requests about a kind that is not installed. At the
+// start, it is one for each of its two versions, and one for the list of groups; later, only this
+// list.
 func TestAbsentKindCosts(t *testing.T) {
 	var requests [3]atomic.Int32
 	s, config := serve(t, apiserver.Options{Refuse: func(req *http.Request) *metav1.Status {
@@ -350,6 +403,12 @@ func TestAbsentKindCosts(t *testing.T) {
 	f.version("")
 	if objects, versions, groups := requests[0].Load(), requests[1].Load(), requests[2].Load(); objects != 0 || versions != 2 || groups != 1 {
 		t.Errorf("%d requests for objects, %d for versions, %d for groups; want 0, 2, 1", objects, versions, groups)
+	}
+	if version, err := f.source.client.discover(t.Context(), clusterNetworkPolicyKind, false); version != notServed || err != nil {
+		t.Errorf("%v, %v", version, err)
+	}
+	if objects, versions, groups := requests[0].Load(), requests[1].Load(), requests[2].Load(); objects != 0 || versions != 2 || groups != 2 {
+		t.Errorf("later: %d requests for objects, %d for versions, %d for groups; want 0, 2, 2", objects, versions, groups)
 	}
 }
 
@@ -418,4 +477,30 @@ func TestOneLateServer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestConflict checks that the response 404 to requests for objects is a failure only if it lasts
+// while discovery offers the version: an outage of discovery does not count.
+func TestConflict(t *testing.T) {
+	o := &optional{kind: clusterNetworkPolicyKind, times: defaultTimes, health: newHealth("test", quietSlog), wake: make(chan struct{}, 1)}
+	check := func(when string, want bool) {
+		t.Helper()
+		if o.conflict(); o.health.failing(o.kind) != want {
+			t.Errorf("%s: failing %t, want %t", when, !want, want)
+		}
+	}
+	notFound := func() { o.requestDone("list", apierrors.NewNotFound(schema.GroupResource{}, "")) }
+	notFound()
+	check("after the first 404", false)
+	long := time.Now().Add(-time.Hour)
+	o.notFound.first, o.notFound.last = long, long
+	check("an hour after the first 404", false)
+	o.setNotFound(nil) // discovery fails
+	notFound()
+	check("after an outage of discovery", false)
+	o.notFound.first = long
+	notFound()
+	check("after an hour of such responses", true)
+	o.requestDone("watch", nil)
+	check("after the watch was opened", false)
 }

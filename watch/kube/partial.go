@@ -10,8 +10,8 @@ import (
 // Options.StartWithout agrees. It returns when no first list is missing any more, or when ctx
 // ends.
 //
-// The usual reason is a ClusterRole from before the kind. Other failures have the same effect
-// for as long as they last.
+// Usually, the kind cannot be read because the ClusterRole is older than the kind and does not
+// permit reading it. Any other failure that lasts has the same effect.
 func (s *Source) startWithout(ctx context.Context) {
 	var since time.Time // of the first in an unbroken sequence of failures
 	for sleep(ctx, s.times.patience/10) {

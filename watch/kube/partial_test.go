@@ -106,7 +106,7 @@ func TestStartWithoutOptionalOnly(t *testing.T) {
 	close(slow)
 }
 
-// TestSkip checks that the list of a skipped kind is a change like any other.
+// TestSkip checks that a list that arrives after its kind was skipped is a change like any other.
 func TestSkip(t *testing.T) {
 	q := newQueue(podKind, clusterNetworkPolicyKind)
 	h := newHealth("test", quietSlog)

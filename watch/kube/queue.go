@@ -123,6 +123,7 @@ func (q *queue) run(ctx context.Context, update func(func(*policy.Store))) {
 			}
 			first = false
 			update(func(w *policy.Store) {
+				w.RequireNamespaces()
 				for i := range changes {
 					changes[i].apply(w)
 					changes[i] = change{} // frees the object: the policy store has what it needs

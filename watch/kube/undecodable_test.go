@@ -22,9 +22,9 @@ func (s spoiler) Write(b []byte) (int, error) {
 
 func (s spoiler) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
-// TestUndecodableObjects checks that policies with another schema than the API's, which a
-// stream and a list contain, are a failure that lasts and is logged once: the stream can be
-// opened, but its objects cannot be decoded.
+// TestUndecodableObjects serves policies that do not fit the API's schema, in a stream and in
+// lists. A stream can be opened, but its objects cannot be decoded. The test checks that this is
+// a lasting failure, which is logged once.
 func TestUndecodableObjects(t *testing.T) {
 	for name, opts := range map[string]apiserver.Options{"streaming": {}, "pages": {NoStreaming: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -41,6 +41,7 @@ func TestUndecodableObjects(t *testing.T) {
 			f := follow(t, configOf(serveHandler(t, handler)), Options{times: quickTimes})
 			f.inForce()
 			f.version("v1beta1")
+			f.watched(s)
 			var before uint64
 			f.health(clusterNetworkPolicyKind, "restarts", func(h KindHealth) bool { before = h.Restarts; return true })
 			on.Store(true)
@@ -82,4 +83,31 @@ func TestUnknownVersion(t *testing.T) {
 	f.version("v1beta1")
 	later.inForce()
 	f.logged(map[event.Name]int{event.KindServed: 1, event.KindNotServed: 0, event.APIUnreachable: 1, event.APIReachable: 1})
+}
+
+// TestUnknownVersionLater serves a kind, which was not installed at first, only in a version
+// that the source does not know. It checks that the source notices and logs this once, and
+// follows a known version later.
+func TestUnknownVersionLater(t *testing.T) {
+	s, config := serve(t, apiserver.Options{})
+	small(s)
+	s.Install()
+	f := follow(t, config, Options{times: quickTimes})
+	f.version("")
+	unknown := func(h KindHealth) bool {
+		return h.Synced && h.Err != nil && strings.Contains(h.Err.Error(), "v1: update Sluice") && h.Errors > 2
+	}
+	s.Install("v1")
+	f.health(clusterNetworkPolicyKind, "the version is unknown", unknown)
+	s.Install() // removed again
+	f.version("")
+	f.logged(map[event.Name]int{event.KindServed: 0, event.KindNotServed: 1, event.APIUnreachable: 1, event.APIReachable: 1})
+
+	s.Install("v1")
+	f.health(clusterNetworkPolicyKind, "the version is unknown", func(h KindHealth) bool { return h.Err != nil })
+	s.Install("v1", "v1alpha2")
+	s.Set(makeClusterPolicy("admin", "frontend"))
+	f.version("v1alpha2")
+	f.inForce()
+	f.logged(map[event.Name]int{event.KindServed: 1, event.KindNotServed: 1, event.APIUnreachable: 2, event.APIReachable: 2})
 }

@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
 
+	"sluice/filter/policy"
 	"sluice/filter/policy/near"
 )
 
@@ -33,11 +34,16 @@ type checker struct {
 	kind      *policyKind // nil if the object is not a policy
 	uncertain bool        // policies only: the decoded spec may be incomplete
 	closed    bool        // policies only: the rules cannot be interpreted
-	rule      string      // cluster-wide policies only: the title of the current rule, which begins its hints
+
+	// For cluster-wide policies only:
+	rule    string // the title of the current rule, which begins its hints; empty outside of rules
+	accepts bool   // the action of the current rule is Accept
+	passes  bool   // the action of the current rule is Pass
+	effect  string // what the object does because of the problems that are reported now
 }
 
 func (c *checker) problem(field, detail, hint string) {
-	c.p.problem(c.object, c.at+field, detail, c.rule+hint)
+	c.p.report(Problem{Object: c.object, Field: c.at + field, Detail: detail, Effect: c.effect, Hint: c.rule + hint})
 }
 
 // strict handles err, an error of the strict decoder. If err is about an unknown field,
@@ -74,27 +80,26 @@ func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	if wrong.Type.Kind() == reflect.String {
 		hint = near.WriteString(wrong.Value)
 	}
-	field := strings.Trim(at+"."+wrong.Field, ".")
+	field := strings.Trim(at+"."+keyed(text, wrong.Field), ".")
 	c.unidentified = c.unidentified || field == "metadata" || field == "metadata.name" || field == "metadata.namespace" && !c.inCluster
-	if wrong.Type.Kind() == reflect.String {
-		field += keyOfOther(text, wrong.Field)
-	}
 	c.problem(field, "it is "+near.Kind(wrong.Value), hint)
 }
 
-// keyOfOther returns the first key of an object whose value is not a string, in brackets, as in
-// "[pod-template-hash]": errors of encoding/json name labels, but not which one. path is the path
-// of the object in text. If there is no such object, keyOfOther returns "".
-func keyOfOther(text []byte, path string) string {
+// keyed returns the path of a value that is not a string. If path is that of a map of strings,
+// such as metadata.annotations, keyed adds the key of the first such value, as the decoder does
+// not.
+func keyed(text []byte, path string) string {
+	ofStrings := func(suffix string) bool { return strings.HasSuffix(path, suffix) }
 	var whole any
-	if err := json.Unmarshal(text, &whole); err != nil {
-		return "" // decoding has reported the error
+	if !slices.ContainsFunc([]string{"annotations", "abels", "elector"}, ofStrings) || json.Unmarshal(text, &whole) != nil {
+		return path
 	}
-	return keyBelow(whole, strings.Split(path, "."))
+	return path + keyBelow(whole, strings.Split(path, "."))
 }
 
-// keyBelow is keyOfOther for a decoded value. In lists, it looks at each item, because paths of
-// encoding/json do not name them.
+// keyBelow returns the first key of the object at a path whose value is not a string, in
+// brackets, as in `["pod-template-hash"]`; "" if there is none. In lists, it looks at each item,
+// because paths of encoding/json do not name them.
 func keyBelow(value any, path []string) string {
 	switch v := value.(type) {
 	case []any:
@@ -109,11 +114,38 @@ func keyBelow(value any, path []string) string {
 		}
 		for _, key := range slices.Sorted(maps.Keys(v)) {
 			if _, is := v[key].(string); !is && v[key] != nil {
-				return "[" + key + "]"
+				return fmt.Sprintf("[%q]", key)
 			}
 		}
 	}
 	return ""
+}
+
+// annotations notes annotations that are probably meant for Sluice, and have no effect.
+func (c *checker) annotations(o metav1.Object, kind string) {
+	for _, key := range slices.Sorted(maps.Keys(o.GetAnnotations())) {
+		applies := c.kind != nil || kind == "Namespace"
+		if key == policy.DenyWithAnnotation && applies || !likeDenyWith(key) {
+			continue
+		}
+		detail, hint := "Sluice has no such annotation; it has no effect", "write "+policy.DenyWithAnnotation
+		if !applies {
+			detail, hint = "it has no effect on a "+kind, "annotate the policy or the namespace"
+		}
+		c.p.note(c.object, fmt.Sprintf("%smetadata.annotations[%q]", c.at, key), detail, hint)
+	}
+}
+
+// likeDenyWith reports whether the key of an annotation is, or is similar to, that which tells
+// how packets are denied. All keys with the prefix sluice/ count.
+func likeDenyWith(key string) bool {
+	prefix, name, has := strings.Cut(key, "/")
+	if !has {
+		prefix, name = "", key
+	}
+	_, similar := near.Name(strings.NewReplacer("_", "-", ".", "-").Replace(name), []string{"deny-with"})
+	return prefix == "sluice" || similar && (prefix == "" || strings.Contains(strings.ToLower(prefix), "sluice")) ||
+		!has && strings.HasPrefix(strings.ToLower(name), "sluice")
 }
 
 // meta checks the metadata that decisions depend on.
@@ -138,6 +170,7 @@ func (c *checker) meta(o metav1.Object, kind string) {
 			c.problem("metadata.namespace", fmt.Sprintf("%q is not a name", o.GetNamespace()), text)
 		}
 	}
+	c.annotations(o, kind)
 	for _, e := range metavalidation.ValidateLabels(o.GetLabels(), field.NewPath("metadata", "labels")) {
 		c.problem(e.Field, fmt.Sprintf("%q is not allowed in a label", fmt.Sprint(e.BadValue)), e.Detail)
 	}

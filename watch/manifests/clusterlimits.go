@@ -27,9 +27,9 @@ const (
 type flaws uint8
 
 const (
-	// overLimit is a part whose meaning is certain, but that the API server refuses. A rule
-	// with such a part accepts and passes nothing. If its action is Pass, it denies what it
-	// matches.
+	// overLimit is a part whose meaning is certain, but that the API server refuses. A rule with
+	// such a part lets nothing pass: if it accepts, it matches nothing; if it passes, it denies
+	// what it matches instead.
 	overLimit flaws = 1 << iota
 	// unclear is a part whose meaning is not certain. A rule with such a part is closed: it
 	// accepts nothing or, if it does not accept, denies everything.
@@ -76,36 +76,67 @@ func (f flaws) apply(action v1beta1.ClusterNetworkPolicyRuleAction) (_ v1beta1.C
 	return action, false
 }
 
+// unclear reports a problem of which that is the flaw.
+func (c *checker) unclear(field, detail, hint string) flaws {
+	effect := "its rules accept nothing or deny everything"
+	if c.rule != "" {
+		effect = clusterpolicy.ClosedRule(c.accepts)
+	}
+	return c.flaw(unclear, field, detail, effect, hint)
+}
+
+// overLimit reports a problem of which that is the flaw.
+func (c *checker) overLimit(field, detail, hint string) flaws {
+	var effect string
+	switch {
+	case c.rule == "":
+		effect = "its rules accept nothing or deny what they match"
+	case c.accepts:
+		effect = clusterpolicy.ClosedRule(true)
+	case c.passes:
+		effect = "the rule denies what it matches"
+	default:
+		effect = "the rule still denies what it matches"
+	}
+	return c.flaw(overLimit, field, detail, effect, hint)
+}
+
+func (c *checker) flaw(f flaws, field, detail, effect, hint string) flaws {
+	old := c.effect
+	c.effect = effect
+	c.problem(field, detail, hint)
+	c.effect = old
+	return f
+}
+
 func (c *checker) priority(spec fields) flaws {
 	raw, ok := spec.get("priority")
 	if !ok {
-		c.problem("spec.priority", "it is missing", "write a number from 0 to 1000; policies with lower ones come first")
-		return unclear
+		return c.flaw(unclear, "spec.priority", "it is missing", "the policy is the first of its tier, and its rules accept nothing or deny everything", "write a number from 0 to 1000; policies with lower ones come first")
 	}
 	var n int64
 	if err := json.Unmarshal(raw, &n); err == nil && (n < 0 || n > maxPriority) {
-		c.problem("spec.priority", fmt.Sprintf("%d is not a priority", n), "write a number from 0 to 1000; policies with lower ones come first")
-		return overLimit
+		return c.overLimit("spec.priority", fmt.Sprintf("%d is not a priority", n), "write a number from 0 to 1000; policies with lower ones come first")
 	}
 	return 0
 }
 
-// ruleFlaws returns the flaws of n rules of a direction. list is the name of the field with
-// the peers. whole are the flaws of the whole policy.
+// ruleFlaws returns the flaws of the n rules that a direction has in the decoded spec. list is
+// the name of the field with the peers. whole are the flaws of the whole policy, which each rule
+// has too.
 func (c *checker) ruleFlaws(spec fields, d filter.Direction, list string, whole flaws, n int) []flaws {
 	at := "spec." + d.String()
 	raw, _ := spec.get(d.String())
 	rules := values(raw)
 	if len(rules) > maxRules {
-		c.problem(at, fmt.Sprintf("it has %d rules, and the limit is %d", len(rules), maxRules), "write the others in another policy, of the next priority")
-		whole |= overLimit
+		whole |= c.overLimit(at, fmt.Sprintf("it has %d rules, and the limit is %d", len(rules), maxRules), "write the others in another policy, of the next priority")
 	}
 	all := make([]flaws, n)
 	for i := range all {
 		if all[i] = whole; len(rules) == n { // otherwise the list of rules could not be decoded
 			c.enterRule(d, i, rules[i])
 			all[i] |= c.clusterRule(object(rules[i]), fmt.Sprintf("%s[%d]", at, i), list)
-			c.rule = ""
+			c.leaveRule()
 		}
 	}
 	return all
@@ -113,8 +144,7 @@ func (c *checker) ruleFlaws(spec fields, d filter.Direction, list string, whole 
 
 func (c *checker) clusterRule(f fields, at, list string) (found flaws) {
 	if name, ok := text(f["name"]); ok && utf8.RuneCountInString(name) > maxRuleName {
-		c.problem(at+".name", fmt.Sprintf("it has %d characters, and the limit is %d", utf8.RuneCountInString(name), maxRuleName), "write a shorter one")
-		found |= overLimit
+		found |= c.overLimit(at+".name", fmt.Sprintf("it has %d characters, and the limit is %d", utf8.RuneCountInString(name), maxRuleName), "write a shorter one")
 	}
 	action, _ := text(f["action"])
 	accepts := action == string(v1beta1.ClusterNetworkPolicyRuleActionAccept)
@@ -125,8 +155,7 @@ func (c *checker) clusterRule(f fields, at, list string) (found flaws) {
 	}
 	found |= c.clusterProtocols(f, at, accepts)
 	if slices.ContainsFunc(peers, outsidePods) && slices.ContainsFunc(values(f["protocols"]), namesPort) {
-		c.problem(at+".protocols", "nodes, networks and domainNames have no named ports", "write the port as a number, or the peers in another rule")
-		found |= unclear
+		found |= c.unclear(at+".protocols", "nodes, networks and domainNames have no named ports", "write the port as a number, or the peers in another rule")
 	}
 	return found
 }
@@ -144,8 +173,7 @@ func (c *checker) atMost(n, limit int, field, what, hint string) flaws {
 	if n <= limit {
 		return 0
 	}
-	c.problem(field, fmt.Sprintf("it has %d %s, and the limit is %d", n, what, limit), hint)
-	return overLimit
+	return c.overLimit(field, fmt.Sprintf("it has %d %s, and the limit is %d", n, what, limit), hint)
 }
 
 // clusterPeer checks a peer or a subject. accepts reports whether it is part of a rule that
@@ -168,8 +196,7 @@ func (c *checker) namespacedPod(f fields, at string, accepts bool) (found flaws)
 		return 0 // decoding has already reported the wrong type
 	}
 	if !f.set("podSelector") {
-		c.problem(at+".podSelector", "it is missing", "write labels, or podSelector: {} for every pod")
-		found = unclear
+		found = c.unclear(at+".podSelector", "it is missing", "write labels, or podSelector: {} for every pod")
 	}
 	if f.has("namespaceSelector") && !f.set("namespaceSelector") && accepts {
 		c.hole(at+".namespaceSelector", "it is present but empty, which selects every namespace", "if every namespace is meant, omit namespaceSelector; otherwise write labels")
@@ -186,15 +213,13 @@ func (c *checker) clusterSelector(f fields, at string, accepts bool) (found flaw
 	}
 	for label, value := range object(f["matchLabels"]) {
 		if string(value) == "null" {
-			c.problem(at+".matchLabels."+label, "it has no value", "write the value in quotes; \"\" is the empty value")
-			found = unclear
+			found = c.unclear(at+".matchLabels."+label, "it has no value", "write the value in quotes; \"\" is the empty value")
 		}
 	}
 	for i, e := range values(f["matchExpressions"]) {
 		for j, value := range values(object(e)["values"]) {
 			if string(value) == "null" {
-				c.problem(fmt.Sprintf("%s.matchExpressions[%d].values[%d]", at, i, j), "it is empty", "write the value in quotes; \"\" is the empty value")
-				found = unclear
+				found = c.unclear(fmt.Sprintf("%s.matchExpressions[%d].values[%d]", at, i, j), "it is empty", "write the value in quotes; \"\" is the empty value")
 			}
 		}
 	}
@@ -211,8 +236,7 @@ func (c *checker) set(f fields, name, at string) (found flaws) {
 	}
 	list := values(raw)
 	if list != nil && len(list) == 0 {
-		c.problem(at, "it is empty", "list at least one, or remove the peer")
-		return unclear
+		return c.unclear(at, "it is empty", "list at least one, or remove the peer")
 	}
 	found = c.atMost(len(list), maxNetworks, at, name, "write the others in another peer")
 	seen := make(map[string]bool)
@@ -220,12 +244,10 @@ func (c *checker) set(f fields, name, at string) (found flaws) {
 		value, ok := text(raw) // null becomes "", which is neither a network nor a domain name
 		field := fmt.Sprintf("%s[%d]", at, i)
 		if ok && seen[value] {
-			c.problem(field, fmt.Sprintf("%q is in the list twice", value), "remove one of the two")
-			found |= overLimit
+			found |= c.overLimit(field, fmt.Sprintf("%q is in the list twice", value), "remove one of the two")
 		}
 		if seen[value] = true; name == "domainNames" && !domainName.MatchString(value) {
-			c.problem(field, fmt.Sprintf("%q is not a domain name", value), "write a name of two or more labels, such as www.example.org or *.example.org")
-			found |= unclear
+			found |= c.unclear(field, fmt.Sprintf("%q is not a domain name", value), "write a name of two or more labels, such as www.example.org or *.example.org")
 		}
 	}
 	return found
@@ -242,8 +264,7 @@ func (c *checker) clusterProtocols(f fields, at string, accepts bool) (found fla
 	}
 	list := values(raw)
 	if list != nil && len(list) == 0 {
-		c.problem(at, "it is empty", "list at least one, or omit protocols for all")
-		return unclear
+		return c.unclear(at, "it is empty", "list at least one, or omit protocols for all")
 	}
 	found = c.atMost(len(list), maxProtocols, at, "protocols", "write the others in another rule")
 	for i, raw := range list {
@@ -256,14 +277,12 @@ func (c *checker) clusterProtocols(f fields, at string, accepts bool) (found fla
 // show that they are present.
 func (c *checker) clusterProtocol(f fields, at string) (found flaws) {
 	if name, ok := text(f["destinationNamedPort"]); ok && name == "" {
-		c.problem(at+".destinationNamedPort", "it is empty", "write the name that the container declares")
-		found = unclear
+		found = c.unclear(at+".destinationNamedPort", "it is empty", "write the name that the container declares")
 	}
 	for _, protocol := range []string{"tcp", "udp", "sctp"} {
 		port := object(object(f[protocol])["destinationPort"])
 		if raw, ok := port.get("number"); ok && string(raw) == "0" {
-			c.problem(at+"."+protocol+".destinationPort.number", "0 is not a port", "write a number from 1 to 65535")
-			found = unclear
+			found = c.unclear(at+"."+protocol+".destinationPort.number", "0 is not a port", "write a number from 1 to 65535")
 		}
 	}
 	return found

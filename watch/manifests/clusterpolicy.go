@@ -30,7 +30,7 @@ func checkClusterPolicy(o *v1beta1.ClusterNetworkPolicy, c *checker) {
 	case c.closed:
 		closeClusterPolicy(&o.Spec)
 	case spec == nil:
-		c.problem("spec", "it is missing", "write tier, priority, subject and rules")
+		c.closing(func() { c.problem("spec", "it is missing", "write tier, priority, subject and rules") })
 		closeClusterPolicy(&o.Spec)
 	default:
 		c.clusterSpec(&o.Spec, spec)
@@ -87,14 +87,25 @@ func titleOf(rule json.RawMessage) (name string, action v1beta1.ClusterNetworkPo
 	return name, v1beta1.ClusterNetworkPolicyRuleActionDeny
 }
 
-// enterRule makes hints begin with the title of the rule, if the policy is cluster-wide: few
-// people know the rules of such a policy by their index, and the name of a rule is meant for
-// this.
+// enterRule makes problems name the effect that they have on the rule, and hints begin with its
+// title, if the policy is cluster-wide: few people know the rules of such a policy by their
+// index, and the name of a rule is meant for this. leaveRule ends that.
 func (c *checker) enterRule(d filter.Direction, index int, rule json.RawMessage) {
 	if c.kind.cluster {
-		name, _ := titleOf(rule)
+		name, action := titleOf(rule)
 		c.rule = "in " + clusterpolicy.RuleTitle(d, index, name) + ", "
+		c.accepts, c.passes = action == v1beta1.ClusterNetworkPolicyRuleActionAccept, action == v1beta1.ClusterNetworkPolicyRuleActionPass
+		c.effect = clusterpolicy.ClosedRule(c.accepts)
 	}
+}
+
+func (c *checker) leaveRule() { c.rule, c.accepts, c.passes, c.effect = "", false, false, "" }
+
+// closing calls report, whose problems close the whole policy.
+func (c *checker) closing(report func()) {
+	c.effect = c.kind.closedEffect()
+	report()
+	c.effect = ""
 }
 
 // clusterSpecByParts decodes an invalid spec rule by rule. It closes only the broken rules (see
@@ -105,7 +116,7 @@ func (c *checker) clusterSpecByParts(o *v1beta1.ClusterNetworkPolicy) {
 	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(c.text, &whole); err != nil {
 		c.closed = true
-		c.problem("", err.Error(), "write the object as the API documents it")
+		c.closing(func() { c.problem("", err.Error(), "write the object as the API documents it") })
 		return
 	}
 	if len(whole.Spec) == 0 {
@@ -118,15 +129,17 @@ func (c *checker) clusterSpecByParts(o *v1beta1.ClusterNetworkPolicy) {
 		Ingress  json.RawMessage `json:"ingress"`
 		Egress   json.RawMessage `json:"egress"`
 	}
-	readable := part(c, whole.Spec, "spec", &parts)
 	o.Spec = v1beta1.ClusterNetworkPolicySpec{}
-	readable = part(c, parts.Tier, "spec.tier", &o.Spec.Tier) && readable
-	readable = part(c, parts.Priority, "spec.priority", &o.Spec.Priority) && readable
-	if !part(c, parts.Subject, "spec.subject", &o.Spec.Subject) {
-		readable = false
-		o.Spec.Subject = v1beta1.ClusterNetworkPolicySubject{}
-	}
-	c.closed = !readable
+	c.closing(func() {
+		readable := part(c, whole.Spec, "spec", &parts)
+		readable = part(c, parts.Tier, "spec.tier", &o.Spec.Tier) && readable
+		readable = part(c, parts.Priority, "spec.priority", &o.Spec.Priority) && readable
+		if !part(c, parts.Subject, "spec.subject", &o.Spec.Subject) {
+			readable = false
+			o.Spec.Subject = v1beta1.ClusterNetworkPolicySubject{}
+		}
+		c.closed = !readable
+	})
 	o.Spec.Ingress = rulesByParts(c, parts.Ingress, filter.Ingress, closedIngress)
 	o.Spec.Egress = rulesByParts(c, parts.Egress, filter.Egress, closedEgress)
 }

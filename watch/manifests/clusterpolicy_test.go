@@ -190,7 +190,7 @@ func TestClusterPoliciesInNamespaces(t *testing.T) {
 	}
 }
 
-// A policy of another kind or version, or that cannot be read, denies everything for the
+// A policy that cannot be read, or whose kind or version is not known, denies everything to the
 // pods that it may be meant for.
 func TestUnreadableClusterPolicies(t *testing.T) {
 	const accept = "  ingress: [{action: Accept, from: [{namespaces: {}}]}]\n  egress: [{action: Pass, to: [{namespaces: {}}]}]\n"
@@ -284,8 +284,8 @@ func TestClosedClusterRules(t *testing.T) {
 	}
 }
 
-// The API server drops some fields that are present but empty. They are legal. If a rule that
-// accepts matches everything because of such a field, the field is reported as a hole.
+// The API server drops some fields that are present but empty. Such fields are legal. One of them
+// is reported, in Objects.Holes, only if it makes a rule that accepts match everything.
 func TestClusterPolicyHoles(t *testing.T) {
 	for rule, want := range map[string][]string{
 		"{action: Accept, from: [{namespaces: {}}], protocols: }":                                                          {".protocols"},

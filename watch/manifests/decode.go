@@ -157,9 +157,13 @@ func (p *parser) jsonStream(data []byte) bool {
 }
 
 func (p *parser) problem(object, field, detail, hint string) {
-	p.problems = append(p.problems, Problem{
-		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Hint: hint,
-	})
+	p.report(Problem{Object: object, Field: field, Detail: detail, Hint: hint})
+}
+
+// report adds a problem of the current document.
+func (p *parser) report(wrong Problem) {
+	wrong.File, wrong.Document = p.path, p.document
+	p.problems = append(p.problems, wrong)
 }
 
 // note records a mistake that does not change what policies allow.
@@ -367,7 +371,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	object := name + " " + p.nameIn(text, name)
 	understood = true
 	if kind != name {
-		p.problem(object, at+"kind", fmt.Sprintf("%q is not the name of the kind", kind), "write "+name)
+		p.report(Problem{Object: object, Field: at + "kind", Detail: fmt.Sprintf("%q is not the name of the kind", kind), Effect: policies.closedEffect(), Hint: "write " + name})
 		understood = false
 	}
 	switch {
@@ -378,7 +382,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 			Detail: fmt.Sprintf("%q was removed in Kubernetes %s; it is read as %s", apiVersion, policies.removed, version), Hint: "write " + version,
 		})
 	default:
-		p.problem(object, at+"apiVersion", fmt.Sprintf("%q is not the version of a %s", apiVersion, name), "write "+version)
+		p.report(Problem{Object: object, Field: at + "apiVersion", Detail: fmt.Sprintf("%q is not the version of a %s", apiVersion, name), Effect: policies.closedEffect(), Hint: "write " + version})
 		understood = false
 	}
 	return name, understood

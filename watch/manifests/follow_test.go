@@ -373,7 +373,7 @@ func TestFollowNeedsADirectory(t *testing.T) {
 	}
 }
 
-// If a file has objects that are in no namespace, changes of the file are followed too.
+// Changes of a file are followed also for its objects that are in no namespace.
 func TestFollowClusterObjects(t *testing.T) {
 	right := clusterPolicy("  egress: [{action: Deny, to: [{networks: [192.0.2.0/24]}]}]\n")
 	f := follow(t, write(t, map[string]string{"p.yaml": right, "n.yaml": nodeText}))

@@ -65,6 +65,18 @@ var policyKinds = []*policyKind{{
 	read:  func(o metav1.Object) *policy.Policy { return clusterpolicy.Read(o.(*v1beta1.ClusterNetworkPolicy)) },
 }}
 
+// closedEffect returns the effect of a problem for which the whole policy is closed. It is empty
+// if k is nil.
+func (k *policyKind) closedEffect() string {
+	switch {
+	case k == nil:
+		return ""
+	case k.cluster:
+		return "the policy is the first of its tier, and denies everything to and from its pods"
+	}
+	return "the policy denies everything to and from its pods"
+}
+
 // policyKindOf returns the kind of policies with this name, or nil.
 func policyKindOf(name string) *policyKind {
 	for _, k := range policyKinds {

@@ -72,9 +72,21 @@ type Problem struct {
 	Object   string // as in "NetworkPolicy default/x"; empty if it is not known
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
+	Effect   string // what the object does because of that; empty if that goes without saying
 	Hint     string // how to correct it; empty if there is nothing to correct
+	// InForce names what Follow keeps in force because of the problem, as in "the last good
+	// state of the file". It is empty if the problem is not from Follow.
+	InForce string
 
 	unrendered bool // the file or directory is not read, because it must be rendered first
+}
+
+// What returns the detail with the effect.
+func (p Problem) What() string {
+	if p.Effect == "" {
+		return p.Detail
+	}
+	return p.Detail + "; " + p.Effect
 }
 
 // Error formats the problem in one line that begins with the file.
@@ -90,7 +102,7 @@ func (p Problem) Error() string {
 			b.WriteString(part)
 		}
 	}
-	b.WriteString(": " + p.Detail)
+	b.WriteString(": " + p.What())
 	if p.Hint != "" {
 		b.WriteString(": " + p.Hint)
 	}
@@ -104,7 +116,7 @@ func (p Problem) LogValue() slog.Value {
 		slog.Int("document", p.Document),
 		slog.String("object", p.Object),
 		slog.String("field", p.Field),
-		slog.String("detail", p.Detail),
+		slog.String("detail", p.What()),
 		slog.String("hint", p.Hint),
 	)
 }
@@ -127,7 +139,7 @@ func merge(contents []*content) *merged {
 				twice := Problem{
 					File: it.origin.File, Document: it.origin.Document, Object: it.name, Field: "metadata.name",
 					Detail: fmt.Sprintf("the same object is in %s, document %d, which takes precedence", first.origin.File, first.origin.Document),
-					Hint:   "delete one of the two, or give it another name",
+					Hint:   "delete one of the two, or give it another name", InForce: "the object that takes precedence",
 				}
 				if it.decides() {
 					m.problems = append(m.problems, twice)

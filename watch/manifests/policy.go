@@ -121,7 +121,12 @@ func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 func rulesByParts[T any](c *checker, raw json.RawMessage, d filter.Direction, closed func(json.RawMessage) T) []T {
 	at := "spec." + d.String()
 	var items []json.RawMessage
-	if !part(c, raw, at, &items) {
+	if c.kind.cluster {
+		c.effect = "the policy denies everything in this direction"
+	}
+	readable := part(c, raw, at, &items)
+	c.effect = ""
+	if !readable {
 		return []T{closed(nil)} // one closed rule, so that the direction is isolated
 	}
 	rules := make([]T, len(items))
@@ -130,7 +135,7 @@ func rulesByParts[T any](c *checker, raw json.RawMessage, d filter.Direction, cl
 		if !part(c, items[i], fmt.Sprintf("%s[%d]", at, i), &rules[i]) {
 			rules[i] = closed(items[i])
 		}
-		c.rule = ""
+		c.leaveRule()
 	}
 	return rules
 }

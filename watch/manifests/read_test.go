@@ -121,7 +121,7 @@ func TestReadInNamespace(t *testing.T) {
 // The message about a label names it.
 func TestNumberInLabels(t *testing.T) {
 	_, problems := read(t, map[string]string{"a.yaml": "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: a, labels: {app: web, pod-template-hash: 5123}}}\n"})
-	if len(problems) != 1 || !strings.Contains(problems[0].Error(), "items[0].metadata.labels[pod-template-hash]: it is a number: write a string, in quotes") {
+	if len(problems) != 1 || !strings.Contains(problems[0].Error(), "items[0].metadata.labels[\"pod-template-hash\"]: it is a number: write a string, in quotes") {
 		t.Errorf("problems %v", problems)
 	}
 }

@@ -48,7 +48,7 @@ type agent struct {
 	published   policy.Published
 	starting    *policy.StartingPods
 	nodeSources nodeSources
-	rejects     bool // what the rules were last told about rejecting packets
+	ruleChanges ruleChanges
 	ipvs        *ipvsServices
 	network     *nodeNetwork
 	verdicts    *verdictlog.Log
@@ -111,7 +111,7 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 	return &agent{
 		opts: opts, log: log,
 		failed: make(chan error, 1), synced: make(chan struct{}), ending: make(chan struct{}), gaps: make(chan struct{}, 1),
-		handovers: make(chan handover),
+		handovers: make(chan handover), ruleChanges: newRuleChanges(),
 	}
 }
 
@@ -153,7 +153,7 @@ func (a *agent) wire() error {
 	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.verdicts)
 	a.sweeper.FailOpen = opts.Rules.FailOpen
 	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)
-	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log})
+	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log, Known: a.reportedByManifests})
 	return nil
 }
 
@@ -236,7 +236,7 @@ func (a *agent) startParts(background func(func(context.Context) error), sources
 		}
 	})
 	background(func(ctx context.Context) error { a.network.run(ctx, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.sweepAfterGaps, a.attend, a.verdicts.Run, a.serve, a.tuneMemory, a.runGuard} {
+	for _, part := range []func(context.Context){a.manager.Run, a.writeRules, a.follower.Run, a.sweepAfterGaps, a.attend, a.verdicts.Run, a.serve, a.tuneMemory, a.runGuard} {
 		background(func(ctx context.Context) error { part(ctx); return nil })
 	}
 }

@@ -44,7 +44,8 @@ func TestStartInOrder(t *testing.T) {
 	}
 }
 
-// An agent that cannot read all policies starts without them only where no rules are in place.
+// An agent that cannot read all policies starts without the missing ones only if no agent's
+// rules are in place.
 func TestNothingDenied(t *testing.T) {
 	f := newFixture(t)
 	if !f.nothingDenied(t.Context()) {
@@ -209,6 +210,18 @@ func TestYieldAndEnforceAgain(t *testing.T) {
 	}
 }
 
+// denyOwnNode is an update with a pod, and with a policy that denies what the pod sends to its
+// node.
+func denyOwnNode(w *policy.Store) {
+	addPod(w)
+	w.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+	w.SetPolicy(&policy.Policy{
+		Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: "p"}, Tier: policy.Admin,
+		Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
+		Rules:   [2][]policy.Rule{filter.Egress: {{Action: policy.Deny}}},
+	})
+}
+
 // If a change needs other rules, the kernel's flow cache and the guard do not wait for iptables,
 // which may wait for another program. The sweep does.
 func TestOtherStagesDoNotWaitForIPTables(t *testing.T) {
@@ -221,15 +234,7 @@ func TestOtherStagesDoNotWaitForIPTables(t *testing.T) {
 		<-written
 		return nil
 	})
-	f.update(func(w *policy.Store) {
-		addPod(w)
-		w.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
-		w.SetPolicy(&policy.Policy{
-			Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: "p"}, Tier: policy.Admin,
-			Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
-			Rules:   [2][]policy.Rule{filter.Egress: {{Action: policy.Deny}}},
-		})
-	})
+	f.update(denyOwnNode)
 	f.until("writing the rules", func() bool { return f.recorded(stepRules) })
 	if done, want := f.steps(), []string{stepPending, stepKernel, stepGuard, stepRules}; !slices.Equal(done, want) {
 		t.Errorf("the change caused the steps %v, want %v", done, want)
@@ -239,6 +244,37 @@ func TestOtherStagesDoNotWaitForIPTables(t *testing.T) {
 	if !strings.Contains(f.iptables.Dump(), "-j SLUICE-INPUT") {
 		t.Error("packets to the node are not judged")
 	}
+}
+
+// While iptables is stuck, changes of policy take effect, and live connections are judged. Once
+// iptables has written the rules, all connections are judged again, and the rules are adapted to
+// the changes made meanwhile.
+func TestStuckIPTables(t *testing.T) {
+	f := newFixture(t)
+	f.ruleChanges.wait = 10 * time.Millisecond
+	f.start()
+	f.steps()
+	written := make(chan struct{})
+	f.at(stepRules, func() error {
+		f.at(stepRules, nil)
+		<-written
+		return nil
+	})
+	f.update(denyOwnNode)
+	f.until("swept without the rules", func() bool { return f.recorded(stepSweep) })
+	for _, addr := range []string{"10.1.0.6", "10.1.0.7"} {
+		f.steps()
+		f.update(func(w *policy.Store) { w.SetPod(kubepod.Read(podAt(addr, addr, "192.0.2.1"))) })
+		f.until("in force", func() bool { return f.published.Snapshot().Endpoint(netip.MustParseAddr(addr)) != nil })
+		f.until("swept", func() bool { return f.recorded(stepGuard) && f.recorded(stepSweep) })
+	}
+	before := f.sweptAll.Load()
+	close(written)
+	f.until("all connections are judged again", func() bool { return f.sweptAll.Load() > before })
+	f.until("the rules cover all pods", func() bool {
+		rules := f.iptables.Dump()
+		return strings.Contains(rules, "-s 10.1.0.5/32") && strings.Contains(rules, "-s 10.1.0.6/32") && strings.Contains(rules, "-s 10.1.0.7/32")
+	})
 }
 
 // When an agent that has yielded ends, it closes the request of its live successor. It must

@@ -153,6 +153,6 @@ func (l hostLeftovers) RemoveRules(ctx context.Context) error {
 func (l hostLeftovers) RemovePins() ([]string, error) { return bpf.RemoveStale(l.bpffs) }
 
 func (l hostLeftovers) RemoveGuard() error {
-	_, err := guard.Cleanup()
+	_, err := guard.Cleanup(l.bpffs)
 	return err
 }

@@ -17,13 +17,14 @@ import (
 const (
 	// ipvsFile lists the virtual services of IPVS. It is missing on nodes without IPVS.
 	ipvsFile = "/proc/net/ip_vs"
-	// ipvsInterval is the longest time for which a list is used. With 1,000 services, reading it
-	// takes about a millisecond.
+	// ipvsInterval bounds the age of the list of services when it is used. Reading 1,000
+	// services takes about a millisecond.
 	ipvsInterval = time.Second
-	// ipvsMissInterval and ipvsShare are for packets to no listed service: before one counts as
-	// a packet to the node, the list is read again, if it is older than ipvsMissInterval and than
-	// ipvsShare times the time that reading takes. A new service would otherwise be taken for the
-	// node, and the connection to its pod would not be judged.
+	// ipvsMissInterval and ipvsShare bound the cost of packets to services that are not in the
+	// list. Such a packet may be for a new service. If it counted as a packet to the node, the
+	// connection to the service's pod would not be judged. So before that, the list is read
+	// again, provided it is older than ipvsMissInterval and than ipvsShare times the duration of
+	// the last reading.
 	ipvsMissInterval = 20 * time.Millisecond
 	ipvsShare        = 20
 )
@@ -37,7 +38,7 @@ type ipvsServices struct {
 
 	mu       sync.Mutex
 	next     time.Time // of the next reading
-	nextMiss time.Time // of the next reading for a packet to no listed service
+	nextMiss time.Time // of the earliest reading for a packet without a listed service
 	services map[ipvsService]struct{}
 	marked   bool // some services are selected by a packet mark instead of an address
 }
@@ -78,7 +79,7 @@ func (v *ipvsServices) read() {
 }
 
 // parseIPVS reads lines such as "TCP  0A600001:0050 rr" and "UDP  [fd00:...:000a]:0035 rr".
-// Lines of a service's servers begin with an arrow.
+// It skips the lines of a service's servers, which begin with an arrow.
 func parseIPVS(text []byte) (services map[ipvsService]struct{}, marked bool) {
 	services = make(map[ipvsService]struct{})
 	lines := bufio.NewScanner(bytes.NewReader(text))

@@ -56,8 +56,8 @@ func TestIPVSServices(t *testing.T) {
 	}
 }
 
-// Before a packet counts as one to the node, the list is read again, so that a new service is
-// not taken for the node. This takes a small part of the time.
+// If the list has no service for a packet, it is read again before the packet counts as one to
+// the node, because the service may be new. It is not read again before the time nextMiss.
 func TestNewIPVSService(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ip_vs")
 	v := &ipvsServices{path: path}

@@ -144,9 +144,9 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 	return a.without(less, because)
 }
 
-// without logs each part that the rules lack (less), with the reason. If the rules lack the check
-// of sources, this is also recorded in a.network. If they lack the calls of the BPF programs, the
-// kernel's flow cache is stopped.
+// without logs the parts in less, which the rules lack, with the reason. It leaves Less.Reject to
+// the manager, which logs it. If the check of sources is missing, without also records that in
+// a.network. If the calls of the BPF programs are missing, it stops the kernel's flow cache.
 func (a *agent) without(less iptables.Less, because string) error {
 	if less.Overflow {
 		a.log.Info("sources over --source-share do not go to the overflow queue", event.SourceLimitOff.Attr(), "because", because)
@@ -154,9 +154,6 @@ func (a *agent) without(less iptables.Less, because string) error {
 	if less.Sources {
 		a.log.Warn("packets with a source of this node or of their receiver are not dropped", event.SourceCheckOff.Attr(), "because", because)
 		a.network.setUncheckedSources()
-	}
-	if less.Reject {
-		a.log.Warn("denied packets are dropped instead of rejected; trying again", event.RejectOff.Attr(), "because", because)
 	}
 	if less.Pins {
 		a.log.Info("the kernel remembers no verdicts after all", event.KernelCacheOff.Attr(), "because", because)

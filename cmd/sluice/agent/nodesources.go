@@ -2,12 +2,10 @@ package agent
 
 import (
 	"cmp"
-	"context"
 	"net/netip"
 	"slices"
 
 	"sluice/filter/policy"
-	"sluice/watch"
 )
 
 // nodeSources computes the sources: the addresses of pods whose packets to this node need a
@@ -19,12 +17,11 @@ import (
 // these ranges of pods whose packets to this node a policy may deny.
 type nodeSources struct {
 	last *policy.Snapshot
-	set  []netip.Prefix          // the sources that were last passed to the manager
 	pods map[netip.Addr]struct{} // addresses of this node's pods whose packets to the node a policy may deny
 }
 
-// update returns the sources for a snapshot; changed lists the addresses that differ from the
-// snapshot of the last call, and starting the addresses of pods that are starting.
+// update returns the sources for a snapshot. changed lists the addresses that differ from the
+// snapshot of the last call, and starting lists the addresses of pods that are starting.
 func (n *nodeSources) update(s *policy.Snapshot, changed []netip.Addr, starting []netip.Prefix) []netip.Prefix {
 	switch {
 	case !s.JudgesOwnNode():
@@ -111,19 +108,4 @@ func fewer(ranges []netip.Prefix) []netip.Prefix {
 			return kept
 		}
 	}
-}
-
-// judgeOwnNode makes the iptables rules select the packets to this node that need a verdict
-// according to the snapshot. It must run before live connections are evaluated: afterwards, no
-// connection may begin without a verdict.
-func (a *agent) judgeOwnNode(ctx context.Context, c watch.Change) error {
-	sources := a.nodeSources.update(c.Snapshot, c.Addresses, a.starting.List())
-	if slices.Equal(sources, a.nodeSources.set) {
-		return nil // SetNodeSources would wait while the manager runs iptables
-	}
-	a.nodeSources.set = sources // set even if SetNodeSources fails: the manager itself tries again
-	if err := a.manager.SetNodeSources(ctx, sources); err != nil && ctx.Err() == nil {
-		a.log.Error("what pods send to this node may pass without a verdict; trying again", "err", err)
-	}
-	return nil
 }

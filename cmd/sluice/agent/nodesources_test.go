@@ -20,9 +20,9 @@ func testPrefixes(texts ...string) (all []netip.Prefix) {
 	return all
 }
 
-// While some policy may deny what pods send to their node, the rules select the ranges of this
-// node's pods, and the addresses outside of these ranges of pods that such a policy selects. A
-// list that is updated change by change equals a list that is built at once.
+// While some policy may deny what pods send to their node, there are two kinds of sources: the
+// ranges of this node's pods; and, outside these ranges, the addresses of pods that such a policy
+// selects. A list that is updated after each change equals a list that is built at once.
 func TestNodeSources(t *testing.T) {
 	w := policy.NewStore()
 	node, elsewhere := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")

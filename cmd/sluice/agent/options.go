@@ -25,7 +25,8 @@ type Options struct {
 
 	Rules  iptables.Options
 	OnExit OnExit
-	// Denial is how packets are denied if neither policy nor namespace says.
+	// Denial is how packets are denied (drop or reject) if neither the policy nor its namespace
+	// specifies it.
 	Denial filter.Denial
 
 	PodCIDRs       []netip.Prefix

@@ -11,6 +11,7 @@ import (
 
 	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/watch"
 	"sluice/watch/kube"
@@ -66,7 +67,7 @@ func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
 		Settings: status.Settings{
 			Version: a.opts.Version, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
-			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit),
+			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit), DenyWith: a.opts.Denial.Or(filter.DenialDrop).String(),
 		},
 		Now: time.Now(), Started: a.started, Ready: timeOf(&a.ready),
 		Snapshot: a.published.Snapshot(), Published: timeOf(&a.inForce),
@@ -99,12 +100,9 @@ func (a *agent) state() *telemetry.State {
 			s.Problems = append(s.Problems, a.taintProblems(api)...)
 		}
 	}
-	var broken []manifests.Problem
-	if read := a.manifests.Load(); read != nil {
-		broken = *read
-	}
+	broken := a.brokenManifests()
 	for _, p := range beyondManifests(a.controller.Problems(), broken) {
-		s.Problems = append(s.Problems, status.Problem{Kind: "policy", Where: nameOf(p.Policy) + ", " + p.Field, Detail: p.Detail, Hint: p.Hint})
+		s.Problems = append(s.Problems, problemOf(p))
 	}
 	a.network.addTo(s, a.opts.SysctlProblems)
 	for _, c := range a.controller.Clashes() {
@@ -114,12 +112,40 @@ func (a *agent) state() *telemetry.State {
 		})
 	}
 	for _, p := range broken {
-		s.Problems = append(s.Problems, status.Problem{Kind: "manifest", Where: location(p), Detail: p.Detail, Hint: p.Hint})
+		s.Problems = append(s.Problems, manifestProblem(p))
 	}
 	if passed := a.notRead.Load(); passed != nil {
 		s.NotRead = manifests.TextOf(*passed)
 	}
 	return s
+}
+
+// brokenManifests returns the current problems of the manifests.
+func (a *agent) brokenManifests() []manifests.Problem {
+	if read := a.manifests.Load(); read != nil {
+		return *read
+	}
+	return nil
+}
+
+// problemOf returns a problem of the policy store as the status shows it.
+func problemOf(p policy.Problem) status.Problem {
+	out := status.Problem{Kind: "policy", Where: nameOf(p.Policy) + ", " + p.Field, Detail: p.What(), Hint: p.Hint}
+	if p.Policy.Kind == "Namespace" {
+		out.Kind, out.Where = "namespace", p.Policy.Name+", "+p.Field
+	}
+	return out
+}
+
+// reportedByManifests reports whether a problem of a policy is, or follows from, a problem that
+// the source of manifests reports.
+func (a *agent) reportedByManifests(p policy.Problem) bool {
+	return len(beyondManifests([]policy.Problem{p}, a.brokenManifests())) == 0
+}
+
+// manifestProblem returns a problem of a manifest as the status shows it.
+func manifestProblem(p manifests.Problem) status.Problem {
+	return status.Problem{Kind: "manifest", Where: location(p), Detail: p.What(), Hint: p.Hint, InForce: p.InForce}
 }
 
 // nameOf returns the name of a policy in the status, with its kind if it is in no namespace.

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 
-	"sluice/filter/policy"
 	"sluice/watch"
 )
 
@@ -26,11 +25,17 @@ func (a *agent) stages() []watch.Stage {
 	}
 }
 
-// awaitWorkers returns when no worker decides by an older snapshot.
+// awaitWorkers returns when no worker decides by an older snapshot. From then on, deleted
+// policies deny nothing, so awaitWorkers removes their metrics.
 func (a *agent) awaitWorkers(ctx context.Context, c watch.Change) error {
 	err := watch.Workers{Published: &a.published, Logger: a.log}.Apply(ctx, c)
 	if ctx.Err() == nil {
 		markNow(&a.inForce)
+	}
+	if deleted := c.Snapshot.Deleted(); len(deleted) > 0 {
+		for _, e := range a.evaluators {
+			e.Forget(deleted)
+		}
 	}
 	return err
 }
@@ -68,22 +73,4 @@ func (a *agent) judgeConnections(_ context.Context, c watch.Change) error {
 		a.follower.Published(c.Snapshot, c.Addresses, a.scope(c))
 	}
 	return nil
-}
-
-// adaptRules makes the rules look at packets to this node and at forwarded packets, if the
-// snapshot requires it.
-func (a *agent) adaptRules(ctx context.Context, c watch.Change) error {
-	a.rejectDenied(ctx, c.Snapshot)
-	return a.judgeOwnNode(ctx, c)
-}
-
-// rejectDenied makes the rules reject packets if some denial of the snapshot may do so.
-func (a *agent) rejectDenied(ctx context.Context, s *policy.Snapshot) {
-	if s.Rejects() == a.rejects {
-		return // without waiting for iptables, which may be at work
-	}
-	a.rejects = s.Rejects() // if it fails, the manager tries again
-	if err := a.manager.SetReject(ctx, a.rejects); err != nil && ctx.Err() == nil {
-		a.log.Error("denied packets may be dropped instead of rejected; trying again", "err", err)
-	}
 }

@@ -59,10 +59,11 @@ func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 	return first.Snapshot, a.publishToGuard(ctx, first)
 }
 
-// nothingDenied reports whether no rules of any agent are on this node, so that all packets
-// pass. Then an agent that cannot read ClusterNetworkPolicies does better than nothing with the
-// other policies. Otherwise it waits: a predecessor enforces, or the rules that one has left
-// apply what the kernel remembers. To replace them would allow what ClusterNetworkPolicies deny.
+// nothingDenied reports whether this node has no rules of any agent, so that all packets pass.
+// Then an agent that cannot read ClusterNetworkPolicies starts with the other policies, which
+// deny more than no agent does. Otherwise it waits: a predecessor still enforces, or has left
+// rules that apply the verdicts that the kernel remembers. New rules without
+// ClusterNetworkPolicies would allow what these verdicts deny.
 func (a *agent) nothingDenied(ctx context.Context) bool {
 	placed, err := a.leftovers.RulesInPlace(ctx)
 	if err != nil {
@@ -94,10 +95,9 @@ func (a *agent) takeOver(ctx context.Context) (err error) {
 // applyRules guards the interfaces and puts the rules in place.
 func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
 	a.setPhase(applying)
-	a.network.begin(s)                                                   // the ranges of starting pods must be known before packets are queued
-	if err := a.adaptRules(ctx, watch.Change{Snapshot: s}); err != nil { // writes nothing yet
-		return err
-	}
+	a.network.begin(s) // the ranges of starting pods must be known before packets are queued
+	a.ruleChanges.last = a.needs(watch.Change{Snapshot: s})
+	a.setNeeds(ctx, a.ruleChanges.last) // writes nothing yet
 	if err := a.applyGuarded(ctx, s, a.applyWhatWorks); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}

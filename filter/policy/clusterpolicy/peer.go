@@ -3,6 +3,7 @@ package clusterpolicy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,7 +29,7 @@ func (x *ruleReader) addPeer(from *v1beta1.ClusterNetworkPolicyEgressPeer, at, f
 		x.problem(at, "it has no field that Sluice knows", "write one of "+fields+newer)
 		out.Malformed = "."
 	case len(set) > 1:
-		x.problem(at, "it has "+strings.Join(set, " and "), "give each an item of its own")
+		x.problem(at, "it has "+strings.Join(set, " and ")+", and only one of them is allowed", oneOf(set))
 		out.Malformed = "."
 	case from.Namespaces != nil:
 		out.Namespaces, out.Malformed = x.selector(from.Namespaces, at, ".namespaces")
@@ -46,6 +47,16 @@ func (x *ruleReader) addPeer(from *v1beta1.ClusterNetworkPolicyEgressPeer, at, f
 		return
 	}
 	x.peers = append(x.peers, out)
+}
+
+// oneOf returns the hint about a peer with several fields. Two items match what either matches,
+// so they are no substitute for namespaces and pods, which are probably meant to restrict each
+// other.
+func oneOf(set []string) string {
+	if slices.Equal(set, []string{"namespaces", "pods"}) {
+		return "for pods of these namespaces, write the selector of namespaces as pods.namespaceSelector; for all that either selects, give each an item of its own"
+	}
+	return "give each an item of its own; the rule then matches all that either selects"
 }
 
 // setFields returns the names of the fields that are set in a peer.
@@ -133,7 +144,7 @@ func (x *ruleReader) names(names []v1beta1.DomainName, at string) (out policy.Pe
 		return out
 	}
 	x.add(policy.Problem{
-		Policy: x.p.Ref, Field: x.field + at + ".domainNames", Detail: "domain names are not supported yet; this peer accepts nothing",
+		Policy: x.p.Ref, Field: x.field + at + ".domainNames", Detail: "domain names are not supported", Effect: "this peer accepts nothing",
 		Hint: "in " + x.title + ", write the addresses as networks", Unsupported: true,
 	})
 	return out

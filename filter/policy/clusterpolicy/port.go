@@ -42,7 +42,7 @@ func (x *ruleReader) protocol(p *v1beta1.ClusterNetworkPolicyProtocol, at string
 	case len(set) == 0:
 		x.badPort(at, "it has no field that Sluice knows", "write one of tcp, udp, sctp or destinationNamedPort"+newer)
 	case len(set) > 1:
-		x.badPort(at, "it has "+strings.Join(set, " and "), "give each an item of its own")
+		x.badPort(at, "it has "+strings.Join(set, " and ")+", and only one of them is allowed", "give each an item of its own")
 	case found.set:
 		x.port(found, at+"."+found.name)
 	default:
@@ -73,7 +73,7 @@ func (x *ruleReader) port(t transport, at string) {
 		x.badPort(strings.TrimSuffix(at, ".destinationPort"), "it has no field that Sluice knows",
 			"write destinationPort, with the range from 1 to 65535 for every port"+newer)
 	case p.Number != 0 && p.Range != nil:
-		x.badPort(at, "it has number and range", "write only one of them")
+		x.badPort(at, "it has number and range, and only one of them is allowed", "write only one of them")
 	case p.Range != nil:
 		x.portRange(t.protocol, p.Range, at+".range")
 	case p.Number == 0:

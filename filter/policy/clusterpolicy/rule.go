@@ -71,8 +71,7 @@ func (x *ruleReader) readAction(a v1beta1.ClusterNetworkPolicyRuleAction) (known
 	return true
 }
 
-// needPeers reports a rule without peers. The API requires at least one: to match
-// everything, it would need no list at all.
+// needPeers reports a problem if a rule has no peers: the API requires at least one.
 func (x *ruleReader) needPeers(field string, n int) {
 	if n > 0 {
 		return
@@ -81,9 +80,9 @@ func (x *ruleReader) needPeers(field string, n int) {
 	x.badPeers = []policy.Peer{{Malformed: "."}}
 }
 
-// addRule adds the rule. A rule with a malformed peer or port is closed: if its action is Accept,
-// it accepts nothing, and otherwise it denies everything. A closed rule keeps only the malformed
-// elements of a list that has any.
+// addRule adds the rule. A rule with a malformed peer or port is closed: if its action is
+// Accept, it accepts nothing, and otherwise it denies everything. If its list of peers or of
+// ports has malformed elements, a closed rule keeps only these.
 func (x *ruleReader) addRule(d filter.Direction, name string, known bool) {
 	out := policy.Rule{Name: name, Action: x.action, Peers: x.peers, Ports: x.ports}
 	closed := len(x.badPeers)+len(x.badPorts) > 0
@@ -105,9 +104,13 @@ func (x *ruleReader) addRule(d filter.Direction, name string, known bool) {
 
 // problem adds a problem of the rule. field is relative to the rule.
 func (x *ruleReader) problem(field, detail, hint string) {
-	effect := "; the rule denies everything"
-	if x.action == policy.Accept {
-		effect = "; the rule accepts nothing"
+	x.reader.problem(x.field+field, detail, ClosedRule(x.action == policy.Accept), "in "+x.title+", "+hint)
+}
+
+// ClosedRule returns the effect of a problem that closes a rule.
+func ClosedRule(accepts bool) string {
+	if accepts {
+		return "the rule accepts nothing"
 	}
-	x.reader.problem(x.field+field, detail+effect, "in "+x.title+", "+hint)
+	return "the rule denies everything"
 }

@@ -58,7 +58,7 @@ func (r *reader) tier(t v1beta1.Tier) (known bool) {
 		r.p.Tier = policy.Baseline
 	default:
 		r.p.Tier, r.p.Priority = policy.Admin, First
-		r.problem("spec.tier", fmt.Sprintf("%q is not a tier; its rules accept nothing, and those that do not accept deny everything", t),
+		r.problem("spec.tier", fmt.Sprintf("%q is not a tier", t), "the policy is the first of all, and its rules accept nothing or deny everything",
 			like(string(t), "Admin", "Baseline"))
 		return false
 	}
@@ -68,13 +68,13 @@ func (r *reader) tier(t v1beta1.Tier) (known bool) {
 // subject reads which pods the policy is for. A selector that cannot be understood selects
 // everything, and all rules of such a policy are closed (see closeAll).
 func (r *reader) subject(s *v1beta1.ClusterNetworkPolicySubject) {
-	const detail = "; the policy is for all pods, and its rules accept nothing or deny everything"
+	const effect = "the policy is for all pods, and its rules accept nothing or deny everything"
 	p := &r.p.Subject
 	p.Namespaces, p.Pods = labels.Everything(), labels.Everything()
 	switch {
 	case s.Namespaces != nil && s.Pods != nil:
 		p.Malformed = true
-		r.problem("spec.subject", "it has namespaces and pods"+detail, "write only one of them")
+		r.problem("spec.subject", "it has namespaces and pods, and only one of them is allowed", effect, "write only one of them; pods has a namespaceSelector")
 	case s.Namespaces != nil:
 		r.selects(&p.Namespaces, s.Namespaces, "spec.subject.namespaces")
 	case s.Pods != nil:
@@ -82,7 +82,7 @@ func (r *reader) subject(s *v1beta1.ClusterNetworkPolicySubject) {
 		r.selects(&p.Pods, &s.Pods.PodSelector, "spec.subject.pods.podSelector")
 	default:
 		p.Malformed = true
-		r.problem("spec.subject", "it has no field that Sluice knows"+detail, "write namespaces or pods"+newer)
+		r.problem("spec.subject", "it has no field that Sluice knows", effect, "write namespaces or pods"+newer)
 	}
 }
 
@@ -92,7 +92,7 @@ func (r *reader) selects(out *labels.Selector, sel *metav1.LabelSelector, field 
 	parsed, err := metav1.LabelSelectorAsSelector(sel)
 	if err != nil {
 		r.p.Subject.Malformed = true
-		r.problem(field, err.Error()+"; it selects everything, and the rules accept nothing or deny everything", selectorHint)
+		r.problem(field, err.Error(), "it selects everything, and the rules accept nothing or deny everything", selectorHint)
 		return
 	}
 	*out = parsed
@@ -101,9 +101,9 @@ func (r *reader) selects(out *labels.Selector, sel *metav1.LabelSelector, field 
 const selectorHint = "write matchLabels, or matchExpressions with key, operator (In, NotIn, Exists, DoesNotExist) and values"
 
 // closeAll closes all rules of the policy: a rule that accepts then accepts nothing, and any
-// other rule denies everything. If the subject is malformed, the store replaces the rules of
-// each direction with a rule that denies everything. To prevent this where all rules accept,
-// closeAll removes the rules of such a direction.
+// other rule denies everything. If the subject is malformed, the store replaces the rules of a
+// direction with one rule that denies everything. If all rules of a direction accept, closeAll
+// removes them, so that no such rule takes their place.
 func (r *reader) closeAll() {
 	for d, rules := range r.p.Rules {
 		accepts := true
@@ -123,8 +123,8 @@ func (r *reader) closeAll() {
 	}
 }
 
-func (r *reader) problem(field, detail, hint string) {
-	r.add(policy.Problem{Policy: r.p.Ref, Field: field, Detail: detail, Hint: hint})
+func (r *reader) problem(field, detail, effect, hint string) {
+	r.add(policy.Problem{Policy: r.p.Ref, Field: field, Detail: detail, Effect: effect, Hint: hint})
 }
 
 func (r *reader) add(p policy.Problem) {
@@ -135,7 +135,7 @@ func (r *reader) add(p policy.Problem) {
 	r.p.Problems = append(r.p.Problems, p)
 }
 
-// countRest adds a problem with the number of those beyond mostProblems.
+// countRest adds a problem that states how many problems there are beyond mostProblems.
 func (r *reader) countRest() {
 	if r.more > 0 {
 		r.p.Problems = append(r.p.Problems, policy.Problem{

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"sluice/filter"
 	"sluice/filter/policy/explain"
@@ -116,12 +117,22 @@ func (t *Test) flaw(c *explain.Cluster, f explain.Flow) string {
 	case v.Action == filter.Allow:
 		return fmt.Sprintf("expected to be allowed by %s, but no rule of it allows this flow", t.Policy)
 	}
-	for _, side := range []filter.Side{v.Egress, v.Ingress} {
-		if !side.Allows() && side.Rule != nil {
-			return fmt.Sprintf("expected to be denied by %s, but %s denies it", t.Policy, side.Rule.PolicyTitle())
-		}
+	return fmt.Sprintf("expected to be denied by %s, but %s", t.Policy, denier(v))
+}
+
+// denier describes what denies a flow: "admin/platform denies it", "no rule of default/db allows it".
+func denier(v filter.Verdict) string {
+	side := v.Egress
+	if side.Allows() {
+		side = v.Ingress
 	}
-	return fmt.Sprintf("expected to be denied by %s, but it does not isolate the end that denies", t.Policy)
+	switch {
+	case side.Rule != nil:
+		return side.Rule.PolicyTitle() + " denies it"
+	case side.Isolation != nil:
+		return "no rule of " + strings.Join(side.Isolation.Policies, ", ") + " allows it"
+	}
+	return "no policy denies it: " + v.Reason.String()
 }
 
 // isReason reports whether the policy is a reason for the verdict. It checks all rules that

@@ -68,7 +68,7 @@ func TestRun(t *testing.T) {
 		{"any policy that allows", `{from: web, to: db, port: 6379, expect: allow, policy: same}`, 2, nil, ""},
 		{"another policy", `{from: web, to: db, port: 6379, expect: allow, policy: four}`, 2, []string{"expected to be allowed by default/four, but no rule of it allows this flow"}, ""},
 		{"isolates the end that denies", `{from: web, to: db, port: 80, expect: deny, policy: four}`, 2, nil, ""},
-		{"isolates the other end", `{from: web, to: db, port: 80, expect: deny, policy: out}`, 2, []string{"expected to be denied by default/out, but it does not isolate the end that denies"}, ""},
+		{"isolates the other end", `{from: web, to: db, port: 80, expect: deny, policy: out}`, 2, []string{"expected to be denied by default/out, but no rule of default/access-demo1, default/four, default/same allows it"}, ""},
 		{"allowed with no policy", `{from: web, to: job, port: 80, expect: allow, policy: out}`, 2, []string{"expected to be allowed by default/out, but no rule of it allows this flow"}, ""},
 		{"itself", `{from: db, to: db, port: 80, expect: allow}`, 2, nil, ""},
 		{"no such policy", `{from: web, to: db, port: 80, expect: deny, policy: access-demo}`, 0, nil, "there is no policy default/access-demo"},
@@ -101,8 +101,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// A ClusterNetworkPolicy and a NetworkPolicy may have the same text. Each is a reason where it
-// decides.
+// The text "admin/x" names two policies: the ClusterNetworkPolicy x of the tier Admin, and the
+// NetworkPolicy x of the namespace admin. A denial by either of them is the expected one.
 func TestTextOfTwoPolicies(t *testing.T) {
 	var o inventory.Objects
 	for name, addr := range map[string]string{"a": "10.0.0.1", "b": "10.0.0.2"} {

@@ -101,10 +101,10 @@ type RuleAnswer struct {
 // TierAnswer is what one tier did.
 type TierAnswer struct {
 	Tier     string      `json:"tier"`
-	Policies []string    `json:"policies"` // those for the pod, in their order; never null
+	Policies []string    `json:"policies"` // the policies for the pod, in the order of evaluation; never null
 	Result   Result      `json:"result"`
-	Rule     *RuleAnswer `json:"rule,omitempty"`    // that caused the result
-	Matches  string      `json:"matches,omitempty"` // what this rule matches, in words
+	Rule     *RuleAnswer `json:"rule,omitempty"`    // the rule that caused the result
+	Matches  string      `json:"matches,omitempty"` // what Rule matches, in words
 }
 
 // Details give the reasons for the verdict of one side.
@@ -134,7 +134,7 @@ type ChangeAnswer struct {
 	Apply  any    `json:"apply,omitempty"`  // a whole policy to apply instead; Field is then empty
 	Hint   string `json:"hint,omitempty"`   // what to do if nothing can be added, such as to correct the field
 
-	Notes []string `json:"notes,omitempty"` // other ways, in words
+	Notes []string `json:"notes,omitempty"` // what else it allows, and other ways, in words
 }
 
 // Answer decides a question. It names the policies and rules behind the verdict, but gives
@@ -151,7 +151,7 @@ func (c *Cluster) Answer(q Question) (Answer, error) {
 			all[n-1].Others = append(all[n-1].Others, f)
 			continue
 		}
-		all = append(all, Explanation{Flow: f, Verdict: v, Notes: notes(f, v), Depends: c.depends(f, v)})
+		all = append(all, Explanation{Flow: f, Verdict: v, Notes: c.notes(f, v), Depends: c.depends(f, v)})
 	}
 	return answer(all).named(q), nil
 }
@@ -339,7 +339,7 @@ func (c *Change) answer() *ChangeAnswer {
 	}
 	switch {
 	case c.Problem != nil:
-		a.Field, a.Hint = c.Problem.Field, c.Problem.Detail+": "+c.Problem.Hint
+		a.Field, a.Hint = c.Problem.Field, c.Problem.What()+": "+c.Problem.Hint
 	case c.New != nil:
 		a.Apply = c.Add()[0]
 	case c.Written():

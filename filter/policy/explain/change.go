@@ -30,10 +30,9 @@ type Change struct {
 	// New is the policy to add. Rule is then its only rule.
 	New *policy.Policy
 	// Before is the rule that the addition must come before. It is nil if the order of rules
-	// has no meaning. If Before is set, Rule is the rule to add, and Notes describe other ways
-	// to allow the flow.
+	// has no meaning. If Before is set, Rule is the rule to add.
 	Before *filter.Rule
-	Notes  []string
+	Notes  []string // what else the addition allows, and other ways to allow the flow
 	// Rule is the rule to add. If To is set, only its peers or its ports are added to that rule.
 	Rule policy.Rule
 	To   *filter.Rule
@@ -166,6 +165,7 @@ func (c *Cluster) addition(s *Side, f Flow, r *RuleMatch) *Change {
 	case r.mismatches("peer") && (len(rule.Ports) > 0 || f.Key.Transport != filter.Ported):
 		_, list := peerEnd(s.Direction, f)
 		out.Field, out.Rule.Peers = ruleField(r.Rule)+"."+list, []policy.Peer{c.peerOf(s.Direction, f, r.Rule.Policy, r)}
+		out.Notes = portless(f, "ports")
 	default:
 		return nil
 	}
@@ -180,7 +180,8 @@ func (c *Cluster) newRule(s *Side, f Flow, name string, nearest *RuleMatch) *Cha
 	}
 	return &Change{
 		Policy: c.refOf(name), Direction: s.Direction, Field: "spec." + s.Direction.String(),
-		Rule: policy.Rule{Action: policy.Accept, Peers: []policy.Peer{c.peerOf(s.Direction, f, name, nearest)}, Ports: portsOf(f.Key)},
+		Rule:  policy.Rule{Action: policy.Accept, Peers: []policy.Peer{c.peerOf(s.Direction, f, name, nearest)}, Ports: portsOf(f.Key)},
+		Notes: portless(f, "ports"),
 	}
 }
 

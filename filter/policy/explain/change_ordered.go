@@ -12,8 +12,9 @@ import (
 )
 
 // orderedChange returns the change that allows a flow that a rule of the tier Admin or Baseline
-// denies: a new rule before it that accepts only this flow. No NetworkPolicy overrides a rule
-// of the tier Admin. One can override the tier Baseline, which the Notes of the change mention.
+// denies: a new rule, placed before the denying one, that accepts only this flow. A
+// NetworkPolicy can override the tier Baseline, but not the tier Admin. The Notes of the change
+// mention this.
 func (c *Cluster) orderedChange(s *Side, f Flow, t *Step) *Change {
 	decider := t.Rule.Rule
 	p := c.policies[decider.Policy]
@@ -32,8 +33,18 @@ func (c *Cluster) orderedChange(s *Side, f Flow, t *Step) *Change {
 	}
 	rule := policy.Rule{Action: policy.Accept, Peers: []policy.Peer{asOrdered(c.peerOf(s.Direction, f, decider.Policy, nearest))}, Ports: portsOf(f.Key)}
 	return &Change{
-		Policy: p.Ref, Direction: s.Direction, Field: "spec." + s.Direction.String(), Before: &decider, Rule: rule, Notes: c.otherWays(s, p),
+		Policy: p.Ref, Direction: s.Direction, Field: "spec." + s.Direction.String(), Before: &decider, Rule: rule,
+		Notes: append(portless(f, "protocols"), c.otherWays(s, p)...),
 	}
+}
+
+// portless returns a note if the flow has no ports: the rule that allows it cannot have any
+// either. field is the field of a rule with its ports.
+func portless(f Flow, field string) []string {
+	if f.Key.Transport == filter.Ported {
+		return nil
+	}
+	return []string{fmt.Sprintf("only a rule without %s matches this flow, so this opens every port of every protocol", field)}
 }
 
 // deniesFor returns the problem because of which the rule r of p denies: a problem of the rule,
@@ -52,7 +63,8 @@ func (c *Cluster) deniesFor(p *policy.Policy, r filter.Rule) *policy.Problem {
 		}
 	}
 	if rules := p.Rules[r.Direction]; r.Index < len(rules) && len(problems) > 0 {
-		// The API has no rules without peers: such a rule is the closed form of another one.
+		// The API allows no rule without peers. So such a rule is the closed form of one that
+		// cannot be understood.
 		if _, malformed := inForce(rules[r.Index]); malformed || len(rules[r.Index].Peers) == 0 {
 			return &problems[0]
 		}

@@ -13,6 +13,7 @@ import (
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/inventory"
+	"sluice/filter/policy/near"
 )
 
 // Question and Flow are those of the inventory.
@@ -125,7 +126,7 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	e := Explanation{Flow: f, Verdict: c.inventory.Decide(f), explained: true}
 	e.Egress = c.side(filter.Egress, f, e.Verdict)
 	e.Ingress = c.side(filter.Ingress, f, e.Verdict)
-	e.Notes = notes(f, e.Verdict)
+	e.Notes = c.notes(f, e.Verdict)
 	e.Depends = c.depends(f, e.Verdict)
 	return e
 }
@@ -167,11 +168,60 @@ func (c *Cluster) ExplainFlows(flows []Flow) []Explanation {
 	return all
 }
 
-// notes returns a warning for each link-local address of a denied flow that belongs to no
+// notes returns warnings about a verdict that may differ on a real node, and says which policies
+// disagree about the answer.
+func (c *Cluster) notes(f Flow, v filter.Verdict) []string {
+	return slices.Concat(c.missingNamespaces(f), linkLocal(f, v), c.dropPrevails(v))
+}
+
+// dropPrevails returns a note if some of the policies that deny the flow would reject it, and it is
+// dropped because others of them say so.
+func (c *Cluster) dropPrevails(v filter.Verdict) []string {
+	side := v.Ingress
+	if v.Reason == filter.EgressDenied {
+		side = v.Egress
+	}
+	if v.Action != filter.Deny || side.Rule != nil || side.Isolation == nil {
+		return nil
+	}
+	by := make(map[filter.Denial][]string)
+	for _, name := range side.Isolation.Policies {
+		if p := c.policies[name]; p != nil {
+			by[p.Denial] = append(by[p.Denial], name)
+		}
+	}
+	drop, reject := by[filter.DenialDrop], by[filter.DenialReject]
+	if len(drop) == 0 || len(reject) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("the packet is dropped, not rejected: %s of %s is drop, and prevails over reject of %s",
+		policy.DenyWithAnnotation, near.List(drop, maxNearest, ", "), near.List(reject, maxNearest, ", "))}
+}
+
+// missingNamespaces returns a warning for each end in a namespace without an object, if policies
+// depend on its labels. If not all Namespaces could be read, the command has reported that.
+func (c *Cluster) missingNamespaces(f Flow) (found []string) {
+	if !c.snapshot.NeedsNamespaces() || c.inventory.NamespacesUnread {
+		return nil
+	}
+	for _, e := range []*End{f.From, f.To} {
+		if e.Pod == nil || e.Node {
+			continue
+		}
+		name := e.Pod.Namespace
+		text := fmt.Sprintf("there is no Namespace %s, so it counts as a namespace without labels, and policies select namespaces by labels: add the Namespace", name)
+		if !c.inventory.HasNamespace(name) && !slices.Contains(found, text) {
+			found = append(found, text)
+		}
+	}
+	return found
+}
+
+// linkLocal returns a warning for each link-local address of a denied flow that belongs to no
 // known pod or node: on a real node, the verdict may differ. The address may be the node's
 // own, such as that of a node-local DNS cache. The agent reads such addresses from the
 // node's interfaces, but neither the manifests nor the API contain them.
-func notes(f Flow, v filter.Verdict) []string {
+func linkLocal(f Flow, v filter.Verdict) []string {
 	if v.Action == filter.Allow || v.Egress.Rule != nil && !v.Egress.Allows() {
 		return nil // the rule denies the flow even if the other end is the pod's own node
 	}

@@ -45,7 +45,7 @@ next:
 	return joined
 }
 
-// join adds the flows of another explanation, unless its changes are others.
+// join adds the flows and the notes of another explanation, unless its changes are others.
 func (e *Explanation) join(o *Explanation) bool {
 	egress, ok := joinBlocks(e.Egress.Change, o.Egress.Change)
 	ingress, ok2 := joinBlocks(e.Ingress.Change, o.Ingress.Change)
@@ -54,6 +54,11 @@ func (e *Explanation) join(o *Explanation) bool {
 	}
 	e.Egress.Change, e.Ingress.Change = egress, ingress
 	e.Others = append(slices.Clone(e.Others), o.flows()...)
+	for _, n := range o.Notes {
+		if !slices.Contains(e.Notes, n) {
+			e.Notes = append(slices.Clip(e.Notes), n)
+		}
+	}
 	return true
 }
 

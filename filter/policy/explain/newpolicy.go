@@ -69,7 +69,7 @@ func (c *Cluster) newPolicy(s *Side, f Flow) *Change {
 	}
 	rule := policy.Rule{Action: policy.Accept, Peers: []policy.Peer{c.peerOf(s.Direction, f, p.Ref.String(), nil)}, Ports: portsOf(f.Key)}
 	p.Isolates[s.Direction], p.Rules[s.Direction] = true, []policy.Rule{rule}
-	return &Change{Policy: p.Ref, Direction: s.Direction, New: p, Rule: rule}
+	return &Change{Policy: p.Ref, Direction: s.Direction, New: p, Rule: rule, Notes: portless(f, "ports")}
 }
 
 // maxName bounds the names of the ends in the name of a new policy.

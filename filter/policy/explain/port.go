@@ -36,14 +36,23 @@ func (h *matcher) ports(items []policy.PortRange, field string) (string, *Mismat
 	lack := &Mismatch{Part: "port", Allows: near.List(all, 8, ", "), Flow: "the flow is to " + portText(h.key)}
 	switch h.key.Transport {
 	case filter.Portless:
-		lack.Flow = "the flow is " + h.key.Protocol.String() + ", which only a rule without ports allows"
+		lack.Flow = "the flow is " + h.key.Protocol.String() + ", which only " + h.ruleWithoutPorts()
 	case filter.Opaque:
-		lack.Flow = "the flow's port cannot be read, and only a rule without ports allows it"
+		lack.Flow = "the flow's port cannot be read, and only " + h.ruleWithoutPorts() + " it"
 	}
 	if len(names) > 0 {
 		lack.Flow += h.nameWords(names)
 	}
 	return lack.Allows, lack
+}
+
+// ruleWithoutPorts is a part of a sentence about rules for all ports, in the words of the policy's
+// kind.
+func (h *matcher) ruleWithoutPorts() string {
+	if h.ordered {
+		return "a rule without protocols matches"
+	}
+	return "a rule without ports allows"
 }
 
 // ofAnyProtocol joins the descriptions of a named port of all protocols, which ordered rules

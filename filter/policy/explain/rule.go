@@ -64,9 +64,9 @@ func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	return []policy.Rule{{Action: policy.Deny}}
 }
 
-// inForce returns the form in which an ordered rule decides. The second result reports whether
-// a part of the rule cannot be understood: if the rule does not accept, it then denies
-// everything that the part may mean.
+// inForce returns the form in which an ordered rule decides. A rule that accepts stays as it is:
+// its malformed parts match nothing. Any other rule with a malformed part denies everything that
+// the part may mean, and the second result is true.
 func inForce(r policy.Rule) (policy.Rule, bool) {
 	if r.Action == policy.Accept {
 		return r, false
@@ -117,6 +117,7 @@ func (c *Cluster) match(d filter.Direction, f Flow, name string, index int, rule
 	}
 	if p.Tier != policy.NetworkPolicy {
 		rule, _ = inForce(rule)
+		h.ordered = true
 		ports = ".protocols"
 		out.Rule.Name, out.Rule.Tier, out.Rule.Action = rule.Name, p.Tier, rule.Action
 	}
@@ -177,6 +178,7 @@ func ruleField(r filter.Rule) string { return fmt.Sprintf("spec.%s[%d]", r.Direc
 type matcher struct {
 	c         *Cluster
 	namespace string // the policy's namespace
+	ordered   bool   // the policy has ordered rules
 	key       filter.Key
 	peer      *End
 	addr      netip.Addr // the peer's address

@@ -180,10 +180,10 @@ func (s *Side) writeProblems(b *strings.Builder) {
 			name, effect = p.Policy.Object(), "denies everything"
 		}
 		if p.TooLarge {
-			fmt.Fprintf(b, "    %s is too large and %s: %s\n", name, effect, p.Detail)
+			fmt.Fprintf(b, "    %s is too large and %s: %s\n", name, effect, p.What())
 			continue
 		}
-		fmt.Fprintf(b, "    not understood: %s, %s: %s\n", name, p.Field, p.Detail)
+		fmt.Fprintf(b, "    not understood: %s, %s: %s\n", name, p.Field, p.What())
 	}
 }
 

@@ -144,8 +144,8 @@ func (s *Side) ordered() bool {
 	return slices.ContainsFunc(s.Tiers, func(t Step) bool { return t.Tier != policy.NetworkPolicy })
 }
 
-// nearestOrdered returns rules that do not deny, from the tier that denies the flow. before has
-// those that precede the rule that denies the flow; they do not match. late is the first rule
+// nearestOrdered returns rules that do not deny, from the tier that denies the flow. "before" lists
+// those that precede the rule that denies the flow; none of them matches. "late" is the first rule
 // after it that matches.
 func (c *Cluster) nearestOrdered(s *Side, f Flow, t *Step) (before []RuleMatch, late *RuleMatch) {
 	decider := t.Rule.Rule

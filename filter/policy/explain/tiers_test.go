@@ -10,6 +10,7 @@ import (
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/inventory"
 )
 
 // clusterPolicy returns a policy for the pods of namespace default that match a selector.
@@ -43,7 +44,7 @@ func egress(rules ...policy.Rule) map[filter.Direction][]policy.Rule {
 	return map[filter.Direction][]policy.Rule{filter.Egress: rules}
 }
 
-// The text names each tier with what it did, and the change that would help.
+// The text names each tier with its result, and the change that would allow a denied flow.
 func TestTiers(t *testing.T) {
 	db := labels.SelectorFromSet(labels.Set{"role": "db"})
 	all := labels.Everything()
@@ -209,7 +210,8 @@ func TestOrderedWords(t *testing.T) {
 	closed := clusterPolicy("x", policy.Admin, 3, all, ingress(rule("", policy.Accept, everyPod)))
 	closed.Subject.Malformed = true
 	closed.Problems = []policy.Problem{{Policy: closed.Ref, Field: "spec.subject", Detail: "it has no field", Hint: "write pods"}}
-	// The problem of the rule that denies is beyond those that are reported one by one.
+	// Only the first problems of a policy are reported one by one. Here, that of the ingress rule is
+	// among the "3 more problems".
 	many := clusterPolicy("x", policy.Admin, 3, all, ingress(policy.Rule{Action: policy.Deny}))
 	many.Problems = []policy.Problem{{Policy: many.Ref, Field: "spec.egress[0].action", Detail: "it is no action", Hint: "write Accept"}, {Policy: many.Ref, Field: "spec", Detail: "it has 3 more problems"}}
 	for name, tt := range map[string]struct {
@@ -244,8 +246,8 @@ func TestOrderedWords(t *testing.T) {
 			"admin/x rule 1 allows the names a.example; names are not supported and match nothing\n",
 		}},
 		"ICMP": {clusterPolicy("x", policy.Admin, 3, all, ingress(tcp(rule("", policy.Accept, everyPod), 80), rule("", policy.Deny, everyPod))), "web db icmp", []string{
-			"admin/x rule 1 allows TCP 80; the flow is ICMP, which only a rule without ports allows\n",
-			"    - action: Accept\n      from:\n      - pods:\n          namespaceSelector:\n            matchLabels:\n              kubernetes.io/metadata.name: default\n          podSelector:\n            matchLabels:\n              role: backend\n  or",
+			"admin/x rule 1 allows TCP 80; the flow is ICMP, which only a rule without protocols matches\n",
+			"    - action: Accept\n      from:\n      - pods:\n          namespaceSelector:\n            matchLabels:\n              kubernetes.io/metadata.name: default\n          podSelector:\n            matchLabels:\n              role: backend\n  only a rule without protocols matches this flow, so this opens every port of every protocol\n  or",
 		}},
 		"a malformed subject": {closed, "web db tcp 80", []string{
 			"Admin: denied by admin/x rule 1: every peer, every port\n    not understood: ClusterNetworkPolicy x, spec.subject: it has no field\n",
@@ -270,4 +272,24 @@ func networks(texts ...string) (p policy.Peer) {
 		p.Networks = append(p.Networks, netip.MustParsePrefix(text))
 	}
 	return p
+}
+
+// A Namespace that is not there is noted only if all Namespaces could be read.
+func TestNotesAboutMissingNamespaces(t *testing.T) {
+	var both []*policy.Pod
+	for i, name := range []string{"web", "db"} {
+		both = append(both, &policy.Pod{Namespace: "lab", Name: name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})}})
+	}
+	quarantine := clusterPolicy("x", policy.Admin, 3, labels.Everything(), ingress(rule("", policy.Deny, pods(""))))
+	quarantine.Subject.Namespaces = labels.SelectorFromSet(labels.Set{"quarantine": "yes"})
+	for unread, want := range map[bool]string{false: "there is no Namespace lab", true: ""} {
+		c := explain.New(inventory.New(inventory.Objects{Pods: both, Policies: []*policy.Policy{quarantine}, NamespacesUnread: unread}), nil)
+		all, err := c.ExplainAll(explain.Question{From: "lab/web", To: "lab/db", Port: "53"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(all[0].Notes, "\n"); (got == "") != (want == "") || !strings.HasPrefix(got, want) {
+			t.Errorf("with unread %v, notes %q, want %q", unread, got, want)
+		}
+	}
 }

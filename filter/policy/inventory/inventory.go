@@ -37,6 +37,9 @@ type Objects struct {
 	// PodRanges are the ranges that pods get their addresses from, in addition to those of the
 	// Nodes.
 	PodRanges []netip.Prefix
+	// NamespacesUnread reports that a Namespace that is not in Namespaces may exist, because not
+	// all could be read.
+	NamespacesUnread bool
 	// Limits bound the memory of policies; nil means the default limits.
 	Limits *policy.Limits
 }
@@ -114,8 +117,8 @@ func (v *Inventory) compile() {
 	w.SetNode(v.NodeAddrs)
 	for _, ns := range v.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)
-		denial, _ := policy.ReadDenial(ns.Annotations) // lint reports another value
-		w.SetNamespaceDenial(ns.Name, denial)
+		denial, wrong := policy.NamespaceDenial(ns.Name, ns.Annotations)
+		w.SetNamespaceDenial(ns.Name, denial, wrong)
 	}
 	for _, n := range v.Nodes {
 		w.SetNodeObject(n)
@@ -153,6 +156,12 @@ func Assumed(p *policy.Pod) bool {
 // every namespace has.
 func (v *Inventory) NamespaceLabels(name string) labels.Set {
 	return labels.Merge(v.namespaces[name], labels.Set{corev1.LabelMetadataName: name})
+}
+
+// HasNamespace reports whether there is a Namespace object of a name.
+func (v *Inventory) HasNamespace(name string) bool {
+	_, has := v.namespaces[name]
+	return has
 }
 
 // Pod returns the pod of a name, "namespace/name"; nil if there is none.

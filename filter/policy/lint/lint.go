@@ -76,10 +76,8 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.N
 	store := policy.NewStore()
 	for _, o := range namespaces {
 		l.namespaces[o.Name] = newNamespace(o.Name, o.Labels)
-		if _, known := policy.ReadDenial(o.Annotations); !known {
-			l.findings = append(l.findings, Finding{
-				DenyWith, "Namespace " + o.Name, policy.DenyWithField, policy.DenyWithDetail(o.Annotations[policy.DenyWithAnnotation]), policy.DenyWithHint,
-			})
+		if _, wrong := policy.NamespaceDenial(o.Name, o.Annotations); wrong != nil {
+			l.findings = append(l.findings, Finding{DenyWith, wrong.Policy.Object(), wrong.Field, wrong.What(), wrong.Hint})
 		}
 	}
 	for _, o := range pods {
@@ -101,7 +99,7 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.N
 		case p.Field == policy.DenyWithField:
 			check = DenyWith
 		}
-		l.findings = append(l.findings, Finding{check, p.Policy.Object(), p.Field, p.Detail, p.Hint})
+		l.findings = append(l.findings, Finding{check, p.Policy.Object(), p.Field, p.What(), p.Hint})
 	}
 	for _, p := range l.policies {
 		l.matches(p)

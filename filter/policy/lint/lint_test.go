@@ -109,7 +109,7 @@ func TestFindings(t *testing.T) {
 		"named port":                     {[]string{"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: http}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "redis of TCP"},
 		"named port of another protocol": {[]string{"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: redis, protocol: UDP}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "redis of TCP"},
 		"named port of the peer":         {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: redis}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "http of TCP"},
-		"named port outside":             {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "outside the cluster"},
+		"named port outside":             {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "only pods have port names"},
 		"no DNS":                         {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "port 53"},
 		"no DNS, all ports of a pod":     {[]string{"default/p: {podSelector: {}, egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"}, NoDNS, "spec.egress", "port 53"},
 		"DNS only over UDP":              {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}, {port: 53, protocol: UDP}]}]}"}, NoDNS, "spec.egress", "only over UDP"},

@@ -14,8 +14,8 @@ import (
 )
 
 // orderedRule prepares a rule of the tier Admin or Baseline. Each network of a peer becomes
-// a peer of its own. A rule without peers is not whole: it is the closed form of one that
-// cannot be understood.
+// a peer of its own. whole is false for a rule without peers, because readers return such a rule
+// in place of one that they cannot understand.
 func (p *lintPolicy) orderedRule(d filter.Direction, index int, o policy.Rule) rule {
 	list := "from"
 	if d == filter.Egress {
@@ -151,9 +151,9 @@ func (p *lintPolicy) conflicts(o *lintPolicy) bool {
 	return false
 }
 
-// common describes the pods that both policies select. The second result is false if there are
-// none. If the linter has no pods, it is true if the subject of one policy contains that of the
-// other.
+// common describes pods that both policies select. The second result reports whether there are
+// any. Without pods, the linter compares the subjects: the result is true if one subject
+// contains the other.
 func (l *linter) common(p, o *lintPolicy) (string, bool) {
 	if p.subject == nil || o.subject == nil {
 		return "", false
@@ -219,8 +219,8 @@ func (l *linter) shadowed(p *lintPolicy, r *rule) {
 	}
 }
 
-// shadow reports that r, a rule of p, never decides, because the rule by of the policy o comes
-// first and matches all that r matches.
+// shadow reports that the rule r of p never decides, because the rule "by" of the policy o comes
+// first and matches everything that r matches.
 func (l *linter) shadow(p *lintPolicy, r *rule, o *lintPolicy, by *rule) {
 	whose := filter.Rule{Policy: o.text, Tier: o.Tier}
 	title := fmt.Sprintf("%s rule %d", whose.PolicyTitle(), by.index+1)
@@ -258,9 +258,9 @@ func (l *linter) inOrder() []*lintPolicy {
 	return l.order
 }
 
-// covers reports whether the ordered rule "by" matches all that the rule r of p matches. If a
-// peer of a NetworkPolicy means the policy's own namespace, covers compares all labels of this
-// namespace.
+// covers reports whether the ordered rule "by" matches everything that r, a rule of p, matches.
+// If a peer of a NetworkPolicy means the policy's own namespace, covers represents the namespace
+// by a selector of all its labels.
 func (l *linter) covers(by, r *rule, p *lintPolicy) bool {
 	mine := *r
 	mine.peers = slices.Clone(r.peers)

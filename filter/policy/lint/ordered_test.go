@@ -71,14 +71,20 @@ func TestOrderedFindings(t *testing.T) {
 		"a peer of the host network": {[]string{"platform: " + admin + "egress: [{action: Deny, to: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: edge}}}]}]}"}, []want{
 			{NoMatch, platform, "spec.egress[0].to[0].namespaces", "networks or nodes"},
 		}},
+		"an ingress peer of the host network": {[]string{"platform: " + admin + "ingress: [{action: Deny, from: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: edge}}}]}]}"}, []want{
+			{NoMatch, platform, "spec.ingress[0].from[0].namespaces", "no ingress peer matches the address of a node"},
+		}},
+		"a named port of nodes": {[]string{"platform: " + admin + "egress: [{action: Deny, to: [{nodes: {}}], protocols: [{destinationNamedPort: web}]}]}"}, []want{
+			{NoPort, platform, "spec.egress[0].protocols[0].destinationNamedPort", "write a protocol with the number: only pods have port names"},
+		}},
 		"nodes that match nothing": {[]string{"platform: " + admin + "egress: [{action: Deny, to: [{nodes: {matchLabels: {pool: db}}}, {nodes: {}}]}]}"}, []want{
 			{NoMatch, platform, "spec.egress[0].to[0].nodes", "no node matches pool=db: write labels that the nodes have (pool is web there)"},
 		}},
 		"a named port": {[]string{"platform: " + admin + "ingress: [{action: Deny, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 1}}}, {destinationNamedPort: web}]}]}"}, []want{
-			{NoPort, platform, "spec.ingress[0].protocols[1].destinationNamedPort", `no destination pod has a port named "web": write a name`},
+			{NoPort, platform, "spec.ingress[0].protocols[1].destinationNamedPort", `no destination pod has a port named "web": write a name that the pods' containers declare, or a protocol with the number`},
 		}},
 		"names": {[]string{"platform: " + admin + "egress: [{action: Accept, to: [{domainNames: [a.example]}]}, {action: Deny, to: [{domainNames: [b.example]}]}]}"}, []want{
-			{Names, platform, "spec.egress[0].to[0].domainNames", "not supported yet"},
+			{Names, platform, "spec.egress[0].to[0].domainNames", "not supported"},
 			{Names, platform, "spec.egress[1].to[0].domainNames", "only rules that accept"},
 		}},
 	}
@@ -98,7 +104,7 @@ func TestOrderedFindings(t *testing.T) {
 	}
 }
 
-// Lint must not report what is right, or may well be.
+// Lint must not report what is right, or what may be intended.
 func TestNoOrderedFindings(t *testing.T) {
 	tests := map[string][]string{
 		"platform, team and default":      {allowShop, "platform: " + admin + "ingress: [{action: Deny, from: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: default}}}]}]}", "second: " + baseline + "ingress: [" + denyPods + "]}"},

@@ -27,7 +27,7 @@ func (l *linter) matches(p *lintPolicy) {
 	for d := range p.rules {
 		for i := range p.rules[d] {
 			for j := range p.rules[d][i].peers {
-				l.peerMatches(p, &p.rules[d][i].peers[j])
+				l.peerMatches(p, p.rules[d][i].direction, &p.rules[d][i].peers[j])
 			}
 		}
 	}
@@ -55,7 +55,7 @@ func (l *linter) subjectMatches(p *lintPolicy) {
 		"no pod of namespace %s matches %s", p.namespace, p.subject)
 }
 
-func (l *linter) peerMatches(p *lintPolicy, x *peer) {
+func (l *linter) peerMatches(p *lintPolicy, d filter.Direction, x *peer) {
 	if !x.arePods() || slices.ContainsFunc(l.pods, x.includes) {
 		return
 	}
@@ -78,7 +78,10 @@ func (l *linter) peerMatches(p *lintPolicy, x *peer) {
 		if x.pods.Empty() {
 			field = x.nsField
 		}
-		if p.ordered() {
+		switch {
+		case p.ordered() && d == filter.Ingress:
+			hint = "remove it: no ingress peer matches the address of a node"
+		case p.ordered():
 			hint = "name the addresses of their nodes with networks or nodes"
 		}
 		l.found(NoMatch, p, x.field+field, hint,
@@ -209,9 +212,13 @@ func (l *linter) portNames(p *lintPolicy, r *rule) {
 		if r.direction == filter.Egress && isDNS(x.Name) && !l.hasSystem() {
 			continue
 		}
-		hint := "write a name that the pods' containers declare, or the number"
+		number := "the number"
+		if p.ordered() {
+			number = "a protocol with the number"
+		}
+		hint := "write a name that the pods' containers declare, or " + number
 		if outsideOnly {
-			hint = "write the number: addresses outside the cluster have no port names"
+			hint = "write " + number + ": only pods have port names"
 		} else if others := portsOf(to); len(others) > 0 {
 			hint += " (they declare " + strings.Join(others, ", ") + ")"
 		}

@@ -12,8 +12,9 @@ import (
 	"sluice/filter/policy/matrix"
 )
 
-// The ports of ordered rules split the ports that no container declares into several answers.
-// The reasons name the tier and the rule.
+// No container declares a port, so Flow.Other has the answers about all ports. Where ordered
+// rules are for some of them, it has an answer for each range of ports. The reasons name the
+// tier and the rule.
 func TestOrderedRules(t *testing.T) {
 	peers := []policy.Peer{{Namespaces: labels.Everything(), Pods: labels.Everything()}}
 	tcp := func(low, high uint16) []policy.PortRange {

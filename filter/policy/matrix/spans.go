@@ -37,10 +37,10 @@ func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
 	return all
 }
 
-// spansBetween splits the ports of each protocol into spans. It splits where a numeric port
-// range begins or ends in a policy of any tier that decides about the source (from) for egress
-// or the destination (to) for ingress. So all ports of a span have the same verdict, except the
-// numbers of named ports at the destination.
+// spansBetween splits the ports of each protocol into spans, at each bound of a numeric port
+// range. It uses the ranges of the policies of all tiers that decide: for egress at the source
+// (from), and for ingress at the destination (to). All ports of a span get the same verdict,
+// except numbers to which named ports of the destination refer.
 func (m *Matrix) spansBetween(from, to *Pod) []portSpan {
 	key := spanKey{from.decidingText[filter.Egress], to.decidingText[filter.Ingress]}
 	if spans, ok := m.spans[key]; ok {

@@ -209,7 +209,7 @@ func (r *reader) rule(d filter.Direction, index int, list string, peers []networ
 func (r *reader) peer(peer *networkingv1.NetworkPolicyPeer, field string) policy.Peer {
 	switch {
 	case peer.IPBlock != nil && (peer.PodSelector != nil || peer.NamespaceSelector != nil):
-		r.problem(field, "it has an ipBlock and a selector", "give each an item of its own")
+		r.problem(field, "it has an ipBlock and a selector, and only one of them is allowed", "give each an item of its own; the rule then allows all that either selects")
 		return policy.Peer{Malformed: "."}
 	case peer.IPBlock != nil:
 		return r.block(peer.IPBlock, field)

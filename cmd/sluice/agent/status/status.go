@@ -45,6 +45,8 @@ type Settings struct {
 	Queues  int      `json:"queues"`
 	Fail    string   `json:"fail"`
 	OnExit  string   `json:"onExit"`
+	// DenyWith is how the node denies packets: drop, or reject.
+	DenyWith string `json:"denyWith"`
 }
 
 // Watch is the state of the watch for one kind of object.
@@ -67,16 +69,21 @@ func (w Watch) Kinds() string { return plural(w.Kind) }
 
 // Problem is a condition that the user should correct.
 type Problem struct {
-	Kind   string `json:"kind"`  // policy, address, manifest, watch, rules, taint, sysctl, ranges or listen
+	Kind   string `json:"kind"`  // policy, namespace, address, manifest, watch, rules, taint, sysctl, ranges or listen
 	Where  string `json:"where"` // the object of that kind, and the field in it
 	Detail string `json:"detail"`
 	Hint   string `json:"hint,omitempty"` // how to correct it
+	// InForce names what stays in force because of a broken manifest.
+	InForce string `json:"inForce,omitempty"`
 }
 
 func (p Problem) String() string {
 	text := fmt.Sprintf("%s %s: %s", p.Kind, p.Where, p.Detail)
 	if p.Hint != "" {
 		text += ": " + p.Hint
+	}
+	if p.InForce != "" {
+		text += " (in force: " + p.InForce + ")"
 	}
 	return text
 }
@@ -179,7 +186,7 @@ func (s *Status) WriteText(out io.Writer) error {
 		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", e.policies(), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
 		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.ago(e.Published))
 	}
-	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"), s.Failed)
+	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s, deny with %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, s.DenyWith, count(int(s.Repairs), "time"), s.Failed)
 	p := s.Packets
 	fmt.Fprintf(w, "packets\t%d allowed, %d denied%s, %d queued; %d answered from the flow cache\n", p.Allowed, p.Denied, rejectedText(p.Rejected), p.Waiting, p.Cached)
 	if k := s.Kernel; k != nil {

@@ -104,6 +104,8 @@ var (
 	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the ends about which policies decided. Verdicts of the kernel itself have the reason kernel: it remembers neither reason nor direction.", "direction", "verdict", "reason")
 	rejects    = describe("rejected_total", "Denied packets that were rejected: their sender got a TCP reset or an ICMP error, as far as the kernel sends one. sluice_verdicts_total includes them, with the verdict deny. The verdict is of the agent, or one that the kernel remembers.", "by")
 	tiers      = describe("tier_policies", "Policies in force, by tier: Admin and Baseline for ClusterNetworkPolicies, NetworkPolicy for the others.", "tier")
+	byTier     = describe("tier_denied_total", "Denied packets by the tier that denied them. sluice_verdicts_total includes them. Denials of the kernel's flow cache are not included: it does not remember policies.", "tier")
+	byPolicy   = describe("policy_denied_total", "The packets of sluice_tier_denied_total by the policy that denied them: of a ClusterNetworkPolicy with the rule that denied, as its field and its name; of NetworkPolicies without one. If several NetworkPolicies isolate a pod, a packet counts for each of them. A policy has no series before its first denial and after its deletion; each worker counts at most 500 series, and the others as (other).", "tier", "policy", "direction", "rule", "rule_name")
 	decision   = describe("decision_seconds", "Time from the bytes of a packet to its verdict, without the queue. One packet of 64 is timed.")
 	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
 	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed, denied (dropped) or rejected by a remembered verdict. sluice_verdicts_total includes them.", "answer")
@@ -117,7 +119,7 @@ var (
 	events     = describe("watch_events_total", "Objects that were added, changed or deleted.", "kind")
 	restarts   = describe("watch_restarts_total", "Watches that were started again.", "kind")
 	failures   = describe("watch_errors_total", "Requests that failed, and watches that ended with an error.", "kind")
-	withLabels = []*prometheus.Desc{buildInfo, verdicts, rejects, tiers, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
+	withLabels = []*prometheus.Desc{buildInfo, verdicts, rejects, tiers, byTier, byPolicy, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
 // The kernel's flow cache does not store the direction and the reason of a verdict. So its
@@ -165,6 +167,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		n := s.count(func(s *State) int { return s.Snapshot.Counts().Tiers[t] })
 		out <- prometheus.MustNewConstMetric(tiers, prometheus.GaugeValue, n, t.String())
 	}
+	s.collectDenials(out)
 	out <- latency(&s.Tally.Latency)
 	count := func(d *prometheus.Desc, label string, n uint64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
@@ -217,6 +220,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
+// collectDenials collects the denials by tier and by policy.
+func (s *State) collectDenials(out chan<- prometheus.Metric) {
+	for t := policy.Admin; t < filter.NumTiers; t++ {
+		out <- prometheus.MustNewConstMetric(byTier, prometheus.CounterValue, float64(s.Tally.Denials.ByTier[t]), t.String())
+	}
+	for d, n := range s.Tally.Denials.ByPolicy {
+		out <- prometheus.MustNewConstMetric(byPolicy, prometheus.CounterValue, float64(n), d.Tier.String(), d.Policy, d.Direction.String(), d.Rule, d.Name)
+	}
+}
+
 // series is a set of labels of sluice_verdicts_total.
 type series struct {
 	direction string
@@ -233,6 +246,7 @@ var initialSeries = []series{
 	{"egress", filter.Deny, filter.EgressDenied},
 	{"ingress", filter.Deny, filter.IngressDenied},
 	{"none", filter.Deny, filter.PodNotKnown},
+	{"none", filter.Deny, filter.NamespaceNotKnown},
 	{"none", filter.Deny, filter.Malformed},
 }
 

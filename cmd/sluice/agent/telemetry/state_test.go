@@ -14,6 +14,7 @@ import (
 	"sluice/cache/conntrack"
 	"sluice/cmd/sluice/agent/status"
 	"sluice/filter"
+	"sluice/filter/engine"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
@@ -67,7 +68,7 @@ func busyState(t *testing.T) *State {
 	s := &State{
 		Settings: status.Settings{
 			Version: "v1.2.3", PID: 42, Sources: []string{"manifests ./policies"},
-			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep",
+			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep", DenyWith: "reject",
 		},
 		Now: noon, Started: noon.Add(-3 * time.Hour), Ready: noon.Add(-2*time.Hour - 59*time.Minute),
 		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),
@@ -86,6 +87,13 @@ func busyState(t *testing.T) *State {
 		},
 	}
 	s.Tally.Rejected = 4
+	s.Tally.Denials = engine.Denials{
+		ByTier: [filter.NumTiers]uint64{policy.Admin: 3, policy.NetworkPolicy: 5},
+		ByPolicy: map[engine.Denial]uint64{
+			{Tier: policy.Admin, Direction: filter.Ingress, Policy: "platform", Rule: "ingress[0]", Name: "keep-out"}: 3,
+			{Tier: policy.NetworkPolicy, Direction: filter.Ingress, Policy: "default/access-demo1"}:                   5,
+		},
+	}
 	v := &s.Tally.Verdicts
 	v[filter.Allow][filter.NotIsolated][0] = 60
 	v[filter.Allow][filter.RuleAllows][3] = 20
