@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,7 +34,7 @@ func TestEvaluateHoldsForOrderedRules(t *testing.T) {
 		{Action: policy.Pass, Peers: pods, Ports: tcp(91)},
 		{Action: policy.Accept, Ports: tcp(91)},
 	}
-	ingress := append(rules[:1:1], rules[2:]...)
+	ingress := slices.Concat(rules[:1], rules[2:])
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(pod("web", web, map[string]string{"app": "web"})))
 	w.SetPod(kubepod.Read(pod("open", open, nil)))

@@ -126,7 +126,7 @@ func (o Options) allowedConnection() string {
 // connections are dropped; replies, ICMP errors and neighbour discovery pass. The rules in
 // revoked come first: they handle revoked connections whose packets are not simply dropped.
 func (o Options) exemptRules(f Family, revoked ...string) []string {
-	rules := append(revoked,
+	rules := append(slices.Clone(revoked),
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
 		// Replies pass, and so do ICMP errors about replies. They need no verdict, because only
 		// a connection whose first packet was allowed has replies.

@@ -110,7 +110,7 @@ func (r *semanticsRun) apply(s step) {
 	for line := range strings.Lines(s.policies) {
 		switch line = strings.TrimSpace(line); {
 		case line == "":
-		case strings.Contains(line[:strings.Index(line, ":")], "/"):
+		case isNamespaced(line):
 			changed.Policies = append(changed.Policies, readPolicyLine(r.t, line))
 		default:
 			changed.Cluster = append(changed.Cluster, readClusterPolicyLine(r.t, line))
@@ -136,6 +136,12 @@ func (r *semanticsRun) apply(s step) {
 		r.cluster.Nodes = set(r.cluster.Nodes, o)
 		r.store.SetNodeObject(readNode(o))
 	}
+}
+
+// isNamespaced reports whether a line is a policy of a namespace: "namespace/name: ...".
+func isNamespaced(line string) bool {
+	name, _, _ := strings.Cut(line, ":")
+	return strings.Contains(name, "/")
 }
 
 // readClusterPolicyLine reads "name: {spec}".

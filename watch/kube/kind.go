@@ -58,7 +58,7 @@ var (
 	networkPolicyKind = policyKind(netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, &networkingv1.NetworkPolicyList{}, netpol.Encode, netpol.Read)
 
 	clusterNetworkPolicyKind = optionalPolicyKind(
-		policyKind(clusterpolicy.Kind, "clusternetworkpolicies", v1beta1.SchemeGroupVersion, &v1beta1.ClusterNetworkPolicyList{}, clusterpolicy.Encode, clusterpolicy.Read),
+		policyKind(clusterpolicy.Kind, "clusternetworkpolicies", schema.GroupVersion(v1beta1.GroupVersion), &v1beta1.ClusterNetworkPolicyList{}, clusterpolicy.Encode, clusterpolicy.Read),
 		clusterpolicy.OlderVersion)
 
 	// kinds are all kinds, in the order in which reports list them.

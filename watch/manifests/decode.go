@@ -61,7 +61,7 @@ func parse(path string, data []byte, how reading, logger *slog.Logger) *content 
 	p := &parser{path: path, logger: logger, reading: how}
 	data, flaw := plainText(data)
 	if flaw != "" {
-		p.problem("", "", flaw, "save it as text, in UTF-8")
+		p.problem("", flaw, "save it as text, in UTF-8")
 		return &p.content
 	}
 	p.blank = len(bytes.TrimSpace(data)) == 0
@@ -76,12 +76,12 @@ func parse(path string, data []byte, how reading, logger *slog.Logger) *content 
 			// number in the file. Only broken documents pay for this.
 			_, err = toJSON(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
 			message := strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: ")
-			p.problem("", "", message, p.syntaxHint(d, message))
+			p.problem("", message, p.syntaxHint(d, message))
 			continue
 		}
 		p.object(text, "", metav1.TypeMeta{}, 0)
 		if where, more := behind(d); more {
-			p.problem("", "", where+"the text after the end of the document is not read",
+			p.problem("", where+"the text after the end of the document is not read",
 				"write --- (three dashes on a line of their own) between two objects")
 		}
 	}
@@ -148,7 +148,7 @@ func (p *parser) jsonStream(data []byte) bool {
 		// Duplicate keys are refused, as in YAML.
 		var whole any
 		if twice, err := kjson.UnmarshalStrict(raw, &whole); err != nil || len(twice) > 0 {
-			p.problem("", "", fmt.Sprint(errors.Join(append(twice, err)...)), "keep one of the two")
+			p.problem("", fmt.Sprint(errors.Join(append(twice, err)...)), "keep one of the two")
 			continue
 		}
 		p.object(raw, "", metav1.TypeMeta{}, 0)
@@ -156,8 +156,9 @@ func (p *parser) jsonStream(data []byte) bool {
 	return true
 }
 
-func (p *parser) problem(object, field, detail, hint string) {
-	p.report(Problem{Object: object, Field: field, Detail: detail, Hint: hint})
+// problem adds a problem of the current document whose object is not known.
+func (p *parser) problem(field, detail, hint string) {
+	p.report(Problem{Field: field, Detail: detail, Hint: hint})
 }
 
 // report adds a problem of the current document.
@@ -190,7 +191,7 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 	var h head
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &h); err != nil {
 		if !bytes.Equal(bytes.TrimSpace(text), []byte("null")) {
-			p.problem("", strings.TrimSuffix(at, "."), "it is not an object", "write apiVersion, kind, metadata and spec")
+			p.problem(strings.TrimSuffix(at, "."), "it is not an object", "write apiVersion, kind, metadata and spec")
 		}
 		return
 	}
@@ -238,7 +239,7 @@ func (p *parser) kindless(h head, text []byte, at string) {
 		if filepath.Base(p.path) == chartFile {
 			hint = p.renderHint("helm template CHART")
 		}
-		p.problem("", at+"kind", "it is missing", hint)
+		p.problem(at+"kind", "it is missing", hint)
 		return
 	}
 	var fields map[string]any
@@ -248,7 +249,7 @@ func (p *parser) kindless(h head, text []byte, at string) {
 	for name := range fields {
 		for _, right := range []string{"kind", "apiVersion", "metadata", "spec"} {
 			if strings.EqualFold(name, right) {
-				p.problem("", at+name, "there is no such field", "write "+right)
+				p.problem(at+name, "there is no such field", "write "+right)
 				return
 			}
 		}
@@ -273,7 +274,7 @@ func isList(kind string, items any) bool {
 // list parses the items of a list, such as List or PodList.
 func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
 	if depth > maxLists {
-		p.problem("", strings.TrimSuffix(at, "."), fmt.Sprintf("it is nested in more than %d lists", maxLists), "write the objects one by one")
+		p.problem(strings.TrimSuffix(at, "."), fmt.Sprintf("it is nested in more than %d lists", maxLists), "write the objects one by one")
 		return
 	}
 	var l struct {
@@ -284,7 +285,7 @@ func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
 	}
 	unknown, err := kjson.UnmarshalStrict(text, &l)
 	if err != nil {
-		p.problem("", at+"items", "it is not a list of objects", "write each object as an item")
+		p.problem(at+"items", "it is not a list of objects", "write each object as an item")
 		return
 	}
 	for _, e := range unknown {
@@ -304,11 +305,11 @@ func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
 func (p *parser) unlisted(err error, at, kind string) {
 	var field kjson.FieldError
 	if !errors.As(err, &field) {
-		p.problem("", at+"items", err.Error(), "write apiVersion, kind and items")
+		p.problem(at+"items", err.Error(), "write apiVersion, kind and items")
 		return
 	}
 	if _, like := near.Name(field.FieldPath(), []string{"items"}); like {
-		p.problem("", at+field.FieldPath(), "there is no such field", "write items")
+		p.problem(at+field.FieldPath(), "there is no such field", "write items")
 		return
 	}
 	p.note("", at+field.FieldPath(), "a "+kind+" has no such field; it is ignored", "remove it")
@@ -364,7 +365,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 		return "", true
 	case name == "":
 		if !slices.Contains(home.siblings, kind) {
-			p.problem("", at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is meant to be a policy, write "+home.name)
+			p.problem(at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is meant to be a policy, write "+home.name)
 		}
 		return "", true
 	}

@@ -24,7 +24,7 @@ type encoding struct {
 
 // jsonVersions are the API versions of objects in JSON. The first is for the kinds that are
 // served in one version only.
-var jsonVersions = [...]schema.GroupVersion{{}, v1beta1.SchemeGroupVersion, {Group: v1beta1.GroupName, Version: "v1alpha2"}}
+var jsonVersions = [...]schema.GroupVersion{{}, schema.GroupVersion(v1beta1.GroupVersion), {Group: v1beta1.GroupName, Version: "v1alpha2"}}
 
 // knownTypes are the types of the served objects. v1alpha2 has those of v1beta1, because the
 // schemas are the same.

@@ -270,22 +270,6 @@ func (c *Cluster) HasPolicy(title string) bool {
 	return false
 }
 
-// title returns the title of a policy that a verdict names.
-func (c *Cluster) title(name string) string {
-	if p := c.policies[name]; p != nil {
-		return titleOf(p)
-	}
-	return name
-}
-
-func (c *Cluster) titles(names []string) []string {
-	out := make([]string, len(names))
-	for i, n := range names {
-		out[i] = c.title(n)
-	}
-	return out
-}
-
 func titleOf(p *policy.Policy) string { return filter.PolicyTitle(p.Tier, p.Ref.String()) }
 
 func (c *Cluster) side(d filter.Direction, f Flow, v filter.Verdict) Side {
