@@ -11,7 +11,16 @@ require (
 	sigs.k8s.io/network-policy-api v0.3.0
 )
 
-require github.com/aclements/go-moremath v0.0.0-20210112150236-f10218a38794
+require (
+	github.com/aclements/go-moremath v0.0.0-20210112150236-f10218a38794
+	github.com/owenrumney/go-sarif/v3 v3.3.1
+)
+
+require (
+	github.com/xeipuuv/gojsonpointer v0.0.0-20180127040702-4e3ac2762d5f // indirect
+	github.com/xeipuuv/gojsonreference v0.0.0-20180127040603-bd5ef7bd5415 // indirect
+	github.com/xeipuuv/gojsonschema v1.2.0 // indirect
+)
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect

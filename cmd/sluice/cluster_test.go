@@ -159,7 +159,7 @@ func forbidding(allowed func(path string) bool) func(*http.Request) *metav1.Stat
 func withoutFiles(text string) string {
 	var kept []string
 	for line := range strings.Lines(text) {
-		if !strings.Contains(line, `"file":`) && !strings.Contains(line, `"document":`) {
+		if !strings.Contains(line, `"file":`) && !strings.Contains(line, `"document":`) && !strings.Contains(line, `"line":`) {
 			kept = append(kept, line)
 		}
 	}

@@ -125,15 +125,25 @@ func keyBelow(value any, path []string) string {
 func (c *checker) annotations(o metav1.Object, kind string) {
 	for _, key := range slices.Sorted(maps.Keys(o.GetAnnotations())) {
 		applies := c.kind != nil || kind == "Namespace"
-		if key == policy.DenyWithAnnotation && applies || !likeDenyWith(key) {
+		ignores := key == policy.LintIgnoreAnnotation && kind != "Pod" && kind != "Node"
+		if ignores || key == policy.DenyWithAnnotation && applies || !likeDenyWith(key) {
 			continue
 		}
-		detail, hint := "Sluice has no such annotation; it has no effect", "write "+policy.DenyWithAnnotation
+		detail, hint := "Sluice has no such annotation; it has no effect", "write "+meantAnnotation(key)
 		if !applies {
 			detail, hint = "it has no effect on a "+kind, "annotate the policy or the namespace"
 		}
 		c.p.note(c.object, fmt.Sprintf("%smetadata.annotations[%q]", c.at, key), detail, hint)
 	}
+}
+
+// meantAnnotation returns the annotation that is probably meant by a key that is none.
+func meantAnnotation(key string) string {
+	_, name, _ := strings.Cut(key, "/")
+	if _, similar := near.Name(name, []string{"ignore"}); similar {
+		return policy.LintIgnoreAnnotation
+	}
+	return policy.DenyWithAnnotation
 }
 
 // likeDenyWith reports whether the key of an annotation is, or is similar to, that which tells

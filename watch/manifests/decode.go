@@ -59,6 +59,9 @@ type reading struct {
 // note, no matter how the documents are separated.
 func parse(path string, data []byte, how reading, logger *slog.Logger) *content {
 	p := &parser{path: path, logger: logger, reading: how}
+	if how.templates {
+		p.file, p.source = path, data
+	}
 	data, flaw := plainText(data)
 	if flaw != "" {
 		p.problem("", flaw, "save it as text, in UTF-8")

@@ -23,6 +23,8 @@ type content struct {
 	again    bool      // the file was read before, through another path
 	listed   bool      // the file has a list, possibly an empty one
 	placed   int       // number of objects without a namespace that got reading.namespace
+	file     string    // of source
+	source   []byte    // the text, for Lines; nil for Follow, which need not keep it
 }
 
 // listing is the result of listing a directory.

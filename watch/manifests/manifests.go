@@ -48,6 +48,8 @@ type Objects struct {
 	Outdated []Problem // former API versions, which are still supported here
 	Holes    []Problem // empty fields in policy rules, which allow everything
 	NotRead  []NotRead // skipped kinds that may change what is allowed, in the order of the files
+
+	sources map[string][]byte // the files, for Lines; nil if they are of Follow or of a cluster
 }
 
 // Origin is the place of an object in the directory.

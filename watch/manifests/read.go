@@ -228,7 +228,11 @@ func (r *reader) placed() *Problem {
 func (m *merged) summary(contents []*content) (Objects, []Problem) {
 	var problems []Problem
 	objects := m.objects()
+	objects.sources = make(map[string][]byte, len(contents))
 	for _, c := range contents {
+		if c.source != nil {
+			objects.sources[c.file] = c.source
+		}
 		problems = append(problems, c.problems...)
 		objects.Notes = append(objects.Notes, c.notes...)
 		objects.Outdated = append(objects.Outdated, c.outdated...)

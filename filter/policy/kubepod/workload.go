@@ -22,6 +22,8 @@ type Workload struct {
 	// Selector is what the workload finds its pods by, from spec.selector.matchLabels; empty if
 	// it is not written, or more than that.
 	Selector labels.Set
+	// LintIgnore is the value of [policy.LintIgnoreAnnotation].
+	LintIgnore string
 }
 
 // ReadWorkload converts a Deployment, StatefulSet, DaemonSet, ReplicaSet, Job, CronJob or
@@ -57,7 +59,7 @@ func workload(kind string, o metav1.Object, t *corev1.PodTemplateSpec, sel *meta
 	})
 	ref := policy.Ref{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}
 	pod.Owner, pod.Created = ref, 0
-	w := &Workload{Ref: ref, Owner: ownerOf(o), Pod: pod}
+	w := &Workload{Ref: ref, Owner: ownerOf(o), Pod: pod, LintIgnore: o.GetAnnotations()[policy.LintIgnoreAnnotation]}
 	if sel != nil && len(sel.MatchExpressions) == 0 {
 		w.Selector = sel.MatchLabels
 	}

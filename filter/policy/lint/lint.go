@@ -35,6 +35,11 @@ const (
 	Unreachable  = "unreachable"   // rules of the tier Baseline for pods that are all isolated
 	DenyWith     = "deny-with"     // an unknown value of the annotation sluice/deny-with
 	Names        = "names"         // domain names, which are not supported
+
+	// What the reader of manifests finds, and not Check.
+	Manifest   = "manifest"    // a part that cannot be read, or that the API server would reject
+	APIVersion = "api-version" // a former version, which is still read
+	Empty      = "empty"       // a field of a rule that is present but empty: the API server drops such fields
 )
 
 // Finding is a part of a policy that is probably wrong.

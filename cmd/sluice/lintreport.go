@@ -1,0 +1,184 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/lint"
+	"sluice/filter/policy/near"
+	"sluice/watch/manifests"
+)
+
+// finding is a part of a file that cannot be read, or that is probably not intended.
+type finding struct {
+	Check    string        `json:"check"` // name of the check, as in the help
+	Severity lint.Severity `json:"severity"`
+	File     string        `json:"file,omitempty"`
+	Line     int           `json:"line,omitempty"`     // from 1
+	Document int           `json:"document,omitempty"` // number of the document in the file, from 1
+	Object   string        `json:"object,omitempty"`
+	Field    string        `json:"field,omitempty"`
+	Detail   string        `json:"detail"`
+	Hint     string        `json:"hint"`
+	Count    int           `json:"count,omitempty"` // number of places that the finding stands for, if there are several
+}
+
+// lintReport is what lint has found.
+type lintReport struct {
+	Findings []finding           `json:"findings"`
+	Counts   lintCounts          `json:"counts"`
+	NotRead  []manifests.NotRead `json:"notRead"` // what may change what is allowed
+}
+
+// lintCounts are the numbers of findings.
+type lintCounts struct {
+	Error   int `json:"error"`
+	Warning int `json:"warning"`
+	Info    int `json:"info"`
+	Ignored int `json:"ignored"` // those that are left out
+}
+
+// reportOf lints what has been read. The parameter ignore lists the checks whose findings are left
+// out.
+func reportOf(e env, m *compiled, ignore []string) *lintReport {
+	l := &m.loaded
+	r := &lintReport{Findings: []finding{}, NotRead: l.NotRead} // not nil, so that JSON has [] and not null
+	if r.NotRead == nil {
+		r.NotRead = []manifests.NotRead{}
+	}
+	ignores := ignoredBy(e, l)
+	lines := l.Lines()
+	for _, f := range lintFindings(m) {
+		if !l.concerns(f.Object) || l.uncertain(f.Check) {
+			continue
+		}
+		if slices.Contains(ignore, f.Check) || f.Check != lint.Manifest && ignores.has(f.Object, f.Check) {
+			r.Counts.Ignored++
+			continue
+		}
+		f.Severity = lint.SeverityOf(f.Check)
+		f.Line = lines.Line(f.File, f.Document, f.Object, f.Field)
+		r.Counts.add(f.Severity)
+		r.Findings = append(r.Findings, f)
+	}
+	return r
+}
+
+func (c *lintCounts) add(s lint.Severity) {
+	switch s {
+	case lint.Error:
+		c.Error++
+	case lint.Warning:
+		c.Warning++
+	default:
+		c.Info++
+	}
+}
+
+// failsOn reports whether there are findings of a severity, or of a higher one.
+func (r *lintReport) failsOn(severity string) bool {
+	switch severity {
+	case lint.Error.String():
+		return r.Counts.Error > 0
+	case lint.Warning.String():
+		return r.Counts.Error+r.Counts.Warning > 0
+	case lint.Info.String():
+		return len(r.Findings) > 0
+	}
+	return false
+}
+
+// lintFindings returns all findings, grouped by object.
+func lintFindings(m *compiled) (found []finding) {
+	of := func(check string, p manifests.Problem) finding {
+		return finding{Check: check, File: p.File, Document: p.Document, Object: p.Object, Field: p.Field, Detail: p.What(), Hint: p.Hint}
+	}
+	broken := make(map[manifests.Origin]bool)
+	for _, p := range m.problems {
+		broken[manifests.Origin{File: p.File, Document: p.Document}] = true
+		found = append(found, of(lint.Manifest, p))
+	}
+	for _, p := range m.Outdated {
+		found = append(found, of(lint.APIVersion, p))
+	}
+	for _, f := range lint.Check(m.Namespaces, m.Pods, m.Nodes, m.Policies) {
+		at := m.Origins[f.Object]
+		if !broken[at] { // otherwise the object was read only in part, so the finding may be wrong
+			found = append(found, finding{Check: f.Check, File: at.File, Document: at.Document, Object: f.Object, Field: f.Field, Detail: f.Detail, Hint: f.Hint})
+		}
+	}
+	for _, p := range m.Holes {
+		if !broken[manifests.Origin{File: p.File, Document: p.Document}] {
+			found = append(found, of(lint.Empty, p))
+		}
+	}
+	slices.SortStableFunc(found, func(a, b finding) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Document, b.Document), cmp.Compare(a.Object, b.Object))
+	})
+	return found
+}
+
+// uncertain reports whether the findings of a check may be wrong, because objects that it depends
+// on could not be read.
+func (l *loaded) uncertain(check string) bool {
+	return (check == lint.NoMatch || check == lint.NoPort) && slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool {
+		return n.Reason != "" && (n.Kind == manifests.Kind{Name: "Pod"} || n.Kind == manifests.Kind{Name: "Namespace"} || n.Kind == manifests.Kind{Name: "Node"})
+	})
+}
+
+// ignores are the checks that the annotation of each object lists, by its text form.
+type ignores map[string][]string
+
+// ignoredBy reads the annotations. It says which checks do not exist.
+func ignoredBy(e env, l *loaded) ignores {
+	all := make(ignores)
+	add := func(object, text string) {
+		if text == "" {
+			return
+		}
+		for _, check := range strings.Split(text, ",") {
+			all[object] = append(all[object], strings.TrimSpace(check))
+		}
+		if err := knownChecks(all[object]); err != nil && l.concerns(object) {
+			e.say("note: %s, metadata.annotations[%q]: %v", object, policy.LintIgnoreAnnotation, err)
+		}
+	}
+	for _, n := range l.Namespaces {
+		add("Namespace "+n.Name, n.Annotations[policy.LintIgnoreAnnotation])
+	}
+	for _, p := range l.Policies {
+		add(p.Ref.Object(), p.LintIgnore)
+	}
+	for _, w := range l.Workloads {
+		add(w.Ref.Object(), w.LintIgnore)
+	}
+	return all
+}
+
+// has reports whether the findings of a check about an object are left out.
+func (i ignores) has(object, check string) bool {
+	_, name, _ := strings.Cut(object, " ")
+	namespace, _, _ := strings.Cut(name, "/")
+	return slices.Contains(i[object], check) || strings.Contains(name, "/") && slices.Contains(i["Namespace "+namespace], check)
+}
+
+// knownChecks returns an error if a check does not exist.
+func knownChecks(names []string) error {
+	var all []string
+	for _, c := range lint.Checks() {
+		all = append(all, c.ID)
+	}
+	for _, name := range names {
+		if slices.Contains(all, name) {
+			continue
+		}
+		if best, ok := near.Name(name, all); ok {
+			return fmt.Errorf("there is no check %q: did you mean %s?", name, best)
+		}
+		return fmt.Errorf("there is no check %q: the checks are %s", name, strings.Join(all, ", "))
+	}
+	return nil
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"cmp"
+	"net/url"
+	"path/filepath"
+
+	"sluice/filter/policy/lint"
+)
+
+// The parts of SARIF 2.1.0 that lint writes
+// (https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html).
+type (
+	sarifLog struct {
+		Schema  string     `json:"$schema"`
+		Version string     `json:"version"`
+		Runs    []sarifRun `json:"runs"`
+	}
+	sarifRun struct {
+		Tool    sarifTool     `json:"tool"`
+		Results []sarifResult `json:"results"`
+	}
+	sarifTool struct {
+		Driver sarifDriver `json:"driver"`
+	}
+	sarifDriver struct {
+		Name    string      `json:"name"`
+		Version string      `json:"version,omitempty"`
+		Rules   []sarifRule `json:"rules"`
+	}
+	sarifRule struct {
+		ID      string       `json:"id"`
+		Short   sarifMessage `json:"shortDescription"`
+		Default sarifLevel   `json:"defaultConfiguration"`
+	}
+	sarifLevel struct {
+		Level string `json:"level"`
+	}
+	sarifMessage struct {
+		Text string `json:"text"`
+	}
+	sarifResult struct {
+		Rule      string          `json:"ruleId"`
+		RuleIndex int             `json:"ruleIndex"`
+		Level     string          `json:"level"`
+		Message   sarifMessage    `json:"message"`
+		Locations []sarifLocation `json:"locations,omitempty"`
+	}
+	sarifLocation struct {
+		Physical *sarifPhysical `json:"physicalLocation,omitempty"`
+		Logical  []sarifLogical `json:"logicalLocations,omitempty"`
+	}
+	sarifPhysical struct {
+		Artifact sarifArtifact `json:"artifactLocation"`
+		Region   *sarifRegion  `json:"region,omitempty"`
+	}
+	sarifArtifact struct {
+		URI string `json:"uri"`
+	}
+	sarifRegion struct {
+		StartLine int `json:"startLine"`
+	}
+	sarifLogical struct {
+		Name string `json:"fullyQualifiedName"`
+	}
+)
+
+// sarif returns the report as SARIF.
+func (r *lintReport) sarif() sarifLog {
+	run := sarifRun{Results: []sarifResult{}}
+	run.Tool.Driver = sarifDriver{Name: "sluice lint", Version: version()}
+	index := make(map[string]int)
+	for i, c := range lint.Checks() {
+		index[c.ID] = i
+		run.Tool.Driver.Rules = append(run.Tool.Driver.Rules, sarifRule{c.ID, sarifMessage{c.Summary}, sarifLevel{sarifLevelOf(c.Severity)}})
+	}
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		result := sarifResult{Rule: f.Check, RuleIndex: index[f.Check], Level: sarifLevelOf(f.Severity), Message: sarifMessage{f.message()}}
+		var at sarifLocation
+		if f.Line > 0 {
+			at.Physical = &sarifPhysical{sarifArtifact{uriOf(f.File)}, &sarifRegion{f.Line}}
+		}
+		if name := cmp.Or(f.Object, f.File); name != "" {
+			at.Logical = []sarifLogical{{name}}
+		}
+		result.Locations = []sarifLocation{at}
+		run.Results = append(run.Results, result)
+	}
+	return sarifLog{"https://json.schemastore.org/sarif-2.1.0.json", "2.1.0", []sarifRun{run}}
+}
+
+func sarifLevelOf(s lint.Severity) string {
+	if s == lint.Info {
+		return "note"
+	}
+	return s.String()
+}
+
+// uriOf returns a path as a URI reference, which is relative if the path is.
+func uriOf(path string) string {
+	u := url.URL{Path: filepath.ToSlash(path)}
+	if filepath.IsAbs(path) {
+		u.Scheme = "file"
+	}
+	return u.String()
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"testing"
+
+	"github.com/owenrumney/go-sarif/v3/pkg/report/v210/sarif"
+
+	"sluice/filter/policy/lint"
+)
+
+// The output is valid against the schema of SARIF 2.1.0, also with findings without a file or a
+// line, and names each check.
+func TestSarifIsValid(t *testing.T) {
+	r := lintReport{Findings: []finding{
+		{Check: lint.NoDNS, Severity: lint.Warning, File: "a dir/x.yaml", Line: 3, Document: 1, Object: "NetworkPolicy default/x", Field: "spec.egress", Detail: "a", Hint: "b"},
+		{Check: lint.Manifest, Severity: lint.Error, File: "/abs/y.yaml", Detail: "a"},
+		{Check: lint.Covered, Severity: lint.Info, File: "https://192.0.2.1:6443", Object: "NetworkPolicy default/x", Detail: "a", Hint: "b"},
+	}}
+	for name, r := range map[string]lintReport{"findings": r, "none": {}} {
+		log := r.sarif()
+		if err := validateSarif(t, log); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if n := len(log.Runs[0].Tool.Driver.Rules); n != len(lint.Checks()) {
+			t.Errorf("%d rules", n)
+		}
+	}
+	wrong := r.sarif()
+	wrong.Runs[0].Results[0].Level = "info" // not a level of SARIF
+	if validateSarif(t, wrong) == nil {
+		t.Error("a level that SARIF does not have is valid")
+	}
+	if got := r.sarif().Runs[0].Results[0].Locations[0].Physical.Artifact.URI; got != "a%20dir/x.yaml" {
+		t.Errorf("uri %s", got)
+	}
+}
+
+// validateSarif validates a log against the schema. The types of the library know all fields of
+// SARIF, so an unknown one is an error too.
+func validateSarif(t *testing.T, log sarifLog) error {
+	t.Helper()
+	text, err := json.Marshal(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var report sarif.Report
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&report); err != nil {
+		return err
+	}
+	// Validate writes the report again, with all fields of its types: those that are not set must
+	// have valid values.
+	filled, err := sarif.FromBytes(text)
+	if err != nil {
+		return err
+	}
+	for _, r := range filled.Runs {
+		r.NewlineSequences = []string{"\n"}
+		r.Language, r.Tool.Driver.Language = "en-US", "en-US"
+	}
+	return filled.Validate()
+}

@@ -1,0 +1,62 @@
+package lint
+
+import "slices"
+
+// Severity is how certain it is that a finding is a mistake, and how much it changes. Higher ones
+// are more severe.
+type Severity uint8
+
+// The severities.
+const (
+	Info    Severity = iota + 1 // worth knowing: it changes nothing, or may well be intended
+	Warning                     // probably not as intended
+	Error                       // wrong: a part is refused, or has no meaning
+)
+
+// String returns the severity as in text and JSON.
+func (s Severity) String() string {
+	return [...]string{"none", Info: "info", Warning: "warning", Error: "error"}[s]
+}
+
+// MarshalText returns the severity as in JSON.
+func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// About describes a check.
+type About struct {
+	ID       string // the value of Finding.Check, which does not change from version to version
+	Severity Severity
+	Summary  string // what it finds, in one line
+	Ordered  bool   // it is about ClusterNetworkPolicies
+}
+
+// Checks describes all checks, in the order of the help.
+func Checks() []About {
+	return []About{
+		{Manifest, Error, "a part that cannot be read, or that the API server would reject", false},
+		{Invalid, Error, "a part of a policy that cannot be understood and allows nothing", false},
+		{SameAddress, Error, "an address that several live pods claim", false},
+		{DenyWith, Error, "a value of the annotation sluice/deny-with other than drop and reject", false},
+		{APIVersion, Warning, "an API version that Kubernetes no longer has", false},
+		{Empty, Warning, "a field that is present and empty in a rule, and so allows everything", false},
+		{NoMatch, Warning, "a selector that matches no pod, no namespace or no node", false},
+		{NoPort, Warning, "a named port that no selected pod has", false},
+		{NoDNS, Warning, "egress is isolated, something is allowed, but no DNS", false},
+		{Except, Warning, "an exception that is outside of its cidr, or leaves nothing of it", false},
+		{WithoutForce, Warning, "rules of a direction that policyTypes leaves out", false},
+		{HostBits, Info, "a CIDR with bits behind its prefix, which are ignored", false},
+		{Covered, Info, "rules that allow only what another policy or rule allows already", false},
+		{Names, Error, "domain names, which are not supported", true},
+		{SamePriority, Warning, "policies of a tier with equal priority and common pods", true},
+		{Shadowed, Warning, "a rule that never decides, because earlier ones match all that it matches", true},
+		{Unreachable, Info, "Baseline rules for pods that are all isolated by NetworkPolicies", true},
+	}
+}
+
+// SeverityOf returns the severity of a check. That of an unknown one is Error.
+func SeverityOf(id string) Severity {
+	all := Checks()
+	if i := slices.IndexFunc(all, func(a About) bool { return a.ID == id }); i >= 0 {
+		return all[i].Severity
+	}
+	return Error
+}
