@@ -67,34 +67,15 @@ func (v *Inventory) Flows(q Question) ([]Flow, error) {
 	if q.Namespace == "" {
 		q.Namespace = metav1.NamespaceDefault
 	}
-	from, err := v.find(q.From, q.Namespace, false)
-	if err == nil && from.port != "" {
-		err = fmt.Errorf("%s has a port: only the destination of a flow needs one: leave it out", q.From)
-	}
-	if err == nil && from.service != nil {
-		err = fmt.Errorf("%s is the Service %s, and no packet comes from there: write a pod or workload behind it", q.From, from.service.text())
-	}
+	from, err := v.Find(q.From, q.Namespace, false)
 	if err != nil {
 		return nil, fmt.Errorf("from: %w", err)
 	}
-	to, err := v.find(q.To, q.Namespace, true)
-	if err == nil && to.port != "" && q.Port != "" && q.Port != to.port {
-		err = fmt.Errorf("%s has a port, but the port is also given as %s: leave one out", q.To, q.Port)
-	}
+	to, err := v.Find(q.To, q.Namespace, true)
 	if err != nil {
 		return nil, fmt.Errorf("to: %w", err)
 	}
-	if to.port != "" {
-		q.Port = to.port
-	}
-	proto, err := q.protocol()
-	if err != nil {
-		return nil, fmt.Errorf("protocol: %w", err)
-	}
-	if to.service != nil {
-		return v.serviceFlows(from.ends, to, q.Port, proto)
-	}
-	return v.directFlows(from.ends, to.ends, q.Port, proto)
+	return v.FlowsOf(from, to, q)
 }
 
 // protocol returns the protocol of the question, and cuts it off the port if it is there.

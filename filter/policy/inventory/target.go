@@ -1,0 +1,163 @@
+package inventory
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"sluice/filter/policy"
+)
+
+// Target is what the name of an end stands for, as [Inventory.Find] finds it.
+type Target struct {
+	target
+	text   string
+	ranges []netip.Prefix // that the name is, for addresses outside the cluster
+}
+
+// Ends returns the ends of the target; none for a Service.
+func (t Target) Ends() []*End { return t.ends }
+
+// Find returns what a name stands for; see [Question] for its forms. The namespace is that of
+// names without one. The parameter to reports whether the name is of the destination: only a
+// destination may be a Service or have a port. Errors contain a hint.
+func (v *Inventory) Find(text, namespace string, to bool) (Target, error) {
+	found, err := v.find(text, namespace, to)
+	switch {
+	case err != nil:
+		return Target{}, err
+	case !to && found.port != "":
+		return Target{}, fmt.Errorf("%s has a port: only the destination of a flow needs one: leave it out", text)
+	case !to && found.service != nil:
+		return Target{}, fmt.Errorf("%s is the Service %s, and no packet comes from there: write a pod or workload behind it", text, found.service.text())
+	}
+	return Target{found, text, rangesOf(text)}, nil
+}
+
+// rangesOf returns the ranges of addresses that a name is; none for other names.
+func rangesOf(text string) []netip.Prefix {
+	if text == World {
+		return []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+	}
+	if p, err := netip.ParsePrefix(text); err == nil {
+		return []netip.Prefix{p.Masked()}
+	}
+	if a, err := netip.ParseAddr(text); err == nil {
+		a = a.Unmap().WithZone("")
+		return []netip.Prefix{netip.PrefixFrom(a, a.BitLen())}
+	}
+	return nil
+}
+
+// All returns everything: all pods, the nodes, and all addresses outside the cluster. Pods of the
+// host network are their nodes. The parameter to reports whether it is the destination.
+func (v *Inventory) All(to bool) (Target, error) {
+	pods := slices.DeleteFunc(v.AllPods(), func(p *policy.Pod) bool { return p.HostNetwork })
+	t := Target{text: "*"}
+	if len(pods) > 0 {
+		var err error
+		if t.ends, err = v.group(pods, to); err != nil {
+			return Target{}, err
+		}
+	}
+	t.ends = slices.Concat(t.ends, v.NodeEnds(), v.world())
+	return t, nil
+}
+
+// Without returns a target without what others stand for. It returns an error if nothing is left.
+func (v *Inventory) Without(t Target, others []Target, to bool) (Target, error) {
+	var gone []*End
+	var ranges []netip.Prefix
+	for _, o := range others {
+		ends := o.ends
+		if o.service != nil {
+			ends = v.backends(o.service)
+		}
+		gone, ranges = append(gone, ends...), append(ranges, o.ranges...)
+	}
+	excluded := make(map[*policy.Pod]bool)
+	for _, e := range gone {
+		for _, p := range e.Pods {
+			excluded[p] = true
+		}
+	}
+	var pods []*policy.Pod
+	out := Target{text: t.text}
+	for _, e := range t.ends {
+		switch {
+		case e.Pod != nil:
+			pods = append(pods, slices.DeleteFunc(slices.Clone(e.Pods), func(p *policy.Pod) bool { return excluded[p] })...)
+		case e.Range != nil && slices.ContainsFunc(ranges, func(p netip.Prefix) bool {
+			return p.Bits() <= e.Range.Prefix.Bits() && p.Contains(e.Range.Prefix.Addr())
+		}):
+		case e.Range == nil && slices.ContainsFunc(gone, e.sharesAddr):
+		default:
+			out.ends = append(out.ends, e)
+		}
+	}
+	if len(pods) > 0 {
+		ends, err := v.group(pods, to)
+		if err != nil {
+			return Target{}, err
+		}
+		out.ends = append(ends, out.ends...)
+	}
+	if len(out.ends) == 0 {
+		return Target{}, fmt.Errorf("nothing is left: exclude less")
+	}
+	return out, nil
+}
+
+// sharesAddr reports whether two ends have an address in common.
+func (e *End) sharesAddr(o *End) bool {
+	return slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return slices.Contains(o.Addrs, a) })
+}
+
+// backends returns what is behind the ports of a Service.
+func (v *Inventory) backends(s *service) (ends []*End) {
+	for i := range s.Spec.Ports {
+		for _, b := range v.behind(s, &s.Spec.Ports[i]) {
+			ends = append(ends, b.end)
+		}
+	}
+	return ends
+}
+
+// FlowsOf is like [Inventory.Flows], for ends that have been found. It takes only the port and the
+// protocol of the question.
+func (v *Inventory) FlowsOf(from, to Target, q Question) ([]Flow, error) {
+	if to.port != "" && q.Port != "" && q.Port != to.port {
+		return nil, fmt.Errorf("to: %s has a port, but the port is also given as %s: leave one out", to.text, q.Port)
+	}
+	if to.port != "" {
+		q.Port = to.port
+	}
+	proto, err := q.protocol()
+	if err != nil {
+		return nil, fmt.Errorf("protocol: %w", err)
+	}
+	if to.service != nil {
+		return v.serviceFlows(from.ends, to.target, q.Port, proto)
+	}
+	return v.directFlows(from.ends, to.ends, q.Port, proto)
+}
+
+// Apart returns a flow between two pods of an end, if a flow is from a pod to itself although
+// the end has others that are equal. Otherwise it returns the flow as it is.
+func (v *Inventory) Apart(f Flow) Flow {
+	if f.From.Pod == nil || f.From.Pod != f.To.Pod || len(f.To.Pods) < 2 {
+		return f
+	}
+	other, err := v.pod(f.To.Pods[1], true)
+	if err != nil {
+		return f
+	}
+	for _, a := range other.Addrs {
+		if src := f.Key.SrcAddr(); a.Is4() == src.Is4() {
+			f.Key = keyOf(src, a, f.Key.Protocol, f.Key.Port)
+			f.To = other
+			break
+		}
+	}
+	return f
+}
