@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,8 +51,8 @@ namespace, and world. An end can also be an object:
 
   {namespace: shop, labels: {app: pay}}  pods by labels; namespace "*" is every namespace
   {namespace: shop}                      all pods of a namespace
-  {not: shop/pay}                        all but this: all other pods, the nodes, and all
-                                         addresses outside the cluster
+  {not: shop/pay}                        all but this: all other pods, the nodes (also for
+                                         pods of the host network), and all addresses outside
   {namespace: shop, not: [pay, web]}     all pods of a namespace but these
 
 port is a number or the name of a port of the destination. Each may be a list: the
@@ -163,6 +164,7 @@ type testRun struct {
 	testOptions
 	covered *expect.Coverage // nil if it is not wanted
 	shared  *loaded          // of the flags; nil if the files name the manifests
+	told    bool             // what is wrong with the shared objects has been printed
 }
 
 // readShared reads the objects that the flags name, if they do.
@@ -220,7 +222,12 @@ func (r *testRun) tests(ctx context.Context, f *testedFile) error {
 		f.results = append(f.results, testResult{result, time.Since(start)})
 	}
 	f.notRead = m.NotRead
-	return m.report(r.env, "the tests")
+	to := r.env
+	if r.told {
+		to.stderr = io.Discard
+	}
+	r.told = r.shared != nil
+	return m.report(to, "the tests")
 }
 
 // compile reads and compiles the objects that a file of tests is about.

@@ -75,6 +75,7 @@ func TestAllBut(t *testing.T) {
 		{`{from: {namespace: shop, not: web}, to: ns/shop, port: 80, expect: allow}`, 1, "", ""},
 		{`{from: {namespace: shop, not: web-1}, to: shop/web, port: 80, expect: deny}`, 2, "shop/db to shop/web", ""},
 		{`{from: node/n1, to: shop/web, port: 80, expect: allow}`, 1, "", ""}, // its own node, by name
+		{`{from: node/n1, to: ns/shop, port: 80, expect: allow}`, 2, "", ""},
 		{`{from: {not: [ns/shop, world, node/n2]}, to: shop/web, port: 80, expect: deny}`, 0, "", "no flow is left to test"},
 		{`{from: {namespace: shop, not: [web, db]}, to: shop/web, port: 80, expect: deny}`, 0, "", "from: nothing is left"},
 	}

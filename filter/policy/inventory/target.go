@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -66,33 +67,17 @@ func (v *Inventory) All(to bool) (Target, error) {
 
 // Without returns a target without what others stand for. It returns an error if nothing is left.
 func (v *Inventory) Without(t Target, others []Target, to bool) (Target, error) {
-	var gone []*End
-	var ranges []netip.Prefix
-	for _, o := range others {
-		ends := o.ends
-		if o.service != nil {
-			ends = v.backends(o.service)
-		}
-		gone, ranges = append(gone, ends...), append(ranges, o.ranges...)
-	}
-	excluded := make(map[*policy.Pod]bool)
-	for _, e := range gone {
-		for _, p := range e.Pods {
-			excluded[p] = true
-		}
-	}
-	var pods []*policy.Pod
+	not := v.exclusionOf(others)
 	out := Target{text: t.text}
+	var pods []*policy.Pod
 	for _, e := range t.ends {
-		switch {
-		case e.Pod != nil:
-			pods = append(pods, slices.DeleteFunc(slices.Clone(e.Pods), func(p *policy.Pod) bool { return excluded[p] })...)
-		case e.Range != nil && slices.ContainsFunc(ranges, func(p netip.Prefix) bool {
-			return p.Bits() <= e.Range.Prefix.Bits() && p.Contains(e.Range.Prefix.Addr())
-		}):
-		case e.Range == nil && slices.ContainsFunc(gone, e.sharesAddr):
-		default:
+		if e.Pod == nil && !not.has(e) {
 			out.ends = append(out.ends, e)
+		}
+		for _, p := range e.Pods {
+			if !not.pods[p] {
+				pods = append(pods, p)
+			}
 		}
 	}
 	if len(pods) > 0 {
@@ -103,14 +88,47 @@ func (v *Inventory) Without(t Target, others []Target, to bool) (Target, error) 
 		out.ends = append(ends, out.ends...)
 	}
 	if len(out.ends) == 0 {
-		return Target{}, fmt.Errorf("nothing is left: exclude less")
+		return Target{}, errors.New("nothing is left: exclude less")
 	}
 	return out, nil
 }
 
-// sharesAddr reports whether two ends have an address in common.
-func (e *End) sharesAddr(o *End) bool {
-	return slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return slices.Contains(o.Addrs, a) })
+// exclusion is what targets stand for together.
+type exclusion struct {
+	pods   map[*policy.Pod]bool
+	addrs  map[netip.Addr]bool // of nodes
+	ranges []netip.Prefix      // of addresses outside the cluster
+}
+
+func (v *Inventory) exclusionOf(targets []Target) exclusion {
+	x := exclusion{pods: make(map[*policy.Pod]bool), addrs: make(map[netip.Addr]bool)}
+	for _, t := range targets {
+		ends := t.ends
+		if t.service != nil {
+			ends = v.backends(t.service)
+		}
+		x.ranges = append(x.ranges, t.ranges...)
+		for _, e := range ends {
+			for _, p := range e.Pods {
+				x.pods[p] = true
+			}
+			for _, a := range e.Addrs {
+				x.addrs[a] = true
+			}
+		}
+	}
+	return x
+}
+
+// has reports whether an end that is not a pod is excluded: a range if it is within an excluded
+// one, a node if it has an excluded address.
+func (x *exclusion) has(e *End) bool {
+	if e.Range == nil {
+		return slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return x.addrs[a] })
+	}
+	return slices.ContainsFunc(x.ranges, func(p netip.Prefix) bool {
+		return p.Bits() <= e.Range.Prefix.Bits() && p.Contains(e.Range.Prefix.Addr())
+	})
 }
 
 // backends returns what is behind the ports of a Service.
