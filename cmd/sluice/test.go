@@ -38,7 +38,7 @@ file names the manifests, relative to itself, and the expectations:
     to: db.shop.svc
     port: 5432
     expect: allow
-  - name: nobody but the payment service reaches pci
+  - name: only the payment service reaches pci
     from: {not: shop/pay}
     to: {namespace: pci}
     port: [8443, 53/udp]

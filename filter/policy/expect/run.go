@@ -174,8 +174,25 @@ func (c *Cluster) settled(f explain.Flow, v filter.Verdict) error {
 	if !f.From.Assumed && !f.To.Assumed {
 		return nil
 	}
-	var ranges []string
-	var of *explain.End
+	of, ranges := c.dependsOn(f, v)
+	if of == nil {
+		return nil
+	}
+	other := filter.Allow
+	if v.Action == filter.Allow {
+		other = filter.Deny
+	}
+	text := fmt.Sprintf("%s to %s, %s: it depends on the address of %s, which is not known: ", f.From.Name, f.To.Name, portText(f), of.Name)
+	in := near.List(ranges, 3, " or ")
+	if of.Node {
+		return fmt.Errorf("%sadd its Node, or the pod with its status: with an address in %s it is %s, otherwise %s", text, in, other, v.Action)
+	}
+	return fmt.Errorf("%sgive the range of the pods: with --pod-cidr (podCIDRs in the file) in %s it is %s, with a range outside of it %s", text, in, other, v.Action)
+}
+
+// dependsOn returns an end whose address changes the verdict about a flow, and the ranges in which the
+// verdict is another one. The end is nil if there is none.
+func (c *Cluster) dependsOn(f explain.Flow, v filter.Verdict) (of *explain.End, ranges []string) {
 	for _, a := range c.Inventory.Elsewhere(f) {
 		if c.Inventory.Decide(a.Flow).Action == v.Action {
 			continue
@@ -191,19 +208,7 @@ func (c *Cluster) settled(f explain.Flow, v filter.Verdict) error {
 			ranges = append(ranges, text)
 		}
 	}
-	if of == nil {
-		return nil
-	}
-	other := filter.Allow
-	if v.Action == filter.Allow {
-		other = filter.Deny
-	}
-	text := fmt.Sprintf("%s to %s, %s: it depends on the address of %s, which is not known: ", f.From.Name, f.To.Name, portText(f), of.Name)
-	in := near.List(ranges, 3, " or ")
-	if of.Node {
-		return fmt.Errorf("%sadd its Node, or the pod with its status: with an address in %s it is %s, otherwise %s", text, in, other, v.Action)
-	}
-	return fmt.Errorf("%sgive the range of the pods: with --pod-cidr (podCIDRs in the file) in %s it is %s, with a range outside of it %s", text, in, other, v.Action)
+	return of, ranges
 }
 
 func portText(f explain.Flow) string {
