@@ -2,6 +2,8 @@ package matrix
 
 import (
 	_ "embed"
+	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"html/template"
 	"io"
@@ -13,98 +15,210 @@ import (
 //go:embed matrix.html
 var matrixHTML string
 
-var matrixPage = template.Must(template.New("matrix").Parse(matrixHTML))
-
 // page is the matrix in the HTML page. It holds each kind of cell once, since most cells are
-// equal: 200 pods have 40,000 cells.
+// equal, and each row once, since many are: 1,000 pods have 1,000,000 cells.
 type page struct {
-	Pods  []pagePod      `json:"pods"`
-	Ports []string       `json:"ports"` // labels of all ports, for the filter
-	Kinds [][]pageAnswer `json:"kinds"`
-	Cells []int          `json:"cells"` // index in Kinds for each pair of pods, by row
-
-	NotRead string `json:"-"` // names of objects that were not read and may change verdicts
+	Parties []pageParty `json:"parties"`
+	From    []int       `json:"from"`  // the rows: indexes in Parties
+	To      []int       `json:"to"`    // the columns
+	Ports   []string    `json:"ports"` // all declared ports, as in "TCP 80", for the filter
+	Asked   bool        `json:"asked"` // the cells are about some ports only
+	Kinds   []pageKind  `json:"kinds"`
+	Rows    []string    `json:"rows"`  // runs of equal cells: see rowText
+	RowOf   []int       `json:"rowOf"` // index in Rows for each row
+	Own     []pageOwn   `json:"own"`   // cells that the rows do not have: those of a party with itself
+	LeftOut []LeftOut   `json:"leftOut"`
+	Stamp   string      `json:"-"`
+	NotRead string      `json:"-"` // names of objects that were not read and may change verdicts
+	By      string      `json:"by"`
+	kinds   map[kindKey]int
+	rows    map[string]int
 }
 
-type pagePod struct {
-	Namespace string   `json:"ns"`
+type pageOwn [3]int // row, column and kind
+
+type pageParty struct {
+	Namespace string   `json:"ns,omitempty"`
 	Name      string   `json:"name"`
-	Addresses []string `json:"addrs"`
-	Egress    []string `json:"egress"`
-	Ingress   []string `json:"ingress"`
-	// The titles of policies with ordered rules that may decide about the pod.
+	Kind      string   `json:"kind"`
+	About     string   `json:"about,omitempty"` // its pods, nodes or addresses
+	Egress    []string `json:"egress,omitempty"`
+	Ingress   []string `json:"ingress,omitempty"`
+	// The titles of policies with ordered rules that may decide about it.
 	OrderedEgress  []string `json:"orderedEgress,omitempty"`
 	OrderedIngress []string `json:"orderedIngress,omitempty"`
 }
 
-// pageAnswer is the verdict of a cell about one port, or, with an empty Label, about all
-// ports that have no answer of their own.
-type pageAnswer struct {
-	Label   string `json:"port"`
-	Name    string `json:"name,omitempty"`
-	Verdict string `json:"verdict"`
-	Why     string `json:"why"`
+// pageKind is a cell without its parties.
+type pageKind struct {
+	State   State    `json:"state"`
+	Text    string   `json:"text"`
+	Answers []Answer `json:"answers"`
+	OwnNode []Answer `json:"ownNode,omitempty"`
 }
 
-// WriteHTML writes the matrix as an HTML page that loads no other resources.
-func (m *Matrix) WriteHTML(out io.Writer) error { return matrixPage.Execute(out, newPage(m)) }
+type kindKey struct {
+	state    State
+	own, all *Answer
+}
 
-func newPage(m *Matrix) page {
-	p := page{Cells: make([]int, 0, len(m.Flows)), NotRead: textOf(m.NotRead)}
-	labels := make(map[Port]bool)
-	for _, o := range m.Pods {
-		pod := pagePod{Namespace: o.Namespace, Name: o.Name, Egress: o.Egress, Ingress: o.Ingress, OrderedEgress: o.OrderedEgress, OrderedIngress: o.OrderedIngress}
-		for _, a := range o.Addresses {
-			pod.Addresses = append(pod.Addresses, a.String())
-		}
-		p.Pods = append(p.Pods, pod)
-		for _, port := range o.Ports {
-			port.Name = "" // the page's filter lists only numbers, because a number may have many names
-			labels[port] = true
-		}
+// noKind is the kind of cells about which policies do not decide, and of those that are left out.
+const noKind = 0
+
+// WriteHTML writes the matrix as an HTML page that loads no other resources.
+func (m *Matrix) WriteHTML(out io.Writer) error {
+	t, err := template.New("matrix").Parse(matrixHTML)
+	if err != nil {
+		return err
 	}
-	p.Ports = sortedLabels(labels)
-	kinds := make(map[string]int)
-	for _, c := range m.Flows {
-		var key strings.Builder
-		answers := make([]pageAnswer, 0, len(c.Ports)+1)
-		for _, port := range c.Ports {
-			answers = append(answers, pageAnswer{port.Port.String(), port.Name, port.Verdict, port.Why})
-		}
-		if c.Other != nil {
-			answers = append(answers, pageAnswer{"", "", c.Other.Verdict, c.Other.Why})
-		}
-		for _, a := range answers {
-			key.WriteString(a.Label + "\x00" + a.Name + "\x00" + a.Verdict + "\x00" + a.Why + "\x00")
-		}
-		kind, known := kinds[key.String()]
-		if !known {
-			kind = len(p.Kinds)
-			kinds[key.String()] = kind
-			p.Kinds = append(p.Kinds, answers)
-		}
-		p.Cells = append(p.Cells, kind)
+	return t.Execute(out, newPage(m))
+}
+
+func newPage(m *Matrix) *page {
+	p := &page{
+		Ports: []string{}, Kinds: []pageKind{{Answers: []Answer{}}}, Rows: []string{}, RowOf: []int{}, Own: []pageOwn{}, Asked: len(m.options.Ports) > 0,
+		LeftOut: m.LeftOut, Stamp: m.stamp(), NotRead: textOf(m.NotRead), By: string(m.By), kinds: make(map[kindKey]int), rows: make(map[string]int),
+	}
+	index := make(map[*Party]int)
+	for i, o := range m.union() {
+		index[o] = i
+		p.Parties = append(p.Parties, pagePartyOf(o))
+	}
+	p.Ports = portsOf(m)
+	for _, o := range m.From {
+		p.From = append(p.From, index[o])
+	}
+	for _, o := range m.To {
+		p.To = append(p.To, index[o])
+	}
+	for i, from := range m.From {
+		p.addRow(m, i, from)
 	}
 	return p
 }
 
-func sortedLabels(ports map[Port]bool) []string {
-	labels := []string{} // not nil: in JSON an empty list is [] and not null
-	for p := range ports {
-		labels = append(labels, p.String())
-	}
-	number := func(label string) int {
-		n, _, _ := strings.Cut(label, "/")
-		i, _ := strconv.Atoi(n) // a label begins with a number
-		return i
-	}
-	slices.SortFunc(labels, func(a, b string) int {
-		if d := number(a) - number(b); d != 0 {
-			return d
+// addRow adds a row. The cell of a party with itself is kept apart, so that rows of parties
+// that policies do not tell apart are equal.
+func (p *page) addRow(m *Matrix, i int, from *Party) {
+	kinds := make([]int, len(m.To))
+	for j, to := range m.To {
+		kinds[j] = p.kind(m.at[[2]*Party{from, to}])
+		if from == to {
+			p.Own = append(p.Own, pageOwn{i, j, kinds[j]})
+			kinds[j] = -1
 		}
-		return strings.Compare(a, b)
+	}
+	for j := range kinds {
+		if kinds[j] >= 0 {
+			continue
+		}
+		kinds[j] = noKind
+		if j > 0 {
+			kinds[j] = kinds[j-1]
+		} else if len(kinds) > 1 {
+			kinds[j] = kinds[1]
+		}
+	}
+	text := rowText(kinds)
+	at, known := p.rows[text]
+	if !known {
+		at = len(p.Rows)
+		p.rows[text] = at
+		p.Rows = append(p.Rows, text)
+	}
+	p.RowOf = append(p.RowOf, at)
+}
+
+// rowText encodes the kinds of a row: for each run of equal ones the kind and the length, as
+// varints, in Base64.
+func rowText(kinds []int) string {
+	var b []byte
+	for i := 0; i < len(kinds); {
+		n := i
+		for n < len(kinds) && kinds[n] == kinds[i] {
+			n++
+		}
+		b = binary.AppendUvarint(binary.AppendUvarint(b, uint64(kinds[i])), uint64(n-i))
+		i = n
+	}
+	return base64.StdEncoding.EncodeToString(b)
+}
+
+// kind returns the index of the kind of a cell.
+func (p *page) kind(c *Cell) int {
+	if c == nil {
+		return noKind
+	}
+	key := kindKey{state: c.State}
+	if len(c.Answers) > 0 {
+		key.all = &c.Answers[0]
+	}
+	if len(c.OwnNode) > 0 {
+		key.own = &c.OwnNode[0]
+	}
+	if at, known := p.kinds[key]; known {
+		return at
+	}
+	p.kinds[key] = len(p.Kinds)
+	answers := c.Answers
+	if answers == nil {
+		answers = []Answer{}
+	}
+	p.Kinds = append(p.Kinds, pageKind{c.State, c.text(), answers, c.OwnNode})
+	return len(p.Kinds) - 1
+}
+
+func pagePartyOf(o *Party) pageParty {
+	p := pageParty{Namespace: o.Namespace, Name: strings.TrimPrefix(o.Name, o.Namespace+"/"), Kind: o.Kind, Egress: o.Egress, Ingress: o.Ingress, OrderedEgress: o.OrderedEgress, OrderedIngress: o.OrderedIngress}
+	switch {
+	case len(o.Pods) > 0:
+		p.About = counted(o.Pods, "pod", "pods")
+		if len(o.Pods) == 1 && len(o.Addresses) > 0 {
+			p.About = strings.Join(o.Addresses, ", ")
+		}
+	case len(o.Nodes) > 0:
+		p.About = counted(o.Nodes, "node", "nodes")
+	}
+	return p
+}
+
+func counted(list []string, one, many string) string {
+	if len(list) == 1 {
+		return one + " " + list[0]
+	}
+	return fmt.Sprintf("%d %s", len(list), many)
+}
+
+// portsOf lists the ports that the destinations declare, or those that were asked for.
+func portsOf(m *Matrix) []string {
+	found := make(map[Port]bool)
+	for _, p := range m.options.Ports {
+		found[p] = true
+	}
+	for _, to := range m.To {
+		for _, member := range to.members {
+			for _, port := range declaredPorts(member.ports()) {
+				if port.Name = ""; len(m.options.Ports) == 0 { // a number may have many names
+					found[port] = true
+				}
+			}
+		}
+	}
+	list := make([]Port, 0, len(found))
+	for p := range found {
+		list = append(list, p)
+	}
+	slices.SortFunc(list, func(a, b Port) int {
+		if a.Number != b.Number {
+			return int(a.Number) - int(b.Number)
+		}
+		return strings.Compare(a.Protocol, b.Protocol)
 	})
-	return labels
+	texts := make([]string, len(list))
+	for i, p := range list {
+		texts[i] = p.Protocol + " " + strconv.Itoa(int(p.Number))
+	}
+	return texts
 }
 
 // textOf joins the names of objects that were not read.

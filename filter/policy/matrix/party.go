@@ -1,0 +1,161 @@
+package matrix
+
+import (
+	"slices"
+	"strings"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
+	"sluice/filter/policy/reach"
+)
+
+// Party is a row and a column: pods, nodes, or addresses outside the cluster.
+type Party struct {
+	Name      string   `json:"name"` // "shop/web"; "shop/*" for a namespace
+	Kind      string   `json:"kind"` // "namespace", "pods", "host-network", "nodes" or "outside"
+	Namespace string   `json:"namespace,omitempty"`
+	Workload  string   `json:"workload,omitempty"` // as in "Deployment shop/web"
+	Pods      []string `json:"pods,omitempty"`
+	Nodes     []string `json:"nodes,omitempty"`
+	Ranges    []string `json:"ranges,omitempty"`
+	// Addresses are those of the pods; empty if they are not known.
+	Addresses []string `json:"addresses,omitempty"`
+	Ports     []Port   `json:"ports,omitempty"` // that containers declare
+
+	Egress  []string `json:"egressPolicies,omitempty"`  // policies that isolate the pods
+	Ingress []string `json:"ingressPolicies,omitempty"` // policies that isolate the pods
+	// The policies of the tiers Admin and Baseline that may decide about the pods, in the order
+	// of their evaluation.
+	OrderedEgress  []string `json:"orderedEgressPolicies,omitempty"`
+	OrderedIngress []string `json:"orderedIngressPolicies,omitempty"`
+
+	members []member
+}
+
+// member is a part of a party that policies cannot tell apart.
+type member struct {
+	*reach.Party
+	pod *policy.Pod // if it is a single pod of the party
+}
+
+func (m member) name() string {
+	if m.pod != nil {
+		return m.pod.String()
+	}
+	return m.Name
+}
+
+// ports returns the ports that the containers declare.
+func (m member) ports() []policy.NamedPort {
+	if m.pod != nil {
+		return m.pod.Ports
+	}
+	return m.Ports
+}
+
+// single reports whether the member is one pod.
+func (m member) single() bool { return m.pod != nil || m.Single() }
+
+// partiesOf returns the rows and columns of a matrix.
+func partiesOf(r *reach.Map, by By) (all []*Party) {
+	namespaces := make(map[string]*Party)
+	for _, p := range r.Parties {
+		switch {
+		case by == ByNamespace && p.Namespace != "":
+			n := namespaces[p.Namespace]
+			if n == nil {
+				n = &Party{Name: p.Namespace + "/*", Kind: "namespace", Namespace: p.Namespace}
+				namespaces[p.Namespace] = n
+				all = append(all, n)
+			}
+			n.add(member{Party: p})
+		case by == ByPod && len(p.Pods) > 0:
+			for _, pod := range p.Pods {
+				all = append(all, newParty(r, member{p, pod}))
+			}
+		default:
+			all = append(all, newParty(r, member{Party: p}))
+		}
+	}
+	if by == ByPod {
+		slices.SortStableFunc(all, comparePods)
+	}
+	return all
+}
+
+// byNamespace sorts parties by their namespaces: what is in none comes last.
+func byNamespace(all []*Party) {
+	slices.SortStableFunc(all, func(a, b *Party) int {
+		if (a.Namespace == "") != (b.Namespace == "") {
+			return strings.Compare(b.Namespace, a.Namespace)
+		}
+		return strings.Compare(a.Namespace, b.Namespace)
+	})
+}
+
+// comparePods sorts pods by their names, before everything else.
+func comparePods(a, b *Party) int {
+	switch {
+	case a.Namespace == "" && b.Namespace == "":
+		return 0
+	case a.Namespace == "":
+		return 1
+	case b.Namespace == "":
+		return -1
+	case a.Namespace != b.Namespace:
+		return strings.Compare(a.Namespace, b.Namespace)
+	}
+	return strings.Compare(a.Name, b.Name)
+}
+
+func newParty(r *reach.Map, m member) *Party {
+	p := &Party{Name: m.name(), Kind: m.Kind.String(), Namespace: m.Namespace, Nodes: m.Nodes}
+	if m.Workload != (policy.Ref{}) {
+		p.Workload = m.Workload.Object()
+	}
+	for _, one := range m.Ranges {
+		p.Ranges = append(p.Ranges, one.String())
+	}
+	p.add(m)
+	p.Ports = declaredPorts(m.ports())
+	if len(m.Pods) > 0 && m.Kind == reach.Pods {
+		p.isolate(r.Inventory(), m.Pods[0])
+	}
+	return p
+}
+
+// add adds a member.
+func (p *Party) add(m member) {
+	p.members = append(p.members, m)
+	pods := m.Pods
+	if m.pod != nil {
+		pods = []*policy.Pod{m.pod}
+	}
+	for _, pod := range pods {
+		p.Pods = append(p.Pods, pod.String())
+		for _, a := range pod.Addrs {
+			p.Addresses = append(p.Addresses, a.String())
+		}
+	}
+}
+
+// isolate finds the policies that decide about a pod.
+func (p *Party) isolate(v *inventory.Inventory, pod *policy.Pod) {
+	e, err := v.EndOf(pod, false)
+	if err != nil {
+		return // not possible: parties have only pods that are ends
+	}
+	p.Egress, p.Ingress = e.Endpoint.Policies(filter.Egress, policy.NetworkPolicy), e.Endpoint.Policies(filter.Ingress, policy.NetworkPolicy)
+	p.OrderedEgress, p.OrderedIngress = ordered(e.Endpoint, filter.Egress), ordered(e.Endpoint, filter.Ingress)
+}
+
+// ordered returns the titles of the policies with ordered rules, such as "admin/platform".
+func ordered(e *policy.Endpoint, d filter.Direction) (titles []string) {
+	for _, t := range []policy.Tier{policy.Admin, policy.Baseline} {
+		for _, name := range e.Policies(d, t) {
+			titles = append(titles, filter.PolicyTitle(t, name))
+		}
+	}
+	return titles
+}
