@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/lint"
 )
 
@@ -71,6 +72,7 @@ func (r *lintReport) summary(l *loaded) string {
 	policies := slices.DeleteFunc(slices.Clone(l.Policies), func(p *policy.Policy) bool { return !l.within(p.Ref.Namespace) })
 	pods := slices.DeleteFunc(slices.Clone(l.Pods), func(p *policy.Pod) bool { return !l.within(p.Namespace) })
 	namespaces := slices.DeleteFunc(slices.Clone(l.Namespaces), func(n *corev1.Namespace) bool { return !l.within(n.Name) })
+	workloads := slices.DeleteFunc(slices.Clone(l.Workloads), func(w *kubepod.Workload) bool { return !l.within(w.Ref.Namespace) })
 	text := count(len(r.Findings), "finding", "findings")
 	var kinds []string
 	for _, c := range []struct {
@@ -84,10 +86,13 @@ func (r *lintReport) summary(l *loaded) string {
 	if len(kinds) > 0 {
 		text += " (" + strings.Join(kinds, ", ") + ")"
 	}
-	text += fmt.Sprintf(" in %s, %s, %s\n", count(len(policies), "policy", "policies"),
-		count(len(pods), "pod", "pods"), count(len(namespaces), "namespace", "namespaces"))
-	if len(l.Pods) == 0 && len(l.Policies) > 0 {
-		text += "There are no pods, so selectors were not checked.\n"
+	in := []string{count(len(policies), "policy", "policies"), count(len(pods), "pod", "pods")}
+	if len(workloads) > 0 {
+		in = append(in, count(len(workloads), "workload", "workloads"))
+	}
+	text += " in " + strings.Join(append(in, count(len(namespaces), "namespace", "namespaces")), ", ") + "\n"
+	if len(l.Pods)+len(l.Workloads) == 0 && len(l.Policies) > 0 {
+		text += "There are no pods and no workloads, so selectors were not checked.\n"
 	}
 	return text
 }

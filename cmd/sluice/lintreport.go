@@ -104,10 +104,10 @@ func lintFindings(m *compiled) (found []finding) {
 	for _, p := range m.Outdated {
 		found = append(found, of(lint.APIVersion, p))
 	}
-	for _, f := range lint.Check(m.Namespaces, m.Pods, m.Nodes, m.Policies) {
+	for _, f := range lint.Check(m.inventory) {
 		at := m.Origins[f.Object]
 		if !broken[at] { // otherwise the object was read only in part, so the finding may be wrong
-			found = append(found, finding{Check: f.Check, File: at.File, Document: at.Document, Object: f.Object, Field: f.Field, Detail: f.Detail, Hint: f.Hint})
+			found = append(found, finding{Check: f.Check, File: at.File, Document: at.Document, Object: f.Object, Field: f.Field, Detail: f.Detail, Hint: f.Hint, Count: f.Count})
 		}
 	}
 	for _, p := range m.Holes {

@@ -52,6 +52,8 @@ type Inventory struct {
 	Snapshot *policy.Snapshot
 	// Problems are the parts of policies that cannot be understood, sorted by policy.
 	Problems []policy.Problem
+	// Clashes are the addresses that several live pods claim.
+	Clashes []policy.Clash
 
 	namespaces map[string]labels.Set
 	pods       map[string]*policy.Pod // pods by "namespace/name"
@@ -140,7 +142,7 @@ func (v *Inventory) compile() {
 		w.SetPolicy(p)
 	}
 	v.Snapshot, _ = w.Commit()
-	v.Problems = w.Problems()
+	v.Problems, v.Clashes = w.Problems(), w.Clashes()
 	for p, addr := range placeholders {
 		v.endpoints[p] = v.Snapshot.Endpoint(addr)
 	}

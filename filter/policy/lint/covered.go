@@ -7,6 +7,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
+
+	"sluice/filter/policy/near"
 )
 
 // exceptions reports exceptions that exclude nothing from their cidr, or all of it.
@@ -50,12 +52,57 @@ func (l *linter) masked(p *lintPolicy, field string, written, read netip.Prefix)
 		"%s has bits set after its prefix, and is read as %s", written, read)
 }
 
+// redundant is a rule, and the rule that makes it redundant.
+type redundant struct {
+	rule, by *rule
+	of       *lintPolicy // the policy of by
+}
+
 // covered reports redundant rules: another rule for the same pods already allows all of
 // their flows. It compares the text of the policies, not their effect on the current pods:
-// two selectors that happen to match the same pods are not equal.
-func (l *linter) covered(p *lintPolicy, r *rule) {
-	if p.subject == nil || p.ordered() || !r.whole {
+// two selectors that happen to match the same pods are not equal. There is one finding for all
+// rules of a policy that another policy covers.
+func (l *linter) covered(p *lintPolicy) {
+	var order []*lintPolicy
+	all := make(map[*lintPolicy][]redundant)
+	for d := range p.rules {
+		for i := range p.rules[d] {
+			if c, is := l.coveredBy(p, &p.rules[d][i]); is {
+				if all[c.of] == nil {
+					order = append(order, c.of)
+				}
+				all[c.of] = append(all[c.of], c)
+			}
+		}
+	}
+	for _, of := range order {
+		l.foundCovered(p, of, all[of])
+	}
+}
+
+func (l *linter) foundCovered(p, of *lintPolicy, rules []redundant) {
+	whose := "this policy"
+	if of != p {
+		whose = of.Ref.Object()
+	}
+	first := rules[0]
+	if len(rules) == 1 {
+		l.found(Covered, p, first.rule.field, "remove it, or narrow the other one", "%s of %s allows everything that it allows", first.by.field, whose)
 		return
+	}
+	fields := make([]string, len(rules))
+	for i, c := range rules {
+		fields[i] = c.rule.field
+	}
+	l.found(Covered, p, first.rule.field, "remove them, or narrow the others", "%d rules allow only what %s allows already, such as by %s: %s",
+		len(rules), whose, first.by.field, near.List(fields, 5, ", "))
+	l.findings[len(l.findings)-1].Count = len(rules)
+}
+
+// coveredBy returns a rule that makes r redundant.
+func (l *linter) coveredBy(p *lintPolicy, r *rule) (redundant, bool) {
+	if p.subject == nil || p.ordered() || !r.whole {
+		return redundant{}, false
 	}
 	for _, o := range l.policies {
 		if o.ordered() || o.namespace != p.namespace || o.subject == nil || !within(p.subject, o.subject) {
@@ -69,14 +116,10 @@ func (l *linter) covered(p *lintPolicy, r *rule) {
 			if r.covers(by) && within(o.subject, p.subject) && (p.text < o.text || p == o && r.index < by.index) {
 				continue // the rules cover each other: report only the later one, which is not r
 			}
-			whose := "this policy"
-			if o != p {
-				whose = o.Ref.Object()
-			}
-			l.found(Covered, p, r.field, "remove it, or narrow the other one", "%s of %s allows everything that it allows", by.field, whose)
-			return
+			return redundant{r, by, o}, true
 		}
 	}
+	return redundant{}, false
 }
 
 // covers reports whether r matches every flow that o matches.

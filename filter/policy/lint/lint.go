@@ -13,10 +13,9 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
 )
 
 // The checks: the values of Finding.Check.
@@ -49,6 +48,7 @@ type Finding struct {
 	Field  string // as in "spec.ingress[0].from[1].podSelector"
 	Detail string // what is unusual
 	Hint   string // how to correct it
+	Count  int    // number of rules or pods that the finding stands for; 0 if it is one
 }
 
 // Error formats the finding in one line.
@@ -74,29 +74,50 @@ type linter struct {
 	findings   []Finding
 }
 
-// Check lints the policies. The findings are sorted by policy. The objects must be
-// complete, with the API server's defaulting applied. Check does not modify them.
-func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.Node, policies []*policy.Policy) []Finding {
-	l := &linter{namespaces: make(map[string]*namespace), nodes: nodes}
-	store := policy.NewStore()
-	for _, o := range namespaces {
+// Check lints the policies of an inventory. The findings are sorted by object. A workload
+// without pods counts as a pod of its template.
+func Check(v *inventory.Inventory) []Finding {
+	l := &linter{namespaces: make(map[string]*namespace), nodes: v.Nodes}
+	for _, o := range v.Namespaces {
 		l.namespaces[o.Name] = newNamespace(o.Name, o.Labels)
-		if _, wrong := policy.NamespaceDenial(o.Name, o.Annotations); wrong != nil {
-			l.findings = append(l.findings, Finding{DenyWith, wrong.Policy.Object(), wrong.Field, wrong.What(), wrong.Hint})
-		}
 	}
-	for _, o := range pods {
+	for _, o := range v.AllPods() {
 		l.addPod(o)
-		store.SetPod(o)
 	}
-	for _, o := range policies {
-		store.SetPolicy(o)
+	for _, o := range v.Policies {
 		l.policies = append(l.policies, newPolicy(o))
 	}
 	slices.SortFunc(l.policies, func(a, b *lintPolicy) int { return cmp.Compare(a.text, b.text) })
+	l.problems(v)
+	for _, p := range l.policies {
+		l.policy(p)
+	}
+	l.clashes(v)
+	slices.SortStableFunc(l.findings, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
+	return l.findings
+}
 
-	store.Commit() // so that Problems includes the policies that are too large
-	for _, p := range store.Problems() {
+// policy runs the checks of a policy.
+func (l *linter) policy(p *lintPolicy) {
+	l.matches(p)
+	l.priority(p)
+	l.isolated(p)
+	l.directions(p)
+	l.dns(p)
+	for d := range p.rules {
+		for i := range p.rules[d] {
+			l.portNames(p, &p.rules[d][i])
+			l.exceptions(p, &p.rules[d][i])
+			l.hostBits(p, &p.rules[d][i])
+			l.shadowed(p, &p.rules[d][i])
+		}
+	}
+	l.covered(p)
+}
+
+// problems reports what the policies and the annotations say and cannot be understood.
+func (l *linter) problems(v *inventory.Inventory) {
+	for _, p := range v.Problems {
 		check := Invalid
 		switch {
 		case strings.HasSuffix(p.Field, ".domainNames"):
@@ -104,34 +125,21 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.N
 		case p.Field == policy.DenyWithField:
 			check = DenyWith
 		}
-		l.findings = append(l.findings, Finding{check, p.Policy.Object(), p.Field, p.What(), p.Hint})
+		l.findings = append(l.findings, Finding{Check: check, Object: p.Policy.Object(), Field: p.Field, Detail: p.What(), Hint: p.Hint})
 	}
-	for _, p := range l.policies {
-		l.matches(p)
-		l.priority(p)
-		l.isolated(p)
-		l.directions(p)
-		l.dns(p)
-		for d := range p.rules {
-			for i := range p.rules[d] {
-				l.portNames(p, &p.rules[d][i])
-				l.exceptions(p, &p.rules[d][i])
-				l.hostBits(p, &p.rules[d][i])
-				l.covered(p, &p.rules[d][i])
-				l.shadowed(p, &p.rules[d][i])
-			}
-		}
-	}
-	for _, c := range store.Clashes() {
+}
+
+// clashes reports addresses that several pods claim.
+func (l *linter) clashes(v *inventory.Inventory) {
+	for _, c := range v.Clashes {
 		for _, o := range c.Others {
 			l.findings = append(l.findings, Finding{
-				SameAddress, "Pod " + o, "status.podIPs", fmt.Sprintf("its address %s also belongs to the live pod %s, which takes precedence", c.Addr, c.Winner),
-				"correct its status, or remove the pod that no longer exists",
+				Check: SameAddress, Object: "Pod " + o, Field: "status.podIPs",
+				Detail: fmt.Sprintf("its address %s also belongs to the live pod %s, which takes precedence", c.Addr, c.Winner),
+				Hint:   "correct its status, or remove the pod that no longer exists",
 			})
 		}
 	}
-	slices.SortStableFunc(l.findings, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
-	return l.findings
 }
 
 func (l *linter) found(check string, p *lintPolicy, field, hint, detail string, args ...any) {

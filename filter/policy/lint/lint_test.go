@@ -1,9 +1,11 @@
 package lint
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/network-policy-api/apis/v1beta1"
@@ -11,6 +13,7 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/clusterpolicy"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -42,6 +45,8 @@ type objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
+
+	Deployments []*appsv1.Deployment
 }
 
 func decode(t *testing.T, text string) (o objects) {
@@ -77,7 +82,11 @@ func check(t *testing.T, manifests string, specs ...string) []Finding {
 		}
 		o.Policies = append(o.Policies, p)
 	}
-	return Check(o.Namespaces, kubepod.ReadAll(o.Pods), nodes, append(netpol.ReadAll(o.Policies), ordered...))
+	objects := inventory.Objects{Namespaces: o.Namespaces, Pods: kubepod.ReadAll(o.Pods), Nodes: nodes, Policies: append(netpol.ReadAll(o.Policies), ordered...)}
+	for _, d := range o.Deployments {
+		objects.Workloads = append(objects.Workloads, kubepod.ReadWorkload(d))
+	}
+	return Check(inventory.New(objects))
 }
 
 // nodes are the nodes of the cluster.
@@ -240,4 +249,35 @@ func policyWith(t *testing.T, selector string) *networkingv1.NetworkPolicy {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// Git has workloads and not their pods: selectors and ports are checked against templates.
+func TestWorkloadsCountAsPods(t *testing.T) {
+	const deployments = `
+deployments:
+- metadata: {namespace: default, name: web}
+  spec: {template: {metadata: {labels: {app: web}}, spec: {containers: [{ports: [{name: http, containerPort: 80, protocol: TCP}]}]}}}
+`
+	found := check(t, deployments, "default/p: {podSelector: {matchLabels: {app: wbe}}}",
+		"default/q: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: htp}]}]}")
+	if len(found) != 2 || found[0].Check != NoMatch || !strings.Contains(found[0].Hint, "app is web there") || found[1].Check != NoPort {
+		t.Errorf("found %v", found)
+	}
+	for _, f := range check(t, deployments, "default/p: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: http}]}]}") {
+		t.Error(f)
+	}
+}
+
+// All rules that a policy covers are one finding, with their number.
+func TestCoveredIsOneFindingForTwoPolicies(t *testing.T) {
+	rules := make([]string, 7)
+	for i := range rules {
+		rules[i] = fmt.Sprintf("{from: [{podSelector: {}}], ports: [{port: %d}]}", 80+i)
+	}
+	found := check(t, cluster, "default/all: {podSelector: {}, ingress: [{}]}",
+		"default/p: {podSelector: {}, ingress: ["+strings.Join(rules, ", ")+"]}", "default/q: {podSelector: {}, ingress: ["+rules[0]+"]}")
+	if len(found) != 2 || found[0].Count != 7 || found[0].Field != "spec.ingress[0]" || !strings.Contains(found[0].Detail, "7 rules") ||
+		!strings.Contains(found[0].Detail, "spec.ingress[4] and 2 more") || found[1].Count != 0 || found[1].Object != "NetworkPolicy default/q" {
+		t.Errorf("found %+v", found)
+	}
 }
