@@ -160,23 +160,39 @@ func broken(rows [][]string) [][]string {
 	return append(lines, rows[1:]...)
 }
 
-// numbered returns the rows with numbers as heads, and writes what they mean.
+// numbered returns the rows with numbers as heads. The rows have them too if they are the same as
+// the columns; otherwise, numbered writes what they mean.
 func numbered(b *strings.Builder, rows [][]string) [][]string {
 	heads := 0
 	for heads < len(rows) && (heads == 0 || rows[heads][0] == "") {
 		heads++
 	}
-	numbers := []string{rows[0][0]}
+	names := []string{}
 	for j := 1; j < len(rows[0]); j++ {
 		var words []string
 		for _, line := range rows[:heads] {
 			words = append(words, line[j])
 		}
-		numbers = append(numbers, fmt.Sprint(j))
-		fmt.Fprintf(b, "%d %s\n", j, strings.TrimSpace(strings.Join(words, " ")))
+		names = append(names, strings.TrimSpace(strings.Join(words, " ")))
 	}
-	b.WriteString("\n")
-	return append([][]string{numbers}, rows[heads:]...)
+	rows = rows[heads-1:]
+	same := len(rows)-1 == len(names)
+	for i, row := range rows[1:] {
+		same = same && row[0] == names[i]
+	}
+	rows[0] = []string{"FROM \\ TO"}
+	for i, name := range names {
+		rows[0] = append(rows[0], fmt.Sprint(i+1))
+		if same {
+			rows[i+1][0] = fmt.Sprint(i+1, " ", name)
+			continue
+		}
+		fmt.Fprintf(b, "%d %s\n", i+1, name)
+	}
+	if !same {
+		b.WriteString("\n")
+	}
+	return rows
 }
 
 func columnWidths(rows [][]string) []int {

@@ -1,0 +1,126 @@
+package matrix
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
+)
+
+// shops is a cluster of namespaces with the same workloads, of which the database is reached by
+// the web of its own namespace, at the declared port.
+func shops(namespaces, replicas int) *inventory.Inventory {
+	var o inventory.Objects
+	for n := range namespaces {
+		ns := fmt.Sprint("shop", n)
+		for _, app := range []string{"db", "web"} {
+			for r := range replicas {
+				o.Pods = append(o.Pods, &policy.Pod{
+					Namespace: ns, Name: fmt.Sprint(app, "-", r), Labels: labels.Set{"app": app}, Owner: policy.Ref{Kind: "StatefulSet", Namespace: ns, Name: app},
+					Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(n), byte(r), byte(len(app))})}, Ports: []policy.NamedPort{{Protocol: filter.TCP, Number: 80}},
+				})
+			}
+		}
+		o.Policies = append(o.Policies, &policy.Policy{
+			Ref: policy.Ref{Kind: "NetworkPolicy", Namespace: ns, Name: "db"}, Tier: policy.NetworkPolicy, Isolates: [2]bool{filter.Ingress: true},
+			Subject: policy.Subject{Namespace: ns, Pods: labels.SelectorFromSet(labels.Set{"app": "db"})},
+			Rules: [2][]policy.Rule{filter.Ingress: {{
+				Action: policy.Accept, Peers: []policy.Peer{{Pods: labels.SelectorFromSet(labels.Set{"app": "web"})}},
+				Ports: []policy.PortRange{{Protocol: filter.TCP, Low: 80, High: 80}},
+			}}},
+		})
+	}
+	return inventory.New(o)
+}
+
+// The page has the same cells as the matrix, and is below 1 MB for 1,000 pods.
+func TestPageHasEveryCell(t *testing.T) {
+	for _, by := range []By{ByNamespace, ByWorkload, ByPod} {
+		m := New(shops(20, 25), Options{By: by})
+		p := newPage(m)
+		own := make(map[[2]int]int)
+		for _, o := range p.Own {
+			own[[2]int{o[0], o[1]}] = o[2]
+		}
+		rows := make([][]int, len(p.Rows))
+		for i, text := range p.Rows {
+			rows[i] = unpacked(t, text)
+		}
+		for i, from := range m.From {
+			for j, to := range m.To {
+				kind, is := own[[2]int{i, j}]
+				if !is {
+					kind = rows[p.RowOf[i]][j]
+				}
+				got, want := p.Kinds[kind], m.at[[2]*Party{from, to}]
+				if want == nil && kind != noKind || want != nil && (got.State != want.State || got.Text != want.text()) {
+					t.Fatalf("by %s: %s to %s is %+v, want %+v", by, from.Name, to.Name, got, want)
+				}
+			}
+		}
+		var b strings.Builder
+		if err := m.WriteHTML(&b); err != nil || b.Len() > 1e6 {
+			t.Errorf("by %s: the page of %d rows has %d bytes; %v", by, len(m.From), b.Len(), err)
+		}
+	}
+}
+
+func unpacked(t *testing.T, text string) (kinds []int) {
+	t.Helper()
+	b, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for len(b) > 0 {
+		kind, n := binary.Uvarint(b)
+		count, k := binary.Uvarint(b[n:])
+		b = b[n+k:]
+		kinds = append(kinds, slices.Repeat([]int{int(kind)}, int(count))...)
+	}
+	return kinds
+}
+
+// A cell of namespaces tells what holds for all pairs in them from what holds for some.
+func TestNamespaces(t *testing.T) {
+	m := New(shops(2, 2), Options{By: ByNamespace})
+	texts := make(map[string]string)
+	for _, c := range m.Flows {
+		texts[c.From+" "+c.To] = fmt.Sprint(c.State, " ", c.text(), " ", c.Pairs)
+	}
+	for pair, want := range map[string]string{
+		// The database to itself and to the web; the web to the database and to itself.
+		"shop0/* shop0/*": "part all~ map[closed:1 declared:1 open:2]",
+		"shop0/* shop1/*": "part all~ map[closed:2 open:2]",
+		"world shop0/*":   "part all~ map[closed:1 open:1]",
+		"shop0/* world":   "open all map[open:2]",
+	} {
+		if texts[pair] != want {
+			t.Errorf("%s: %s, want %s", pair, texts[pair], want)
+		}
+	}
+	i := slices.IndexFunc(m.Flows, func(c *Cell) bool { return c.From == "shop0/*" && c.To == "shop0/*" })
+	first := m.Flows[i].Answers[0]
+	if first.Verdict != some || !strings.Contains(first.Why, "allow: shop0/db → shop0/web, shop0/web → shop0/web (2 of 4 pairs); deny: the others") {
+		t.Errorf("the first answer is %+v", first)
+	}
+}
+
+// Ports that are open for all pairs and for some are one range in the text.
+func TestTextJoinsWhatIsOpenForSome(t *testing.T) {
+	c := Cell{State: Part, spans: []span{
+		{filter.TCP, 1, 52, some, ""}, {filter.TCP, 53, 53, allowed, ""}, {filter.TCP, 54, 79, some, ""}, {filter.TCP, 80, 1<<16 - 1, denied, ""},
+		{filter.UDP, 1, 1<<16 - 1, allowed, ""}, {filter.SCTP, 1, 1<<16 - 1, denied, ""}, {filter.ICMP, 0, 0, denied, ""},
+	}}
+	if got := c.text(); got != "1-79~,UDP" {
+		t.Errorf("the text is %s", got)
+	}
+}
