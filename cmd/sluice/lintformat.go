@@ -46,7 +46,7 @@ func (r *lintReport) text(l *loaded) string {
 			head += fmt.Sprintf(", document %d", f.Document)
 		}
 		if f.Object != "" {
-			head += ": " + f.Object
+			head = strings.TrimPrefix(head+": "+f.Object, ": ")
 		}
 		if head != last {
 			fmt.Fprintln(&b, head)

@@ -20,20 +20,25 @@ import (
 
 // The checks: the values of Finding.Check.
 const (
-	SameAddress  = "same-address"  // an address that several live pods claim
-	Invalid      = "invalid"       // a part that is not understood and therefore allows nothing
-	NoMatch      = "no-match"      // a selector that matches nothing
-	NoPort       = "no-port"       // a named port that no destination has
-	NoDNS        = "no-dns"        // policies isolate egress and allow something, but not DNS
-	Except       = "except"        // an exception that excludes nothing, or everything
-	HostBits     = "host-bits"     // a CIDR with host bits, which have no effect
-	Covered      = "covered"       // a rule that another rule makes redundant
-	WithoutForce = "without-force" // rules of a direction that policyTypes does not include
-	SamePriority = "same-priority" // policies of a tier whose order the API leaves open
-	Shadowed     = "shadowed"      // a rule that never decides, because an earlier one does
-	Unreachable  = "unreachable"   // rules of the tier Baseline for pods that are all isolated
-	DenyWith     = "deny-with"     // an unknown value of the annotation sluice/deny-with
-	Names        = "names"         // domain names, which are not supported
+	SameAddress  = "same-address"     // an address that several live pods claim
+	Invalid      = "invalid"          // a part that is not understood and therefore allows nothing
+	NoMatch      = "no-match"         // a selector that matches nothing
+	NoPort       = "no-port"          // a named port that no destination has
+	NoDNS        = "no-dns"           // policies isolate egress and allow something, but not DNS
+	Except       = "except"           // an exception that excludes nothing, or everything
+	HostBits     = "host-bits"        // a CIDR with host bits, which have no effect
+	Covered      = "covered"          // a rule that another rule makes redundant
+	WithoutForce = "without-force"    // rules of a direction that policyTypes does not include
+	SamePriority = "same-priority"    // policies of a tier whose order the API leaves open
+	Shadowed     = "shadowed"         // a rule that never decides, because an earlier one does
+	Unreachable  = "unreachable"      // rules of the tier Baseline for pods that are all isolated
+	DenyWith     = "deny-with"        // an unknown value of the annotation sluice/deny-with
+	Names        = "names"            // domain names, which are not supported
+	OrNotAnd     = "or-not-and"       // two peers of a rule that were probably meant to be one
+	Undeclared   = "undeclared-port"  // a port that no container of the selected pods declares
+	Metadata     = "metadata-address" // a range of Internet addresses with the metadata address in it
+	PodRange     = "pod-address"      // an ipBlock of addresses of pods or Services
+	NotIsolated  = "not-isolated"     // pods that no policy isolates
 
 	// What the reader of manifests finds, and not Check.
 	Manifest   = "manifest"    // a part that cannot be read, or that the API server would reject
@@ -82,7 +87,7 @@ func Check(v *inventory.Inventory) []Finding {
 		l.namespaces[o.Name] = newNamespace(o.Name, o.Labels)
 	}
 	for _, o := range v.AllPods() {
-		l.addPod(o)
+		l.addPod(o, v.WorkloadOf(o))
 	}
 	for _, o := range v.Policies {
 		l.policies = append(l.policies, newPolicy(o))
@@ -91,7 +96,9 @@ func Check(v *inventory.Inventory) []Finding {
 	l.problems(v)
 	for _, p := range l.policies {
 		l.policy(p)
+		l.podAddresses(p, v)
 	}
+	l.notIsolated()
 	l.clashes(v)
 	slices.SortStableFunc(l.findings, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
 	return l.findings
@@ -109,6 +116,9 @@ func (l *linter) policy(p *lintPolicy) {
 			l.portNames(p, &p.rules[d][i])
 			l.exceptions(p, &p.rules[d][i])
 			l.hostBits(p, &p.rules[d][i])
+			l.orNotAnd(p, &p.rules[d][i])
+			l.undeclared(p, &p.rules[d][i])
+			l.metadata(p, &p.rules[d][i])
 			l.shadowed(p, &p.rules[d][i])
 		}
 	}

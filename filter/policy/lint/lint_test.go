@@ -2,6 +2,8 @@ package lint
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,6 +49,7 @@ type objects struct {
 	Policies   []*networkingv1.NetworkPolicy
 
 	Deployments []*appsv1.Deployment
+	Services    []*corev1.Service
 }
 
 func decode(t *testing.T, text string) (o objects) {
@@ -57,9 +60,16 @@ func decode(t *testing.T, text string) (o objects) {
 	return o
 }
 
-// check lints policies in the cluster of the manifests. Each policy has the form
-// "namespace/name: spec", or "name: spec" for a ClusterNetworkPolicy.
+// check lints policies in the cluster of the manifests, as checkAll does. It leaves out findings
+// about pods that no policy isolates: most tests have such pods.
 func check(t *testing.T, manifests string, specs ...string) []Finding {
+	t.Helper()
+	return slices.DeleteFunc(checkAll(t, manifests, specs...), func(f Finding) bool { return f.Check == NotIsolated })
+}
+
+// checkAll lints policies in the cluster of the manifests. Each policy has the form
+// "namespace/name: spec", or "name: spec" for a ClusterNetworkPolicy.
+func checkAll(t *testing.T, manifests string, specs ...string) []Finding {
 	t.Helper()
 	o := decode(t, manifests)
 	var ordered []*policy.Policy
@@ -82,7 +92,7 @@ func check(t *testing.T, manifests string, specs ...string) []Finding {
 		}
 		o.Policies = append(o.Policies, p)
 	}
-	objects := inventory.Objects{Namespaces: o.Namespaces, Pods: kubepod.ReadAll(o.Pods), Nodes: nodes, Policies: append(netpol.ReadAll(o.Policies), ordered...)}
+	objects := inventory.Objects{PodRanges: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Services: o.Services, Namespaces: o.Namespaces, Pods: kubepod.ReadAll(o.Pods), Nodes: nodes, Policies: append(netpol.ReadAll(o.Policies), ordered...)}
 	for _, d := range o.Deployments {
 		objects.Workloads = append(objects.Workloads, kubepod.ReadWorkload(d))
 	}

@@ -1,0 +1,167 @@
+package lint
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
+	"sluice/filter/policy/near"
+)
+
+// orNotAnd reports a peer for all pods of some namespaces beside a peer for some pods of the
+// policy's own namespace: the two selectors were probably meant to be in one peer. If the first
+// includes the own namespace, the second has no effect, which makes it certain.
+func (l *linter) orNotAnd(p *lintPolicy, r *rule) {
+	if p.ordered() {
+		return
+	}
+	for i := 0; i+1 < len(r.peers); i++ {
+		a, b := &r.peers[i], &r.peers[i+1]
+		if a.arePods() && b.arePods() && !a.own && a.pods.Empty() && b.own && !b.pods.Empty() {
+			l.found(OrNotAnd, p, b.field, "write both selectors in one item, without a dash before podSelector; or move the second to a rule of its own",
+				"it is a peer of its own, so the rule allows all pods of the namespaces of %s, and pods of this namespace that match %s", a.field, b.pods)
+			return
+		}
+	}
+}
+
+// undeclared reports the number of a port that none of the pods declares that the rule is for. It
+// skips pods that declare no port at all, because containers need not declare theirs.
+func (l *linter) undeclared(p *lintPolicy, r *rule) {
+	if p.ordered() || r.direction != filter.Ingress {
+		return // the destinations of egress are often of others, and in other directories
+	}
+	var have []policy.NamedPort
+	for _, o := range l.pods {
+		if !p.selects(o) {
+			continue
+		}
+		if len(o.all) == 0 {
+			return
+		}
+		have = append(have, o.all...)
+	}
+	for _, x := range r.ports {
+		within := func(n policy.NamedPort) bool {
+			return n.Protocol == x.Protocol && x.Low <= n.Number && n.Number <= x.High
+		}
+		if len(have) == 0 || x.Name != "" || x.All() || slices.ContainsFunc(have, within) {
+			continue
+		}
+		var declared []string
+		for _, n := range have {
+			declared = append(declared, fmt.Sprintf("%s %d", n.Protocol, n.Number))
+		}
+		slices.Sort(declared)
+		l.found(Undeclared, p, x.field, "write a port of the containers, not one of a Service (they declare "+near.List(slices.Compact(declared), 5, ", ")+")",
+			"no container of the selected pods declares %s", portText(x.PortRange))
+	}
+}
+
+func portText(x policy.PortRange) string {
+	if x.Low == x.High {
+		return fmt.Sprintf("%s %d", x.Protocol, x.Low)
+	}
+	return fmt.Sprintf("%s %d-%d", x.Protocol, x.Low, x.High)
+}
+
+// metadata reports egress to a wide range of addresses with the address at which clouds give
+// credentials to any pod that asks.
+func (l *linter) metadata(p *lintPolicy, r *rule) {
+	service := netip.AddrFrom4([4]byte{169, 254, 169, 254})
+	const wide = 8 // a narrower prefix is not the Internet
+	if r.direction != filter.Egress || r.action != policy.Accept || p.ordered() {
+		return
+	}
+	for _, x := range r.peers {
+		if x.block != nil && x.block.cidr.Bits() <= wide && x.block.contains(service) && r.opens(80) {
+			l.found(Metadata, p, x.field+".ipBlock.cidr", "add except: [169.254.169.254/32], or 169.254.0.0/16",
+				"%s has the address %s, at which clouds give a node's credentials", x.block.cidr, service)
+		}
+	}
+}
+
+// opens reports whether the ports of the rule include a number of TCP.
+func (r *rule) opens(number uint16) bool {
+	return r.anyPort || slices.ContainsFunc(r.ports, func(x port) bool {
+		return x.Name == "" && x.Protocol == filter.TCP && x.Low <= number && number <= x.High
+	})
+}
+
+// podAddresses reports ipBlocks within the ranges of pods, or of single addresses of pods and
+// Services: they change when a pod is replaced, and the address of a Service is replaced with that
+// of an endpoint before policies decide.
+func (l *linter) podAddresses(p *lintPolicy, v *inventory.Inventory) {
+	if p.ordered() {
+		return
+	}
+	for d := range p.rules {
+		for _, r := range p.rules[d] {
+			for _, x := range r.peers {
+				if x.block == nil {
+					continue
+				}
+				if what := l.ownerOf(x.block.cidr, v); what != "" {
+					l.found(PodRange, p, x.field+".ipBlock.cidr", "select the pods by labels", "%s is %s", x.block.cidr, what)
+				}
+			}
+		}
+	}
+}
+
+// ownerOf describes a range of addresses of pods or of a Service; it returns "" for others.
+func (l *linter) ownerOf(c netip.Prefix, v *inventory.Inventory) string {
+	if !c.IsSingleIP() {
+		for _, r := range v.KnownPodRanges() {
+			if inside(c, r.Masked()) {
+				return "in the range " + r.String() + " of pods, whose addresses change"
+			}
+		}
+		return ""
+	}
+	for _, o := range l.pods {
+		if !o.host && slices.Contains(o.addrs, c.Addr()) {
+			return "the address of pod " + o.ns.name + "/" + o.name + ", and another one when the pod is replaced"
+		}
+	}
+	for _, s := range v.Services {
+		if slices.Contains(append(slices.Clone(s.Spec.ClusterIPs), s.Spec.ClusterIP), c.Addr().String()) {
+			return "the address of Service " + s.Namespace + "/" + s.Name + ", which no packet has when policies decide"
+		}
+	}
+	return ""
+}
+
+// notIsolated reports pods that no policy isolates in ingress, in namespaces where other pods are
+// isolated: without any policy, a namespace is open on purpose or not yet done. There is one
+// finding for a namespace.
+func (l *linter) notIsolated() {
+	open := make(map[string][]string)
+	isolated := make(map[string]bool)
+	for _, o := range l.pods {
+		if o.host || o.ended {
+			continue
+		}
+		by := func(p *lintPolicy) bool { return p.selects(o) && (p.ordered() || p.Isolates[filter.Ingress]) }
+		if slices.ContainsFunc(l.policies, by) {
+			isolated[o.ns.name] = true
+		} else {
+			open[o.ns.name] = append(open[o.ns.name], o.workload)
+		}
+	}
+	for namespace, names := range open {
+		if !isolated[namespace] {
+			continue
+		}
+		slices.Sort(names)
+		names = slices.Compact(names)
+		l.findings = append(l.findings, Finding{
+			Check: NotIsolated, Object: "Namespace " + namespace, Count: len(names),
+			Detail: "no policy isolates " + near.List(names, 5, ", ") + " in ingress: every packet reaches " + map[bool]string{true: "it", false: "them"}[len(names) == 1],
+			Hint:   "add a policy that selects " + "them, or all pods of the namespace (podSelector: {})",
+		})
+	}
+}
