@@ -41,9 +41,9 @@ The exit status is 1 if there are findings of the severity of --fail-on, or a hi
 
   sluice/ignore: no-dns,covered
 
-of a policy or a workload for findings about it, and of a Namespace for those about
-everything in it; those of the check manifest are always reported. Findings that are left
-out are counted.`,
+of a policy for findings about it, and of a Namespace for those about everything in it;
+those of the check manifest are always reported. Findings that are left out are counted.
+The annotation not-isolated of a workload leaves it out of the finding about its namespace.`,
 		Example: `  sluice lint -f ./policies
   sluice lint -f ./policies --fail-on error --ignore covered,host-bits
   sluice lint -f ./policies -o sarif > lint.sarif
@@ -65,7 +65,7 @@ func checksHelp(ordered bool) string {
 	var b strings.Builder
 	for _, c := range lint.Checks() {
 		if c.Ordered == ordered {
-			fmt.Fprintf(&b, "  %-14s %-8s %s\n", c.ID, c.Severity, c.Summary)
+			fmt.Fprintf(&b, "  %-16s %-8s %s\n", c.ID, c.Severity, c.Summary)
 		}
 	}
 	return b.String()

@@ -41,7 +41,7 @@ func Checks() []About {
 		{NoMatch, Warning, "a selector that matches no pod, no namespace or no node", false},
 		{NoPort, Warning, "a named port that no selected pod has", false},
 		{NoDNS, Warning, "egress is isolated, something is allowed, but no DNS", false},
-		{OrNotAnd, Warning, "a peer for all pods of namespaces beside one for pods: OR, where AND was probably meant", false},
+		{OrNotAnd, Warning, "two peers, OR, where one with both selectors, AND, was probably meant", false},
 		{Undeclared, Warning, "a port that no container of the selected pods declares", false},
 		{Metadata, Warning, "egress to the Internet that includes the metadata address 169.254.169.254", false},
 		{PodRange, Warning, "an ipBlock of addresses of pods or Services", false},

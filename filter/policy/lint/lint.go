@@ -98,7 +98,7 @@ func Check(v *inventory.Inventory) []Finding {
 		l.policy(p)
 		l.podAddresses(p, v)
 	}
-	l.notIsolated()
+	l.notIsolated(v)
 	l.clashes(v)
 	slices.SortStableFunc(l.findings, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
 	return l.findings

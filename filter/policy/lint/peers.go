@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"sluice/filter"
 	"sluice/filter/policy"
@@ -138,11 +139,15 @@ func (l *linter) ownerOf(c netip.Prefix, v *inventory.Inventory) string {
 // notIsolated reports pods that no policy isolates in ingress, in namespaces where other pods are
 // isolated: without any policy, a namespace is open on purpose or not yet done. There is one
 // finding for a namespace.
-func (l *linter) notIsolated() {
+func (l *linter) notIsolated(v *inventory.Inventory) {
+	meant := make(map[string]bool) // workloads whose annotation leaves the check out
+	for _, w := range v.Workloads {
+		meant[w.Ref.Namespace+"/"+w.Ref.Name] = strings.Contains(w.LintIgnore, NotIsolated)
+	}
 	open := make(map[string][]string)
 	isolated := make(map[string]bool)
 	for _, o := range l.pods {
-		if o.host || o.ended {
+		if o.host || o.ended || meant[o.workload] {
 			continue
 		}
 		by := func(p *lintPolicy) bool { return p.selects(o) && (p.ordered() || p.Isolates[filter.Ingress]) }

@@ -61,6 +61,13 @@ func TestNotIsolated(t *testing.T) {
 	if len(found) != 1 || found[0].Check != NotIsolated || found[0].Object != "Namespace shop" || !strings.Contains(found[0].Detail, "shop/job") {
 		t.Errorf("found %v", found)
 	}
+	const deployment = "deployments: [{metadata: {namespace: shop, name: cron%s}, spec: {template: {metadata: {labels: {app: cron}}}}}]\n"
+	for annotation, want := range map[string]bool{"": true, ", annotations: {sluice/ignore: not-isolated}": false} {
+		found := checkAll(t, peersCluster+strings.Replace(deployment, "%s", annotation, 1), "shop/p: {podSelector: {matchLabels: {app: web}}}")
+		if len(found) != 1 || strings.Contains(found[0].Detail, "shop/cron") != want {
+			t.Errorf("%q: found %v", annotation, found)
+		}
+	}
 	for _, policies := range [][]string{nil, {"shop/p: {podSelector: {}}"}} {
 		if found := checkAll(t, peersCluster, policies...); len(found) > 0 {
 			t.Errorf("%v: found %v", policies, found)
