@@ -124,7 +124,7 @@ func TestRun(t *testing.T) {
 		}
 	}
 	// The number of queued packets per connection shows whether a row enforces as it claims.
-	for row, want := range map[string]float64{"accept": 1, "fresh": 1, "user": 1, "kernel": 0} {
+	for row, want := range map[string]float64{"accept": 1, "fresh": 1, "user": 1, "kernel": 0, "reject": 0} {
 		if !slices.ContainsFunc(r.Rows, func(r result.Row) bool { return r.Name == row }) {
 			continue
 		}

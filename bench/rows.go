@@ -61,6 +61,10 @@ var rows = []row{
 		Row:  result.Row{Name: "kernel", Label: "Sluice, cache in the kernel", Against: "none", About: "keys that were seen before, remembered by the kernel"},
 		kind: isSluice, args: []string{"--kernel-cache", "on"}, needs: "--kernel-cache",
 	},
+	{
+		Row:  result.Row{Name: "reject", Label: "Sluice, cache in the kernel, denials rejected", Against: "none", About: "as above, with the chain in FORWARD that rejects what is denied"},
+		kind: isSluice, args: []string{"--kernel-cache", "on", "--deny-with", "reject"}, needs: "--deny-with",
+	},
 }
 
 // selectRows returns the rows with the given names, together with their reference rows, or

@@ -129,6 +129,28 @@ func readYAML(t *testing.T, path string, into any) {
 	}
 }
 
+// The pod has the node's BPF file system and the capability BPF if the kernel's flow cache or the guard
+// is on: both load programs and pin them.
+func TestChartGivesAccessToBPF(t *testing.T) {
+	for _, tt := range []struct {
+		values string
+		bpf    bool
+	}{
+		{`{kernelCache: "off", guard: auto}`, true}, {`{kernelCache: auto, guard: "off"}`, true}, {`{kernelCache: "off", guard: "off"}`, false},
+	} {
+		file := filepath.Join(t.TempDir(), "values.yaml")
+		if err := os.WriteFile(file, []byte(tt.values), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		text := string(render(t, file))
+		for _, part := range []string{"--bpffs=/bpf", "NET_RAW, BPF]", "mountPath: /bpf", "path: /sys/fs/bpf"} {
+			if strings.Contains(text, part) != tt.bpf {
+				t.Errorf("with %s, the chart has %s: %v", tt.values, part, !tt.bpf)
+			}
+		}
+	}
+}
+
 // Every value has a schema, every schema has a value, and testdata/full-values.yaml sets every
 // value.
 func TestSchemaMatchesValues(t *testing.T) {

@@ -63,7 +63,20 @@ var arrows = []arrow{
 		why: "only its reader knows the fields of a kind of policy",
 	},
 	{
-		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/kubepod"},
+		from:  []string{"sluice/filter/...", "sluice/cache/...", "sluice/bench/baseline"},
+		never: []string{"sigs.k8s.io/network-policy-api/..."},
+		except: map[string][]string{
+			"sluice/filter/policy/clusterpolicy": {"sigs.k8s.io/network-policy-api/apis/v1beta1"},
+		},
+		why: "only its reader knows the fields of a kind of policy",
+	},
+	{
+		from:  []string{"sluice/..."},
+		never: []string{"sigs.k8s.io/network-policy-api/pkg/...", "sigs.k8s.io/network-policy-api/conformance/..."},
+		why:   "the types of the API need nothing but apimachinery, and the rest of its module half a cluster",
+	},
+	{
+		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod"},
 		never: []string{"net", "net/http", "os", "os/exec", "io", "io/fs", "time", "syscall", "unsafe"},
 		except: map[string][]string{
 			"sluice/filter/policy": {"time"}, // Synchronize polls, for the reason given there
@@ -71,7 +84,7 @@ var arrows = []arrow{
 		why: "the decision is pure: it has no clock and does no I/O",
 	},
 	{
-		from: []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/kubepod"}, through: true,
+		from: []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod"}, through: true,
 		never: []string{
 			"k8s.io/client-go/...", "github.com/vishvananda/netlink/...", "github.com/mdlayher/netlink/...", "github.com/ti-mo/...",
 			"github.com/florianl/...", "github.com/coreos/go-iptables/...", "github.com/cilium/ebpf/...", "github.com/spf13/cobra/...",

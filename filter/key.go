@@ -130,6 +130,28 @@ func (k Key) Reverse(srcPort uint16) Key {
 	return k
 }
 
+// HidesPorts reports whether the packet may have ports, although its transport header could not
+// be read: it is cut off, or behind extension headers that are.
+func (k Key) HidesPorts() bool {
+	if k.Transport != Opaque {
+		return false
+	}
+	switch k.Protocol {
+	case TCP, UDP, SCTP, hopByHop, routing, fragment, authentication, destinationOptions:
+		return true
+	}
+	return false
+}
+
+// The IPv6 extension headers that may precede a header with ports, as protocol numbers.
+const (
+	hopByHop           Protocol = 0
+	routing            Protocol = 43
+	fragment           Protocol = 44
+	authentication     Protocol = 51
+	destinationOptions Protocol = 60
+)
+
 // Pair returns the key for all packets between the two addresses. The verdict about this key
 // is Allow only if every packet between the two addresses is allowed.
 func (k Key) Pair() Key { return Key{Src: k.Src, Dst: k.Dst, Transport: Any} }

@@ -58,7 +58,7 @@ func TestZeroValuesAllowNothing(t *testing.T) {
 }
 
 func TestSideAllows(t *testing.T) {
-	isolation, rule := &filter.Isolation{Policies: []string{"a/b"}}, &filter.Rule{Policy: "a/b"}
+	isolation, rule := &filter.Isolation{Policies: []string{"a/b"}}, &filter.Rule{Policy: "a/b", Action: filter.RuleAccepts}
 	for side, want := range map[filter.Side]bool{
 		{}:                                 true,
 		{Isolation: isolation}:             false,

@@ -42,6 +42,9 @@ type Options struct {
 	// Stages apply each change, in this order, beginning with the first change. If Stages is
 	// empty, Run publishes the first change and then waits until Attach sets the stages.
 	Stages []Stage
+	// Known reports whether a source has logged a problem, or one that it follows from. Run does
+	// not log such a problem. nil means none.
+	Known func(policy.Problem) bool
 }
 
 const (
@@ -69,6 +72,7 @@ type Controller struct {
 	isReady        bool
 	loggedProblems map[policy.Problem]bool
 	loggedClashes  map[string]bool
+	known          func(policy.Problem) bool // see Options.Known
 
 	unsettled     policy.Changes     // changes to apply again, because a stage returned ErrUnsettled
 	retryTimer    <-chan time.Time   // fires when unsettled must be applied again; nil if no stage is unsettled
@@ -91,7 +95,7 @@ type message struct {
 // store afterwards.
 func New(store *policy.Store, pub *policy.Published, opts Options) *Controller {
 	c := &Controller{
-		store: store, pub: pub, log: opts.Logger, stages: opts.Stages, first: make(chan Change, 1), attached: make(chan []Stage, 1),
+		store: store, pub: pub, log: opts.Logger, known: opts.Known, stages: opts.Stages, first: make(chan Change, 1), attached: make(chan []Stage, 1),
 		ready: make(chan struct{}), loggedProblems: make(map[policy.Problem]bool),
 		drafts: make(chan *policy.Draft, 1), prepared: make(chan *policy.Draft, 1), beforePrepare: func() {},
 	}
@@ -332,15 +336,35 @@ func (c *Controller) apply(ctx context.Context, change Change) error {
 // reportProblems logs each problem of a policy once while it lasts.
 func (c *Controller) reportProblems() {
 	logged := make(map[policy.Problem]bool)
-	problems := c.store.Problems()
-	c.currentProblems.Store(&problems)
-	for _, p := range problems {
-		if !c.loggedProblems[p] {
-			c.log.Warn("part of a policy allows nothing", "problem", p)
+	problems, overlaps := c.store.Problems(), c.store.Overlaps()
+	all := slices.Concat(problems, overlaps)
+	c.currentProblems.Store(&all)
+	for i, p := range all {
+		switch {
+		case c.loggedProblems[p]:
+		case c.known != nil && c.known(p):
+			continue // logged once it is not known any more
+		case i < len(problems):
+			c.log.Warn(titleOf(p), "problem", p)
+		default:
+			c.log.Warn("policies of equal priority decide in the order of their names", "problem", p)
 		}
 		logged[p] = true
 	}
 	c.loggedProblems = logged
+}
+
+// titleOf returns the message that logs a problem.
+func titleOf(p policy.Problem) string {
+	switch {
+	case p.Minor:
+		return "an annotation has no effect"
+	case p.TooLarge:
+		return "a policy is too large"
+	case p.Unsupported:
+		return "part of a policy is not supported"
+	}
+	return "part of a policy cannot be understood"
 }
 
 // reportClashes logs each address that several live pods claim, once while the clash lasts.

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
 	"sluice/filter/event"
@@ -245,6 +246,35 @@ func TestControllerAppliesUnsettledChangesAgain(t *testing.T) {
 		case <-time.After(time.Minute):
 		}
 	})
+}
+
+// Policies whose order the API leaves open are a problem, which is logged once.
+func TestControllerReportsEqualPriorities(t *testing.T) {
+	var pub policy.Published
+	var log bytes.Buffer
+	in := make(feed)
+	c, calls, ended := run(t, &pub, slog.New(slog.NewTextHandler(&log, nil)), in)
+	in <- func(w *policy.Store) {
+		w.SetPod(kubepod.Read(pod("a", "10.0.0.1")))
+		for name, action := range map[string]policy.Action{"one": policy.Accept, "two": policy.Deny} {
+			w.SetPolicy(&policy.Policy{
+				Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: name}, Tier: policy.Admin,
+				Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
+				Rules:   [2][]policy.Rule{{{Action: action}}},
+			})
+		}
+	}
+	await(t, calls)
+	in <- func(w *policy.Store) { w.SetPod(kubepod.Read(pod("b", "10.0.0.2"))) }
+	await(t, calls)
+	if p := c.Problems(); len(p) != 1 || p[0].Policy.Name != "two" || p[0].Field != "spec.priority" {
+		t.Errorf("problems %v, want one of two", p)
+	}
+	close(in)
+	await(t, ended)
+	if got := strings.Count(log.String(), "policies of equal priority decide in the order of their names"); got != 1 {
+		t.Errorf("logged %d times:\n%s", got, &log)
+	}
 }
 
 func TestControllerLogsEachProblemOnce(t *testing.T) {

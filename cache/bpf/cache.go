@@ -3,10 +3,10 @@
 //
 // iptables calls two small eBPF programs, program.c, as matches right before the rule that
 // queues: "allow" matches packets that may pass, "deny" packets that must not. A packet that
-// neither matches is queued. A [Cache] loads the programs, pins them where iptables finds
-// them, and fills their maps: the endpoints of the snapshot in force, with epochs and
-// isolation; the ranges in which unknown addresses are pending; and verdicts by key or, with
-// filter.Any, by pair of addresses.
+// neither matches is queued. Two more programs are for the hooks where packets can be rejected.
+// A [Cache] loads the programs, pins them where iptables finds them, and fills their maps: the
+// endpoints of the snapshot in force, with epochs and isolation; the ranges in which unknown
+// addresses are pending; and verdicts by key or, with filter.Any, by pair of addresses.
 //
 // A cache is never flushed: the programs compare the epochs of a verdict with those in force.
 //
@@ -37,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/filter"
+	"sluice/filter/bpffs"
 	"sluice/filter/policy"
 )
 
@@ -76,8 +77,11 @@ type Options struct {
 type Stats struct {
 	Open    uint64 // packets allowed because no policy concerns them
 	Allowed uint64 // packets allowed by a verdict in the cache
-	Denied  uint64 // packets denied by a verdict in the cache, or because policies allow one of the ends nothing
-	Failed  uint64 // verdicts that could not be inserted
+	Denied  uint64 // packets dropped by a verdict in the cache, or because an end is closed: policies allow it nothing
+	// Rejected counts packets that are rejected instead of dropped, for the same reasons as
+	// those in Denied.
+	Rejected uint64
+	Failed   uint64 // verdicts that could not be inserted
 	// Published is the duration of the last Publish that changed something.
 	Published time.Duration
 }
@@ -127,17 +131,16 @@ func Open(opts Options) (*Cache, error) {
 
 // load makes the maps and programs.
 func (c *Cache) load() error {
-	// Kernels before 5.11 count maps as locked memory, whose limit is low.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return err
-	}
+	// Kernels before 5.11 count maps as locked memory, whose limit is low. To raise it, they require
+	// CAP_SYS_RESOURCE. Without it, the limit may be high enough.
+	limit := rlimit.RemoveMemlock()
 	err := c.loadPrograms(false)
 	if err != nil && c.loadPrograms(true) == nil {
 		c.log.Info("the kernel does not let the programs of its flow cache read the clock; without an agent, they answer without limit for pods that share an interface", "err", err)
 		err = nil
 	}
 	if err != nil {
-		return err
+		return errors.Join(err, limit)
 	}
 	if err := c.Attend(); err != nil {
 		return errors.Join(err, c.objs.Close())
@@ -177,16 +180,17 @@ func stopClock(spec *ebpf.CollectionSpec) {
 }
 
 func (c *Cache) pin() (err error) {
-	if err := mount(c.opts.BPFFS); err != nil {
+	if err := bpffs.Mount(c.opts.BPFFS); err != nil {
 		return err
 	}
 	if c.pins, err = newPins(c.opts.BPFFS); err != nil {
 		return err
 	}
-	if err = c.objs.Allow.Pin(c.AllowPin()); err == nil && !c.opts.AllowedOnly {
-		err = c.objs.Deny.Pin(c.DenyPin())
+	var errs []error
+	for path, program := range c.programs() {
+		errs = append(errs, program.Pin(path))
 	}
-	if err != nil {
+	if err = errors.Join(errs...); err != nil {
 		err = errors.Join(err, c.pins.remove())
 	}
 	return err
@@ -201,12 +205,8 @@ func (c *Cache) EnsurePins() error {
 	if c.stopped.Load() {
 		return nil
 	}
-	programs := map[string]*ebpf.Program{c.AllowPin(): c.objs.Allow}
-	if !c.opts.AllowedOnly {
-		programs[c.DenyPin()] = c.objs.Deny
-	}
 	var errs []error
-	for path, program := range programs {
+	for path, program := range c.programs() {
 		if pinned(path, program) {
 			continue
 		}
@@ -220,7 +220,7 @@ func (c *Cache) EnsurePins() error {
 }
 
 func (c *Cache) pinAgain(path string, program *ebpf.Program) error {
-	if err := mount(c.opts.BPFFS); err != nil {
+	if err := bpffs.Mount(c.opts.BPFFS); err != nil {
 		return err
 	}
 	if err := c.pins.ensure(); err != nil {
@@ -257,6 +257,15 @@ func pinned(path string, program *ebpf.Program) bool {
 	return ok && wantOK && id == wantID
 }
 
+// programs returns the programs that are pinned, by path.
+func (c *Cache) programs() map[string]*ebpf.Program {
+	programs := map[string]*ebpf.Program{c.AllowPin(): c.objs.Allow, c.LaterPin(): c.objs.Later}
+	if !c.opts.AllowedOnly {
+		programs[c.DenyPin()], programs[c.RejectPin()] = c.objs.Deny, c.objs.Reject
+	}
+	return programs
+}
+
 // AllowPin returns the path of the program that matches packets that may pass.
 func (c *Cache) AllowPin() string { return filepath.Join(c.pins.dir, "allow") }
 
@@ -267,6 +276,19 @@ func (c *Cache) DenyPin() string {
 		return ""
 	}
 	return filepath.Join(c.pins.dir, "deny")
+}
+
+// LaterPin returns the path of the program that matches packets in FORWARD that the programs of
+// AllowPin and DenyPin answer in POSTROUTING.
+func (c *Cache) LaterPin() string { return filepath.Join(c.pins.dir, "later") }
+
+// RejectPin returns the path of the program that matches packets that must not pass and are to be
+// rejected; empty with AllowedOnly.
+func (c *Cache) RejectPin() string {
+	if c.opts.AllowedOnly {
+		return ""
+	}
+	return filepath.Join(c.pins.dir, "reject")
 }
 
 // Close closes the agent's handles. The programs stay pinned, and rules still call them.
@@ -353,7 +375,7 @@ func rangeOf(p netip.Prefix) prefix {
 // Stats returns the statistics of the cache.
 func (c *Cache) Stats() (Stats, error) {
 	s := Stats{Failed: c.failed.Load(), Published: time.Duration(c.published.Load())}
-	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied} {
+	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied, &s.Rejected} {
 		var each []uint64 // the counter of each CPU
 		if err := c.objs.Answers.Lookup(uint32(i), &each); err != nil {
 			return s, fmt.Errorf("read the counters of the kernel's flow cache: %w", err)

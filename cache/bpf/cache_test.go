@@ -13,10 +13,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/cache/bpf"
 	"sluice/filter"
+	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -187,9 +189,99 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// A packet in the middle of a connection may belong to a connection that its receiver opened. If
-// policies isolate the source for ingress or the destination for egress, the kernel leaves such a
-// packet to user space, which checks both directions. A remembered denial applies to all packets.
+// orderedPolicy returns a policy of a tier for all pods of the namespace default, with one rule
+// for egress.
+func orderedPolicy(tier policy.Tier, rule policy.Rule) *policy.Policy {
+	return &policy.Policy{
+		Ref: policy.Ref{Kind: "Ordered", Namespace: "default", Name: tier.String()}, Tier: tier,
+		Subject: policy.Subject{Namespace: "default", Pods: labels.Everything()},
+		Rules:   [2][]policy.Rule{filter.Egress: {rule}},
+	}
+}
+
+// Without a policy, the BPF programs allow every packet from a pod to its node. If an ordered
+// rule may deny such packets, the programs leave each one to user space until they have its
+// verdict, and then repeat that verdict, also in the middle of a connection. Packets from the
+// node, and packets of pods that no policy concerns, still need no verdict.
+func TestToNode(t *testing.T) {
+	node, closed := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.0.0.66")
+	ack := packetOf(web, node, filter.TCP, 22, 20)
+	ack[20+13] = 0x10
+	for _, tier := range []policy.Tier{policy.Admin, policy.Baseline} {
+		_, p, u := newFixture(t, bpf.Options{}, nil)
+		u.store.SetNode([]netip.Addr{node})
+		none := letIn("closed", "web")
+		none.Spec.Ingress, none.Spec.PolicyTypes = nil, []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
+		u.store.SetPod(kubepod.Read(podOf("closed", closed)))
+		u.store.SetPolicy(netpol.Read(none))
+		u.commit(t)
+		ssh, dns := packetOf(web, node, filter.TCP, 22, 20), packetOf(web, node, filter.UDP, 53, 20)
+		for _, data := range [][]byte{ssh, dns, ack, packetOf(closed, node, filter.TCP, 22, 20)} {
+			if got := p.run(data); got != allowed {
+				t.Errorf("%s, before there is a policy: %s", tier, got)
+			}
+		}
+		u.store.SetPolicy(orderedPolicy(tier, policy.Rule{Action: policy.Deny, Ports: []policy.PortRange{{Protocol: filter.TCP, High: 65535}}}))
+		u.commit(t)
+		wantClosed := denied
+		if tier == policy.Baseline {
+			wantClosed = allowed // a NetworkPolicy isolates this pod: the tier Baseline is not evaluated, and its node is open to it
+		}
+		for i, one := range []struct {
+			data         []byte
+			first, later verdict
+		}{
+			{ssh, noMatch, denied},
+			{ack, denied, denied},
+			{dns, noMatch, allowed},
+			{packetOf(node, web, filter.TCP, 22, 20), allowed, allowed},
+			{packetOf(remote, node, filter.TCP, 22, 20), allowed, allowed},
+			{packetOf(closed, node, filter.TCP, 22, 20), map[bool]verdict{true: noMatch, false: allowed}[tier == policy.Admin], wantClosed},
+		} {
+			if got := p.run(one.data); got != one.first {
+				t.Errorf("%s, packet %d: %s, want %s", tier, i, got, one.first)
+			}
+			u.evaluate(one.data)
+			if got := p.run(one.data); got != one.later {
+				t.Errorf("%s, packet %d, later: %s, want %s", tier, i, got, one.later)
+			}
+		}
+		u.store.DeletePolicy(policy.Ref{Kind: "Ordered", Namespace: "default", Name: tier.String()})
+		u.commit(t)
+		if got := p.run(ssh); got != allowed {
+			t.Errorf("%s, after the policy: %s", tier, got)
+		}
+	}
+}
+
+// With an Admin policy for all pods that may deny packets, the BPF programs need a remembered
+// verdict, as with a NetworkPolicy. If the Admin policy can deny nothing, they allow packets
+// between pods without another policy, and need no verdict.
+func TestAdminPolicyForAllPods(t *testing.T) {
+	_, p, u := newFixture(t, bpf.Options{}, nil)
+	u.store.SetPolicy(orderedPolicy(policy.Admin, policy.Rule{Action: policy.Pass}))
+	u.commit(t)
+	data := packetOf(web, other, filter.TCP, 80, 20)
+	if got := p.run(data); got != allowed {
+		t.Errorf("a policy that denies nothing: %s", got)
+	}
+	u.store.SetPolicy(orderedPolicy(policy.Admin, policy.Rule{Action: policy.Deny, Ports: []policy.PortRange{{Protocol: filter.TCP, Low: 443, High: 443}}}))
+	u.commit(t)
+	for port, want := range map[uint16]verdict{80: allowed, 443: denied} {
+		data := packetOf(web, other, filter.TCP, port, 20)
+		if got := p.run(data); got != noMatch {
+			t.Errorf("port %d: %s before a verdict", port, got)
+		}
+		u.evaluate(data)
+		if got := p.run(data); got != want {
+			t.Errorf("port %d: %s, want %s", port, got, want)
+		}
+	}
+}
+
+// User space checks both directions of a packet in the middle of a connection. So if policies
+// isolate an end in the direction opposite to the packet's, the BPF programs leave such a packet
+// to user space. A remembered denial applies to all packets.
 func TestMidStreamIsLeftToUserSpace(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)

@@ -153,10 +153,15 @@ func (u *user) commit(t testing.TB) {
 	}
 }
 
-// evaluate returns the verdict of user space, which the kernel then remembers.
+// evaluate returns the verdict of user space, which the kernel then remembers. It evaluates a
+// packet to an address of the node at the hook INPUT, and any other in POSTROUTING.
 func (u *user) evaluate(data []byte) filter.Action {
+	hook := filter.AtPostrouting
+	if k, err := u.decoder.Decode(data); err == nil && u.published.Snapshot().Endpoint(k.Key.DstAddr()).IsNode() {
+		hook = filter.AtInput
+	}
 	u.evaluator.Enter()
-	action, _ := u.evaluator.Evaluate(data)
+	action, _ := u.evaluator.Evaluate(data, hook)
 	u.evaluator.Exit()
 	return action
 }

@@ -9,30 +9,12 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"sluice/filter/bpffs"
 )
 
 // DefaultBPFFS is the usual mount point of the BPF file system.
-const DefaultBPFFS = "/sys/fs/bpf"
-
-// mounted reports whether a path is in a BPF file system.
-func mounted(path string) bool {
-	var s unix.Statfs_t
-	return unix.Statfs(path, &s) == nil && uint32(s.Type) == unix.BPF_FS_MAGIC
-}
-
-// mount mounts the BPF file system at path, unless path is in one.
-func mount(path string) error {
-	if mounted(path) {
-		return nil
-	}
-	if err := os.MkdirAll(path, 0o755); err != nil {
-		return fmt.Errorf("mount the BPF file system: %w", err)
-	}
-	if err := unix.Mount("bpf", path, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-		return fmt.Errorf("mount the BPF file system on %s: %w", path, err)
-	}
-	return nil
-}
+const DefaultBPFFS = bpffs.Default
 
 // pins is the directory of one agent's programs. The agent holds a lock on the directory while
 // it runs, and the kernel releases the lock however the process ends. So other agents recognise
@@ -47,20 +29,16 @@ type pins struct {
 // directories of agents in other namespaces must not be removed: their rules are not visible
 // here.
 func pinPrefix() (string, error) {
-	var s unix.Stat_t
-	// Use thread-self, because a network namespace belongs to a thread.
-	if err := unix.Stat("/proc/thread-self/ns/net", &s); err != nil {
-		return "", fmt.Errorf("find out the network namespace: %w", err)
-	}
-	return fmt.Sprintf("sluice-%d-", s.Ino), nil
+	namespace, err := bpffs.Namespace()
+	return fmt.Sprintf("sluice-%d-", namespace), err
 }
 
-func newPins(bpffs string) (*pins, error) {
+func newPins(path string) (*pins, error) {
 	name, err := pinPrefix()
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(bpffs, name)
+	dir, err := os.MkdirTemp(path, name)
 	if err != nil {
 		return nil, err
 	}
@@ -127,18 +105,18 @@ func (p *pins) release() error { return p.lock.Close() }
 // RemoveStale removes the pinned programs of dead agents of this network namespace, and
 // returns their directories. Rules that still call the programs continue to work, but the legacy
 // backend of iptables can no longer change a table that contains such a rule.
-func RemoveStale(bpffs string) (removed []string, err error) {
-	if bpffs == "" {
-		bpffs = DefaultBPFFS
+func RemoveStale(path string) (removed []string, err error) {
+	if path == "" {
+		path = DefaultBPFFS
 	}
-	if !mounted(bpffs) {
+	if !bpffs.Mounted(path) {
 		return nil, nil
 	}
 	name, err := pinPrefix()
 	if err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(bpffs)
+	entries, err := os.ReadDir(path)
 	if err != nil {
 		return nil, fmt.Errorf("list the pinned programs of dead agents: %w", err)
 	}
@@ -147,7 +125,7 @@ func RemoveStale(bpffs string) (removed []string, err error) {
 		if !e.IsDir() || !strings.HasPrefix(e.Name(), name) {
 			continue
 		}
-		dir := filepath.Join(bpffs, e.Name())
+		dir := filepath.Join(path, e.Name())
 		f, locked, err := lock(dir)
 		if locked {
 			p := pins{dir, f}

@@ -1,9 +1,13 @@
 //go:build ignore
 
-// The flow cache in the kernel: two programs that iptables calls as matches (-m bpf
+// The flow cache in the kernel: programs that iptables calls as matches (-m bpf
 // --object-pinned). "allow" matches packets that may pass without a trip to user space, "deny"
 // packets that must not pass. A packet that neither matches is queued, as it would be without
 // a cache. There are two programs because a match has only two results.
+//
+// Two more programs are for the hooks where a denied packet can be rejected. "reject" matches
+// packets that must not pass and are to be rejected. "later" is for FORWARD and matches packets
+// that the first two programs answer in POSTROUTING, except those to reject.
 //
 // A match always agrees with packet.Decode and policy.Snapshot.DecideBetween. Unusual
 // packets are left to user space: fragments, IPv4 options, IPv6 extension headers, invalid
@@ -54,12 +58,17 @@ enum {
 	CLOSED_INGRESS = 16,
 	KNOWN = 32, // the address has an endpoint; set by evaluate, never stored in the table
 	SHARED = 64, // a pod of this node that shares its interface with others
+	ASK_TO_NODE = 128, // policies may deny what the pod sends to its node
+	REJECT_EGRESS = 256, // if everything is denied in a direction, it is rejected
+	REJECT_INGRESS = 512,
 	CLOSED = CLOSED_EGRESS | CLOSED_INGRESS,
 	OF_SOURCE = ISOLATED_EGRESS | CLOSED_EGRESS | NODE,
 	OF_DESTINATION = ISOLATED_INGRESS | CLOSED_INGRESS | NODE,
 };
 
-enum verdict { DENY = 0, ALLOW = 1 };
+// verdict is what a program is asked for. DENY includes REJECT. LATER is ALLOW or DENY without
+// REJECT.
+enum verdict { DENY = 0, ALLOW = 1, REJECT = 2, LATER = 3 };
 
 // Random numbers for stamp(), set by the loader.
 volatile const __u64 secrets[7];
@@ -106,7 +115,8 @@ struct {
 	__type(value, __u32);
 } ranges SEC(".maps");
 
-// flows holds the verdicts. A value is a stamp, with the verdict in bit 0. A verdict that
+// flows holds the verdicts. A value is a stamp, with the verdict in its lowest two bits: DENY,
+// ALLOW or REJECT. A verdict that
 // applies to all packets between two addresses is stored once, under the key of the pair, so
 // that a port scan takes one entry and one trip to user space.
 struct {
@@ -116,16 +126,16 @@ struct {
 	__type(value, __u64);
 } flows SEC(".maps");
 
-// answers counts three kinds of packets: allowed because no policy isolates either end,
-// allowed for another reason, and denied.
+// answers counts four kinds of packets: allowed because no policy isolates either end,
+// allowed for another reason, dropped, and rejected.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 3);
+	__uint(max_entries, 4);
 	__type(key, __u32);
 	__type(value, __u64);
 } answers SEC(".maps");
 
-enum answer { OPEN, ALLOWED, DENIED };
+enum answer { OPEN, ALLOWED, DENIED, REJECTED };
 
 static __always_inline int yes(enum answer which)
 {
@@ -279,13 +289,13 @@ static __always_inline __u64 product(__u64 secret, __u32 a, __u32 b)
 	return (__u64)(__u32)(a + (__u32)secret) * (__u32)(b + (__u32)(secret >> 32));
 }
 
-// stamp returns a hash of a key and the epochs of its two ends; bit 0 is left for the
-// verdict. A verdict is valid while both epochs are current. The key is included because the
+// stamp returns a hash of a key and the epochs of its two ends; the lowest two bits are left
+// for the verdict. A verdict is valid while both epochs are current. The key is included because the
 // kernel reuses the entry of an evicted flow at once, so that a program may read the value of
 // another flow. Stamp and verdict are one number, so that a program cannot read a value that
 // is only half overwritten.
 //
-// For any two inputs, at most one in 2^30 choices of the secrets gives both the same stamp,
+// For any two inputs, at most one in 2^29 choices of the secrets gives both the same stamp,
 // so that an attacker without the secrets cannot construct collisions. A chain of
 // multiplications by constants has no such bound: flipping the same two bits in neighbouring
 // words cancelled out for every start value.
@@ -300,7 +310,7 @@ static __always_inline __u64 stamp(struct key *k, __u64 src, __u64 dst)
 	h += product(secrets[4], rest, 0);
 	h += product(secrets[5], src, src >> 32);
 	h += product(secrets[6], dst, dst >> 32);
-	return h & ~1ULL;
+	return h & ~3ULL;
 }
 
 // remembered reports whether the map "flows" has the wanted verdict about a key, valid for the epochs of
@@ -309,7 +319,30 @@ static __always_inline int remembered(struct key *k, __u64 src, __u64 dst, enum 
 {
 	volatile __u64 *flow = bpf_map_lookup_elem(&flows, k);
 
-	return flow && *flow == (stamp(k, src, dst) | wanted);
+	if (!flow)
+		return 0;
+	__u64 value = *flow, of_key = stamp(k, src, dst);
+
+	switch (wanted) {
+	case DENY:
+		return (value & ~(__u64)REJECT) == of_key;
+	case LATER:
+		return (value & ~(__u64)ALLOW) == of_key;
+	default:
+		return value == (of_key | wanted);
+	}
+}
+
+// closed_as returns how packets are denied if an end is closed: DENY, REJECT, or LATER if
+// that is not known, because the policies of the source may deny a packet to a closed
+// destination in another way.
+static __always_inline enum verdict closed_as(__u64 of_src, __u64 of_dst)
+{
+	if (of_src & CLOSED_EGRESS)
+		return of_src & REJECT_EGRESS ? REJECT : DENY;
+	if (of_src & ISOLATED_EGRESS)
+		return LATER;
+	return of_dst & REJECT_INGRESS ? REJECT : DENY;
 }
 
 // unattended reports whether the deadline has passed.
@@ -355,7 +388,8 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 	if (dst) {
 		of_dst = dst->flags | KNOWN;
 		dst_epoch = dst->epoch;
-		if (dst->device && dst->device != skb->ifindex)
+		// The packet has no output interface yet in FORWARD, where the other programs are called.
+		if (wanted <= ALLOW && dst->device && dst->device != skb->ifindex)
 			return 0;
 	} else if (pending(&k.dst)) {
 		return 0;
@@ -367,25 +401,42 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 	__u64 flags = (of_src & OF_SOURCE) | (of_dst & OF_DESTINATION);
 	__u64 back = (of_src & ISOLATED_INGRESS) | (of_dst & ISOLATED_EGRESS);
 
-	int read = 0;
+	// Ordered rules may deny what a pod sends to its node. Such a packet needs a remembered
+	// verdict, in the middle of a connection too, because the opposite direction is allowed.
+	int judged = of_dst & NODE && of_src & ASK_TO_NODE;
+	int read = 0, may_allow = 1;
 
 	// If policies isolate an end in the opposite direction, only the first packet of a
 	// connection may be allowed here: see struct upper.
-	if (wanted == ALLOW && back && !(flags & NODE)) {
+	if (wanted & ALLOW && back && !(flags & NODE)) {
 		read = read_upper(skb, &k, &up);
-		if (!read || !up.begins)
+		may_allow = read && up.begins;
+		if (wanted == ALLOW && !may_allow)
 			return 0;
 	}
 
 	// Without a policy every packet passes. One end must be known: user space also lets
 	// packets between two unknown ends pass, but without an agent these may be new pods.
-	if ((of_src | of_dst) & KNOWN && (!flags || flags & NODE))
+	if ((of_src | of_dst) & KNOWN && (!flags || flags & NODE) && !judged) {
+		if (wanted == LATER)
+			return may_allow;
 		return wanted == ALLOW && yes(OPEN);
+	}
 
 	// No packet passes from or to a closed pod, except between the pod and itself or its
 	// node. Both ends must be known, because an unknown one may be the node.
-	if (of_src & of_dst & KNOWN && !same(&k.src, &k.dst) && flags & CLOSED)
-		return wanted == DENY && yes(DENIED);
+	if (of_src & of_dst & KNOWN && !same(&k.src, &k.dst) && flags & CLOSED && !judged) {
+		enum verdict as = closed_as(of_src, of_dst);
+
+		if (wanted == DENY)
+			return yes(DENIED);
+		if (wanted == ALLOW)
+			return 0;
+		if (wanted == REJECT && as == REJECT)
+			return yes(REJECTED);
+		if (as != LATER)
+			return wanted == LATER && as == DENY;
+	}
 
 	if (!read && !read_upper(skb, &k, &up))
 		return 0;
@@ -393,7 +444,16 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 
 	if (!remembered(&pair, src_epoch, dst_epoch, wanted) && !remembered(&k, src_epoch, dst_epoch, wanted))
 		return 0;
-	return yes(wanted == ALLOW ? ALLOWED : DENIED);
+	switch (wanted) {
+	case ALLOW:
+		return yes(ALLOWED);
+	case REJECT:
+		return yes(REJECTED);
+	case LATER:
+		return may_allow;
+	default:
+		return yes(DENIED);
+	}
 }
 
 SEC("socket/allow")
@@ -406,4 +466,16 @@ SEC("socket/deny")
 int deny(struct __sk_buff *skb)
 {
 	return evaluate(skb, DENY);
+}
+
+SEC("socket/reject")
+int reject(struct __sk_buff *skb)
+{
+	return evaluate(skb, REJECT);
+}
+
+SEC("socket/later")
+int later(struct __sk_buff *skb)
+{
+	return evaluate(skb, LATER);
 }

@@ -23,6 +23,8 @@ const (
 	programMapRanges    = "ranges"
 	programProgAllow    = "allow"
 	programProgDeny     = "deny"
+	programProgLater    = "later"
+	programProgReject   = "reject"
 	programVarSecrets   = "secrets"
 )
 
@@ -68,8 +70,10 @@ type programSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programProgramSpecs struct {
-	Allow *ebpf.ProgramSpec `ebpf:"allow"`
-	Deny  *ebpf.ProgramSpec `ebpf:"deny"`
+	Allow  *ebpf.ProgramSpec `ebpf:"allow"`
+	Deny   *ebpf.ProgramSpec `ebpf:"deny"`
+	Later  *ebpf.ProgramSpec `ebpf:"later"`
+	Reject *ebpf.ProgramSpec `ebpf:"reject"`
 }
 
 // programMapSpecs contains maps before they are loaded into the kernel.
@@ -138,14 +142,18 @@ type programVariables struct {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programPrograms struct {
-	Allow *ebpf.Program `ebpf:"allow"`
-	Deny  *ebpf.Program `ebpf:"deny"`
+	Allow  *ebpf.Program `ebpf:"allow"`
+	Deny   *ebpf.Program `ebpf:"deny"`
+	Later  *ebpf.Program `ebpf:"later"`
+	Reject *ebpf.Program `ebpf:"reject"`
 }
 
 func (p *programPrograms) Close() error {
 	return _ProgramClose(
 		p.Allow,
 		p.Deny,
+		p.Later,
+		p.Reject,
 	)
 }
 

@@ -29,6 +29,9 @@ const (
 	closedEgress    = 8
 	closedIngress   = 16
 	shared          = 64
+	askToNode       = 128
+	rejectEgress    = 256
+	rejectIngress   = 512
 )
 
 // endpointOf returns the table entry of an endpoint. device is the index of the interface that
@@ -36,6 +39,8 @@ const (
 // shares one with other pods.
 func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
 	out := endpoint{Epoch: e.Epoch(), Device: device}
+	closedOut, rejectOut := closes(e, filter.Egress)
+	closedIn, rejectIn := closes(e, filter.Ingress)
 	for _, one := range [...]struct {
 		is   bool
 		flag uint32
@@ -43,15 +48,29 @@ func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint 
 		{e.IsNode(), isNode},
 		{e.Effect(filter.Egress) != policy.Open, isolatedEgress},
 		{e.Effect(filter.Ingress) != policy.Open, isolatedIngress},
-		{e.Effect(filter.Egress) == policy.Closed, closedEgress},
-		{e.Effect(filter.Ingress) == policy.Closed, closedIngress},
+		{closedOut, closedEgress},
+		{closedIn, closedIngress},
+		{rejectOut, rejectEgress},
+		{rejectIn, rejectIngress},
 		{device == 0 && isLocal(s, e), shared},
+		{e.EffectToNode() != policy.Open, askToNode},
 	} {
 		if one.is {
 			out.Flags |= one.flag
 		}
 	}
 	return out
+}
+
+// closes reports whether the programs may deny every packet of an endpoint in a direction, and
+// whether they reject it. If drop or reject depends on the packet, closed is false, and the
+// programs need a verdict.
+func closes(e *policy.Endpoint, d filter.Direction) (closed, rejects bool) {
+	if e.Effect(d) != policy.Closed {
+		return false, false
+	}
+	rejects, known := e.ClosedDenial(d)
+	return known, rejects
 }
 
 // isLocal reports whether a pod runs on this node.

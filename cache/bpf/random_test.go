@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/cache/bpf"
@@ -112,10 +113,43 @@ func (r chance) policy(n int) *networkingv1.NetworkPolicy {
 	return p
 }
 
+// ordered returns a policy of the tier Admin or Baseline. In one of three cases, it has no rule
+// that denies. Most have rules for egress, which may concern the node.
+func (r chance) ordered(n int) *policy.Policy {
+	o := r.policy(n)
+	for len(o.Spec.Egress) == 0 && !r.oneIn(5) {
+		o = r.policy(n)
+	}
+	p := netpol.Read(o)
+	p.Ref.Kind, p.Tier, p.Priority, p.Isolates = "Ordered", oneOf(r, policy.Admin, policy.Baseline), int32(r.IntN(3)), [2]bool{}
+	p.Digest, p.Source = [32]byte{}, policy.Source{}
+	if r.oneIn(2) {
+		p.Subject.Pods = labels.Everything()
+	}
+	mild := r.oneIn(3)
+	for d := range p.Rules {
+		for i := range p.Rules[d] {
+			rule := &p.Rules[d][i]
+			rule.Action = oneOf(r, policy.Accept, policy.Pass, policy.Deny)
+			if mild && rule.Action == policy.Deny {
+				rule.Action = policy.Pass
+			}
+			if r.oneIn(2) { // the node, or all of one family
+				rule.Peers = append(rule.Peers, policy.Peer{Block: &policy.Block{CIDR: netip.MustParsePrefix(oneOf(r, "192.0.2.0/24", "2001:db8::/64", "0.0.0.0/0", "::/0"))}})
+			}
+		}
+	}
+	return p
+}
+
 // change makes a random change to the cluster.
 func (r chance) change(u *user) {
 	n := 2 + r.IntN(pods)
-	switch r.IntN(6) {
+	switch r.IntN(9) {
+	case 6, 7:
+		u.store.SetPolicy(r.ordered(r.IntN(3)))
+	case 8:
+		u.store.DeletePolicy(policy.Ref{Kind: "Ordered", Namespace: oneOf(r, "a", "b"), Name: fmt.Sprint("n", r.IntN(3))})
 	case 0:
 		for _, ns := range []string{"a", "b"} {
 			u.store.DeletePod(ns, fmt.Sprint("p", n))
@@ -183,7 +217,7 @@ func TestAgreesWithUserSpace(t *testing.T) {
 	p := load(t, c)
 	u := newUser(t, c, podRanges)
 	r := chance{rand.New(rand.NewPCG(1, 0))}
-	count := map[verdict]int{}
+	count, toNode := map[verdict]int{}, map[verdict]int{}
 	rounds, packets := 300, 200
 	if testing.Short() {
 		rounds = 30
@@ -223,6 +257,11 @@ func TestAgreesWithUserSpace(t *testing.T) {
 				t.Fatalf("round %d: the kernel does not repeat the verdict of user space, %s, for %x", round, action, data)
 			}
 			count[before]++
+			s := u.published.Snapshot()
+			if err == nil && s.Endpoint(k.Key.DstAddr()).IsNode() && s.Endpoint(k.Key.SrcAddr()).EffectToNode() != policy.Open {
+				toNode[before]++
+				toNode[after]++
+			}
 		}
 		// Verdicts from before a change must not be used after it.
 		for range r.IntN(2) {
@@ -238,7 +277,11 @@ func TestAgreesWithUserSpace(t *testing.T) {
 		}
 	}
 	t.Log(count)
+	t.Log(toNode)
 	for _, v := range []verdict{allowed, denied, noMatch} {
+		if toNode[v] < rounds/20 {
+			t.Errorf("result %q for only %d packets from pods that policies concern to the node in %d rounds", v, toNode[v], rounds)
+		}
 		if count[v] < rounds {
 			t.Errorf("result %q only %d times in %d rounds: the random packets test too little", v, count[v], rounds)
 		}

@@ -28,7 +28,8 @@ import (
 )
 
 // Marks are the two bits of the connection mark that Sluice owns. No other bit is
-// written.
+// written. A connection with both bits is no longer allowed, and its packets are rejected where
+// that is possible.
 type Marks struct {
 	Allowed uint32 // the connection is allowed and passes without a verdict
 	Revoked uint32 // the connection is no longer allowed and is dropped
@@ -36,6 +37,17 @@ type Marks struct {
 
 // Mask returns both bits.
 func (m Marks) Mask() uint32 { return m.Allowed | m.Revoked }
+
+// of returns the bits of the connection mark for a verdict.
+func (m Marks) of(v *filter.Verdict) uint32 {
+	switch v.Answer() {
+	case filter.Allow:
+		return m.Allowed
+	case filter.Reject:
+		return m.Mask()
+	}
+	return m.Revoked
+}
 
 // check returns an error unless each mark is set and the two have no bit in common.
 func (m Marks) check() error {

@@ -9,34 +9,36 @@ import (
 	"sluice/filter/policy"
 )
 
-// This file decides when a live connection is evaluated again.
+// This file decides which live connections are evaluated again after an event.
 //
-// The caller of [Follower.Published] gives the event as a [Scope]:
+// The caller of [Follower.Published] passes the [Scope] of the event:
 //
-//	a change of policy                               ScopeFlows
-//	a change while a worker was stuck                ScopeAddresses
-//	the start, which is the first event of all       ScopeAll
-//	the successor has died, this agent enforces      ScopeAll
-//	the predecessor has answered its last packet     ScopeAll
-//	packets may have passed without a verdict        ScopeGap
+//	a new snapshot                                          ScopeFlows
+//	a new snapshot while a worker was stuck                 ScopeAddresses
+//	the start of this agent                                 ScopeAll
+//	an agent that took over has failed; this one enforces   ScopeAll
+//	the agent before this one has answered its last packet  ScopeAll
+//	packets may have passed without a verdict               ScopeGap
 //
 // A snapshot with different pod ranges widens the scope to ScopeAll, because the ranges
-// decide which flows the workers track.
+// decide which flows the workers track. The first policy that may deny what pods send to their
+// node widens the scope to ScopeAll too: before it, no flow to the node is tracked, not even
+// one from a pending address.
 //
 // With ScopeFlows, the connections of a changed address are evaluated again if one of these
 // holds:
 //
-//   - A tracked flow of the address has another verdict now.
+//   - A tracked flow of the address now has a different answer: allow, drop or reject.
 //   - TrackedFlows does not keep all flows of the address: there are too many, or caches use
 //     verdicts about flows that TrackedFlows has forgotten (see comesBack).
-//   - Connections of the address may have begun without a worker, because no policy denied
-//     packets of the endpoint or the endpoint was not known, and the new policies may deny these
+//   - Connections of the address may have begun without a verdict of a worker, because no policy
+//     denied packets of the endpoint or the endpoint was not known. The new policies may deny these
 //     connections.
 //   - The endpoint is gone, and packets of its address are held for the next endpoint.
 //   - The last sweep of the address failed.
 //
-// If an address that a pod had has no endpoint now, its connections may be left unevaluated until
-// the address has an endpoint again (needLater).
+// If the pod of an address is gone, the connections of the address may stay unevaluated until the
+// address has an endpoint again (see needLater).
 
 // Scope states which connections an event concerns.
 type Scope uint8
@@ -56,9 +58,10 @@ const (
 	ScopeGap
 )
 
-// widened returns the scope, widened to ScopeAll if the pod ranges have changed.
+// widened returns the scope, widened to ScopeAll if the pod ranges have changed, or if flows
+// from pods to their node begin to be judged.
 func widened(scope Scope, before, now *policy.Snapshot) Scope {
-	if before != nil && !now.SameRanges(before) {
+	if before != nil && (!now.SameRanges(before) || now.JudgesOwnNode() && !before.JudgesOwnNode()) {
 		return max(scope, ScopeAll)
 	}
 	return scope
@@ -121,6 +124,8 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 	switch {
 	case was == nil && wasPending == policy.Known, was != nil && f.sweeper.held(isPending), was != nil && policy.MayRestrict(was, is):
 		return needSweep
+	case was == nil && wasPending == policy.PendingRemote && is.EffectToNode() != policy.Open:
+		return needSweep // until now, the rules did not select the packets from the address to the node
 	case isPending != policy.Known:
 		return needLater
 	}
@@ -134,7 +139,7 @@ func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bo
 	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
 	evaluate := func(k *filter.Key) filter.Action {
 		v, _ := f.sweeper.evaluate(s, k)
-		return v.Action
+		return v.Answer()
 	}
 	for a, c := range changes {
 		switch {

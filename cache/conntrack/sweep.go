@@ -39,19 +39,20 @@ type Result struct {
 	Allowed   int // connections newly marked as allowed
 	Revoked   int // connections no longer allowed
 	Restored  int // connections revoked before, and allowed again
+	Remarked  int // connections revoked before, and denied in another way now
 	Unjudged  int // connections that had no verdict before; counted only with ScopeGap
 	Passes    int // dumps of the table
 	Duration  time.Duration
 }
 
 // Written returns the number of marks that were rewritten.
-func (r Result) Written() int { return r.Allowed + r.Revoked + r.Restored }
+func (r Result) Written() int { return r.Allowed + r.Revoked + r.Restored + r.Remarked }
 
 // LogValue implements slog.LogValuer.
 func (r Result) LogValue() slog.Value {
 	return slog.GroupValue(
-		slog.Int("evaluated", r.Evaluated), slog.Int("allowed", r.Allowed), slog.Int("revoked", r.Revoked),
-		slog.Int("restored", r.Restored), slog.Int("passes", r.Passes), slog.Int64("duration_ms", r.Duration.Milliseconds()))
+		slog.Int("evaluated", r.Evaluated), slog.Int("allowed", r.Allowed), slog.Int("revoked", r.Revoked), slog.Int("restored", r.Restored),
+		slog.Int("remarked", r.Remarked), slog.Int("passes", r.Passes), slog.Int64("duration_ms", r.Duration.Milliseconds()))
 }
 
 // Sweeper evaluates live connections. It is safe for concurrent use: sweeps wait for each
@@ -266,28 +267,27 @@ func (w *sweep) visit(c *Conn) {
 		return
 	}
 	w.evaluated++
-	want := w.sweeper.marks.Allowed
-	if v.Action != filter.Allow {
-		want = w.sweeper.marks.Revoked
-	}
 	had := c.Mark & w.sweeper.marks.Mask()
-	if had == want {
+	if had == w.sweeper.marks.of(&v) || v.Action != filter.Allow && w.sparesNode(c, &v) {
 		return
 	}
+	want := w.sweeper.marks.of(&v)
 	count := &w.result.Allowed
-	if want == w.sweeper.marks.Revoked {
-		if w.isLocal(c) {
-			return
-		}
-		count = &w.result.Revoked
-	} else if had&w.sweeper.marks.Revoked != 0 {
+	switch revoked := had&w.sweeper.marks.Revoked != 0; {
+	case had == want:
+		return
+	case revoked && v.Action == filter.Allow:
 		count = &w.result.Restored
+	case revoked:
+		count = &w.result.Remarked
+	case v.Action != filter.Allow:
+		count = &w.result.Revoked
 	}
 	if len(w.updates) == 0 {
 		w.oldest = time.Now()
 	}
 	w.updates = append(w.updates, Update{Ref: c.Ref, Mark: want, Mask: w.sweeper.marks.Mask()})
-	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count, w.options.gap && had == 0 && !w.isLocal(c)})
+	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count, w.options.gap && had == 0 && !w.isLocal(c.Key.Src) && !w.isLocal(c.Key.Dst)})
 	if len(w.updates) == batchSize {
 		w.flush()
 	}
@@ -302,7 +302,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	if w.options.seen != nil {
 		w.options.seen.see(&c.Key, w.snapshot, &v, w.options.number)
 	}
-	if !c.MidStream {
+	if !c.MidStream || v.Action == filter.Allow && v.Reason == filter.OwnNode { // what the node sends passes
 		return v, known
 	}
 	reverse := c.Key.Reverse(c.SrcPort)
@@ -312,7 +312,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	}
 	if v.Action == filter.Allow && back.Action != filter.Allow {
 		v, known = back, true
-		if v.Reason != filter.PodNotKnown {
+		if v.Reason != filter.PodNotKnown && v.Reason != filter.NamespaceNotKnown {
 			v.Reason, v.Pair = filter.MidStream, false
 		}
 	}
@@ -338,19 +338,37 @@ func (s *Sweeper) evaluate(by *policy.Snapshot, k *filter.Key) (v filter.Verdict
 	src, srcPending := by.Lookup(srcAddr)
 	dst, dstPending := by.Lookup(dstAddr)
 	known = (src != nil || dst != nil) && !src.IsNode()
-	if !src.IsNode() && !dst.IsNode() && (s.held(srcPending) || s.held(dstPending)) {
+	if !src.IsNode() && (!dst.IsNode() || by.JudgesOwnNode()) && (s.held(srcPending) || s.held(dstPending)) {
 		return filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}, true
 	}
-	return by.DecideBetween(k, srcAddr, dstAddr, src, dst), known
+	v = by.DecideBetween(k, srcAddr, dstAddr, src, dst)
+	if v.Reason == filter.NamespaceNotKnown && s.FailOpen {
+		return filter.Verdict{Action: filter.Allow, Reason: filter.PodNotKnown}, true
+	}
+	return v, known
 }
 
 // held reports whether workers hold the packets of new connections of an address with the
 // status p until its pod is known. A packet is denied if its hold expires first.
 func (s *Sweeper) held(p policy.Pending) bool { return p == policy.PendingLocal && !s.FailOpen }
 
-// isLocal reports whether an end of the connection has an address of this node. It considers the
-// addresses of all interfaces, including those that the snapshot lacks, such as a bridge's.
-func (w *sweep) isLocal(c *Conn) bool {
+// sparesNode is called for a connection that v denies. It reports whether the connection must
+// not be revoked, because one end is this node. The snapshot may lack the node's address, such
+// as that of a bridge. A connection from the node is never revoked. For a connection to the
+// node, sparesNode decides again, and stores the verdict in v.
+func (w *sweep) sparesNode(c *Conn, v *filter.Verdict) bool {
+	switch {
+	case w.isLocal(c.Key.Src):
+		return true
+	case !w.isLocal(c.Key.Dst), w.snapshot.Endpoint(c.Key.DstAddr()).IsNode():
+		return false
+	}
+	*v = w.snapshot.DecideToNode(&c.Key)
+	return v.Action == filter.Allow
+}
+
+// isLocal reports whether addr is an address of this node.
+func (w *sweep) isLocal(addr [16]byte) bool {
 	if w.local == nil {
 		addrs, err := w.sweeper.Local()
 		if err != nil {
@@ -361,10 +379,7 @@ func (w *sweep) isLocal(c *Conn) bool {
 			w.local[a.As16()] = struct{}{}
 		}
 	}
-	if _, ok := w.local[c.Key.Src]; ok {
-		return true
-	}
-	_, ok := w.local[c.Key.Dst]
+	_, ok := w.local[addr]
 	return ok
 }
 

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/cache/conntrack"
@@ -397,6 +398,36 @@ func TestPendingAddress(t *testing.T) {
 		r.store.SetPod(kubepod.Read(pod("next", db, db6)))
 		r.commit(conntrack.ScopeAddresses)
 		for _, ref := range append(refs, fromNode, other) {
+			r.want(ref, allowed)
+		}
+	}
+}
+
+// While the Namespace of a pod is not known and a policy depends on its labels, the pod's
+// connections are revoked, except those with its node. With FailOpen, all stay allowed.
+func TestUnknownNamespace(t *testing.T) {
+	for _, failOpen := range []bool{true, false} {
+		r := newFixture(t)
+		r.FailOpen = failOpen
+		toPod, fromPod := r.track(web, db, filter.UDP, 53, allowed), r.track(db, outside, filter.TCP, 80, allowed)
+		fromNode := r.track(node, db, filter.TCP, 80, allowed)
+		r.store.RequireNamespaces()
+		r.store.SetPolicy(&policy.Policy{
+			Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: "p"}, Tier: policy.Admin,
+			Subject: policy.Subject{Namespaces: labels.SelectorFromSet(labels.Set{"env": "test"}), Pods: labels.Everything()},
+			Rules:   [2][]policy.Rule{filter.Ingress: {{Action: policy.Deny}}},
+		})
+		r.commit(conntrack.ScopeAddresses)
+		want := uint32(allowed)
+		if !failOpen {
+			want = revoked
+		}
+		r.want(toPod, want)
+		r.want(fromPod, want)
+		r.want(fromNode, allowed)
+		r.store.SetNamespace("default", nil)
+		r.commit(conntrack.ScopeAddresses)
+		for _, ref := range []conntrack.Ref{toPod, fromPod, fromNode} {
 			r.want(ref, allowed)
 		}
 	}

@@ -56,13 +56,13 @@ type keySet struct {
 type trackedFlow struct {
 	snapshot uint64  // number of the last snapshot that evaluated the key
 	sweep    uint64  // number of the last sweep that saw a connection of the key
-	actions  actions // the actions that the marks of the key's live connections may express
+	answers  answers // the answers that the marks of the key's live connections may express
 }
 
-// actions is a set of values of filter.Action, one bit for each.
-type actions uint8
+// answers is a set of answers (see filter.Verdict.Answer), one bit for each.
+type answers uint8
 
-func actionsOf(a filter.Action) actions { return 1 << a }
+func answersOf(a filter.Action) answers { return 1 << a }
 
 // NewTrackedFlows returns TrackedFlows without keys.
 func NewTrackedFlows() *TrackedFlows {
@@ -80,7 +80,7 @@ func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^
 // address that has an endpoint or is pending, and must call Track before the verdict takes effect.
 // Track is safe for concurrent use, and takes some 200 ns.
 func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
-	now := trackedFlow{snapshot: snapshot, actions: actionsOf(filter.Allow)}
+	now := trackedFlow{snapshot: snapshot, answers: answersOf(filter.Allow)}
 	if src {
 		a.add(k.Src, &k, now)
 	}
@@ -91,7 +91,7 @@ func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
 
 // see records a live connection and the verdict that a sweep gives it.
 func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict, sweep uint64) {
-	now := trackedFlow{snapshot: by.Number(), sweep: sweep, actions: actionsOf(v.Action)}
+	now := trackedFlow{snapshot: by.Number(), sweep: sweep, answers: answersOf(v.Answer())}
 	for _, addr := range [...]netip.Addr{k.SrcAddr(), k.DstAddr()} {
 		if e, pending := by.Lookup(addr); e != nil || pending != policy.Known {
 			a.add(addr.As16(), k, now)
@@ -117,11 +117,11 @@ func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
 		return
 	}
 	if was, ok := set.keys[*k]; ok {
-		// A sweep marks all connections of the key with its own action, so that action
+		// A sweep marks all connections of the key with its own answer, so that answer
 		// replaces the recorded ones. If a newer snapshot than the sweep's has evaluated the
-		// key, the sweep's action is added to the recorded ones instead.
+		// key, the sweep's answer is added to the recorded ones instead.
 		if !sweep || was.snapshot > now.snapshot {
-			now.actions |= was.actions
+			now.answers |= was.answers
 		}
 		now.snapshot, now.sweep = max(was.snapshot, now.snapshot), max(was.sweep, now.sweep)
 		set.keys[*k] = now
@@ -174,7 +174,7 @@ func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
 }
 
 // changed reports whether a connection of an address may need another mark: evaluate() returns,
-// for one of the address's keys, an action that differs from a recorded one. changed also
+// for one of the address's keys, an answer that differs from a recorded one. changed also
 // returns true if the keys of the address are incomplete.
 func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.Action) bool {
 	s := a.shard(addr)
@@ -188,7 +188,7 @@ func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.
 		return true
 	}
 	for k, was := range set.keys {
-		if actionsOf(evaluate(&k)) != was.actions {
+		if answersOf(evaluate(&k)) != was.answers {
 			return true
 		}
 	}

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/cache"
@@ -68,7 +70,7 @@ func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
 	h.tracked.Limit(perAddr, perShard)
 	h.follower = conntrack.Follow(h.Sweeper, h.tracked, nil)
 	h.FailOpen = failOpen
-	h.evaluator = engine.New(engine.Config{Published: &h.published, Memory: h, Tracker: h.tracked, FailOpen: failOpen}, cache.NewFlows(8))
+	h.evaluator = engine.New(engine.Config{Published: &h.published, Memory: h, Tracker: h.tracked, Strangers: new(engine.Strangers), FailOpen: failOpen}, cache.NewFlows(8))
 	for _, a := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.1.1", "10.1.1.2", "10.1.1.3", "192.168.0.1", "192.168.0.2", "203.0.113.9"} {
 		h.addrs = append(h.addrs, netip.MustParseAddr(a))
 	}
@@ -106,22 +108,36 @@ func (h *history) hangUp() {
 	h.live = h.live[:len(h.live)-1]
 }
 
-// allows reports whether the first packet that the node sees of a connection with key k is
-// allowed. Either the model of the kernel's flow cache or the evaluator decides, at random. The
-// packet is a SYN. If midStream is set, it is an ACK, because the connection began before the
-// node saw a packet of it.
+// unjudged reports whether the rules let a packet from src to the node pass without a verdict.
+// The rules follow the same snapshot as the kernel's flow cache.
+func (h *history) unjudged(src netip.Addr) bool {
+	s := h.kernelSnapshot
+	selected := slices.ContainsFunc(s.LocalRanges(), func(p netip.Prefix) bool { return p.Contains(src) })
+	return !s.JudgesOwnNode() || !selected && s.Endpoint(src).EffectToNode() == policy.Open
+}
+
+// allows reports whether a connection is allowed, decided by the first of its packets that the
+// node sees. If midStream is set, this packet is not the SYN.
 func (h *history) allows(k *filter.Key, port uint16, midStream bool) bool {
+	toNode := h.published.Snapshot().Endpoint(k.DstAddr()).IsNode()
+	if toNode && h.unjudged(k.SrcAddr()) {
+		return true
+	}
 	if action, ok := h.inKernel(k); ok && h.rand.IntN(4) > 0 && (action == filter.Deny || !midStream || h.openBack(k)) {
 		return action == filter.Allow
+	}
+	hook := filter.AtPostrouting
+	if toNode {
+		hook = filter.AtInput
 	}
 	packet := syn(k, port)
 	if midStream {
 		packet[33] = 0x10
 	}
 	h.evaluator.Enter()
-	action, pending := h.evaluator.Evaluate(packet)
+	action, pending := h.evaluator.Evaluate(packet, hook)
 	if pending.IsValid() {
-		action = h.evaluator.Expire(packet)
+		action = h.evaluator.Expire(packet, hook, true)
 	}
 	h.evaluator.Exit()
 	return action == filter.Allow
@@ -134,7 +150,11 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	if srcPending != policy.Known || dstPending != policy.Known {
 		return 0, false
 	}
-	if (src != nil || dst != nil) && (src.IsNode() || dst.IsNode() || src.Isolation(filter.Egress) == nil && dst.Isolation(filter.Ingress) == nil) {
+	open := src.Effect(filter.Egress) == policy.Open && dst.Effect(filter.Ingress) == policy.Open
+	if dst.IsNode() {
+		open = src.EffectToNode() == policy.Open
+	}
+	if (src != nil || dst != nil) && (src.IsNode() || open) {
 		return filter.Allow, true
 	}
 	for _, key := range []filter.Key{k.Pair(), *k} {
@@ -151,7 +171,7 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 // connection may have been opened in the opposite direction.
 func (h *history) openBack(k *filter.Key) bool {
 	src, dst := h.kernelSnapshot.Endpoint(k.SrcAddr()), h.kernelSnapshot.Endpoint(k.DstAddr())
-	return src.IsNode() || dst.IsNode() || src.Isolation(filter.Ingress) == nil && dst.Isolation(filter.Egress) == nil
+	return src.IsNode() || dst.IsNode() || src.Effect(filter.Ingress) == policy.Open && dst.Effect(filter.Egress) == policy.Open
 }
 
 // syn returns the first packet of a connection.
@@ -170,7 +190,23 @@ func syn(k *filter.Key, srcPort uint16) []byte {
 
 // change makes one random change to the store.
 func (h *history) change() {
-	switch h.rand.IntN(8) {
+	switch h.rand.IntN(11) {
+	case 8:
+		h.store.SetNamespace("default", h.label("team"))
+		h.store.SetNamespaceDenial("default", oneOf(h, filter.DenialUnset, filter.DenialDrop, filter.DenialReject), nil)
+	case 9:
+		name := fmt.Sprint("n", h.rand.IntN(2))
+		if h.rand.IntN(4) == 0 {
+			h.store.DeleteNodeObject(name)
+		} else {
+			h.store.SetNodeObject(&policy.Node{Name: name, Labels: h.label("pool"), Addrs: []netip.Addr{oneOf(h, node, h.addr()), h.addr()}})
+		}
+	case 10:
+		if h.rand.IntN(3) == 0 {
+			h.store.DeletePolicy(policy.Ref{Kind: "ClusterNetworkPolicy", Name: fmt.Sprint("c", h.rand.IntN(2))})
+		} else {
+			h.store.SetPolicy(h.randomCluster())
+		}
 	case 0, 1:
 		h.store.SetPod(kubepod.Read(h.randomPod()))
 	case 2:
@@ -183,10 +219,59 @@ func (h *history) change() {
 		} else {
 			h.store.SetNode([]netip.Addr{node})
 		}
+	case 5:
+		if h.rand.IntN(2) == 0 {
+			h.store.DeletePolicy(policy.Ref{Kind: "Ordered", Namespace: "default", Name: fmt.Sprint("n", h.rand.IntN(4))})
+		} else {
+			h.store.SetPolicy(h.randomOrdered())
+		}
 	default:
 		h.store.SetPolicy(netpol.Read(h.randomPolicy()))
 	}
 }
+
+// randomOrdered returns a policy of the tier Admin or Baseline.
+func (h *history) randomOrdered() *policy.Policy {
+	p := netpol.Read(h.randomPolicy())
+	p.Ref.Kind, p.Tier, p.Isolates = "Ordered", policy.Admin, [2]bool{}
+	p.Digest, p.Source = [32]byte{}, policy.Source{}
+	if h.rand.IntN(2) == 0 {
+		p.Tier = policy.Baseline
+	}
+	for d := range p.Rules {
+		for i := range p.Rules[d] {
+			p.Rules[d][i].Action = []policy.Action{policy.Deny, policy.Accept, policy.Pass}[h.rand.IntN(3)]
+		}
+	}
+	return p
+}
+
+// randomCluster returns a policy of the whole cluster.
+func (h *history) randomCluster() *policy.Policy {
+	p := h.randomOrdered()
+	p.Ref = policy.Ref{Kind: "ClusterNetworkPolicy", Name: fmt.Sprint("c", h.rand.IntN(2))}
+	p.Subject.Namespaces = oneOf(h, labels.Everything(), labels.SelectorFromSet(h.label("team")))
+	p.Subject.Pods = oneOf(h, labels.Everything(), p.Subject.Pods)
+	for d := range p.Rules {
+		for i := range p.Rules[d] {
+			for j := range p.Rules[d][i].Peers {
+				peer := &p.Rules[d][i].Peers[j]
+				switch {
+				case d == int(filter.Egress) && h.rand.IntN(2) == 0:
+					*peer = policy.Peer{Nodes: oneOf(h, labels.Everything(), labels.SelectorFromSet(h.label("pool")))}
+				case peer.Block == nil:
+					peer.Namespaces = labels.SelectorFromSet(h.label("team"))
+				}
+			}
+		}
+	}
+	return p
+}
+
+// label returns labels of a namespace or a Node.
+func (h *history) label(key string) labels.Set { return labels.Set{key: oneOf(h, "a", "b")} }
+
+func oneOf[T any](h *history, from ...T) T { return from[h.rand.IntN(len(from))] }
 
 func (h *history) randomPod() *corev1.Pod {
 	p := pod(fmt.Sprint("p", h.rand.IntN(7)), h.addr())
@@ -219,6 +304,9 @@ func (h *history) randomPolicy() *networkingv1.NetworkPolicy {
 		}
 	}
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprint("n", h.rand.IntN(4))}}
+	if with := oneOf(h, "", "drop", "reject"); with != "" {
+		p.Annotations = map[string]string{policy.DenyWithAnnotation: with}
+	}
 	p.Spec.PodSelector = *app()
 	if h.rand.IntN(2) == 0 {
 		p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
@@ -355,7 +443,7 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 		action, _ = h.inKernel(&k)
 	} else {
 		h.evaluator.Enter()
-		action, _ = h.evaluator.Evaluate(syn(&k, 1))
+		action, _ = h.evaluator.Evaluate(syn(&k, 1), filter.AtPostrouting)
 		h.evaluator.Exit()
 	}
 	if action != filter.Allow {

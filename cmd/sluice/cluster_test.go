@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 	"sigs.k8s.io/yaml"
 
 	"sluice/bench/testbed/apiserver"
@@ -49,17 +52,28 @@ func setObjects(t *testing.T, api *apiserver.Server, dir string) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			o, _, err := scheme.Codecs.UniversalDeserializer().Decode(data, nil, nil)
-			if err != nil {
-				t.Fatalf("%v in\n%s", err, document)
-			}
-			object := o.(apiserver.Object)
-			if _, is := o.(*corev1.Namespace); !is && object.GetNamespace() == "" {
-				object.SetNamespace(metav1.NamespaceDefault)
+			object := decodeObject(t, data)
+			switch object.(type) {
+			case *corev1.Namespace, *corev1.Node, *v1beta1.ClusterNetworkPolicy:
+			default:
+				object.SetNamespace(cmp.Or(object.GetNamespace(), metav1.NamespaceDefault))
 			}
 			api.Set(object)
 		}
 	}
+}
+
+func decodeObject(t *testing.T, data []byte) apiserver.Object {
+	t.Helper()
+	policy := new(v1beta1.ClusterNetworkPolicy)
+	if err := yaml.Unmarshal(data, policy); err == nil && policy.Kind == "ClusterNetworkPolicy" {
+		return policy
+	}
+	o, _, err := scheme.Codecs.UniversalDeserializer().Decode(data, nil, nil)
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, data)
+	}
+	return o.(apiserver.Object)
 }
 
 // liveCluster starts an API server with the objects of a directory, and returns the path of
@@ -67,6 +81,7 @@ func setObjects(t *testing.T, api *apiserver.Server, dir string) {
 func liveCluster(t *testing.T, dir string, refuse func(*http.Request) *metav1.Status) (kubeconfig string) {
 	t.Helper()
 	api := apiserver.New(apiserver.Options{Refuse: refuse})
+	api.Install("v1beta1")
 	setObjects(t, api, dir)
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
@@ -89,17 +104,45 @@ func TestLiveClusterAnswersLikeADirectory(t *testing.T) {
 		{"explain", "--from", "shop/cart", "--to", "db", "--port", "redis", "-o", "json"},
 		{"matrix"}, {"matrix", "-o", "json"}, {"lint", "-o", "json"},
 	} {
-		t.Run(strings.Join(args, " "), func(t *testing.T) {
-			status, want, _ := sluice(t, append(args, "-f", dir)...)
-			liveStatus, got, stderr := sluice(t, append(args, "--kubeconfig", kubeconfig)...)
-			if args[0] == "lint" { // for files, lint also prints their names
-				want, got = withoutFiles(want), withoutFiles(got)
-			}
-			if liveStatus != status || got != want {
-				t.Errorf("status %d, want %d; %s\n%s\nwant\n%s", liveStatus, status, stderr, got, want)
-			}
-		})
+		t.Run(strings.Join(args, " "), func(t *testing.T) { sameAnswers(t, dir, kubeconfig, args...) })
 	}
+}
+
+// sameAnswers checks that a command gives the same answer for a directory and for a live
+// cluster.
+func sameAnswers(t *testing.T, dir, kubeconfig string, args ...string) {
+	t.Helper()
+	status, want, _ := sluice(t, append(slices.Clone(args), "-f", dir)...)
+	liveStatus, got, stderr := sluice(t, append(slices.Clone(args), "--kubeconfig", kubeconfig)...)
+	if args[0] == "lint" { // for files, lint also prints their names
+		want, got = withoutFiles(want), withoutFiles(got)
+	}
+	if liveStatus != status || got != want || want == "" {
+		t.Errorf("status %d, want %d; %s\n%s\nwant\n%s", liveStatus, status, stderr, got, want)
+	}
+}
+
+// A live cluster gives the same answers as a directory also with policies of the tiers Admin and
+// Baseline, and with Nodes.
+func TestLiveClusterHasTiersAndNodes(t *testing.T) {
+	const dir = "examples/tiers"
+	kubeconfig := liveCluster(t, dir, nil)
+	for _, args := range [][]string{
+		{"explain", "--from", "shop/web", "--to", "198.51.100.1", "--port", "22"}, {"matrix", "-o", "json"}, {"lint", "-o", "json"},
+	} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) { sameAnswers(t, dir, kubeconfig, args...) })
+	}
+	t.Run("nodes refused", func(t *testing.T) {
+		forbidden := liveCluster(t, dir, func(r *http.Request) *metav1.Status {
+			if !strings.HasSuffix(r.URL.Path, "/nodes") {
+				return nil
+			}
+			return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "nodes is forbidden"}
+		})
+		if status, _, stderr := sluice(t, "matrix", "--kubeconfig", forbidden); status != exitFailed || !strings.Contains(stderr, "list and watch nodes") {
+			t.Errorf("status %d, %s", status, stderr)
+		}
+	})
 }
 
 func withoutFiles(text string) string {

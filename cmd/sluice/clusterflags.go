@@ -62,6 +62,13 @@ func (in input) read(ctx context.Context) (manifests.Objects, []manifests.Proble
 		return manifests.Objects{}, nil, err
 	}
 	objects := manifests.FromCluster(config.Host, found.Namespaces, found.Pods, found.Policies)
+	objects.Nodes = found.Nodes
+	if found.NodesErr != nil {
+		objects.Notes = append(objects.Notes, manifests.Problem{
+			File: config.Host, Detail: "cannot list the Nodes: a pod's own node is known only by the addresses in the pod's status",
+			Hint: "allow this user to list nodes, to learn which other addresses the nodes have",
+		})
+	}
 	others, err := kube.CountOthers(ctx, config, func(group, kind string) bool {
 		return manifests.Restricting(manifests.Kind{Group: group, Name: kind})
 	})

@@ -74,11 +74,20 @@ func TestDeployedArgumentsParse(t *testing.T) {
 	}
 }
 
-// The capabilities in the manifests are enough for both backends of iptables. With nft and
-// without the kernel's flow cache, NET_ADMIN is enough. The programs of the cache work at any
-// path where the container mounts the node's BPF file system.
-func TestDeployedCapabilitiesAreEnough(t *testing.T) {
-	lab.Require(t)
+// deployedCapabilities returns the capabilities of the agent's container, as setpriv writes them.
+func deployedCapabilities(t *testing.T) (caps []string) {
+	t.Helper()
+	for _, c := range daemonSet(t, deployed[0]).Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add {
+		caps = append(caps, strings.ToLower(string(c)))
+	}
+	return caps
+}
+
+// confined returns a script that runs sluice as in a container: only with the given capabilities, no
+// way to gain others by running another program, and separate mounts, with the node's BPF file
+// system only at the path bpffs.
+func confined(t *testing.T, caps ...string) (script, bpffs string) {
+	t.Helper()
 	setpriv, err := exec.LookPath("setpriv")
 	if err != nil {
 		t.Skip("needs setpriv: install the package util-linux")
@@ -87,10 +96,21 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 	if err != nil {
 		t.Fatalf("find the command under test: %v", err)
 	}
-	var given []string
-	for _, c := range daemonSet(t, deployed[0]).Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add {
-		given = append(given, strings.ToLower(string(c)))
+	script, bpffs = filepath.Join(t.TempDir(), "confined"), t.TempDir()
+	text := fmt.Sprintf("#!/bin/sh\nexec unshare -m sh -c 'mount --bind /sys/fs/bpf \"$0\" && umount /sys/fs/bpf && exec \"$@\"' '%s' "+
+		"'%s' --bounding-set=-all,+%s --inh-caps=-all --no-new-privs '%s' \"$@\"\n", bpffs, setpriv, strings.Join(caps, ",+"), program)
+	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
 	}
+	return script, bpffs
+}
+
+// The capabilities in the manifests are enough for both backends of iptables. With nft and
+// without the kernel's flow cache, NET_ADMIN is enough. The programs of the cache work at any
+// path where the container mounts the node's BPF file system.
+func TestDeployedCapabilitiesAreEnough(t *testing.T) {
+	lab.Require(t)
+	given := deployedCapabilities(t)
 	for _, tt := range []struct {
 		backend  string
 		caps     []string
@@ -98,15 +118,7 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 		foreign  bool // iptables cannot use the table mangle
 	}{{"nft", given, true, false}, {"legacy", given, false, false}, {"nft", []string{"net_admin"}, false, false}, {"nft", given, true, true}} {
 		t.Run(fmt.Sprintf("%s with %s, mangle unusable %v", tt.backend, strings.Join(tt.caps, " and "), tt.foreign), func(t *testing.T) {
-			// As in a container: only these capabilities, no way to gain others by
-			// running another program, and separate mounts, with the node's BPF file
-			// system at another path.
-			script, bpffs := filepath.Join(t.TempDir(), "confined"), t.TempDir()
-			text := fmt.Sprintf("#!/bin/sh\nexec unshare -m sh -c 'mount --bind /sys/fs/bpf \"$0\" && umount /sys/fs/bpf && exec \"$@\"' '%s' "+
-				"'%s' --bounding-set=-all,+%s --inh-caps=-all --no-new-privs '%s' \"$@\"\n", bpffs, setpriv, strings.Join(tt.caps, ",+"), program)
-			if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
-				t.Fatal(err)
-			}
+			script, bpffs := confined(t, tt.caps...)
 			s := newTestbed(t)
 			if tt.foreign {
 				s.nft(t, foreignHook)
@@ -114,6 +126,7 @@ func TestDeployedCapabilitiesAreEnough(t *testing.T) {
 			s.write("policies.yaml", policies(demo1))
 			ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 			defer cancel()
+			var err error
 			s.agent, err = agenttest.Start(ctx, agenttest.Options{
 				Sluice: script, Node: s.Nodes[0], Dir: s.dir, Args: []string{"--socket", s.socket, "--iptables", tt.backend, "--bpffs", bpffs},
 			})

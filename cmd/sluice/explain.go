@@ -30,6 +30,16 @@ and why: for each direction, the policies that isolate the pod, and the rule tha
 the flow, or the rules that come nearest and what each of them lacks. Then it prints what
 would allow the flow.
 
+If ClusterNetworkPolicies are for a pod, explain prints what each tier did, in their
+order: Admin, NetworkPolicy, Baseline. It names these policies with their tier, as in
+admin/platform. The change that it prints is for the tier that denies the flow.
+
+If the sender of a denied packet gets an answer, the line "rejected:" names it: a TCP reset
+or an ICMP error. In JSON, "answer" is then "reject". Without it, the packet is dropped.
+Policies and namespaces set this with the annotation sluice/deny-with; explain does not
+know --deny-with of the node. If one of the policies that isolate the pod says drop and
+another reject, drop prevails, and a note names them.
+
 A pod is written namespace/name, or name in namespace default; either end may be an
 IP address instead. A pod with two address families is explained for both.
 
@@ -49,6 +59,10 @@ answer is a line with "verdict" (allow or deny), "reason", and the policies and 
 of "egress" and "ingress". A flow that cannot be answered gets a line with "error".
 If the address families differ, the answer is that of the denied one, and "families" has
 both.
+
+In JSON, a rule has its tier, name and action (accept, deny or pass). If a rule of the tier
+Admin passes the flow on, it is "passed". For one flow, "tiers" has what each tier did:
+accept, deny, pass, no-match or not-evaluated.
 
 The exit status is 0 if every flow was answered, allowed or denied, and 2 if one was not,
 or if parts of the manifests cannot be understood. Objects of other kinds that may
@@ -97,7 +111,7 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	} else {
 		err = explainOne(e.stdout, m, opts)
 	}
-	if incomplete := m.report(e, "the answer comes from"); err == nil {
+	if incomplete := m.report(e, "the answer"); err == nil {
 		err = incomplete
 	}
 	return err

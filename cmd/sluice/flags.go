@@ -22,6 +22,14 @@ func flagError(cmd *cobra.Command, err error) error {
 			return fmt.Errorf("%w: did you mean --%s? (see: %s --help)", err, best, cmd.CommandPath())
 		}
 	}
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) {
+		// The errors of these types are those of the functions that parse them.
+		hint, has := map[string]string{"bool": "give true or false", "duration": "give a duration, such as 90s or 5m"}[invalid.GetFlag().Value.Type()]
+		if has {
+			err = fmt.Errorf("invalid argument %q for --%s: %s", invalid.GetValue(), invalid.GetFlag().Name, hint)
+		}
+	}
 	return fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())
 }
 

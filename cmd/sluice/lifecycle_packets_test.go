@@ -217,6 +217,11 @@ func TestWithoutAgentOnPackets(t *testing.T) {
 		{"keep, open", []string{"--on-exit", "keep", "--fail", "open"}, false, true, false},
 		{"killed, closed", []string{"--on-exit", "remove", "--fail", "closed"}, true, false, false},
 		{"killed, open", []string{"--on-exit", "remove", "--fail", "open"}, true, true, false},
+		{"reject, remove, closed", []string{"--on-exit", "remove", "--fail", "closed", "--deny-with", "reject"}, false, true, true},
+		{"reject, keep, closed", []string{"--on-exit", "keep", "--fail", "closed", "--deny-with", "reject"}, false, false, false},
+		{"reject, keep, open", []string{"--on-exit", "keep", "--fail", "open", "--deny-with", "reject"}, false, true, false},
+		{"reject, killed, closed", []string{"--on-exit", "remove", "--fail", "closed", "--deny-with", "reject"}, true, false, false},
+		{"reject, killed, open", []string{"--on-exit", "remove", "--fail", "open", "--deny-with", "reject"}, true, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newTestbed(t)
@@ -409,6 +414,8 @@ func TestNoPacketWaitsAtTheEnd(t *testing.T) {
 		{"--on-exit", "remove", "--fail", "closed"},
 		{"--on-exit", "remove", "--fail", "open"},
 		{"--on-exit", "keep", "--fail", "open"},
+		{"--on-exit", "remove", "--fail", "closed", "--deny-with", "reject"},
+		{"--on-exit", "keep", "--fail", "open", "--deny-with", "reject"},
 	} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			s := newTestbed(t)

@@ -45,19 +45,28 @@ field, and what would be right:
   empty          a field that is present and empty in a rule, and so allows everything
   same-address   an address that several live pods claim
   invalid        a part of a policy that cannot be understood and allows nothing
-  no-match       a selector that matches no pod or no namespace
+  no-match       a selector that matches no pod, no namespace or no node
   no-port        a named port that no selected pod has
   no-dns         egress is isolated, something is allowed, but no DNS
   except         an exception that is outside of its cidr, or leaves nothing of it
   host-bits      a CIDR with bits behind its prefix, which are ignored
   covered        a rule that allows only what another one allows already
   without-force  rules of a direction that policyTypes leaves out
+  deny-with      a value of the annotation sluice/deny-with other than drop and reject
 
-Selectors are checked against the Pods and Namespaces in the same directory, or in the
-cluster; without Pods they are not checked. The exit status is 1 if there are findings.
-Unknown fields that change nothing are noted, and objects of other kinds that may change
-what is allowed, such as policies of Calico or Cilium, are named ("not read"); neither
-changes the status.`,
+and in ClusterNetworkPolicies, or caused by them:
+
+  same-priority  policies of a tier with equal priority and common pods
+  shadowed       a rule that never decides: an earlier rule of its tier, or one of the
+                 tier Admin, matches everything that it matches
+  unreachable    Baseline rules for pods that are all isolated by NetworkPolicies
+  names          domain names, which are not supported
+
+Selectors are checked against the Pods, Namespaces and Nodes in the same directory, or in
+the cluster; without Pods they are not checked, and those of nodes not without Nodes. The
+exit status is 1 if there are findings. Unknown fields that change nothing are noted, and
+objects of other kinds that may change what is allowed, such as policies of Calico or
+Cilium, are named ("not read"); neither changes the status.`,
 		Example: `  sluice lint -f ./policies
   sluice lint -f ./policies -o json
   sluice lint --context production`,
@@ -76,16 +85,16 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	}
 	found := []finding{} // not nil, so that JSON has [] and not null
 	for _, p := range problems {
-		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
+		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.What(), p.Hint})
 	}
 	for _, p := range objects.Outdated {
-		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
+		found = append(found, finding{manifestCheck, p.File, p.Document, p.Object, p.Field, p.What(), p.Hint})
 	}
 	broken := make(map[manifests.Origin]bool)
 	for _, p := range problems {
 		broken[manifests.Origin{File: p.File, Document: p.Document}] = true
 	}
-	for _, f := range lint.Check(objects.Namespaces, objects.Pods, objects.Policies) {
+	for _, f := range lint.Check(objects.Namespaces, objects.Pods, objects.Nodes, objects.Policies) {
 		at := objects.Origins[f.Object]
 		if broken[at] {
 			continue // the object was read only in part, so the finding may be wrong
@@ -94,7 +103,7 @@ func runLint(ctx context.Context, e env, in input, format string) error {
 	}
 	for _, p := range objects.Holes {
 		if !broken[manifests.Origin{File: p.File, Document: p.Document}] {
-			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.Detail, p.Hint})
+			found = append(found, finding{emptyCheck, p.File, p.Document, p.Object, p.Field, p.What(), p.Hint})
 		}
 	}
 	printNotes(e, objects)

@@ -80,8 +80,9 @@ func rootCommand(e env) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "sluice",
 		Short: "Enforce Kubernetes NetworkPolicy on a node, and show what policies allow and why",
-		Long: `Sluice enforces Kubernetes NetworkPolicy on a node: it judges the first packet
-of every new pod connection and leaves the rest of the connection to the kernel.
+		Long: `Sluice enforces Kubernetes NetworkPolicy and ClusterNetworkPolicy on a node: it judges
+the first packet of every new pod connection and leaves the rest of the connection to the
+kernel.
 
 The same decision answers without packets: explain one flow, test your policies,
 draw the matrix of who can reach whom, lint.`,

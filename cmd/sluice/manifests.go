@@ -41,12 +41,13 @@ func readInput(ctx context.Context, node []netip.Addr, in input) (*compiled, err
 
 func compile(node []netip.Addr, objects manifests.Objects, problems []manifests.Problem) *compiled {
 	w := policy.NewStore()
+	w.AssumeNodeAddrs()
 	w.SetNode(node)
 	objects.Apply(w)
 	m := &compiled{Objects: objects, unread: problems}
 	m.snapshot, _ = w.Commit()
 	for _, p := range w.Problems() {
-		if !manifests.CausedBy(p, problems) {
+		if !p.Minor && !manifests.CausedBy(p, problems) {
 			m.misunderstood = append(m.misunderstood, p)
 		}
 	}
@@ -63,16 +64,16 @@ func (m *compiled) cluster() *explain.Cluster {
 	}
 	for _, p := range m.unread {
 		if ref, is := refs[p.Object]; is {
-			o.Problems = append(o.Problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Hint: p.Hint})
+			o.Problems = append(o.Problems, policy.Problem{Policy: ref, Field: p.Field, Detail: p.Detail, Effect: p.Effect, Hint: p.Hint})
 		}
 	}
 	return explain.New(m.snapshot, o)
 }
 
 // report prints notes and the parts that could not be understood, and returns an error if
-// there are such parts: an answer from the rest of the manifests is not reliable. Call report
-// after the answer is printed, so that users see it at the end. The parameter "what" is the
-// beginning of the last clause of the error, such as "the matrix shows".
+// there are such parts: the answer is not reliable without them, and they may be what denies.
+// Call report after the answer is printed, so that users see it at the end. The parameter "what"
+// names the answer in the error, such as "the matrix".
 func (m *compiled) report(e env, what string) error {
 	m.Notes = append(m.Notes, m.Outdated...)
 	printNotes(e, m.Objects)
@@ -83,17 +84,26 @@ func (m *compiled) report(e env, what string) error {
 		fmt.Fprintln(e.stderr, "sluice:", p)
 	}
 	for _, p := range m.misunderstood {
-		fmt.Fprintln(e.stderr, "sluice:", p)
+		fmt.Fprintln(e.stderr, "sluice:", m.located(p))
 	}
 	why := "cannot be understood"
 	if slices.ContainsFunc(m.misunderstood, func(p policy.Problem) bool { return p.TooLarge }) {
 		why += " or are too large"
 	}
-	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: %s the rest of them", why, what)}
+	return exitError{status: exitFailed, err: fmt.Errorf("parts of the manifests %s: in %s, they are missing, allow nothing or deny everything", why, what)}
 }
 
-// printNotes prints notes about the files, and the kinds of objects that are not read although
-// they may change what is allowed. Notes change neither the answer nor the exit status.
+// located returns a problem of a policy with the file that the policy is from.
+func (m *compiled) located(p policy.Problem) error {
+	origin, known := m.Origins[p.Policy.Object()]
+	if !known {
+		return p
+	}
+	return manifests.Problem{File: origin.File, Document: origin.Document, Object: p.Policy.Object(), Field: p.Field, Detail: p.Detail, Effect: p.Effect, Hint: p.Hint}
+}
+
+// printNotes prints what changes neither the answer nor the exit status: notes about the
+// files, and the kinds of objects that are not read but may change what is allowed.
 func printNotes(e env, o manifests.Objects) {
 	for _, n := range manifests.Condense(o.Notes) {
 		fmt.Fprintln(e.stderr, "sluice: note:", n)

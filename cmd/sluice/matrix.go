@@ -34,7 +34,8 @@ others together. With --port it decides only about those ports, for every pod.
 
 In the text table, a cell lists the open ports: "all", "-" for none, or a list, in which
 TCP is the default protocol. The HTML page is a single file that needs no network; point
-at a cell for the reasons.
+at a cell for the reasons. In JSON and HTML, reasons name the tier and the rule of a
+ClusterNetworkPolicy, as in: denied by admin/platform rule 2 "sandbox".
 
 Objects of other kinds that may change what is allowed, such as policies of Calico or
 Cilium, are listed ("not read"). The exit status is 2 if parts of the manifests cannot
@@ -81,7 +82,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	if err := write(m, e.stdout); err != nil {
 		return fmt.Errorf("write the matrix: %w", err)
 	}
-	return from.report(e, "the matrix shows")
+	return from.report(e, "the matrix")
 }
 
 // parsePorts parses the values of --port.

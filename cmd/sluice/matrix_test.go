@@ -58,6 +58,33 @@ spec:
   egress: [{ports: [{port: 1, endPort: 8049}, {protocol: UDP}]}]
 `
 
+// matrixTiers adds ordered rules: ranges of ports in both tiers, a rule that passes a part of
+// another one's range, and a default for pods that no NetworkPolicy isolates.
+const matrixTiers = `---
+apiVersion: policy.networking.k8s.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: platform}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {namespaces: {}}
+  ingress:
+  - {action: Pass, from: [{namespaces: {matchLabels: {project: myproject}}}], protocols: [{tcp: {destinationPort: {range: {start: 6370, end: 7000}}}}, {destinationNamedPort: redis}]}
+  - {action: Deny, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {range: {start: 7000, end: 8060}}}}]}
+  - {action: Accept, from: [{namespaces: {}}], protocols: [{udp: {destinationPort: {number: 60001}}}]}
+  egress:
+  - {action: Deny, to: [{networks: [10.0.0.1/32]}], protocols: [{tcp: {destinationPort: {range: {start: 8090, end: 8095}}}}]}
+---
+apiVersion: policy.networking.k8s.io/v1beta1
+kind: ClusterNetworkPolicy
+metadata: {name: closed}
+spec:
+  tier: Baseline
+  priority: 1
+  subject: {namespaces: {}}
+  ingress: [{action: Deny, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {range: {start: 100, end: 200}}}}]}]
+`
+
 func matrixDir(t *testing.T, text string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -79,7 +106,12 @@ func sluice(t *testing.T, args ...string) (status int, stdout, stderr string) {
 // For every port of every protocol, the matrix has the same verdict as Decide, either in the
 // entry of that port or in the entry for all other ports.
 func TestMatrixMatchesDecideAtEveryPort(t *testing.T) {
-	dir := matrixDir(t, matrixCluster)
+	for name, text := range map[string]string{"NetworkPolicies": matrixCluster, "tiers": matrixCluster + matrixTiers} {
+		t.Run(name, func(t *testing.T) { matchesDecide(t, matrixDir(t, text)) })
+	}
+}
+
+func matchesDecide(t *testing.T, dir string) {
 	objects, _, err := manifests.Read(dir)
 	if err != nil {
 		t.Fatal(err)

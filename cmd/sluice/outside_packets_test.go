@@ -294,9 +294,9 @@ func TestSourceCheckMovesBetweenGuardAndRulesOnPackets(t *testing.T) {
 	detach()
 	expect("when the other program is gone, the chain is not there", false)
 
-	s.nft(t, "add chain %s mangle PREROUTING { type filter hook prerouting priority mangle; }")
-	s.nft(t, "add chain %s mangle SLUICE-SOURCE")
-	s.nft(t, "insert rule %s mangle PREROUTING jump SLUICE-SOURCE")
+	// In one transaction: the agent removes a chain with its name at any time.
+	s.nft(t, "add chain %s mangle PREROUTING { type filter hook prerouting priority mangle; }\n"+
+		"add chain %s mangle SLUICE-SOURCE\ninsert rule %s mangle PREROUTING jump SLUICE-SOURCE")
 	expect("a foreign jump to the chain is removed", false)
 
 	s.stop()

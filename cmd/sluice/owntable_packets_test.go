@@ -18,6 +18,12 @@ const foreignHook = "add table %s mangle\ndelete table %s mangle\nadd table %s m
 // returned function is called or the test ends.
 func (s *testbed) ownTables(t *testing.T) (end func()) {
 	t.Helper()
+	return s.ownTablesNamed(t, "mangle")
+}
+
+// ownTablesNamed is ownTables for tables of another name.
+func (s *testbed) ownTablesNamed(t *testing.T, name string) (end func()) {
+	t.Helper()
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("needs nft: install the package nftables")
 	}
@@ -39,7 +45,7 @@ func (s *testbed) ownTables(t *testing.T) (end func()) {
 	}
 	t.Cleanup(end)
 	for _, family := range []string{"ip", "ip6"} {
-		line := strings.ReplaceAll("add table % mangle; delete table % mangle; add table % mangle { flags owner; }\n", "%", family)
+		line := strings.ReplaceAll("add table % "+name+"; delete table % "+name+"; add table % "+name+" { flags owner; }\n", "%", family)
 		if _, err := stdin.Write([]byte(line)); err != nil {
 			t.Fatal(err)
 		}

@@ -43,6 +43,7 @@ type testbed struct {
 	socket string
 	// program is the path of the sluice to run. If it is empty, agents run the sluice under test.
 	program string
+	bridged bool                 // the pods of a node are on a bridge
 	hosts   map[string]*lab.Host // pods by "namespace/name", and "outside", "node-1" and "node-2"
 }
 

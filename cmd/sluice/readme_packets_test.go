@@ -1,14 +1,18 @@
 package main
 
 import (
+	"fmt"
 	"maps"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"sluice/bench/testbed/agenttest"
+	"sluice/bench/testbed/lab"
 )
 
 // logField matches a field of a log line in text format.
@@ -74,4 +78,47 @@ var value = regexp.MustCompile(`^sluice .*?,|manifests \S+|-nft|-legacy|\S*\d\S*
 // wordsOf returns a status without its values.
 func wordsOf(status string) string {
 	return strings.Join(strings.Fields(value.ReplaceAllString(status, "")), " ")
+}
+
+// The example of the README, unchanged, on real packets. It has only IPv4 addresses.
+func TestReadmeTiersOnPackets(t *testing.T) {
+	s := &testbed{Lab: lab.ForTest(t, lab.Options{}), t: t, dir: t.TempDir(), socket: filepath.Join(t.TempDir(), "s"), hosts: make(map[string]*lab.Host)}
+	if err := os.CopyFS(s.dir, os.DirFS("examples/tiers")); err != nil {
+		t.Fatal(err)
+	}
+	addrs := map[string]string{"shop/web": "10.0.1.1", "shop/cache": "10.0.1.2", "sandbox/tool": "10.0.2.1", "sandbox/probe": "10.0.2.2", "node": "198.51.100.1"}
+	for name, addr := range addrs {
+		if name == "node" {
+			s.hosts[name] = s.Nodes[0].Host
+			if err := s.Nodes[0].AddAddr(netip.MustParseAddr(addr)); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Nodes[0].Serve("tcp", 22); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			h, err := s.Nodes[0].AddPod(name, netip.MustParseAddr(addr))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.hosts[name] = h
+		}
+		s.serve(s.hosts[name])
+	}
+	s.start()
+	probe := func(from, to string, port int) string {
+		return fmt.Sprintf("%s %s tcp %d", from, addrs[to], port)
+	}
+	for range 2 { // by the agent's verdicts, then by those that caches remember
+		s.check(t, []string{
+			probe("sandbox/probe", "shop/web", 80), probe("shop/cache", "shop/web", 80),
+			probe("shop/web", "node", 80), probe("node", "shop/web", 6379), probe("node", "shop/cache", 80),
+		}, nil)
+		s.checkSilent(t,
+			probe("sandbox/tool", "shop/web", 80), probe("sandbox/tool", "shop/cache", 6379), probe("sandbox/tool", "sandbox/probe", 80),
+			probe("sandbox/probe", "shop/web", 6379), probe("sandbox/probe", "shop/cache", 6379), probe("sandbox/probe", "sandbox/tool", 80),
+			probe("shop/web", "shop/cache", 6379), probe("shop/cache", "shop/web", 6379), probe("shop/web", "sandbox/tool", 80),
+			probe("shop/web", "node", 22), probe("sandbox/tool", "node", 22),
+		)
+	}
 }

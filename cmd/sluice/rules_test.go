@@ -33,6 +33,30 @@ func TestRulesPrintsWhatRunKeeps(t *testing.T) {
 			iptables.Options{AllowedMark: 0x100, RevokedMark: 0x200, FirstQueue: 9, Queues: 1, SourceShare: 50, FailOpen: true, Backend: iptables.Legacy},
 		},
 	}
+	judged := iptables.Defaults
+	judged.NodeSources = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd00::/64")}
+	tests["node sources"] = struct {
+		args []string
+		opts iptables.Options
+	}{[]string{"--node-sources", "10.1.0.0/24,fd00::/64"}, judged}
+	if text := judged.Wanted(iptables.IPv6); !strings.Contains(text, "-A SLUICE-INPUT -s fd00::/64 -g SLUICE-NODE\n") {
+		t.Errorf("no rule for the source:\n%s", text)
+	}
+	rejecting := iptables.Defaults
+	rejecting.Reject = true
+	tests["reject"] = struct {
+		args []string
+		opts iptables.Options
+	}{[]string{"--deny-with", "reject"}, rejecting}
+	bridged := rejecting
+	bridged.BridgePorts = true
+	tests["bridge ports"] = struct {
+		args []string
+		opts iptables.Options
+	}{[]string{"--deny-with", "reject", "--bridge-ports"}, bridged}
+	if text := bridged.Wanted(iptables.IPv4); strings.Count(text, "--physdev-is-in") == 0 || !strings.Contains(text, "BROADCAST,MULTICAST") {
+		t.Errorf("the rules about ports of a bridge are missing:\n%s", text)
+	}
 	guarded := iptables.Defaults
 	guarded.Guarded = true
 	tests["guarded"] = struct {
@@ -62,6 +86,7 @@ func TestRulesUsageErrors(t *testing.T) {
 		"first":      {"--queue-first -1", "from 0 to 65534"},
 		"last queue": {"--queue-first 65533", "give 1 to 2"},
 		"argument":   {"now", "now"},
+		"words":      {"--words=xx", `"xx" for --words: give true or false (see`},
 	}
 	for name, tt := range tests {
 		status, stdout, stderr := sluice(t, append([]string{"rules"}, strings.Fields(tt.args)...)...)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"sluice/filter"
 	"sluice/filter/iptables"
 )
 
@@ -40,6 +41,27 @@ func (m *markFlag) Set(text string) error {
 		return fmt.Errorf("give a 32-bit number with one bit set, such as 0x10")
 	}
 	*m = markFlag(n)
+	return nil
+}
+
+// addDenyWithFlag adds the flag --deny-with.
+func addDenyWithFlag(fs *pflag.FlagSet, d *filter.Denial, usage string) {
+	*d = filter.DenialDrop
+	fs.Var((*denialFlag)(d), "deny-with", usage)
+}
+
+// denialFlag is how packets are denied.
+type denialFlag filter.Denial
+
+func (d *denialFlag) String() string { return filter.Denial(*d).String() }
+func (d *denialFlag) Type() string   { return "drop|reject" }
+
+func (d *denialFlag) Set(text string) error {
+	denial, ok := filter.ParseDenial(text)
+	if !ok {
+		return fmt.Errorf("give drop or reject")
+	}
+	*d = denialFlag(denial)
 	return nil
 }
 

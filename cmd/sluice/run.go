@@ -24,18 +24,18 @@ func runCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [--manifests DIR]",
 		Short: "Enforce the policies on this node",
-		Long: `Run enforces the NetworkPolicies on the pods of this node until it is stopped
-(Ctrl-C, SIGTERM).
+		Long: `Run enforces NetworkPolicies and ClusterNetworkPolicies on the pods of this node until
+it is stopped (Ctrl-C, SIGTERM).
 
 It follows the Kubernetes API: in a pod with its service account, elsewhere with
 --kubeconfig. --node-name is the Node that it runs on. The agent uses the pod ranges of
 this Node to distinguish new pods from addresses outside of the cluster.
 
-With --manifests it needs no cluster: it reads Namespaces, Pods (with status.podIPs) and
-NetworkPolicies from the YAML and JSON files of a directory, and follows them. When a
-file is saved, it applies at once to new and to live connections. If a file becomes
-invalid, the agent keeps using its last valid content. If an object is in two
-directories or files, the first one counts, in the order of the flags.
+With --manifests it needs no cluster: it reads Namespaces, Pods (with status.podIPs),
+Nodes, NetworkPolicies and ClusterNetworkPolicies from the YAML and JSON files of a
+directory, and follows them. When a file is saved, it applies at once to new and to live
+connections. If a file becomes invalid, the agent keeps using its last valid content. If
+an object is in two directories or files, the first one counts, in the order of the flags.
 
 It keeps rules in the iptables of this network namespace (sluice rules prints them).
 They send the first packet of each new pod connection to the agent; the rest of the
@@ -80,6 +80,8 @@ answers new connections whose verdict it remembers, and those that no policy con
 	fs.Var(newChoiceFlag(&opts.OnExit, agent.KeepRules, agent.RemoveRules), "on-exit", "what happens to the rules at the end: keep or remove")
 	addTaintFlags(fs, &opts)
 	addRulesFlags(fs, &opts.Rules)
+	addDenyWithFlag(fs, &opts.Denial, `how packets are denied, unless the annotation sluice/deny-with of the policy or its
+namespace says otherwise: drop, or reject (TCP gets a reset, all else an ICMP error)`)
 	addHoldFlags(fs, &opts)
 	addLimitFlags(fs, &opts)
 	addNetworkFlags(fs, &opts)

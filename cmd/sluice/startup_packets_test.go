@@ -147,6 +147,55 @@ func TestStartupTaintOnPackets(t *testing.T) {
 	}
 }
 
+// Where no rules are in place, an agent that may not list ClusterNetworkPolicies enforces the
+// NetworkPolicies, but is not ready and keeps the startup taint. Once it may list them, they are
+// in force.
+func TestRefusedKindOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.write("policies.yaml", policies(demo1))
+	s.write("platform.yaml", `{apiVersion: policy.networking.k8s.io/v1beta1, kind: ClusterNetworkPolicy, metadata: {name: platform},
+ spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}}`)
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.Nodes[0].Name}, Spec: corev1.NodeSpec{
+		PodCIDRs: []string{s.Nodes[0].Pods4.String(), s.Nodes[0].Pods6.String()},
+		Taints:   []corev1.Taint{{Key: "sluice.dev/agent-not-ready", Effect: corev1.TaintEffectNoSchedule}},
+	}}
+	var granted atomic.Bool
+	api := s.serveAPI(t, node, func(req *http.Request) *metav1.Status {
+		if granted.Load() || !strings.HasSuffix(req.URL.Path, "/clusternetworkpolicies") {
+			return nil
+		}
+		return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "not yours"}
+	})
+	api.Install("v1beta1")
+	s.startFollowing(api.kubeconfig, "--startup-taint", "sluice.dev/agent-not-ready")
+	reaches := func(from string, family int, want bool) {
+		t.Helper()
+		f := families[family]
+		to := netip.AddrPortFrom(f.addr(s.host("default/db")), 6379)
+		if r := s.host(from).Connect(t.Context(), "tcp", to, probeTimeout); (r.Outcome == lab.Reached) != want {
+			t.Errorf("over %s, %s to db: %v", f.name, from, r.Outcome)
+		}
+	}
+	for i := range families {
+		reaches("default/web", i, true)
+		reaches("default/other", i, false)
+	}
+	s.awaitProblem(t, "enforces, but is not ready: the list of ClusterNetworkPolicies has not been read yet: ")
+	s.awaitProblem(t, "let this user list and watch clusternetworkpolicies of API group")
+	if len(api.Get(node).(*corev1.Node).Spec.Taints) != 1 {
+		t.Error("the taint is gone")
+	}
+	granted.Store(true)
+	for end := time.Now().Add(waitTimeout); len(api.Get(node).(*corev1.Node).Spec.Taints) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the taint is left")
+		}
+	}
+	for i := range families {
+		reaches("default/web", i, false)
+	}
+}
+
 // Without a rule that needs conntrack, the kernel does not track the connections that begin
 // before the agent starts. The agent's rules start the tracking, and the next packet of such a
 // connection is judged like the first packet of a new connection.

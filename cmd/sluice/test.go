@@ -44,8 +44,9 @@ from and to are pods (namespace/name, or name in namespace default) or IP addres
 port is a number or the name of a port of the destination. Each may be a list: the
 expectation is for every combination, and for both families of dual-stack pods.
 protocol is TCP, UDP, SCTP or ICMP, by default TCP. policy is optional. It must be the
-reason: one of its rules allows the flow, or it is among the policies that isolate the
-end that denies. nodeIPs, beside manifests, are the addresses of the node of the pods.
+reason: one of its rules allows or denies the flow, or it is among the policies that
+isolate the end that denies. A ClusterNetworkPolicy is written with its tier, as in
+admin/platform. nodeIPs, beside manifests, are the addresses of the node of the pods.
 
 Flows that differ from the expectation are explained. The exit status is 1 if a test
 failed, and 2 if a test could not run, or if parts of the manifests cannot be understood.
@@ -133,7 +134,7 @@ func runTestFile(e env, path string) ([]expect.Result, error) {
 	for i := range f.Tests {
 		results = append(results, f.Tests[i].Run(c))
 	}
-	return results, m.report(e, "the tests were run on")
+	return results, m.report(e, "the tests")
 }
 
 // tally counts tests. A file that could not run counts as one error.

@@ -89,8 +89,19 @@ func TestNodePortOnPackets(t *testing.T) {
 // them. So a client learns that a port is closed.
 func TestErrorsPassOnPackets(t *testing.T) {
 	s := newTestbed(t)
-	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"))
 	s.start()
+	for _, text := range []string{
+		policies(db("[{ports: [{protocol: UDP, port: 9}, {port: 9}]}]"), "default/none: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress]}"),
+		clusterPolicies(cnp("out", "Admin", "db", "[{action: Deny, to: ["+anyNetwork+"]}]"), toAll("{action: Accept, from: ["+frontends+"]}, {action: Deny, from: ["+anyPods+"]}")),
+	} {
+		s.save("policies.yaml", text)
+		s.checkErrorsPass(t)
+	}
+}
+
+// checkErrorsPass checks that the frontend learns that port 9 of the database is closed.
+func (s *testbed) checkErrorsPass(t *testing.T) {
+	t.Helper()
 	for _, f := range families {
 		for _, network := range []string{"tcp", "udp"} {
 			to := netip.AddrPortFrom(f.addr(s.host("default/db")), 9)
@@ -112,7 +123,7 @@ type prober struct {
 	from, to string
 	v6       bool
 	sniffer  *lab.Sniffer
-	sentinel int
+	sentinel int // see count
 }
 
 func (s *testbed) newProber(t testing.TB, v6 bool) *prober {
@@ -127,8 +138,16 @@ func (s *testbed) newProberBetween(t testing.TB, from, to string, v6 bool) *prob
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &prober{testbed: s, t: t, from: from, to: to, v6: v6, sniffer: sniffer}
+	pr := &prober{testbed: s, t: t, from: from, to: to, v6: v6, sniffer: sniffer}
+	pr.count()
+	return pr
 }
+
+// count sets the number of the next packets to one that no other prober of the test has. The
+// source port of a sentinel contains this number. With the port of an earlier sentinel, it would
+// belong to that sentinel's connection, which is already judged, and would overtake the packets
+// in the queue.
+func (pr *prober) count() { pr.sentinel = int(sentinels.Add(1) % 10_000) }
 
 // packet returns an IP packet between the two pods. The payload is all that follows the IP
 // header.
@@ -159,7 +178,7 @@ func (pr *prober) packet(proto layers.IPProtocol, payload ...gopacket.Serializab
 // udp returns a datagram that the policies allow, with a source port of its own. It always goes
 // through the queue, and there stays behind the packets that were sent before it.
 func (pr *prober) udp(text string) []byte {
-	return withOptions(pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(40000 + pr.sentinel), DstPort: 53}, gopacket.Payload(text)))
+	return withOptions(pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: layers.UDPPort(50000 + pr.sentinel), DstPort: 53}, gopacket.Payload(text)))
 }
 
 // withOptions inserts options without effect behind the IP header of a packet. They keep the
@@ -199,7 +218,7 @@ func (pr *prober) arrives(packet []byte, mark string) bool {
 	send(packet)
 	return receives(pr.t, pr.sniffer, mark, func(text string) {
 		pr.t.Helper()
-		pr.sentinel++
+		pr.count()
 		send(pr.udp(text))
 	})
 }
@@ -254,7 +273,7 @@ func (pr *prober) sctp(port uint16, text string) []byte {
 // that no socket would send, such as a truncated TCP header. The test writes these packets itself.
 func TestCraftedPackets(t *testing.T) {
 	const allowDNS = "{ports: [{protocol: UDP, port: 53}]}"
-	s := newTestbed(t)
+	s := newTestbedWith(t, lab.Options{Nodes: 2, InOrder: true})
 	s.start("--queues", "1") // with more queues, packets of different protocols could overtake each other
 	type sent struct {
 		name, mark string
@@ -278,20 +297,37 @@ func TestCraftedPackets(t *testing.T) {
 		return pr.packet(layers.IPProtocolESP, gopacket.Payload("12345678esp payload"))
 	}}
 	all := []sent{icmp, sctp, otherSCTP, unassigned, cut, esp}
+	ofNetworkPolicy := func(ingress string) string { return policies(db(ingress)) }
+	ofAdmin := func(ingress string) string { return clusterPolicies(toAll(ingress)) }
+	const (
+		acceptDNS = "{action: Accept, from: [" + anyPods + "], protocols: [{udp: {destinationPort: {number: 53}}}]}, "
+		denyAny   = "{action: Deny, from: [" + anyPods + "]}"
+		ports     = ", protocols: [{tcp: {destinationPort: {number: 6379}}}, {sctp: {destinationPort: {number: 7777}}}]}"
+	)
 	cases := []struct {
-		name, ingress string
-		pass          []sent
+		name, text string
+		pass       []sent
 	}{
-		{"a rule without ports", "[{}]", all},
-		{"a rule for this peer without ports", "[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]", all},
-		{"all ports of all protocols", "[{ports: [{protocol: TCP}, {protocol: UDP}, {protocol: SCTP}]}]", []sent{sctp, otherSCTP}},
-		{"one SCTP port", "[" + allowDNS + ", {ports: [{protocol: SCTP, port: 7777}]}]", []sent{sctp}},
-		{"TCP alone", "[" + allowDNS + ", {ports: [{port: 7777}, {port: 6379}]}]", nil},
-		{"another peer without ports", "[" + allowDNS + ", {from: [{podSelector: {matchLabels: {role: backend}}}]}]", nil},
+		{"a rule without ports", ofNetworkPolicy("[{}]"), all},
+		{"a rule for this peer without ports", ofNetworkPolicy("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]"), all},
+		{"all ports of all protocols", ofNetworkPolicy("[{ports: [{protocol: TCP}, {protocol: UDP}, {protocol: SCTP}]}]"), []sent{sctp, otherSCTP}},
+		{"one SCTP port", ofNetworkPolicy("[" + allowDNS + ", {ports: [{protocol: SCTP, port: 7777}]}]"), []sent{sctp}},
+		{"TCP alone", ofNetworkPolicy("[" + allowDNS + ", {ports: [{port: 7777}, {port: 6379}]}]"), nil},
+		{"another peer without ports", ofNetworkPolicy("[" + allowDNS + ", {from: [{podSelector: {matchLabels: {role: backend}}}]}]"), nil},
+		// ClusterNetworkPolicies. A truncated header may hide a port that a rule denies.
+		{"c05 Deny without protocols", ofAdmin(acceptDNS + denyAny), nil},
+		{"c05 Accept without protocols", policies(denyAll) + clusterPolicies(ofAll("p", "Admin", 1, "ingress: [{action: Accept, from: ["+anyPods+"]}], egress: [{action: Accept, to: ["+anyPods+"]}]")), all},
+		{"c05 Deny some ports", ofAdmin("{action: Deny, from: [" + anyPods + "]" + ports), []sent{icmp, otherSCTP, unassigned, esp}},
+		{"c05 Accept some ports", ofAdmin(acceptDNS + "{action: Accept, from: [" + anyPods + "]" + ports + ", " + denyAny), []sent{sctp}},
+		{"c05 Deny a range of SCTP", ofAdmin("{action: Deny, from: [" + anyPods + "], protocols: [{sctp: {destinationPort: {range: {start: 7000, end: 7777}}}}]}"), []sent{icmp, otherSCTP, unassigned, esp}},
+		{"c05 Deny another peer", ofAdmin("{action: Deny, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: backend}}}}]" + ports), all},
+		{"c05 Deny for egress", clusterPolicies(fromAll("{action: Deny, to: [" + s.networksOf("default/db") + "]" + ports)), []sent{icmp, otherSCTP, unassigned, esp}},
+		{"c03 Pass some ports to NetworkPolicies", policies(db("["+allowDNS+", {ports: [{protocol: SCTP}]}]")) + clusterPolicies(toAll(acceptDNS+"{action: Pass, from: ["+anyPods+"]"+ports+", "+denyAny)), []sent{sctp}},
+		{"c01 Baseline", clusterPolicies(ofAll("b", "Baseline", 1, "ingress: ["+acceptDNS+"{action: Accept, from: ["+anyPods+"]"+ports+", "+denyAny+"]")), []sent{sctp}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			s.save("policies.yaml", policies(db(c.ingress)))
+			s.save("policies.yaml", c.text)
 			for i, f := range families {
 				pr := s.newProber(t, i == 1)
 				for _, p := range all {
@@ -381,9 +417,15 @@ func (s *testbed) queues() map[int]uint64 {
 // mark must achieve this, so the test switches off the kernel's flow cache, which would also
 // keep packets from the queue.
 func TestJudgedOnceOnPackets(t *testing.T) {
+	for _, with := range []string{"drop", "reject"} {
+		t.Run(with, func(t *testing.T) { testJudgedOnce(t, "--kernel-cache", "off", "--deny-with", with) })
+	}
+}
+
+func testJudgedOnce(t *testing.T, args ...string) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(db("[{ports: [{protocol: UDP, port: 7}, {port: 6379}]}]")))
-	s.start("--kernel-cache", "off")
+	s.start(args...)
 	const packets = 50
 	for i, f := range families {
 		pr := s.newProber(t, i == 1)

@@ -23,7 +23,7 @@ type Memory interface {
 	// Remember stores a verdict about k. src and dst are the epochs of both ends: the verdict
 	// is valid while both are current. If k.Transport is filter.Any, the verdict is valid for
 	// all packets between the two addresses. The packet is not released before Remember
-	// returns.
+	// returns. The action filter.Reject is a denial too.
 	Remember(k filter.Key, src, dst uint64, action filter.Action)
 }
 
@@ -47,13 +47,28 @@ type Config struct {
 	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
 	// packets from or to a pending address.
 	Memory Memory
-	// Tracker may be nil. It gets the key of each flow that the snapshot allows, but not if the
-	// verdict comes from a cache. Three reasons are exceptions. For SameAddress and OwnNode,
-	// Tracker gets no key. For NotIsolated, it gets the key of every packet from or to a pending
-	// address, and no other key. Tracker also gets the keys of packets that FailOpen allows.
+	// Tracker may be nil. It gets the key of each flow that the snapshot allows, unless the
+	// verdict comes from a cache, and the keys of packets that FailOpen allows. Three reasons of
+	// a verdict are exceptions:
+	//
+	//   - SameAddress: Tracker gets no key.
+	//   - OwnNode: it gets the key only if policies may deny what the source sends to its node.
+	//   - NotIsolated: it gets the key of every packet from or to a pending address, and no other.
 	Tracker FlowTracker
-	// FailOpen allows a packet that was held for a pod of this node if the pod did not become
-	// known in time. Otherwise the packet is denied.
+	// Translated may be nil. Several evaluators call it concurrently. k is the key of a packet
+	// to this node. translated reports whether the kernel will change the packet's destination
+	// after the hook INPUT, as IPVS does. Such a packet is judged when it has the new
+	// destination. possible reports whether there is any destination that the kernel changes;
+	// in this case, Memory gets no verdicts about packets to this node.
+	Translated func(k filter.Key) (translated, possible bool)
+	// Rejects reports whether the iptables rules can reject packets. If it returns false or is
+	// nil, packets to be rejected are dropped. Several evaluators call it concurrently.
+	Rejects func() bool
+	// Strangers remembers addresses in other nodes' pod ranges that belong to no pod, so that only
+	// their first packets wait. It may be nil.
+	Strangers *Strangers
+	// FailOpen allows a packet from or to an address that is expected to belong to a pod of this
+	// node (policy.PendingLocal), if the pod does not become known in time.
 	FailOpen bool
 }
 
@@ -74,59 +89,73 @@ func New(config Config, flows *cache.Flows) *Evaluator {
 	return &Evaluator{config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
 }
 
-// Evaluate decides the packet that begins with the IP header at data[0]. A packet that
-// cannot be decoded is denied. If action is filter.Hold, pending is the address of a pod that
-// is not known yet, and the packet must be held until it is. Evaluate is called between Enter
-// and Exit.
-func (e *Evaluator) Evaluate(data []byte) (action filter.Action, pending netip.Addr) {
+// Evaluate decides the packet that begins with the IP header at data[0] and was queued at the
+// hook. A packet that cannot be decoded is denied. With filter.Hold, the packet must be held
+// until the pod with the address pending is known. Evaluate is called between Enter and Exit.
+func (e *Evaluator) Evaluate(data []byte, at filter.Hook) (action filter.Action, pending netip.Addr) {
 	var p packet.Packet
 	var v filter.Verdict
 	if e.tally.due() {
 		began := time.Now()
-		pending = e.decide(data, &p, &v)
+		pending = e.decide(data, at, &p, &v)
 		e.tally.took(time.Since(began))
 	} else {
-		pending = e.decide(data, &p, &v)
+		pending = e.decide(data, at, &p, &v)
 	}
 	if pending.IsValid() {
 		return filter.Hold, pending
 	}
-	e.report(&p, &v)
-	return v.Action, pending
+	if v.Action == filter.Skip {
+		return filter.Skip, pending
+	}
+	return e.report(&p, &v, at), pending
 }
 
-// Expire decides a packet that was held for a pod which did not become known in time. If
-// policies deny the flow whichever pod has the address, Expire denies it. Otherwise, if the
-// address is expected to belong to a pod of this node, the fail mode decides. In all other
-// cases the packet gets the verdict for an unknown address, which never allows more than the
-// verdict for a pod. Call Expire between Enter and Exit.
-func (e *Evaluator) Expire(data []byte) filter.Action {
+// Expire decides a packet that cannot wait for its pod any longer. The fail mode decides in two
+// cases: the pending address is expected to belong to a pod of this node, or only the Namespace of
+// the pod is not known. The fail mode allows nothing that policies deny to every peer.
+//
+// In other cases the packet gets the verdict for an unknown address, because the ranges of other
+// nodes contain addresses that no pod ever has, such as those of an overlay network. If a pod gets
+// the address later, live connections are judged again. But if that verdict is to allow, and there
+// was no room for the packet to wait, the fail mode decides: otherwise, a sender could fill the
+// room so that its packets need not wait. Expire is called between Enter and Exit.
+func (e *Evaluator) Expire(data []byte, at filter.Hook, waited bool) filter.Action {
 	var p packet.Packet
 	var v filter.Verdict
-	pending := e.decide(data, &p, &v)
-	if pending.IsValid() {
-		if e.snapshot.Pending(pending) == policy.PendingLocal {
-			e.failMode(&p, &v)
-		}
+	pending := e.decide(data, at, &p, &v)
+	switch {
+	case !pending.IsValid():
+	case v.Reason == filter.NamespaceNotKnown, e.snapshot.Pending(pending) == policy.PendingLocal, v.Action == filter.Allow && !waited:
+		e.failMode(&p, &v)
+	case v.Action == filter.Allow:
+		e.config.Strangers.add(pending)
+		e.trackUnknown(&p)
 	}
-	e.report(&p, &v)
-	return v.Action
+	return e.report(&p, &v, at)
 }
 
-// failMode decides a packet if a pod of this node did not become known in time.
+// failMode decides a packet by the fail mode, because a pod did not become known in time.
 func (e *Evaluator) failMode(p *packet.Packet, v *filter.Verdict) {
 	switch {
 	case e.config.FailOpen:
-		if e.config.Tracker != nil {
-			src, dst := e.matters(p.Key.SrcAddr()), e.matters(p.Key.DstAddr())
-			e.config.Tracker.Track(p.Key, src, dst, e.snapshot.Number())
-			if p.MidStream {
-				e.config.Tracker.Track(p.Reverse(), dst, src, e.snapshot.Number())
-			}
-		}
+		e.trackUnknown(p)
 		*v = filter.Verdict{Action: filter.Allow, Reason: filter.PodNotKnown}
 	case v.Action != filter.Deny:
 		*v = filter.Verdict{Action: filter.Deny, Reason: filter.PodNotKnown}
+	}
+}
+
+// trackUnknown passes the key of a packet to Tracker. The packet is allowed although a pod did not
+// become known.
+func (e *Evaluator) trackUnknown(p *packet.Packet) {
+	if e.config.Tracker == nil {
+		return
+	}
+	src, dst := e.matters(p.Key.SrcAddr()), e.matters(p.Key.DstAddr())
+	e.config.Tracker.Track(p.Key, src, dst, e.snapshot.Number())
+	if p.MidStream {
+		e.config.Tracker.Track(p.Reverse(), dst, src, e.snapshot.Number())
 	}
 }
 
@@ -136,18 +165,23 @@ func (e *Evaluator) matters(addr netip.Addr) bool {
 	return endpoint != nil || pending != policy.Known
 }
 
-// report counts a verdict and passes it to the observer.
-func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict) {
+// report counts a verdict, passes it to the observer and returns its action. A packet that
+// cannot be rejected is dropped.
+func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict, at filter.Hook) filter.Action {
+	if v.Reject && (at == filter.AtPostrouting || e.config.Rejects == nil || !e.config.Rejects()) {
+		v.Reject = false
+	}
 	e.tally.count(v)
 	if e.config.Observer != nil {
 		e.config.Observer.Observe(*p, *v)
 	}
+	return v.Answer()
 }
 
 // decide decodes a packet and decides it. If the packet should be held, decide returns the
-// address of the pod that the packet waits for. p and v are out-parameters: returning them
-// by value cost 10% of a cache hit.
-func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
+// address whose pod it waits for. p and v are out-parameters: returning them by value cost
+// 10% of a cache hit.
+func (e *Evaluator) decide(data []byte, at filter.Hook, p *packet.Packet, v *filter.Verdict) (pending netip.Addr) {
 	var err error
 	*p, err = e.decoder.Decode(data)
 	switch {
@@ -157,21 +191,39 @@ func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pe
 	case e.snapshot == nil:
 		v.Action, v.Reason = filter.Deny, filter.NotSynced
 		return pending
+	case at == filter.AtInput:
+		return e.decideToNode(p, v)
 	}
 	var ends cache.Ends
 	var fresh bool
 	*v, ends, fresh = e.flows.Decide(e.snapshot, &p.Key)
-	if p.MidStream && v.Action == filter.Allow {
+	if e.denyHidden(&p.Key, v, false) {
+		return pending
+	}
+	if p.MidStream && v.Action == filter.Allow && v.Reason != filter.OwnNode { // what the node sends passes
 		return e.decideMidStream(p, v, ends, fresh)
+	}
+	if v.Reason == filter.NamespaceNotKnown {
+		return e.snapshot.UnknownNamespace(&p.Key)
 	}
 	unknown := e.unknown(&p.Key, ends)
 	if unknown != noneUnknown && !e.snapshot.Final(&p.Key, v, unknown.src, unknown.dst) {
-		if pending = unknown.pending(&p.Key, v); pending.IsValid() {
+		if pending = unknown.pending(&p.Key, v); pending.IsValid() && !e.isStranger(p, v, pending) {
 			return pending
 		}
 	}
 	e.record(&p.Key, v, ends, unknown, fresh)
-	return pending
+	return netip.Addr{}
+}
+
+// isStranger reports whether an allowed packet of a pending address need not wait for a pod (see
+// Strangers). If so, it passes the packet's key to Tracker.
+func (e *Evaluator) isStranger(p *packet.Packet, v *filter.Verdict, pending netip.Addr) bool {
+	if v.Action != filter.Allow || e.snapshot.Pending(pending) != policy.PendingRemote || !e.config.Strangers.has(pending) {
+		return false
+	}
+	e.trackUnknown(p)
+	return true
 }
 
 // decideMidStream completes the verdict about a packet that does not begin a connection, but
@@ -182,6 +234,10 @@ func (e *Evaluator) decide(data []byte, p *packet.Packet, v *filter.Verdict) (pe
 func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends cache.Ends, fresh bool) (pending netip.Addr) {
 	reverse := p.Reverse()
 	back, _, backFresh := e.flows.Decide(e.snapshot, &reverse)
+	if e.denyHidden(&reverse, &back, false) {
+		*v = back
+		return pending
+	}
 	forth := *v
 	if back.Action != filter.Allow {
 		*v = back
@@ -189,7 +245,7 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 	}
 	unknown := e.unknown(&p.Key, ends)
 	if unknown != noneUnknown && !e.finalMidStream(p, &forth, &reverse, &back, unknown) {
-		if pending = unknown.pending(&p.Key, v); pending.IsValid() {
+		if pending = unknown.pending(&p.Key, v); pending.IsValid() && !e.isStranger(p, v, pending) {
 			return pending
 		}
 	}
@@ -201,7 +257,7 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 		e.record(&reverse, &back, cache.Ends{Src: ends.Dst, Dst: ends.Src}, unknownEnds{unknown.dst, unknown.src}, backFresh)
 	}
 	e.record(&p.Key, &forth, ends, unknown, fresh)
-	return pending
+	return netip.Addr{}
 }
 
 // finalMidStream reports whether the verdict about a mid-stream packet is final (see
@@ -233,8 +289,10 @@ func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
 // the packet need not be held.
 //
 // If the unknown pod is on this node, the packet is always held: this node enforces the
-// policies that may isolate the pod. If it is on another node, that node enforces them, and the
-// pod is only a peer here. In that case the packet is held only if v denies it.
+// policies that may select the pod. If it is on another node, that node enforces them, and the
+// pod is only a peer here. A packet that is denied now is held, because a rule may allow the pod
+// by its labels. A packet that is allowed now is held too, because an ordered rule may deny the pod
+// by its labels. This is impossible if the reason of the verdict is OwnNode.
 func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr) {
 	waits := func(end policy.Pending) bool {
 		return end == policy.PendingLocal || end == policy.PendingRemote && v.Action == filter.Deny
@@ -243,6 +301,12 @@ func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr)
 	case waits(u.src):
 		return k.SrcAddr()
 	case waits(u.dst):
+		return k.DstAddr()
+	case v.Reason == filter.OwnNode:
+		return none
+	case u.src == policy.PendingRemote:
+		return k.SrcAddr()
+	case u.dst == policy.PendingRemote:
 		return k.DstAddr()
 	}
 	return none
@@ -267,7 +331,7 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	// Call Remember before the packet is answered. This delays the packet by microseconds, but
 	// even a second connection that follows at once hits the cache.
 	if remember {
-		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Action)
+		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Answer())
 	}
 }
 
@@ -305,6 +369,9 @@ func (e *Evaluator) Exit() {
 // Tally returns the counts of the verdicts and the latency of the decisions. It may be
 // called concurrently.
 func (e *Evaluator) Tally() *Tally { return e.tally.read() }
+
+// Forget removes the named policies from the denials in Tally. It may be called concurrently.
+func (e *Evaluator) Forget(policies []string) { e.tally.denials.forget(policies) }
 
 // Stats returns the statistics of the evaluator's flow cache.
 func (e *Evaluator) Stats() cache.Stats { return e.flows.Stats() }

@@ -24,16 +24,16 @@ type Sides uint8
 // SidesOf returns the sides of a verdict.
 func SidesOf(v *filter.Verdict) Sides {
 	var s Sides
-	if v.Egress.Isolation != nil {
+	if v.Egress.Isolation != nil || v.Egress.Rule != nil {
 		s |= 1 << filter.Egress
 	}
-	if v.Ingress.Isolation != nil {
+	if v.Ingress.Isolation != nil || v.Ingress.Rule != nil {
 		s |= 1 << filter.Ingress
 	}
 	return s
 }
 
-// Has reports whether the flow is isolated in a direction.
+// Has reports whether policies decided about the flow in a direction.
 func (s Sides) Has(d filter.Direction) bool { return s&(1<<d) != 0 }
 
 // Verdicts counts verdicts by action, by reason and by Sides.
@@ -50,7 +50,9 @@ type Latency struct {
 // Tally holds counts of verdicts, and how long the decisions took.
 type Tally struct {
 	Verdicts Verdicts
+	Rejected uint64 // denied packets that were rejected; Verdicts includes them
 	Latency  Latency
+	Denials  Denials
 }
 
 // Add adds o, the tally of another evaluator, to t.
@@ -65,6 +67,8 @@ func (t *Tally) Add(o *Tally) {
 	for i := range t.Latency.Buckets {
 		t.Latency.Buckets[i] += o.Latency.Buckets[i]
 	}
+	t.Rejected += o.Rejected
+	t.Denials.add(&o.Denials)
 	t.Latency.Sum += o.Latency.Sum
 }
 
@@ -73,9 +77,11 @@ func (t *Tally) Add(o *Tally) {
 type tally struct {
 	_        [64]byte
 	verdicts [2][filter.NumReasons][4]atomic.Uint64
+	rejected atomic.Uint64
 	buckets  [latencyBuckets]atomic.Uint64
 	sum      atomic.Int64
 	turn     uint32 // number of decisions; only the writer uses it
+	denials  denialCounter
 	_        [64]byte
 }
 
@@ -94,6 +100,12 @@ func (t *tally) took(d time.Duration) {
 // count counts a verdict.
 func (t *tally) count(v *filter.Verdict) {
 	t.verdicts[counted(v.Action)][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(1)
+	if v.Reject {
+		t.rejected.Add(1)
+	}
+	if v.Action == filter.Deny {
+		t.denials.count(v)
+	}
 }
 
 // counted returns the action under which a verdict is counted: Deny for all actions except
@@ -117,6 +129,8 @@ func (t *tally) read() *Tally {
 	for i := range t.buckets {
 		out.Latency.Buckets[i] = t.buckets[i].Load()
 	}
+	out.Rejected = t.rejected.Load()
+	t.denials.addTo(&out.Denials)
 	out.Latency.Sum = time.Duration(t.sum.Load())
 	return &out
 }

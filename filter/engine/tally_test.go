@@ -10,7 +10,7 @@ import (
 )
 
 func TestTallyCounts(t *testing.T) {
-	isolation, rule := &filter.Isolation{Policies: []string{"a/b"}}, &filter.Rule{Policy: "a/b"}
+	isolation, rule := &filter.Isolation{Policies: []string{"a/b"}}, &filter.Rule{Policy: "a/b", Action: filter.RuleAccepts}
 	var one tally
 	for _, v := range []filter.Verdict{
 		{Action: filter.Allow, Reason: filter.NotIsolated},
@@ -62,7 +62,7 @@ func TestEvaluatorTally(t *testing.T) {
 	defer e.Close()
 	const n = 10*sampleInterval + 1
 	for range n {
-		e.Evaluate([]byte{0})
+		e.Evaluate([]byte{0}, filter.AtPostrouting)
 	}
 	got := e.Tally()
 	if malformed := got.Verdicts[filter.Deny][filter.Malformed][0]; malformed != n {
@@ -75,7 +75,7 @@ func TestEvaluatorTally(t *testing.T) {
 	if timed != n/sampleInterval {
 		t.Errorf("%d of %d were timed, want %d", timed, n, n/sampleInterval)
 	}
-	if allocs := testing.AllocsPerRun(2*sampleInterval, func() { e.Evaluate([]byte{0}) }); allocs != 0 {
+	if allocs := testing.AllocsPerRun(2*sampleInterval, func() { e.Evaluate([]byte{0}, filter.AtPostrouting) }); allocs != 0 {
 		t.Errorf("counting takes %v allocations", allocs)
 	}
 }

@@ -19,9 +19,11 @@ const (
 	Ready          Name = "ready"
 	SourceLimitOff Name = "source-limit-off"
 	SourceCheckOff Name = "source-check-off"
+	RejectOff      Name = "reject-off"
 	KernelCacheOff Name = "kernel-cache-off"
 	PinsRemoved    Name = "pins-removed"
 	AddressInUse   Name = "address-in-use"
+	Resumed        Name = "resumed"
 )
 
 // Events about packets.
@@ -46,19 +48,31 @@ const (
 	RulesComplete  Name = "rules-complete"
 )
 
+// Events about the guard of the pods' interfaces.
+const (
+	GuardFailing      Name = "guard-failing"
+	GuardRecovered    Name = "guard-recovered"
+	GuardNotPinned    Name = "guard-not-pinned"
+	GuardUnrecognized Name = "guard-unrecognized"
+)
+
 // Events about the sources of policies and pods.
 const (
-	ManifestBroken      Name = "manifest-broken"
-	ManifestRepaired    Name = "manifest-repaired"
-	ManifestsUnreadable Name = "manifests-unreadable"
-	ManifestsReadable   Name = "manifests-readable"
-	APIUnreachable      Name = "api-unreachable"
-	APIReachable        Name = "api-reachable"
-	AddressShared       Name = "address-shared"
-	NodeUnknown         Name = "node-unknown"
-	NodeRangeUnreadable Name = "node-range-unreadable"
-	TaintRemoved        Name = "taint-removed"
-	TaintKept           Name = "taint-kept"
+	ManifestBroken        Name = "manifest-broken"
+	ManifestRepaired      Name = "manifest-repaired"
+	ManifestsUnreadable   Name = "manifests-unreadable"
+	ManifestsReadable     Name = "manifests-readable"
+	APIUnreachable        Name = "api-unreachable"
+	APIReachable          Name = "api-reachable"
+	KindServed            Name = "kind-served"
+	KindNotServed         Name = "kind-not-served"
+	KindSkipped           Name = "kind-skipped"
+	AddressShared         Name = "address-shared"
+	NodeUnknown           Name = "node-unknown"
+	NodeRangeUnreadable   Name = "node-range-unreadable"
+	NodeAddressUnreadable Name = "node-address-unreadable"
+	TaintRemoved          Name = "taint-removed"
+	TaintKept             Name = "taint-kept"
 )
 
 // Events about the network of the node.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -28,25 +29,26 @@ func newInterface(t *testing.T) (index int) {
 	return one.Attrs().Index
 }
 
-// attachments returns the number of our programs that are attached to an interface with TCX, and
+// attachedTo returns the number of our programs that are attached to an interface with TCX, and
 // the number that are attached as filters of traffic control.
-func attachments(t *testing.T, index int) (tcx, filters int) {
+func (g *Guard) attachedTo(t *testing.T, index int) (tcx, filters int) {
 	t.Helper()
-	for _, s := range []side{fromPod, toPod} {
-		ids, err := s.attached(index)
-		if err != nil && !errors.Is(err, unix.EINVAL) {
-			t.Fatal(err)
+	for _, s := range sides {
+		there, err := g.programs.at(s, index)
+		found, filtersErr := s.filters(index)
+		if err != nil && !errors.Is(err, unix.EINVAL) || filtersErr != nil {
+			t.Fatal(err, filtersErr)
 		}
-		tcx += len(ids)
-		filters += len(s.filters(index))
+		tcx += len(there.ours)
+		filters += len(found)
 	}
 	return tcx, filters
 }
 
 // needTCX skips a test on kernels before 6.6.
-func needTCX(t *testing.T) {
+func (g *Guard) needTCX(t *testing.T) {
 	t.Helper()
-	if _, err := fromPod.attached(1); errors.Is(err, unix.EINVAL) || errors.Is(err, ebpf.ErrNotSupported) {
+	if _, err := g.programs.at(fromPod, 1); noTCX(err) {
 		t.Skip("needs TCX, which Linux has since 6.6")
 	}
 }
@@ -55,15 +57,15 @@ func needTCX(t *testing.T) {
 // or as filters of traffic control. Cleanup detaches all of them.
 func TestAttach(t *testing.T) {
 	old, now := openGuard(t), openGuard(t)
-	needTCX(t)
+	now.needTCX(t)
 	index := newInterface(t)
 	p := port{index: index, name: "pod"}
 	expect := func(what string, tcx, filters int) {
 		t.Helper()
-		if a, b := attachments(t, index); a != tcx || b != filters {
+		if a, b := now.attachedTo(t, index); a != tcx || b != filters {
 			t.Errorf("%s: %d with TCX and %d filters, want %d and %d", what, a, b, tcx, filters)
 		}
-		if got := present(index, tcx+filters > 1); got != (tcx+filters > 0) {
+		if got := now.programs.present(index, tcx+filters > 1); got != (tcx+filters > 0) {
 			t.Errorf("%s: present is %v", what, got)
 		}
 	}
@@ -75,37 +77,48 @@ func TestAttach(t *testing.T) {
 		expect("as filters", 0, 2)
 	}
 	for _, g := range []*Guard{old, now, now} {
-		if err := g.objs.attach(p); err != nil {
+		if err := g.attachPort(p); err != nil {
 			t.Fatal(err)
 		}
 		expect("with TCX", 2, 0)
 	}
+	extra := link.RawAttachProgramOptions{Target: index, Attach: fromPod.tcx, Anchor: link.Head()}
+	for _, extra.Program = range []*ebpf.Program{old.objs.SluiceFromPod, openGuard(t).objs.SluiceFromPod} {
+		if err := link.RawAttachProgram(extra); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect("with programs that other agents have added", 4, 0)
+	if err := now.attachPort(p); err != nil {
+		t.Fatal(err)
+	}
+	expect("with TCX again", 2, 0)
 	info, err := now.objs.SluiceFromPod.Info()
 	if err != nil {
 		t.Fatal(err)
 	}
 	id, _ := info.ID()
-	if ids, err := fromPod.attached(index); err != nil || len(ids) != 1 || ids[0] != id {
-		t.Errorf("programs %v are attached (error %v), want only the last one, %d", ids, err, id)
+	if there, err := now.programs.at(fromPod, index); err != nil || len(there.all) != 1 || there.ours[0] != id {
+		t.Errorf("programs %v are attached (error %v), want only the last one, %d", there, err, id)
 	}
-	if removed, err := Cleanup(); err != nil || len(removed) != 1 {
+	if removed, err := Cleanup(now.programs.pins.bpffs); err != nil || len(removed.Interfaces) != 1 {
 		t.Errorf("removed from %v, %v", removed, err)
 	}
 	expect("after Cleanup", 0, 0)
 
 	p.tunnel = true
-	if err := now.objs.attach(p); err != nil {
+	if err := now.attachPort(p); err != nil {
 		t.Fatal(err)
 	}
 	expect("at a tunnel", 1, 0)
 	if err := fromPod.attachFilter(index, old.objs.SluiceFromPod); err != nil {
 		t.Fatal(err)
 	}
-	if removed, err := Cleanup(); err != nil || len(removed) != 1 {
+	if removed, err := Cleanup(now.programs.pins.bpffs); err != nil || len(removed.Interfaces) != 1 {
 		t.Errorf("removed from %v, %v", removed, err)
 	}
 	expect("after Cleanup of a tunnel", 0, 0)
-	if _, err := Cleanup(); err != nil {
+	if _, err := Cleanup(""); err != nil {
 		t.Error(err)
 	}
 }
@@ -115,17 +128,17 @@ func TestDetachedProgramIsAttachedAgain(t *testing.T) {
 	for _, s := range []side{fromPod, toPod} {
 		t.Run(s.program, func(t *testing.T) {
 			g := openGuard(t)
-			needTCX(t)
+			g.needTCX(t)
 			index := newInterface(t)
 			g.on, g.found.ports = true, []port{{index: index, name: "pod"}}
 			for _, what := range []string{"at first", "after it was detached"} {
 				if err := g.attach(); err != nil {
 					t.Fatal(err)
 				}
-				if tcx, filters := attachments(t, index); tcx != 2 || filters != 0 || !g.intact() {
+				if tcx, filters := g.attachedTo(t, index); tcx != 2 || filters != 0 || !g.intact() {
 					t.Errorf("%s: %d programs with TCX and %d filters; intact is %v", what, tcx, filters, g.intact())
 				}
-				if _, err := s.remove(index); err != nil {
+				if _, _, err := g.programs.remove(s, index); err != nil {
 					t.Fatal(err)
 				}
 				if g.intact() {

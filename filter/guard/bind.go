@@ -112,6 +112,7 @@ const (
 	outsidePort     uint32 = 32
 	barePort        uint32 = 64
 	memberPort      uint32 = 128
+	askToNode       uint32 = 256
 
 	listed uint32 = 1
 	extra  uint32 = 2
@@ -254,6 +255,9 @@ func isolation(s *policy.Snapshot, b *binding) (flags uint32) {
 	}
 	if e.Effect(filter.Ingress) != policy.Open {
 		flags |= isolatedIngress
+	}
+	if e.EffectToNode() != policy.Open {
+		flags |= askToNode
 	}
 	return flags
 }

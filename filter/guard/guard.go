@@ -25,6 +25,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"sluice/filter/event"
 	"sluice/filter/policy"
 )
 
@@ -61,7 +62,8 @@ type Guard struct {
 	kick chan struct{}
 
 	mu       sync.Mutex
-	on       bool // the programs are attached, and Run keeps them attached
+	programs *recognizer // of this agent, and those of others
+	on       bool        // the programs are attached, and Run keeps them attached
 	found    found
 	snapshot *policy.Snapshot
 	bound    bindings
@@ -76,28 +78,45 @@ type Guard struct {
 	followed  bool   // value of Covers for which the iptables rules were written; if false, they drop forged sources
 	searched  int    // number of passes since the number of ports last changed; see maxSearches
 	failed    string // the last error that was logged; empty if the last pass succeeded
+	settled   bool   // settle was called since Begin
+	unpinned  string // the last reason that was logged why the programs are not pinned; empty if they are
 }
 
-// Open loads the programs, which have no effect until Begin. "allowed" is the bit that the
-// programs set in the mark of a packet that needs no verdict. A nil logger discards the log. An
-// error means that the kernel does not accept the programs, or that the caller lacks
-// privileges.
-func Open(allowed uint32, logger *slog.Logger) (*Guard, error) {
-	if logger == nil {
-		logger = slog.New(slog.DiscardHandler)
+// Options configure a Guard.
+type Options struct {
+	// AllowedMark is the bit that the programs set in the mark of a packet that needs no verdict.
+	AllowedMark uint32
+	// BPFFS is the mount point of the BPF file system, which is mounted if necessary; empty
+	// means bpffs.Default. The programs are pinned there, so that other agents recognise them.
+	BPFFS string
+	// Logger logs failures that are not returned; nil discards them.
+	Logger *slog.Logger
+}
+
+// Open loads the programs, which have no effect until Begin. An error means that the kernel does
+// not accept the programs, or that the caller lacks privileges.
+func Open(opts Options) (*Guard, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	g := &Guard{log: logger, kick: make(chan struct{}, 1), attached: make(map[int]bool), tentative: make(map[int]bool), written: newState(), bound: bindings{}, open: "the guard has not begun"}
-	if err := g.load(allowed); err != nil {
+	g := &Guard{log: opts.Logger, kick: make(chan struct{}, 1), attached: make(map[int]bool), tentative: make(map[int]bool), written: newState(), bound: bindings{}, open: "the guard has not begun"}
+	err := g.load(opts.AllowedMark)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		err = fmt.Errorf("%w: run as root, or with the capabilities BPF and NET_ADMIN (before Linux 5.8: SYS_ADMIN); in a container, with a seccomp profile that allows the system call bpf", err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("load the guard of the pods' interfaces: %w", err)
+	}
+	if g.programs, err = newRecognizer(opts.BPFFS, g.objs.SluiceFromPod, g.objs.SluiceToPod); err != nil {
+		return nil, errors.Join(err, g.objs.Close())
 	}
 	return g, nil
 }
 
 func (g *Guard) load(allowed uint32) error {
-	// Kernels before 5.11 count maps as locked memory, whose limit is low.
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return err
-	}
+	// Kernels before 5.11 count maps as locked memory, whose limit is low. To raise it, they require
+	// CAP_SYS_RESOURCE. Without it, the limit may be high enough.
+	limit := rlimit.RemoveMemlock()
 	spec, err := loadProgram()
 	if err != nil {
 		return err
@@ -105,7 +124,10 @@ func (g *Guard) load(allowed uint32) error {
 	if err := spec.Variables[programVarAllowedMark].Set(allowed); err != nil {
 		return err
 	}
-	return spec.LoadAndAssign(&g.objs, nil)
+	if err := spec.LoadAndAssign(&g.objs, nil); err != nil {
+		return errors.Join(err, limit)
+	}
+	return nil
 }
 
 // Begin attaches the programs to the node's interfaces, where they replace the programs of an
@@ -113,7 +135,7 @@ func (g *Guard) load(allowed uint32) error {
 func (g *Guard) Begin(s *policy.Snapshot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.on, g.snapshot, g.swept = true, s, false
+	g.on, g.snapshot, g.swept, g.settled = true, s, false, false
 	clear(g.attached)
 	clear(g.tentative)
 	// Assume that the iptables rules do not drop forged sources. If they must, because Covers
@@ -142,17 +164,9 @@ func (g *Guard) Release() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.on = false
-	info, err := g.objs.SluiceFromPod.Info()
-	if err != nil {
-		return fmt.Errorf("detach the guard: %w", err)
-	}
-	id, _ := info.ID()
 	var errs []error
 	for _, p := range g.found.outside {
-		if ids, _ := fromPod.attached(p.index); !slices.Contains(ids, id) {
-			continue
-		}
-		if err := fromPod.detach(p.index, id); err != nil && !gone(err) && !errors.Is(err, unix.ENOENT) {
+		if err := g.programs.detachMine(fromPod, p.index); err != nil {
 			errs = append(errs, fmt.Errorf("detach the guard from interface %s: %w", p.name, err))
 		}
 	}
@@ -287,7 +301,7 @@ func (g *Guard) attachEarly(update netlink.LinkUpdate) {
 	if update.Header.Type != unix.RTM_NEWLINK || !g.on || g.open != "" || g.has(index) || kind == "bridge" || slices.Contains(g.found.others, index) {
 		return
 	}
-	if g.objs.attachOutside(index) == nil {
+	if g.attachOutside(index) == nil {
 		g.attached[index] = false
 		g.tentative[index] = true
 	}
@@ -309,7 +323,7 @@ func (g *Guard) intact() bool {
 		return true
 	}
 	for index, both := range g.attached {
-		if !present(index, both) || g.open == "" && !first(index) {
+		if !g.programs.present(index, both) || g.open == "" && !g.programs.first(index) {
 			return false
 		}
 	}
@@ -354,9 +368,9 @@ func (g *Guard) reconcile() time.Duration {
 	switch {
 	case text == g.failed:
 	case err != nil:
-		g.log.Error("the guard of the pods' interfaces is not up to date; retrying", "err", err)
+		g.log.Error("the guard of the pods' interfaces is not up to date; retrying", event.GuardFailing.Attr(), "err", err)
 	default:
-		g.log.Info("the guard of the pods' interfaces is up to date again")
+		g.log.Info("the guard of the pods' interfaces is up to date again", event.GuardRecovered.Attr())
 	}
 	g.failed = text
 	if err != nil || g.bound.unknown(g.found) && g.searched < maxSearches {
@@ -383,6 +397,7 @@ func (g *Guard) ensure() error {
 		g.searched = 0
 	}
 	g.found, g.open = now, now.beyond
+	g.pin()
 	// Write the maps first: without them the programs would let forged packets pass.
 	err = errors.Join(g.write(), g.attach())
 	if err != nil {
@@ -436,11 +451,20 @@ func (g *Guard) Stats() (Stats, error) {
 // Close closes the agent's handles of programs and maps. The programs stay attached.
 func (g *Guard) Close() error { return g.objs.Close() }
 
-// Remove detaches the programs from all interfaces.
+// Remove detaches the programs of all agents from all interfaces, and removes their pins.
 func (g *Guard) Remove() error {
-	g.Yield()
-	_, err := Cleanup()
-	return err
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.on = false
+	_, unknown, err := g.programs.detachAll()
+	unknown.warn(g.log)
+	if err != nil {
+		return err
+	}
+	if _, err := g.programs.pins.removeAll(); err != nil {
+		g.log.Warn("pinned programs of the guard may remain", "err", err)
+	}
+	return nil
 }
 
 // addresses is a set of addresses.

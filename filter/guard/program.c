@@ -37,6 +37,7 @@ enum {
 	OUTSIDE = 32,		// leads to no pod: only from_outside checks its frames
 	BARE = 64,		// OUTSIDE, and its frames have no Ethernet header
 	MEMBER = 128,		// OUTSIDE, and in a bridge, which accepts frames for any link address
+	ASK_TO_NODE = 256,	// policies may deny what the known pod sends to its node
 };
 
 // port describes an interface. ipv4 and ipv6 are addresses that the API lists for the pod;
@@ -571,8 +572,11 @@ int sluice_from_pod(struct __sk_buff *skb)
 		return drop(TUNNEL);
 
 	// Policies treat a link-local address as a pod's only if the API lists it. With any other
-	// link-local address, an isolated pod could evade its policies.
-	if (flags & ISOLATED_EGRESS && p.local && !(whose(&p.dst) & OF_NODE)) {
+	// link-local address, an isolated pod could evade its policies. It may use one to talk to
+	// its node, unless policies judge that: the rules know the pod by its listed addresses.
+	int from_local = skb->protocol == bpf_htons(ETH_P_IP) ? local4(&p.src) : local6(&p.src);
+
+	if (flags & ISOLATED_EGRESS && p.local && (!(whose(&p.dst) & OF_NODE) || (flags & ASK_TO_NODE && from_local))) {
 		if (skb->protocol == bpf_htons(ETH_P_IP)) {
 			if (local4(&p.src) && owned(&p.src, skb->ifindex) != LISTED)
 				return drop(LINK_LOCAL);

@@ -2,9 +2,11 @@ package guard
 
 import (
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -20,12 +22,31 @@ func openGuard(tb testing.TB) *Guard {
 	if os.Geteuid() != 0 {
 		tb.Skip("needs root: it loads programs")
 	}
-	g, err := Open(0x10, nil)
+	return openGuardAt(tb, bpfFS(tb))
+}
+
+// openGuardAt opens a guard that pins its programs in the BPF file system at the given path.
+func openGuardAt(tb testing.TB, path string) *Guard {
+	tb.Helper()
+	g, err := Open(Options{AllowedMark: 0x10, BPFFS: path})
 	if err != nil {
 		tb.Skipf("the kernel does not accept the programs: %v", err)
 	}
 	tb.Cleanup(func() { _ = g.Close() })
 	return g
+}
+
+// bpfFS returns a path at which the caller may mount a BPF file system. When the test ends, the file
+// system is unmounted.
+func bpfFS(tb testing.TB) string {
+	tb.Helper()
+	dir := filepath.Join(tb.TempDir(), "bpf")
+	tb.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+			tb.Error(err)
+		}
+	})
+	return dir
 }
 
 // portValue.IPv4 and IPv6 are a fast path: frames of these addresses pass without further checks.

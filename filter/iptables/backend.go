@@ -224,9 +224,9 @@ func openFamily(f Family, b Backend, tools []tool) (*kernelTable, error) {
 	return openTable(f, tools[0])
 }
 
-// OpenAll returns all tables from which [Cleanup] may have to remove rules: the mangle tables of
-// both backends and both families, and the separate tables in nf_tables. It omits a legacy table
-// that does not exist, because reading it would create it.
+// OpenAll returns all tables from which [Cleanup] may have to remove rules: the tables mangle
+// and filter of both backends and both families, and the separate tables in nf_tables. It omits
+// a legacy table that does not exist, because reading it would create it.
 func OpenAll(ctx context.Context) ([]Table, error) {
 	var tables []Table
 	for _, f := range Families {
@@ -235,13 +235,6 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 			return nil, ErrNotInstalled
 		}
 		for _, t := range tools {
-			if t.backend == Legacy {
-				if there, err := legacyTable(f); err != nil {
-					return nil, err
-				} else if !there {
-					continue
-				}
-			}
 			opened, err := openFamily(f, t.backend, []tool{t})
 			if errors.Is(err, errNoIPv6) {
 				continue
@@ -249,7 +242,17 @@ func OpenAll(ctx context.Context) ([]Table, error) {
 			if err != nil {
 				return nil, err
 			}
-			tables = append(tables, opened)
+			if t.backend == Legacy {
+				if _, err := legacyTables(f); err != nil {
+					return nil, err
+				}
+			}
+			if opened.exists() {
+				tables = append(tables, opened)
+			}
+			if opened.filter.exists() {
+				tables = append(tables, opened.filter)
+			}
 		}
 		own := newOwnTable(f)
 		chains, err := own.Chains(ctx)
@@ -278,14 +281,11 @@ func Others(ctx context.Context, inUse []Table) ([]Table, error) {
 		}
 	}
 	return slices.DeleteFunc(all, func(t Table) bool {
-		return slices.ContainsFunc(inUse, func(u Table) bool { return u.String() == t.String() })
+		return slices.ContainsFunc(inUse, func(u Table) bool {
+			c := u.companion()
+			return u.String() == t.String() || c != nil && c.String() == t.String()
+		})
 	}), nil
-}
-
-// legacyTable reports whether the legacy mangle table of this network namespace exists.
-func legacyTable(f Family) (bool, error) {
-	names, err := legacyTables(f)
-	return slices.Contains(names, table), err
 }
 
 // legacyTables returns the names of the legacy tables of this network namespace.

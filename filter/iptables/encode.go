@@ -2,6 +2,8 @@ package iptables
 
 import (
 	"encoding/binary"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -21,7 +23,7 @@ func encodeRule(f Family, rule string) (e encoded, err error) {
 	words := splitRule(rule)
 	for len(words) > 0 {
 		n := 2
-		for n < len(words) && !slices.Contains([]string{"-p", "-i", "-m", "-j", "-g"}, words[n]) {
+		for n < len(words) && !slices.Contains([]string{"-p", "-s", "-i", "-m", "-j", "-g"}, words[n]) {
 			n++
 		}
 		if len(words) < 2 {
@@ -58,12 +60,18 @@ func parseArguments(words []string) arguments {
 func (e *encoded) add(f Family, flag, name string, a arguments) error {
 	switch {
 	case flag == "-p":
-		number := map[string]uint32{"icmp": unix.IPPROTO_ICMP, "ipv6-icmp": unix.IPPROTO_ICMPV6}[name]
+		number := map[string]uint32{"icmp": unix.IPPROTO_ICMP, "ipv6-icmp": unix.IPPROTO_ICMPV6, "tcp": unix.IPPROTO_TCP}[name]
 		if number == 0 {
 			return errUnknown("-p " + name)
 		}
 		e.protocol = number
 		e.compareMeta(unix.NFT_META_L4PROTO, []byte{byte(number)})
+	case flag == "-s":
+		from, err := netip.ParsePrefix(name)
+		if err != nil {
+			return errUnknown("-s " + name)
+		}
+		e.compareSource(from)
 	case flag == "-i":
 		e.compareMeta(unix.NFT_META_IIFNAME, append([]byte(name), 0))
 	case flag == "-m" && name == "rpfilter":
@@ -129,10 +137,37 @@ func (e *encoded) compareMeta(key uint32, value []byte) {
 	e.compare(value)
 }
 
+// compareSource appends a match for packets whose source is in a range. It compares the source
+// with the first and the last address of the range instead of masking it: kernels differ in the
+// form in which they list a comparison with a mask.
+func (e *encoded) compareSource(from netip.Prefix) {
+	const offset4, offset6 = 12, 8 // of the source in the IP header
+	low := from.Masked().Addr().AsSlice()
+	offset := uint32(offset4)
+	if len(low) == net.IPv6len {
+		offset = offset6
+	}
+	e.addExpression("payload", attributes{}.number(unix.NFTA_PAYLOAD_DREG, unix.NFT_REG_1).number(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_NETWORK_HEADER).
+		number(unix.NFTA_PAYLOAD_OFFSET, offset).number(unix.NFTA_PAYLOAD_LEN, uint32(len(low))))
+	if from.IsSingleIP() {
+		e.compare(low)
+		return
+	}
+	high := slices.Clone(low)
+	for bit := from.Bits(); bit < 8*len(high); bit++ {
+		high[bit/8] |= 0x80 >> (bit % 8)
+	}
+	e.compareBy(unix.NFT_CMP_GTE, low)
+	e.compareBy(unix.NFT_CMP_LTE, high)
+}
+
 // compare appends a comparison: the rule continues only if register 1 equals value.
-func (e *encoded) compare(value []byte) {
+func (e *encoded) compare(value []byte) { e.compareBy(unix.NFT_CMP_EQ, value) }
+
+// compareBy appends a comparison of register 1 with value.
+func (e *encoded) compareBy(operator uint32, value []byte) {
 	data := attributes{}.raw(unix.NFTA_DATA_VALUE, value)
-	e.addExpression("cmp", attributes{}.number(unix.NFTA_CMP_SREG, unix.NFT_REG_1).number(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ).raw(unix.NFTA_CMP_DATA, data))
+	e.addExpression("cmp", attributes{}.number(unix.NFTA_CMP_SREG, unix.NFT_REG_1).number(unix.NFTA_CMP_OP, operator).raw(unix.NFTA_CMP_DATA, data))
 }
 
 // rpfilterInvert appends the equivalent of "-m rpfilter --invert": it matches if the route to

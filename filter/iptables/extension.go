@@ -63,6 +63,10 @@ func (a arguments) match(f Family, name string) (x extension, err error) {
 		const local = 1 << 2
 		x.revision, x.info = 1, words16(local, 0, 0, 0)
 		err = a.require("--src-type", "LOCAL")
+	case "tcp": // xt_tcp: all ports, and packets with the flag RST
+		const reset = 1 << 2
+		x.info = append(words16(0, 1<<16-1, 0, 1<<16-1), 0, reset, reset, 0)
+		err = a.require("--tcp-flags", "RST")
 	case "icmp6": // ip6t_icmp: one type, all codes
 		var kind uint64
 		kind, err = strconv.ParseUint(a["--icmpv6-type"], 10, 8)
@@ -74,6 +78,12 @@ func (a arguments) match(f Family, name string) (x extension, err error) {
 	case "bpf":
 		x.revision = 1
 		x.info, err = a.bpf()
+	case "physdev": // xt_physdev_info: names and masks of two interfaces, invert, bitmask
+		const names, isIn = 4 * 16, 1 << 3
+		x.info = append(make([]byte, names), 0, isIn)
+		if _, is := a["--physdev-is-in"]; !is || len(a) != 1 {
+			err = errUnknown("-m physdev")
+		}
 	case "hashlimit":
 		x.revision = 3
 		x.info, err = a.hashlimit(f)
@@ -135,10 +145,12 @@ func (a arguments) conntrack() ([]byte, error) {
 	const (
 		unused, size               = 146, 164 // offset of match_flags, and size of the structure
 		matchState, matchDirection = 1 << 0, 1 << 12
+		invalid                    = 1 << 0 // XT_CONNTRACK_STATE_INVALID
 		established, related       = 1 << 1, 1 << 2
+		translated, untracked      = 1 << 7, 1 << 8 // XT_CONNTRACK_STATE_DNAT and _UNTRACKED
 	)
 	info := make([]byte, unused)
-	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related}
+	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related, "DNAT": translated, "INVALID,UNTRACKED": invalid | untracked}
 	switch {
 	case a["--ctdir"] == "REPLY": // encoded as an inverted match for the original direction
 		info = append(info, words16(matchDirection, matchDirection)...)

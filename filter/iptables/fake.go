@@ -16,6 +16,8 @@ import (
 type Fake struct {
 	noChoice
 	family Family
+	in     *layout
+	filter *Fake // see WithFilter
 
 	mu       sync.Mutex
 	order    []string            // chains in the order of their creation
@@ -31,11 +33,27 @@ type Fake struct {
 
 // NewFake returns a table with empty built-in chains.
 func NewFake(f Family) *Fake {
-	t := &Fake{family: f, chains: map[string][]string{}}
+	t := &Fake{family: f, in: mangle, chains: map[string][]string{}}
 	for _, c := range []string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"} {
 		t.order, t.chains[c] = append(t.order, c), nil
 	}
 	return t
+}
+
+// WithFilter gives the table a companion, the table filter, and returns both.
+func (t *Fake) WithFilter() (mangle, filter *Fake) {
+	t.filter = NewFake(t.family)
+	t.filter.in = rejecting
+	return t, t.filter
+}
+
+func (t *Fake) layout() *layout { return t.in }
+
+func (t *Fake) companion() Table {
+	if t.filter == nil {
+		return nil
+	}
+	return t.filter
 }
 
 // Family implements Table.
@@ -81,7 +99,7 @@ func (t *Fake) Dump() string {
 		chains = append(chains, ":"+c)
 		rules = append(rules, t.chains[c]...)
 	}
-	return strings.Join(slices.Concat([]string{"*" + table}, chains, rules, []string{"COMMIT", ""}), "\n")
+	return strings.Join(slices.Concat([]string{"*" + t.in.table}, chains, rules, []string{"COMMIT", ""}), "\n")
 }
 
 // Chains implements Table.
@@ -169,7 +187,7 @@ func (t *Fake) Restore(_ context.Context, text string) error {
 			return err
 		}
 	}
-	next := &Fake{order: slices.Clone(t.order), chains: maps.Clone(t.chains), format: t.format}
+	next := &Fake{in: t.in, order: slices.Clone(t.order), chains: maps.Clone(t.chains), format: t.format}
 	for i, line := range strings.Split(text, "\n") {
 		if err := next.carryOut(line); err != nil {
 			return fmt.Errorf("line %d, %q: %w", i+1, line, err)
@@ -194,7 +212,7 @@ func (t *Fake) carryOut(line string) error {
 		t.chains[name] = nil
 		return nil
 	}
-	if command == "*"+table || command == "COMMIT" || command == "" {
+	if command == "*"+t.in.table || command == "COMMIT" || command == "" {
 		return nil
 	}
 	rules, ok := t.chains[chain]

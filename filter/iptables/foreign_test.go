@@ -313,7 +313,7 @@ func TestRealMissingLibraries(t *testing.T) {
 					n.change("-D POSTROUTING -p udp -j ACCEPT")
 				}
 				n.inside(func(ctx context.Context) error { m.reconcile(ctx); return nil })
-				if text := n.saved(); strings.Count(text, entries[1].jump()+"\n") != 2 {
+				if text := n.saved(); strings.Count(text, mangle.entries[1].jump()+"\n") != 2 {
 					t.Errorf("%s, a rule in %s: the tables hold\n%s", name, chain, text)
 				}
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -29,11 +30,14 @@ var errSlow = fmt.Errorf("it took longer than %v", restoreTimeout)
 // ErrPrivilege reports that the kernel denied a change for lack of privilege.
 var ErrPrivilege = errors.New("no privilege to change the node's packet filter: run as root, or with the capabilities NET_ADMIN and NET_RAW")
 
-// kernelTable is the mangle table of the kernel, accessed with the iptables commands.
+// kernelTable is the table mangle or filter of the kernel, accessed with the iptables commands.
 type kernelTable struct {
 	noChoice
 	family  Family
 	name    string
+	in      *layout
+	filter  *kernelTable // the table filter of the same command; nil if this is that table
+	watched atomic.Bool  // see Table.attend
 	backend Backend
 	reader  *goiptables.IPTables
 	path    string   // path of iptables
@@ -46,7 +50,7 @@ type kernelTable struct {
 	byHandle atomic.Bool
 }
 
-// openTable returns the mangle table of t. It detects which options the command supports.
+// openTable returns the mangle table of t, with its companion. It detects which options the command supports.
 func openTable(f Family, t tool) (*kernelTable, error) {
 	protocol := goiptables.ProtocolIPv4
 	if f == IPv6 {
@@ -60,15 +64,41 @@ func openTable(f Family, t tool) (*kernelTable, error) {
 	if err != nil {
 		return nil, fmt.Errorf("use %s: %w", t.path, err)
 	}
-	k := &kernelTable{family: f, name: t.name, backend: t.backend, reader: reader, path: t.path, restore: restore}
+	var wait []string
 	if a, b, c := reader.GetIptablesVersion(); a > 1 || b > 6 || b == 6 && c >= 2 {
-		k.wait = []string{"-w", strconv.Itoa(int(lockTimeout / time.Second))} // supported since 1.6.2
+		wait = []string{"-w", strconv.Itoa(int(lockTimeout / time.Second))} // supported since 1.6.2
 	}
+	open := func(in *layout, name string) *kernelTable {
+		return &kernelTable{in: in, family: f, name: name, backend: t.backend, reader: reader, path: t.path, restore: restore, wait: wait}
+	}
+	k := open(mangle, t.name)
+	k.filter = open(rejecting, t.name+" -t "+rejecting.table)
 	return k, nil
 }
 
 func (k *kernelTable) Family() Family { return k.family }
 func (k *kernelTable) String() string { return k.name }
+
+func (k *kernelTable) layout() *layout { return k.in }
+func (k *kernelTable) attend(on bool)  { k.watched.Store(on) }
+
+// attended reports whether Watch must notify of changes to the table. k may be nil.
+func (k *kernelTable) attended() bool { return k != nil && k.watched.Load() }
+
+func (k *kernelTable) companion() Table {
+	if k.filter == nil {
+		return nil
+	}
+	return k.filter
+}
+
+func (k *kernelTable) exists() bool {
+	if k.backend == NFT {
+		return true
+	}
+	names, err := legacyTables(k.family)
+	return err == nil && slices.Contains(names, k.in.table)
+}
 
 // Chains reads nf_tables over netlink, because iptables-nft refuses to list a table with a rule
 // that it does not understand.
@@ -133,9 +163,9 @@ func (k *kernelTable) Count(_ context.Context, chain string) (int, bool) {
 
 // list lists the rules of a chain with iptables.
 func (k *kernelTable) list(chain string) ([]string, error) {
-	lines, err := k.reader.List(table, chain)
+	lines, err := k.reader.List(k.in.table, chain)
 	if err != nil {
-		return nil, fmt.Errorf("list the rules of %s %s: %w", table, chain, explain(err))
+		return nil, fmt.Errorf("list the rules of %s %s: %w", k.in.table, chain, explain(err))
 	}
 	var rules []string
 	for _, line := range lines { // other lines, -P and -N, declare the chain
@@ -146,7 +176,7 @@ func (k *kernelTable) list(chain string) ([]string, error) {
 	return rules, nil
 }
 
-func (k *kernelTable) nft() nftTable { return nftTable{k.family, table} }
+func (k *kernelTable) nft() nftTable { return nftTable{k.family, k.in.table} }
 
 // Inactive implements Table. A table of the legacy backend is never inactive.
 func (k *kernelTable) Inactive(context.Context) (string, error) {
@@ -198,7 +228,7 @@ func (k *kernelTable) Restore(ctx context.Context, text string) error {
 	k.byHandle.Store(err != nil)
 	if err != nil {
 		if hasOwner, second := k.nft().hasOwner(); hasOwner && second == nil {
-			err = fmt.Errorf("table %s belongs to a process (nft list tables shows which), and only that process can change it: %w", table, err)
+			err = fmt.Errorf("table %s belongs to a process (nft list tables shows which), and only that process can change it: %w", k.in.table, err)
 		}
 		return err
 	}
@@ -273,7 +303,8 @@ func splitText(text string) steps {
 	}
 	s.first = strings.Join(first, "")
 	if len(last) > 0 {
-		s.last = "*" + table + "\n" + strings.Join(last, "") + "COMMIT\n"
+		declaration, _, _ := strings.Cut(text, "\n") // "*" and the table
+		s.last = declaration + "\n" + strings.Join(last, "") + "COMMIT\n"
 	}
 	return s
 }

@@ -196,7 +196,7 @@ func TestRealApplyAndRemove(t *testing.T) {
 				}
 			}
 		}
-		if at, theirs := strings.Index(after, entries[1].jump()+"\n"), strings.Index(after, "-A POSTROUTING -p tcp"); at < 0 || theirs < at {
+		if at, theirs := strings.Index(after, mangle.entries[1].jump()+"\n"), strings.Index(after, "-A POSTROUTING -p tcp"); at < 0 || theirs < at {
 			t.Errorf("the jump is not the first rule:\n%s", after)
 		}
 		n.inside(n.Apply)

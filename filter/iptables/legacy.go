@@ -14,13 +14,13 @@ import (
 
 // legacyChains returns the names of all chains.
 func (k *kernelTable) legacyChains(ctx context.Context) ([]string, error) {
-	chains, err := k.reader.ListChains(table)
+	chains, err := k.reader.ListChains(k.in.table)
 	if err == nil {
 		return chains, nil
 	}
-	lines, second := listing(ctx, k.path, table, k.wait)
+	lines, second := listing(ctx, k.path, k.in.table, k.wait)
 	if second != nil {
-		return nil, fmt.Errorf("list the chains of %s: %w", table, explain(err))
+		return nil, fmt.Errorf("list the chains of %s: %w", k.in.table, explain(err))
 	}
 	chains = nil
 	for _, line := range lines {
@@ -34,7 +34,7 @@ func (k *kernelTable) legacyChains(ctx context.Context) ([]string, error) {
 // legacyRules returns the rules of a chain from its listing. For a rule that only jumps, it returns
 // the command that iptables -S would print. For any other rule, it returns "-A CHAIN".
 func (k *kernelTable) legacyRules(ctx context.Context, chain string) ([]string, error) {
-	lines, err := listing(ctx, k.path, table, k.wait, chain)
+	lines, err := listing(ctx, k.path, k.in.table, k.wait, chain)
 	if err != nil {
 		return nil, err
 	}

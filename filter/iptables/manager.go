@@ -30,6 +30,8 @@ type Manager struct {
 	repairs  atomic.Uint64
 	failures atomic.Uint64
 
+	rejects atomic.Bool // see Rejects
+
 	mu     sync.Mutex
 	tables []*keptTable
 	keep   bool // Run restores the rules
@@ -54,6 +56,11 @@ type keptTable struct {
 	// another program refers to them.
 	stuck  []string
 	forged forged
+	// filter is the table filter of the same family and backend; nil if there is none. rejects is
+	// set if filter rejects the packets that this table marks, and rejectOff if the log says that
+	// it cannot. used is set in a table filter that may have owned rules.
+	filter                   *keptTable
+	used, rejects, rejectOff bool
 	// right is set if the rules were right at the last check; generation is the generation of
 	// the table at that time.
 	generation uint32
@@ -68,7 +75,12 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	}
 	m := &Manager{opts: opts, all: opts, log: logger}
 	for _, t := range tables {
-		m.tables = append(m.tables, &keptTable{Table: t, canonical: canonicalForm{}})
+		kept := &keptTable{Table: t, canonical: canonicalForm{}}
+		if filter := t.companion(); filter != nil {
+			// An earlier agent may have left rules.
+			kept.filter = &keptTable{Table: filter, canonical: canonicalForm{}, used: filter.exists()}
+		}
+		m.tables = append(m.tables, kept)
 	}
 	return m
 }
@@ -127,9 +139,13 @@ func (m *Manager) Apply(ctx context.Context) error {
 
 // Without sets the parts that the rules omit. The next Apply writes the rules without these
 // parts, and with those that an earlier call of Without had removed.
+//
+// Without ignores less.Reject: Run itself omits the rules that reject while they cannot be
+// written, and keeps trying to add them.
 func (m *Manager) Without(less Less) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	less.Reject = false
 	m.opts = m.all.without(less)
 	for _, t := range m.tables {
 		t.reduce(Less{}, nil, 0)
@@ -141,8 +157,16 @@ func (m *Manager) Without(less Less) {
 func (m *Manager) SetGuarded(ctx context.Context, guarded bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.opts.Guarded != guarded {
-		m.opts.Guarded, m.all.Guarded = guarded, guarded
+	changed := m.opts.Guarded != guarded
+	m.opts.Guarded, m.all.Guarded = guarded, guarded
+	return m.rewrite(ctx, changed)
+}
+
+// rewrite writes the wanted rules to the tables, if Run keeps the rules. changed reports that
+// the wanted rules have changed, so that no table has them yet. Otherwise rewrite skips the
+// tables that are known to have them.
+func (m *Manager) rewrite(ctx context.Context, changed bool) error {
+	if changed {
 		for _, t := range m.tables {
 			t.right, t.complete = false, time.Time{}
 		}
@@ -165,7 +189,7 @@ func (m *Manager) DropsSources(ctx context.Context) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, t := range m.tables {
-		rules, err := t.Jumps(ctx, entries[0].name)
+		rules, err := t.Jumps(ctx, mangle.entries[0].name)
 		if err != nil || !slices.ContainsFunc(rules, func(r string) bool {
 			return leadsTo(r, func(chain string) bool { return chain == sourceChain })
 		}) {
@@ -223,8 +247,13 @@ func (m *Manager) Remove(ctx context.Context) error {
 		if _, err := cleanTable(ctx, t); err != nil {
 			return err
 		}
+		t.rejects = false
+		if t.clearRejects(ctx); t.filter != nil && t.filter.used {
+			return fmt.Errorf("%s: the rules that reject packets could not be removed", t.filter)
+		}
 		return t.Leave()
 	})
+	m.noteRejects()
 	m.wrote = err != nil
 	return err
 }
@@ -271,7 +300,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 			return wrong, err
 		}
 		if len(diff) > 0 && try >= 2 && now.equal(before) {
-			t.canonical.record(now, want)
+			t.canonical.record(now, want, t.layout())
 			diff = t.diff(now, want)
 		}
 		switch {
@@ -282,7 +311,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 		case try == 0:
 			wrong = diff
 		case try == 3:
-			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): find the program that changes %s", strings.Join(diff, "; "), table)
+			return wrong, fmt.Errorf("the rules do not stay as they are written (%s): find the program that changes %s", strings.Join(diff, "; "), t.layout().table)
 		}
 		// The first write may fail because a chain that it deletes has already gone. In that
 		// case, read the table and write again. The second write may fail because an object of
@@ -334,10 +363,10 @@ func (t *keptTable) write(ctx context.Context, now tableState, want map[string][
 			return err
 		}
 		c.stale = slices.DeleteFunc(refs, func(rule string) bool {
-			return slices.ContainsFunc(entries, func(e entry) bool { return strings.HasPrefix(rule, "-A "+e.name+" ") })
+			return slices.ContainsFunc(t.layout().entries, func(e entry) bool { return strings.HasPrefix(rule, "-A "+e.name+" ") })
 		})
 	}
-	for _, e := range entries {
+	for _, e := range t.layout().entries {
 		_, needed := want[e.chain]
 		if len(t.jumpDiff(e, now.hooks[e.name], needed)) == 0 {
 			continue
@@ -351,7 +380,7 @@ func (t *keptTable) write(ctx context.Context, now tableState, want map[string][
 			}
 		}
 	}
-	err := t.Restore(ctx, c.text())
+	err := t.Restore(ctx, c.text(t.layout()))
 	switch {
 	case err != nil && now.inactive != "":
 		return fmt.Errorf("%w: %s: %w", errWrite, now.inactive, err)

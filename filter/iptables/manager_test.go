@@ -282,7 +282,7 @@ func TestWithout(t *testing.T) {
 	if got := m.v4.Dump(); strings.Count(got, "-m bpf --object-pinned /pins/") != 2 {
 		t.Fatalf("want both programs in\n%s", got)
 	}
-	for _, less := range []Less{{Overflow: true}, {Pins: true}, {Sources: true}, {true, true, true}, {}} {
+	for _, less := range []Less{{Overflow: true}, {Pins: true}, {Sources: true}, {Pins: true, Overflow: true, Sources: true}, {}} {
 		m.Without(less)
 		m.apply()
 		m.want(m.applied())
@@ -436,7 +436,7 @@ func TestConcurrentCalls(t *testing.T) {
 
 // reformat returns a rule in a form that no version of iptables prints.
 func reformat(rule string) string {
-	if strings.HasPrefix(rule, "-A SLUICE") || slices.ContainsFunc(entries, func(e entry) bool { return rule == e.jump() }) {
+	if strings.HasPrefix(rule, "-A SLUICE") || slices.ContainsFunc(mangle.entries, func(e entry) bool { return rule == e.jump() }) {
 		return strings.ReplaceAll(strings.Replace(rule, "-j ", "--jump-here -j ", 1), "ipv6-icmp", "58")
 	}
 	return rule
@@ -567,6 +567,34 @@ func TestCleanup(t *testing.T) {
 	m.want(m.clean)
 	if removed, err := Cleanup(t.Context(), []Table{m.v4, m.v6}); err != nil || len(removed) != 0 {
 		t.Errorf("again: %q, %v", removed, err)
+	}
+}
+
+func TestInPlace(t *testing.T) {
+	m := newManaged(t, Defaults)
+	tables := []Table{m.v4, m.v6}
+	want := func(what string, want bool) {
+		t.Helper()
+		if got, err := InPlace(t.Context(), tables); got != want || err != nil {
+			t.Errorf("%s: %v, %v; want %v", what, got, err, want)
+		}
+	}
+	want("no rules", false)
+	m.change(":SLUICE - [0:0]", ":SLUICEGATE - [0:0]", "-A POSTROUTING -j SLUICEGATE")
+	want("a chain to which no rule leads, and one of another program", false)
+	m.apply()
+	want("rules", true)
+	if _, err := Cleanup(t.Context(), []Table{m.v4}); err != nil {
+		t.Fatal(err)
+	}
+	want("rules of IPv6", true)
+	if _, err := Cleanup(t.Context(), tables); err != nil {
+		t.Fatal(err)
+	}
+	want("cleaned", false)
+	m.v6.Break(errors.New("the lock is held"))
+	if got, err := InPlace(t.Context(), tables); got || err == nil {
+		t.Errorf("broken: %v, %v", got, err)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 // nftTable is a table of one family in nf_tables, accessed over netlink: iptables' mangle or
-// the separate table.
+// filter, or the separate table.
 //
 // iptables-nft refuses to list a table or chain with a rule that it cannot express, but still
 // writes to such a table. So iptables is used to write the rules of mangle and to read owned
@@ -31,6 +31,14 @@ type nftChain struct {
 	kind     string
 	hook     uint32
 	priority int32
+}
+
+// layout returns what the rules use of the table. The separate table has that of mangle.
+func (t nftTable) layout() *layout {
+	if t.name == rejecting.table {
+		return rejecting
+	}
+	return mangle
 }
 
 // proto returns netfilter's number of the family.
@@ -230,10 +238,7 @@ var hooks = map[string]uint32{
 	"OUTPUT": unix.NF_INET_LOCAL_OUT, "POSTROUTING": unix.NF_INET_POST_ROUTING,
 }
 
-// manglePriority is the priority of mangle's chains at their hooks (NF_IP_PRI_MANGLE).
-const manglePriority = -150
-
-// chainKind is the type of the mangle chains that Sluice uses. A chain of type nat would be
+// chainKind is the type of the chains that Sluice uses. A chain of type nat would be
 // called only for the first packet of a connection.
 const chainKind = "filter"
 
@@ -250,7 +255,7 @@ func (t nftTable) inactive() (string, error) {
 }
 
 // wrongHook describes the first chain that is named like a built-in chain that the rules use
-// (PREROUTING or POSTROUTING; see entries), but has a different type, hook or priority. The
+// (see layout.entries), but has a different type, hook or priority. The
 // kernel would not call its rules at the right place. wrongHook returns "" if there is none.
 func (t nftTable) wrongHook() (string, error) {
 	chains, err := t.chains()
@@ -258,7 +263,7 @@ func (t nftTable) wrongHook() (string, error) {
 		return "", err
 	}
 	for _, c := range chains {
-		if isHook(c.name) && (!c.base || c.kind != chainKind || c.hook != hooks[c.name] || c.priority != manglePriority) {
+		if t.layout().isHook(c.name) && (!c.base || c.kind != chainKind || c.hook != hooks[c.name] || c.priority != t.layout().priority) {
 			return fmt.Sprintf("chain %s of %s has another type, hook or priority than iptables gives it: delete or rename it", c.name, t.name), nil
 		}
 	}

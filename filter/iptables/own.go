@@ -91,7 +91,9 @@ func (o *ownTable) Generation() (uint32, bool) {
 }
 
 // Watch implements Table.
-func (o *ownTable) Watch(ctx context.Context, notify func()) error { return o.nft().watch(ctx, notify) }
+func (o *ownTable) Watch(ctx context.Context, notify func()) error {
+	return o.nft().watch(ctx, notify, nil)
+}
 
 // Dropped returns the number of packets that the rules of a chain have dropped since the chain
 // was written, 0 if the chain does not exist.
@@ -114,7 +116,7 @@ func (o *ownTable) Leave() error {
 		return err
 	}
 	for _, c := range chains {
-		if !isOwned(c.name) && !isHook(c.name) {
+		if !isOwned(c.name) && !mangle.isHook(c.name) {
 			return nil
 		}
 	}
@@ -124,11 +126,6 @@ func (o *ownTable) Leave() error {
 		return fmt.Errorf("delete table %s: %w", ownName, explain(err))
 	}
 	return nil
-}
-
-// isHook reports whether a chain has the name of one of the hooks in entries.
-func isHook(chain string) bool {
-	return slices.ContainsFunc(entries, func(e entry) bool { return e.name == chain })
 }
 
 // Restore implements Table.
@@ -188,12 +185,12 @@ func (b *ownChange) prepare(text string) error {
 		b.add(unix.NFT_MSG_DELTABLE, 0, attributes{}.text(unix.NFTA_TABLE_NAME, b.table.name))
 	}
 	b.add(unix.NFT_MSG_NEWTABLE, netlink.Create, attributes{}.text(unix.NFTA_TABLE_NAME, b.table.name).number(unix.NFTA_TABLE_FLAGS, 0))
-	for _, e := range entries {
+	for _, e := range mangle.entries {
 		if !strings.Contains(text, "\n:"+e.chain+" ") {
 			continue
 		}
 		b.hooks = append(b.hooks, e)
-		place := attributes{}.number(unix.NFTA_HOOK_HOOKNUM, hooks[e.name]).number(unix.NFTA_HOOK_PRIORITY, 1<<32+manglePriority)
+		place := attributes{}.number(unix.NFTA_HOOK_HOOKNUM, hooks[e.name]).number(unix.NFTA_HOOK_PRIORITY, uint32(mangle.priority))
 		b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, b.chain(e.name).raw(unix.NFTA_CHAIN_HOOK, place).
 			number(unix.NFTA_CHAIN_POLICY, verdictAccept).text(unix.NFTA_CHAIN_TYPE, chainKind))
 	}

@@ -19,6 +19,7 @@ type Less struct {
 	Pins     bool // the pinned programs
 	Overflow bool // the overflow queue
 	Sources  bool // the rules about forged sources
+	Reject   bool // the rules that reject packets, so that denied packets are dropped
 }
 
 // lesser lists all combinations of omitted parts, in the order of preference.
@@ -36,12 +37,13 @@ const completeInterval = time.Minute
 // without returns a copy of o that omits the given parts.
 func (o Options) without(less Less) Options {
 	if less.Pins {
-		o.AllowPin, o.DenyPin = "", ""
+		o.AllowPin, o.DenyPin, o.LaterPin, o.RejectPin = "", "", "", ""
 	}
 	if less.Overflow {
 		o.SourceShare = 0
 	}
 	o.AnySource = o.AnySource || less.Sources
+	o.Reject = o.Reject && !less.Reject
 	return o
 }
 
@@ -64,7 +66,7 @@ func (m *Manager) Lacks() (less Less, because string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, t := range m.tables {
-		less.Pins, less.Overflow, less.Sources = less.Pins || t.lacks.Pins, less.Overflow || t.lacks.Overflow, less.Sources || t.lacks.Sources
+		less.Pins, less.Overflow, less.Sources, less.Reject = less.Pins || t.lacks.Pins, less.Overflow || t.lacks.Overflow, less.Sources || t.lacks.Sources, less.Reject || t.lacks.Reject
 		if reduced := t.reduced.Load(); reduced != nil {
 			because = *reduced
 		}
@@ -76,11 +78,29 @@ func (m *Manager) Lacks() (less Less, because string) {
 // writing all parts fails, it omits parts that require something that the node may lack. Start,
 // repair and takeover all use ensure, so that they have the same fallbacks.
 func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err error) {
+	defer func() {
+		m.noteRejects()
+		m.logRejects(t)
+	}()
+	if less := t.lacks; less.Reject && !m.opts.Reject {
+		if less.Reject = false; less == (Less{}) {
+			t.reduce(less, nil, 0)
+		}
+		t.lacks.Reject = false
+	}
 	pinsErr := m.ensurePins()
-	wrong, err = t.ensure(ctx, m.opts.without(t.lacks).chains(t.Family()))
+	wrong, err = t.put(ctx, m.opts.without(t.lacks))
 	if err == nil {
 		m.completeParts(ctx, t)
 		return wrong, nil
+	}
+	if errors.Is(err, errNoReject) && ctx.Err() == nil {
+		because := err
+		t.lacks.Reject = true
+		if wrong, err = t.put(ctx, m.opts.without(t.lacks)); err == nil {
+			t.reduce(t.lacks, because, checkInterval)
+			return wrong, nil
+		}
 	}
 	if pinsErr != nil {
 		err = fmt.Errorf("%w (%w)", err, pinsErr)
@@ -92,12 +112,12 @@ func (m *Manager) ensure(ctx context.Context, t *keptTable) (wrong []string, err
 		if ctx.Err() != nil {
 			break
 		}
-		if less == t.lacks {
+		if less.Reject = t.lacks.Reject; less == t.lacks {
 			continue
 		}
 		// If all fallbacks fail too, ensure returns the error of the first attempt: it explains
 		// more than the errors of the fallbacks.
-		if _, second := t.ensure(ctx, m.opts.without(less).chains(t.Family())); second == nil {
+		if _, second := t.put(ctx, m.opts.without(less)); second == nil {
 			// Try again soon: the cause of the failure may be temporary.
 			t.reduce(less, err, checkInterval)
 			return wrong, nil
@@ -137,6 +157,9 @@ func (l Less) String() string {
 	if l.Sources {
 		lines = append(lines, "the rules do not drop packets that claim to come from this node or from their receiver")
 	}
+	if l.Reject {
+		lines = append(lines, "the rules drop denied packets instead of rejecting them")
+	}
 	return strings.Join(lines, ", ")
 }
 
@@ -150,7 +173,7 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 		return
 	}
 	generation, right := t.generation, t.right
-	_, err := t.ensure(ctx, m.opts.chains(t.Family()))
+	_, err := t.put(ctx, m.opts)
 	if err == nil {
 		t.reduce(Less{}, nil, 0)
 		m.log.Info("the rules have all their parts again", event.RulesComplete.Attr(), "table", t.String())
@@ -165,9 +188,18 @@ func (m *Manager) completeParts(ctx context.Context, t *keptTable) {
 func (m *Manager) pause(ctx context.Context, t *keptTable, packets Unqueued) error {
 	_ = m.ensurePins() // if the rules need the names, Restore fails and reports it
 	t.right = false
+	owned := t.ownedChains(ctx)
 	first := error(nil)
-	for _, less := range []Less{t.lacks, {Pins: true, Sources: true}} {
-		err := t.Restore(ctx, change{fill: m.opts.without(less).paused(t.Family(), packets)}.text())
+	for _, less := range []Less{t.lacks, {Pins: true, Sources: true, Reject: t.lacks.Reject}} {
+		fill := m.opts.without(less).paused(t.Family(), packets)
+		// If an earlier write has failed, the table has chains that these options lack, and their
+		// rules may use queues.
+		for _, name := range owned {
+			if _, filled := fill[name]; !filled {
+				fill[name] = nil
+			}
+		}
+		err := t.Restore(ctx, change{fill: fill}.text(mangle))
 		if err == nil {
 			return nil
 		}
@@ -176,4 +208,10 @@ func (m *Manager) pause(ctx context.Context, t *keptTable, packets Unqueued) err
 		}
 	}
 	return fmt.Errorf("take the queues out of the rules: %w", first)
+}
+
+// ownedChains returns the chains of this version that the table has, none if it cannot be read.
+func (t *keptTable) ownedChains(ctx context.Context) []string {
+	names, _ := t.Chains(ctx)
+	return slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(t.layout().chains, name) })
 }

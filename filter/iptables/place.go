@@ -61,6 +61,11 @@ func (p *place) Tidy(ctx context.Context) {
 	p.left = false
 }
 
+func (p *place) layout() *layout  { return mangle }
+func (p *place) companion() Table { return p.mangle.companion() }
+func (p *place) exists() bool     { return true }
+func (p *place) attend(bool)      {}
+
 // Leave implements Table.
 func (p *place) Leave() error { return p.own.Leave() }
 

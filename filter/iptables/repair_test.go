@@ -341,7 +341,7 @@ func TestRealWatch(t *testing.T) {
 	n.nft("add table %[1]s other\nadd chain %[1]s other POSTROUTING\nadd chain %[1]s mangle KUBE-THEIRS")
 	notified := n.notifications(IPv4)
 	for range 20 {
-		n.nft("add rule %[1]s other POSTROUTING accept\nadd rule %[1]s mangle KUBE-THEIRS accept\nadd rule %[1]s mangle FORWARD accept\n" +
+		n.nft("add rule %[1]s other POSTROUTING accept\nadd rule %[1]s mangle KUBE-THEIRS accept\nadd rule %[1]s mangle OUTPUT accept\n" +
 			"flush chain %[1]s other POSTROUTING\nadd chain %[1]s mangle NEW\ndelete chain %[1]s mangle NEW\nadd table %[1]s NEW\ndelete table %[1]s NEW")
 	}
 	n.iptables(IPv6, "-t", table, "-F")

@@ -5,10 +5,16 @@
 // [Manager] applies the rules and restores them after a change by another program.
 // [Cleanup] removes all of them.
 //
-// The rules are in chains named [Chain] or with that prefix. The first rule of mangle's
-// POSTROUTING jumps to them: there the packet has its destination after DNAT and its source
-// before SNAT, and the filter rules of other programs cannot accept a packet first. The first
-// rule of PREROUTING jumps to the rules that drop forged sources, unless the guard drops them.
+// The rules are in chains whose names begin with [Chain]. The first rule of POSTROUTING in the
+// table mangle jumps to [Chain] itself: there the destination is after DNAT, the source is before
+// SNAT, and the filter rules of other programs cannot accept a packet first. The first rules of
+// other built-in chains jump to further chains only when these are needed:
+//
+//   - PREROUTING, to drop forged sources, unless the package guard drops them;
+//   - INPUT, while a policy may deny what pods send to their node;
+//   - FORWARD, and chains of the table filter, while denied packets may be rejected: see
+//     reject.go.
+//
 // Where mangle of nf_tables cannot be used, the rules are in a separate table: see place and
 // ownTable.
 //
@@ -24,6 +30,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net/netip"
 	"strings"
 )
 
@@ -85,12 +92,25 @@ type Options struct {
 	// drops them at every interface. Even an empty chain adds 1.5% to the cost of a
 	// connection.
 	Guarded bool
+	// NodeSources are address ranges of pods. Packets from them to this node are judged. Without
+	// such ranges, there are no rules about packets to the node.
+	NodeSources []netip.Prefix
+	// Reject adds the rules with which denied packets can be rejected. Without it, there are no
+	// rules in FORWARD.
+	Reject bool
+	// BridgePorts adds the rules about resets for clients behind ports of a bridge. Set it only if
+	// the kernel module br_netfilter is loaded: the match physdev of these rules would load it.
+	BridgePorts bool
 	// Backend selects the iptables backend.
 	Backend Backend
 	// AllowPin and DenyPin are the paths of pinned BPF programs that the rules call before
 	// the queue: the first matches packets that may pass, the second packets that must not.
 	// Each may be empty; see the package cache/bpf.
 	AllowPin, DenyPin string
+	// LaterPin and RejectPin are the paths of two more programs, for FORWARD and INPUT: the first
+	// matches packets that AllowPin and DenyPin decide in POSTROUTING, the second packets that
+	// must not pass and are rejected. Each may be empty.
+	LaterPin, RejectPin string
 }
 
 // Defaults are the options of an agent that is started without flags.
@@ -138,7 +158,7 @@ func (o Options) Validate() error {
 	if o.SourceShare < 0 || o.SourceShare > MaxSourceShare {
 		errs = append(errs, fmt.Errorf("--source-share %d: give 1 to %d new connections a second, or 0 for no limit", o.SourceShare, MaxSourceShare))
 	}
-	for _, path := range []string{o.AllowPin, o.DenyPin} {
+	for _, path := range []string{o.AllowPin, o.DenyPin, o.LaterPin, o.RejectPin} {
 		if strings.ContainsAny(path, " \t\n\"'\\") || len(path) >= maxPinLen {
 			errs = append(errs, fmt.Errorf("the path of a BPF program, %q, is not a word that iptables reads: give one without blanks and quotes, shorter than %d bytes", path, maxPinLen))
 		}

@@ -109,8 +109,8 @@ func (m *Manager) check(ctx context.Context, needed func(*keptTable) bool) (fail
 // restore checks one table, and repairs its rules.
 func (m *Manager) restore(ctx context.Context, t *keptTable) {
 	t.changed.Store(false)
-	if t.right && !t.due() {
-		if generation, known := t.Generation(); known && generation == t.generation {
+	if !t.due() {
+		if generation, known := t.Generation(); known && t.current(generation) {
 			_ = m.ensurePins() // an error matters only when rules are written
 			return
 		}

@@ -12,7 +12,7 @@ import (
 type tableState struct {
 	names  []string            // names of all chains
 	chains map[string][]string // rules of owned chains, including chains of older versions
-	hooks  map[string][]string // rules of the built-in chains in entries
+	hooks  map[string][]string // rules of the built-in chains of the layout
 	// inactive is the reason why packets do not traverse the rules; empty if they do.
 	inactive string
 }
@@ -46,7 +46,7 @@ func readOutline(ctx context.Context, t Table) (tableState, error) {
 	if h.inactive, err = t.Inactive(ctx); err != nil {
 		return tableState{}, err
 	}
-	for _, e := range entries {
+	for _, e := range t.layout().entries {
 		if h.hooks[e.name], err = t.Jumps(ctx, e.name); err != nil {
 			return tableState{}, err
 		}
@@ -63,7 +63,7 @@ func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[st
 		return nil // there are older chains, and only a full read finds the rules that lead to them
 	}
 	var wrong []string
-	for _, name := range wantedNames(want) {
+	for _, name := range t.layout().wanted(want) {
 		n, known := t.Count(ctx, name)
 		switch {
 		case !slices.Contains(now.names, name):
@@ -77,9 +77,9 @@ func (t *keptTable) obviousDiff(ctx context.Context, now tableState, want map[st
 	return append(wrong, t.pathDiff(now, want)...)
 }
 
-// wantedNames returns the names of the wanted chains, in order.
-func wantedNames(want map[string][]string) []string {
-	return slices.DeleteFunc(slices.Clone(ownedChains), func(name string) bool { _, is := want[name]; return !is })
+// wanted returns the names of the wanted chains, in order.
+func (l *layout) wanted(want map[string][]string) []string {
+	return slices.DeleteFunc(slices.Clone(l.chains), func(name string) bool { _, is := want[name]; return !is })
 }
 
 // older returns the owned chains that are not wanted, such as those of an older version.
@@ -121,10 +121,10 @@ func (s canonicalForm) of(rule string) string {
 	return rule
 }
 
-// record stores the form in which iptables prints each wanted rule. It assumes that rule i of a
-// chain is wanted rule i in another form. If the number of rules of any chain differs from the
-// number of wanted rules, the assumption is wrong, and record() stores nothing.
-func (s canonicalForm) record(now tableState, want map[string][]string) {
+// record records the form in which iptables prints each wanted rule. It assumes that rule i of a
+// chain is wanted rule i in another form. This cannot be true if a chain has more or fewer rules
+// than wanted; record then records nothing.
+func (s canonicalForm) record(now tableState, want map[string][]string, in *layout) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
 			return
@@ -135,7 +135,7 @@ func (s canonicalForm) record(now tableState, want map[string][]string) {
 			s[rule] = now.chains[name][i]
 		}
 	}
-	for _, e := range entries {
+	for _, e := range in.entries {
 		if rules := now.hooks[e.name]; len(rules) > 0 && leadsTo(rules[0], func(chain string) bool { return chain == e.chain }) {
 			s[e.jump()] = rules[0]
 		}
@@ -145,7 +145,7 @@ func (s canonicalForm) record(now tableState, want map[string][]string) {
 // diff returns all differences between a table and the wanted rules, as text for the log.
 func (t *keptTable) diff(now tableState, want map[string][]string) []string {
 	var wrong []string
-	for _, name := range wantedNames(want) {
+	for _, name := range t.layout().wanted(want) {
 		rules, there := now.chains[name]
 		same := slices.EqualFunc(rules, want[name], func(is, wanted string) bool { return is == t.canonical.of(wanted) })
 		switch {
@@ -159,7 +159,7 @@ func (t *keptTable) diff(now tableState, want map[string][]string) []string {
 	}
 	for _, name := range t.outdated(now, want) {
 		text := "chain %s is not of this version"
-		if slices.Contains(ownedChains, name) {
+		if slices.Contains(t.layout().chains, name) {
 			text = "chain %s is not needed"
 		}
 		wrong = append(wrong, fmt.Sprintf(text, name))
@@ -172,7 +172,7 @@ func (t *keptTable) pathDiff(now tableState, want map[string][]string) (wrong []
 	if now.inactive != "" {
 		wrong = append(wrong, now.inactive)
 	}
-	for _, e := range entries {
+	for _, e := range t.layout().entries {
 		_, wanted := want[e.chain]
 		wrong = append(wrong, t.jumpDiff(e, now.hooks[e.name], wanted)...)
 	}
@@ -243,7 +243,7 @@ func cleanTable(ctx context.Context, t Table) (removed []string, err error) {
 		if c.stale, err = leading(ctx, t, now, isOwned); err != nil {
 			return nil, err
 		}
-		err = t.Restore(ctx, c.text())
+		err = t.Restore(ctx, c.text(t.layout()))
 		if err != nil && (try == clearTries || ctx.Err() != nil) {
 			return nil, fmt.Errorf("remove the rules: %w", err)
 		}
@@ -265,7 +265,7 @@ func dropEach(ctx context.Context, t Table, c change) (left []string) {
 		return nil
 	}
 	for _, name := range c.drop {
-		if t.Restore(ctx, change{drop: []string{name}}.text()) != nil {
+		if t.Restore(ctx, change{drop: []string{name}}.text(t.layout())) != nil {
 			left = append(left, name)
 		}
 	}

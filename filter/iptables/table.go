@@ -43,9 +43,20 @@ type Table interface {
 	// Restore applies a text in the format of iptables-restore --noflush, as a whole or not at
 	// all.
 	Restore(ctx context.Context, text string) error
+
+	// layout returns what the rules use of the table.
+	layout() *layout
+	// companion returns the table filter of the same family and backend, for the rules that
+	// reject; nil if there is none.
+	companion() Table
+	// exists reports whether the table exists. Reading a legacy table creates it.
+	exists() bool
+	// attend is called for a companion. It sets whether Watch of the other table, which has this
+	// companion, also notifies of changes to the companion.
+	attend(on bool)
 }
 
-// noChoice implements the methods Choose, Tidy and Leave for a [Table] without an alternative.
+// noChoice implements some methods for a [Table] without an alternative and without companion.
 type noChoice struct{}
 
 // Choose implements [Table].
@@ -56,3 +67,8 @@ func (noChoice) Tidy(context.Context) {}
 
 // Leave implements [Table].
 func (noChoice) Leave() error { return nil }
+
+func (noChoice) layout() *layout  { return mangle }
+func (noChoice) companion() Table { return nil }
+func (noChoice) exists() bool     { return true }
+func (noChoice) attend(bool)      {}

@@ -27,25 +27,8 @@ type entry struct {
 	name, chain string
 }
 
-// entries lists all entries in the order in which a packet traverses them.
-var entries = []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}}
-
-// entriesOf returns the entries of the wanted chains.
-func entriesOf(want map[string][]string) (wanted []entry) {
-	for _, e := range entries {
-		if _, is := want[e.chain]; is {
-			wanted = append(wanted, e)
-		}
-	}
-	return wanted
-}
-
 // jump returns the rule that jumps from the built-in chain to the owned one.
 func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
-
-// ownedChains lists the chains of this version in the order of their creation. sourceChain is
-// omitted where the guard drops forged sources.
-var ownedChains = []string{Chain, allowChain, sourceChain}
 
 // isOwned reports whether a chain belongs to this version of Sluice or another.
 func isOwned(chain string) bool {
@@ -88,8 +71,15 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 			fmt.Sprintf("-A %s -j MARK --set-xmark 0x0/%#x", allowChain, o.AllowedMark),
 		},
 	}
+	if o.Reject {
+		chains[refuseChain] = []string{fmt.Sprintf("-A %s -j MARK --set-xmark %#x/%#x", refuseChain, o.RejectMark(), o.RejectMark())}
+		chains[forwardChain] = o.forwardRules(f, last...)
+	}
 	if !o.Guarded {
 		chains[sourceChain] = o.sources(f)
+	}
+	if from := o.nodeSources(f); len(from) > 0 {
+		chains[inputChain], chains[nodeChain] = from, o.nodeRules(f, last...)
 	}
 	return chains
 }
@@ -98,47 +88,78 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 // at the second rule. It precedes the test for the node's own addresses because that test costs
 // a lookup in the routing table; the order of these two rules changes no verdict.
 func (o Options) mainRules(f Family, last ...string) []string {
-	rules := []string{
-		// A packet that the queue has allowed traverses Chain again, with AllowedMark set.
-		// Because of -g (goto), the end of allowChain is also the end of Chain.
+	rules, revoked := o.markRules(), []string(nil)
+	if o.Reject {
+		// FORWARD has judged the packet, but the table filter has not rejected it.
+		rules = append(rules, fmt.Sprintf("-m mark --mark %#x/%#x -j DROP", o.RejectMark(), o.RejectMark()))
+		revoked = o.passResets()
+	}
+	rules = append(rules,
+		// Traffic from the pod's own node is always allowed, for the sake of probes. The match
+		// covers the addresses of this network namespace; sourceChain has dropped packets of
+		// other senders with such a source.
+		"-m addrtype --src-type LOCAL -j RETURN")
+	rules = append(rules, o.exemptRules(f, revoked...)...)
+	return inChain(Chain, append(append(rules, o.cacheRules("-g "+allowChain)...), last...))
+}
+
+// markRules returns the rules about packets and connections that have been allowed.
+func (o Options) markRules() []string {
+	return []string{
+		// A packet that the queue has allowed comes again, with AllowedMark set. Because of
+		// --goto, the end of allowChain is also the end of this chain.
 		fmt.Sprintf("-m mark --mark %#x/%#x -g %s", o.AllowedMark, o.AllowedMark, allowChain),
 		// A conntrack helper announces some connections, such as a data connection of FTP. The
 		// kernel gives them the connection mark of the control connection, so they would pass
 		// here without a verdict of their own. Until its first reply, such a connection is
 		// RELATED, and this rule excludes RELATED packets.
-		fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask()),
-		// Traffic from the pod's own node is always allowed, so that probes work. The match
-		// covers the addresses of this network namespace; sourceChain has already dropped
-		// packets of other senders with such a source.
-		"-m addrtype --src-type LOCAL -j RETURN",
+		o.allowedConnection(),
+	}
+}
+
+// allowedConnection returns the rule that lets packets of allowed connections pass.
+func (o Options) allowedConnection() string {
+	return fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask())
+}
+
+// exemptRules returns the rules about packets that are never queued: packets of revoked
+// connections are dropped; replies, ICMP errors and neighbour discovery pass. The rules in
+// revoked come first: they handle revoked connections whose packets are not simply dropped.
+func (o Options) exemptRules(f Family, revoked ...string) []string {
+	rules := append(slices.Clone(revoked),
 		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
 		// Replies pass, and so do ICMP errors about replies. They need no verdict, because only
 		// a connection whose first packet was allowed has replies.
 		"-m conntrack --ctdir REPLY -j RETURN",
 		// The only RELATED packets of ICMP are errors about a known connection.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),
-	}
+	)
 	for _, t := range neighbourDiscovery[f] {
 		// A receiver must ignore these messages with a hop limit below 255 (RFC 4861), and a
 		// router lowers the hop limit. So only messages with 255 pass here; a forwarded one
 		// gets a verdict.
 		rules = append(rules, fmt.Sprintf("-p %s -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", icmp[f], t))
 	}
-	rules = append(append(rules, o.cacheRules()...), last...)
+	return rules
+}
+
+// inChain returns the rules as rules of a chain.
+func inChain(chain string, rules []string) []string {
 	for i := range rules {
-		rules[i] = "-A " + Chain + " " + rules[i]
+		rules[i] = "-A " + chain + " " + rules[i]
 	}
 	return rules
 }
 
-// cacheRules returns the rules that call the programs of the kernel's flow cache (cache/bpf).
-// They come right before the rule that queues: packets that leave Chain earlier cost no lookup,
-// and a cached verdict cannot override an earlier DROP. A packet that the program "allow"
-// matches goes to allowChain, like a packet that a worker has allowed.
-func (o Options) cacheRules() (rules []string) {
+// cacheRules returns the rules that consult the BPF cache. They come right before the queue:
+// packets that leave earlier do not pay for the cache, and a cached verdict cannot override an
+// earlier DROP. allow is what happens to a packet that a program allows. The rules in refuse are
+// about packets that a program denies and that are not simply dropped.
+func (o Options) cacheRules(allow string, refuse ...string) (rules []string) {
 	if o.AllowPin != "" {
-		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -g %s", o.AllowPin, allowChain))
+		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s %s", o.AllowPin, allow))
 	}
+	rules = append(rules, refuse...)
 	if o.DenyPin != "" {
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -j DROP", o.DenyPin))
 	}
@@ -169,7 +190,12 @@ func (o Options) bypass() string {
 // --noflush: first the owned chains with their rules, last the jumps to them.
 func (o Options) Wanted(f Family) string {
 	want := o.chains(f)
-	return change{fill: want, hooked: entriesOf(want)}.text()
+	text := change{fill: want, hooked: mangle.entriesOf(want)}.text(mangle)
+	if o.Reject {
+		want = o.rejects(f)
+		text += change{fill: want, hooked: rejecting.entriesOf(want)}.text(rejecting)
+	}
+	return text
 }
 
 // change is the content of a transaction.
@@ -185,14 +211,14 @@ type change struct {
 
 // text returns the transaction. It creates chains before rules jump to them, and empties chains
 // before it deletes them.
-func (c change) text() string {
+func (c change) text(in *layout) string {
 	var lines []string
-	for _, name := range ownedChains {
+	for _, name := range in.chains {
 		if _, ok := c.fill[name]; ok {
 			lines = append(lines, ":"+name+" - [0:0]") // creates or empties the chain
 		}
 	}
-	for _, name := range ownedChains {
+	for _, name := range in.chains {
 		lines = append(lines, c.fill[name]...)
 	}
 	for _, rule := range c.stale {
@@ -209,5 +235,5 @@ func (c change) text() string {
 	for _, e := range c.hooked {
 		lines = append(lines, "-I "+e.name+" 1 -j "+e.chain)
 	}
-	return strings.Join(slices.Concat([]string{"*" + table}, lines, []string{"COMMIT", ""}), "\n")
+	return strings.Join(slices.Concat([]string{"*" + in.table}, lines, []string{"COMMIT", ""}), "\n")
 }

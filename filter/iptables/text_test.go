@@ -93,7 +93,7 @@ func TestPausedDiffersOnlyInTheQueues(t *testing.T) {
 			want := Defaults.chains(f)
 			want[Chain] = append(want[Chain][:len(want[Chain])-2], last)
 			got := Defaults.paused(f, packets)
-			for _, name := range ownedChains {
+			for _, name := range mangle.chains {
 				if !slices.Equal(got[name], want[name]) {
 					t.Errorf("%s, packets %v: chain %s is %q, want %q", f, packets, name, got[name], want[name])
 				}

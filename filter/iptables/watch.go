@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 	"unsafe"
 
@@ -23,13 +22,14 @@ const watchBuffer = 1 << 20
 // polled.
 func (k *kernelTable) Watch(ctx context.Context, notify func()) error {
 	if k.backend == NFT {
-		return k.nft().watch(ctx, notify)
+		return k.nft().watch(ctx, notify, k.filter)
 	}
-	return watchLegacy(ctx, k.family, notify)
+	return watchLegacy(ctx, k.family, k.filter, notify)
 }
 
-// watch calls notify() after changes that concern Sluice, until ctx ends.
-func (t nftTable) watch(ctx context.Context, notify func()) error {
+// watch calls notify after changes that concern Sluice, until ctx ends: changes to this table,
+// and to filter while filter.attended() returns true. filter may be nil.
+func (t nftTable) watch(ctx context.Context, notify func(), filter *kernelTable) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)})
 	if err != nil {
 		return fmt.Errorf("subscribe to changes of nf_tables: %w", explain(err))
@@ -53,7 +53,7 @@ func (t nftTable) watch(ctx context.Context, notify func()) error {
 				}
 			default:
 				for _, m := range messages {
-					if t.concerns(m) {
+					if t.concerns(m) || filter.attended() && filter.nft().concerns(m) {
 						notify()
 						break
 					}
@@ -86,7 +86,7 @@ func (t nftTable) concerns(m netlink.Message) bool {
 		return false
 	}
 	name := attribute(attrs, chain)
-	return isOwned(string(name)) || slices.ContainsFunc(entries, func(e entry) bool { return is(name, e.name) })
+	return isOwned(string(name)) || t.layout().isHook(string(name))
 }
 
 // is reports whether an attribute's value is s.
@@ -125,10 +125,10 @@ type legacyInfo struct {
 // getInfo is the socket option IPT_SO_GET_INFO, which equals IP6T_SO_GET_INFO.
 const getInfo = 64
 
-// watchLegacy calls notify() when the number of rules in a legacy table, their total size or
-// the offsets of the hooks' rules have changed. It misses a rule that is replaced by one of the
-// same size.
-func watchLegacy(ctx context.Context, f Family, notify func()) error {
+// watchLegacy calls notify when the number of rules in the legacy table mangle, their total size
+// or the offsets of the hooks' rules have changed. It does the same for the table filter after
+// filter.attend(true). It misses a rule that is replaced by one of the same size.
+func watchLegacy(ctx context.Context, f Family, filter *kernelTable, notify func()) error {
 	domain, level := unix.AF_INET, unix.IPPROTO_IP
 	if f == IPv6 {
 		domain, level = unix.AF_INET6, unix.IPPROTO_IPV6
@@ -137,8 +137,8 @@ func watchLegacy(ctx context.Context, f Family, notify func()) error {
 	if err != nil {
 		return fmt.Errorf("read the size of legacy tables: %w", explain(err))
 	}
-	read := func() (info legacyInfo, err error) {
-		copy(info.name[:], table)
+	read := func(name string) (info legacyInfo, err error) {
+		copy(info.name[:], name)
 		size := uint32(unsafe.Sizeof(info))
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), getInfo,
 			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
@@ -147,7 +147,8 @@ func watchLegacy(ctx context.Context, f Family, notify func()) error {
 		}
 		return info, nil
 	}
-	before, _ := read() // after an error, the first success counts as a change
+	before, _ := read(table) // after an error, the first success counts as a change
+	var beforeFilter legacyInfo
 	go func() {
 		defer unix.Close(fd)
 		tick := time.NewTicker(legacyInterval)
@@ -158,8 +159,15 @@ func watchLegacy(ctx context.Context, f Family, notify func()) error {
 				return
 			case <-tick.C:
 			}
-			if now, err := read(); err == nil && now != before {
+			if now, err := read(table); err == nil && now != before {
 				before = now
+				notify()
+			}
+			if !filter.attended() {
+				continue
+			}
+			if now, err := read(rejecting.table); err == nil && now != beforeFilter {
+				beforeFilter = now
 				notify()
 			}
 		}

@@ -81,12 +81,16 @@ func BenchmarkCompile(b *testing.B) {
 
 // retained returns by how many bytes the heap grows when a cluster is compiled. It does not
 // count the API objects.
-func retained(c *madeup.Cluster) float64 {
+func retained(c *madeup.Cluster) float64 { return heapOf(c, c.Fill) }
+
+// heapOf returns by how many bytes the heap grows when fill sets objects in a store and the
+// store commits. It does not count c, to which these objects may refer.
+func heapOf(c *madeup.Cluster, fill func(*policy.Store)) float64 {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
 	w := policy.NewStore()
-	c.Fill(w)
+	fill(w)
 	s, _ := w.Commit()
 	runtime.GC()
 	runtime.ReadMemStats(&after)

@@ -1,50 +1,27 @@
 package policy
 
-import (
-	"fmt"
+import "sluice/filter"
 
-	"sluice/filter"
-)
+// Tier is the tier of a policy.
+type Tier = filter.Tier
 
-// Tier is a stage of a decision. Tiers are evaluated in order, until one decides.
-type Tier uint8
-
-// The tiers.
+// The tiers, in the order in which they are evaluated.
 const (
-	_ Tier = iota // a policy without a tier is malformed
-	// Admin policies decide by their first rule that matches.
-	Admin
-	// NetworkPolicy policies isolate their pods: flows that no rule accepts are denied.
-	NetworkPolicy
-	// Baseline policies also decide by their first rule that matches, but only for pods that
-	// no NetworkPolicy isolates.
-	Baseline
+	Admin         = filter.AdminTier
+	NetworkPolicy = filter.NetworkPolicyTier
+	Baseline      = filter.BaselineTier
 
-	numTiers
+	numTiers = filter.NumTiers
 )
-
-// String returns the name of the tier, as in messages.
-func (t Tier) String() string {
-	switch t {
-	case Admin:
-		return "Admin"
-	case NetworkPolicy:
-		return "NetworkPolicy"
-	case Baseline:
-		return "Baseline"
-	}
-	return fmt.Sprintf("tier %d", uint8(t))
-}
 
 // Action is what a rule does with a flow that matches it. The zero value denies.
-type Action uint8
+type Action = filter.RuleAction
 
 // The actions.
 const (
-	Deny Action = iota
-	Accept
-	// Pass leaves the flow to the next tier.
-	Pass
+	Deny   = filter.RuleDenies
+	Accept = filter.RuleAccepts
+	Pass   = filter.RulePasses
 )
 
 // Effect summarizes the decisions about all packets of an endpoint in one direction: a cache
@@ -66,9 +43,15 @@ type link struct {
 	rules     *ruleSet
 	isolation *filter.Isolation // the policies that isolate the pod, if this tier isolates; nil if the rules are ordered
 	set       *policySet
-	next      *link  // nil for the last link
-	miss      Action // the action for a flow that no rule of this link matches
-	effect    Effect // the effect of the chain that begins with this link
+	next      *link      // nil for the last link
+	table     *rankTable // of rules; nil if they have none
+	miss      Action     // applies if no rule matches
+	tier      Tier
+	effect    Effect // of this link and all that follow
+	toNode    Effect // the same for packets from the pod to its node
+	// denial is how the rules of this tier deny packets; mixed is set if they differ.
+	denial filter.Denial
+	mixed  bool
 }
 
 // same reports whether two chains consist of the same policy sets.
@@ -95,11 +78,17 @@ func (l *link) findIsolation() *filter.Isolation {
 // newSetLink returns the link of a policy set that ends a chain. All chains that end with this
 // policy set share it.
 func newSetLink(set *policySet, rules *ruleSet, isolation *filter.Isolation) link {
-	l := link{rules: rules, isolation: isolation, set: set, miss: Pass}
-	if isolation != nil {
-		l.miss = Deny
+	l := link{rules: rules, isolation: isolation, set: set, miss: Pass, tier: set.key.tier}
+	if rules.extra != nil {
+		l.table = rules.extra.table
 	}
-	l.effect = l.conclude()
+	if isolation != nil {
+		l.miss, l.denial = Deny, isolation.Denial
+	} else if rules != nil {
+		denial, uniform := rules.uniformDenial()
+		l.denial, l.mixed = denial, !uniform
+	}
+	l.effect, l.toNode = l.conclude(), l.concludeToNode()
 	return l
 }
 
@@ -111,7 +100,7 @@ func newLink(set *policySet, next *link) *link {
 	}
 	l := set.alone
 	l.next = next
-	l.effect = l.conclude()
+	l.effect, l.toNode = l.conclude(), l.concludeToNode()
 	return &l
 }
 
@@ -134,11 +123,36 @@ func (l *link) effectOf() Effect {
 	return l.effect
 }
 
-// decision is the decision of a chain about a flow.
+// concludeToNode returns the effect of the chain that begins with l on packets from a pod to
+// its node. NetworkPolicies never deny these packets, and a link with NetworkPolicies ends the
+// chain.
+func (l *link) concludeToNode() Effect {
+	switch {
+	case l.isolation != nil:
+		return Open
+	case l.rules.deniesAll():
+		return Closed
+	case !l.rules.mayDeny() && l.next.effectToNode() == Open:
+		return Open
+	}
+	return Ask
+}
+
+// effectToNode returns the effect of a chain on packets to the pod's node. An empty chain is
+// open.
+func (l *link) effectToNode() Effect {
+	if l == nil {
+		return Open
+	}
+	return l.toNode
+}
+
+// decision is what a chain decides about a flow.
 type decision struct {
 	action    Action
 	rule      *filter.Rule
-	isolation *filter.Isolation // the policies that isolate the pod; nil if their tier was not evaluated
+	passed    *filter.Rule      // the Admin rule that passed the flow on
+	isolation *filter.Isolation // set if the tier that isolates was evaluated
 	pair      bool              // the decision is the same for all flows between the two addresses
 	// unknown is set if the rule has an action that decide() does not know. decide() treats
 	// such an action as Deny.
@@ -150,6 +164,9 @@ func (l *link) decide(q *query) (d decision) {
 	d.pair = true
 	for ; l != nil; l = l.next {
 		if l.isolation != nil {
+			if q.ownNode {
+				break // NetworkPolicies never deny what a pod sends to its node
+			}
 			d.isolation = l.isolation
 			rule, pair := l.rules.find(q.key, q.peer, q.addr, q.dst, q.everyone)
 			if d.rule, d.pair = rule, d.pair && pair; rule == nil {
@@ -159,14 +176,21 @@ func (l *link) decide(q *query) (d decision) {
 			d.action = Accept
 			return d
 		}
-		at, pair := l.rules.lowest(q)
-		d.pair = d.pair && pair
+		at, pair := l.first(q)
+		if d.pair = d.pair && pair; !pair && q.key.Transport == filter.Any {
+			return d // denied: the rules differ by port, and a pair is allowed only if all its packets are
+		}
 		action := l.miss
 		if at.rule != nil {
 			action = at.action
 		}
 		switch action {
 		case Pass:
+			if l.tier == Admin {
+				d.passed = at.rule
+			} else {
+				d.rule = at.rule
+			}
 			continue
 		case Accept, Deny:
 			d.action, d.rule = action, at.rule
@@ -177,4 +201,12 @@ func (l *link) decide(q *query) (d decision) {
 	}
 	d.action = Accept // no tier has decided
 	return d
+}
+
+// first returns the first of the ordered rules of l that matches a flow: see ruleSet.lowest.
+func (l *link) first(q *query) (m match, pair bool) {
+	if l.table != nil {
+		return l.table.first(q)
+	}
+	return l.rules.lowest(q)
 }

@@ -3,6 +3,7 @@ package policy_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -13,9 +14,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -53,6 +56,12 @@ type remembered struct {
 func newHistory(seed uint64) *history {
 	h := &history{chance: newChance(seed), store: policy.NewStore(), cluster: &cluster{}}
 	h.store.SetLocalNode(localNode)
+	if h.cluster.assumed = seed%2 == 0; h.cluster.assumed {
+		h.store.AssumeNodeAddrs()
+	}
+	if h.cluster.complete = seed%4 == 1; h.cluster.complete {
+		h.store.RequireNamespaces()
+	}
 	h.cluster.shape = int(seed % policy.Shapes)
 	h.store.SetShape(h.cluster.shape)
 	if h.drafts = seed%3 != 0; h.drafts {
@@ -141,11 +150,34 @@ func (h *history) deletePolicy(namespace, name string) {
 	h.reached[[2]string{namespace, name}] = len(h.versions[[2]string{namespace, name}]) - 1 // a delete is in force at once
 }
 
+func (h *history) setClusterPolicy(o *v1beta1.ClusterNetworkPolicy) {
+	h.logf("set cluster policy %s", o.Name)
+	h.store.SetPolicy(clusterpolicy.Read(o))
+	h.cluster.Cluster = set(h.cluster.Cluster, o)
+}
+
+func (h *history) deleteClusterPolicy(name string) {
+	h.logf("delete cluster policy %s", name)
+	h.store.DeletePolicy(clusterpolicy.Ref(name))
+	h.cluster.Cluster = remove(h.cluster.Cluster, "", name)
+}
+
+func (h *history) setNodeObject(o *corev1.Node) {
+	h.logf("set Node %s labels=%v addresses=%v", o.Name, o.Labels, nodeObjectAddrs(o))
+	h.store.SetNodeObject(readNode(o))
+	h.cluster.Nodes = set(h.cluster.Nodes, o)
+}
+
+func (h *history) deleteNodeObject(name string) {
+	h.logf("delete Node %s", name)
+	h.store.DeleteNodeObject(name)
+	h.cluster.Nodes = remove(h.cluster.Nodes, "", name)
+}
+
 func (h *history) setRanges(ranges []netip.Prefix) {
 	h.logf("set ranges %v", ranges)
 	h.store.SetPodRanges(ranges)
 	h.cluster.Ranges = ranges
-	h.rangesChanged()
 }
 
 func (h *history) setNode(addrs []netip.Addr) {
@@ -157,7 +189,7 @@ func (h *history) setNode(addrs []netip.Addr) {
 // step applies one random event, or a few that belong together.
 func (h *history) step() {
 	name := fmt.Sprintf("p%d", h.IntN(10))
-	switch h.IntN(26) {
+	switch h.IntN(33) {
 	case 0, 1, 2, 3: // perhaps a new pod, perhaps other labels, addresses or ports
 		h.setPod(h.pod(name))
 	case 4:
@@ -188,6 +220,18 @@ func (h *history) step() {
 		h.setRanges(h.ranges())
 	case 23, 24, 25:
 		h.startBehindPolicy(name)
+	case 26, 27, 28:
+		h.setClusterPolicy(h.clusterPolicy(fmt.Sprintf("c%d", h.IntN(4))))
+	case 29, 30:
+		h.deleteClusterPolicy(fmt.Sprintf("c%d", h.IntN(4)))
+	case 31:
+		h.setNodeObject(h.nodeObject(oneOf(h.chance, nodeNames...)))
+	case 32:
+		if h.oneIn(3) {
+			h.deleteNodeObject(oneOf(h.chance, nodeNames...))
+		} else {
+			h.relabelNode()
+		}
 	}
 }
 
@@ -204,6 +248,20 @@ func (h *history) relabelPod() {
 		p.Labels = h.labels()
 		h.setPod(p)
 	}
+}
+
+// relabelNode changes the labels or the addresses of a Node, and leaves the rest.
+func (h *history) relabelNode() {
+	if len(h.cluster.Nodes) == 0 {
+		return
+	}
+	o := oneOf(h.chance, h.cluster.Nodes...).DeepCopy()
+	if other := h.nodeObject(o.Name); h.oneIn(2) {
+		o.Labels = other.Labels
+	} else {
+		o.Status = other.Status
+	}
+	h.setNodeObject(o)
 }
 
 func (h *history) changePorts() {
@@ -266,6 +324,12 @@ func (h *history) resync() {
 	for _, o := range slices.Clone(h.cluster.Policies) {
 		h.setPolicy(o.DeepCopy())
 	}
+	for _, o := range slices.Clone(h.cluster.Cluster) {
+		h.setClusterPolicy(o.DeepCopy())
+	}
+	for _, o := range slices.Clone(h.cluster.Nodes) {
+		h.setNodeObject(o.DeepCopy())
+	}
 }
 
 // commitAndCheck commits, and compares the snapshot with the oracle, with the snapshot of a
@@ -275,6 +339,7 @@ func (h *history) commitAndCheck() {
 		h.finishDrafts()
 	}
 	h.logf("commit")
+	h.forgetOutOfRanges()
 	now, changes := h.store.Commit()
 	whole := h.cluster
 	defer func() { h.cluster = whole }()
@@ -365,6 +430,7 @@ func (h *history) fail(f flow, what string) {
 }
 
 const (
+	historiesAll   = 2_000 // with SLUICE_FULL_TEST
 	historiesFull  = 400
 	historiesBrief = 40 // with -race or -short
 	historySteps   = 90 // enough to reuse ids, addresses and names many times
@@ -374,7 +440,10 @@ const (
 // only the remaining objects were set.
 func TestChangesMatchNewStore(t *testing.T) {
 	histories := uint64(historiesFull)
-	if raceEnabled || testing.Short() {
+	switch {
+	case os.Getenv("SLUICE_FULL_TEST") != "":
+		histories = historiesAll
+	case raceEnabled || testing.Short():
 		histories = historiesBrief
 	}
 	var changed, overdue, deferred atomic.Uint64

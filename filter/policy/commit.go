@@ -17,8 +17,11 @@ type Changes []netip.Addr
 // the last one only in its number.
 func (w *Store) Commit() (*Snapshot, Changes) {
 	ranges := w.commitRanges() // first, because addresses depend on the ranges
+	w.renewNodes()
+	w.renewHosts()
 	w.balance()
 	w.undefer()
+	w.commitUnknown()
 	w.match()
 	for _, p := range w.dirtyPods {
 		p.dirty = false
@@ -40,18 +43,36 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched = nil, nil, make(map[netip.Addr]struct{}), nil
 	w.due = false
 	w.lastNumber++
+	deleted := w.takeDeleted()
 	return &Snapshot{
-		number:   w.lastNumber,
-		newest:   w.lastEpoch,
-		table:    w.table,
-		everyone: w.everyone,
-		ranges:   ranges,
-		starting: w.ranges.live,
+		number:    w.lastNumber,
+		deleted:   deleted,
+		newest:    w.lastEpoch,
+		table:     w.table,
+		everyone:  w.everyone,
+		byLabels:  w.unknowns.policies > 0,
+		toNode:    w.toNode > 0,
+		mayReject: w.denial == filter.DenialReject || w.rejecting > 0,
+		ranges:    ranges,
+		nodes:     w.nodes.commit(),
+		starting:  w.ranges.live,
 		counts: Counts{
 			Namespaces: len(w.namespaces), Pods: len(w.pods), Policies: len(w.policies),
-			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets),
+			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets), Tiers: w.tiers,
 		},
 	}, changes
+}
+
+// takeDeleted returns the names of the policies that were deleted since the last Commit and not set
+// again.
+func (w *Store) takeDeleted() (names []string) {
+	for _, ref := range w.deleted {
+		if w.policies[ref] == nil {
+			names = append(names, ref.String())
+		}
+	}
+	w.deleted = nil
+	return names
 }
 
 // commitPod compiles a pod's endpoint. The endpoint gets a new epoch in two cases: the
@@ -70,7 +91,7 @@ func (w *Store) commitPod(p *pod) {
 	}
 	c := w.classOf(p)
 	keeps := old != nil && !p.renewed && old.host.same(p.host) &&
-		old.class.sameChains(c) && slices.Equal(old.class.ports, c.ports) &&
+		old.class.sameChains(c) && old.class.rejects == c.rejects && slices.Equal(old.class.ports, c.ports) &&
 		!(p.relabeled && !old.class.peers.equal(&c.peers))
 	p.renewed, p.relabeled, p.reselected = false, false, false
 	if keeps && old.class == c {
@@ -125,7 +146,11 @@ func (w *Store) classOf(p *pod) *class {
 func (w *Store) classFor(p *pod) *class {
 	sets := w.policySetsOf(p)
 
-	var key []byte
+	rejects, key := w.rejects(p.identity.ns), make([]byte, 1)
+	if rejects {
+		key[0] = 1
+	}
+	key[0] |= byte(p.identity.ns.unknown) << 1
 	key = binary.AppendUvarint(key, uint64(p.identity.ns.id))
 	for d := range sets {
 		for _, set := range sets[d][Admin:] {
@@ -150,7 +175,7 @@ func (w *Store) classFor(p *pod) *class {
 		p.ports = c.ports // the lists are equal: keep only one of them
 		return c
 	}
-	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
+	c = &class{key: string(key), refs: 1, namespace: p.identity.ns.id, rejects: rejects, unknown: p.identity.ns.unknown, peers: p.identity.peers, chains: sets.chains(), ports: p.ports}
 	w.classes[c.key] = c
 	return c
 }
@@ -190,6 +215,9 @@ func (sets *policySets) chains() (chains [2]*link) {
 // policySetsOf returns the policy sets that decide for a pod, and increments the reference count of
 // each.
 func (w *Store) policySetsOf(p *pod) (sets policySets) {
+	if state := p.identity.ns.unknown; state != labelsKnown {
+		return w.useUnknown(state)
+	}
 	for d := range sets {
 		if p.reselected || p.endpoint == nil {
 			w.selectPolicies(&sets, p, filter.Direction(d))
@@ -207,7 +235,7 @@ func (w *Store) policySetsOf(p *pod) (sets policySets) {
 // policies for the pod. It stops after the tier NetworkPolicy if that tier has any: these
 // policies isolate the pod and decide about every flow, so later tiers are never asked.
 func (w *Store) selectPolicies(sets *policySets, p *pod, d filter.Direction) {
-	selected := p.selectedBy(d)
+	selected := w.selecting(p, d)
 	for t := Admin; t < numTiers; t++ {
 		if len(selected[t]) > 0 {
 			sets[d][t] = w.policySetOf(p, d, t, selected[t])
@@ -229,45 +257,47 @@ func (w *Store) policySetOf(p *pod, d filter.Direction, t Tier, policies []*poli
 		set.refs++
 		return set
 	}
-	slices.SortFunc(policies, byText) // of the tiers Admin and Baseline, earlier policies take precedence
+	slices.SortFunc(policies, byPriority)
 	var isolation *filter.Isolation
 	if t == NetworkPolicy {
-		isolation = &filter.Isolation{Direction: d, Policies: make([]string, len(policies))}
+		isolation = &filter.Isolation{Direction: d, Denial: denialOf(policies), Policies: make([]string, len(policies))}
 		for i, pol := range policies {
 			isolation.Policies[i] = pol.text
 		}
 	}
 	w.lastPolicySet++
-	set := &policySet{key: key, id: w.lastPolicySet, refs: 1, ns: p.identity.ns}
+	set := &policySet{key: key, id: w.lastPolicySet, refs: 1, budget: &p.identity.ns.budget}
+	if slices.ContainsFunc(policies, func(pol *policy) bool { return pol.ref.clusterWide() }) {
+		set.budget = &w.cluster
+	}
 	set.alone = newSetLink(set, w.rulesOf(set, policies), isolation)
+	set.overlaps = overlapsOf(d, policies)
+	w.countOverlaps(set.overlaps, 1)
 	w.policySets[key] = set
 	return set
 }
 
-// grantedToPolicySets bounds the memory of merged rules: the merged rule sets of a namespace have
-// at most (entries of its policies that are not large) + grantedToPolicySets entries. Each distinct
-// combination of policies is merged separately, so without this bound the memory could grow with
-// pods × policies.
-const grantedToPolicySets = 1 << 15
-
 // rulesOf compiles the rules of some policies into one rule set. If merging them would take
-// too much memory, the rule set has a part for each policy instead.
+// too much memory, the rule set has a part for each policy instead. policies must be sorted by
+// byPriority, because ordered rules decide in this order.
 func (w *Store) rulesOf(g *policySet, policies []*policy) *ruleSet {
 	d := g.key.direction
 	if len(policies) == 1 {
 		return w.rulesOfOne(d, policies[0])
 	}
-	large := slices.ContainsFunc(policies, func(p *policy) bool { return p.large })
-	if large && g.key.tier == NetworkPolicy {
+	switch large := slices.ContainsFunc(policies, isLargePolicy); {
+	case large && g.key.tier == NetworkPolicy:
 		return w.rulesOfLarge(g, policies)
+	case large:
+		return w.betweenLarge(g, policies)
 	}
 	size := 0
 	for _, p := range policies {
 		size += p.size[d]
 	}
-	if !large && g.ns.merged+size <= grantedToPolicySets+g.ns.size && !w.shape.apart {
-		g.size = size
-		g.ns.merged += size
+	if w.grants(g.budget, size) && !w.shape.apart {
+		g.size += size
+		g.budget.merged += size
 		return compile(d, policies, w.shape)
 	}
 	all := &extra{parts: make([]*ruleSet, 0, len(policies))}
@@ -303,6 +333,29 @@ func (w *Store) rulesOfLarge(g *policySet, policies []*policy) *ruleSet {
 	return &ruleSet{extra: all}
 }
 
+func isLargePolicy(p *policy) bool { return p.large }
+
+// betweenLarge is like rulesOfLarge, for ordered rules. It merges only the small policies
+// between two large ones, so that the parts are in the order of the policies.
+func (w *Store) betweenLarge(g *policySet, policies []*policy) *ruleSet {
+	all := &extra{}
+	for len(policies) > 0 {
+		n := slices.IndexFunc(policies, isLargePolicy)
+		if n < 0 {
+			n = len(policies)
+		}
+		n = max(n, 1)
+		rules := w.rulesOf(g, policies[:n])
+		policies = policies[n:]
+		if parts := rules.parts(); len(parts) > 0 {
+			all.parts = append(all.parts, parts...)
+		} else if !rules.none() {
+			all.parts = append(all.parts, rules)
+		}
+	}
+	return &ruleSet{extra: all}
+}
+
 func (w *Store) rulesOfOne(d filter.Direction, p *policy) *ruleSet {
 	if p.compiled[d] == nil {
 		p.compiled[d] = compile(d, []*policy{p}, w.shape)
@@ -323,7 +376,8 @@ func (w *Store) releasePolicySet(g *policySet) {
 		return
 	}
 	if g.refs--; g.refs == 0 {
-		g.ns.merged -= g.size
+		g.budget.merged -= g.size
+		w.countOverlaps(g.overlaps, -1)
 		delete(w.policySets, g.key)
 	}
 }

@@ -21,11 +21,16 @@ import (
 //     rule costs one more lookup.
 //
 // The sets of named ports have the bound of the first form, and refer to large rules likewise.
+//
+// Before these forms, ordered rules try a rankTable, which has the bound of the first form.
 type shape struct {
-	floor int  // constant part of the bound on the first form
-	flat  int  // factor of the bound on the first form
-	tree  int  // factor of the bound on the segment tree
-	apart bool // the rules of several policies are never merged; for tests
+	floor int // constant part of the bound on the first form
+	flat  int // factor of the bound on the first form
+	tree  int // factor of the bound on the segment tree
+
+	// For tests:
+	apart    bool // the rules of several policies are never merged
+	noTables bool // there are no rank tables
 }
 
 func defaultShape() shape { return shape{floor: 256, flat: 8, tree: 4} }
@@ -55,58 +60,122 @@ func (m mark) with(o mark) mark { return mark{m[0] ^ o[0], m[1] ^ o[1]} }
 func compile(d filter.Direction, policies []*policy, s shape) *ruleSet {
 	c := compiler{shape: s, sets: make(map[mark]*peerSet), ordered: policies[0].tier != NetworkPolicy}
 	out := &ruleSet{}
-	if c.ordered {
-		out.extra = &extra{}
-	}
 	for _, p := range policies {
-		out.rules = slices.Grow(out.rules, len(p.rules[d]))
+		c.rules = slices.Grow(c.rules, len(p.rules[d]))
 		for i := range p.rules[d] {
 			c.rules = append(c.rules, &p.rules[d][i])
-			r := &p.rules[d][i]
-			out.rules = append(out.rules, filter.Rule{Policy: p.text, Direction: d, Denies: r.action == Deny, Index: r.index})
-			if c.ordered {
-				out.extra.actions = append(out.extra.actions, r.action)
-			}
 		}
 	}
-	out.rules, out.bounds = fitted(out.rules), c.prepare()
-	var every, portless []uint32
-	var all [3][]uint32
-	var spans [3][]span
-	names := make(map[portName][]uint32)
+	out.bounds = c.prepare()
+	if c.ordered {
+		out.extra = c.rank()
+	} else {
+		for _, r := range c.rules {
+			out.rules = append(out.rules, &r.is)
+		}
+		out.rules = fitted(out.rules)
+	}
+	l := c.lists()
+	for p := range l.names {
+		out.anyNamed[portTableOf(p.protocol)] = true
+	}
+	out.peers, out.portless, out.named = c.set(l.every), c.set(l.portless), c.names(l.names)
+	if c.ordered {
+		if out.extra.table = c.rankTable(out, l); out.extra.table != nil {
+			return out
+		}
+	}
+	c.portTables(out, l)
+	return out
+}
+
+// rank returns what lookups need of ordered rules.
+func (c *compiler) rank() *extra {
+	e := &extra{ranks: make([]rank, len(c.rules))}
+	for i, r := range c.rules {
+		e.ranks[i] = rank{&r.is, r.is.Action, r.portless}
+		for _, b := range r.blocks {
+			e.near.add(b)
+		}
+	}
+	if len(c.rules) > 0 {
+		r := c.rules[0]
+		e.closed = r.is.Action == Deny && r.portless && r.anyone
+	}
+	return e
+}
+
+// lists are the rules of a compiler by their ports. The tables of ports are indexed like
+// ruleSet.ports.
+type lists struct {
+	every, portless []uint32
+	all             [3][]uint32 // rules for all ports of a protocol
+	spans           [3][]span   // rules for some ports: see cut
+	starts          [3][]uint32 // where the intervals of ports start
+	names           map[portName][]uint32
+}
+
+func (c *compiler) lists() *lists {
+	l := &lists{}
 	for i, r := range c.rules {
 		i := uint32(i)
-		every = append(every, i)
+		l.every = append(l.every, i)
 		if r.portless {
-			portless = append(portless, i)
+			l.portless = append(l.portless, i)
 		}
 		for _, p := range r.ports {
 			t := portTableOf(p.Protocol)
 			switch {
 			case p.Name != "":
 				key := portName{p.Name, p.Protocol}
-				names[key] = appendOnce(names[key], i)
-				out.anyNamed[t] = true
+				if l.names == nil {
+					l.names = make(map[portName][]uint32)
+				}
+				l.names[key] = appendOnce(l.names[key], i)
 			case p.All():
-				all[t] = appendOnce(all[t], i)
+				l.all[t] = appendOnce(l.all[t], i)
 			default:
-				spans[t] = append(spans[t], span{uint32(p.Low), uint32(p.High) + 1, i})
+				l.spans[t] = append(l.spans[t], span{uint32(p.Low), uint32(p.High) + 1, i})
 			}
 		}
 	}
-	out.peers, out.portless, out.named = c.set(every), c.set(portless), c.names(names)
+	for t := range l.spans {
+		if len(l.spans[t]) == 0 {
+			continue
+		}
+		if c.ordered {
+			l.spans[t] = everyPort(l.spans[t], l.portless, l.all[t])
+		}
+		l.starts[t], l.spans[t] = cut(l.spans[t])
+	}
+	return l
+}
+
+// portTables stores in out the port table of each protocol.
+func (c *compiler) portTables(out *ruleSet, l *lists) {
 	for t := range out.ports {
 		table := &out.ports[t]
-		table.all = c.set(all[t])
+		table.all = c.set(l.all[t])
 		var tree portTree
-		if table.flat, tree = c.table(spans[t]); tree.sets != nil {
+		if table.flat, tree = c.table(l.spans[t], l.starts[t]); tree.sets != nil {
 			if out.extra == nil {
 				out.extra = &extra{}
 			}
 			out.extra.trees[t] = tree
 		}
 	}
-	return out
+}
+
+// everyPort adds a span of all ports for each rule in lists: these rules are for every port. In
+// an ordered rule set, the peer set for a port then has all rules that apply to this port, and
+// one lookup finds the first match.
+func everyPort(spans []span, lists ...[]uint32) []span {
+	for _, list := range lists {
+		for _, rule := range list {
+			spans = append(spans, span{0, 1 << 16, rule})
+		}
+	}
+	return spans
 }
 
 // appendOnce appends i to an ascending list, unless i is the last element already.

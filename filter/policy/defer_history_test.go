@@ -91,9 +91,10 @@ func (h *history) inRanges(a netip.Addr) bool {
 	return slices.ContainsFunc(h.cluster.Ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
-// rangesChanged is called after a change of the pod ranges. It removes from h.started the addresses
-// outside of the new ranges, because packets of these addresses are no longer held.
-func (h *history) rangesChanged() {
+// forgetOutOfRanges removes from h.started the addresses that are in no range any more: their
+// packets are not held. It is called at a commit, because a removed range may be added again
+// before the commit.
+func (h *history) forgetOutOfRanges() {
 	for key := range h.started {
 		if !h.inRanges(key.addr) {
 			delete(h.started, key)
@@ -109,6 +110,9 @@ func (h *history) checkStarts(now *policy.Snapshot) {
 		e := now.Endpoint(key.addr)
 		if e == nil || e.Namespace != key.namespace || e.Name != key.name {
 			continue // packets of the address are held, or another pod has it
+		}
+		if v := now.Decide(flow{Src: key.addr, Dst: outsideAddrs[0], Protocol: filter.TCP}.key()); v.Reason == filter.NamespaceNotKnown {
+			continue // it is denied everything
 		}
 		pod := h.cluster.Pods[named(h.cluster.Pods, key.namespace, key.name)]
 		for name, first := range at {

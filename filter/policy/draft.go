@@ -84,8 +84,17 @@ func (w *Store) UseDrafts() {
 // isLarge reports whether a policy is large by its encoded size.
 func (w *Store) isLarge(from Source) bool { return len(from.Encoded) > w.large }
 
-// draft adds a draft to the waiting ones, or replaces the waiting draft of the same policy.
-// It returns false if the waiting drafts of the namespace would exceed mostWaiting.
+// drafted reports whether a version of a policy is first compiled as a draft. This is so for large
+// policies in a namespace. Policies of the whole cluster are never drafts. They have at most 50
+// rules of 25 peers, only administrators write them, and the largest ones take tens of
+// milliseconds, so that they hardly delay other changes. As drafts, they would defer the addresses
+// of all pods that start until the draft is ready, in every namespace (see defer.go).
+func (w *Store) drafted(ref Ref, from Source) bool {
+	return w.drafts.on && !ref.clusterWide() && w.isLarge(from)
+}
+
+// draft queues a version of a policy for preparation. It replaces a queued version of the same
+// policy. It returns false if there is no room.
 func (w *Store) draft(d *Draft) bool {
 	in, before := d.ref.Namespace, w.drafts.waiting[d.ref]
 	size := w.drafts.size[in] + len(d.from.Encoded)
@@ -187,7 +196,7 @@ func (d *Draft) Prepare() {
 	if d.err = err; err != nil {
 		return
 	}
-	if d.cost = costOf(form); d.limits.Policy > 0 && d.cost > d.limits.Policy {
+	if d.cost = costOf(form, noNodes); d.limits.Policy > 0 && d.cost > d.limits.Policy {
 		d.large = form
 		return
 	}
@@ -195,9 +204,9 @@ func (d *Draft) Prepare() {
 	d.policy.cost = d.cost
 }
 
-// compile builds one rule set for each direction, from the rules of this policy alone. The rules
-// of a large policy are never merged with those of others, so policy sets use this rule set as
-// it is.
+func noNodes(labels.Selector) int { return 0 }
+
+// compile builds the rule sets of this policy only. Policy sets use them unchanged.
 func (d *Draft) compile() {
 	for direction := range d.policy.rules {
 		for i := range d.policy.rules[direction] {
@@ -237,8 +246,12 @@ func (u unshared) use(in scope, sel labels.Selector) *selector {
 func (u unshared) useNamespaces(sel labels.Selector) *selector     { return u.use(scope{}, sel) }
 func (u unshared) usePeer(in scope, sel labels.Selector) *selector { return u.use(in, sel) }
 
-// Prepared returns a draft to the store after Prepare. It must be the draft that NextDraft has
-// returned last.
+// useNodes returns nil, because drafts have no peers that are nodes: only cluster-wide policies
+// have such peers, and they are never drafts.
+func (u unshared) useNodes(labels.Selector) *nodeSelector { return nil }
+
+// Prepared returns a draft to the store. The draft comes from NextDraft, and its method Prepare
+// has run.
 func (w *Store) Prepared(d *Draft) {
 	w.drafts.out = false
 	if d.step == compiling {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"sluice/filter/policy"
@@ -18,7 +19,13 @@ func TestEpochs(t *testing.T) {
 	const (
 		toDBFromFrontend = `default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}`
 		namedPort        = `default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: redis}]}]}`
-		pod              = `{kind: Pod, metadata: {namespace: %s, name: %s, labels: %s}, status: {podIP: %s}}`
+		twoOfCluster     = `
+			p: {tier: Admin, priority: 1, subject: {namespaces: {matchLabels: {project: myproject}}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}
+			q: {tier: Admin, priority: 2, subject: {namespaces: {matchLabels: {project: myproject}}}, ingress: [{action: Accept, from: [{namespaces: {}}]}]}`
+		toNodes = `p: {tier: Admin, priority: 1, subject: {namespaces: {matchLabels: {project: myproject}}}, egress: [{action: Deny, to: [{nodes: {matchLabels: {pool: a}}}]}]}`
+		aNode   = `{kind: Node, metadata: {name: n1, labels: {pool: a}}, status: {addresses: [{type: InternalIP, address: 10.9.0.9}]}}` + "\n"
+		onNode  = `{kind: Pod, metadata: {namespace: mine, name: job, labels: {role: frontend}}, spec: {nodeName: n1}, status: {podIP: 10.0.0.3, hostIP: 10.9.0.2}}`
+		pod     = `{kind: Pod, metadata: {namespace: %s, name: %s, labels: %s}, status: {podIP: %s}}`
 	)
 	tests := []struct {
 		name          string
@@ -56,6 +63,28 @@ func TestEpochs(t *testing.T) {
 			want: []string{"job"}},
 		{name: "a pod of the same name and address", event: step{remove: "Pod mine/job", objects: fmt.Sprintf(pod, "mine", "job", "{role: frontend}", "10.0.0.3")},
 			want: []string{"job"}},
+		{name: "a policy of the cluster is added", event: step{policies: `p: {tier: Admin, priority: 1, subject: {namespaces: {matchLabels: {project: myproject}}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}`},
+			want: []string{"job"}},
+		{name: "a policy of the cluster without rules is added", event: step{policies: `p: {tier: Admin, priority: 1, subject: {namespaces: {}}}`}},
+		{name: "the priority of a policy of the cluster", before: step{policies: twoOfCluster},
+			event: step{policies: strings.Replace(twoOfCluster, "priority: 2", "priority: 0", 1)}, want: []string{"job"}},
+		{name: "a namespace label that a subject names", before: step{policies: twoOfCluster},
+			event: step{objects: `{kind: Namespace, metadata: {name: default, labels: {project: myproject}}}`}, want: []string{"db", "db6", "web", "web6"}},
+		{name: "a pod label that a subject of the cluster names",
+			before: step{policies: `p: {tier: Baseline, priority: 1, subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: db}}}}, egress: [{action: Deny, to: [{networks: [0.0.0.0/0]}]}]}`},
+			event:  step{objects: fmt.Sprintf(pod, "default", "web", "{role: db}", "10.0.0.2")}, want: []string{"web", "web6"}},
+		{name: "a Node that a peer names", before: step{policies: toNodes},
+			event: step{objects: `{kind: Node, metadata: {name: n1, labels: {pool: a}}, status: {addresses: [{type: InternalIP, address: 10.9.0.9}]}}`}, want: []string{"job"}},
+		{name: "a Node that no peer names", before: step{policies: toNodes},
+			event: step{objects: `{kind: Node, metadata: {name: n1, labels: {pool: b}}, status: {addresses: [{type: InternalIP, address: 10.9.0.9}]}}`}},
+		{name: "a Node that a peer names, with other labels", before: step{policies: toNodes, objects: aNode},
+			event: step{objects: strings.Replace(aNode, "pool: a", "pool: a, zone: z", 1)}},
+		{name: "a Node that a peer names, with another address", before: step{policies: toNodes, objects: aNode},
+			event: step{objects: strings.Replace(aNode, "10.9.0.9", "10.9.0.8", 1)}, want: []string{"job"}},
+		{name: "a Node that a peer names is deleted", before: step{policies: toNodes, objects: aNode}, event: step{remove: "Node n1"}, want: []string{"job"}},
+		{name: "a further address of a pod's node", before: step{objects: aNode + "---\n" + onNode},
+			event: step{objects: strings.Replace(aNode, "10.9.0.9", "10.9.0.2}, {type: ExternalIP, address: 192.0.2.9", 1)}, want: []string{"job"}},
+		{name: "a Node with the addresses that its pods report", before: step{objects: onNode}, event: step{objects: strings.Replace(aNode, "10.9.0.9", "10.9.0.2", 1)}},
 		{name: "a pod that finishes", event: step{objects: `{kind: Pod, metadata: {namespace: mine, name: job}, status: {phase: Succeeded, podIP: 10.0.0.3}}`},
 			want: []string{"job"}},
 	}

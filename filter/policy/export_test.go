@@ -2,11 +2,11 @@ package policy
 
 import "net/netip"
 
-// CostOf returns the estimated memory of a policy, which decides whether it is refused.
-func CostOf(p *Policy) int64 { return costOf(p) }
+// CostOf returns the memory estimate by which Limits refuse a policy.
+func CostOf(p *Policy) int64 { return costOf(p, noNodes) }
 
 // Shapes is the number of shapes that SetShape accepts.
-const Shapes = 4
+const Shapes = 6
 
 // SetShape selects the shape of the rule sets that are compiled from now on:
 //
@@ -14,10 +14,12 @@ const Shapes = 4
 //	1: segment trees for all ports, into which every rule is copied
 //	2: segment trees that refer to rules instead of copying them, where they can
 //	3: like 1, but rules of several policies are not merged
+//	4: like 0
+//	5: like 0, but ordered rules are compiled like others
 //
-// In shapes 1 to 3 small sets of selectors are also stored like large ones.
+// In shapes 1 to 4 small sets of selectors are also stored like large ones.
 func (w *Store) SetShape(n int) {
-	if n > 0 {
+	if n > 0 && n < 5 {
 		w.ids.few, w.peers.few, w.nsSelectors.few, w.subjects.few = 0, 0, 0, 0
 		w.peers.wide.few = 0
 	}
@@ -30,6 +32,7 @@ func (w *Store) SetShape(n int) {
 		w.shape = shape{floor: -1, flat: 0, tree: 1 << 20, apart: true}
 	default:
 		w.shape = defaultShape()
+		w.shape.noTables = n == 5
 	}
 }
 
@@ -60,11 +63,14 @@ func (w *Store) Deferred() map[[2]string][]netip.Addr {
 }
 
 // Forms counts the parts of the rule sets in use: flat port tables, port tables that are
-// trees, peer sets that refer to other peer sets, and rule sets that are a part of another
-// rule set.
-func (w *Store) Forms() (flat, trees, refer, apart int) {
+// trees, peer sets that refer to other peer sets, rule sets that are a part of another rule
+// set, and rank tables.
+func (w *Store) Forms() (flat, trees, refer, apart, tables int) {
 	for _, g := range w.policySets {
 		apart += len(g.alone.rules.parts())
+		if g.alone.table != nil {
+			tables++
+		}
 		for t := range g.alone.rules.ports {
 			var sets []*peerSet
 			if list := g.alone.rules.ports[t].flat; list != nil {
@@ -83,19 +89,22 @@ func (w *Store) Forms() (flat, trees, refer, apart int) {
 			}
 		}
 	}
-	return flat, trees, refer, apart
+	return flat, trees, refer, apart, tables
 }
 
 // Kept counts the records that the store keeps, by kind.
 func (w *Store) Kept() map[string]int {
 	kept := map[string]int{
-		"namespaces": len(w.namespaces), "pods": len(w.pods), "policies": len(w.policies), "faulty policies": len(w.faulty),
+		"namespaces": len(w.namespaces), "pods": len(w.pods), "policies": len(w.policies), "faulty policies": len(w.faulty), "faulty namespaces": len(w.faultyNS),
 		"owners": len(w.owners), "rivals": len(w.rivals), "hosts": len(w.hosts), "policy sets": len(w.policySets), "classes": len(w.classes),
 		"deferred":  len(w.deferred),
-		"selectors": len(w.nsSelectors.byKey) + len(w.subjects.byKey) + len(w.peers.byKey),
-		"scopes":    len(w.nsSelectors.byScope) + len(w.subjects.byScope) + len(w.peers.byScope),
+		"selectors": len(w.nsSelectors.byKey) + len(w.scopes.byKey) + len(w.subjects.byKey) + len(w.peers.byKey),
+		"scopes":    len(w.nsSelectors.byScope) + len(w.scopes.byScope) + len(w.subjects.byScope) + len(w.peers.byScope),
+		"nodes":     len(w.nodes.byName) + len(w.nodes.table) + len(w.nodes.moved), "node selectors": len(w.nodes.selectors), "policies with nodes": len(w.nodes.users),
+		"rule entries of policies in no namespace": w.cluster.size + w.cluster.merged,
 	}
 	for _, ns := range w.namespaces {
+		ns.scopes.all(func(uint32) { kept["scopes of namespaces"]++ })
 		kept["identities"] += ns.identities.all.count()
 		kept["hashes of identities"] += len(ns.identities.byHash)
 		kept["labels of identities"] += len(ns.identities.byLabel)

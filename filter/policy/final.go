@@ -25,15 +25,18 @@ const (
 // src and dst state whether the addresses of k are pending.
 //
 // Any policy may isolate a pending pod of this node, even a policy that the agent has not read
-// yet. So a verdict that allows traffic of such a pod is final only if the other end of the
-// flow is this node. Final does not allocate.
+// yet. So a verdict that allows traffic of such a pod is final in two cases only: if the flow
+// comes from this node, or if it is to this node and no policy may deny what pods send to their
+// node. Final does not allocate.
 func (s *Snapshot) Final(k *filter.Key, v *filter.Verdict, src, dst Pending) bool {
 	from, to := s.Endpoint(k.SrcAddr()), s.Endpoint(k.DstAddr())
 	switch v.Reason {
 	case filter.SameAddress:
 		return src != PendingLocal
 	case filter.OwnNode:
-		return from.IsNode() || to.IsNode() // not final for another node: its address may turn out to be a pod's
+		// If neither end is this node, the verdict is not final: a pod may turn out to have the
+		// address.
+		return from.IsNode() || to.IsNode() && (src != PendingLocal || !s.toNode)
 	}
 	egress := s.outcome(k, filter.Egress, &v.Egress, from, src, dst)
 	ingress := s.outcome(k, filter.Ingress, &v.Ingress, to, dst, src)
@@ -58,7 +61,7 @@ func (s *Snapshot) outcome(k *filter.Key, d filter.Direction, side *filter.Side,
 	case own == PendingRemote:
 		return always
 	case l != nil && l.isolation == nil && peer != Known:
-		return depends // rules are ordered, and an earlier rule than the one for the address may match the pod's labels
+		return s.orderedOutcome(k, d, side, e)
 	case side.Allows():
 		return always // a rule that allows the address allows any pod with the address
 	case peer == Known, l == nil:

@@ -44,6 +44,7 @@ func TestFinalVerdictsAreFinal(t *testing.T) {
 	for seed := range uint64(clusters) {
 		r := newChance(seed + 9000)
 		whole := r.cluster()
+		whole.shape = int(seed % policy.Shapes)
 		for range flows {
 			f := r.flow(whole)
 			kinds := [2]policy.Pending{}

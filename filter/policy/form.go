@@ -12,8 +12,17 @@ import (
 // Ref names a policy of any kind.
 type Ref struct{ Kind, Namespace, Name string }
 
-// String returns "namespace/name", the form in which verdicts name policies.
-func (r Ref) String() string { return r.Namespace + "/" + r.Name }
+// String returns "namespace/name", the form in which verdicts name policies, or only the
+// name of a policy that is in no namespace.
+func (r Ref) String() string {
+	if r.Namespace == "" {
+		return r.Name
+	}
+	return r.Namespace + "/" + r.Name
+}
+
+// clusterWide reports whether the policy is in no namespace.
+func (r Ref) clusterWide() bool { return r.Namespace == "" }
 
 // Object returns the policy as messages name it, such as "NetworkPolicy default/db".
 func (r Ref) Object() string { return r.Kind + " " + r.String() }
@@ -23,16 +32,21 @@ func (r Ref) Object() string { return r.Kind + " " + r.String() }
 // API to this form (netpol for NetworkPolicy). Policies are shared, and must not be changed
 // once they have been read.
 type Policy struct {
-	Ref     Ref
-	Tier    Tier
-	Subject Subject
-	// Isolates reports, by direction, whether flows that no rule allows are denied. It
-	// applies only to the NetworkPolicy tier.
+	Ref  Ref
+	Tier Tier
+	// Priority orders the policies of a tier: lower ones decide first. NetworkPolicies have
+	// none. Policies of equal priority are ordered by name.
+	Priority int32
+	Subject  Subject
+	// Isolates reports, by direction, whether flows that no rule allows are denied. It is
+	// for the tier NetworkPolicy only.
 	Isolates [2]bool
 	Rules    [2][]Rule // the rules of each direction, in the order of the object
 	// Ignored counts, by direction, the rules of the object that have no effect because the
 	// policy does not apply to their direction. They are not in Rules.
-	Ignored  [2]int
+	Ignored [2]int
+	// Denial is how the policy denies packets. If it is unset, namespace and node decide.
+	Denial   filter.Denial
 	Problems []Problem
 	// Digest identifies the version: policies with equal digests are equal. The zero value
 	// means that the digest is not known.
@@ -83,8 +97,7 @@ func (e *Encoded) policy() *Policy {
 	p, err := e.Source.Read(e.Ref, e.Source.Encoded)
 	if err != nil {
 		return &Policy{
-			Ref: e.Ref, Tier: NetworkPolicy, Digest: e.Digest, Source: e.Source, Isolates: [2]bool{true, true},
-			Subject:  Subject{Namespace: e.Ref.Namespace, Pods: labels.Everything(), Malformed: true},
+			Ref: e.Ref, Tier: NetworkPolicy, Digest: e.Digest, Source: e.Source, Isolates: [2]bool{true, true}, Subject: everySubject(e.Ref),
 			Problems: []Problem{{Policy: e.Ref, Field: "spec", Detail: err.Error(), Hint: "write the policy again"}},
 		}
 	}
@@ -93,16 +106,18 @@ func (e *Encoded) policy() *Policy {
 
 // Subject describes the pods that a policy selects.
 type Subject struct {
-	Namespace string
-	Pods      labels.Selector
-	// Malformed reports that the selector cannot be understood. In that case Pods must
-	// select every pod, and the policy allows nothing, even if it has rules.
+	Namespace  string          // of the pods, unless Namespaces is set
+	Namespaces labels.Selector // nil: only Namespace
+	Pods       labels.Selector
+	// Malformed reports that the selector cannot be understood. In this case Pods must
+	// select every pod, and the policy allows nothing, whatever its rules are.
 	Malformed bool
 }
 
 // Rule decides about flows to or from its peers at its ports. The zero value denies
 // everything.
 type Rule struct {
+	Name   string // empty if it has none
 	Action Action
 	Peers  []Peer      // if empty, the rule is for every peer, also outside the cluster
 	Ports  []PortRange // if empty, the rule is for every port and protocol
@@ -110,9 +125,13 @@ type Rule struct {
 
 // Peer selects pods or a block of addresses.
 type Peer struct {
-	Namespaces labels.Selector // nil selects the namespace of the policy
-	Pods       labels.Selector // nil selects every pod of these namespaces
-	Block      *Block          // nil if the peer selects pods
+	Namespaces labels.Selector // nil: the namespace of the policy
+	Pods       labels.Selector // nil: every pod of these namespaces
+	Block      *Block          // nil: not a block
+	Networks   []netip.Prefix  // empty: not networks
+	Nodes      labels.Selector // nil: not nodes; otherwise the addresses of matching nodes
+	// Names are domain names. They are not supported, and count as malformed.
+	Names []string
 	// Malformed is the field of the peer that cannot be understood, such as
 	// ".ipBlock.cidr", or "." for the whole peer. In a rule that accepts, such a peer matches
 	// nothing; any other rule with it denies every peer.

@@ -133,6 +133,17 @@ func (b *idBits) unset(id uint32) {
 	}
 }
 
+func (b *idBits) has(id uint32) bool {
+	at := int(id / 64)
+	return at < len(b.words) && b.words[at]>>(id%64)&1 == 1
+}
+
+// all calls f for each id, in ascending order.
+func (b *idBits) all(f func(uint32)) {
+	all := idWords{words: b.words}
+	all.all(f)
+}
+
 // copyOf makes b a copy of o.
 func (b *idBits) copyOf(o *idBits) {
 	b.reset()

@@ -16,19 +16,24 @@ import (
 type policy struct {
 	ref      Ref
 	tier     Tier
-	id       uint64            // identifies this version of the policy
+	priority int32             // lower ones decide first
+	id       uint64            // new with each version of the policy
 	mark     mark              // pseudo-random bits: two hashes of the id
 	text     string            // "namespace/name" of the policy
 	sum      [sha256.Size]byte // digest of this version of the policy
 	kept     Source            // encoded policy, to read the rules again; zero if Store.count has not stored it
 	subject  *selector
+	place    int     // index in subject.policies
 	isolates [2]bool // the directions in which the policy isolates
 	rules    [2][]rule
-	size     [2]int      // number of rules, plus number of their selectors, blocks and ports; by direction
-	compiled [2]*ruleSet // rule sets built from this policy alone; nil until they are needed
-	uses     []*selector // selectors of peers; a selector that n peers use is in the list n times
+	size     [2]int          // entries of the rules, by direction
+	compiled [2]*ruleSet     // rule sets of this policy only; nil until they are needed
+	uses     []*selector     // selectors of peers, once for each use
+	nodes    []*nodeSelector // selectors of nodes in peers, once for each use
 	problems []Problem
-	large    bool  // Store.isLarge returned true; the rules are never merged with those of other policies
+	denial   filter.Denial
+	unsafe   bool  // result of needsNamespaces
+	large    bool  // isLarge is true of it, so its rules are never merged with others
 	cost     int64 // estimated memory, in bytes
 	refused  bool  // the policy is over a limit, so its rules were not read
 	// recoverable is set if the policy is refused only because it and other policies together
@@ -39,11 +44,10 @@ type policy struct {
 
 // rule is one ingress or egress rule. The zero value allows nothing.
 type rule struct {
-	action Action
-	index  int         // the rule's index in spec.ingress or spec.egress
-	anyone bool        // the rule is for every peer, also outside the cluster
-	some   []*selector // selectors of pods by labels
-	whole  []*selector // selectors of all pods of some namespaces
+	is     filter.Rule // rule sets point to it, so that it is stored once
+	anyone bool        // every peer, also outside the cluster
+	some   []*selector // pods by their labels
+	whole  []*selector // all pods of some namespaces
 	blocks []addrRange
 
 	portless bool // the rule is for every port, and for protocols without ports
@@ -54,11 +58,13 @@ type rule struct {
 type interner interface {
 	useNamespaces(labels.Selector) *selector
 	usePeer(scope, labels.Selector) *selector
+	useNodes(labels.Selector) *nodeSelector
 }
 
 // reader turns a Policy into a policy. Malformed parts allow nothing.
 type reader struct {
 	in   interner
+	form *Policy
 	p    *policy
 	seen map[string]bool // rule.content of each rule that was added in the current direction
 }
@@ -69,14 +75,9 @@ func (w *Store) readPolicy(form *Policy) *policy {
 	return p
 }
 
-// subjectOf returns the selector of the pods that a policy selects.
-func subjectOf(form *Policy) *selector {
-	return newSelector(selectorKey{scope{namespace: form.Subject.Namespace}, form.Subject.Pods.String()}, form.Subject.Pods)
-}
-
-// read converts a Policy to a policy, whose field subject the caller must set.
+// read turns a Policy into a policy, without its subject.
 func read(form *Policy, in interner) *policy {
-	p := &policy{ref: form.Ref, tier: form.Tier, text: form.Ref.String(), isolates: form.Isolates, problems: form.Problems}
+	p := &policy{ref: form.Ref, tier: form.Tier, priority: form.Priority, text: form.Ref.String(), isolates: form.Isolates, denial: form.Denial, problems: form.Problems}
 	rules := form.Rules
 	switch {
 	case form.Tier < Admin || form.Tier >= numTiers:
@@ -87,11 +88,11 @@ func read(form *Policy, in interner) *policy {
 	case form.Subject.Malformed:
 		rules = form.closed()
 	}
-	r := reader{in: in, p: p, seen: make(map[string]bool)}
+	r := reader{in: in, form: form, p: p, seen: make(map[string]bool)}
 	for d := range rules {
 		clear(r.seen)
 		for i := range rules[d] {
-			r.rule(filter.Direction(d), i, &rules[d][i])
+			r.rule(filter.Direction(d), i, rules[d][i])
 		}
 	}
 	return p
@@ -117,45 +118,34 @@ func (p *policy) decides(d filter.Direction) bool {
 	return len(p.rules[d]) > 0
 }
 
-func (r reader) rule(d filter.Direction, index int, from *Rule) {
+// mayDenyToNode reports whether the policy may deny what its pods send to their node.
+func (p *policy) mayDenyToNode() bool {
+	return p.tier != NetworkPolicy && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool { return r.is.Action != Accept && r.is.Action != Pass })
+}
+
+// rule adds a rule in the form that fails closed (see Policy.effective).
+func (r reader) rule(d filter.Direction, index int, from Rule) {
+	if from.Action > Pass {
+		r.problem(d, index, fmt.Sprintf("action %d is not known, and the rule denies", from.Action))
+	}
+	if r.p.tier == NetworkPolicy && from.Action != Accept {
+		r.problem(d, index, "a NetworkPolicy can only have rules that accept")
+		return
+	}
+	from, matches := r.form.effective(from)
+	if !matches {
+		return
+	}
 	out := rule{
-		action:   from.Action,
-		index:    index,
+		is:       filter.Rule{Policy: r.p.text, Name: from.Name, Tier: r.p.tier, Direction: d, Action: from.Action, Denial: r.p.denial, Index: index},
 		anyone:   len(from.Peers) == 0,
 		portless: len(from.Ports) == 0,
+		ports:    from.Ports,
 	}
 	for i := range from.Peers {
 		r.peer(&out, &from.Peers[i])
 	}
-	for _, p := range from.Ports {
-		if !p.Malformed {
-			out.ports = append(out.ports, p)
-		}
-	}
-	if out.action != Accept {
-		r.denyMalformed(d, &out, from)
-	}
-	if r.p.tier == NetworkPolicy && out.action != Accept {
-		r.problem(d, index, "a NetworkPolicy can only have rules that accept")
-		return
-	}
 	r.add(d, &out)
-}
-
-// denyMalformed changes a rule whose action is not Accept. If a peer is malformed, the rule
-// denies every peer; if a port is malformed, it denies every port; if the action is unknown, it
-// denies. If the rule ignored its malformed parts, flows could pass that this rule or a later
-// tier was meant to deny.
-func (r reader) denyMalformed(d filter.Direction, out *rule, from *Rule) {
-	peers := slices.ContainsFunc(from.Peers, func(p Peer) bool { return p.Malformed != "" })
-	ports := slices.ContainsFunc(from.Ports, func(p PortRange) bool { return p.Malformed })
-	if peers || ports || out.action > Pass {
-		out.action = Deny
-	}
-	out.anyone, out.portless = out.anyone || peers, out.portless || ports
-	if from.Action > Pass {
-		r.problem(d, out.index, fmt.Sprintf("action %d is not known, and the rule denies", from.Action))
-	}
 }
 
 func (r reader) problem(d filter.Direction, index int, detail string) {
@@ -167,8 +157,8 @@ func (r reader) problem(d filter.Direction, index int, detail string) {
 // add adds a rule, unless the rule cannot match or an earlier rule matches the same flows,
 // so that repeated rules take no memory.
 func (r reader) add(d filter.Direction, out *rule) {
-	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 || !out.portless && len(out.ports) == 0 {
-		return // the rule matches nothing, because all its peers or all its ports are malformed
+	if !out.anyone && len(out.some)+len(out.whole)+len(out.blocks) == 0 {
+		return // its blocks are empty, or no node matches
 	}
 	key := out.content()
 	if r.seen[string(key)] {
@@ -209,10 +199,19 @@ func (r *rule) content() []byte {
 
 func (r reader) peer(out *rule, peer *Peer) {
 	switch {
-	case peer.Malformed != "":
-		return
 	case peer.Block != nil:
 		out.blocks = append(out.blocks, subtract(peer.Block.CIDR, peer.Block.Except)...)
+		return
+	case len(peer.Networks) > 0:
+		for _, network := range peer.Networks {
+			out.blocks = append(out.blocks, subtract(network, nil)...)
+		}
+		return
+	case peer.Nodes != nil:
+		if s := r.in.useNodes(peer.Nodes); s != nil {
+			r.p.nodes = append(r.p.nodes, s)
+			out.blocks = append(out.blocks, s.ranges...)
+		}
 		return
 	}
 	podSelector := peer.Pods
@@ -229,29 +228,6 @@ func (r reader) peer(out *rule, peer *Peer) {
 		out.whole = append(out.whole, s)
 	} else {
 		out.some = append(out.some, s)
-	}
-}
-
-// useSubject interns the selector of a subject. If the selector is new, useSubject finds
-// the pods that it matches.
-func (w *Store) useSubject(s *selector) *selector {
-	s, isNew := w.subjects.adopt(s)
-	if isNew {
-		s.members = make(map[*identity]struct{})
-		s.subjects = make(map[*policy]struct{})
-		w.namespaces[s.scope.namespace].identities.match(s, func(k *identity) {
-			s.members[k] = struct{}{}
-			k.subjects = append(k.subjects, s)
-		})
-	}
-	return s
-}
-
-func (w *Store) releaseSubject(s *selector) {
-	if w.subjects.release(s, &w.subjects.unused) {
-		for k := range s.members {
-			k.subjects = without(k.subjects, s)
-		}
 	}
 }
 

@@ -3,7 +3,10 @@ package policy_test
 import (
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -53,6 +56,17 @@ func (c *cluster) into(w *policy.Store) {
 	for _, o := range c.Policies {
 		w.SetPolicy(netpol.Read(o))
 	}
+	for _, o := range c.Cluster {
+		w.SetPolicy(clusterpolicy.Read(o))
+	}
+	for _, o := range c.Nodes {
+		w.SetNodeObject(readNode(o))
+	}
+}
+
+// readNode returns what a store needs of a Node.
+func readNode(o *corev1.Node) *policy.Node {
+	return &policy.Node{Name: o.Name, Labels: o.Labels, Addrs: nodeObjectAddrs(o)}
 }
 
 // outOf deletes all objects of the cluster from a store, except its namespaces.
@@ -62,5 +76,11 @@ func (c *cluster) outOf(w *policy.Store) {
 	}
 	for _, o := range c.Policies {
 		w.DeletePolicy(netpol.Ref(o.Namespace, o.Name))
+	}
+	for _, o := range c.Cluster {
+		w.DeletePolicy(clusterpolicy.Ref(o.Name))
+	}
+	for _, o := range c.Nodes {
+		w.DeleteNodeObject(o.Name)
 	}
 }

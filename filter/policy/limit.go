@@ -49,10 +49,17 @@ const (
 )
 
 // costOf returns an upper bound of the bytes that a compiled policy takes, estimated from
-// the size of its parts. The bound holds even for a policy that shares no selector with
-// other policies.
-func costOf(p *Policy) int64 {
-	c := costs{}
+// its size and the number of ranges of the nodes that its peers select. It holds even
+// for a policy that shares no selector with others.
+func (w *Store) costOf(p *Policy) int64 {
+	return costOf(p, func(sel labels.Selector) int { return len(w.nodes.selector(sel).ranges) })
+}
+
+// costOf computes the result of Store.costOf. nodes returns how many address ranges the nodes
+// that a selector matches have.
+func costOf(p *Policy, nodes func(labels.Selector) int) int64 {
+	c := costs{nodes: nodes}
+	c.selector(p.Subject.Namespaces)
 	c.selector(p.Subject.Pods)
 	for d := range p.Rules {
 		for i := range p.Rules[d] {
@@ -67,6 +74,7 @@ func costOf(p *Policy) int64 {
 
 // costs adds up the parts of a policy.
 type costs struct {
+	nodes        func(labels.Selector) int
 	bytes        int64
 	ports, peers int // peers counts the entries that the rules add to peer sets (see peerSet)
 }
@@ -76,17 +84,25 @@ func (c *costs) rule(r *Rule) {
 	c.ports += len(r.Ports)
 	c.peers++
 	for i := range r.Peers {
-		p := &r.Peers[i]
-		if p.Block != nil {
-			ranges := 1 + len(p.Block.Except)
-			c.peers += ranges
-			c.bytes += costOfRange * int64(ranges)
-			continue
+		switch p := &r.Peers[i]; {
+		case p.Block != nil:
+			c.ranges(1 + len(p.Block.Except))
+		case len(p.Networks) > 0:
+			c.ranges(len(p.Networks))
+		case p.Nodes != nil:
+			c.selector(p.Nodes)
+			c.ranges(c.nodes(p.Nodes))
+		default:
+			c.peers++
+			c.selector(p.Pods)
+			c.selector(p.Namespaces)
 		}
-		c.peers++
-		c.selector(p.Pods)
-		c.selector(p.Namespaces)
 	}
+}
+
+func (c *costs) ranges(n int) {
+	c.peers += n
+	c.bytes += costOfRange * int64(n)
 }
 
 func (c *costs) selector(s labels.Selector) {
@@ -109,7 +125,7 @@ func (c *costs) selector(s labels.Selector) {
 
 // admit reads a policy, or refuses it if it is over a limit.
 func (w *Store) admit(form *Policy) *policy {
-	cost := costOf(form)
+	cost := w.costOf(form)
 	if most := w.limits.Policy; most > 0 && cost > most {
 		return w.refuseTooLarge(form, cost)
 	}
@@ -139,35 +155,37 @@ func (w *Store) refuseOverTotal(form *Policy, cost int64) *policy {
 // refuseOverBacklog refuses a large policy because too many bytes of its namespace's
 // policies are already waiting to be compiled.
 func (w *Store) refuseOverBacklog(form *Policy) *policy {
-	p := w.refuse(form, costOf(form), fmt.Sprintf("at most %s of large policies of a namespace may wait to be compiled", mebibytes(mostWaiting)),
+	p := w.refuse(form, w.costOf(form), fmt.Sprintf("at most %s of large policies of a namespace may wait to be compiled", mebibytes(mostWaiting)),
 		"change fewer large policies at a time")
 	p.recoverable = true
 	return p
 }
 
-// refuse reads a policy without its rules. The policy still selects and isolates the same pods
-// in the same directions, but allows nothing. detail and hint describe the reason.
+// refuse reads a policy without its rules. detail and hint describe the reason. A refused
+// NetworkPolicy still isolates the same pods in the same directions, but allows nothing. A
+// refused policy of another tier denies everything in the directions in which it has rules.
 func (w *Store) refuse(form *Policy, cost int64, detail, hint string) *policy {
 	bare := *form
 	bare.Rules = form.closed()
 	bare.Problems = append([]Problem{{Policy: form.Ref, Field: "spec", Detail: detail, Hint: hint, TooLarge: true}}, form.Problems...)
 	p := w.readPolicy(&bare)
 	p.cost, p.refused = cost, true
+	w.useNodesOf(p, form)
 	return p
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 // count accounts for a new policy. An admitted policy adds its cost to w.cost, and keeps its
-// source, so that replace can read the policy again. A refused policy that is recoverable adds
-// the size of its source to w.refused, and keeps the source as well, unless w.refused would
-// exceed mostRefused.
+// source, so that replace can read the policy again. A refused policy keeps its source too if
+// it is recoverable or its peers select nodes, and then adds the size of the source to
+// w.refused, unless w.refused would exceed mostRefused.
 func (w *Store) count(p *policy, from Source) {
 	switch {
 	case !p.refused:
 		w.cost += p.cost
 		p.kept = from
-	case p.recoverable && w.refused+len(from.Encoded) <= mostRefused:
+	case (p.recoverable || len(p.nodes) > 0) && w.refused+len(from.Encoded) <= mostRefused:
 		w.refused += len(from.Encoded)
 		p.kept = from
 	}
@@ -208,7 +226,7 @@ func (w *Store) balance() {
 	slices.SortFunc(back, byText)
 	waits := false
 	for _, p := range back {
-		if w.drafts.on && w.isLarge(p.kept) {
+		if w.drafted(p.ref, p.kept) {
 			waits = !w.draftBack(p) || waits
 			continue
 		}
@@ -230,6 +248,10 @@ func (w *Store) draftBack(p *policy) bool {
 
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
 
+// byPriority is the order in which ordered rules decide. The API leaves the order of policies of
+// equal priority open. byPriority orders them by name, so that every node decides alike.
+func byPriority(a, b *policy) int { return cmp.Or(cmp.Compare(a.priority, b.priority), byText(a, b)) }
+
 // toRefuse returns the policies to refuse so that all others are within Limits.Policies.
 func (w *Store) toRefuse() map[Ref]*policy {
 	most := w.limits.Policies
@@ -237,8 +259,8 @@ func (w *Store) toRefuse() map[Ref]*policy {
 	sums := make(map[string]int64)
 	var sum int64
 	for _, p := range w.policies {
-		if p.kept.Read == nil {
-			continue // the policy was refused for its own size, or its source was not kept
+		if p.kept.Read == nil || p.refused && !p.recoverable {
+			continue // its source was not kept, or it is refused for its own size
 		}
 		of[p.ref.Namespace] = append(of[p.ref.Namespace], p)
 		sums[p.ref.Namespace] += p.cost
@@ -252,12 +274,7 @@ func (w *Store) toRefuse() map[Ref]*policy {
 		slices.SortFunc(list, func(a, b *policy) int { return cmp.Or(cmp.Compare(a.cost, b.cost), byText(a, b)) })
 	}
 	for sum > most {
-		worst := ""
-		for name, n := range sums {
-			if worst == "" || n > sums[worst] || n == sums[worst] && name > worst {
-				worst = name
-			}
-		}
+		worst := worstOf(sums)
 		list := of[worst]
 		p := list[len(list)-1]
 		out[p.ref] = p
@@ -268,8 +285,21 @@ func (w *Store) toRefuse() map[Ref]*policy {
 	return out
 }
 
-// replace decodes the source of p again, calls read() with the result, and replaces p with the
-// policy that read() returns.
+// worstOf returns the namespace with the largest sum. Of several, it is the one whose name sorts
+// last. It returns "", which stands for the policies in no namespace, only if the policies of
+// all namespaces take nothing. If a policy in no namespace were refused, pods of every namespace
+// might lose connections, and the policies of one namespace must not cause this.
+func worstOf(sums map[string]int64) (worst string) {
+	for name, n := range sums {
+		if name != "" && n > 0 && (worst == "" || n > sums[worst] || n == sums[worst] && name > worst) {
+			worst = name
+		}
+	}
+	return worst
+}
+
+// replace decodes the kept source of a policy, passes the result to read, and puts the policy
+// that read returns in the place of p.
 func (w *Store) replace(p *policy, read func(*Policy, int64) *policy) {
 	form, err := p.kept.Read(p.ref, p.kept.Encoded)
 	if err != nil {

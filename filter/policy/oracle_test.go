@@ -14,16 +14,18 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter"
 	"sluice/filter/policy"
 )
 
-// The oracle implements the text of the NetworkPolicy API literally: for every flow it loops
-// over all objects, parses every selector and CIDR again, and remembers nothing. It takes
-// microseconds where the engine takes nanoseconds, but it has no index, class or cache that
-// could share a mistake with the engine.
+// The oracle implements the text of the NetworkPolicy API literally. Its part about the
+// ClusterNetworkPolicy API is in cluster_oracle_test.go. For every flow, the oracle loops over all
+// objects, parses every selector and CIDR again, and remembers nothing. It takes microseconds
+// where the engine takes nanoseconds, but it has no index, class or cache that could share a
+// mistake with the engine.
 //
 // Comments name the API field that a line implements, and quote its documentation.
 
@@ -33,8 +35,17 @@ type cluster struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
+	Cluster    []*v1beta1.ClusterNetworkPolicy
+	Nodes      []*corev1.Node
 	Node       []netip.Addr   // the addresses of the enforcing node
 	Ranges     []netip.Prefix // the ranges of that node's pods
+
+	// assumed reports that the addresses of a Node object count as addresses of the node that
+	// its pods run on, as in explanations (see Store.AssumeNodeAddrs).
+	assumed bool
+	// complete reports that the labels of a namespace without an object count as not known,
+	// instead of as absent (see Store.RequireNamespaces).
+	complete bool
 
 	shape int // the shape of the rule sets that the engine compiles; see policy.SetShape
 }
@@ -59,59 +70,103 @@ func (f flow) key() filter.Key {
 type judgement struct {
 	Egress, Ingress sideJudgement
 	SameAddress     bool // a pod talks to itself
-	OwnNode         bool // one end is the enforcing node, or the node that the pod at the other end runs on
+	FromNode        bool // the source is the node of the destination, or the enforcing node
+	ToNode          bool // the destination is the node of the source, or the enforcing node
+	Unknown         bool // an end that policies may select is in a namespace whose labels are not known
 	Action          filter.Action
 }
 
 // sideJudgement is the oracle's verdict for one direction.
 type sideJudgement struct {
-	Isolating []string // policies as "namespace/name", sorted
+	Concerned bool         // a ClusterNetworkPolicy has a rule for the pod, whether or not it matches
+	Passed    *filter.Rule // the Admin rule that passed the flow on
+	Ordered   *filter.Rule // the Admin or Baseline rule that decided
+	Isolating []string     // "namespace/name", sorted; none if an Admin rule decided
 	Allowing  []filter.Rule
 }
 
-func (s sideJudgement) allows() bool { return len(s.Isolating) == 0 || len(s.Allowing) > 0 }
+func (s sideJudgement) allows() bool {
+	if s.Ordered != nil {
+		return s.Ordered.Action != policy.Deny
+	}
+	return len(s.Isolating) == 0 || len(s.Allowing) > 0
+}
 
 func (s sideJudgement) String() string {
-	return fmt.Sprintf("isolated by %q, allowed by %v", s.Isolating, s.Allowing)
+	return fmt.Sprintf("isolated by %q, allowed by %v, passed by %s, decided by %s", s.Isolating, s.Allowing, ruleText(s.Passed), ruleText(s.Ordered))
 }
 
 func (j judgement) String() string {
-	return fmt.Sprintf("%s (same address %t, own node %t)\n  egress:  %s\n  ingress: %s",
-		j.Action, j.SameAddress, j.OwnNode, j.Egress, j.Ingress)
+	return fmt.Sprintf("%s (same address %t, from node %t, to node %t)\n  egress:  %s\n  ingress: %s",
+		j.Action, j.SameAddress, j.FromNode, j.ToNode, j.Egress, j.Ingress)
 }
 
 // judge returns the verdict on a flow. Egress at the source and ingress at the destination
 // must both allow it.
 func (c *cluster) judge(f flow) judgement {
 	src, dst := c.podAt(f.Src), c.podAt(f.Dst)
-	j := judgement{
-		Egress:      c.judgeSide(filter.Egress, f, src, dst),
-		Ingress:     c.judgeSide(filter.Ingress, f, src, dst),
-		SameAddress: f.Src == f.Dst,
-		// spec.ingress: "OR if the traffic source is the pod's local node"; the
-		// concept page says the same of traffic to that node.
-		OwnNode: slices.Contains(c.Node, f.Src) || slices.Contains(c.Node, f.Dst) ||
-			dst == nil && runsOn(src, f.Dst) || src == nil && runsOn(dst, f.Src),
+	j := judgement{SameAddress: f.Src == f.Dst}
+	// spec.ingress: "OR if the traffic source is the pod's local node"; the concept page
+	// says the same of traffic to that node.
+	j.FromNode = slices.Contains(c.Node, f.Src) || src == nil && c.runsOn(dst, f.Src)
+	j.ToNode = slices.Contains(c.Node, f.Dst) || dst == nil && c.runsOn(src, f.Dst)
+	j.Unknown = !j.exempt() && (c.isUnknown(src) || !j.ToNode && c.isUnknown(dst))
+	switch {
+	case j.exempt():
+	case j.ToNode:
+		j.Egress = c.judgeOwnNode(f)
+	default:
+		j.Egress = c.judgeSide(filter.Egress, f, src, dst)
+		j.Ingress = c.judgeSide(filter.Ingress, f, src, dst)
 	}
-	if j.exempt() || j.Egress.allows() && j.Ingress.allows() {
+	if j.Egress.allows() && j.Ingress.allows() {
 		j.Action = filter.Allow
 	}
 	return j
 }
 
-// exempt reports whether the flow is allowed regardless of the policies.
-func (j judgement) exempt() bool { return j.SameAddress || j.OwnNode }
+// exempt reports whether the flow is allowed whatever the policies are. A flow from a node to
+// its pods is exempt so that probes reach the pods: no ingress peer of a ClusterNetworkPolicy
+// can name a node.
+func (j judgement) exempt() bool { return j.SameAddress || j.FromNode }
 
 // judgeSide evaluates the policies of one end: the source for egress, the destination for
-// ingress.
-func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) sideJudgement {
-	pod, peer, peerAddr := src, dst, f.Dst
+// ingress. "Policy tiers are evaluated in the following order: Admin tier, NetworkPolicy
+// tier, Baseline tier"
+func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) (side sideJudgement) {
+	pod, peer := src, dst
 	if d == filter.Ingress {
-		pod, peer, peerAddr = dst, src, f.Src
+		pod, peer = dst, src
 	}
-	var side sideJudgement
 	if pod == nil {
-		return side // policies isolate only pods
+		return side // policies select only pods
+	}
+	// "If Admin tier has made a final decision (Accept or Deny) on a connection, then no
+	// further evaluation is done."
+	admin := c.judgeTier(v1beta1.AdminTier, d, f, pod, peer, dst)
+	if side.add(admin); admin.decides() {
+		return side
+	}
+	c.judgeNetworkPolicies(&side, d, f, pod, peer, dst)
+	// "v1.NetworkPolicy always makes a final decision for selected pods."
+	if len(side.Isolating) == 0 {
+		side.add(c.judgeTier(v1beta1.BaselineTier, d, f, pod, peer, dst))
+	}
+	return side
+}
+
+// isolating returns the NetworkPolicies that isolate a pod in a direction.
+func (c *cluster) isolating(d filter.Direction, pod *corev1.Pod) []string {
+	var side sideJudgement
+	c.judgeNetworkPolicies(&side, d, flow{}, pod, nil, nil)
+	return side.Isolating
+}
+
+// judgeNetworkPolicies evaluates the NetworkPolicies of one end.
+func (c *cluster) judgeNetworkPolicies(side *sideJudgement, d filter.Direction, f flow, pod, peer, dst *corev1.Pod) {
+	peerAddr := f.Dst
+	if d == filter.Ingress {
+		peerAddr = f.Src
 	}
 	for _, p := range c.Policies {
 		// A policy selects pods of its own namespace only.
@@ -131,12 +186,11 @@ func (c *cluster) judgeSide(d filter.Direction, f flow, src, dst *corev1.Pod) si
 		}
 		for i, r := range rulesOf(p, d) {
 			if anyPortMatches(r.ports, f, dst) && c.anyPeerMatches(r.peers, p.Namespace, peerAddr, peer) {
-				side.Allowing = append(side.Allowing, filter.Rule{Policy: name, Direction: d, Index: i})
+				side.Allowing = append(side.Allowing, filter.Rule{Policy: name, Tier: policy.NetworkPolicy, Direction: d, Action: policy.Accept, Index: i})
 			}
 		}
 	}
 	slices.Sort(side.Isolating)
-	return side
 }
 
 // affects implements spec.policyTypes with its default: "policies that contain an
@@ -257,7 +311,7 @@ func portMatches(item networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) b
 			return false // endPort needs a number
 		}
 		// "this must be an IANA_SVC_NAME": RFC 6335, 5.1.
-		if !portName.MatchString(item.Port.StrVal) || strings.Contains(item.Port.StrVal, "--") || len(item.Port.StrVal) > 15 {
+		if malformedPortName(item.Port.StrVal) {
 			return false
 		}
 		number, ok := namedPort(dst, item.Port.StrVal, protocol)
@@ -271,6 +325,10 @@ func portMatches(item networkingv1.NetworkPolicyPort, f flow, dst *corev1.Pod) b
 		return false
 	}
 	return first <= int32(f.Port) && int32(f.Port) <= last
+}
+
+func malformedPortName(name string) bool {
+	return !portName.MatchString(name) || strings.Contains(name, "--") || len(name) > 15
 }
 
 var portName = regexp.MustCompile(`^([a-z0-9][a-z0-9-]*)?[a-z]([a-z0-9-]*[a-z0-9])?$`)
@@ -414,10 +472,12 @@ func parseAddrs(texts []string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// runsOn reports whether addr is an address of the pod's node. The caller makes sure that no
-// live pod has it.
-func runsOn(pod *corev1.Pod, addr netip.Addr) bool {
-	return pod != nil && slices.Contains(hostAddrs(pod), addr)
+// runsOn reports whether addr is an address of the pod's node, according to the status of the
+// pod or of the Node object. The caller makes sure that no live pod has addr.
+func (c *cluster) runsOn(pod *corev1.Pod, addr netip.Addr) bool {
+	return pod != nil && (slices.Contains(hostAddrs(pod), addr) || c.assumed && slices.ContainsFunc(c.Nodes, func(n *corev1.Node) bool {
+		return n.Name == pod.Spec.NodeName && slices.Contains(nodeObjectAddrs(n), addr)
+	}))
 }
 
 // namespaceLabels returns a namespace's labels, including the label with its name that the
@@ -454,6 +514,12 @@ func (c *cluster) String() string {
 	for _, o := range c.Policies {
 		write("NetworkPolicy", "networking.k8s.io/v1", o)
 	}
+	for _, o := range c.Cluster {
+		write("ClusterNetworkPolicy", "policy.networking.k8s.io/v1beta1", o)
+	}
+	for _, o := range c.Nodes {
+		write("Node", "v1", o)
+	}
 	fmt.Fprintf(&b, "# node addresses: %v\n", c.Node)
 	return b.String()
 }
@@ -461,7 +527,7 @@ func (c *cluster) String() string {
 // readCluster reads manifests separated by "---". The node's address is 10.9.0.1.
 func readCluster(t *testing.T, manifests string) *cluster {
 	t.Helper()
-	c := &cluster{Node: []netip.Addr{netip.MustParseAddr("10.9.0.1")}}
+	c := &cluster{Node: []netip.Addr{netip.MustParseAddr("10.9.0.1")}, assumed: true}
 	for _, text := range strings.Split(manifests, "---\n") {
 		var kind metav1.TypeMeta
 		var err error
@@ -478,6 +544,9 @@ func readCluster(t *testing.T, manifests string) *cluster {
 		case "NetworkPolicy":
 			c.Policies = append(c.Policies, new(networkingv1.NetworkPolicy))
 			err = yaml.UnmarshalStrict([]byte(text), c.Policies[len(c.Policies)-1])
+		case "Node":
+			c.Nodes = append(c.Nodes, new(corev1.Node))
+			err = yaml.UnmarshalStrict([]byte(text), c.Nodes[len(c.Nodes)-1])
 		}
 		if err != nil {
 			t.Fatalf("reading %s: %v\n%s", kind.Kind, err, text)

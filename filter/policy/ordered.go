@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"container/heap"
 	"net/netip"
 	"slices"
@@ -17,6 +16,7 @@ type query struct {
 	addr     netip.Addr // the peer's address
 	dst      *Endpoint  // the destination, in which named ports are looked up
 	everyone []idSet
+	ownNode  bool // the destination is the node of the source
 }
 
 // match is the rule that matches a flow, and its action. rule is nil if no rule matches.
@@ -32,22 +32,66 @@ func (r *ruleSet) lowest(q *query) (m match, pair bool) {
 	if r.peers == nil {
 		return r.lowestInParts(q)
 	}
+	if t := r.extra.table; t != nil {
+		return t.first(q)
+	}
+	p := remoteOf(q, r)
+	at, anyPort := r.lowestInSets(q, &p)
+	if at = min(at, r.lowestNamed(q, &p)); at == noRule {
+		return match{}, anyPort == noRule
+	}
+	rank := &r.extra.ranks[at]
+	return match{rank.rule, rank.action}, at == anyPort && rank.portless
+}
+
+// remoteOf returns the peer of a flow for lookups in a rule set.
+func remoteOf(q *query, r *ruleSet) remote {
 	p := remote{addr: q.addr, rules: r}
 	if q.peer != nil && q.peer.class != nil {
 		p.some, p.whole = &q.peer.class.peers, &q.everyone[q.peer.class.namespace]
 	}
-	at := r.portless.lowest(&p)
-	if q.key.Transport == filter.Ported {
-		at = min(at, r.lowestAtPort(q, &p))
+	return p
+}
+
+// lowestInSets returns the lowest rank of the rules that match the flow by numbers of ports,
+// and the lowest one of the rules that match its peer at any port. It is for a rule set
+// without a table.
+func (r *ruleSet) lowestInSets(q *query, p *remote) (at, anyPort uint32) {
+	if anyPort = r.peers.lowest(p); anyPort == noRule {
+		return noRule, noRule
 	}
-	// The result is the same for all flows between the two addresses if no rule names the peer.
-	// It is also the same if a rule without ports matches, and each rule of a lower rank names
-	// only other peers.
-	pair = r.peers.lowest(&p) == at && r.portless.lowest(&p) == at
-	if at == noRule {
-		return match{}, pair
+	if q.key.Transport != filter.Ported {
+		return r.portless.lowest(p), anyPort
 	}
-	return match{&r.rules[at], r.extra.actions[at]}, pair
+	table := portTableOf(q.key.Protocol)
+	t, tree := &r.ports[table], &r.extra.trees[table]
+	at = noRule
+	switch {
+	case t.flat != nil:
+		at = t.at(q.key.Port).lowest(p)
+	case tree.sets != nil:
+		for node := tree.leaf(q.key.Port); node > 0; node /= 2 {
+			at = min(at, tree.sets[node].lowest(p))
+		}
+	default: // no rule is for some ports of the protocol
+		at = min(r.portless.lowest(p), t.all.lowest(p))
+	}
+	return at, anyPort
+}
+
+// lowestNamed returns the lowest rank of the rules for the name of the port, or noRule.
+func (r *ruleSet) lowestNamed(q *query, p *remote) uint32 {
+	at := noRule
+	if len(r.named) == 0 || q.key.Transport != filter.Ported || q.dst == nil || q.dst.class == nil {
+		return at
+	}
+	for i := range q.dst.class.ports {
+		np := &q.dst.class.ports[i]
+		if np.number == q.key.Port && np.protocol == q.key.Protocol {
+			at = min(at, r.named[portName{np.name, np.protocol}].lowest(p))
+		}
+	}
+	return at
 }
 
 // lowestInParts is like lowest, for a rule set with a part for each policy. The parts are
@@ -63,30 +107,6 @@ func (r *ruleSet) lowestInParts(q *query) (m match, pair bool) {
 	return match{}, pair
 }
 
-// lowestAtPort returns the lowest rank of the rules for the port of the flow, or noRule.
-func (r *ruleSet) lowestAtPort(q *query, p *remote) uint32 {
-	k := q.key
-	table := portTableOf(k.Protocol)
-	t := &r.ports[table]
-	at := min(t.all.lowest(p), t.at(k.Port).lowest(p))
-	if r.extra != nil {
-		tree := &r.extra.trees[table]
-		for node := tree.leaf(k.Port); node > 0; node /= 2 {
-			at = min(at, tree.sets[node].lowest(p))
-		}
-	}
-	if len(r.named) == 0 || q.dst == nil || q.dst.class == nil {
-		return at
-	}
-	for i := range q.dst.class.ports {
-		np := &q.dst.class.ports[i]
-		if np.number == k.Port && np.protocol == k.Protocol {
-			at = min(at, r.named[portName{np.name, np.protocol}].lowest(p))
-		}
-	}
-	return at
-}
-
 // lowest returns the lowest rank of the rules that name the peer, or noRule, which is above
 // all ranks.
 func (s *peerSet) lowest(p *remote) uint32 {
@@ -97,10 +117,7 @@ func (s *peerSet) lowest(p *remote) uint32 {
 	if p.some != nil {
 		at = min(at, lowestShared(s.peers[:s.whole], p.some), lowestShared(s.peers[s.whole:], p.whole))
 	}
-	if len(s.blocks) > 0 {
-		if !p.placed {
-			p.place, p.placed = placeOf(p.rules.bounds, p.addr), true
-		}
+	if len(s.blocks) > 0 && p.isNear() {
 		at = min(at, blockAt(s.blocks, p.place))
 	}
 	if s.more != nil {
@@ -111,14 +128,55 @@ func (s *peerSet) lowest(p *remote) uint32 {
 	return at
 }
 
+// isNear reports whether a block may contain the address. If so, isNear has stored the place of
+// the address among the bounds.
+func (p *remote) isNear() bool {
+	if !p.placed {
+		if p.placed, p.far = true, !p.rules.extra.near.has(p.addr); !p.far {
+			p.place = placeOf(p.rules.bounds, p.addr)
+		}
+	}
+	return !p.far
+}
+
+// nearBits has a bit for each first byte of the addresses in some blocks: 256 bits for IPv4, then
+// 256 for IPv6. It fills one cache line. It saves most addresses a search in ruleSet.bounds, which
+// reads several cache lines, because their first byte is that of no block.
+type nearBits [8]uint64
+
+func firstByteOf(a netip.Addr) uint {
+	if a.Is4() {
+		b := a.As4()
+		return uint(b[0])
+	}
+	b := a.As16()
+	return 256 + uint(b[0])
+}
+
+func (n *nearBits) has(a netip.Addr) bool {
+	i := firstByteOf(a)
+	return n[i/64]>>(i%64)&1 == 1
+}
+
+func (n *nearBits) add(r addrRange) {
+	for i := firstByteOf(r.low); i <= firstByteOf(r.high); i++ {
+		n[i/64] |= 1 << (i % 64)
+	}
+}
+
 // lowestShared returns the lowest rank among the rules whose selectors are in set, or noRule.
 func lowestShared(rules []peerRule, set *idSet) uint32 {
 	at := noRule
 	if set.dense == nil && len(set.list) < len(rules) {
 		for _, id := range set.list {
-			if i := searchRules(rules, id); i < len(rules) && rules[i].selector == id {
+			i := searchRules(rules, id)
+			if i == len(rules) {
+				return at
+			}
+			if rules[i].selector == id {
 				at = min(at, rules[i].rule)
 			}
+			rules = rules[i:]
 		}
 		return at
 	}
@@ -132,20 +190,20 @@ func lowestShared(rules []peerRule, set *idSet) uint32 {
 
 // mayDeny reports whether there is a rule that denies.
 func (r *ruleSet) mayDeny() bool {
-	return r.extra != nil && (slices.ContainsFunc(r.extra.actions, func(a Action) bool { return a != Accept && a != Pass }) ||
+	return r.extra != nil && (slices.ContainsFunc(r.extra.ranks, func(k rank) bool { return k.action != Accept && k.action != Pass }) ||
 		slices.ContainsFunc(r.extra.parts, (*ruleSet).mayDeny))
 }
 
 // deniesAll reports whether the first rule denies everything.
 func (r *ruleSet) deniesAll() bool {
-	return r.extra != nil && len(r.extra.actions) > 0 && r.extra.actions[0] == Deny && r.portless != nil && r.portless.everyone == 0
+	return r.extra != nil && r.extra.closed
 }
 
 // byRank cuts overlapping ranges into pieces that do not overlap, and returns the pieces
 // sorted by address for a binary search. If several ranges contain a piece, the piece gets
 // the lowest of their rule indexes, because the rule of the lowest rank decides.
 func byRank(ranges []blockRange) []blockRange {
-	slices.SortFunc(ranges, func(a, b blockRange) int { return cmp.Or(cmp.Compare(a.low, b.low), cmp.Compare(a.rule, b.rule)) })
+	slices.SortFunc(ranges, func(a, b blockRange) int { return compareBoth(a.low, b.low, a.rule, b.rule) })
 	cuts := make([]uint32, 0, 2*len(ranges))
 	for _, r := range ranges {
 		cuts = append(cuts, r.low, r.end)
@@ -157,7 +215,7 @@ func byRank(ranges []blockRange) []blockRange {
 	next := 0
 	for i, low := range cuts {
 		for ; next < len(ranges) && ranges[next].low == low; next++ {
-			heap.Push(&open, ranges[next])
+			heap.Push(&open, &ranges[next])
 		}
 		for len(open) > 0 && open[0].end <= low {
 			heap.Pop(&open)
@@ -174,15 +232,16 @@ func byRank(ranges []blockRange) []blockRange {
 	return fitted(out)
 }
 
-// rankHeap is a heap of ranges. The range with the lowest rule index is at the top.
-type rankHeap []blockRange
+// rankHeap is a heap of ranges. The range with the lowest rule index is at the top. Its elements
+// are pointers, because each push and pop of a value would allocate.
+type rankHeap []*blockRange
 
 func (h rankHeap) Len() int           { return len(h) }
 func (h rankHeap) Less(i, j int) bool { return h[i].rule < h[j].rule }
 func (h rankHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
 
 // Push implements [heap.Interface].
-func (h *rankHeap) Push(r any) { *h = append(*h, r.(blockRange)) }
+func (h *rankHeap) Push(r any) { *h = append(*h, r.(*blockRange)) }
 
 // Pop implements [heap.Interface].
 func (h *rankHeap) Pop() any {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -63,8 +64,30 @@ type pod struct {
 // host holds the addresses of a node, as the status of its pods reports them. The pods of a
 // node share one host. A nil host has no addresses.
 type host struct {
-	addrs []netip.Addr // never empty
-	pods  int
+	node   string       // name of the Node object
+	status []netip.Addr // addresses from the status of the pods
+	addrs  []netip.Addr // status, and the addresses of the Node object if AssumeNodeAddrs was called
+	pods   int
+}
+
+// hostKey identifies a host, unless pods disagree about its addresses.
+type hostKey struct {
+	node  string
+	first netip.Addr // the first address in host.status
+}
+
+func (h *host) key() hostKey {
+	key := hostKey{node: h.node}
+	if len(h.status) > 0 {
+		key.first = h.status[0]
+	}
+	return key
+}
+
+// sameStatus reports whether two hosts have the same node name, and the same addresses from the
+// status of their pods.
+func (h *host) sameStatus(o *host) bool {
+	return h == o || h != nil && o != nil && h.node == o.node && slices.Equal(h.status, o.status)
 }
 
 func (h *host) list() []netip.Addr {
@@ -83,21 +106,59 @@ func (w *Store) useHost(read *host) *host {
 	if read == nil {
 		return nil
 	}
-	h := w.hosts[read.addrs[0]]
-	if !h.same(read) {
-		h = read
-		w.hosts[h.addrs[0]] = h
+	h := w.hosts[read.key()]
+	if !h.sameStatus(read) {
+		h = &host{node: read.node, status: read.status, addrs: w.addrsOf(read)}
+		w.hosts[h.key()] = h
 	}
 	h.pods++
 	return h
+}
+
+// addrsOf returns the addresses of a host: those in the status of its pods. After
+// AssumeNodeAddrs, addrsOf adds those of its Node object.
+func (w *Store) addrsOf(h *host) []netip.Addr {
+	if !w.nodes.assumed {
+		return h.status
+	}
+	all := slices.Clip(h.status)
+	for _, a := range w.nodes.byName[h.node].addrs() {
+		if !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	return all
 }
 
 func (w *Store) releaseHost(h *host) {
 	if h == nil {
 		return
 	}
-	if h.pods--; h.pods == 0 && w.hosts[h.addrs[0]] == h {
-		delete(w.hosts, h.addrs[0])
+	if h.pods--; h.pods == 0 && w.hosts[h.key()] == h {
+		delete(w.hosts, h.key())
+	}
+}
+
+// renewHosts gives pods the addresses of their Node objects, where these have changed since
+// the last Commit.
+func (w *Store) renewHosts() {
+	moved := w.nodes.moved
+	if len(moved) == 0 {
+		return
+	}
+	w.nodes.moved = make(map[string]struct{})
+	maps.DeleteFunc(w.hosts, func(key hostKey, _ *host) bool {
+		_, is := moved[key.node]
+		return is
+	})
+	for _, p := range w.pods {
+		if p.host == nil {
+			continue
+		}
+		if _, is := moved[p.host.node]; is {
+			p.host = w.useHost(p.host)
+			w.dirty(p)
+		}
 	}
 }
 
@@ -117,8 +178,8 @@ func readPod(o *Pod) *pod {
 		return p
 	}
 	p.addrs, p.ports = o.Addrs, namedPorts(o.Ports)
-	if len(o.Hosts) > 0 {
-		p.host = &host{addrs: o.Hosts}
+	if len(o.Hosts) > 0 || o.Node != "" {
+		p.host = &host{node: o.Node, status: o.Hosts}
 	}
 	return p
 }
@@ -142,7 +203,7 @@ func namedPorts(ports []NamedPort) []namedPort {
 // equalButLabels reports whether two versions of a pod are the same for decisions, apart
 // from their labels.
 func (p *pod) equalButLabels(o *pod) bool {
-	return slices.Equal(p.addrs, o.addrs) && p.host.same(o.host) && slices.Equal(p.ports, o.ports) &&
+	return slices.Equal(p.addrs, o.addrs) && p.host.sameStatus(o.host) && slices.Equal(p.ports, o.ports) &&
 		p.created == o.created && p.local == o.local && p.ending == o.ending
 }
 
@@ -154,17 +215,4 @@ func (p *pod) beats(o *pod) bool {
 		return p.created > o.created
 	}
 	return p.String() > o.String()
-}
-
-// selectedBy returns the policies that select the pod and can decide in a direction, by
-// tier.
-func (p *pod) selectedBy(d filter.Direction) (found [numTiers][]*policy) {
-	for _, s := range p.identity.subjects {
-		for pol := range s.subjects {
-			if pol.decides(d) {
-				found[pol.tier] = append(found[pol.tier], pol)
-			}
-		}
-	}
-	return found
 }

@@ -24,25 +24,43 @@ import (
 // large. Such a part or policy allows nothing. The API server rejects most malformed
 // policies, but still serves those that its older versions have stored.
 type Problem struct {
-	Policy Ref
+	Policy Ref    // or, with the kind "Namespace", a namespace with a wrong annotation
 	Field  string // as in "spec.ingress[0].from[1].ipBlock.cidr"
 	Detail string // what is wrong with the field
+	Effect string // what the policy does because of that; empty if that goes without saying
 	Hint   string // what would be right
-	// TooLarge reports that the whole policy is refused for its size. Otherwise the problem
-	// is a part that cannot be understood.
+	// Minor reports that the problem changes no decision: what is allowed and what is denied is
+	// the same as without the faulty part.
+	Minor bool
+	// Unsupported reports that the part is correct, and that Sluice cannot apply it.
+	Unsupported bool
+	// TooLarge reports that the whole policy is refused because of its size, although it can be
+	// understood.
 	TooLarge bool
 }
 
 func (p Problem) Error() string {
-	return fmt.Sprintf("%s, %s: %s: %s", p.Policy.Object(), p.Field, p.Detail, p.Hint)
+	return fmt.Sprintf("%s, %s: %s: %s", p.Policy.Object(), p.Field, p.What(), p.Hint)
+}
+
+// What returns the detail with the effect.
+func (p Problem) What() string {
+	if p.Effect == "" {
+		return p.Detail
+	}
+	return p.Detail + "; " + p.Effect
 }
 
 // LogValue returns the fields as separate attributes for structured logs.
 func (p Problem) LogValue() slog.Value {
+	object := "policy"
+	if p.Policy.Kind == namespaceKind {
+		object = "namespace"
+	}
 	return slog.GroupValue(
-		slog.String("policy", p.Policy.String()),
+		slog.String(object, p.Policy.String()),
 		slog.String("field", p.Field),
-		slog.String("detail", p.Detail),
+		slog.String("detail", p.What()),
 		slog.String("hint", p.Hint),
 	)
 }

@@ -86,6 +86,9 @@ func (r chance) cluster() *cluster {
 	for i := range 1 + r.IntN(12) {
 		c.Policies = append(c.Policies, r.policy(fmt.Sprintf("n%d", i)))
 	}
+	if r.oneIn(2) {
+		r.addClusterPolicies(c)
+	}
 	return c
 }
 
@@ -245,11 +248,15 @@ func (r chance) selector(malformed int) *metav1.LabelSelector {
 }
 
 // namespaceSelector returns a selector that sometimes selects a namespace by name.
-func (r chance) namespaceSelector() *metav1.LabelSelector {
+func (r chance) namespaceSelector() *metav1.LabelSelector { return r.namespaceSelectorOr(30) }
+
+// namespaceSelectorOr is like namespaceSelector, but the parameter sets the probability of a
+// malformed selector (see selector).
+func (r chance) namespaceSelectorOr(malformed int) *metav1.LabelSelector {
 	if r.oneIn(4) {
 		return &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: oneOf(r, namespaceNames...)}}
 	}
-	return r.selector(30)
+	return r.selector(malformed)
 }
 
 func (r chance) peers() []networkingv1.NetworkPolicyPeer {

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -76,7 +75,7 @@ func placeOf(bounds []netip.Addr, addr netip.Addr) uint32 {
 // disjoint sorts ranges, in place, and removes overlaps, so that a binary search finds the
 // range of an address. An overlap stays with the range that begins first.
 func disjoint(ranges []blockRange) []blockRange {
-	slices.SortFunc(ranges, func(a, b blockRange) int { return cmp.Or(cmp.Compare(a.low, b.low), cmp.Compare(a.rule, b.rule)) })
+	slices.SortFunc(ranges, func(a, b blockRange) int { return compareBoth(a.low, b.low, a.rule, b.rule) })
 	out := ranges[:0]
 	for _, r := range ranges {
 		if n := len(out); n > 0 {

@@ -21,7 +21,7 @@ import (
 type ruleSet struct {
 	portless *peerSet // rules without ports
 	peers    *peerSet // the rules for all ports together; nil if there are no rules
-	rules    []filter.Rule
+	rules    []*filter.Rule
 	ports    [3]portTable
 	bounds   []netip.Addr // sorted addresses: the first address of each range, and the address after its end
 	named    map[portName]*peerSet
@@ -32,15 +32,23 @@ type ruleSet struct {
 // extra holds fields that few rule sets need: the actions of ordered rules, and forms for
 // rules that would take too much memory in the usual form.
 type extra struct {
-	// actions holds the action of each rule, if the rules are ordered. The rank of a rule is
-	// its index. Of the rules that match a flow, the one with the lowest rank decides. If
-	// actions is empty, the rules have no order, and all of them accept.
-	actions []Action
-	trees   [3]portTree
-	// parts are rule sets that a lookup searches one by one, because they are not merged into
-	// this one. Most of them hold the rules of a single policy. If a rule set has parts, its
-	// other fields are empty.
+	// ranks describes the rules, if they are ordered: the matching rule with the lowest
+	// index, its rank, decides. Without ranks, all rules accept and have no order.
+	ranks  []rank
+	table  *rankTable
+	closed bool     // the first rule denies everything
+	near   nearBits // of the blocks of ordered rules
+	trees  [3]portTree
+	// parts are rule sets that are not merged; most of them hold the rules of a single
+	// policy. If a rule set has parts, its other fields are empty.
 	parts []*ruleSet
+}
+
+// rank is what a lookup needs of an ordered rule.
+type rank struct {
+	rule     *filter.Rule
+	action   Action
+	portless bool // the rule is for every port
 }
 
 // none reports whether there are no rules.
@@ -112,8 +120,9 @@ type remote struct {
 	some, whole *idSet
 	addr        netip.Addr
 	rules       *ruleSet
-	place       uint32 // result of placeOf(rules.bounds, addr); valid only if the flag "placed" is set
-	placed      bool   // set once find() has computed the place, which most lookups do not need
+	place       uint32 // the place of addr among the bounds; valid if placed is set
+	placed      bool   // place has been computed; most lookups do not need it
+	far         bool   // no block of ordered rules contains addr; valid if placed is set
 }
 
 // find returns a rule that allows the flow k, or nil. The rules are those of one end of the
@@ -130,11 +139,11 @@ func (r *ruleSet) find(k *filter.Key, peer *Endpoint, peerAddr netip.Addr, dst *
 		p.some, p.whole = &peer.class.peers, &everyone[peer.class.namespace]
 	}
 	if i := r.portless.find(&p); i != noRule {
-		return &r.rules[i], true
+		return r.rules[i], true
 	}
 	if k.Transport == filter.Ported {
 		if i := r.atPort(k, &p, dst); i != noRule {
-			return &r.rules[i], false
+			return r.rules[i], false
 		}
 	}
 	return nil, r.peers.find(&p) == noRule

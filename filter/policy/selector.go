@@ -27,9 +27,9 @@ type selector struct {
 	// identities and namespaces list the peer selectors that match them. Lists in both
 	// directions took a hundred times the memory of the selectors.
 	members  map[*identity]struct{}
-	subjects map[*policy]struct{}
-	// within and pods are set only in a namespace selector. They hold the pod selectors that
-	// have it as scope.
+	policies []*policy // policies[i].place is i
+	// within and pods are set in a namespace selector. They hold the pod selectors whose scope
+	// this selector is.
 	within *scopeSelectors   // the empty pod selector
 	pods   bucket[*selector] // the other pod selectors
 }

@@ -9,19 +9,22 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
 
 // step is a change of the cluster, and the verdicts of some flows after it.
 type step struct {
-	policies string // policies to apply, as lines of "namespace/name: {spec}"
-	objects  string // manifests of other objects to apply
-	remove   string // objects to remove first, as lines of "kind namespace/name"
+	policies string // set in this step: lines of "namespace/name: {spec}", or "name: {spec}" for a ClusterNetworkPolicy
+	objects  string // set in this step: manifests of other objects
+	remove   string // lines of "kind namespace/name", removed first
 	// flows are lines of "source > destination protocol port = verdict". An end is an
 	// address or a key of the map "ends". The verdict is a prefix of what verdictText returns: the
 	// action, then the reason, then the policies and the rule of each isolated side.
@@ -68,7 +71,7 @@ func fromDB(rule string) string {
 // replies and live connections, which are not part of a decision: the tests of the iptables rules
 // and of conntrack cover them.
 func TestSemantics(t *testing.T) {
-	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases) {
+	for _, c := range slices.Concat(directionCases, peerCases, portCases, trafficCases, changeCases, scenarioCases, clusterCases) {
 		t.Run(c.name, func(t *testing.T) {
 			r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}
 			r.store = r.cluster.newStore()
@@ -105,8 +108,12 @@ func (r *semanticsRun) apply(s step) {
 	}
 	changed := readCluster(r.t, s.objects)
 	for line := range strings.Lines(s.policies) {
-		if line = strings.TrimSpace(line); line != "" {
+		switch line = strings.TrimSpace(line); {
+		case line == "":
+		case isNamespaced(line):
 			changed.Policies = append(changed.Policies, readPolicyLine(r.t, line))
+		default:
+			changed.Cluster = append(changed.Cluster, readClusterPolicyLine(r.t, line))
 		}
 	}
 	for _, o := range changed.Namespaces {
@@ -121,6 +128,31 @@ func (r *semanticsRun) apply(s step) {
 		r.cluster.Policies = set(r.cluster.Policies, o)
 		r.store.SetPolicy(netpol.Read(o))
 	}
+	for _, o := range changed.Cluster {
+		r.cluster.Cluster = set(r.cluster.Cluster, o)
+		r.store.SetPolicy(clusterpolicy.Read(o))
+	}
+	for _, o := range changed.Nodes {
+		r.cluster.Nodes = set(r.cluster.Nodes, o)
+		r.store.SetNodeObject(readNode(o))
+	}
+}
+
+// isNamespaced reports whether a line is a policy of a namespace: "namespace/name: ...".
+func isNamespaced(line string) bool {
+	name, _, _ := strings.Cut(line, ":")
+	return strings.Contains(name, "/")
+}
+
+// readClusterPolicyLine reads "name: {spec}".
+func readClusterPolicyLine(t *testing.T, line string) *v1beta1.ClusterNetworkPolicy {
+	t.Helper()
+	name, spec, _ := strings.Cut(line, ": ")
+	o := &v1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if err := yaml.UnmarshalStrict([]byte(spec), &o.Spec); err != nil {
+		t.Fatalf("reading policy %q: %v", line, err)
+	}
+	return o
 }
 
 // readPolicyLine reads a policy in the form "namespace/name: {spec}".
@@ -148,6 +180,12 @@ func (r *semanticsRun) removeObject(line string) {
 	case "NetworkPolicy":
 		r.cluster.Policies = remove(r.cluster.Policies, namespace, name)
 		r.store.DeletePolicy(netpol.Ref(namespace, name))
+	case "ClusterNetworkPolicy":
+		r.cluster.Cluster = remove(r.cluster.Cluster, "", rest)
+		r.store.DeletePolicy(clusterpolicy.Ref(rest))
+	case "Node":
+		r.cluster.Nodes = remove(r.cluster.Nodes, "", rest)
+		r.store.DeleteNodeObject(rest)
 	case "Namespace":
 		r.cluster.Namespaces = remove(r.cluster.Namespaces, "", rest)
 		r.store.DeleteNamespace(rest)
@@ -181,25 +219,41 @@ func (r *semanticsRun) expect(step int, line string) {
 }
 
 // verdictText writes a verdict as in step.flows: "deny ingress-denied
-// ingress=default/p,default/q:none". The part after the colon is the rule that allows the
-// flow, as in "default/p[0]", or none.
+// ingress=default/p,default/q:none". The policies before the colon isolate the pod. After the
+// colon is the rule that allows, as in "default/p[0]", or "none". The rule of a
+// ClusterNetworkPolicy has no colon before it, and its name after the index, if it has one:
+// "ingress=admin/p[0:name]". An Admin rule that passes the flow on comes first, as in
+// "ingress=admin/q[1]>default/p:none".
 func verdictText(v filter.Verdict) string {
 	text := v.Action.String() + " " + v.Reason.String()
-	for _, side := range []filter.Side{v.Egress, v.Ingress} {
-		if side.Isolation == nil {
+	for d, side := range []filter.Side{filter.Egress: v.Egress, filter.Ingress: v.Ingress} {
+		if side == (filter.Side{}) {
 			continue
 		}
-		rule := "none"
-		if side.Rule != nil {
-			rule = fmt.Sprintf("%s[%d]", side.Rule.Policy, side.Rule.Index)
+		text += fmt.Sprintf(" %s=", filter.Direction(d))
+		if side.Passed != nil {
+			text += shortRule(side.Passed) + ">"
 		}
-		text += fmt.Sprintf(" %s=%s:%s", side.Isolation.Direction, strings.Join(side.Isolation.Policies, ","), rule)
+		if side.Isolation != nil {
+			text += strings.Join(side.Isolation.Policies, ",") + ":"
+		}
+		if side.Rule != nil {
+			text += shortRule(side.Rule)
+		} else {
+			text += "none"
+		}
 	}
 	return text
 }
 
-// agree checks that engine and oracle give the same verdicts for flows between any two addresses
-// in ends.
+func shortRule(r *filter.Rule) string {
+	if r.Name != "" {
+		return fmt.Sprintf("%s[%d:%s]", r.PolicyTitle(), r.Index, r.Name)
+	}
+	return fmt.Sprintf("%s[%d]", r.PolicyTitle(), r.Index)
+}
+
+// agree compares engine and oracle about flows between all ends.
 func (r *semanticsRun) agree(step int) {
 	r.t.Helper()
 	for _, src := range ends {

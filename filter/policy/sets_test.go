@@ -47,7 +47,7 @@ func TestManySetsOfPolicies(t *testing.T) {
 	if limit := keptPerByte*stored + 64*pods*policies + 8<<20; took.kept > limit {
 		t.Errorf("policies of %d bytes keep %d, want %d at most", stored, took.kept, limit)
 	}
-	if _, _, _, apart := w.Forms(); apart == 0 {
+	if _, _, _, apart, _ := w.Forms(); apart == 0 {
 		t.Error("all rule sets are merged: the test does not reach the case that it is for")
 	}
 	t.Logf("policies of %d KiB in %d policy sets keep %d KiB", stored>>10, s.Counts().PolicySets, took.kept>>10)

@@ -24,6 +24,7 @@ func TestSizes(t *testing.T) {
 		{"a class", unsafe.Sizeof(class{}), 2 * cacheLine},
 		{"a rule set", unsafe.Sizeof(ruleSet{}), 3 * cacheLine},
 		{"a peer set", unsafe.Sizeof(peerSet{}), cacheLine},
+		{"a rank table", unsafe.Sizeof(rankTable{}), 5 * cacheLine},
 		{"a pod", unsafe.Sizeof(pod{}), 2 * cacheLine},
 	} {
 		if tt.size > tt.allocated || tt.size <= tt.allocated-16 {
@@ -37,6 +38,13 @@ func TestSizes(t *testing.T) {
 	var r ruleSet
 	if end := unsafe.Offsetof(r.ports) + unsafe.Offsetof(r.ports[0].flat) + 2*unsafe.Sizeof(uintptr(0)); end > cacheLine {
 		t.Errorf("a decision about TCP reads the first %d bytes of a rule set, want %d at most", end, cacheLine)
+	}
+	var table rankTable
+	if end := unsafe.Offsetof(table.flat) + 2*unsafe.Sizeof(uintptr(0)); end > 2*cacheLine {
+		t.Errorf("a decision about TCP reads the first %d bytes of a rank table, want %d at most", end, 2*cacheLine)
+	}
+	if at := unsafe.Offsetof(table.near); at%cacheLine != 0 {
+		t.Errorf("the bits of a rank table begin at byte %d of a cache line", at%cacheLine)
 	}
 	var l link
 	if end := unsafe.Offsetof(l.isolation) + unsafe.Sizeof(l.isolation); end > 16 {

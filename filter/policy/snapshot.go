@@ -11,19 +11,26 @@ import (
 // Snapshot is the compiled state of a Store at one moment. It never changes, and any number
 // of goroutines may use it.
 type Snapshot struct {
-	number   uint64
-	newest   uint64 // the last epoch that was assigned before the snapshot was made
-	table    *addrTable
-	everyone []idSet // peer selectors that match all pods of a namespace, by the id of the namespace
-	counts   Counts
-	ranges   *podRanges
-	starting *StartingPods // shared by all snapshots
+	number    uint64
+	newest    uint64 // the last epoch that was assigned before the snapshot was made
+	table     *addrTable
+	everyone  []idSet // by namespace id: the peer selectors that match all its pods
+	counts    Counts
+	byLabels  bool // see NeedsNamespaces
+	toNode    bool // a policy may deny flows from pods to their node
+	mayReject bool // see Rejects
+	ranges    *podRanges
+	nodes     nodeTable
+	starting  *StartingPods // shared by all snapshots
+	deleted   []string
 }
 
 // Counts holds numbers of objects: of those that a snapshot was compiled from (namespaces,
 // pods and policies), and of those that it consists of (endpoints, classes, policy sets).
 type Counts struct {
 	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
+
+	Tiers [numTiers]int // the policies of each tier
 }
 
 // Endpoint is the owner of an address: a pod or this node.
@@ -44,6 +51,8 @@ type class struct {
 	chains    [2]*link // a chain for each filter.Direction; nil if no policy decides
 	peers     idSet    // peer selectors that match, except those that match whole namespaces
 	namespace uint32
+	rejects   bool // denies by rejecting, unless the policy says otherwise
+	unknown   unknownLabels
 	refs      int
 	ports     []namedPort
 	key       string
@@ -53,12 +62,14 @@ type class struct {
 // policySet holds the compiled rules of the policies of one tier that select a pod in one
 // direction. All pods that the same policies select share it.
 type policySet struct {
-	alone link // used by all chains in which no other set follows this one
-	key   policySetKey
-	id    uint64
-	refs  int
-	ns    *namespace
-	size  int // number of rule entries that the set adds to ns.merged
+	alone  link // the last link of a chain; newLink copies it for chains that continue
+	key    policySetKey
+	id     uint64
+	refs   int
+	budget *budget
+	size   int // number of its rule entries that are merged for this set only
+
+	overlaps []overlap // of its policies; nil for most
 }
 
 // policySetKey identifies a set of policies.
@@ -71,6 +82,10 @@ type policySetKey struct {
 // Number returns the number of the snapshot, which identifies it among the snapshots of its
 // store. The number grows by one with each Commit.
 func (s *Snapshot) Number() uint64 { return s.number }
+
+// Deleted returns the policies that were deleted after the previous snapshot, by the names that
+// verdicts use.
+func (s *Snapshot) Deleted() []string { return s.deleted }
 
 // NewestEpoch returns the last epoch that was assigned before the snapshot was made. If the
 // epoch of an endpoint in a later snapshot is not greater, the endpoint already existed in
@@ -128,15 +143,31 @@ func (e *Endpoint) Isolation(d filter.Direction) *filter.Isolation { return e.ch
 // Effect returns what a cache may assume about the endpoint's packets in a direction.
 func (e *Endpoint) Effect(d filter.Direction) Effect { return e.chain(d).effectOf() }
 
-// MayRestrict compares the owners of an address before and after a change. It reports whether
-// the change may deny a flow that was allowed without a rule: because no policy decided
-// (filter.NotIsolated), or because the other end was the pod's node (filter.OwnNode). A nil
-// endpoint means that the address is outside the cluster; at most one of the two is nil.
+// EffectToNode returns what a cache may conclude about packets from the endpoint to the node
+// that it runs on. Only ordered rules for egress deny these.
+func (e *Endpoint) EffectToNode() Effect { return e.chain(filter.Egress).effectToNode() }
+
+// JudgesOwnNode reports whether some policy has a rule that may deny flows from pods to their
+// node, whether or not it selects a pod now. Without such a policy, all these flows are
+// allowed.
+func (s *Snapshot) JudgesOwnNode() bool { return s.toNode }
+
+// NeedsNamespaces reports whether a policy in force may allow a flow by mistake if a namespace counts
+// as one without labels because its object is not known.
+func (s *Snapshot) NeedsNamespaces() bool { return s.byLabels }
+
+// MayRestrict reports whether a change of an address from one endpoint to another may deny
+// flows that were allowed without a rule: because no policy decided (filter.NotIsolated),
+// or because the other end was the pod's node (filter.OwnNode). A nil endpoint is an
+// address outside the cluster; at most one of the two is nil.
 func MayRestrict(before, now *Endpoint) bool {
 	if before.IsNode() || now.IsNode() {
 		return !now.IsNode()
 	}
 	if before != nil && now != nil && !before.host.same(now.host) {
+		return true
+	}
+	if before.EffectToNode() == Open && now.EffectToNode() != Open {
 		return true
 	}
 	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
@@ -158,8 +189,10 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	switch {
 	case k.Src == k.Dst:
 		return filter.Verdict{Action: filter.Allow, Reason: filter.SameAddress, Pair: true}
-	case src.IsNode(), dst.IsNode(), dst.runsOn(srcAddr, src), src.runsOn(dstAddr, dst):
+	case src.IsNode(), dst.runsOn(srcAddr, src):
 		return filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
+	case dst.IsNode(), src.runsOn(dstAddr, dst):
+		return s.decideOwnNode(k, dstAddr, src, dst)
 	}
 	v := filter.Verdict{Action: filter.Allow, Reason: filter.NotIsolated}
 	egress, ingress := passes, passes
@@ -173,11 +206,61 @@ func (s *Snapshot) DecideBetween(k *filter.Key, srcAddr, dstAddr netip.Addr, src
 	}
 	switch {
 	case !egress.allows:
-		v.Action, v.Reason, v.Pair = filter.Deny, filter.EgressDenied, egress.pair || ingress.pair && !ingress.allows
+		v.Action, v.Reason, v.Reject = filter.Deny, filter.EgressDenied, src.rejects(&v.Egress)
+		// If the source's policies deny only some packets, the destination's policies may deny
+		// the remaining ones in another way (drop or reject).
+		v.Pair = egress.pair || ingress.pair && !ingress.allows && !s.mayReject
 	case !ingress.allows:
-		v.Action, v.Reason, v.Pair = filter.Deny, filter.IngressDenied, ingress.pair
+		v.Action, v.Reason, v.Reject = filter.Deny, filter.IngressDenied, dst.rejects(&v.Ingress)
+		v.Pair = ingress.pair && (egress.pair || !s.mayReject)
 	default:
 		v.Pair = egress.pair && ingress.pair
+		if v.Egress.Rule == nil && v.Ingress.Rule == nil && v.Reason == filter.RuleAllows {
+			v.Reason = filter.NotDenied
+		}
+	}
+	if v.Action == filter.Deny && (src.inUnknown() || dst.inUnknown()) {
+		return namespaceNotKnown()
+	}
+	return v
+}
+
+// DecideToNode returns the verdict about a flow whose destination is this node, whether or
+// not the snapshot lists the address as the node's: it may be a broadcast address, or one
+// that was added a moment ago.
+func (s *Snapshot) DecideToNode(k *filter.Key) filter.Verdict {
+	dst := k.DstAddr()
+	src := s.Endpoint(k.SrcAddr())
+	switch {
+	case k.Src == k.Dst:
+		return filter.Verdict{Action: filter.Allow, Reason: filter.SameAddress, Pair: true}
+	case src.IsNode():
+		return filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
+	}
+	return s.decideOwnNode(k, dst, src, s.Endpoint(dst))
+}
+
+// decideOwnNode decides about a flow from a pod to its node. NetworkPolicies always allow it,
+// but ordered rules may name the node by its address.
+func (s *Snapshot) decideOwnNode(k *filter.Key, dstAddr netip.Addr, src, dst *Endpoint) filter.Verdict {
+	v := filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode, Pair: true}
+	l := src.chain(filter.Egress)
+	switch {
+	case l == nil || l.isolation != nil:
+		return v
+	case src.class.unknown == labelsUnknown:
+		return v
+	case src.class.unknown == labelsUnknownToNode:
+		return namespaceNotKnown()
+	}
+	d := l.decide(&query{k, dst, dstAddr, dst, s.everyone, true})
+	v.Egress.Rule, v.Egress.Passed, v.Pair = d.rule, d.passed, d.pair
+	switch {
+	case d.action != Accept:
+		v.Action, v.Reason = filter.Deny, filter.EgressDenied
+		v.Reject = src.rejects(&v.Egress)
+	case d.rule != nil:
+		v.Reason = filter.RuleAllows
 	}
 	return v
 }
@@ -199,8 +282,8 @@ func (s *Snapshot) decideSide(side *filter.Side, l *link, k *filter.Key, peer *E
 		o.allows = side.Rule != nil
 		return o
 	}
-	d := l.decide(&query{k, peer, addr, dst, s.everyone})
-	side.Isolation, side.Rule = d.isolation, d.rule
+	d := l.decide(&query{k, peer, addr, dst, s.everyone, false})
+	side.Isolation, side.Rule, side.Passed = d.isolation, d.rule, d.passed
 	return sideOutcome{d.action == Accept, d.pair}
 }
 

@@ -3,12 +3,15 @@ package policy
 import (
 	"crypto/sha256"
 	"hash/maphash"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
 )
 
 // Store holds the known state of the cluster: namespaces, pods, policies, and this node.
@@ -21,21 +24,29 @@ type Store struct {
 	namespaces map[string]*namespace
 	pods       map[objectKey]*pod
 	policies   map[Ref]*policy
+	deleted    []Ref                   // that were deleted since the last Commit
+	tiers      [numTiers]int           // the number of policies of each tier
+	overlaps   map[overlap]int         // the number of policy sets that have the overlap
 	faulty     map[*policy]struct{}    // policies that have problems
+	faultyNS   map[string]Problem      // problems of namespaces, by name
 	node       map[netip.Addr]struct{} // this node's addresses; if kube-proxy uses IPVS, they include the addresses of all Services
 	self       *Endpoint               // the owner of the node's addresses
 	local      local
 	ranges     rangeSources
+	nodes      nodes
+	unknowns   unknowns
 
 	nsSelectors selectors // namespace selectors of peers
-	subjects    selectors // pod selectors of policies' subjects
+	scopes      selectors // namespace selectors of subjects
+	subjects    selectors // pod selectors of subjects
 	peers       selectors // pod selectors of peers
 
-	owners     map[netip.Addr]*pod   // one of the live pods whose status lists the address
-	rivals     map[netip.Addr][]*pod // all other live pods whose status lists the address; rarely any
-	hosts      map[netip.Addr]*host  // the addresses of each node, by its first address
+	owners     map[netip.Addr]*pod   // a live pod that claims the address
+	rivals     map[netip.Addr][]*pod // further live pods that claim the address; rarely any
+	hosts      map[hostKey]*host
 	policySets map[policySetKey]*policySet
-	shape      shape // bounds the size of rule sets
+	shape      shape  // bounds the size of rule sets
+	cluster    budget // of the policies that are in no namespace
 
 	drafts   drafts
 	deferred deferred
@@ -46,11 +57,16 @@ type Store struct {
 	due      bool // a policy came into force or was refused since the last Commit
 
 	limits    Limits
-	cost      int64 // estimated bytes of all policies that are not refused
-	refused   int   // encoded bytes of refused policies that are kept
-	overdrawn bool  // some policies are refused because of limits.Policies
-	recount   bool  // the next call of balance must decide again which policies to refuse
+	cost      int64         // estimated bytes of all policies that are not refused
+	refused   int           // encoded bytes of refused policies that are kept
+	overdrawn bool          // some policies are refused because of limits.Policies
+	recount   bool          // balance must decide again which policies are refused
+	denial    filter.Denial // of this node
+	rejecting int           // policies and namespaces that reject
+	toNode    int           // policies that may deny flows from pods to their node
 	classes   map[string]*class
+
+	selectedBy [numTiers][]*policy // scratch; see selecting
 
 	dirtyPods        []*pod // pods that are dirty, each once
 	renewed          []*pod // pods that need a new epoch, each once
@@ -83,12 +99,14 @@ type namespace struct {
 	id         uint32
 	name       string
 	declared   bool // there is a Namespace object
+	unknown    unknownLabels
 	labels     labels.Set
 	identities identitySet
 	policies   int
-	size       int   // rule entries of its policies, except those of large policies
-	merged     int   // rule entries in the rule sets that merge several of its policies
-	matched    idSet // ids of the namespace selectors that matched it in the last Commit
+	denial     filter.Denial
+	budget     budget
+	scopes     idBits // namespace selectors of subjects that match it
+	matched    idSet  // namespace selectors of peers that match it, as of the last Commit
 
 	relabeled bool // the namespace's labels changed since the last Commit
 	stale     bool // all pods of the namespace must be matched with the peer selectors again
@@ -103,13 +121,18 @@ func NewStore() *Store {
 		pods:        make(map[objectKey]*pod),
 		policies:    make(map[Ref]*policy),
 		faulty:      make(map[*policy]struct{}),
+		faultyNS:    make(map[string]Problem),
 		nsSelectors: newSelectors(),
+		scopes:      newSelectors(),
 		subjects:    newSelectors(),
 		peers:       newSelectors(),
 		owners:      make(map[netip.Addr]*pod),
 		rivals:      make(map[netip.Addr][]*pod),
-		hosts:       make(map[netip.Addr]*host),
+		hosts:       make(map[hostKey]*host),
+		nodes:       newNodes(),
+		unknowns:    newUnknowns(),
 		policySets:  make(map[policySetKey]*policySet),
+		overlaps:    make(map[overlap]int),
 		shape:       defaultShape(),
 		limits:      DefaultLimits(),
 		deferred:    make(deferred),
@@ -148,15 +171,17 @@ func (w *Store) SetNode(addrs []netip.Addr) {
 // its name, as the API server sets it.
 func (w *Store) SetNamespace(name string, labels labels.Set) {
 	ns := w.namespace(name)
-	ns.declared = true
+	w.declare(ns, true)
 	w.relabelNamespace(ns, labels)
 }
 
 // DeleteNamespace removes a Namespace object. Pods and policies of the namespace remain
-// until they are deleted. Meanwhile the only label of the namespace is its name.
+// until they are deleted. Meanwhile the only label of the namespace is its name; see also
+// RequireNamespaces.
 func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
-		ns.declared = false
+		w.declare(ns, false)
+		w.SetNamespaceDenial(name, filter.DenialUnset, nil)
 		w.relabelNamespace(ns, nil)
 		w.dropNamespace(ns)
 	}
@@ -173,6 +198,7 @@ func (w *Store) namespace(name string) *namespace {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}
 	w.namespaces[name] = ns
+	w.declare(ns, false)
 	w.dirtyNS[ns] = struct{}{} // w.everyone may have the selectors of an earlier namespace with this id
 	w.relabelNamespace(ns, nil)
 	return ns
@@ -185,6 +211,7 @@ func (w *Store) dropNamespace(ns *namespace) {
 	}
 	w.unusedNS = append(w.unusedNS, ns.id)
 	delete(w.namespaces, ns.name)
+	delete(w.unknowns.undeclared, ns)
 	w.dirtyNS[ns] = struct{}{}
 }
 
@@ -198,6 +225,7 @@ func (w *Store) relabelNamespace(ns *namespace, given labels.Set) {
 	}
 	ns.labels, ns.relabeled = set, true
 	w.dirtyNS[ns] = struct{}{}
+	w.rescope(ns)
 }
 
 // SetPod adds or updates a pod. If a [Draft] may isolate the pod, the pod's new addresses are
@@ -327,39 +355,6 @@ func leave(k *identity, place uint32) {
 	k.ns.identities.remove(k)
 }
 
-// matchSubjects finds the subject selectors that match an identity.
-func (w *Store) matchSubjects(k *identity) {
-	in := scope{namespace: k.ns.name}
-	found := w.subjects.matching(in, k.labels, nil)
-	if all := w.subjects.everyone(in); all != nil {
-		found = append(found, all)
-	}
-	k.subjects = enroll(k, k.subjects, found)
-}
-
-// enroll removes k from the members of the selectors in the list "old", and adds it to the
-// members of those in the list "found". It returns the latter list.
-func enroll(k *identity, old, found []*selector) []*selector {
-	for _, s := range old {
-		delete(s.members, k)
-	}
-	for _, s := range found {
-		s.members[k] = struct{}{}
-	}
-	return found
-}
-
-// touch marks all pods that a subject selector matches. The next Commit determines again which
-// policies select these pods, and compiles the pods again.
-func (w *Store) touch(s *selector) {
-	for k := range s.members {
-		for _, p := range k.pods {
-			p.reselected = true
-			w.dirty(p)
-		}
-	}
-}
-
 // dirty marks a pod to be compiled again.
 func (w *Store) dirty(p *pod) {
 	if !p.dirty {
@@ -402,7 +397,7 @@ func (w *Store) SetEncoded(e Encoded) {
 	case known && ok && newest == e.Digest:
 	case known && old != nil && old.sum == e.Digest: // the new version is the one in force
 		w.dropDrafts(e.Ref)
-	case !w.drafts.on || !w.isLarge(e.Source):
+	case !w.drafted(e.Ref, e.Source):
 		w.dropDrafts(e.Ref)
 		w.put(e.Ref, old, e.Source, func() *policy { return w.admit(e.policy()) }).sum = e.Digest
 	case !w.draft(e.draft()):
@@ -415,8 +410,9 @@ func (w *Store) SetEncoded(e Encoded) {
 // put reads a policy and puts it in force. It replaces the previous version, the parameter
 // "old", which may be nil.
 func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *policy {
-	ns := w.namespace(ref.Namespace)
-	ns.policies++
+	if !ref.clusterWide() {
+		w.namespace(ref.Namespace).policies++
+	}
 	w.due = true
 	if old != nil {
 		w.discount(old)
@@ -426,14 +422,25 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 	p.id = w.lastPolicy
 	p.mark = mark{maphash.Comparable(w.seeds[0], p.id), maphash.Comparable(w.seeds[1], p.id)}
 	if p.large = w.isLarge(from); !p.large {
-		ns.size += p.size[0] + p.size[1]
+		w.budgetOf(ref).size += p.size[0] + p.size[1]
 	}
 	w.count(p, from)
 	w.policies[p.ref] = p
+	w.tiers[p.tier]++
+	if p.mayDenyToNode() {
+		w.toNode++
+	}
+	if p.unsafe = p.needsNamespaces(); p.unsafe {
+		w.unknowns.policies++
+	}
+	w.countDenial(p.denial, 1)
 	if len(p.problems) > 0 {
 		w.faulty[p] = struct{}{}
 	}
-	p.subject.subjects[p] = struct{}{}
+	if len(p.nodes) > 0 {
+		w.nodes.users[p] = struct{}{}
+	}
+	p.subject.attach(p)
 	w.touch(p.subject)
 	if old != nil { // remove the old version last: selectors that both versions use then stay in use
 		w.removePolicy(old)
@@ -446,16 +453,26 @@ func (w *Store) DeletePolicy(ref Ref) {
 	w.dropDrafts(ref)
 	if p := w.policies[ref]; p != nil {
 		delete(w.policies, ref)
+		w.deleted = append(w.deleted, ref)
 		w.discount(p)
 		w.removePolicy(p)
 	}
 }
 
 func (w *Store) removePolicy(p *policy) {
+	w.tiers[p.tier]--
+	if p.mayDenyToNode() {
+		w.toNode--
+	}
+	if p.unsafe {
+		w.unknowns.policies--
+	}
+	w.countDenial(p.denial, -1)
 	delete(w.faulty, p)
-	delete(p.subject.subjects, p)
+	p.subject.detach(p)
 	w.touch(p.subject)
 	w.releaseSubject(p.subject)
+	w.releaseNodes(p)
 	if w.drafts.on && p.large {
 		w.dying = append(w.dying, p.uses...)
 	} else {
@@ -463,17 +480,22 @@ func (w *Store) removePolicy(p *policy) {
 			w.releasePeer(s)
 		}
 	}
-	ns := w.namespaces[p.ref.Namespace]
-	ns.policies--
 	if !p.large {
-		ns.size -= p.size[0] + p.size[1]
+		w.budgetOf(p.ref).size -= p.size[0] + p.size[1]
 	}
-	w.dropNamespace(ns)
+	if !p.ref.clusterWide() {
+		ns := w.namespaces[p.ref.Namespace]
+		ns.policies--
+		w.dropNamespace(ns)
+	}
 }
 
-// Problems returns the problems of all policies in force, sorted by policy.
+// Problems returns the problems of the namespaces and of all policies in force, sorted by name.
 func (w *Store) Problems() []Problem {
 	var all []Problem
+	for _, name := range slices.Sorted(maps.Keys(w.faultyNS)) {
+		all = append(all, w.faultyNS[name])
+	}
 	for p := range w.faulty {
 		all = append(all, p.problems...)
 	}

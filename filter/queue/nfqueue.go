@@ -10,6 +10,8 @@ import (
 	"github.com/florianl/go-nfqueue/v2"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"sluice/filter"
 )
 
 // kernelQueue is one open NFQUEUE. It divides the work between go-nfqueue and this package.
@@ -33,6 +35,7 @@ type packet struct {
 	// device is the index of the input interface: on a bridge, the index of the bridge
 	// port. It is 0 if the kernel does not report one.
 	device uint32
+	hook   filter.Hook
 	// data begins with the IP header, and is valid until the next read. It is nil if the
 	// packet was queued before the queue was configured.
 	data []byte
@@ -106,6 +109,15 @@ func (q *kernelQueue) allow(id, mark uint32) error {
 	return q.library.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark))
 }
 
+// skip lets a packet pass without a mark. The kernel continues after the table that queued it.
+func (q *kernelQueue) skip(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfAccept) }
+
+// reject sends a packet through its chain again, with the mark for packets that are to be
+// rejected.
+func (q *kernelQueue) reject(id, mark uint32) error {
+	return q.library.SetVerdictWithOption(id, nfqueue.NfRepeat, nfqueue.WithMark(mark))
+}
+
 // deny drops a packet.
 func (q *kernelQueue) deny(id uint32) error { return q.library.SetVerdict(id, nfqueue.NfDrop) }
 
@@ -124,6 +136,7 @@ const (
 	attrPhysInDevice = 7
 	attrPayload      = 10
 
+	hookOffset    = 6      // of the hook in struct nfqnl_msg_packet_hdr
 	attrHeaderLen = 4      // struct nlattr
 	attrTypeMask  = 0x3fff // NLA_TYPE_MASK
 	familyLen     = 4      // struct nfgenmsg
@@ -150,6 +163,9 @@ func parsePacket(body []byte) (p packet, err error) {
 		case len(value) < 4: // malformed: each of the attributes below has 4 bytes or more
 		case kind == attrPacketHeader:
 			p.id, numbered = binary.BigEndian.Uint32(value), true
+			if len(value) > hookOffset {
+				p.hook = hookOf(value[hookOffset])
+			}
 		case kind == attrMark:
 			p.mark = binary.BigEndian.Uint32(value)
 		case kind == attrPhysInDevice, kind == attrInDevice && p.device == 0:
@@ -161,6 +177,18 @@ func parsePacket(body []byte) (p packet, err error) {
 		return p, errPacket
 	}
 	return p, nil
+}
+
+// hookOf returns the hook with the kernel's number n. For any other hook than those that the
+// rules use, it returns the one where a packet can be denied only by dropping it.
+func hookOf(n byte) filter.Hook {
+	switch n {
+	case unix.NF_INET_FORWARD:
+		return filter.AtForward
+	case unix.NF_INET_LOCAL_IN:
+		return filter.AtInput
+	}
+	return filter.AtPostrouting
 }
 
 // explain adds a hint to the errors that a user can fix.

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"testing"
+
+	"sluice/filter"
 )
 
 // attribute returns a netlink attribute with its padding.
@@ -28,10 +30,12 @@ func TestParsePacket(t *testing.T) {
 		"all":                {[][]byte{header, attribute(attrMark, number(0x10)), attribute(attrInDevice, number(3)), attribute(attrPayload, payload)}, packet{id: 42, mark: 0x10, device: 3, data: payload}},
 		"port of a bridge":   {[][]byte{header, attribute(attrInDevice, number(3)), attribute(attrPhysInDevice, number(4))}, packet{id: 42, device: 4}},
 		"bridge of the port": {[][]byte{attribute(attrPhysInDevice, number(4)), attribute(attrInDevice, number(3)), header}, packet{id: 42, device: 4}},
+		"for this node":      {[][]byte{attribute(attrPacketHeader, append(number(42), 8, 0, 1))}, packet{id: 42, hook: filter.AtInput}},
+		"no hook":            {[][]byte{attribute(attrPacketHeader, number(1))}, packet{id: 1}},
 		"unknown attribute":  {[][]byte{attribute(99, number(9)), header, attribute(attrMark|0x8000, number(1))}, packet{id: 42, mark: 1}},
 	} {
 		p, err := parsePacket(append(bytes.Clone(family), bytes.Join(tt.attributes, nil)...))
-		if err != nil || p.id != tt.want.id || p.mark != tt.want.mark || p.device != tt.want.device || !bytes.Equal(p.data, tt.want.data) {
+		if err != nil || p.id != tt.want.id || p.mark != tt.want.mark || p.device != tt.want.device || p.hook != tt.want.hook || !bytes.Equal(p.data, tt.want.data) {
 			t.Errorf("%s: %+v, %v; want %+v", name, p, err, tt.want)
 		}
 	}

@@ -45,8 +45,9 @@ type pendingPacket struct {
 	addr     netip.Addr // the address whose pod is not known yet
 	deadline time.Time
 
-	device    uint32     // see packet.device
-	source    netip.Addr // source address in the IP header; may be forged
+	device    uint32      // see packet
+	hook      filter.Hook // see packet
+	source    netip.Addr  // from the IP header; may be forged
 	owner     *pendingPackets
 	displaced bool // another packet has taken its place (see shares); guarded by shares.mu
 }
@@ -54,7 +55,7 @@ type pendingPacket struct {
 func newPendingPacket(p *packet, addr netip.Addr, deadline time.Time) *pendingPacket {
 	return &pendingPacket{
 		id: p.id, mark: p.mark, data: bytes.Clone(p.data), addr: addr, deadline: deadline,
-		device: p.device, source: sourceOf(p.data),
+		device: p.device, hook: p.hook, source: sourceOf(p.data),
 	}
 }
 
@@ -152,7 +153,7 @@ func (h *pendingPackets) run(ctx context.Context, q *kernelQueue) error {
 	}
 }
 
-// expireDisplaced answers the displaced packets, as if they had reached their deadline. It
+// expireDisplaced answers the displaced packets, which have not waited until their deadline. It
 // does not evaluate the other packets: in a flood, each arriving packet may displace another,
 // and each time, all pending packets would be evaluated. expireDisplaced returns the zero time,
 // so that run does not change its timer.
@@ -166,7 +167,7 @@ func (h *pendingPackets) expireDisplaced(q *kernelQueue) (unchanged time.Time, e
 			continue
 		}
 		h.worker.queues.heldRejected.Add(1)
-		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data))
+		err = h.worker.reply(q, p.id, p.mark, h.evaluator.Expire(p.data, p.hook, false))
 	}
 	clear(h.packets[len(kept):])
 	h.packets = kept
@@ -185,14 +186,14 @@ func (h *pendingPackets) reevaluate(q *kernelQueue) (next time.Time, err error) 
 			kept = append(kept, p)
 			continue
 		}
-		action, _ := h.worker.queues.evaluate(h.worker.number, h.evaluator, p.data)
+		action, _ := h.worker.queues.evaluate(h.worker.number, h.evaluator, p.data, p.hook)
 		if action == filter.Hold && now.Before(p.deadline) {
 			kept = append(kept, p)
 			continue
 		}
 		if action == filter.Hold {
 			h.worker.queues.heldExpired.Add(1)
-			action = h.evaluator.Expire(p.data)
+			action = h.evaluator.Expire(p.data, p.hook, true)
 		}
 		err = h.worker.reply(q, p.id, p.mark, action)
 		h.worker.queues.shares.leave(p)

@@ -30,18 +30,18 @@ import (
 type Evaluator interface {
 	// Enter begins a read section: all packets evaluated before Exit see one snapshot.
 	Enter()
-	// Evaluate decides the packet that begins with its IP header at data[0]. The caller may
-	// reuse data after the call.
+	// Evaluate decides the packet that begins with its IP header at data[0] and was
+	// queued at the hook. The caller may reuse data after the call.
 	//
-	// If the action is filter.Hold, the packet is held, and pending is the address of a pod
-	// that is not known yet. The packet is evaluated again after each Reevaluate, until the
-	// action changes or the packet has waited for Options.Hold.
-	Evaluate(data []byte) (action filter.Action, pending netip.Addr)
-	// Expire decides a packet whose pod did not become known in time, or that cannot be held
-	// because there is no room. It never returns filter.Hold.
-	Expire(data []byte) filter.Action
-	// Exit ends the read section. It is called after the kernel has carried out every
-	// verdict that was returned since Enter.
+	// If the action is filter.Hold, the packet is held until the pod with the address
+	// pending is known: it is evaluated again after each Reevaluate, until the action
+	// changes or the packet has waited for Options.Hold.
+	Evaluate(data []byte, hook filter.Hook) (action filter.Action, pending netip.Addr)
+	// Expire decides a packet that cannot wait any longer. waited is set if it has waited for
+	// Options.Hold; otherwise there is no room for it. Expire never returns filter.Hold.
+	Expire(data []byte, hook filter.Hook, waited bool) filter.Action
+	// Exit ends the section. It is called when the kernel has carried out every verdict
+	// that was returned since Enter.
 	Exit()
 }
 
@@ -55,6 +55,9 @@ type Options struct {
 	Overflow bool
 	// Mark is the bit that is set in the mark of an allowed packet. No other bit changes.
 	Mark uint32
+	// RejectMark is the bit that is set in the mark of a packet that is to be rejected; 0 drops
+	// such packets.
+	RejectMark uint32
 	// MaxLen bounds the packets in each queue; 0 means DefaultMaxLen.
 	MaxLen uint32
 	// CopyRange bounds the bytes that are read of each packet; 0 means DefaultCopyRange.

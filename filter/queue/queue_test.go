@@ -37,7 +37,7 @@ type fakeEvaluator struct {
 // pendingAddr is the address that held packets wait for.
 var pendingAddr = netip.MustParseAddr("10.77.0.99")
 
-func (e *fakeEvaluator) Evaluate(data []byte) (filter.Action, netip.Addr) {
+func (e *fakeEvaluator) Evaluate(data []byte, _ filter.Hook) (filter.Action, netip.Addr) {
 	n := e.evaluated.Add(1)
 	if e.distinct {
 		return e.decide(data), netip.AddrFrom4([4]byte{10, 78, byte(n >> 8), byte(n)})
@@ -45,7 +45,7 @@ func (e *fakeEvaluator) Evaluate(data []byte) (filter.Action, netip.Addr) {
 	return e.decide(data), pendingAddr
 }
 
-func (e *fakeEvaluator) Expire([]byte) filter.Action {
+func (e *fakeEvaluator) Expire([]byte, filter.Hook, bool) filter.Action {
 	e.expired.Add(1)
 	return filter.Deny
 }

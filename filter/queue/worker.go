@@ -153,13 +153,13 @@ func (w *worker) answerOne(q *kernelQueue, p *packet) error {
 		// kernel queue it once more, with its data.
 		return q.requeue(p.id)
 	}
-	action, pending := w.queues.evaluate(w.number, w.evaluator, p.data)
+	action, pending := w.queues.evaluate(w.number, w.evaluator, p.data, p.hook)
 	if action == filter.Hold {
 		if w.pending.add(newPendingPacket(p, pending, time.Now().Add(w.queues.opts.Hold))) {
 			return nil
 		}
 		w.queues.heldRejected.Add(1)
-		action = w.evaluator.Expire(p.data)
+		action = w.evaluator.Expire(p.data, p.hook, false)
 	}
 	return w.reply(q, p.id, p.mark, action)
 }
@@ -169,16 +169,25 @@ func (w *worker) reply(q *kernelQueue, id, mark uint32, action filter.Action) er
 	if w.overflow {
 		w.queues.overflow.Add(1)
 	}
-	if action == filter.Allow {
+	switch action {
+	case filter.Allow:
 		w.queues.allowed.Add(1)
 		return q.allow(id, mark|w.queues.opts.Mark)
+	case filter.Skip:
+		w.queues.allowed.Add(1)
+		return q.skip(id)
 	}
 	w.queues.denied.Add(1)
+	// A packet that comes with the mark was to be rejected before, but the rules have queued it
+	// again.
+	if reject := w.queues.opts.RejectMark; action == filter.Reject && reject != 0 && mark&reject == 0 {
+		return q.reject(id, mark|reject)
+	}
 	return q.deny(id)
 }
 
 // evaluate calls e.Evaluate. If it panics, the packet is denied and the worker continues.
-func (q *Queues) evaluate(number uint16, e Evaluator, data []byte) (action filter.Action, pending netip.Addr) {
+func (q *Queues) evaluate(number uint16, e Evaluator, data []byte, hook filter.Hook) (action filter.Action, pending netip.Addr) {
 	defer func() {
 		if r := recover(); r != nil {
 			action = filter.Deny
@@ -186,5 +195,5 @@ func (q *Queues) evaluate(number uint16, e Evaluator, data []byte) (action filte
 			q.log.Error("evaluating a packet failed; it is denied", "queue", number, "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
-	return e.Evaluate(data)
+	return e.Evaluate(data, hook)
 }

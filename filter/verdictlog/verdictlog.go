@@ -107,10 +107,13 @@ func (l *Log) reportSuppressed() {
 // attrs returns the attributes of a line: the event, the verdict, the reason, the flow, and
 // what appendWhy appends. A line about a malformed packet has only the first three.
 func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
-	attrs := make([]slog.Attr, 0, 16)
+	attrs := make([]slog.Attr, 0, 24)
 	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
-	if v.Reason == filter.Malformed {
-		return attrs
+	if v.Reject {
+		attrs = append(attrs, slog.String("answer", filter.Reject.String()))
+	}
+	if v.Reason == filter.Malformed && (p.Key.Src == [16]byte{} || p.Key.Dst == [16]byte{}) {
+		return attrs // the addresses are not known
 	}
 	src, dst := p.Key.SrcAddr(), p.Key.DstAddr()
 	attrs = append(attrs, slog.String("src", src.String()), slog.String("dst", dst.String()), slog.String("proto", p.Key.Protocol.String()))
@@ -143,7 +146,7 @@ func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 	case filter.IngressDenied:
 		return appendSide(attrs, "", filter.Ingress, v.Ingress)
 	}
-	if v.Ingress.Isolation == nil {
+	if v.Ingress == (filter.Side{}) {
 		return appendSide(attrs, "", filter.Egress, v.Egress)
 	}
 	attrs = appendSide(attrs, "", filter.Ingress, v.Ingress)
@@ -151,14 +154,30 @@ func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 }
 
 func appendSide(attrs []slog.Attr, prefix string, d filter.Direction, s filter.Side) []slog.Attr {
-	if s.Isolation == nil {
+	if s == (filter.Side{}) {
 		return attrs
 	}
 	if prefix == "" {
 		attrs = append(attrs, slog.String("direction", d.String()))
 	}
-	if s.Rule == nil {
-		return append(attrs, slog.String(prefix+"policy", strings.Join(s.Isolation.Policies, ",")))
+	switch r := s.Rule; {
+	case r != nil:
+		attrs = append(attrs, slog.String(prefix+"policy", r.PolicyTitle()), slog.String(prefix+"tier", r.Tier.String()), slog.String(prefix+"rule", r.Field()))
+		if r.Name != "" {
+			attrs = append(attrs, slog.String(prefix+"rule_name", r.Name))
+		}
+		attrs = append(attrs, slog.String(prefix+"action", r.Action.String()))
+	case s.Isolation != nil:
+		attrs = append(attrs, slog.String(prefix+"policy", strings.Join(s.Isolation.Policies, ",")), slog.String(prefix+"tier", filter.NetworkPolicyTier.String()))
 	}
-	return append(attrs, slog.String(prefix+"policy", s.Rule.Policy), slog.String(prefix+"rule", fmt.Sprintf("%s[%d]", s.Rule.Direction, s.Rule.Index)))
+	if s.Passed != nil {
+		attrs = append(attrs, slog.String(prefix+"passed", passed(s.Passed)))
+	}
+	return attrs
+}
+
+// passed names a rule that left a flow to the next tiers, as in "admin/platform ingress[1]
+// to-teams".
+func passed(r *filter.Rule) string {
+	return strings.TrimSuffix(r.PolicyTitle()+" "+r.Field()+" "+r.Name, " ")
 }

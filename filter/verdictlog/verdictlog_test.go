@@ -48,8 +48,15 @@ func TestLine(t *testing.T) {
 	allowed := func(d filter.Direction, policy string, rule int) filter.Side {
 		return filter.Side{
 			Isolation: &filter.Isolation{Direction: d, Policies: []string{policy}},
-			Rule:      &filter.Rule{Policy: policy, Direction: d, Index: rule},
+			Rule:      &filter.Rule{Policy: policy, Tier: filter.NetworkPolicyTier, Direction: d, Action: filter.RuleAccepts, Index: rule},
 		}
+	}
+	ordered := func(tier filter.Tier, policy, name string, action filter.RuleAction, rule int) *filter.Rule {
+		return &filter.Rule{Policy: policy, Name: name, Tier: tier, Direction: filter.Egress, Action: action, Index: rule}
+	}
+	after := func(s filter.Side, passed *filter.Rule) filter.Side {
+		s.Passed = passed
+		return s
 	}
 	denied := filter.Side{Isolation: &filter.Isolation{Direction: filter.Ingress, Policies: []string{"shop/a", "shop/b"}}}
 	tcp := packet.Packet{Key: filter.NewKey(web, netip.MustParseAddr("192.0.2.9"), filter.TCP, 80), SrcPort: 40000}
@@ -62,22 +69,47 @@ func TestLine(t *testing.T) {
 		{
 			"allowed by rules of both ends", tcp,
 			filter.Verdict{Action: filter.Allow, Reason: filter.RuleAllows, Egress: allowed(filter.Egress, "shop/out", 2), Ingress: allowed(filter.Ingress, "shop/in", 0)},
-			"verdict=allow reason=rule src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=ingress policy=shop/in rule=ingress[0] egress_policy=shop/out egress_rule=egress[2]",
+			"verdict=allow reason=rule src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=ingress policy=shop/in tier=NetworkPolicy rule=ingress[0] action=accept egress_policy=shop/out egress_tier=NetworkPolicy egress_rule=egress[2] egress_action=accept",
 		},
 		{
 			"allowed by a rule of the source", tcp,
 			filter.Verdict{Action: filter.Allow, Reason: filter.RuleAllows, Egress: allowed(filter.Egress, "shop/out", 2)},
-			"verdict=allow reason=rule src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress policy=shop/out rule=egress[2]",
+			"verdict=allow reason=rule src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress policy=shop/out tier=NetworkPolicy rule=egress[2] action=accept",
 		},
 		{
 			"denied at the destination", packet.Packet{Key: filter.NewKey(web, db, filter.ICMPv6, 0)},
 			filter.Verdict{Reason: filter.IngressDenied, Egress: allowed(filter.Egress, "shop/out", 2), Ingress: denied},
-			"verdict=deny reason=ingress-denied src=10.0.0.1 dst=fd00::2 proto=ICMPv6 from=shop/web direction=ingress policy=shop/a,shop/b",
+			"verdict=deny reason=ingress-denied src=10.0.0.1 dst=fd00::2 proto=ICMPv6 from=shop/web direction=ingress policy=shop/a,shop/b tier=NetworkPolicy",
 		},
 		{
 			"opaque, not isolated", packet.Packet{Key: filter.Key{Src: web.As16(), Dst: db.As16(), Protocol: filter.TCP}},
 			filter.Verdict{Action: filter.Allow, Reason: filter.NotIsolated},
 			"verdict=allow reason=not-isolated src=10.0.0.1 dst=fd00::2 proto=TCP transport=opaque from=shop/web",
+		},
+		{
+			"denied by an ordered rule", tcp,
+			filter.Verdict{Reason: filter.EgressDenied, Egress: filter.Side{Rule: ordered(filter.AdminTier, "platform", "quarantine", filter.RuleDenies, 1)}, Ingress: denied},
+			`verdict=deny reason=egress-denied src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress policy=admin/platform tier=Admin rule=egress[1] rule_name=quarantine action=deny`,
+		},
+		{
+			"passed, then allowed by a rule", tcp,
+			filter.Verdict{Action: filter.Allow, Reason: filter.RuleAllows, Egress: after(allowed(filter.Egress, "shop/out", 2), ordered(filter.AdminTier, "platform", "to-teams", filter.RulePasses, 1))},
+			`verdict=allow reason=rule src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress policy=shop/out tier=NetworkPolicy rule=egress[2] action=accept passed="admin/platform egress[1] to-teams"`,
+		},
+		{
+			"passed, then denied by a rule without a name", tcp,
+			filter.Verdict{Reason: filter.EgressDenied, Egress: after(filter.Side{Rule: ordered(filter.BaselineTier, "closed", "", filter.RuleDenies, 0)}, ordered(filter.AdminTier, "platform", "", filter.RulePasses, 3))},
+			`verdict=deny reason=egress-denied src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress policy=baseline/closed tier=Baseline rule=egress[0] action=deny passed="admin/platform egress[3]"`,
+		},
+		{
+			"passed, and no other policy", tcp,
+			filter.Verdict{Action: filter.Allow, Reason: filter.NotDenied, Egress: after(filter.Side{}, ordered(filter.AdminTier, "platform", "", filter.RulePasses, 3))},
+			`verdict=allow reason=not-denied src=10.0.0.1 dst=192.0.2.9 proto=TCP sport=40000 dport=80 from=shop/web direction=egress passed="admin/platform egress[3]"`,
+		},
+		{
+			"a header that cannot be read", packet.Packet{Key: filter.Key{Src: tcp.Key.Src, Dst: tcp.Key.Dst, Protocol: filter.TCP}},
+			filter.Verdict{Reason: filter.Malformed},
+			`verdict=deny reason=malformed src=10.0.0.1 dst=192.0.2.9 proto=TCP transport=opaque from=shop/web`,
 		},
 		{"malformed", packet.Packet{}, filter.Verdict{Reason: filter.Malformed}, "verdict=deny reason=malformed"},
 	}

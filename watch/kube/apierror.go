@@ -77,7 +77,33 @@ func newAPIError(err error, server string, k *kind, verb string) *APIError {
 		}
 		return e
 	}
+	var unreadable *decodeError
+	if errors.As(err, &unreadable) {
+		e.Hint = fmt.Sprintf("the response is not a list of %s as this version of sluice knows them: check the CustomResourceDefinition, if there is one, and any proxy before the server; sluice retries", k.resource)
+		return e
+	}
 	e.Request, e.resource, e.Hint = "", "", connectHint(err)
+	return e
+}
+
+// newDiscoveryError describes the error of a discovery of a kind, and adds a hint.
+func newDiscoveryError(err error, server string, k *kind) *APIError {
+	e := newAPIError(err, server, k, "discover")
+	hint := ""
+	var unknown unknownVersion
+	switch {
+	case errors.As(err, &unknown):
+		hint = fmt.Sprintf("update Sluice, or let the CustomResourceDefinition serve %s too", k.group.Version)
+	case apierrors.IsForbidden(err):
+		hint = fmt.Sprintf("let this user get the paths /apis and /apis/%s/*, as the ClusterRole system:discovery does, and list %s", k.group.Group, k.resource)
+	case apierrors.IsNotFound(err):
+		hint = "this server is not a Kubernetes API server, or a proxy before it does not reach one: correct its address; sluice retries"
+	case apierrors.IsGone(err):
+		hint = "see the API server's log; sluice retries"
+	}
+	if hint != "" {
+		e.Request, e.resource, e.Hint = "discover "+k.resource, "discovery of "+k.resource, hint
+	}
 	return e
 }
 

@@ -28,51 +28,64 @@ func newClient(config *rest.Config, codecs func(*runtime.Scheme) runtime.Negotia
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.NegotiatedSerializer = codecs(c.scheme)
-	transport, err := rest.HTTPClientFor(config) // one client, so that all groups share a connection
+	transport, err := rest.HTTPClientFor(config) // so that all groups share one connection
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)
 	}
 	for _, k := range kinds {
-		if c.groups[k.group] != nil {
-			continue
-		}
-		config.GroupVersion, config.APIPath = &k.group, "/apis"
-		if k.group.Group == "" {
-			config.APIPath = "/api"
-		}
-		if c.groups[k.group], err = rest.RESTClientForConfigAndClient(config, transport); err != nil {
-			return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)
+		for _, version := range k.versions() {
+			if c.groups[version] != nil {
+				continue
+			}
+			if c.groups[version], err = rest.RESTClientForConfigAndClient(configFor(config, k, version), transport); err != nil {
+				return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)
+			}
 		}
 	}
 	return c, nil
+}
+
+// configFor returns the configuration to request objects of a kind in a version.
+func configFor(config *rest.Config, k *kind, version schema.GroupVersion) *rest.Config {
+	config = rest.CopyConfig(config)
+	config.GroupVersion, config.APIPath = &version, "/apis"
+	if version.Group == "" {
+		config.APIPath = "/api"
+	}
+	if k.optional {
+		config.ContentType, config.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
+	}
+	return config
 }
 
 // newScheme returns a scheme with only the types that the client requests.
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, k := range kinds {
-		s.AddKnownTypes(k.group, k.types[:]...)
-		metav1.AddToGroupVersion(s, k.group)
+		for _, version := range k.versions() {
+			s.AddKnownTypes(version, k.types[:]...)
+			metav1.AddToGroupVersion(s, version)
+		}
 	}
 	return s
 }
 
-func (c *client) request(k *kind, opts *metav1.ListOptions) *rest.Request {
-	return c.groups[k.group].Get().Resource(k.resource).VersionedParams(opts, runtime.NewParameterCodec(c.scheme))
+func (c *client) request(k *kind, version schema.GroupVersion, opts *metav1.ListOptions) *rest.Request {
+	return c.groups[version].Get().Resource(k.resource).VersionedParams(opts, runtime.NewParameterCodec(c.scheme))
 }
 
 // list requests one page of objects.
-func (c *client) list(ctx context.Context, k *kind, opts metav1.ListOptions) (runtime.Object, error) {
-	return c.request(k, &opts).Timeout(pageTimeout).Do(ctx).Get()
+func (c *client) list(ctx context.Context, k *kind, version schema.GroupVersion, opts metav1.ListOptions) (runtime.Object, error) {
+	return c.request(k, version, &opts).Timeout(pageTimeout).Do(ctx).Get()
 }
 
 // watch opens a watch. If the watch breaks off, its last event contains the error, as
 // reflectors expect.
-func (c *client) watch(ctx context.Context, k *kind, opts metav1.ListOptions) (apiwatch.Interface, error) {
+func (c *client) watch(ctx context.Context, k *kind, version schema.GroupVersion, opts metav1.ListOptions) (apiwatch.Interface, error) {
 	opts.Watch = true
 	var timeout time.Duration
 	if opts.TimeoutSeconds != nil {
 		timeout = time.Duration(*opts.TimeoutSeconds) * time.Second
 	}
-	return c.request(k, &opts).Timeout(timeout).Watch(ctx)
+	return c.request(k, version, &opts).Timeout(timeout).Watch(ctx)
 }

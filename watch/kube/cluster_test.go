@@ -173,6 +173,7 @@ func TestClusterFollow(t *testing.T) {
 // the kind, and that the source recovers once the rights are granted.
 func TestClusterRefused(t *testing.T) {
 	r := realServer(t)
+	r.install("standard", "v1beta1")
 	r.small()
 	f := follow(t, r.config(controlplane.Agent), Options{})
 	for _, k := range kinds {

@@ -52,11 +52,17 @@ func (d decoder) Decode(data []byte, kind *schema.GroupVersionKind, into runtime
 	}
 	o, actual, err := d.full.Decode(data, kind, into)
 	if err != nil {
-		return nil, actual, err
+		return nil, actual, &decodeError{err}
 	}
 	o, err = d.slim(o)
 	return o, actual, err
 }
+
+// decodeError reports that a response could not be decoded: an object does not match its type in
+// the API, or the response is not from an API server.
+type decodeError struct{ error }
+
+func (e *decodeError) Unwrap() error { return e.error }
 
 // slim reduces an object, or each object of a list, to its slim form.
 func (d decoder) slim(o runtime.Object) (runtime.Object, error) {

@@ -69,9 +69,7 @@ func TestVanished(t *testing.T) {
 			small(s)
 			f := follow(t, config, Options{})
 			f.verdict("10.1.0.2", "10.1.0.1", 6379, filter.Allow)
-			for _, k := range kinds {
-				f.health(k, "it is watched", func(h KindHealth) bool { return h.Synced && s.Watchers(k.resource) > 0 })
-			}
+			f.watched(s)
 
 			answers.set(func(*http.Request) *metav1.Status {
 				return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError, Message: "failing"}

@@ -71,13 +71,18 @@ func newPools() *pools {
 	return &pools{labels: newShared[labelSet](), ports: newShared[portList](), texts: sync.Pool{New: func() any { return new(texts) }}}
 }
 
-// texts are the text forms of the labels and ports of one pod, while it is decoded.
+// texts are the text forms of one pod's labels and ports, or of one Node, while it is
+// decoded.
 type texts struct {
 	labels          labelText
 	ports, sidecars portText
+	node            nodeText
 }
 
-func (t *texts) reset() { t.labels, t.ports, t.sidecars = t.labels[:0], t.ports[:0], t.sidecars[:0] }
+func (t *texts) reset() {
+	t.labels, t.ports, t.sidecars = t.labels[:0], t.ports[:0], t.sidecars[:0]
+	t.node.reset()
+}
 
 // labelSet is a set of labels that pods share.
 type labelSet struct{ labels map[string]string }

@@ -7,7 +7,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
+
 	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
 	"sluice/filter/policy/netpol"
 )
 
@@ -16,6 +19,12 @@ type kind struct {
 	name     string // as in "Pod"
 	resource string // as in "pods", the name that RBAC uses
 	group    schema.GroupVersion
+	// older are the versions to follow if the server does not serve the version of group, the
+	// preferred one first. All have the same schema, so that types can decode each of them.
+	older []schema.GroupVersion
+	// optional reports that the kind is defined by a CustomResourceDefinition, which a
+	// cluster may lack. A server serves its objects only as JSON.
+	optional bool
 	// types are the API's types of an object and of a list.
 	types  [2]runtime.Object
 	slim   func(o runtime.Object, shared *pools) object
@@ -40,13 +49,33 @@ var (
 		name: "Node", resource: "nodes", group: corev1.SchemeGroupVersion,
 		types:  [2]runtime.Object{&corev1.Node{}, &corev1.NodeList{}},
 		slim:   func(o runtime.Object, _ *pools) object { return slimNode(o.(*corev1.Node)) },
-		remove: func(s *policy.Store, _, name string) { s.SetNodeRanges(name, nil) },
+		remove: func(s *policy.Store, _, name string) { s.DeleteNodeObject(name) },
 	}
 	networkPolicyKind = policyKind(netpol.Kind, "networkpolicies", networkingv1.SchemeGroupVersion, &networkingv1.NetworkPolicyList{}, netpol.Encode, netpol.Read)
 
-	// kinds lists all kinds, in the order of reports.
-	kinds = []*kind{namespaceKind, podKind, networkPolicyKind, nodeKind}
+	clusterNetworkPolicyKind = optionalPolicyKind(
+		policyKind(clusterpolicy.Kind, "clusternetworkpolicies", schema.GroupVersion(v1beta1.GroupVersion), &v1beta1.ClusterNetworkPolicyList{}, clusterpolicy.Encode, clusterpolicy.Read),
+		clusterpolicy.OlderVersion)
+
+	// kinds are all kinds, in the order in which reports list them.
+	kinds = []*kind{namespaceKind, podKind, networkPolicyKind, clusterNetworkPolicyKind, nodeKind}
 )
+
+// versions returns the versions in which a server may serve the kind, the preferred one
+// first.
+func (k *kind) versions() []schema.GroupVersion {
+	return append([]schema.GroupVersion{k.group}, k.older...)
+}
+
+// optionalPolicyKind returns k as a kind that a cluster may lack, or serve in an older
+// version only.
+func optionalPolicyKind(k *kind, older ...string) *kind {
+	k.optional = true
+	for _, version := range older {
+		k.older = append(k.older, schema.GroupVersion{Group: k.group.Group, Version: version})
+	}
+	return k
+}
 
 // policyObject is the API's type of a policy.
 type policyObject[T any] interface {

@@ -1,9 +1,13 @@
-// Package kube follows the Namespaces, Pods, NetworkPolicies and Nodes of a cluster through
-// the Kubernetes API.
+// Package kube follows the Namespaces, Pods, NetworkPolicies, ClusterNetworkPolicies and
+// Nodes of a cluster through the Kubernetes API.
 //
 // Its [Source] delivers nothing before the first list of every kind has arrived, because
-// partial knowledge could allow what the rest denies. From then on, everything known stays
-// in force, even while the API server is unreachable.
+// partial knowledge could allow what the rest denies. Only where nothing is denied anyway, it
+// may start without a kind that it cannot read: see Options.StartWithout. From then on,
+// everything known stays in force, even while the API server is unreachable.
+//
+// A cluster may lack the kind ClusterNetworkPolicy, serve it in an older version, and gain or
+// lose it at any time: see [optional].
 //
 // It uses no informers: they would keep a second copy of all objects. Instead, a [decoder]
 // reduces objects to what decisions need while it decodes them. client-go's reflectors list
@@ -12,6 +16,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -19,8 +24,10 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/wait"
 	apiwatch "k8s.io/apimachinery/pkg/watch"
@@ -54,8 +61,16 @@ type Options struct {
 	NodeRanges bool
 	// StartupTaint is the taint to remove from this node's Node; nil if there is none.
 	StartupTaint *StartupTaint
+	// StartWithout is asked whether to deliver the first Update without a kind that a cluster
+	// may lack, and that cannot be read although all others have been read. While it returns
+	// false, it is asked again every ten seconds. nil never agrees. After such a start, the
+	// objects of the kind follow as soon as they can be read; until then, Health shows that
+	// the kind is not Synced.
+	StartWithout func(context.Context) bool
 	// Logger logs each failure once while it lasts; nil disables logging.
 	Logger *slog.Logger
+
+	times discoveryTimes // zero means defaultTimes; set by tests
 }
 
 // Source is a watch.Source that follows a cluster. Its methods may be called concurrently.
@@ -66,8 +81,11 @@ type Source struct {
 	queue  *queue
 	health *health
 	tables []*table
-	taint  *startupTaint // nil if no startup taint is to be removed
+	taint  *startupTaint // nil if there is none
+	times  discoveryTimes
 	log    *slog.Logger
+
+	without func(context.Context) bool // Options.StartWithout
 }
 
 // New returns a source for the API server that config describes; see [Config]. It sends no
@@ -83,18 +101,15 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{host: config.Host, client: c, queue: newQueue(len(kinds)), log: log}
+	s := &Source{host: config.Host, client: c, queue: newQueue(kinds...), times: cmp.Or(opts.times, defaultTimes), log: log, without: opts.StartWithout}
 	s.health = newHealth(config.Host, log)
 	if opts.StartupTaint != nil {
 		s.taint = newStartupTaint(*opts.StartupTaint, opts.NodeName, config.Host, c.groups[nodeKind.group], log)
 	}
 	for _, k := range kinds {
 		t := newTable(k, s.queue, s.health)
-		if k == nodeKind && opts.NodeRanges {
-			t.nodes = &nodes{self: opts.NodeName, log: log}
-		}
 		if k == nodeKind {
-			t.taint = s.taint
+			t.nodes, t.taint = newNodes(opts.NodeName, opts.NodeRanges, log), s.taint
 		}
 		s.tables = append(s.tables, t)
 	}
@@ -117,7 +132,7 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) erro
 	group, ctx := errgroup.WithContext(ctx)
 	for _, t := range s.tables {
 		group.Go(func() error {
-			s.reflector(t, logger).RunWithContext(ctx)
+			s.follow(ctx, t, logger)
 			return nil
 		})
 	}
@@ -125,6 +140,12 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) erro
 		s.queue.run(ctx, update)
 		return nil
 	})
+	if s.without != nil {
+		group.Go(func() error {
+			s.startWithout(ctx)
+			return nil
+		})
+	}
 	if s.taint != nil {
 		group.Go(func() error {
 			s.taint.run(ctx)
@@ -137,8 +158,26 @@ func (s *Source) Run(ctx context.Context, update func(func(*policy.Store))) erro
 	return nil
 }
 
-// reflector returns a reflector that keeps t up to date.
-func (s *Source) reflector(t *table, logger klog.Logger) *cache.Reflector {
+// follow keeps t up to date until ctx ends.
+func (s *Source) follow(ctx context.Context, t *table, logger klog.Logger) {
+	if !t.kind.optional {
+		record := func(verb string, err error) { s.health.requestDone(t.kind, verb, err) }
+		s.reflector(t, t.kind.group, logger, record).RunWithContext(ctx)
+		return
+	}
+	o := &optional{kind: t.kind, times: s.times, health: s.health, empty: t.empty, wake: make(chan struct{}, 1)}
+	o.discover = func(ctx context.Context, sure bool) (schema.GroupVersion, error) {
+		return s.client.discover(ctx, t.kind, sure)
+	}
+	o.follow = func(ctx context.Context, version schema.GroupVersion) {
+		s.reflector(t, version, logger, o.requestDone).RunWithContext(ctx)
+	}
+	o.run(ctx)
+}
+
+// reflector returns a reflector that keeps t up to date with the objects of a version. It
+// passes the outcome of each request to record.
+func (s *Source) reflector(t *table, version schema.GroupVersion, logger klog.Logger, record func(verb string, err error)) *cache.Reflector {
 	requests := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			if opts.ResourceVersion == "0" {
@@ -146,13 +185,18 @@ func (s *Source) reflector(t *table, logger klog.Logger) *cache.Reflector {
 				// and sends all objects at once. That takes too much memory.
 				opts.ResourceVersion = ""
 			}
-			list, err := s.client.list(ctx, t.kind, opts)
-			s.health.requestDone(t.kind, "list", err)
+			list, err := s.client.list(ctx, t.kind, version, opts)
+			record("list", err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (apiwatch.Interface, error) {
-			stream, err := s.client.watch(ctx, t.kind, opts)
-			s.health.requestDone(t.kind, "watch", err)
+			stream, err := s.client.watch(ctx, t.kind, version, opts)
+			switch initial := opts.SendInitialEvents != nil; {
+			case initial && err == nil:
+				record(streamVerb, nil)
+			case !initial || !apierrors.IsInvalid(err): // an older server refuses to stream lists, which is no failure
+				record("watch", err)
+			}
 			return stream, err
 		},
 	}

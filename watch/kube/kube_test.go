@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"sluice/bench/testbed/apiserver"
 	"sluice/filter"
@@ -114,6 +115,27 @@ func (f *followed) health(k *kind, what string, ok func(KindHealth) bool) {
 	}
 }
 
+// watched waits until the watches of all kinds that are served are open.
+func (f *followed) watched(s *apiserver.Server) {
+	f.t.Helper()
+	for _, k := range kinds {
+		f.health(k, "it is watched", func(h KindHealth) bool {
+			return h.Synced && (h.Optional && h.Version == "" || s.Watchers(k.resource) > 0)
+		})
+	}
+}
+
+// fails waits until requests of the given sort (following or discovering) fail for a kind.
+func (f *followed) fails(k *kind, sort int) {
+	f.t.Helper()
+	f.health(k, fmt.Sprintf("it fails: %d", sort), func(KindHealth) bool {
+		h := f.source.health
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.of(k).failures[sort] != nil
+	})
+}
+
 // records is a slog.Handler that keeps all records above debug level.
 type records struct {
 	mu      sync.Mutex
@@ -176,13 +198,22 @@ func (s *switchable) answer(req *http.Request) *metav1.Status {
 func serve(t *testing.T, opts apiserver.Options) (*apiserver.Server, *rest.Config) {
 	t.Helper()
 	s := apiserver.New(opts)
-	h := httptest.NewServer(s)
+	return s, configOf(serveHandler(t, s))
+}
+
+// serveHandler serves requests until the test ends, and returns the URL.
+func serveHandler(t *testing.T, handler http.Handler) string {
+	t.Helper()
+	h := httptest.NewServer(handler)
 	t.Cleanup(func() {
 		h.CloseClientConnections()
 		h.Close()
 	})
-	return s, &rest.Config{Host: h.URL}
+	return h.URL
 }
+
+// configOf returns the configuration to reach a server.
+func configOf(url string) *rest.Config { return &rest.Config{Host: url, QPS: -1} }
 
 func makePod(name, ip string, labels map[string]string) *corev1.Pod {
 	p := &corev1.Pod{
@@ -219,8 +250,10 @@ func makeNamespace(name string, labels map[string]string) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 }
 
-// small sets a database pod, a client pod, an unrelated pod, and a policy.
+// small sets a database pod, a client pod, an unrelated pod, and a policy. It installs the kind
+// ClusterNetworkPolicy, without objects.
 func small(s *apiserver.Server) {
+	s.Install("v1beta1")
 	s.Set(makeNamespace("default", nil),
 		makePod("db", "10.1.0.1", role("db")), makePod("web", "10.1.0.2", role("frontend")), makePod("other", "10.1.0.3", nil),
 		makePolicy("access-db", "frontend"))
@@ -252,4 +285,28 @@ func TestFollow(t *testing.T) {
 			f.names("10.1.0.3", "default/late")
 		})
 	}
+}
+
+// A pod may be known before its Namespace. Such a pod is denied everything while a policy
+// depends on labels of namespaces, because the policy may deny the pod by these labels.
+func TestPodBeforeItsNamespace(t *testing.T) {
+	s, config := serve(t, apiserver.Options{})
+	small(s)
+	pod := makePod("early", "10.2.0.1", nil)
+	pod.Namespace = "late"
+	quarantine := makeClusterPolicy("quarantine", "")
+	quarantine.Spec.Subject = v1beta1.ClusterNetworkPolicySubject{Namespaces: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "quarantined"}}}
+	quarantine.Spec.Ingress[0].From = []v1beta1.ClusterNetworkPolicyIngressPeer{{Namespaces: &metav1.LabelSelector{}}}
+	s.Set(pod, quarantine)
+	f := follow(t, config, Options{})
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Deny)
+	f.verdict("10.1.0.2", "10.1.0.3", 80, filter.Allow)
+	s.Set(makeNamespace("late", nil))
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Allow)
+	s.Set(makeNamespace("late", map[string]string{"team": "quarantined"}))
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Deny)
+	s.Set(makeNamespace("late", nil))
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Allow)
+	s.Delete(makeNamespace("late", nil))
+	f.verdict("10.1.0.2", "10.2.0.1", 80, filter.Deny)
 }

@@ -1,7 +1,7 @@
 package kube
 
 import (
-	"net/netip"
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 )
@@ -141,14 +142,18 @@ func (p *pod) DeepCopyObject() runtime.Object { return p }
 type namespace struct {
 	slimMeta
 	labels map[string]string
+	denial filter.Denial
+	wrong  *policy.Problem // of the annotation that denial is from; nil if there is none
 }
 
 func slimNamespace(o *corev1.Namespace) *namespace {
-	return &namespace{slimMetaOf(o), o.Labels}
+	denial, wrong := policy.NamespaceDenial(o.Name, o.Annotations)
+	return &namespace{slimMetaOf(o), o.Labels, denial, wrong}
 }
 
 func (n *namespace) put(w *policy.Store) {
 	w.SetNamespace(n.Name, n.labels)
+	w.SetNamespaceDenial(n.Name, n.denial, n.wrong)
 }
 
 // DeepCopyObject returns the object itself, which is immutable.
@@ -169,23 +174,37 @@ func (p *encodedPolicy) DeepCopyObject() runtime.Object { return p }
 // node is a slim Node.
 type node struct {
 	slimMeta
-	ranges   []string
-	prefixes []netip.Prefix // the valid ranges, parsed by nodes.read; empty without a call of nodes.read
-	taints   []string       // keys of the taints
+	taints []string // keys of the taints
+	// text is the text form of what the policy store needs; see nodeText. Only if it differs
+	// from that of the previous version, the table parses it into form. A kubelet writes the
+	// status of its Node every few minutes, and mostly changes only times.
+	text string
+	form *policy.Node
 }
 
 func slimNode(o *corev1.Node) *node {
-	n := &node{slimMeta: slimMetaOf(o), ranges: o.Spec.PodCIDRs}
-	if len(n.ranges) == 0 && o.Spec.PodCIDR != "" {
-		n.ranges = []string{o.Spec.PodCIDR}
+	n := &node{slimMeta: slimMetaOf(o)}
+	var text nodeText
+	for _, k := range slices.Sorted(maps.Keys(o.Labels)) {
+		text.labels.add([]byte(k), []byte(o.Labels[k]))
 	}
+	for _, r := range o.Spec.PodCIDRs {
+		text.add(rangeItem, []byte(r))
+	}
+	if len(o.Spec.PodCIDRs) == 0 && o.Spec.PodCIDR != "" {
+		text.add(rangeItem, []byte(o.Spec.PodCIDR))
+	}
+	for _, a := range o.Status.Addresses {
+		text.add(addressItem([]byte(a.Type)), []byte(a.Address))
+	}
+	n.text = text.String()
 	for _, t := range o.Spec.Taints {
 		n.taints = append(n.taints, interned(t.Key))
 	}
 	return n
 }
 
-func (n *node) put(w *policy.Store) { w.SetNodeRanges(n.Name, n.prefixes) }
+func (n *node) put(w *policy.Store) { w.SetNodeObject(n.form) }
 
 // DeepCopyObject returns the object itself, which is immutable.
 func (n *node) DeepCopyObject() runtime.Object { return n }

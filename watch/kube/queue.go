@@ -2,6 +2,8 @@ package kube
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 
 	"sluice/filter/policy"
@@ -21,14 +23,17 @@ const (
 type queue struct {
 	mu      sync.Mutex
 	changes []change
-	missing int           // number of kinds whose first list has not arrived
-	wake    chan struct{} // holds a token if there may be changes to take
-	room    *sync.Cond    // wakes blocked calls of add(): broadcast by take() and end()
+	missing map[*kind]bool // kinds whose first list has not arrived
+	wake    chan struct{}  // holds a token if there may be changes to take
+	room    *sync.Cond     // wakes blocked calls of add: broadcast by take and end
 	ended   bool
 }
 
-func newQueue(kinds int) *queue {
-	q := &queue{missing: kinds, wake: make(chan struct{}, 1)}
+func newQueue(kinds ...*kind) *queue {
+	q := &queue{missing: make(map[*kind]bool), wake: make(chan struct{}, 1)}
+	for _, k := range kinds {
+		q.missing[k] = true
+	}
 	q.room = sync.NewCond(&q.mu)
 	return q
 }
@@ -38,7 +43,7 @@ func newQueue(kinds int) *queue {
 func (q *queue) add(changes ...change) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.missing == 0 && len(q.changes) >= maxQueued && !q.ended {
+	for len(q.missing) == 0 && len(q.changes) >= maxQueued && !q.ended {
 		q.room.Wait()
 	}
 	q.changes = append(q.changes, changes...)
@@ -46,12 +51,32 @@ func (q *queue) add(changes ...change) {
 }
 
 // addFirst appends the first list of a kind.
-func (q *queue) addFirst(changes []change) {
+func (q *queue) addFirst(k *kind, changes []change) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.changes = append(q.changes, changes...)
-	q.missing--
+	delete(q.missing, k)
 	q.signal()
+}
+
+// awaited returns the kinds whose first list has not arrived.
+func (q *queue) awaited() []*kind {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Collect(maps.Keys(q.missing))
+}
+
+// skip lets the first Update go ahead without the list of a kind. It returns false if the list
+// has arrived.
+func (q *queue) skip(k *kind) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.missing[k] {
+		return false
+	}
+	delete(q.missing, k)
+	q.signal()
+	return true
 }
 
 func (q *queue) signal() {
@@ -67,7 +92,7 @@ func (q *queue) signal() {
 func (q *queue) take(first bool) (changes []change, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.missing > 0 || len(q.changes) == 0 && !first {
+	if len(q.missing) > 0 || len(q.changes) == 0 && !first {
 		return nil, false
 	}
 	n := len(q.changes)
@@ -98,6 +123,7 @@ func (q *queue) run(ctx context.Context, update func(func(*policy.Store))) {
 			}
 			first = false
 			update(func(w *policy.Store) {
+				w.RequireNamespaces()
 				for i := range changes {
 					changes[i].apply(w)
 					changes[i] = change{} // frees the object: the policy store has what it needs

@@ -3,15 +3,19 @@ package kube
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 )
 
 // Objects are the objects of a cluster, with all their fields, in the order in which the server
@@ -20,7 +24,15 @@ type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*policy.Policy // policies of all kinds
+	Nodes      []*policy.Node
+	// NodesErr is set if the user may not list Nodes, so that Nodes is empty. If a policy has
+	// peers that are nodes, Read returns this error instead.
+	NodesErr error
 }
+
+// readAttempts bounds the attempts to read an optional kind that is removed or replaced
+// meanwhile.
+const readAttempts = 3
 
 // Read reads a cluster once. It reads one kind after the other, so a concurrent change may
 // be visible in one kind and not in another. If a request fails, the error is an
@@ -34,20 +46,65 @@ func Read(ctx context.Context, config *rest.Config) (*Objects, error) {
 	}
 	var o Objects
 	for _, k := range kinds {
-		if k == nodeKind {
-			continue
+		read := o.read
+		if k.optional {
+			read = o.readOptional
 		}
-		if err := c.pages(ctx, k, func(page runtime.Object) (string, error) { return o.take(k, page) }); err != nil {
-			return nil, newAPIError(err, config.Host, k, "list")
+		switch failure := read(ctx, c, k, config.Host); {
+		case failure == nil:
+		case k == nodeKind && apierrors.IsForbidden(failure) && !o.needNodes():
+			o.NodesErr = failure
+		default:
+			return nil, failure
 		}
 	}
 	return &o, nil
 }
 
+// read reads the objects of a kind.
+func (o *Objects) read(ctx context.Context, c *client, k *kind, host string) *APIError {
+	if err := c.pages(ctx, k, k.group, func(page runtime.Object) (string, error) { return o.take(k, page) }); err != nil {
+		return newAPIError(err, host, k, "list")
+	}
+	return nil
+}
+
+// readOptional reads the policies of a kind that the cluster may lack, in the version that
+// it serves.
+func (o *Objects) readOptional(ctx context.Context, c *client, k *kind, host string) *APIError {
+	before := o.Policies
+	for attempt := 1; ; attempt++ {
+		version, err := c.discover(ctx, k, true)
+		if err != nil {
+			return newDiscoveryError(err, host, k)
+		}
+		if version == notServed {
+			return nil
+		}
+		err = c.pages(ctx, k, version, func(page runtime.Object) (string, error) { return o.take(k, page) })
+		switch {
+		case err == nil:
+			return nil
+		case !apierrors.IsNotFound(err) || attempt == readAttempts:
+			return newAPIError(err, host, k, "list")
+		}
+		o.Policies = before // the version is not served any more: ask again
+	}
+}
+
+// needNodes reports whether a policy has peers that are nodes.
+func (o *Objects) needNodes() bool {
+	return slices.ContainsFunc(o.Policies, func(p *policy.Policy) bool {
+		return slices.ContainsFunc(slices.Concat(p.Rules[:]...), func(r policy.Rule) bool {
+			return slices.ContainsFunc(r.Peers, func(p policy.Peer) bool { return p.Nodes != nil })
+		})
+	})
+}
+
 // pages lists all objects of a kind, page by page.
-func (c *client) pages(ctx context.Context, k *kind, take func(runtime.Object) (string, error)) error {
+func (c *client) pages(ctx context.Context, k *kind, version schema.GroupVersion, take func(runtime.Object) (string, error)) error {
 	for opts := (metav1.ListOptions{Limit: pageSize}); ; {
-		list, err := c.list(ctx, k, opts)
+		list, err := c.list(ctx, k, version, opts)
 		if err != nil {
 			return err
 		}
@@ -66,6 +123,11 @@ func (o *Objects) take(k *kind, page runtime.Object) (next string, err error) {
 		return l.Continue, nil
 	case *corev1.PodList:
 		o.Pods = append(o.Pods, pointers(l.Items)...)
+		return l.Continue, nil
+	case *corev1.NodeList:
+		for i := range l.Items {
+			o.Nodes = append(o.Nodes, kubepod.ReadNode(&l.Items[i]))
+		}
 		return l.Continue, nil
 	}
 	list, err := meta.ListAccessor(page)

@@ -30,7 +30,7 @@ type table struct {
 	kind   *kind
 	queue  *queue
 	health *health
-	nodes  *nodes        // reads the pod ranges of Nodes; nil for other kinds, and if the ranges are not needed
+	nodes  *nodes        // reads Nodes; nil for other kinds
 	taint  *startupTaint // removes the startup taint of this node's Node; nil for other kinds, and without a taint
 	// known has the name of each object that the API server has. For a pod, the value is its
 	// label set; for other kinds, nil. The map keeps each label set alive, so that new pods with
@@ -51,13 +51,15 @@ func (t *table) Add(o any) error { return t.Update(o) }
 
 // Update queues a changed object.
 func (t *table) Update(o any) error {
-	c, err := t.set(o)
+	c, matters, err := t.set(o)
 	if err != nil {
 		return err
 	}
 	t.health.events(t.kind, 1)
-	t.queue.add(c)
-	t.checkNode()
+	if matters {
+		t.queue.add(c)
+		t.checkNode()
+	}
 	return nil
 }
 
@@ -84,11 +86,13 @@ func (t *table) Replace(list []any, _ string) error {
 	t.known = make(map[types.NamespacedName]*labelSet, len(list))
 	changes := make([]change, 0, len(list))
 	for i, o := range list {
-		c, err := t.set(o)
+		c, matters, err := t.set(o)
 		if err != nil {
 			return err
 		}
-		changes = append(changes, c)
+		if matters {
+			changes = append(changes, c)
+		}
 		delete(gone, c.name)
 		list[i] = nil // let the object be freed as soon as the queue is done with it
 	}
@@ -102,38 +106,45 @@ func (t *table) Replace(list []any, _ string) error {
 		return nil
 	}
 	t.listed = true
-	t.queue.addFirst(changes)
+	t.queue.addFirst(t.kind, changes)
 	return nil
 }
+
+// empty removes all objects of the kind. It is called if the kind is not served.
+func (t *table) empty() { _ = t.Replace(nil, "") } // Replace fails only for unexpected objects
 
 // Resync does nothing, because the policy store keeps all objects.
 func (t *table) Resync() error { return nil }
 
-func (t *table) set(o any) (change, error) {
+// set records an object. It returns false for a version of a Node that does not differ from
+// the previous one in anything that matters.
+func (t *table) set(o any) (c change, matters bool, err error) {
 	obj, ok := o.(object)
 	if !ok {
-		return change{}, fmt.Errorf("take a %s: unexpected type %T", t.kind.name, o)
+		return change{}, false, fmt.Errorf("take a %s: unexpected type %T", t.kind.name, o)
 	}
-	c := change{kind: t.kind, name: obj.id(), object: obj}
+	matters = true
+	c = change{kind: t.kind, name: obj.id(), object: obj}
 	switch obj := obj.(type) {
 	case *pod:
 		t.known[c.name] = obj.labels
 	case *node:
 		t.known[c.name] = nil
-		if t.nodes != nil {
-			t.nodes.read(obj)
-		}
+		matters = t.nodes.read(obj)
 		if t.taint != nil {
 			t.taint.observe(obj)
 		}
 	default:
 		t.known[c.name] = nil
 	}
-	return c, nil
+	return c, matters, nil
 }
 
 func (t *table) delete(name types.NamespacedName) change {
 	delete(t.known, name)
+	if t.nodes != nil {
+		t.nodes.forget(name.Name)
+	}
 	return change{kind: t.kind, name: name}
 }
 

@@ -54,7 +54,7 @@ func equal(t *testing.T, got []string, want ...string) {
 // TestTable checks the changes that each call of a reflector causes, in sequences that can
 // occur.
 func TestTable(t *testing.T) {
-	q := newQueue(1)
+	q := newQueue(podKind)
 	h := newHealth("test", quietSlog)
 	table := newTable(podKind, q, h)
 	must := func(err error) {
@@ -99,9 +99,9 @@ func TestTable(t *testing.T) {
 // TestQueueBounds checks that a large number of changes is split into several Updates, and
 // that add blocks until there is room or the queue ends.
 func TestQueueBounds(t *testing.T) {
-	q := newQueue(1)
+	q := newQueue(podKind)
 	first := make([]change, 3*maxUpdate)
-	q.addFirst(first)
+	q.addFirst(podKind, first)
 	if got, ok := q.take(true); !ok || len(got) != len(first) {
 		t.Fatalf("the first take returned %d changes, want all %d", len(got), len(first))
 	}

@@ -37,6 +37,8 @@ const (
 	ipText                                 = 1
 	nodePodCIDR, nodeTaints, nodePodCIDRs  = 1, 5, 7
 	taintKey                               = 1
+	nodeAddresses                          = 5
+	nodeAddressType, nodeAddress           = 1, 2
 )
 
 // magic is the prefix of objects encoded as protobuf.
@@ -117,7 +119,7 @@ func (d decoder) decodeProtobuf(data []byte) runtime.Object {
 	case "PodList":
 		o, err = d.wirePods(raw)
 	case "Node":
-		o, err = wireNode(raw)
+		o, err = d.wireNode(raw)
 	default:
 		return nil
 	}
@@ -324,22 +326,39 @@ func wirePort(text *portText, raw []byte) error {
 	return err
 }
 
-func wireNode(raw []byte) (*node, error) {
-	meta, spec, _, err := parts(raw)
+func (d decoder) wireNode(raw []byte) (*node, error) {
+	meta, spec, status, err := parts(raw)
 	if err != nil {
 		return nil, err
 	}
-	n := new(node)
-	if err := wireMeta(&n.slimMeta, meta, nil); err != nil {
+	n, at := new(node), d.shared.texts.Get().(*texts)
+	defer d.shared.texts.Put(at)
+	at.reset()
+	if err := wireMeta(&n.slimMeta, meta, &at.node.labels); err != nil {
 		return nil, err
 	}
-	var single string
-	err = each(spec, func(f field) error {
+	if err := n.readSpec(spec, &at.node); err != nil {
+		return nil, err
+	}
+	err = each(status, func(f field) error {
+		if f.number == nodeAddresses {
+			return wireAddress(&at.node, f.bytes)
+		}
+		return nil
+	})
+	n.text = at.node.String()
+	return n, err
+}
+
+// readSpec decodes the spec, and appends the pod ranges to text.
+func (n *node) readSpec(spec []byte, text *nodeText) error {
+	var single []byte
+	err := each(spec, func(f field) error {
 		switch f.number {
 		case nodePodCIDR:
-			single = string(f.bytes)
+			single = f.bytes
 		case nodePodCIDRs:
-			n.ranges = append(n.ranges, string(f.bytes))
+			text.add(rangeItem, f.bytes)
 		case nodeTaints:
 			return each(f.bytes, func(f field) error {
 				if f.number == taintKey {
@@ -350,8 +369,24 @@ func wireNode(raw []byte) (*node, error) {
 		}
 		return nil
 	})
-	if len(n.ranges) == 0 && single != "" {
-		n.ranges = []string{single}
+	if len(text.items) == 0 && len(single) > 0 {
+		text.add(rangeItem, single)
 	}
-	return n, err
+	return err
+}
+
+// wireAddress decodes an address in the status of a Node, and appends it to text.
+func wireAddress(text *nodeText, raw []byte) error {
+	var addressType, address []byte
+	err := each(raw, func(f field) error {
+		switch f.number {
+		case nodeAddressType:
+			addressType = f.bytes
+		case nodeAddress:
+			address = f.bytes
+		}
+		return nil
+	})
+	text.add(addressItem(addressType), address)
+	return err
 }

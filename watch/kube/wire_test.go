@@ -51,6 +51,13 @@ func filler(seed int64) *randfill.Filler {
 				s.HostIPs[i].IP = addresses[c.Intn(5)]
 			}
 		},
+		func(a *corev1.NodeAddress, c randfill.Continue) {
+			c.FillNoCustom(a)
+			a.Type = []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP, corev1.NodeHostName, corev1.NodeInternalDNS}[c.Intn(4)]
+			if c.Intn(4) > 0 {
+				a.Address = addresses[c.Intn(5)]
+			}
+		},
 		func(p *corev1.ContainerPort, c randfill.Continue) {
 			c.FillNoCustom(p)
 			p.Name, p.ContainerPort = names[c.Intn(len(names))], int32(c.Intn(65536))
@@ -86,7 +93,8 @@ func testDecoder(t testing.TB) decoder {
 // followed by slimPod or slimNode.
 func TestWireAsDecoded(t *testing.T) {
 	d := testDecoder(t)
-	withAddr, ports := 0, 0
+	withAddr, ports, nodeAddrs, nodeLabels := 0, 0, 0, 0
+	reader := newNodes("", true, quietSlog)
 	for seed := range int64(800) {
 		var o corev1.Pod
 		filler(seed).Fill(&o)
@@ -117,6 +125,18 @@ func TestWireAsDecoded(t *testing.T) {
 		if got, want := d.decodeProtobuf(raw), slimNode(full.(*corev1.Node)); !reflect.DeepEqual(got, want) {
 			t.Fatalf("seed %d: node:\ngot  %+v\nwant %+v", seed, got, want)
 		}
+		form, wantForm := reader.parse(d.decodeProtobuf(raw).(*node)), kubepod.ReadNode(full.(*corev1.Node))
+		if len(form.Labels) == 0 && len(wantForm.Labels) == 0 {
+			form.Labels, wantForm.Labels = nil, nil
+		}
+		if !reflect.DeepEqual(form, wantForm) {
+			t.Fatalf("seed %d: node:\ngot  %+v\nwant %+v", seed, form, wantForm)
+		}
+		nodeAddrs += len(form.Addrs)
+		nodeLabels += len(form.Labels)
+	}
+	if nodeAddrs < 100 || nodeLabels < 100 {
+		t.Errorf("Nodes had only %d addresses and %d labels: too few for this test", nodeAddrs, nodeLabels)
 	}
 	if withAddr < 100 || ports < 100 {
 		t.Errorf("only %d pods had an address, and %d named ports: too few for this test", withAddr, ports)
@@ -211,7 +231,7 @@ func TestFieldNumbers(t *testing.T) {
 		{runtime.TypeMeta{}, "apiVersion", typeVersion}, {runtime.TypeMeta{}, "kind", typeKind},
 		{corev1.PodList{}, "metadata", listMeta}, {corev1.PodList{}, "items", listItems},
 		{corev1.Pod{}, "metadata", objectMeta}, {corev1.Pod{}, "spec", objectSpec}, {corev1.Pod{}, "status", objectStatus},
-		{corev1.Node{}, "metadata", objectMeta}, {corev1.Node{}, "spec", objectSpec},
+		{corev1.Node{}, "metadata", objectMeta}, {corev1.Node{}, "spec", objectSpec}, {corev1.Node{}, "status", objectStatus},
 		{metav1.ObjectMeta{}, "name", metaName}, {metav1.ObjectMeta{}, "namespace", metaNamespace}, {metav1.ObjectMeta{}, "resourceVersion", metaVersion},
 		{metav1.ObjectMeta{}, "creationTimestamp", metaCreated}, {metav1.ObjectMeta{}, "deletionTimestamp", metaDeleted}, {metav1.ObjectMeta{}, "labels", metaLabels}, {metav1.ObjectMeta{}, "annotations", metaNotes},
 		{corev1.PodSpec{}, "containers", specContainers}, {corev1.PodSpec{}, "initContainers", specInit}, {corev1.PodSpec{}, "hostNetwork", specHostNet}, {corev1.PodSpec{}, "nodeName", specNodeName},
@@ -222,6 +242,7 @@ func TestFieldNumbers(t *testing.T) {
 		{corev1.PodIP{}, "ip", ipText}, {corev1.HostIP{}, "ip", ipText},
 		{corev1.NodeSpec{}, "podCIDR", nodePodCIDR}, {corev1.NodeSpec{}, "podCIDRs", nodePodCIDRs},
 		{corev1.NodeSpec{}, "taints", nodeTaints}, {corev1.Taint{}, "key", taintKey},
+		{corev1.NodeStatus{}, "addresses", nodeAddresses}, {corev1.NodeAddress{}, "type", nodeAddressType}, {corev1.NodeAddress{}, "address", nodeAddress},
 	} {
 		if got := numberOf(test.message, test.field); got != test.number {
 			t.Errorf("%T.%s is field %d, not %d", test.message, test.field, got, test.number)

@@ -1,11 +1,14 @@
 package manifests
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
 
+	"sluice/filter/policy"
 	"sluice/filter/policy/near"
 )
 
@@ -26,14 +30,21 @@ type checker struct {
 	object       string
 	text         []byte
 	unidentified bool // the object has no readable name or namespace
+	inCluster    bool // objects of the kind are in no namespace
 
 	kind      *policyKind // nil if the object is not a policy
-	uncertain bool        // only for policies: parts of the spec may have been lost in decoding
-	closed    bool        // only for policies: an unreadable part affects the whole policy, which therefore allows nothing
+	uncertain bool        // policies only: the decoded spec may be incomplete
+	closed    bool        // policies only: the rules cannot be interpreted
+
+	// For cluster-wide policies only:
+	rule    string // the title of the current rule, which begins its hints; empty outside of rules
+	accepts bool   // the action of the current rule is Accept
+	passes  bool   // the action of the current rule is Pass
+	effect  string // what the object does because of the problems that are reported now
 }
 
 func (c *checker) problem(field, detail, hint string) {
-	c.p.problem(c.object, c.at+field, detail, hint)
+	c.p.report(Problem{Object: c.object, Field: c.at + field, Detail: detail, Effect: c.effect, Hint: c.rule + hint})
 }
 
 // strict handles err, an error of the strict decoder. If err is about an unknown field,
@@ -70,9 +81,56 @@ func (c *checker) undecodable(text []byte, object any, at string, err error) {
 	if wrong.Type.Kind() == reflect.String {
 		hint = near.WriteString(wrong.Value)
 	}
-	field := strings.Trim(at+"."+wrong.Field, ".")
-	c.unidentified = c.unidentified || field == "metadata" || field == "metadata.name" || field == "metadata.namespace"
+	field := strings.Trim(at+"."+keyed(text, wrong.Field), ".")
+	c.unidentified = c.unidentified || field == "metadata" || field == "metadata.name" || field == "metadata.namespace" && !c.inCluster
 	c.problem(field, "it is "+near.Kind(wrong.Value), hint)
+}
+
+// keyed returns the path of a value that is not a string. If path is that of a map of strings,
+// such as metadata.annotations, keyed adds the key of the first such value, as the decoder does
+// not.
+func keyed(text []byte, path string) string {
+	if !strings.HasSuffix(path, "annotations") && !strings.HasSuffix(path, "abels") {
+		return path
+	}
+	raw := json.RawMessage(text)
+	for name := range strings.SplitSeq(path, ".") {
+		raw = object(raw)[name] // nil from here on if the path goes through a list
+	}
+	values := object(raw)
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		if value := bytes.TrimSpace(values[key]); len(value) > 0 && value[0] != '"' && string(value) != "null" {
+			return fmt.Sprintf("%s[%q]", path, key)
+		}
+	}
+	return path
+}
+
+// annotations notes annotations that are probably meant for Sluice, and have no effect.
+func (c *checker) annotations(o metav1.Object, kind string) {
+	for _, key := range slices.Sorted(maps.Keys(o.GetAnnotations())) {
+		applies := c.kind != nil || kind == "Namespace"
+		if key == policy.DenyWithAnnotation && applies || !likeDenyWith(key) {
+			continue
+		}
+		detail, hint := "Sluice has no such annotation; it has no effect", "write "+policy.DenyWithAnnotation
+		if !applies {
+			detail, hint = "it has no effect on a "+kind, "annotate the policy or the namespace"
+		}
+		c.p.note(c.object, fmt.Sprintf("%smetadata.annotations[%q]", c.at, key), detail, hint)
+	}
+}
+
+// likeDenyWith reports whether the key of an annotation is, or is similar to, that which tells
+// how packets are denied. All keys with the prefix sluice/ count.
+func likeDenyWith(key string) bool {
+	prefix, name, has := strings.Cut(key, "/")
+	if !has {
+		prefix, name = "", key
+	}
+	_, similar := near.Name(strings.NewReplacer("_", "-", ".", "-").Replace(name), []string{"deny-with"})
+	return prefix == "sluice" || similar && (prefix == "" || strings.Contains(strings.ToLower(prefix), "sluice")) ||
+		!has && strings.HasPrefix(strings.ToLower(name), "sluice")
 }
 
 // meta checks the metadata that decisions depend on.
@@ -92,18 +150,18 @@ func (c *checker) meta(o metav1.Object, kind string) {
 			c.problem("metadata.name", fmt.Sprintf("%q is not a name", o.GetName()), text)
 		}
 	}
-	if kind != "Namespace" {
+	if !inCluster(kind) {
 		for _, text := range validation.NameIsDNSLabel(o.GetNamespace(), false) {
 			c.problem("metadata.namespace", fmt.Sprintf("%q is not a name", o.GetNamespace()), text)
 		}
 	}
+	c.annotations(o, kind)
 	for _, e := range metavalidation.ValidateLabels(o.GetLabels(), field.NewPath("metadata", "labels")) {
 		c.problem(e.Field, fmt.Sprintf("%q is not allowed in a label", fmt.Sprint(e.BadValue)), e.Detail)
 	}
 }
 
 func checkNamespace(o *corev1.Namespace, _ *checker) {
-	o.Namespace = "" // namespaces are cluster-scoped: the API server drops the field
 	if o.Labels[corev1.LabelMetadataName] != o.Name {
 		if o.Labels == nil {
 			o.Labels = make(map[string]string, 1)

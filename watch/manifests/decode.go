@@ -48,7 +48,7 @@ func parse(path string, data []byte, logger *slog.Logger) *content {
 	p := &parser{path: path, logger: logger}
 	data, flaw := plainText(data)
 	if flaw != "" {
-		p.problem("", "", flaw, "save it as text, in UTF-8")
+		p.problem("", flaw, "save it as text, in UTF-8")
 		return &p.content
 	}
 	p.blank = len(bytes.TrimSpace(data)) == 0
@@ -63,12 +63,12 @@ func parse(path string, data []byte, logger *slog.Logger) *content {
 			// number in the file. Only broken documents pay for this.
 			_, err = toJSON(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
 			message := strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: ")
-			p.problem("", "", message, syntaxHint(d, message))
+			p.problem("", message, syntaxHint(d, message))
 			continue
 		}
 		p.object(text, "", metav1.TypeMeta{}, 0)
 		if where, more := behind(d); more {
-			p.problem("", "", where+"the text after the end of the document is not read",
+			p.problem("", where+"the text after the end of the document is not read",
 				"write --- (three dashes on a line of their own) between two objects")
 		}
 	}
@@ -135,7 +135,7 @@ func (p *parser) jsonStream(data []byte) bool {
 		// Duplicate keys are refused, as in YAML.
 		var whole any
 		if twice, err := kjson.UnmarshalStrict(raw, &whole); err != nil || len(twice) > 0 {
-			p.problem("", "", fmt.Sprint(errors.Join(append(twice, err)...)), "keep one of the two")
+			p.problem("", fmt.Sprint(errors.Join(append(twice, err)...)), "keep one of the two")
 			continue
 		}
 		p.object(raw, "", metav1.TypeMeta{}, 0)
@@ -143,10 +143,15 @@ func (p *parser) jsonStream(data []byte) bool {
 	return true
 }
 
-func (p *parser) problem(object, field, detail, hint string) {
-	p.problems = append(p.problems, Problem{
-		File: p.path, Document: p.document, Object: object, Field: field, Detail: detail, Hint: hint,
-	})
+// problem adds a problem of the current document whose object is not known.
+func (p *parser) problem(field, detail, hint string) {
+	p.report(Problem{Field: field, Detail: detail, Hint: hint})
+}
+
+// report adds a problem of the current document.
+func (p *parser) report(wrong Problem) {
+	wrong.File, wrong.Document = p.path, p.document
+	p.problems = append(p.problems, wrong)
 }
 
 // note records a mistake that does not change what policies allow.
@@ -173,7 +178,7 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 	var h head
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &h); err != nil {
 		if !bytes.Equal(bytes.TrimSpace(text), []byte("null")) {
-			p.problem("", strings.TrimSuffix(at, "."), "it is not an object", "write apiVersion, kind, metadata and spec")
+			p.problem(strings.TrimSuffix(at, "."), "it is not an object", "write apiVersion, kind, metadata and spec")
 		}
 		return
 	}
@@ -196,6 +201,8 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 		add(p, text, at, kind, &corev1.Namespace{}, checkNamespace)
 	case "Pod":
 		add(p, text, at, kind, &corev1.Pod{}, checkPod)
+	case "Node":
+		add(p, text, at, kind, &corev1.Node{}, checkNode)
 	case "Service":
 		extra(p, text, kind, &corev1.Service{})
 	case "EndpointSlice":
@@ -211,7 +218,7 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 // the values of a chart.
 func (p *parser) kindless(h head, text []byte, at string) {
 	if h.APIVersion != nil || h.Kind != nil || h.Metadata != nil || h.Spec != nil {
-		p.problem("", at+"kind", "it is missing", "write the kind of the object, such as NetworkPolicy")
+		p.problem(at+"kind", "it is missing", "write the kind of the object, such as NetworkPolicy")
 		return
 	}
 	var fields map[string]any
@@ -221,7 +228,7 @@ func (p *parser) kindless(h head, text []byte, at string) {
 	for name := range fields {
 		for _, right := range []string{"kind", "apiVersion", "metadata", "spec"} {
 			if strings.EqualFold(name, right) {
-				p.problem("", at+name, "there is no such field", "write "+right)
+				p.problem(at+name, "there is no such field", "write "+right)
 				return
 			}
 		}
@@ -236,7 +243,7 @@ func isList(kind string, items any) bool {
 		return true
 	}
 	switch kind {
-	case "List", "NamespaceList", "PodList":
+	case "List", "NamespaceList", "PodList", "NodeList":
 		return true
 	}
 	name, is := strings.CutSuffix(kind, "List")
@@ -246,7 +253,7 @@ func isList(kind string, items any) bool {
 // list parses the items of a list, such as List or PodList.
 func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
 	if depth > maxLists {
-		p.problem("", strings.TrimSuffix(at, "."), fmt.Sprintf("it is nested in more than %d lists", maxLists), "write the objects one by one")
+		p.problem(strings.TrimSuffix(at, "."), fmt.Sprintf("it is nested in more than %d lists", maxLists), "write the objects one by one")
 		return
 	}
 	var l struct {
@@ -257,7 +264,7 @@ func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
 	}
 	unknown, err := kjson.UnmarshalStrict(text, &l)
 	if err != nil {
-		p.problem("", at+"items", "it is not a list of objects", "write each object as an item")
+		p.problem(at+"items", "it is not a list of objects", "write each object as an item")
 		return
 	}
 	for _, e := range unknown {
@@ -277,11 +284,11 @@ func (p *parser) list(text []byte, at, apiVersion, kind string, depth int) {
 func (p *parser) unlisted(err error, at, kind string) {
 	var field kjson.FieldError
 	if !errors.As(err, &field) {
-		p.problem("", at+"items", err.Error(), "write apiVersion, kind and items")
+		p.problem(at+"items", err.Error(), "write apiVersion, kind and items")
 		return
 	}
 	if _, like := near.Name(field.FieldPath(), []string{"items"}); like {
-		p.problem("", at+field.FieldPath(), "there is no such field", "write items")
+		p.problem(at+field.FieldPath(), "there is no such field", "write items")
 		return
 	}
 	p.note("", at+field.FieldPath(), "a "+kind+" has no such field; it is ignored", "remove it")
@@ -295,6 +302,8 @@ func wanted(kind string) (name, version string) {
 		return "Namespace", "v1"
 	case "pod":
 		return "Pod", "v1"
+	case "node":
+		return "Node", "v1"
 	}
 	if k := policyKindOf(kind); k != nil {
 		return k.name, k.version.String()
@@ -326,27 +335,31 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	case foreign, name == "" && home == nil:
 		p.pass(Kind{group, kind}, apiVersion, at)
 		return "", true
+	case name == "" && home.retired[kind] != "":
+		p.pass(Kind{group, kind}, apiVersion, at)
+		p.note(kind+" "+nameIn(text, home.name), at+"kind", "this kind is not read: "+home.name+" has replaced it", home.retired[kind])
+		return "", true
 	case name == "":
 		if !slices.Contains(home.siblings, kind) {
-			p.problem("", at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is meant to be a policy, write "+home.name)
+			p.problem(at+"kind", fmt.Sprintf("%q is not a kind of %s", kind, apiVersion), "if it is meant to be a policy, write "+home.name)
 		}
 		return "", true
 	}
 	object := name + " " + nameIn(text, name)
 	understood = true
 	if kind != name {
-		p.problem(object, at+"kind", fmt.Sprintf("%q is not the name of the kind", kind), "write "+name)
+		p.report(Problem{Object: object, Field: at + "kind", Detail: fmt.Sprintf("%q is not the name of the kind", kind), Effect: policies.closedEffect(), Hint: "write " + name})
 		understood = false
 	}
 	switch {
-	case apiVersion == version:
+	case apiVersion == version, policies != nil && apiVersion != "" && apiVersion == policies.also:
 	case policies != nil && apiVersion != "" && apiVersion == policies.former:
 		p.outdated = append(p.outdated, Problem{
 			File: p.path, Document: p.document, Object: object, Field: at + "apiVersion",
 			Detail: fmt.Sprintf("%q was removed in Kubernetes %s; it is read as %s", apiVersion, policies.removed, version), Hint: "write " + version,
 		})
 	default:
-		p.problem(object, at+"apiVersion", fmt.Sprintf("%q is not the version of a %s", apiVersion, name), "write "+version)
+		p.report(Problem{Object: object, Field: at + "apiVersion", Detail: fmt.Sprintf("%q is not the version of a %s", apiVersion, name), Effect: policies.closedEffect(), Hint: "write " + version})
 		understood = false
 	}
 	return name, understood
@@ -362,12 +375,12 @@ func nameIn(text []byte, kind string) string {
 
 func nameOf(kind string, o metav1.Object) string {
 	if o.GetName() == "" {
-		if ns := o.GetNamespace(); ns != "" {
+		if ns := o.GetNamespace(); ns != "" && !inCluster(kind) {
 			return "without a name in namespace " + ns
 		}
 		return "without a name"
 	}
-	if kind == "Namespace" {
+	if inCluster(kind) {
 		return o.GetName()
 	}
 	ns := o.GetNamespace()
@@ -403,6 +416,7 @@ func (p *parser) policy(k *policyKind, text []byte, at string, understood bool) 
 
 // check decodes an object, and checks its metadata.
 func (c *checker) check(object metav1.Object, kind string) {
+	c.inCluster = inCluster(kind)
 	strict, err := kjson.UnmarshalStrict(c.text, object)
 	for _, e := range strict {
 		c.strict(object, e)
@@ -410,8 +424,14 @@ func (c *checker) check(object metav1.Object, kind string) {
 	if err != nil {
 		c.decode(object, err)
 	}
-	if object.GetNamespace() == "" && kind != "Namespace" {
-		object.SetNamespace(metav1.NamespaceDefault)
+	switch {
+	case !c.inCluster:
+		if object.GetNamespace() == "" {
+			object.SetNamespace(metav1.NamespaceDefault)
+		}
+	case object.GetNamespace() != "":
+		c.p.note(c.object, c.at+"metadata.namespace", "a "+kind+" is in no namespace; it is ignored", "remove it")
+		object.SetNamespace("")
 	}
 	c.meta(object, kind)
 }

@@ -315,13 +315,13 @@ func TestNotRead(t *testing.T) {
 		"a.yaml": object("projectcalico.org/v3", "NetworkPolicy") + object("cilium.io/v2", "CiliumNetworkPolicy") +
 			object("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy") + object("apps/v1", "Deployment"),
 		"b.yaml": object("crd.projectcalico.org/v1", "GlobalNetworkPolicy") + object("cilium.io/v2", "CiliumNetworkPolicy") +
-			object("k8s.ovn.org/v1", "EgressFirewall") + object("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy") +
+			object("k8s.ovn.org/v1", "EgressFirewall") + object("crd.antrea.io/v1alpha1", "ClusterNetworkPolicy") +
 			object("networking.gke.io/v1alpha1", "FQDNNetworkPolicy") + object("crd.antrea.io/v1beta1", "NetworkPolicy") +
 			object("v1", "ConfigMap") + object("v1", "Podd") + object("policy/v1", "PodDisruptionBudget") + object("networking.k8s.io/v1", "Ingress"),
 		"c.yaml": "apiVersion: projectcalico.org/v3\nkind: NetworkPolicyList\nitems: [{metadata: {name: b}}, {metadata: {name: c}}]\n",
 	})
 	const want = "3 NetworkPolicy of projectcalico.org, 2 CiliumNetworkPolicy of cilium.io, 1 AdminNetworkPolicy of policy.networking.k8s.io, " +
-		"1 GlobalNetworkPolicy of crd.projectcalico.org, 1 EgressFirewall of k8s.ovn.org, 1 ClusterNetworkPolicy of policy.networking.k8s.io, " +
+		"1 GlobalNetworkPolicy of crd.projectcalico.org, 1 EgressFirewall of k8s.ovn.org, 1 ClusterNetworkPolicy of crd.antrea.io, " +
 		"1 FQDNNetworkPolicy of networking.gke.io, 1 NetworkPolicy of crd.antrea.io, 1 Podd of the core API"
 	if got := TextOf(objects.NotRead); got != want {
 		t.Errorf("not read: %s\nwant:     %s", got, want)
@@ -341,6 +341,7 @@ func FuzzParse(f *testing.F) {
 		"{a: b}\n----\nc: d\n", "\ufeff" + closed, encode(closed, binary.LittleEndian, false), strings.ReplaceAll(web+"---"+closed, "\n", "\r"),
 		"  a: b\nc: d\n", closed + "status: {}\n", policyHead + "  ingress: [{from: , ports: []}, null]\n", "&a {a: b}\n*a\n",
 		"apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\n", bomb(),
+		clusterPolicy("  ingress: [{action: Accept, from: [null, {namespaces: {matchLabels: {a: }}}], protocols: []}, 7]\n  egress: [{action: Pass, to: [{networks: [a]}]}]\n"), nodeText,
 	} {
 		f.Add([]byte(seed))
 	}

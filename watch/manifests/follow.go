@@ -39,7 +39,7 @@ type Delta struct {
 	Deleted []Ref
 }
 
-// Ref names a deleted object. Namespace is empty for a Namespace.
+// Ref names a deleted object. Namespace is empty for objects that are in no namespace.
 type Ref struct{ Kind, Namespace, Name string }
 
 // Apply applies the change to the policy store.
@@ -50,6 +50,8 @@ func (d Delta) Apply(w *policy.Store) {
 			w.DeleteNamespace(r.Name)
 		case "Pod":
 			w.DeletePod(r.Namespace, r.Name)
+		case "Node":
+			w.DeleteNodeObject(r.Name)
 		default:
 			w.DeletePolicy(policy.Ref(r))
 		}
@@ -61,9 +63,14 @@ func (d Delta) Apply(w *policy.Store) {
 func (o Objects) Apply(w *policy.Store) {
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)
+		denial, wrong := policy.NamespaceDenial(ns.Name, ns.Annotations)
+		w.SetNamespaceDenial(ns.Name, denial, wrong)
 	}
 	for _, pod := range o.Pods {
 		w.SetPod(pod)
+	}
+	for _, n := range o.Nodes {
+		w.SetNodeObject(n)
 	}
 	for _, p := range o.Policies {
 		w.SetPolicy(p)
@@ -329,17 +336,18 @@ func (f *follower) apply(path string, known *file, now *content) {
 	emptied := now.blank && len(known.content.items) > 0
 	if emptied {
 		problems = append(problems, Problem{
-			File: path, Detail: "it is empty; its former objects stay in force",
+			File: path, Detail: "it is empty", Effect: "its former objects stay in force",
 			Hint: "to remove its objects, delete the file or write a comment into it",
 		})
 	}
-	inForce := "the readable part of the file"
-	if known.good {
-		inForce = "the last good state of the file"
-	}
 	known.wrong = problems
-	for _, p := range problems {
-		f.log.Error("broken manifest", event.ManifestBroken.Attr(), "problem", p, "in_force", inForce)
+	for i := range problems {
+		p := &problems[i]
+		p.InForce = known.inForce(now, emptied)
+		if known.good && !emptied {
+			p.Effect = "" // it is not in force
+		}
+		f.log.Error("broken manifest", event.ManifestBroken.Attr(), "problem", *p, "in_force", p.InForce)
 	}
 	for _, text := range Condense(slices.Concat(now.notes, now.outdated)) {
 		f.log.Info("part of a manifest has no effect", "note", text)
@@ -357,10 +365,27 @@ func (f *follower) apply(path string, known *file, now *content) {
 	}
 }
 
-// inPolicies returns the problems that the netpol package finds in the policies, except those
-// that c.problems cause. A rule with a problem allows nothing, which is safe, but may deny
-// what the author wanted to allow. So the returned problems make the file count as broken, and
-// its last good state stays in force.
+// inForce names what stays or comes in force if the content that was read last, now, has
+// problems. emptied reports that the file has become empty.
+func (f *file) inForce(now *content, emptied bool) string {
+	switch {
+	case f.good:
+		return "the last good state of the file"
+	case emptied:
+		return "the former objects of the file"
+	case len(now.items) == 0:
+		return "nothing of the file"
+	}
+	return "the readable part of the file"
+}
+
+// inPolicies returns the problems that the readers of policies find, except those that
+// c.problems cause. A rule with a problem allows nothing, which is safe, but may deny what the
+// author wanted to allow. So the returned problems make the file count as broken, and its last
+// good state stays in force.
+//
+// A problem does not hold the file back if it changes no decision, or if the policy is correct
+// and Sluice does not support a part of it. The policy store reports these problems.
 func (c *content) inPolicies() []Problem {
 	var found []Problem
 	for _, it := range c.items {
@@ -368,12 +393,12 @@ func (c *content) inPolicies() []Problem {
 			continue
 		}
 		for _, p := range it.policies.read(it.object).Problems {
-			if CausedBy(p, c.problems) {
+			if p.Minor || p.Unsupported || CausedBy(p, c.problems) {
 				continue
 			}
 			found = append(found, Problem{
 				File: it.origin.File, Document: it.origin.Document, Object: it.name,
-				Field: p.Field, Detail: p.Detail, Hint: p.Hint,
+				Field: p.Field, Detail: p.Detail, Effect: p.Effect, Hint: p.Hint,
 			})
 		}
 	}
@@ -388,7 +413,7 @@ func (f *follower) reportProblems() {
 	var all []Problem
 	for _, r := range f.roots {
 		if r.away != "" {
-			all = append(all, Problem{File: r.dir, Detail: r.away, Hint: "restore it; its objects stay in force until then"})
+			all = append(all, Problem{File: r.dir, Detail: r.away, Hint: "restore it; its objects stay in force until then", InForce: "the objects that were read before"})
 		}
 		all = append(all, r.problems...)
 	}
@@ -463,6 +488,8 @@ func refTo(it *item) Ref {
 		r.Kind = "Namespace"
 	case *corev1.Pod:
 		r.Kind = "Pod"
+	case *corev1.Node:
+		r.Kind = "Node"
 	default:
 		if it.policies != nil {
 			r.Kind = it.policies.name

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"sluice/filter"
 	"sluice/filter/event"
+	"sluice/filter/policy"
 )
 
 // following is a running Follow, with the state that its deltas lead to.
@@ -367,5 +370,51 @@ func TestFollowNeedsADirectory(t *testing.T) {
 	})
 	if err == nil {
 		t.Error("no error")
+	}
+}
+
+// Changes of a file are followed also for its objects that are in no namespace.
+func TestFollowClusterObjects(t *testing.T) {
+	right := clusterPolicy("  egress: [{action: Deny, to: [{networks: [192.0.2.0/24]}]}]\n")
+	f := follow(t, write(t, map[string]string{"p.yaml": right, "n.yaml": nodeText}))
+	f.until("ClusterNetworkPolicy p, Node a.example")
+	f.put("p.yaml", strings.Replace(right, "192.0.2.0/24", "192.0.2.1/24", 1))
+	f.awaitLog("has bits beyond its prefix length") // the last good state stays in force
+	f.put("p.yaml", strings.Replace(right, "192.0.2.0/24", "192.0.2.1/32", 1))
+	if d := f.next(); len(d.Set.Policies) != 1 || len(d.Set.Policies[0].Problems) != 0 {
+		t.Errorf("after the correction: %+v", d)
+	}
+	f.put("p.yaml", clusterPolicy("  egress: [{action: Accept, to: [{domainNames: [a.example]}]}]\n"))
+	if d := f.next(); len(d.Set.Policies) != 1 || len(d.Set.Policies[0].Problems) != 1 { // not supported, but not broken
+		t.Errorf("with a domain name: %+v", d)
+	}
+	f.must(os.Remove(filepath.Join(f.dir, "p.yaml")))
+	f.until("Node a.example")
+	f.must(os.Remove(filepath.Join(f.dir, "n.yaml")))
+	f.until("")
+}
+
+// A delta sets and deletes objects of all kinds in the policy store.
+func TestApplyClusterObjects(t *testing.T) {
+	objects, _ := read(t, map[string]string{
+		"p.yaml": clusterPolicy("  egress: [{action: Deny, to: [{nodes: {matchLabels: {rack: '1'}}}]}]\n"), "n.yaml": nodeText, "web.yaml": web,
+	})
+	w := policy.NewStore()
+	Delta{Set: objects}.Apply(w)
+	s, _ := w.Commit()
+	toNode := filter.Key{Protocol: filter.TCP, Transport: filter.Ported, Port: 22, Src: netip.MustParseAddr("10.0.0.1").As16(), Dst: netip.MustParseAddr("192.0.2.1").As16()}
+	if v := s.Decide(toNode); v.Action != filter.Deny || v.Egress.Rule == nil || v.Egress.Rule.Policy != "p" {
+		t.Errorf("to the node: %+v", v)
+	}
+	if got := len(s.PodRanges()); got != 2 {
+		t.Errorf("%d pod ranges of the Node, want 2", got)
+	}
+	Delta{Deleted: []Ref{{Kind: "Node", Name: "a.example"}, {Kind: "ClusterNetworkPolicy", Name: "p"}}}.Apply(w)
+	s, _ = w.Commit()
+	if v := s.Decide(toNode); v.Action != filter.Allow {
+		t.Errorf("without the policy: %+v", v)
+	}
+	if got := len(s.PodRanges()); got != 0 {
+		t.Errorf("%d pod ranges after the Node was deleted", got)
 	}
 }

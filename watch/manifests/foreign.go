@@ -33,9 +33,12 @@ func TextOf(passed []NotRead) string {
 }
 
 // Restricting reports whether objects of this kind may affect which packets are allowed, as
-// NetworkPolicies do. It covers every kind whose name ends in NetworkPolicy, and some
-// others.
+// NetworkPolicies do, although they are not read. It covers every kind whose name ends in
+// NetworkPolicy, and some others.
 func Restricting(k Kind) bool {
+	if read := policyKindIn(k.Group); read != nil && read.name == k.Name {
+		return false
+	}
 	name := strings.TrimSuffix(strings.TrimSuffix(k.Name, "Policies"), "Policy")
 	if name != k.Name && strings.HasSuffix(strings.ToLower(name), "network") {
 		return true

@@ -7,19 +7,25 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
 	"sluice/filter/policy/netpol"
 )
 
 // policyKind describes a kind of policies to the parser.
 type policyKind struct {
 	name     string
+	cluster  bool // its objects are in no namespace
 	version  schema.GroupVersion
-	former   string   // an earlier API version with the same fields and meaning; empty if there is none
-	removed  string   // the Kubernetes version that removed the API version in the field "former"
-	siblings []string // other kinds of the group, which are not policies
+	also     string            // another version with the same fields and meaning; empty if there is none
+	former   string            // a removed version with the same fields and meaning; empty if there is none
+	removed  string            // the Kubernetes version that removed former
+	siblings []string          // other kinds of the group, which are not policies
+	retired  map[string]string // by former kind of the group, which is not read: what to write instead
 	spec     reflect.Type
+	instead  map[string]string // by field of a similar kind: a hint what to write instead
 	empty    func() metav1.Object
 	// check applies the defaulting and checks of the API server. A rule that it cannot read
 	// allows nothing.
@@ -36,7 +42,40 @@ var policyKinds = []*policyKind{{
 	empty:    func() metav1.Object { return &networkingv1.NetworkPolicy{} },
 	check:    func(o metav1.Object, c *checker) { checkNetworkPolicy(o.(*networkingv1.NetworkPolicy), c) },
 	read:     func(o metav1.Object) *policy.Policy { return netpol.Read(o.(*networkingv1.NetworkPolicy)) },
+}, {
+	name: clusterpolicy.Kind, cluster: true,
+	version: schema.GroupVersion{Group: clusterpolicy.Group, Version: clusterpolicy.Version},
+	also:    clusterpolicy.Group + "/" + clusterpolicy.OlderVersion,
+	retired: map[string]string{
+		"AdminNetworkPolicy":         "write a ClusterNetworkPolicy of tier Admin",
+		"BaselineAdminNetworkPolicy": "write a ClusterNetworkPolicy of tier Baseline",
+	},
+	instead: map[string]string{
+		"ports":       "write protocols",
+		"port":        "write destinationPort",
+		"ipBlock":     "write networks, a list of CIDRs",
+		"podSelector": "write pods, with podSelector and namespaceSelector; in spec, write subject",
+		"policyTypes": "remove it: the policy decides only where its rules match",
+		"icmp":        "only a rule without protocols matches ICMP, as it matches everything",
+		"icmpv6":      "only a rule without protocols matches ICMP, as it matches everything",
+	},
+	spec:  reflect.TypeFor[v1beta1.ClusterNetworkPolicySpec](),
+	empty: func() metav1.Object { return &v1beta1.ClusterNetworkPolicy{} },
+	check: func(o metav1.Object, c *checker) { checkClusterPolicy(o.(*v1beta1.ClusterNetworkPolicy), c) },
+	read:  func(o metav1.Object) *policy.Policy { return clusterpolicy.Read(o.(*v1beta1.ClusterNetworkPolicy)) },
 }}
+
+// closedEffect returns the effect of a problem for which the whole policy is closed. It is empty
+// if k is nil.
+func (k *policyKind) closedEffect() string {
+	switch {
+	case k == nil:
+		return ""
+	case k.cluster:
+		return "the policy is the first of its tier, and denies everything to and from its pods"
+	}
+	return "the policy denies everything to and from its pods"
+}
 
 // policyKindOf returns the kind of policies with this name, or nil.
 func policyKindOf(name string) *policyKind {
@@ -56,4 +95,14 @@ func policyKindIn(group string) *policyKind {
 		}
 	}
 	return nil
+}
+
+// inCluster reports whether the objects of a kind are in no namespace.
+func inCluster(kind string) bool {
+	switch kind {
+	case "Namespace", "Node":
+		return true
+	}
+	k := policyKindOf(kind)
+	return k != nil && k.cluster
 }

@@ -1,5 +1,5 @@
-// Package manifests reads Namespaces, Pods and NetworkPolicies from a directory of YAML and
-// JSON files, with the defaulting of the API server.
+// Package manifests reads Namespaces, Pods, Nodes, NetworkPolicies and ClusterNetworkPolicies
+// from a directory of YAML and JSON files, with the defaulting and checks of the API server.
 //
 // [Read] reads once. [Follow] also reports changes. In both, a mistake never silently
 // allows anything: everything that cannot be understood is a [Problem], and a policy that
@@ -31,6 +31,7 @@ import (
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
+	Nodes      []*policy.Node
 	Policies   []*policy.Policy
 
 	// The objects behind the addresses of Services. They do not affect decisions.
@@ -79,7 +80,19 @@ type Problem struct {
 	Object   string // as in "NetworkPolicy default/x"; empty if it is not known
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
+	Effect   string // what the object does because of that; empty if that goes without saying
 	Hint     string // how to correct it
+	// InForce names what Follow keeps in force because of the problem, as in "the last good
+	// state of the file". It is empty if the problem is not from Follow.
+	InForce string
+}
+
+// What returns the detail with the effect.
+func (p Problem) What() string {
+	if p.Effect == "" {
+		return p.Detail
+	}
+	return p.Detail + "; " + p.Effect
 }
 
 // Error formats the problem in one line that begins with the file.
@@ -95,7 +108,7 @@ func (p Problem) Error() string {
 			b.WriteString(part)
 		}
 	}
-	return b.String() + ": " + p.Detail + ": " + p.Hint
+	return b.String() + ": " + p.What() + ": " + p.Hint
 }
 
 // LogValue logs the parts of the problem as separate attributes.
@@ -105,7 +118,7 @@ func (p Problem) LogValue() slog.Value {
 		slog.Int("document", p.Document),
 		slog.String("object", p.Object),
 		slog.String("field", p.Field),
-		slog.String("detail", p.Detail),
+		slog.String("detail", p.What()),
 		slog.String("hint", p.Hint),
 	)
 }
@@ -165,7 +178,7 @@ func merge(contents []*content) *merged {
 				twice := Problem{
 					File: it.origin.File, Document: it.origin.Document, Object: it.name, Field: "metadata.name",
 					Detail: fmt.Sprintf("the same object is in %s, document %d, which takes precedence", first.origin.File, first.origin.Document),
-					Hint:   "delete one of the two, or give it another name",
+					Hint:   "delete one of the two, or give it another name", InForce: "the object that takes precedence",
 				}
 				if it.decides() {
 					m.problems = append(m.problems, twice)
@@ -209,6 +222,8 @@ func (o *Objects) add(it *item) {
 		o.Namespaces = append(o.Namespaces, object)
 	case *corev1.Pod:
 		o.Pods = append(o.Pods, kubepod.Read(object))
+	case *corev1.Node:
+		o.Nodes = append(o.Nodes, kubepod.ReadNode(object))
 	case *corev1.Service:
 		o.Services = append(o.Services, object)
 	case *discoveryv1.EndpointSlice:
@@ -220,6 +235,8 @@ func (o *Objects) add(it *item) {
 type Source struct {
 	Dirs   []string     // directories or single files, in the order of precedence
 	Logger *slog.Logger // logs problems of the files; nil discards them
+	// NodeRanges passes the pod ranges of the Nodes to the policy store.
+	NodeRanges bool
 	// OnProblems, if not nil, is called with all problems of the files whenever they
 	// change. It is not called before the first problem. Calls do not overlap.
 	OnProblems func([]Problem)
@@ -234,5 +251,10 @@ func (s Source) String() string { return "manifests " + strings.Join(s.Dirs, ", 
 // Run follows the directories until ctx ends. It fails if it cannot read one of them at
 // first.
 func (s Source) Run(ctx context.Context, update func(func(*policy.Store))) error {
-	return s.follow(ctx, func(d Delta) { update(d.Apply) })
+	return s.follow(ctx, func(d Delta) {
+		if !s.NodeRanges {
+			d.dropRanges()
+		}
+		update(d.Apply)
+	})
 }

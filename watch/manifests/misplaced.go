@@ -37,6 +37,9 @@ func (k *policyKind) suggest(path string) string {
 		}
 		return move
 	}
+	if hint := k.instead[name]; hint != "" {
+		return hint
+	}
 	if best, found := near.Name(name, fields); found {
 		return "write " + best
 	}

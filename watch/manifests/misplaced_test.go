@@ -55,3 +55,26 @@ func TestHintForMisplacedField(t *testing.T) {
 		})
 	}
 }
+
+// The hints about a ClusterNetworkPolicy recognize fields of a NetworkPolicy, and fields that
+// belong elsewhere.
+func TestHintForFieldOfAnotherKind(t *testing.T) {
+	for rule, want := range map[string]string{
+		"{action: Accept, from: [{namespaces: {}}], ports: [{port: 80}]}":                         "write protocols",
+		"{action: Accept, from: [{ipBlock: {cidr: 10.0.0.0/8}}]}":                                 "write networks, a list of CIDRs",
+		"{action: Accept, from: [{podSelector: {}}]}":                                             "move it into pods",
+		"{action: Accept, from: [{namespaces: {}}], protocols: [{icmp: {}}]}":                     "only a rule without protocols matches ICMP, as it matches everything",
+		"{action: Accept, from: [{namespaces: {}}], protocols: [{tcp: {port: 80}}]}":              "write destinationPort",
+		"{action: Accept, from: [{namespaces: {}}], protocols: [{tcps: {}}]}":                     "write tcp",
+		"{action: Accept, from: [{namespaces: {}}], protocols: [{number: 80}]}":                   "",
+		"{action: Accept, to: [{namespaces: {}}]}":                                                "write from, or move it into an item of egress",
+		"{action: Accept, from: [{pods: {namespaces: {}, podSelector: {}}}]}":                     "move it beside pods",
+		"{action: Accept, from: [{namespaces: {}}], protocols: [{destinationPort: {number: 1}}]}": "move it into tcp or udp or sctp",
+	} {
+		_, problems := read(t, map[string]string{"a.yaml": clusterPolicy("  ingress: [" + rule + "]\n")})
+		hint := strings.TrimPrefix(problems[0].Hint, "in ingress rule 1, ")
+		if len(problems) != 1 || want != "" && hint != want || strings.HasPrefix(hint, "remove it") {
+			t.Errorf("%s: problems %v, want the hint %q", rule, problems, want)
+		}
+	}
+}

@@ -17,7 +17,7 @@ func Condense(notes []Problem) []string {
 	var more []int
 	for _, n := range notes {
 		kind, _, _ := strings.Cut(n.Object, " ")
-		key := same{kind, index.ReplaceAllString(n.Field, ""), n.Detail}
+		key := same{kind, index.ReplaceAllString(n.Field, ""), n.What()}
 		if i, known := at[key]; known {
 			more[i]++
 			continue

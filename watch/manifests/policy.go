@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
 
+	"sluice/filter"
 	"sluice/filter/policy"
 )
 
@@ -107,22 +108,34 @@ func (c *checker) specByParts(o *networkingv1.NetworkPolicy) {
 		c.closed = true
 	}
 	closed := []networkingv1.NetworkPolicyPeer{{}} // an invalid peer, which matches nothing
-	o.Spec.Ingress = rulesByParts(c, parts.Ingress, "spec.ingress", networkingv1.NetworkPolicyIngressRule{From: closed})
-	o.Spec.Egress = rulesByParts(c, parts.Egress, "spec.egress", networkingv1.NetworkPolicyEgressRule{To: closed})
+	o.Spec.Ingress = rulesByParts(c, parts.Ingress, filter.Ingress, func(json.RawMessage) networkingv1.NetworkPolicyIngressRule {
+		return networkingv1.NetworkPolicyIngressRule{From: closed}
+	})
+	o.Spec.Egress = rulesByParts(c, parts.Egress, filter.Egress, func(json.RawMessage) networkingv1.NetworkPolicyEgressRule {
+		return networkingv1.NetworkPolicyEgressRule{To: closed}
+	})
 }
 
-// rulesByParts decodes the rules of one direction. It replaces each broken rule with the rule
-// in the parameter "closed", so that the other rules keep their indexes.
-func rulesByParts[T any](c *checker, raw json.RawMessage, at string, closed T) []T {
+// rulesByParts decodes the rules of one direction. It replaces each rule that it cannot decode
+// with the result of the function "closed", so that the other rules keep their indexes.
+func rulesByParts[T any](c *checker, raw json.RawMessage, d filter.Direction, closed func(json.RawMessage) T) []T {
+	at := "spec." + d.String()
 	var items []json.RawMessage
-	if !part(c, raw, at, &items) {
-		return []T{closed} // one closed rule, so that the direction is isolated
+	if c.kind.cluster {
+		c.effect = "the policy denies everything in this direction"
+	}
+	readable := part(c, raw, at, &items)
+	c.effect = ""
+	if !readable {
+		return []T{closed(nil)} // one closed rule, so that the direction is isolated
 	}
 	rules := make([]T, len(items))
 	for i := range items {
+		c.enterRule(d, i, items[i])
 		if !part(c, items[i], fmt.Sprintf("%s[%d]", at, i), &rules[i]) {
-			rules[i] = closed
+			rules[i] = closed(items[i])
 		}
+		c.leaveRule()
 	}
 	return rules
 }
@@ -158,8 +171,15 @@ func CausedBy(p policy.Problem, from []Problem) bool {
 	}
 	list, _, _ := strings.Cut(rule, "[")
 	return slices.ContainsFunc(from, func(o Problem) bool {
-		at := strings.Index(o.Field, "spec") // an object in a List has a prefix before "spec"
-		return at >= 0 && o.Object == p.Policy.Object() && (ruleOf(o.Field[at:]) == rule || o.Field[at:] == list)
+		if o.Object != p.Policy.Object() {
+			return false
+		}
+		at := strings.Index(o.Field, "spec") // skip the prefix of an object in a list
+		if at < 0 {
+			return strings.HasSuffix(o.Field, "apiVersion") || strings.HasSuffix(o.Field, "kind")
+		}
+		o.Field = o.Field[at:]
+		return ruleOf(o.Field) == rule || o.Field == list || !strings.HasPrefix(o.Field, "spec.ingress") && !strings.HasPrefix(o.Field, "spec.egress")
 	})
 }
 

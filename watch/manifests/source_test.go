@@ -10,6 +10,27 @@ import (
 	"sluice/filter/policy"
 )
 
+// The source passes the pod ranges of Nodes only if they are wanted. Labels and addresses
+// are passed in any case.
+func TestSourcePassesNodeRanges(t *testing.T) {
+	dir := write(t, map[string]string{"n.yaml": nodeText})
+	for _, want := range []bool{false, true} {
+		ctx, stop := context.WithTimeout(t.Context(), waitTimeout)
+		w := policy.NewStore()
+		err := Source{Dirs: []string{dir}, NodeRanges: want}.Run(ctx, func(f func(*policy.Store)) { f(w); stop() })
+		s, _ := w.Commit()
+		nodes := 0
+		for n := range s.Nodes() {
+			if nodes++; len(n.Addrs) != 2 || n.Labels["rack"] != "1" {
+				t.Errorf("node %+v", n)
+			}
+		}
+		if got := len(s.PodRanges()) > 0; err != nil || got != want || nodes != 1 {
+			t.Errorf("ranges %v, %d nodes, %v; want ranges: %t", s.PodRanges(), nodes, err, want)
+		}
+	}
+}
+
 // OnProblems gets all problems together, once for each change.
 func TestSourceReportsItsProblems(t *testing.T) {
 	dir := t.TempDir()

@@ -1,7 +1,8 @@
-// Package apiserver is a fake Kubernetes API server for clients that read. It serves list and
-// watch in the protocol and the encodings of a real server, with streaming lists, bookmarks
-// and expired versions. Nodes can also be patched. Tests provoke situations that are rare with
-// a real server, and benchmarks fill the fake with more objects than a real server would
+// Package apiserver is a fake of the reading side of a Kubernetes API server. It serves
+// list and watch in the protocol and the encodings of a real server, with streaming lists,
+// bookmarks and expired versions. Nodes can also be patched. ClusterNetworkPolicies can be
+// installed and removed, in each of their versions. Tests provoke situations that are rare
+// with a real server, and benchmarks fill it with more objects than a real server would
 // accept.
 package apiserver
 
@@ -19,9 +20,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 )
 
-// Object is an object of one of the served kinds: Pods, Namespaces, Nodes and NetworkPolicies.
+// Object is an object of one of the served kinds: Pods, Namespaces, Nodes, NetworkPolicies
+// and ClusterNetworkPolicies. A ClusterNetworkPolicy has the type of v1beta1, in whichever
+// version clients read it.
 type Object interface {
 	runtime.Object
 	metav1.Object
@@ -36,14 +40,15 @@ type Options struct {
 	Refuse func(*http.Request) *metav1.Status
 }
 
-// Server is an API server of four kinds. It is an http.Handler. Its methods may be called
-// concurrently.
+// Server is a fake API server for the kinds of Object. It is an http.Handler. Its methods may be
+// called concurrently.
 type Server struct {
 	opts Options
 
 	mu        sync.Mutex
 	version   uint64 // resource version of the last change
 	resources map[string]*resource
+	installed []string // the served versions of ClusterNetworkPolicy
 }
 
 // resource holds the objects of one kind.
@@ -63,8 +68,11 @@ type stored struct {
 	version uint64
 	object  Object
 	mu      sync.Mutex
-	encoded [2][]byte
+	encoded encoded
 }
+
+// encoded are the encodings of an object: protobuf, or JSON in one of the versions.
+type encoded [1 + len(jsonVersions)][]byte
 
 // New returns a server without objects.
 func New(opts Options) *Server {
@@ -74,6 +82,7 @@ func New(opts Options) *Server {
 		{name: "namespaces", empty: &corev1.Namespace{}, list: &corev1.NamespaceList{}},
 		{name: "nodes", empty: &corev1.Node{}, list: &corev1.NodeList{}},
 		{name: "networkpolicies", empty: &networkingv1.NetworkPolicy{}, list: &networkingv1.NetworkPolicyList{}},
+		{name: clusterPolicies, empty: &v1beta1.ClusterNetworkPolicy{}, list: &v1beta1.ClusterNetworkPolicyList{}},
 	} {
 		r.objects, r.watchers = make(map[types.NamespacedName]*stored), make(map[*watcher]struct{})
 		s.resources[r.name] = r
@@ -91,6 +100,8 @@ func resourceOf(o Object) string {
 		return "nodes"
 	case *networkingv1.NetworkPolicy:
 		return "networkpolicies"
+	case *v1beta1.ClusterNetworkPolicy:
+		return clusterPolicies
 	}
 	return fmt.Sprintf("%T", o)
 }

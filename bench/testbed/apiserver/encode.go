@@ -8,35 +8,63 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 )
 
-// encoding is the format of the answers to a client: protobuf or JSON.
+// encoding is the format of the answers to a client: protobuf or JSON. For
+// ClusterNetworkPolicies it is JSON in one of their versions.
 type encoding struct {
-	index int
+	index int // of this encoding in the array encoded
 	info  runtime.SerializerInfo
 }
 
+// jsonVersions are the API versions of objects in JSON. The first is for the kinds that are
+// served in one version only.
+var jsonVersions = [...]schema.GroupVersion{{}, schema.GroupVersion(v1beta1.GroupVersion), {Group: v1beta1.GroupName, Version: "v1alpha2"}}
+
+// knownTypes are the types of the served objects. v1alpha2 has those of v1beta1, because the
+// schemas are the same.
+var knownTypes = func() *runtime.Scheme {
+	s := runtime.NewScheme()
+	_ = scheme.AddToScheme(s) // fails only if another type has the same name
+	for _, version := range jsonVersions[1:] {
+		s.AddKnownTypes(version, &v1beta1.ClusterNetworkPolicy{}, &v1beta1.ClusterNetworkPolicyList{})
+		metav1.AddToGroupVersion(s, version)
+	}
+	return s
+}()
+
 // codecs encode as the real server does.
-var codecs = serializer.NewCodecFactory(scheme.Scheme)
+var codecs = serializer.NewCodecFactory(knownTypes)
 
 func encodingFor(req *http.Request) encoding {
 	index, wanted := 1, runtime.ContentTypeJSON
 	if first, _, _ := strings.Cut(req.Header.Get("Accept"), ","); strings.HasPrefix(first, runtime.ContentTypeProtobuf) {
 		index, wanted = 0, runtime.ContentTypeProtobuf
 	}
+	for i, version := range jsonVersions[1:] {
+		if strings.HasPrefix(req.URL.Path, "/apis/"+version.String()+"/") {
+			index, wanted = 2+i, runtime.ContentTypeJSON // a real server has no protobuf encoding for custom resources
+		}
+	}
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), wanted)
 	return encoding{index, info}
 }
 
 func (e encoding) encode(o runtime.Object) ([]byte, error) {
-	kinds, _, err := scheme.Scheme.ObjectKinds(o)
+	kinds, _, err := knownTypes.ObjectKinds(o)
 	if err != nil {
 		return nil, err
 	}
-	return runtime.Encode(codecs.EncoderForVersion(e.info.Serializer, kinds[0].GroupVersion()), o)
+	version := kinds[0].GroupVersion()
+	if e.index > 1 {
+		version = jsonVersions[e.index-1]
+	}
+	return runtime.Encode(codecs.EncoderForVersion(e.info.Serializer, version), o)
 }
 
 func (e encoding) answer(w http.ResponseWriter, code int, o runtime.Object) {
@@ -99,24 +127,28 @@ func (s *stored) encode(e encoding) ([]byte, error) {
 	return s.encoded[e.index], nil
 }
 
-// encodings returns the encoded object by encoding.index, nil where encode() has not computed
-// it.
-func (s *stored) encodings() [2][]byte {
+// encodings returns the encodings that have been computed.
+func (s *stored) encodings() encoded {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.encoded
 }
 
-// Encode encodes all objects as protobuf in advance. It returns the number of bytes for each
-// resource.
+// Encode encodes all objects in advance: ClusterNetworkPolicies as JSON, all others as
+// protobuf. It returns the number of bytes by resource.
 func (s *Server) Encode() (map[string]int, error) {
-	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
+	format, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
+	text, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeJSON)
 	sizes := make(map[string]int)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, r := range s.resources {
+		enc := encoding{0, format}
+		if name == clusterPolicies {
+			enc = encoding{2, text}
+		}
 		for _, o := range r.objects {
-			raw, err := o.encode(encoding{0, info})
+			raw, err := o.encode(enc)
 			if err != nil {
 				return nil, err
 			}

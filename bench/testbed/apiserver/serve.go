@@ -33,6 +33,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 	}
+	if s.discover(w, req) {
+		return
+	}
 	slash := strings.LastIndexByte(req.URL.Path, '/')
 	name := req.URL.Path[slash+1:]
 	r := s.resources[name]
@@ -40,7 +43,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		s.object(w, req, s.resources["nodes"], types.NamespacedName{Name: name}, enc)
 		return
 	}
-	if r == nil || req.URL.Path != prefixes[name]+name {
+	if r == nil || req.URL.Path != s.pathOf(name, req) {
 		enc.answer(w, http.StatusNotFound, failureStatus(http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource"))
 		return
 	}

@@ -23,6 +23,7 @@ func TestGeneratedCluster(t *testing.T) {
 		c.Fill(w)
 		s, _ := w.Commit()
 		want := policy.Counts{Namespaces: max(1, o.Namespaces), Pods: o.Pods, Policies: o.Policies, Endpoints: o.Pods}
+		want.Tiers[policy.NetworkPolicy] = o.Policies
 		if o.DualStack {
 			want.Endpoints *= 2
 		}

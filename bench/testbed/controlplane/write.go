@@ -23,6 +23,7 @@ func Grant(ctx context.Context, admin kubernetes.Interface) error {
 	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: Agent}, Rules: []rbacv1.PolicyRule{
 		{Verbs: read, APIGroups: []string{""}, Resources: []string{"pods", "namespaces", "nodes"}},
 		{Verbs: read, APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}},
+		{Verbs: read, APIGroups: []string{"policy.networking.k8s.io"}, Resources: []string{"clusternetworkpolicies"}},
 	}}
 	binding := &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: Agent},

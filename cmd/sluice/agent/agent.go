@@ -45,16 +45,20 @@ type agent struct {
 	log  *slog.Logger
 	host
 
-	published  policy.Published
-	starting   *policy.StartingPods
-	network    *nodeNetwork
-	verdicts   *verdictlog.Log
-	manager    *iptables.Manager
-	evaluators []*engine.Evaluator
-	tracked    *conntrack.TrackedFlows
-	sweeper    *conntrack.Sweeper
-	follower   *conntrack.Follower
-	controller *watch.Controller
+	published   policy.Published
+	starting    *policy.StartingPods
+	nodeSources nodeSources
+	ruleChanges ruleChanges
+	ipvs        *ipvsServices
+	network     *nodeNetwork
+	verdicts    *verdictlog.Log
+	manager     *iptables.Manager
+	evaluators  []*engine.Evaluator
+	strangers   engine.Strangers
+	tracked     *conntrack.TrackedFlows
+	sweeper     *conntrack.Sweeper
+	follower    *conntrack.Follower
+	controller  *watch.Controller
 
 	failed    chan error    // the error that ends the agent
 	synced    chan struct{} // closed when the agent is ready
@@ -107,7 +111,7 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 	return &agent{
 		opts: opts, log: log,
 		failed: make(chan error, 1), synced: make(chan struct{}), ending: make(chan struct{}), gaps: make(chan struct{}, 1),
-		handovers: make(chan handover),
+		handovers: make(chan handover), ruleChanges: newRuleChanges(),
 	}
 }
 
@@ -125,6 +129,7 @@ func (a *agent) wire() error {
 	store := policy.NewStore()
 	store.SetLimits(opts.Limits)
 	store.SetLocalNode(opts.NodeName)
+	store.SetDenial(opts.Denial)
 	store.SetPodRanges(opts.PodCIDRs)
 	a.starting = store.StartingPods()
 	a.network = newNodeNetwork(a.starting, a.log)
@@ -134,9 +139,10 @@ func (a *agent) wire() error {
 	a.network.guarded = func() bool { return a.guard != nil && a.guard.Failure() == "" }
 	a.network.derive = a.network.cluster && len(opts.PodCIDRs) == 0 // --pod-cidrs replaces derived ranges
 	a.tracked = conntrack.NewTrackedFlows()
+	a.ipvs = &ipvsServices{path: ipvsFile}
 	var err error
 	a.queues, err = a.newQueues(queue.Options{
-		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.AllowedMark,
+		First: opts.Rules.FirstQueue, Count: opts.Rules.Queues, Overflow: opts.Rules.SourceShare > 0, Mark: opts.Rules.AllowedMark, RejectMark: opts.Rules.RejectMark(),
 		MaxLen: uint32(opts.QueueLen), CopyRange: uint32(opts.CopyRange),
 		FailOpen: opts.Overflow == PassPackets, OnGap: a.recordGap, NoGSO: !opts.GSO, Hold: opts.Hold, MaxHeld: opts.MaxHeld,
 	}, a.newEvaluator, a.log)
@@ -147,14 +153,15 @@ func (a *agent) wire() error {
 	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.verdicts)
 	a.sweeper.FailOpen = opts.Rules.FailOpen
 	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)
-	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log})
+	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log, Known: a.reportedByManifests})
 	return nil
 }
 
 // newEvaluator returns the evaluator of one worker.
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
-		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, FailOpen: a.opts.Rules.FailOpen,
+		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, Translated: a.ipvs.translated,
+		Rejects: a.manager.Rejects, Strangers: &a.strangers, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()
@@ -166,15 +173,15 @@ func (a *agent) newEvaluator() queue.Evaluator {
 
 // source returns the source of pods and policies.
 func (a *agent) source() (watch.Source, error) {
+	nodeRanges := len(a.opts.PodCIDRs) == 0 // --pod-cidrs replaces the ranges of the Nodes
 	if len(a.opts.Manifests) > 0 {
 		return manifests.Source{
-			Dirs: a.opts.Manifests, Logger: a.log,
+			Dirs: a.opts.Manifests, Logger: a.log, NodeRanges: nodeRanges,
 			OnProblems: func(p []manifests.Problem) { a.manifests.Store(&p) },
 			OnNotRead:  func(n []manifests.NotRead) { a.notRead.Store(&n) },
 		}, nil
 	}
-	nodeRanges := len(a.opts.PodCIDRs) == 0 // --pod-cidrs replaces the ranges of the Nodes
-	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), Logger: a.log})
+	return kube.New(a.opts.Cluster, kube.Options{NodeName: a.opts.NodeName, NodeRanges: nodeRanges, StartupTaint: a.startupTaint(), StartWithout: a.nothingDenied, Logger: a.log})
 }
 
 // run runs the agent until ctx ends or a part fails, and then stops all parts in order.
@@ -229,7 +236,7 @@ func (a *agent) startParts(background func(func(context.Context) error), sources
 		}
 	})
 	background(func(ctx context.Context) error { a.network.run(ctx, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.follower.Run, a.sweepAfterGaps, a.attend, a.verdicts.Run, a.serve, a.tuneMemory, a.runGuard} {
+	for _, part := range []func(context.Context){a.manager.Run, a.writeRules, a.follower.Run, a.sweepAfterGaps, a.attend, a.verdicts.Run, a.serve, a.tuneMemory, a.runGuard} {
 		background(func(ctx context.Context) error { part(ctx); return nil })
 	}
 }

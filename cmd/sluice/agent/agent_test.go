@@ -9,7 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/labels"
+
 	"sluice/cache/bpf"
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 )
@@ -38,6 +41,30 @@ func TestStartInOrder(t *testing.T) {
 	}
 	if done := f.steps(); !slices.Contains(done, stepDrain) || f.hasRules() {
 		t.Errorf("shutdown took the steps %v; rules in place: %v", done, f.hasRules())
+	}
+}
+
+// An agent that cannot read all policies starts without the missing ones only if no agent's
+// rules are in place.
+func TestNothingDenied(t *testing.T) {
+	f := newFixture(t)
+	if !f.nothingDenied(t.Context()) {
+		t.Error("without rules, nothing is denied")
+	}
+	f.start()
+	if f.nothingDenied(t.Context()) {
+		t.Error("rules are in place, which may deny something")
+	}
+	f.stop()
+	if err := f.end(); err != nil {
+		t.Fatal(err)
+	}
+	if !f.nothingDenied(t.Context()) {
+		t.Error("the rules have been removed")
+	}
+	f.iptables.Break(errors.New("the lock is held"))
+	if f.nothingDenied(t.Context()) {
+		t.Error("it is not known whether rules are in place")
 	}
 }
 
@@ -140,7 +167,7 @@ func TestChangeGoesThroughTheStages(t *testing.T) {
 	for _, s := range f.stages() {
 		names = append(names, s.String())
 	}
-	if got, want := strings.Join(names, ", "), "workers, pending packets, kernel cache, guard, connections"; got != want {
+	if got, want := strings.Join(names, ", "), "workers, pending packets, kernel cache, guard, rules, connections"; got != want {
 		t.Errorf("the stages are %s, want %s", got, want)
 	}
 }
@@ -181,6 +208,73 @@ func TestYieldAndEnforceAgain(t *testing.T) {
 	if done, want := f.steps(), []string{stepAttach, stepLeftovers, stepSweep}; !slices.Equal(done, want) {
 		t.Errorf("enforcing again took the steps %v, want %v", done, want)
 	}
+}
+
+// denyOwnNode is an update with a pod, and with a policy that denies what the pod sends to its
+// node.
+func denyOwnNode(w *policy.Store) {
+	addPod(w)
+	w.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
+	w.SetPolicy(&policy.Policy{
+		Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: "p"}, Tier: policy.Admin,
+		Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
+		Rules:   [2][]policy.Rule{filter.Egress: {{Action: policy.Deny}}},
+	})
+}
+
+// If a change needs other rules, the kernel's flow cache and the guard do not wait for iptables,
+// which may wait for another program. The sweep does.
+func TestOtherStagesDoNotWaitForIPTables(t *testing.T) {
+	f := newFixture(t)
+	f.start()
+	f.steps()
+	written := make(chan struct{})
+	f.at(stepRules, func() error {
+		f.at(stepRules, nil)
+		<-written
+		return nil
+	})
+	f.update(denyOwnNode)
+	f.until("writing the rules", func() bool { return f.recorded(stepRules) })
+	if done, want := f.steps(), []string{stepPending, stepKernel, stepGuard, stepRules}; !slices.Equal(done, want) {
+		t.Errorf("the change caused the steps %v, want %v", done, want)
+	}
+	close(written)
+	f.until("swept", func() bool { return f.recorded(stepSweep) })
+	if !strings.Contains(f.iptables.Dump(), "-j SLUICE-INPUT") {
+		t.Error("packets to the node are not judged")
+	}
+}
+
+// While iptables is stuck, changes of policy take effect, and live connections are judged. Once
+// iptables has written the rules, all connections are judged again, and the rules are adapted to
+// the changes made meanwhile.
+func TestStuckIPTables(t *testing.T) {
+	f := newFixture(t)
+	f.ruleChanges.wait = 10 * time.Millisecond
+	f.start()
+	f.steps()
+	written := make(chan struct{})
+	f.at(stepRules, func() error {
+		f.at(stepRules, nil)
+		<-written
+		return nil
+	})
+	f.update(denyOwnNode)
+	f.until("swept without the rules", func() bool { return f.recorded(stepSweep) })
+	for _, addr := range []string{"10.1.0.6", "10.1.0.7"} {
+		f.steps()
+		f.update(func(w *policy.Store) { w.SetPod(kubepod.Read(podAt(addr, addr, "192.0.2.1"))) })
+		f.until("in force", func() bool { return f.published.Snapshot().Endpoint(netip.MustParseAddr(addr)) != nil })
+		f.until("swept", func() bool { return f.recorded(stepGuard) && f.recorded(stepSweep) })
+	}
+	before := f.sweptAll.Load()
+	close(written)
+	f.until("all connections are judged again", func() bool { return f.sweptAll.Load() > before })
+	f.until("the rules cover all pods", func() bool {
+		rules := f.iptables.Dump()
+		return strings.Contains(rules, "-s 10.1.0.5/32") && strings.Contains(rules, "-s 10.1.0.6/32") && strings.Contains(rules, "-s 10.1.0.7/32")
+	})
 }
 
 // When an agent that has yielded ends, it closes the request of its live successor. It must

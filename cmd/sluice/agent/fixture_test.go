@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,7 @@ type fixture struct {
 	hooks map[string]func() error // functions by the name of a step; fixture.step calls the function of its step and returns its error
 
 	iptables *iptables.Fake
+	sweptAll atomic.Int64 // number of dumps of all connections
 	ended    chan error
 }
 
@@ -204,7 +206,10 @@ func (f *fixture) Run(ctx context.Context, update func(watch.Update)) error {
 // fakeConnections is a conntrack table without connections.
 type fakeConnections struct{ f *fixture }
 
-func (c fakeConnections) Dump(context.Context, []netip.Addr, func(*conntrack.Conn)) error {
+func (c fakeConnections) Dump(_ context.Context, among []netip.Addr, _ func(*conntrack.Conn)) error {
+	if among == nil {
+		c.f.sweptAll.Add(1)
+	}
 	return c.f.step(stepSweep)
 }
 func (c fakeConnections) SetMarks(context.Context, []conntrack.Update) error { return nil }
@@ -265,6 +270,9 @@ func (p fakePredecessor) Queued() (int, error) { return 0, nil }
 
 type fakeLeftovers struct{ f *fixture }
 
+func (l fakeLeftovers) RulesInPlace(ctx context.Context) (bool, error) {
+	return iptables.InPlace(ctx, l.f.tables)
+}
 func (l fakeLeftovers) RemoveRules(context.Context) error { return l.f.step(stepLeftovers) }
 func (l fakeLeftovers) RemovePins() ([]string, error)     { return nil, nil }
 func (l fakeLeftovers) RemoveGuard() error                { return nil }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"sluice/filter/event"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
 )
@@ -13,7 +14,7 @@ func (a *agent) openGuard() error {
 	if a.opts.Guard == GuardOff {
 		return nil
 	}
-	g, err := guard.Open(a.opts.Rules.AllowedMark, a.log)
+	g, err := guard.Open(guard.Options{AllowedMark: a.opts.Rules.AllowedMark, BPFFS: a.opts.BPFFS, Logger: a.log})
 	switch {
 	case err != nil && a.opts.Guard == GuardOn:
 		return fmt.Errorf("%w; or give --guard off", err)
@@ -41,7 +42,7 @@ func (a *agent) applyGuarded(ctx context.Context, s *policy.Snapshot, apply func
 		return nil
 	}
 	if err := a.guard.Begin(s); err != nil {
-		a.log.Error("not all interfaces are guarded; trying again", "err", err)
+		a.log.Error("not all interfaces are guarded; trying again", event.GuardFailing.Attr(), "err", err)
 	}
 	covers, because := a.guard.Covers()
 	if !covers {
@@ -81,7 +82,7 @@ func (a *agent) releaseGuard(ctx context.Context) error {
 
 func (a *agent) updateGuard(s *policy.Snapshot) {
 	if err := a.guard.Publish(s); err != nil {
-		a.log.Error("the guard of pods' interfaces is not up to date; trying again", "err", err)
+		a.log.Error("the guard of pods' interfaces is not up to date; trying again", event.GuardFailing.Attr(), "err", err)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sluice/cache/conntrack"
+	"sluice/filter/event"
 	"sluice/filter/queue"
 )
 
@@ -261,7 +262,7 @@ func (a *agent) yield() bool {
 // enforceAgain takes back the rules and the live connections after the agent that had taken
 // over has died.
 func (a *agent) enforceAgain(ctx context.Context) error {
-	a.log.Warn("the agent that took over is gone; enforcing again")
+	a.log.Warn("the agent that took over is gone; enforcing again", event.Resumed.Attr())
 	a.setPhase(resuming)
 	ctx, cancel := within(ctx, rulesTimeout, "to put the rules back in place")
 	defer cancel()

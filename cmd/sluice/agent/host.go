@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
+	"slices"
 
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
@@ -78,8 +80,11 @@ type predecessor interface {
 	Queued() (int, error)
 }
 
-// leftovers removes what earlier agents have left on the host.
+// leftovers finds and removes what earlier agents have left on the host.
 type leftovers interface {
+	// RulesInPlace reports whether rules of any agent see packets, in either backend of
+	// iptables.
+	RulesInPlace(ctx context.Context) (bool, error)
 	// RemoveRules removes rules from the backend of iptables that this agent does not use:
 	// packets pass through the rules of both backends.
 	RemoveRules(ctx context.Context) error
@@ -95,6 +100,8 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.tables, err = iptables.Open(ctx, a.opts.Rules.Backend, a.log); err != nil {
 		return err
 	}
+	_, bridged := os.Stat("/proc/sys/net/bridge")
+	a.opts.Rules.BridgePorts = bridged == nil
 	if a.predecessor, err = a.chooseQueues(); err != nil {
 		return err
 	}
@@ -123,6 +130,14 @@ type hostLeftovers struct {
 	log   *slog.Logger
 }
 
+func (l hostLeftovers) RulesInPlace(ctx context.Context) (bool, error) {
+	others, err := iptables.Others(ctx, l.inUse)
+	if err != nil {
+		return false, fmt.Errorf("look for rules in the other backend: %w", err)
+	}
+	return iptables.InPlace(ctx, slices.Concat(l.inUse, others))
+}
+
 func (l hostLeftovers) RemoveRules(ctx context.Context) error {
 	others, err := iptables.Others(ctx, l.inUse)
 	if err != nil {
@@ -138,6 +153,6 @@ func (l hostLeftovers) RemoveRules(ctx context.Context) error {
 func (l hostLeftovers) RemovePins() ([]string, error) { return bpf.RemoveStale(l.bpffs) }
 
 func (l hostLeftovers) RemoveGuard() error {
-	_, err := guard.Cleanup()
+	_, err := guard.Cleanup(l.bpffs)
 	return err
 }

@@ -48,6 +48,7 @@ func (a *agent) openKernel() error {
 	}
 	a.kernel = c // from here on, a.close releases the cache
 	a.opts.Rules.AllowPin, a.opts.Rules.DenyPin = c.AllowPin(), c.DenyPin()
+	a.opts.Rules.LaterPin, a.opts.Rules.RejectPin = c.LaterPin(), c.RejectPin()
 	if err := a.opts.Rules.Validate(); err != nil {
 		return err
 	}
@@ -143,9 +144,9 @@ func (a *agent) applyWhatWorks(ctx context.Context) error {
 	return a.without(less, because)
 }
 
-// without logs each part that the rules lack (less), with the reason. If the rules lack the check
-// of sources, this is also recorded in a.network. If they lack the calls of the BPF programs, the
-// kernel's flow cache is stopped.
+// without logs the parts in less, which the rules lack, with the reason. It leaves Less.Reject to
+// the manager, which logs it. If the check of sources is missing, without also records that in
+// a.network. If the calls of the BPF programs are missing, it stops the kernel's flow cache.
 func (a *agent) without(less iptables.Less, because string) error {
 	if less.Overflow {
 		a.log.Info("sources over --source-share do not go to the overflow queue", event.SourceLimitOff.Attr(), "because", because)

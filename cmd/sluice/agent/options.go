@@ -6,6 +6,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
+	"sluice/filter"
 	"sluice/filter/iptables"
 	"sluice/filter/policy"
 	"sluice/filter/verdictlog"
@@ -24,6 +25,9 @@ type Options struct {
 
 	Rules  iptables.Options
 	OnExit OnExit
+	// Denial is how packets are denied (drop or reject) if neither the policy nor its namespace
+	// specifies it.
+	Denial filter.Denial
 
 	PodCIDRs       []netip.Prefix
 	SysctlProblems SysctlProblems

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sluice/cmd/sluice/agent/telemetry"
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/watch"
 	"sluice/watch/kube"
@@ -65,7 +66,7 @@ func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
 		Settings: telemetry.Settings{
 			Version: a.opts.Version, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
-			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit),
+			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit), DenyWith: a.opts.Denial.Or(filter.DenialDrop).String(),
 		},
 		Now: time.Now(), Started: a.started, Ready: timeOf(&a.ready),
 		Snapshot: a.published.Snapshot(), Published: timeOf(&a.inForce),
@@ -98,12 +99,9 @@ func (a *agent) state() *telemetry.State {
 			s.Problems = append(s.Problems, a.taintProblems(api)...)
 		}
 	}
-	var broken []manifests.Problem
-	if read := a.manifests.Load(); read != nil {
-		broken = *read
-	}
+	broken := a.brokenManifests()
 	for _, p := range beyondManifests(a.controller.Problems(), broken) {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "policy", Where: p.Policy.String() + ", " + p.Field, Detail: p.Detail, Hint: p.Hint})
+		s.Problems = append(s.Problems, problemOf(p))
 	}
 	a.network.addTo(s, a.opts.SysctlProblems)
 	for _, c := range a.controller.Clashes() {
@@ -113,7 +111,7 @@ func (a *agent) state() *telemetry.State {
 		})
 	}
 	for _, p := range broken {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "manifest", Where: location(p), Detail: p.Detail, Hint: p.Hint})
+		s.Problems = append(s.Problems, manifestProblem(p))
 	}
 	if passed := a.notRead.Load(); passed != nil {
 		s.NotRead = manifests.TextOf(*passed)
@@ -121,9 +119,44 @@ func (a *agent) state() *telemetry.State {
 	return s
 }
 
-// beyondManifests returns the problems that the store has found ("found"), except those that
-// equal or follow from a problem in the manifests ("broken"). Such a problem is reported for
-// the manifest, and that report also names the file.
+// brokenManifests returns the current problems of the manifests.
+func (a *agent) brokenManifests() []manifests.Problem {
+	if read := a.manifests.Load(); read != nil {
+		return *read
+	}
+	return nil
+}
+
+// problemOf returns a problem of the policy store as the status shows it.
+func problemOf(p policy.Problem) telemetry.Problem {
+	out := telemetry.Problem{Kind: "policy", Where: nameOf(p.Policy) + ", " + p.Field, Detail: p.What(), Hint: p.Hint}
+	if p.Policy.Kind == "Namespace" {
+		out.Kind, out.Where = "namespace", p.Policy.Name+", "+p.Field
+	}
+	return out
+}
+
+// reportedByManifests reports whether a problem of a policy is, or follows from, a problem that
+// the source of manifests reports.
+func (a *agent) reportedByManifests(p policy.Problem) bool {
+	return len(beyondManifests([]policy.Problem{p}, a.brokenManifests())) == 0
+}
+
+// manifestProblem returns a problem of a manifest as the status shows it.
+func manifestProblem(p manifests.Problem) telemetry.Problem {
+	return telemetry.Problem{Kind: "manifest", Where: location(p), Detail: p.What(), Hint: p.Hint, InForce: p.InForce}
+}
+
+// nameOf returns the name of a policy in the status, with its kind if it is in no namespace.
+func nameOf(r policy.Ref) string {
+	if r.Namespace == "" {
+		return r.Object()
+	}
+	return r.String()
+}
+
+// beyondManifests returns the problems in found that are not also in broken. A problem that is
+// in both is reported as in broken, which names the file.
 func beyondManifests(found []policy.Problem, broken []manifests.Problem) []policy.Problem {
 	return slices.DeleteFunc(slices.Clone(found), func(p policy.Problem) bool {
 		return manifests.CausedBy(p, broken) || slices.ContainsFunc(broken, func(m manifests.Problem) bool {
@@ -149,7 +182,7 @@ func location(p manifests.Problem) string {
 func watches(kinds []kube.KindHealth) []telemetry.Watch {
 	var all []telemetry.Watch
 	for _, k := range kinds {
-		w := telemetry.Watch{Kind: k.Kind, Synced: k.Synced, Since: k.Since, Events: k.Events, Restarts: k.Restarts, Errors: k.Errors}
+		w := telemetry.Watch{Kind: k.Kind, Optional: k.Optional, Version: k.Version, Synced: k.Synced, Since: k.Since, Events: k.Events, Restarts: k.Restarts, Errors: k.Errors}
 		if k.Err != nil {
 			w.Broken = k.Err.Error()
 		}

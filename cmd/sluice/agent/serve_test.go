@@ -2,9 +2,11 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"sluice/filter/policy"
@@ -36,6 +38,11 @@ func TestProblemsAreReportedOnce(t *testing.T) {
 			if len(reported) == 0 || len(found) == 0 {
 				t.Fatalf("problems of the manifests: %v; of the policies: %v; want both", reported, found)
 			}
+			for _, p := range reported {
+				if p.InForce == "" {
+					t.Errorf("%v: what is in force is missing", p)
+				}
+			}
 			kept := slices.Clone(found)
 			if again := beyondManifests(found, reported); len(again) > 0 {
 				t.Errorf("%v is reported again, in addition to %v", again, reported)
@@ -51,5 +58,21 @@ func TestProblemsAreReportedOnce(t *testing.T) {
 				t.Error("a problem that is not in the manifests is missing")
 			}
 		})
+	}
+}
+
+// The status names the namespace of a wrong annotation, and what a broken manifest leaves in
+// force, in the text and in JSON.
+func TestProblemsInTheStatus(t *testing.T) {
+	_, wrong := policy.NamespaceDenial("shop", map[string]string{policy.DenyWithAnnotation: "refuse"})
+	if p := problemOf(*wrong); !strings.HasPrefix(p.String(), `namespace shop, metadata.annotations["sluice/deny-with"]: "refuse" is not`) {
+		t.Errorf("the problem of a namespace: %s", p)
+	}
+	p := manifestProblem(manifests.Problem{File: "a.yaml", Detail: "d", Effect: "e", Hint: "h", InForce: "the last good state of the file"})
+	if want := "manifest a.yaml: d; e: h (in force: the last good state of the file)"; p.String() != want {
+		t.Errorf("%s, want %s", p, want)
+	}
+	if text, err := json.Marshal(p); err != nil || !strings.Contains(string(text), `"inForce":"the last good state of the file"`) {
+		t.Errorf("%s, %v", text, err)
 	}
 }

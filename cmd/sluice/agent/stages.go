@@ -11,23 +11,31 @@ import (
 // longer than the next change should wait, so the follower sweeps on its own goroutine.
 //
 // Pending packets come before the kernel cache, so that they do not wait for its stage, which
-// takes some 10 ms. The guard does not depend on the others. Connections come last: a sweep is
-// complete only if no verdict of an older snapshot can still create or mark a connection.
+// takes some 10 ms. The guard does not depend on the others. The rules come after both, because
+// iptables may wait for seconds for another program. Connections come last: a sweep is complete
+// only if no verdict of an older snapshot can still create or mark a connection.
 func (a *agent) stages() []watch.Stage {
 	return []watch.Stage{
 		watch.StageFunc{Name: "workers", Func: a.awaitWorkers},
 		watch.StageFunc{Name: "pending packets", Func: a.judgePending},
 		watch.StageFunc{Name: "kernel cache", Func: a.publishToKernel},
 		watch.StageFunc{Name: "guard", Func: a.publishToGuard},
+		watch.StageFunc{Name: "rules", Func: a.adaptRules},
 		watch.StageFunc{Name: "connections", Func: a.judgeConnections},
 	}
 }
 
-// awaitWorkers returns when no worker decides by an older snapshot.
+// awaitWorkers returns when no worker decides by an older snapshot. From then on, deleted
+// policies deny nothing, so awaitWorkers removes their metrics.
 func (a *agent) awaitWorkers(ctx context.Context, c watch.Change) error {
 	err := watch.Workers{Published: &a.published, Logger: a.log}.Apply(ctx, c)
 	if ctx.Err() == nil {
 		markNow(&a.inForce)
+	}
+	if deleted := c.Snapshot.Deleted(); len(deleted) > 0 {
+		for _, e := range a.evaluators {
+			e.Forget(deleted)
+		}
 	}
 	return err
 }

@@ -59,6 +59,19 @@ func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 	return first.Snapshot, a.publishToGuard(ctx, first)
 }
 
+// nothingDenied reports whether this node has no rules of any agent, so that all packets pass.
+// Then an agent that cannot read ClusterNetworkPolicies starts with the other policies, which
+// deny more than no agent does. Otherwise it waits: a predecessor still enforces, or has left
+// rules that apply the verdicts that the kernel remembers. New rules without
+// ClusterNetworkPolicies would allow what these verdicts deny.
+func (a *agent) nothingDenied(ctx context.Context) bool {
+	placed, err := a.leftovers.RulesInPlace(ctx)
+	if err != nil {
+		a.log.Error("cannot find out whether rules of an earlier agent are in place", "err", err)
+	}
+	return err == nil && !placed
+}
+
 // startQueues starts the workers, and returns when they read all queues.
 func (a *agent) startQueues(ctx context.Context, background func(func(context.Context) error)) error {
 	background(a.queues.Run)
@@ -83,6 +96,8 @@ func (a *agent) takeOver(ctx context.Context) (err error) {
 func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
 	a.setPhase(applying)
 	a.network.begin(s) // the ranges of starting pods must be known before packets are queued
+	a.ruleChanges.last = a.needs(watch.Change{Snapshot: s})
+	a.setNeeds(ctx, a.ruleChanges.last) // writes nothing yet
 	if err := a.applyGuarded(ctx, s, a.applyWhatWorks); err != nil {
 		return fmt.Errorf("put the rules in place: %w", err)
 	}

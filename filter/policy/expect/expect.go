@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"sluice/filter"
 	"sluice/filter/policy/explain"
@@ -56,7 +57,7 @@ type Failure struct {
 func (t *Test) Run(c *explain.Cluster) Result {
 	r := Result{Test: t}
 	if t.Policy != "" && !c.HasPolicy(t.Policy) {
-		r.Err = fmt.Errorf("policy: there is no NetworkPolicy %s in the manifests: correct the name, or add it", t.Policy)
+		r.Err = fmt.Errorf("policy: there is no policy %s in the manifests: correct the name, or add it", t.Policy)
 		return r
 	}
 	for _, from := range t.From {
@@ -108,18 +109,39 @@ func (t *Test) flaw(c *explain.Cluster, f explain.Flow) string {
 	case v.Action == filter.Allow:
 		return fmt.Sprintf("expected to be allowed by %s, but no rule of it allows this flow", t.Policy)
 	}
-	return fmt.Sprintf("expected to be denied by %s, but it does not isolate the end that denies", t.Policy)
+	return fmt.Sprintf("expected to be denied by %s, but %s", t.Policy, denier(v))
+}
+
+// denier describes what denies a flow: "admin/platform denies it", "no rule of default/db allows it".
+func denier(v filter.Verdict) string {
+	side := v.Egress
+	if side.Allows() {
+		side = v.Ingress
+	}
+	switch {
+	case side.Rule != nil:
+		return side.Rule.PolicyTitle() + " denies it"
+	case side.Isolation != nil:
+		return "no rule of " + strings.Join(side.Isolation.Policies, ", ") + " allows it"
+	}
+	return "no policy denies it: " + v.Reason.String()
 }
 
 // isReason reports whether the policy is a reason for the verdict. It checks all rules that
-// allow the flow, because the verdict names only one of them.
+// allow the flow, because the verdict names only one of them. The text may name two policies:
+// admin/platform is also the NetworkPolicy platform of the namespace admin. Either is a reason.
 func (t *Test) isReason(c *explain.Cluster, f explain.Flow, v filter.Verdict) bool {
-	for _, side := range []filter.Side{v.Egress, v.Ingress} {
-		if v.Action == filter.Deny && !side.Allows() && slices.Contains(side.Isolation.Policies, t.Policy) {
-			return true
-		}
+	ofPolicy := func(r filter.Rule) bool { return r.PolicyTitle() == t.Policy }
+	if v.Action == filter.Allow {
+		return slices.ContainsFunc(c.Allowing(f, filter.Egress), ofPolicy) || slices.ContainsFunc(c.Allowing(f, filter.Ingress), ofPolicy)
 	}
-	ofPolicy := func(r filter.Rule) bool { return r.Policy == t.Policy }
-	return v.Action == filter.Allow &&
-		(slices.ContainsFunc(c.Allowing(f, filter.Egress), ofPolicy) || slices.ContainsFunc(c.Allowing(f, filter.Ingress), ofPolicy))
+	return slices.ContainsFunc([]filter.Side{v.Egress, v.Ingress}, func(side filter.Side) bool {
+		switch {
+		case side.Allows():
+			return false
+		case side.Rule != nil:
+			return ofPolicy(*side.Rule)
+		}
+		return slices.Contains(side.Isolation.Policies, t.Policy)
+	})
 }

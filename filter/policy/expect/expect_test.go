@@ -1,13 +1,16 @@
 package expect_test
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/expect"
 	"sluice/filter/policy/explain"
@@ -73,10 +76,10 @@ func TestRun(t *testing.T) {
 		{"any policy that allows", `{from: web, to: db, port: 6379, expect: allow, policy: same}`, 2, nil, ""},
 		{"another policy", `{from: web, to: db, port: 6379, expect: allow, policy: four}`, 2, []string{"expected to be allowed by default/four, but no rule of it allows this flow"}, ""},
 		{"isolates the end that denies", `{from: web, to: db, port: 80, expect: deny, policy: four}`, 2, nil, ""},
-		{"isolates the other end", `{from: web, to: db, port: 80, expect: deny, policy: out}`, 2, []string{"expected to be denied by default/out, but it does not isolate the end that denies"}, ""},
+		{"isolates the other end", `{from: web, to: db, port: 80, expect: deny, policy: out}`, 2, []string{"expected to be denied by default/out, but no rule of default/access-demo1, default/four, default/same allows it"}, ""},
 		{"allowed with no policy", `{from: web, to: job, port: 80, expect: allow, policy: out}`, 2, []string{"expected to be allowed by default/out, but no rule of it allows this flow"}, ""},
 		{"itself", `{from: db, to: db, port: 80, expect: allow}`, 2, nil, ""},
-		{"no such policy", `{from: web, to: db, port: 80, expect: deny, policy: access-demo}`, 0, nil, "there is no NetworkPolicy default/access-demo"},
+		{"no such policy", `{from: web, to: db, port: 80, expect: deny, policy: access-demo}`, 0, nil, "there is no policy default/access-demo"},
 		{"no such pod", `{from: [web, wbe], to: db, port: 6379, expect: allow}`, 2, nil, "did you mean default/web"},
 	}
 	for _, tt := range tests {
@@ -103,6 +106,37 @@ func TestRun(t *testing.T) {
 				t.Errorf("%d flows, want %d; passed %t", r.Flows, tt.flows, r.Passed())
 			}
 		})
+	}
+}
+
+// The text "admin/x" names two policies: the ClusterNetworkPolicy x of the tier Admin, and the
+// NetworkPolicy x of the namespace admin. A denial by either of them is the expected one.
+func TestTextOfTwoPolicies(t *testing.T) {
+	var o explain.Objects
+	w := policy.NewStore()
+	for name, addr := range map[string]string{"a": "10.0.0.1", "b": "10.0.0.2"} {
+		p := &policy.Pod{Namespace: "admin", Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
+		o.Pods = append(o.Pods, p)
+		w.SetPod(p)
+	}
+	everyPod := policy.Peer{Namespaces: labels.Everything(), Pods: labels.Everything()}
+	o.Policies = []*policy.Policy{{
+		Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: "x"}, Tier: policy.Admin, Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
+		Rules: [2][]policy.Rule{filter.Ingress: {{Action: policy.Deny, Peers: []policy.Peer{everyPod}, Ports: []policy.PortRange{{Protocol: filter.TCP, Low: 80, High: 80}}}}},
+	}, {
+		Ref: policy.Ref{Kind: "NetworkPolicy", Namespace: "admin", Name: "x"}, Tier: policy.NetworkPolicy, Subject: policy.Subject{Namespace: "admin", Pods: labels.Everything()},
+		Isolates: [2]bool{filter.Ingress: true},
+	}}
+	for _, p := range o.Policies {
+		w.SetPolicy(p)
+	}
+	s, _ := w.Commit()
+	f, err := expect.Parse([]byte("manifests: x\ntests:\n- {from: admin/a, to: admin/b, port: [80, 81], expect: deny, policy: admin/x}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := f.Tests[0].Run(explain.New(s, o)); !r.Passed() || r.Flows != 2 {
+		t.Errorf("%d flows, %v, failures %+v", r.Flows, r.Err, r.Failures)
 	}
 }
 

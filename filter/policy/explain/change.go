@@ -19,8 +19,13 @@ type Change struct {
 	Field  string // the list to add to, as in "spec.ingress[0].from"
 	// Add is the peer, port or rule to add, in the form of the API.
 	Add any
-	// Problem is a problem that must be corrected before any addition can take effect; nil
-	// if there is none. If Problem is set, Field and Add are empty.
+	// Before is the rule that the addition must come before. It is nil if the order of rules
+	// has no meaning. If Before is set, Rule is the rule to add.
+	Before *filter.Rule
+	Rule   policy.Rule
+	Notes  []string // what else the addition allows, and other ways to allow the flow
+	// Problem is set if an addition would not take effect. The problem must then be corrected
+	// instead, and Field and Add are empty.
 	Problem *policy.Problem
 }
 
@@ -65,7 +70,7 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 		}
 		return &Change{Policy: c.refOf(s.Policies[0]), Problem: &p[0]}
 	}
-	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest))}
+	return &Change{Policy: c.refOf(name), Field: "spec." + s.Direction.String(), Add: netpol.WriteRule(s.Direction, c.ruleOf(s, f, name, nearest)), Notes: portless(f, "ports")}
 }
 
 // inTheWay returns the problem of the nearest rule (a malformed port or peer), or nil if it has
@@ -141,7 +146,7 @@ func (c *Cluster) peerOf(s *Side, f Flow, nearest *RuleMatch) policy.Peer {
 		}
 	}
 	p := policy.Peer{Pods: labels.SelectorFromSet(chosen)}
-	if c.policies[nearest.Rule.Policy].Subject.Namespace != peer.Pod.Namespace {
+	if of := c.policies[nearest.Rule.Policy]; of.Tier != policy.NetworkPolicy || of.Subject.Namespace != peer.Pod.Namespace {
 		p.Namespaces = labels.SelectorFromSet(labels.Set{corev1.LabelMetadataName: peer.Pod.Namespace})
 	}
 	return p

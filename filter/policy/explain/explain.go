@@ -27,8 +27,7 @@ type Objects struct {
 	Policies   []*policy.Policy
 	Problems   []policy.Problem
 
-	// Services and their EndpointSlices name the endpoints behind the address of a Service.
-	// Both may be empty.
+	// The endpoints behind the addresses of Services; both may be empty.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 }
@@ -39,8 +38,9 @@ type Cluster struct {
 	namespaces map[string]labels.Set
 	pods       map[string]*policy.Pod // pods by "namespace/name"
 	policies   map[string]*policy.Policy
-	problems   map[string][]policy.Problem // problems by "namespace/name" of the policy
-	ends       map[string]*End             // pods of earlier questions, by "namespace/name"
+	tiers      [filter.NumTiers][]*policy.Policy // those with ordered rules, in their order
+	problems   map[string][]policy.Problem       // by policy
+	ends       map[string]*End                   // pods of earlier questions
 	services   map[netip.Addr]*service
 }
 
@@ -51,6 +51,7 @@ func New(s *policy.Snapshot, o Objects) *Cluster {
 		namespaces: make(map[string]labels.Set, len(o.Namespaces)),
 		pods:       make(map[string]*policy.Pod, len(o.Pods)),
 		policies:   make(map[string]*policy.Policy, len(o.Policies)),
+		tiers:      byTier(o.Policies),
 		problems:   make(map[string][]policy.Problem),
 		ends:       make(map[string]*End),
 		services:   make(map[netip.Addr]*service),
@@ -93,21 +94,26 @@ type Side struct {
 	Pod       string   // "namespace/name" of the pod at this end; empty if the end is not a pod
 	Policies  []string // names of the policies that isolate the pod
 
-	// The rule that allows the flow; nil if the side denies it or is not isolated.
+	// Tiers are the tiers with policies for the pod, in the order of their evaluation.
+	Tiers []Step
+	// The rule that allows the flow; nil if the side denies it or no rule decides.
 	Allowed *RuleMatch
+	// The following fields are set only if the side denies the flow. Nearest has the rules of
+	// the denying tier with the fewest mismatches, sorted by policy and index.
+	Nearest []RuleMatch
+	More    int        // number of further rules that are as near as the last of Nearest
+	Late    *RuleMatch // the first rule that matches and does not deny, but comes after the rule that denies the flow
+	Empty   []string   // policies without rules in this direction
+	Change  *Change    // the change that would allow the flow
 
-	// The next fields are set only if the side denies the flow.
-	Nearest []RuleMatch // up to maxNearest of the rules with the fewest mismatches, sorted by policy and index
-	More    int         // number of further rules, not in Nearest, that have as few mismatches as the nearest ones
-	Empty   []string    // policies without rules in this direction
-	Change  *Change     // the change that would allow the flow
-
-	// Problems of the policies that isolate the pod: malformed parts, and excessive size.
+	// Problems of the policies that were evaluated: malformed parts, and excessive size.
 	Problems []policy.Problem
+
+	allows bool
 }
 
 // Allows reports whether the side allows the flow.
-func (s *Side) Allows() bool { return len(s.Policies) == 0 || s.Allowed != nil }
+func (s *Side) Allows() bool { return s.allows }
 
 // maxNearest bounds the rules that are shown for a denied side. Further rules with the same
 // mismatches add nothing.
@@ -119,19 +125,68 @@ func (c *Cluster) Decide(f Flow) filter.Verdict { return c.snapshot.Decide(f.Key
 // Explain returns the verdict for a flow, with its reasons.
 func (c *Cluster) Explain(f Flow) Explanation {
 	e := Explanation{Flow: f, Verdict: c.snapshot.Decide(f.Key)}
-	e.Egress = c.side(filter.Egress, f, e.Verdict.Egress)
-	e.Ingress = c.side(filter.Ingress, f, e.Verdict.Ingress)
-	e.Notes = notes(f, e.Verdict)
+	e.Egress = c.side(filter.Egress, f, e.Verdict)
+	e.Ingress = c.side(filter.Ingress, f, e.Verdict)
+	e.Notes = c.notes(f, e.Verdict)
 	return e
 }
 
-// notes returns a warning for each link-local address of a denied flow that belongs to no
+// notes returns warnings about a verdict that may differ on a real node, and says which policies
+// disagree about the answer.
+func (c *Cluster) notes(f Flow, v filter.Verdict) []string {
+	return slices.Concat(c.missingNamespaces(f), linkLocal(f, v), c.dropPrevails(v))
+}
+
+// dropPrevails returns a note if some of the policies that deny the flow would reject it, and it is
+// dropped because others of them say so.
+func (c *Cluster) dropPrevails(v filter.Verdict) []string {
+	side := v.Ingress
+	if v.Reason == filter.EgressDenied {
+		side = v.Egress
+	}
+	if v.Action != filter.Deny || side.Rule != nil || side.Isolation == nil {
+		return nil
+	}
+	by := make(map[filter.Denial][]string)
+	for _, name := range side.Isolation.Policies {
+		if p := c.policies[name]; p != nil {
+			by[p.Denial] = append(by[p.Denial], name)
+		}
+	}
+	drop, reject := by[filter.DenialDrop], by[filter.DenialReject]
+	if len(drop) == 0 || len(reject) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("the packet is dropped, not rejected: %s of %s is drop, and prevails over reject of %s",
+		policy.DenyWithAnnotation, some(drop, maxNearest, ", "), some(reject, maxNearest, ", "))}
+}
+
+// missingNamespaces returns a warning for each end in a namespace without an object, if policies
+// depend on its labels.
+func (c *Cluster) missingNamespaces(f Flow) (found []string) {
+	if !c.snapshot.NeedsNamespaces() {
+		return nil
+	}
+	for _, e := range []*End{f.From, f.To} {
+		if e.Pod == nil || e.Node {
+			continue
+		}
+		name := e.Pod.Namespace
+		text := fmt.Sprintf("there is no Namespace %s, so it counts as a namespace without labels, and policies select namespaces by labels: add the Namespace", name)
+		if _, is := c.namespaces[name]; !is && !slices.Contains(found, text) {
+			found = append(found, text)
+		}
+	}
+	return found
+}
+
+// linkLocal returns a warning for each link-local address of a denied flow that belongs to no
 // known pod or node: on a real node, the verdict may differ. The address may be the node's
 // own, such as that of a node-local DNS cache. The agent reads such addresses from the
 // node's interfaces, but neither the manifests nor the API contain them.
-func notes(f Flow, v filter.Verdict) []string {
-	if v.Action == filter.Allow {
-		return nil
+func linkLocal(f Flow, v filter.Verdict) []string {
+	if v.Action == filter.Allow || v.Egress.Rule != nil && !v.Egress.Allows() {
+		return nil // the rule denies the flow even if the other end is the pod's own node
 	}
 	var found []string
 	for _, e := range []*End{f.From, f.To} {
@@ -154,6 +209,9 @@ func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 		side = v.Egress
 	}
 	var rules []filter.Rule
+	if side.Isolation == nil && side.Rule != nil && side.Allows() {
+		rules = append(rules, *side.Rule)
+	}
 	if side.Isolation != nil {
 		for _, r := range c.matchAll(d, f, side.Isolation.Policies) {
 			if len(r.Mismatches) == 0 {
@@ -164,36 +222,67 @@ func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
 	return rules
 }
 
-// HasPolicy reports whether the policy "namespace/name" exists.
-func (c *Cluster) HasPolicy(name string) bool { return c.policies[name] != nil }
-
-func (c *Cluster) side(d filter.Direction, f Flow, given filter.Side) Side {
-	guarded := f.Key.SrcAddr()
-	if d == filter.Ingress {
-		guarded = f.Key.DstAddr()
-	}
-	s := Side{Direction: d}
-	if e := c.snapshot.Endpoint(guarded); e != nil && !e.IsNode() {
-		s.Pod = e.String()
-	}
-	if given.Isolation == nil {
-		return s
-	}
-	s.Policies = given.Isolation.Policies
-	for _, p := range s.Policies {
-		s.Problems = append(s.Problems, c.problems[p]...)
-	}
-	if given.Rule != nil {
-		r := c.match(d, f, given.Rule.Policy, given.Rule.Index, c.rules(d, given.Rule.Policy))
-		s.Allowed = &r
-		return s
-	}
-	for _, p := range s.Policies {
-		if !c.tooLarge(p) && len(c.rules(d, p)) == 0 {
-			s.Empty = append(s.Empty, p)
+// HasPolicy reports whether a policy has the given title: "namespace/name", or the tier and the
+// name ("admin/platform") of a policy that is in no namespace.
+func (c *Cluster) HasPolicy(title string) bool {
+	for _, p := range c.policies {
+		if titleOf(p) == title {
+			return true
 		}
 	}
-	all := c.matchAll(d, f, s.Policies)
+	return false
+}
+
+func titleOf(p *policy.Policy) string { return filter.PolicyTitle(p.Tier, p.Ref.String()) }
+
+func (c *Cluster) side(d filter.Direction, f Flow, v filter.Verdict) Side {
+	guarded, given := f.Key.SrcAddr(), v.Egress
+	if d == filter.Ingress {
+		guarded, given = f.Key.DstAddr(), v.Ingress
+	}
+	s := Side{Direction: d, allows: given.Allows()}
+	e := c.snapshot.Endpoint(guarded)
+	if e == nil || e.IsNode() {
+		return s
+	}
+	s.Pod = e.String()
+	if v.Reason == filter.SameAddress || v.Reason == filter.OwnNode && d == filter.Ingress {
+		return s // no tier is evaluated for packets from a pod to itself, or from its node to the pod
+	}
+	if given.Isolation != nil {
+		s.Policies = given.Isolation.Policies
+	}
+	s.Tiers = c.steps(d, f, e, given)
+	for _, t := range s.Tiers {
+		if t.Result != NotEvaluated {
+			for _, p := range t.Policies {
+				s.Problems = append(s.Problems, c.problems[p]...)
+			}
+		}
+	}
+	switch t := s.decider(); {
+	case t == nil:
+	case t.Result == Accepted:
+		s.Allowed = t.Rule
+	default:
+		c.denied(&s, f, t)
+	}
+	return s
+}
+
+// denied adds the reasons of a tier that denies the flow, and the change that would allow it.
+func (c *Cluster) denied(s *Side, f Flow, t *Step) {
+	var all []RuleMatch
+	if t.Tier == policy.NetworkPolicy {
+		for _, p := range s.Policies {
+			if !c.tooLarge(p) && len(c.rules(s.Direction, p)) == 0 {
+				s.Empty = append(s.Empty, p)
+			}
+		}
+		all = c.matchAll(s.Direction, f, s.Policies)
+	} else {
+		all, s.Late = c.nearestOrdered(s, f, t)
+	}
 	slices.SortStableFunc(all, func(a, b RuleMatch) int { return len(a.Mismatches) - len(b.Mismatches) })
 	for i, r := range all {
 		switch {
@@ -204,6 +293,9 @@ func (c *Cluster) side(d filter.Direction, f Flow, given filter.Side) Side {
 			s.More++
 		}
 	}
-	s.Change = c.change(&s, f)
-	return s
+	if t.Tier == policy.NetworkPolicy {
+		s.Change = c.change(s, f)
+	} else {
+		s.Change = c.orderedChange(s, f, t)
+	}
 }

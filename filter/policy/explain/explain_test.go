@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
 )
 
@@ -38,11 +39,11 @@ const manifests = `
 {kind: Pod, metadata: {namespace: shop, name: early, creationTimestamp: "2026-01-01T00:00:00Z"}, status: {podIP: 10.0.0.6}}
 `
 
-// read returns a cluster with the namespaces and pods of the constant manifests, and with a
-// policy in namespace default for each element of policies, which maps names to specs.
-func read(t *testing.T, policies map[string]string) *explain.Cluster {
+// read returns a cluster with the namespaces and pods in the constant manifests. policies has
+// the specs of NetworkPolicies in the namespace default, by name. ordered are further policies.
+func read(t *testing.T, policies map[string]string, ordered ...*policy.Policy) *explain.Cluster {
 	t.Helper()
-	var o objects
+	o := objects{Ordered: ordered}
 	for _, text := range strings.Split(manifests, "---\n") {
 		var kind metav1.TypeMeta
 		decode(t, text, &kind)

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -48,8 +49,35 @@ func (h *matcher) peerItem(p *policy.Peer, field string) (string, *Mismatch) {
 		return "", unreadable("peer", strings.TrimSuffix(field+p.Malformed, "."))
 	case p.Block != nil:
 		return h.block(p.Block)
+	case len(p.Networks) > 0:
+		return h.networks(p.Networks)
+	case p.Nodes != nil:
+		return h.nodes(p.Nodes)
+	case len(p.Names) > 0:
+		says := "the names " + some(p.Names, 5, ", ")
+		return says, &Mismatch{Part: "peer", Allows: says, Flow: "names are not supported and match nothing", score: otherKind}
 	}
 	return h.pods(p)
+}
+
+// networks matches the address of the peer against a list of networks.
+func (h *matcher) networks(list []netip.Prefix) (string, *Mismatch) {
+	texts := make([]string, len(list))
+	for i, n := range list {
+		texts[i] = n.Masked().String()
+		if n.Contains(h.addr) {
+			return "addresses in " + texts[i], nil
+		}
+	}
+	says := "addresses in " + some(texts, 5, ", ")
+	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.addr.String() + " is outside it", score: 2}
+	if len(list) > 1 {
+		lack.Flow = h.addr.String() + " is in none of them"
+	}
+	if h.peer.Pod != nil {
+		lack.score = otherAddress
+	}
+	return says, lack
 }
 
 // pods matches a peer that selects pods by labels.
@@ -136,8 +164,27 @@ func (h *matcher) block(b *policy.Block) (string, *Mismatch) {
 	return says, lack
 }
 
-// missing returns, for each requirement that a set of labels does not satisfy, the label that
-// the set has instead: "role=backend", "no label project".
+// nodes matches the address of the peer against those of the nodes that a selector matches.
+func (h *matcher) nodes(sel labels.Selector) (string, *Mismatch) {
+	says := "every node"
+	if !sel.Empty() {
+		says = "nodes with " + words(sel)
+	}
+	for n := range h.c.snapshot.Nodes() {
+		if slices.Contains(n.Addrs, h.addr) && sel.Matches(n.Labels) {
+			return says, nil
+		}
+	}
+	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.addr.String() + " is not the address of a known node", score: otherAddress}
+	if n := h.c.snapshot.NodeAt(h.addr); n != nil {
+		missing := missing(sel, n.Labels)
+		lack.Flow, lack.score = "node "+n.Name+" has "+strings.Join(missing, " and "), len(missing)
+	}
+	return says, lack
+}
+
+// missing returns, for each requirement that set does not satisfy, the label that set has
+// instead: "role=backend", "no label project".
 func missing(sel labels.Selector, set labels.Set) []string {
 	var found []string
 	requirements, _ := sel.Requirements()

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"sluice/filter"
@@ -27,15 +28,16 @@ func (h *matcher) ports(items []policy.PortRange, field string) (string, *Mismat
 		}
 		all = append(all, says)
 	}
+	all, names = ofAnyProtocol(all, names)
 	if len(all) == 0 {
 		return "", unreadable("port", field)
 	}
 	lack := &Mismatch{Part: "port", Allows: some(all, 8, ", "), Flow: "the flow is to " + portText(h.key)}
 	switch h.key.Transport {
 	case filter.Portless:
-		lack.Flow = "the flow is " + h.key.Protocol.String() + ", which only a rule without ports allows"
+		lack.Flow = "the flow is " + h.key.Protocol.String() + ", which only " + h.ruleWithoutPorts()
 	case filter.Opaque:
-		lack.Flow = "the flow's port cannot be read, and only a rule without ports allows it"
+		lack.Flow = "the flow's port cannot be read, and only " + h.ruleWithoutPorts() + " it"
 	}
 	if len(names) > 0 {
 		lack.Flow += h.nameWords(names)
@@ -43,8 +45,31 @@ func (h *matcher) ports(items []policy.PortRange, field string) (string, *Mismat
 	return lack.Allows, lack
 }
 
-// portItem describes one item of a rule's ports, and reports whether it matches the flow. name is
-// the port name in the item, or empty. For a malformed item, all results are empty.
+// ruleWithoutPorts is a part of a sentence about rules for all ports, in the words of the policy's
+// kind.
+func (h *matcher) ruleWithoutPorts() string {
+	if h.ordered {
+		return "a rule without protocols matches"
+	}
+	return "a rule without ports allows"
+}
+
+// ofAnyProtocol joins the descriptions of a named port of all protocols, which ordered rules
+// have: "TCP web, UDP web, SCTP web" becomes "port web".
+func ofAnyProtocol(all, names []string) ([]string, []string) {
+	for _, name := range slices.Clone(names) {
+		i := slices.Index(all, "TCP "+name)
+		if i >= 0 && i+2 < len(all) && all[i+1] == "UDP "+name && all[i+2] == "SCTP "+name {
+			all[i] = "port " + name
+			all = slices.Delete(all, i+1, i+3)
+		}
+	}
+	slices.Sort(names)
+	return all, slices.Compact(names)
+}
+
+// portItem describes one item and reports whether it matches. It also returns the name of a
+// named port. For a malformed item, all results are empty.
 func (h *matcher) portItem(port *policy.PortRange) (says, name string, matches bool) {
 	if port.Malformed {
 		return "", "", false

@@ -43,6 +43,10 @@ type End struct {
 	// Node is set for a node, and for a pod of the host network: such a pod has the addresses
 	// of its node, and policies treat it as the node.
 	Node bool
+	// NodeName is the name of the Node object whose status has the address. If there is none, but
+	// the status of a pod has the address as its host's, NodeName is "of " and the pod's name.
+	// Otherwise it is empty.
+	NodeName string
 
 	service *service // the Service that has the address; nil for other addresses
 }
@@ -75,6 +79,7 @@ func (c *Cluster) Flows(q Question) ([]Flow, error) {
 	case to.service != nil:
 		return c.serviceFlows(from, to, q, proto)
 	}
+	from, to = from.asNodeOf(to), to.asNodeOf(from)
 	port, err := c.port(q.Port, proto, to)
 	if err != nil {
 		return nil, fmt.Errorf("port: %w", err)
@@ -137,17 +142,34 @@ func (c *Cluster) endpoint(text string) (*End, error) {
 
 func (c *Cluster) address(addr netip.Addr) *End {
 	e := &End{Name: addr.String(), Addrs: []netip.Addr{addr}}
-	if owner := c.snapshot.Endpoint(addr); owner.IsNode() {
+	switch owner := c.snapshot.Endpoint(addr); {
+	case owner.IsNode():
 		e.Node = true
-	} else if owner != nil {
+	case owner != nil:
 		e.Pod = c.pods[owner.String()]
-	} else {
+		return e
+	default:
 		e.service = c.services[addr]
+	}
+	if n := c.snapshot.NodeAt(addr); n != nil && e.service == nil {
+		e.Node, e.NodeName = true, n.Name
 	}
 	return e
 }
 
-// podEnd returns a pod with its addresses. The snapshot decides whether the pod owns them.
+// asNodeOf returns e as a node if the status of the pod has the address of e as an address of
+// the pod's host. Otherwise it returns e unchanged.
+func (e *End) asNodeOf(pod *End) *End {
+	if e.Pod != nil || e.Node || pod.Pod == nil || !slices.Contains(pod.Pod.Hosts, e.Addrs[0]) {
+		return e
+	}
+	node := *e
+	node.Node, node.NodeName = true, "of "+pod.Name
+	return &node
+}
+
+// podEnd returns a pod with its addresses. It returns an error if one of them has another owner
+// in the snapshot.
 func (c *Cluster) podEnd(name string, pod *policy.Pod) (*End, error) {
 	e := &End{Name: name, Pod: pod}
 	if pod.HostNetwork {

@@ -3,6 +3,7 @@ package explain_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"sluice/filter"
@@ -126,6 +128,7 @@ func (d dice) cluster() objects {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pick(d, "one", "two"), Name: fmt.Sprint("p", i), Labels: d.labels()}}
 		p.Status.PodIPs = []corev1.PodIP{{IP: fmt.Sprintf("10.0.0.%d", i+1)}, {IP: fmt.Sprintf("fd00::%d", i+1)}}
 		p.Status.HostIP = pick(d, "", "192.0.2.7")
+		p.Spec.NodeName = pick(d, "", "node0", "node1")
 		for range d.IntN(3) {
 			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Ports: []corev1.ContainerPort{{
 				Name: pick(d, "web", "alt", "other"), Protocol: pick(d, corev1.ProtocolTCP, corev1.ProtocolUDP), ContainerPort: pick[int32](d, 80, 81, 8080),
@@ -134,10 +137,57 @@ func (d dice) cluster() objects {
 		p.Spec.HostNetwork = d.one(10)
 		o.Pods = append(o.Pods, p)
 	}
+	for i := range d.IntN(3) {
+		n := &policy.Node{Name: fmt.Sprint("node", i), Labels: d.labels()}
+		for range 1 + d.IntN(2) {
+			n.Addrs = append(n.Addrs, netip.MustParseAddr(pick(d, "192.0.2.7", "192.0.2.8", "fd00::9")))
+		}
+		o.Nodes = append(o.Nodes, n)
+	}
 	for i := range 1 + d.IntN(4) {
 		o.Policies = append(o.Policies, d.policy(fmt.Sprint("policy", i)))
 	}
+	for i := range 2 + d.IntN(6) {
+		o.Ordered = append(o.Ordered, d.ordered(fmt.Sprint("ordered", i)))
+	}
 	return o
+}
+
+// ordered returns a policy of the tier Admin or Baseline, made of a random NetworkPolicy.
+func (d dice) ordered(name string) *policy.Policy {
+	from := d.policy(name)
+	from.Spec.PolicyTypes = []networkingv1.PolicyType{"Ingress", "Egress"}
+	p := netpol.Read(from)
+	p.Ref = policy.Ref{Kind: "ClusterNetworkPolicy", Name: name}
+	if !d.one(3) {
+		p.Subject.Namespaces = pick(d, labels.Everything(), labels.SelectorFromSet(labels.Set{pick(d, "role", "tier"): pick(d, "a", "b")}))
+		p.Subject.Namespace = ""
+	}
+	p.Tier, p.Priority, p.Isolates = pick(d, policy.Admin, policy.Baseline), int32(d.IntN(3)), [2]bool{}
+	p.Digest, p.Source = [32]byte{}, policy.Source{}
+	for i := range p.Problems {
+		p.Problems[i].Policy = p.Ref
+	}
+	for dir := range p.Rules {
+		for i := range p.Rules[dir] {
+			r := &p.Rules[dir][i]
+			r.Action, r.Name = pick(d, policy.Accept, policy.Deny, policy.Pass), pick(d, "", "x")
+			for j := range r.Peers {
+				switch x := &r.Peers[j]; {
+				case x.Malformed != "":
+				case x.Block != nil && d.one(2):
+					*x = policy.Peer{Networks: []netip.Prefix{x.Block.CIDR.Masked(), netip.MustParsePrefix(pick(d, "10.0.0.1/32", "192.0.2.8/32"))}}
+				case d.one(6):
+					*x = policy.Peer{Nodes: pick(d, labels.Everything(), labels.SelectorFromSet(labels.Set{"role": "a"}))}
+				case d.one(6):
+					*x = policy.Peer{Names: []string{"a.example"}}
+				case x.Block == nil && x.Namespaces == nil:
+					x.Namespaces = labels.Everything() // an ordered policy has no namespace
+				}
+			}
+		}
+	}
+	return p
 }
 
 // objects are the API objects of a cluster.
@@ -145,14 +195,20 @@ type objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
+	Ordered    []*policy.Policy // of the tiers Admin and Baseline
+	Nodes      []*policy.Node
 }
 
 // clusterOf compiles the objects.
 func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
 	w := policy.NewStore()
-	o := explain.Objects{Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Policies: netpol.ReadAll(from.Policies)}
+	w.AssumeNodeAddrs()
+	o := explain.Objects{Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Policies: append(netpol.ReadAll(from.Policies), from.Ordered...)}
 	for _, ns := range o.Namespaces {
 		w.SetNamespace(ns.Name, ns.Labels)
+	}
+	for _, n := range from.Nodes {
+		w.SetNodeObject(n)
 	}
 	for _, p := range o.Pods {
 		w.SetPod(p)
@@ -169,7 +225,7 @@ func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
 // and if it allows, the named rule has none. The suggested change must allow the flow.
 func TestExplanationsAgreeWithDecide(t *testing.T) {
 	seen := make(map[string]int)
-	for seed := range uint64(500) {
+	for seed := range uint64(800) {
 		d := dice{rand.New(rand.NewPCG(seed, 1))}
 		o := d.cluster()
 		c, snapshot := clusterOf(o)
@@ -198,6 +254,9 @@ func TestExplanationsAgreeWithDecide(t *testing.T) {
 						t.Fatalf("seed %d, %s, %s: %v\n%s", seed, f.Key, s.Direction, err, explain.Text([]explain.Explanation{e}))
 					}
 					seen[fmt.Sprint(s.Direction, " ", len(s.Policies) > 0, " ", s.Allows())]++
+					for _, t := range s.Tiers {
+						seen[fmt.Sprint(t.Tier, " ", t.Result)]++
+					}
 					if s.Change != nil && s.Change.Problem == nil {
 						changed, _ := clusterOf(apply(o, s))
 						if again := changed.Explain(f); !sideOf(again.Verdict, s.Direction).Allows() {
@@ -209,7 +268,8 @@ func TestExplanationsAgreeWithDecide(t *testing.T) {
 			}
 		}
 	}
-	for _, what := range []string{"egress true true", "egress true false", "ingress true true", "ingress true false", "ingress false true", "changed"} {
+	for _, what := range []string{"Admin accept", "Admin deny", "Admin pass", "Admin no-match", "NetworkPolicy not-evaluated", "Baseline accept", "Baseline deny", "Baseline pass",
+		"egress true true", "egress true false", "ingress true true", "ingress true false", "ingress false true", "changed"} {
 		if seen[what] < 200 {
 			t.Errorf("%q occurred only %d times: the random clusters cover too little", what, seen[what])
 		}
@@ -233,16 +293,22 @@ func sideOf(v filter.Verdict, d filter.Direction) filter.Side {
 
 func agrees(c *explain.Cluster, f explain.Flow, s explain.Side, v filter.Side) error {
 	allowing := c.Allowing(f, s.Direction)
+	if s.Allows() != v.Allows() {
+		return fmt.Errorf("allows %t, decided %t", s.Allows(), v.Allows())
+	}
+	if err := tiersAgree(s, v); err != nil {
+		return err
+	}
 	switch {
-	case v.Isolation == nil:
+	case v.Rule == nil && v.Isolation == nil:
 		if len(s.Policies) > 0 || len(allowing) > 0 || s.Change != nil {
 			return fmt.Errorf("it is not isolated")
 		}
-	case v.Rule != nil:
+	case v.Allows() && v.Rule.Action == policy.Accept:
 		if s.Allowed == nil || s.Allowed.Rule != *v.Rule || len(s.Allowed.Mismatches) > 0 || !slices.Contains(allowing, *v.Rule) {
 			return fmt.Errorf("%v allows it", *v.Rule)
 		}
-	default:
+	case !v.Allows():
 		if s.Allowed != nil || len(allowing) > 0 || s.Change == nil {
 			return fmt.Errorf("it denies; allowing %v, change %v", allowing, s.Change)
 		}
@@ -255,9 +321,48 @@ func agrees(c *explain.Cluster, f explain.Flow, s explain.Side, v filter.Side) e
 	return nil
 }
 
+// tiersAgree checks that the tiers name exactly the rules of the verdict, that none of these
+// rules has a mismatch, and that at most one tier decides.
+func tiersAgree(s explain.Side, v filter.Side) error {
+	decided := 0
+	var named []filter.Rule
+	for _, t := range s.Tiers {
+		if t.Result == explain.Accepted || t.Result == explain.Denied {
+			decided++
+		}
+		if t.Rule == nil {
+			continue
+		}
+		if len(t.Rule.Mismatches) > 0 {
+			return fmt.Errorf("the rule %v of the tier %s has the mismatches %v", t.Rule.Rule, t.Tier, t.Rule.Mismatches)
+		}
+		if !slices.Contains(t.Policies, t.Rule.Rule.Policy) {
+			return fmt.Errorf("%v is not of one of the policies %v", t.Rule.Rule, t.Policies)
+		}
+		named = append(named, t.Rule.Rule)
+	}
+	var want []filter.Rule
+	for _, r := range []*filter.Rule{v.Passed, v.Rule} {
+		if r != nil {
+			want = append(want, *r)
+		}
+	}
+	if !slices.Equal(named, want) || decided > 1 {
+		return fmt.Errorf("the tiers name %v, and %d decide; want %v", named, decided, want)
+	}
+	return nil
+}
+
 // apply makes the suggested change in a copy of the policy.
 func apply(o objects, s explain.Side) objects {
-	o.Policies = slices.Clone(o.Policies)
+	o.Policies, o.Ordered = slices.Clone(o.Policies), slices.Clone(o.Ordered)
+	for i, p := range o.Ordered {
+		if p.Ref == s.Change.Policy {
+			changed := *p
+			changed.Rules[s.Direction] = slices.Insert(slices.Clone(p.Rules[s.Direction]), s.Change.Before.Index, s.Change.Rule)
+			o.Ordered[i] = &changed
+		}
+	}
 	for i, p := range o.Policies {
 		if netpol.Ref(p.Namespace, p.Name) != s.Change.Policy {
 			continue

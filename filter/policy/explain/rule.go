@@ -30,8 +30,14 @@ type Mismatch struct {
 	field string   // the field of a malformed part; otherwise empty
 }
 
-// String formats the mismatch as a part of a sentence about the rule.
-func (l Mismatch) String() string { return "allows " + l.Allows + "; " + l.Flow }
+// lack formats a mismatch as a part of a sentence about the rule.
+func (r *RuleMatch) lack(l *Mismatch) string {
+	verb := "allows "
+	if r.Rule.Action == policy.Pass {
+		verb = "passes "
+	}
+	return verb + l.Allows + "; " + l.Flow
+}
 
 // mismatches reports whether the given part of the rule does not match.
 func (r *RuleMatch) mismatches(part string) bool {
@@ -47,10 +53,37 @@ func (r *RuleMatch) mismatches(part string) bool {
 // subject is malformed, or that is too large, has no rules in force.
 func (c *Cluster) rules(d filter.Direction, name string) []policy.Rule {
 	p := c.policies[name]
-	if p == nil || c.tooLarge(name) || p.Subject.Malformed {
+	switch {
+	case p == nil:
+		return nil
+	case !c.tooLarge(name) && !p.Subject.Malformed:
+		return p.Rules[d]
+	case p.Tier == policy.NetworkPolicy || len(p.Rules[d]) == 0:
 		return nil
 	}
-	return p.Rules[d]
+	return []policy.Rule{{Action: policy.Deny}}
+}
+
+// inForce returns the form in which an ordered rule decides. A rule that accepts stays as it is:
+// its malformed parts match nothing. Any other rule with a malformed part denies everything that
+// the part may mean, and the second result is true.
+func inForce(r policy.Rule) (policy.Rule, bool) {
+	if r.Action == policy.Accept {
+		return r, false
+	}
+	peers := slices.ContainsFunc(r.Peers, func(p policy.Peer) bool { return p.Malformed != "" || len(p.Names) > 0 })
+	ports := slices.ContainsFunc(r.Ports, func(p policy.PortRange) bool { return p.Malformed })
+	if peers {
+		r.Peers = nil
+	}
+	if ports {
+		r.Ports = nil
+	}
+	malformed := peers || ports || r.Action > policy.Pass
+	if malformed {
+		r.Action = policy.Deny
+	}
+	return r, malformed
 }
 
 // matchAll matches all rules of the given policies against a flow, in order.
@@ -72,21 +105,28 @@ func (c *Cluster) tooLarge(name string) bool {
 
 // match matches one rule of a policy against a flow.
 func (c *Cluster) match(d filter.Direction, f Flow, name string, index int, rules []policy.Rule) RuleMatch {
-	out := RuleMatch{Rule: filter.Rule{Policy: name, Direction: d, Index: index}}
+	out := RuleMatch{Rule: filter.Rule{Policy: name, Tier: policy.NetworkPolicy, Direction: d, Action: policy.Accept, Index: index}}
 	if index >= len(rules) {
 		return out // the rule is from a snapshot that was made from different objects
 	}
-	h := matcher{c: c, namespace: c.policies[name].Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
-	list := "to"
+	p, rule := c.policies[name], rules[index]
+	h := matcher{c: c, namespace: p.Subject.Namespace, key: f.Key, peer: f.To, addr: f.Key.DstAddr(), to: f.To}
+	list, ports := "to", ".ports"
 	if d == filter.Ingress {
 		h.peer, h.addr, list = f.From, f.Key.SrcAddr(), "from"
 	}
+	if p.Tier != policy.NetworkPolicy {
+		rule, _ = inForce(rule)
+		h.ordered = true
+		ports = ".protocols"
+		out.Rule.Name, out.Rule.Tier, out.Rule.Action = rule.Name, p.Tier, rule.Action
+	}
 	field := ruleField(out.Rule)
 	var lack *Mismatch
-	if out.Peers, lack = h.peers(rules[index].Peers, field+"."+list); lack != nil {
+	if out.Peers, lack = h.peers(rule.Peers, field+"."+list); lack != nil {
 		out.Mismatches = append(out.Mismatches, *lack)
 	}
-	if out.Ports, lack = h.ports(rules[index].Ports, field+".ports"); lack != nil {
+	if out.Ports, lack = h.ports(rule.Ports, field+ports); lack != nil {
 		out.Mismatches = append(out.Mismatches, *lack)
 	}
 	for i := range out.Mismatches {
@@ -138,6 +178,7 @@ func ruleField(r filter.Rule) string { return fmt.Sprintf("spec.%s[%d]", r.Direc
 type matcher struct {
 	c         *Cluster
 	namespace string // the policy's namespace
+	ordered   bool   // the policy has ordered rules
 	key       filter.Key
 	peer      *End
 	addr      netip.Addr // the peer's address

@@ -63,10 +63,17 @@ func (e *Explanation) text(others ...Flow) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s (%s): %s to %s, %s\n", e.Verdict.Action, e.Verdict.Reason,
 		endText(e.Flow.From, flows, filter.Key.SrcAddr), endText(e.Flow.To, flows, filter.Key.DstAddr), portText(e.Flow.Key))
-	switch e.Verdict.Reason {
-	case filter.SameAddress, filter.OwnNode:
-		fmt.Fprintf(&b, "  %s: no policy applies\n", Why(e.Verdict))
+	switch {
+	case e.Verdict.Reason == filter.SameAddress, e.Verdict.Reason == filter.OwnNode && !e.Egress.ordered():
+		fmt.Fprintf(&b, "  %s: no policy applies\n", plainOutcome(e.Flow, e.Verdict).Why())
 		return b.String()
+	}
+	if e.Verdict.Reject {
+		answer := "an ICMP error"
+		if e.Flow.Key.Protocol == filter.TCP {
+			answer = "a TCP reset"
+		}
+		fmt.Fprintf(&b, "  rejected: the sender gets %s\n", answer)
 	}
 	e.Egress.write(&b, e.Flow.From)
 	e.Ingress.write(&b, e.Flow.To)
@@ -85,6 +92,8 @@ func endText(e *End, flows []Flow, addrOf func(filter.Key) netip.Addr) string {
 		switch {
 		case e.Pod != nil:
 			return fmt.Sprintf("%s (pod %s/%s)", e.Name, e.Pod.Namespace, e.Pod.Name)
+		case e.NodeName != "":
+			return e.Name + " (node " + e.NodeName + ")"
 		case e.Node:
 			return e.Name + " (this node)"
 		}
@@ -102,6 +111,11 @@ func (s *Side) write(b *strings.Builder, end *End) {
 	if name == "" {
 		name = end.Name
 	}
+	if s.ordered() {
+		fmt.Fprintf(b, "  %s: %s: ", s.Direction, name)
+		s.writeTiers(b)
+		return
+	}
 	fmt.Fprintf(b, "  %s: %s ", s.Direction, name)
 	switch {
 	case s.Pod == "" && end.Node:
@@ -116,44 +130,64 @@ func (s *Side) write(b *strings.Builder, end *End) {
 	}
 	fmt.Fprintf(b, "is isolated by %s", strings.Join(s.Policies, ", "))
 	if s.Allowed != nil {
-		fmt.Fprintf(b, "\n    %s rule %d allows it: %s\n", s.Allowed.Rule.Policy, s.Allowed.Rule.Index+1, s.Allowed.allows())
+		fmt.Fprintf(b, "\n    %s allows it: %s\n", ruleTitle(&s.Allowed.Rule), s.Allowed.matches())
 	} else {
-		s.writeNearest(b)
+		fmt.Fprintln(b, "; no rule allows it")
+		s.writeNearest(b, "    ")
 	}
+	s.writeProblems(b)
+}
+
+// writeProblems writes what cannot be understood in the policies that were evaluated.
+func (s *Side) writeProblems(b *strings.Builder) {
 	for _, p := range s.Problems {
+		name, effect := p.Policy.String(), "allows nothing"
+		if p.Policy.Namespace == "" {
+			name, effect = p.Policy.Object(), "denies everything"
+		}
 		if p.TooLarge {
-			fmt.Fprintf(b, "    %s is too large and allows nothing: %s\n", p.Policy, p.Detail)
+			fmt.Fprintf(b, "    %s is too large and %s: %s\n", name, effect, p.What())
 			continue
 		}
-		fmt.Fprintf(b, "    not understood: %s, %s: %s\n", p.Policy, p.Field, p.Detail)
+		fmt.Fprintf(b, "    not understood: %s, %s: %s\n", name, p.Field, p.What())
 	}
 }
 
-// allows describes what the rule allows: "pods with role=frontend in namespace default, TCP
-// 6379".
-func (r *RuleMatch) allows() string { return r.Peers + ", " + r.Ports }
+// ruleTitle returns the title of a rule in explanations: `admin/platform rule 2 "to-teams"`.
+func ruleTitle(r *filter.Rule) string {
+	text := fmt.Sprintf("%s rule %d", r.PolicyTitle(), r.Index+1)
+	if r.Name != "" {
+		text += fmt.Sprintf(" %q", r.Name)
+	}
+	return text
+}
 
-func (s *Side) writeNearest(b *strings.Builder) {
-	fmt.Fprintln(b, "; no rule allows it")
+// matches describes what the rule matches: "pods with role=frontend in namespace default,
+// TCP 6379".
+func (r *RuleMatch) matches() string { return r.Peers + ", " + r.Ports }
+
+// writeNearest writes the rules with the fewest mismatches, each on a line that begins with
+// indent.
+func (s *Side) writeNearest(b *strings.Builder, indent string) {
 	for _, r := range s.Nearest {
-		fmt.Fprintf(b, "    %s rule %d ", r.Rule.Policy, r.Rule.Index+1)
-		for i, l := range r.Mismatches {
+		fmt.Fprintf(b, "%s%s ", indent, ruleTitle(&r.Rule))
+		for i := range r.Mismatches {
 			if i > 0 {
 				fmt.Fprint(b, "; and it ")
 			}
-			fmt.Fprint(b, l)
+			fmt.Fprint(b, r.lack(&r.Mismatches[i]))
 		}
 		fmt.Fprintln(b)
 	}
 	if s.More > 0 {
-		fmt.Fprintf(b, "    (%s)\n", count(s.More, "other rule is as near", "other rules are as near"))
+		fmt.Fprintf(b, "%s(%s)\n", indent, count(s.More, "other rule is as near", "other rules are as near"))
 	}
 	for i, p := range s.Empty {
 		if i == maxNearest && len(s.Empty) > maxNearest+1 {
-			fmt.Fprintf(b, "    (%d other policies have no %s rule)\n", len(s.Empty)-i, s.Direction)
+			fmt.Fprintf(b, "%s(%d other policies have no %s rule)\n", indent, len(s.Empty)-i, s.Direction)
 			break
 		}
-		fmt.Fprintf(b, "    %s has no %s rule: it allows nothing\n", p, s.Direction)
+		fmt.Fprintf(b, "%s%s has no %s rule: it allows nothing\n", indent, p, s.Direction)
 	}
 }
 
@@ -170,12 +204,19 @@ func (s *Side) writeChange(b *strings.Builder) {
 		fmt.Fprintf(b, "to allow the %s: first correct %s of %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy.Object(), c.Problem.Hint)
 		return
 	}
-	fmt.Fprintf(b, "to allow the %s: add to %s of %s\n", s.Direction, c.Field, c.Policy.Object())
+	if c.Before != nil {
+		fmt.Fprintf(b, "to allow the %s: add before %s of %s\n", s.Direction, ruleField(*c.Before), c.Policy.Object())
+	} else {
+		fmt.Fprintf(b, "to allow the %s: add to %s of %s\n", s.Direction, c.Field, c.Policy.Object())
+	}
 	text, err := yaml.Marshal([]any{c.Add})
 	if err != nil {
 		text = []byte(err.Error()) // these API types always marshal
 	}
 	for line := range strings.Lines(string(text)) {
 		fmt.Fprintf(b, "    %s", line)
+	}
+	for _, n := range c.Notes {
+		fmt.Fprintf(b, "  %s\n", n)
 	}
 }

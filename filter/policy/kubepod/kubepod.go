@@ -1,5 +1,5 @@
-// Package kubepod converts Pods of the API to policy.Pod, the form that the rest of Sluice
-// works on.
+// Package kubepod converts Pods and Nodes of the API to policy.Pod and policy.Node, the forms
+// that the rest of Sluice works on.
 package kubepod
 
 import (
@@ -50,8 +50,8 @@ func ReadAll(objects []*corev1.Pod) []*policy.Pod {
 	return all
 }
 
-// AppendAddr appends an address of a pod's status if the list does not contain it. It
-// ignores text that is not an address: a pod may have no address yet.
+// AppendAddr appends an address of a status if the list does not contain it. It ignores text
+// that is not an address: a pod may have no address yet.
 func AppendAddr(list []netip.Addr, text string) []netip.Addr {
 	addr, err := netip.ParseAddr(text)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 // exceptions reports exceptions that exclude nothing from their cidr, or all of it.
 func (l *linter) exceptions(p *lintPolicy, r *rule) {
 	for _, x := range r.peers {
-		if x.block == nil {
+		if x.block == nil || x.block.written == nil {
 			continue
 		}
 		for i, e := range x.block.excepts {
@@ -32,7 +32,7 @@ func (l *linter) exceptions(p *lintPolicy, r *rule) {
 // hostBits reports CIDRs with host bits. NetworkPolicy ignores these bits.
 func (l *linter) hostBits(p *lintPolicy, r *rule) {
 	for _, x := range r.peers {
-		if x.block == nil {
+		if x.block == nil || x.block.written == nil {
 			continue
 		}
 		l.masked(p, x.field+".ipBlock.cidr", x.block.written.CIDR, x.block.cidr)
@@ -54,11 +54,11 @@ func (l *linter) masked(p *lintPolicy, field string, written, read netip.Prefix)
 // their flows. It compares the text of the policies, not their effect on the current pods:
 // two selectors that happen to match the same pods are not equal.
 func (l *linter) covered(p *lintPolicy, r *rule) {
-	if p.subject == nil || !r.whole {
+	if p.subject == nil || p.ordered() || !r.whole {
 		return
 	}
 	for _, o := range l.policies {
-		if o.namespace != p.namespace || o.subject == nil || !within(p.subject, o.subject) {
+		if o.ordered() || o.namespace != p.namespace || o.subject == nil || !within(p.subject, o.subject) {
 			continue
 		}
 		for i := range o.rules[r.direction] {
@@ -79,7 +79,7 @@ func (l *linter) covered(p *lintPolicy, r *rule) {
 	}
 }
 
-// covers reports whether r allows every flow that o allows.
+// covers reports whether r matches every flow that o matches.
 func (r *rule) covers(o *rule) bool {
 	peers := r.anyone || !o.anyone && len(o.peers) > 0 && !slices.ContainsFunc(o.peers, func(x peer) bool {
 		return !slices.ContainsFunc(r.peers, func(y peer) bool { return y.covers(&x) })
@@ -100,6 +100,9 @@ func (x port) covers(o port) bool {
 }
 
 func (x *peer) covers(o *peer) bool {
+	if x.nodes != nil || o.nodes != nil {
+		return x.nodes != nil && o.nodes != nil && within(o.nodes, x.nodes)
+	}
 	if x.block == nil || o.block == nil {
 		return x.block == nil && o.block == nil && within(o.namespace, x.namespace) && within(o.pods, x.pods)
 	}

@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
 // dns reports pods that may send packets somewhere, but cannot look up names. It does not
@@ -14,7 +15,7 @@ import (
 // considers all policies of a pod together: usually one policy denies everything, and
 // another one allows DNS.
 func (l *linter) dns(p *lintPolicy) {
-	if !p.Isolates[filter.Egress] || p.subject == nil || len(p.rules[filter.Egress]) == 0 {
+	if p.ordered() || !p.Isolates[filter.Egress] || p.subject == nil || len(p.rules[filter.Egress]) == 0 {
 		return
 	}
 	subjects := l.subjects(p)
@@ -56,8 +57,8 @@ func (l *linter) subjects(p *lintPolicy) []*pod {
 
 func (l *linter) allowsDNS(o *pod, proto filter.Protocol) bool {
 	return slices.ContainsFunc(l.policies, func(p *lintPolicy) bool {
-		return p.selects(o) && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool {
-			return r.opensDNS(proto, p.namespace)
+		return p.Tier != policy.Baseline && p.selects(o) && slices.ContainsFunc(p.rules[filter.Egress], func(r rule) bool {
+			return r.action == policy.Accept && r.opensDNS(proto, p.namespace)
 		})
 	})
 }

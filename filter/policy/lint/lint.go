@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -29,6 +30,11 @@ const (
 	HostBits     = "host-bits"     // a CIDR with host bits, which have no effect
 	Covered      = "covered"       // a rule that another rule makes redundant
 	WithoutForce = "without-force" // rules of a direction that policyTypes does not include
+	SamePriority = "same-priority" // policies of a tier whose order the API leaves open
+	Shadowed     = "shadowed"      // a rule that never decides, because an earlier one does
+	Unreachable  = "unreachable"   // rules of the tier Baseline for pods that are all isolated
+	DenyWith     = "deny-with"     // an unknown value of the annotation sluice/deny-with
+	Names        = "names"         // domain names, which are not supported
 )
 
 // Finding is a part of a policy that is probably wrong.
@@ -57,17 +63,22 @@ func (f Finding) LogValue() slog.Value {
 type linter struct {
 	namespaces map[string]*namespace
 	pods       []*pod
+	nodes      []*policy.Node
 	policies   []*lintPolicy // sorted by name
+	order      []*lintPolicy // those with ordered rules; see inOrder
 	findings   []Finding
 }
 
 // Check lints the policies. The findings are sorted by policy. The objects must be
 // complete, with the API server's defaulting applied. Check does not modify them.
-func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*policy.Policy) []Finding {
-	l := &linter{namespaces: make(map[string]*namespace)}
+func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.Node, policies []*policy.Policy) []Finding {
+	l := &linter{namespaces: make(map[string]*namespace), nodes: nodes}
 	store := policy.NewStore()
 	for _, o := range namespaces {
 		l.namespaces[o.Name] = newNamespace(o.Name, o.Labels)
+		if _, wrong := policy.NamespaceDenial(o.Name, o.Annotations); wrong != nil {
+			l.findings = append(l.findings, Finding{DenyWith, wrong.Policy.Object(), wrong.Field, wrong.What(), wrong.Hint})
+		}
 	}
 	for _, o := range pods {
 		l.addPod(o)
@@ -81,10 +92,19 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 
 	store.Commit() // so that Problems includes the policies that are too large
 	for _, p := range store.Problems() {
-		l.findings = append(l.findings, Finding{Invalid, p.Policy.Object(), p.Field, p.Detail, p.Hint})
+		check := Invalid
+		switch {
+		case strings.HasSuffix(p.Field, ".domainNames"):
+			check = Names
+		case p.Field == policy.DenyWithField:
+			check = DenyWith
+		}
+		l.findings = append(l.findings, Finding{check, p.Policy.Object(), p.Field, p.What(), p.Hint})
 	}
 	for _, p := range l.policies {
 		l.matches(p)
+		l.priority(p)
+		l.isolated(p)
 		l.directions(p)
 		l.dns(p)
 		for d := range p.rules {
@@ -93,6 +113,7 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, policies []*polic
 				l.exceptions(p, &p.rules[d][i])
 				l.hostBits(p, &p.rules[d][i])
 				l.covered(p, &p.rules[d][i])
+				l.shadowed(p, &p.rules[d][i])
 			}
 		}
 	}

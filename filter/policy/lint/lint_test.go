@@ -4,12 +4,15 @@ import (
 	"strings"
 	"testing"
 
-	"sluice/filter/policy/kubepod"
-	"sluice/filter/policy/netpol"
-
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 	"sigs.k8s.io/yaml"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/clusterpolicy"
+	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/netpol"
 )
 
 // cluster is the cluster of most tests: two namespaces, four pods.
@@ -50,13 +53,23 @@ func decode(t *testing.T, text string) (o objects) {
 }
 
 // check lints policies in the cluster of the manifests. Each policy has the form
-// "namespace/name: spec".
+// "namespace/name: spec", or "name: spec" for a ClusterNetworkPolicy.
 func check(t *testing.T, manifests string, specs ...string) []Finding {
 	t.Helper()
 	o := decode(t, manifests)
+	var ordered []*policy.Policy
 	for _, text := range specs {
 		name, spec, _ := strings.Cut(text, ": ")
-		ns, name, _ := strings.Cut(name, "/")
+		ns, name, namespaced := strings.Cut(name, "/")
+		if !namespaced {
+			p := &v1beta1.ClusterNetworkPolicy{}
+			p.Name = ns
+			if err := yaml.UnmarshalStrict([]byte(spec), &p.Spec); err != nil {
+				t.Fatalf("%s: %v", text, err)
+			}
+			ordered = append(ordered, clusterpolicy.Read(p))
+			continue
+		}
 		p := &networkingv1.NetworkPolicy{}
 		p.Namespace, p.Name = ns, name
 		if err := yaml.UnmarshalStrict([]byte(spec), &p.Spec); err != nil {
@@ -64,8 +77,11 @@ func check(t *testing.T, manifests string, specs ...string) []Finding {
 		}
 		o.Policies = append(o.Policies, p)
 	}
-	return Check(o.Namespaces, kubepod.ReadAll(o.Pods), netpol.ReadAll(o.Policies))
+	return Check(o.Namespaces, kubepod.ReadAll(o.Pods), nodes, append(netpol.ReadAll(o.Policies), ordered...))
 }
+
+// nodes are the nodes of the cluster.
+var nodes = []*policy.Node{{Name: "node-1", Labels: map[string]string{"pool": "web"}}}
 
 const (
 	allowDNS = "default/dns: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]}]}"
@@ -93,7 +109,7 @@ func TestFindings(t *testing.T) {
 		"named port":                     {[]string{"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: http}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "redis of TCP"},
 		"named port of another protocol": {[]string{"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: redis, protocol: UDP}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "redis of TCP"},
 		"named port of the peer":         {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: redis}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "http of TCP"},
-		"named port outside":             {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "outside the cluster"},
+		"named port outside":             {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "only pods have port names"},
 		"no DNS":                         {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "port 53"},
 		"no DNS, all ports of a pod":     {[]string{"default/p: {podSelector: {}, egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"}, NoDNS, "spec.egress", "port 53"},
 		"DNS only over UDP":              {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}, {port: 53, protocol: UDP}]}]}"}, NoDNS, "spec.egress", "only over UDP"},

@@ -59,15 +59,21 @@ func (l *linter) addPod(o *policy.Pod) {
 type lintPolicy struct {
 	*policy.Policy
 	text      string
-	namespace string
+	namespace string          // of its pods; empty if spaces is set
+	spaces    labels.Selector // of the namespaces of its pods; nil: only namespace
 	subject   labels.Selector // nil if it is malformed
 	rules     [2][]rule
 }
+
+// ordered reports whether the first rule that matches decides.
+func (p *lintPolicy) ordered() bool { return p.Tier != policy.NetworkPolicy }
 
 type rule struct {
 	field     string // as in "spec.ingress[0]"
 	index     int
 	direction filter.Direction
+	name      string
+	action    policy.Action
 	anyone    bool
 	peers     []peer
 	anyPort   bool
@@ -82,9 +88,15 @@ type peer struct {
 	own       bool            // namespace selects only the policy's namespace, by its name label
 	pods      labels.Selector
 	block     *block
+	nodes     labels.Selector
+	// The fields of the selectors of namespaces and pods, relative to field.
+	nsField, podField string
 }
 
-// block holds a block in two forms: without host bits, and as written.
+// arePods reports whether the peer selects pods by labels.
+func (x *peer) arePods() bool { return x.block == nil && x.nodes == nil }
+
+// block is a block without host bits, and the block as written.
 type block struct {
 	cidr    netip.Prefix
 	excepts []netip.Prefix
@@ -97,13 +109,18 @@ type port struct {
 }
 
 func newPolicy(o *policy.Policy) *lintPolicy {
-	p := &lintPolicy{Policy: o, text: o.Ref.String(), namespace: o.Subject.Namespace}
+	p := &lintPolicy{Policy: o, text: o.Ref.String(), namespace: o.Subject.Namespace, spaces: o.Subject.Namespaces}
 	if !o.Subject.Malformed {
 		p.subject = o.Subject.Pods
 	}
 	for d := range o.Rules {
 		for i := range o.Rules[d] {
-			p.rules[d] = append(p.rules[d], p.rule(filter.Direction(d), i, &o.Rules[d][i]))
+			r := o.Rules[d][i]
+			if p.ordered() {
+				p.rules[d] = append(p.rules[d], p.orderedRule(filter.Direction(d), i, r))
+				continue
+			}
+			p.rules[d] = append(p.rules[d], p.rule(filter.Direction(d), i, &r))
 		}
 	}
 	return p
@@ -111,7 +128,7 @@ func newPolicy(o *policy.Policy) *lintPolicy {
 
 func (p *lintPolicy) rule(d filter.Direction, index int, o *policy.Rule) rule {
 	r := rule{
-		field: fmt.Sprintf("spec.%s[%d]", d, index), index: index, direction: d,
+		field: fmt.Sprintf("spec.%s[%d]", d, index), index: index, direction: d, action: policy.Accept,
 		anyone: len(o.Peers) == 0, anyPort: len(o.Ports) == 0, whole: true,
 	}
 	list := "from"
@@ -128,7 +145,7 @@ func (p *lintPolicy) rule(d filter.Direction, index int, o *policy.Rule) rule {
 	}
 	for i, x := range o.Ports {
 		if !x.Malformed {
-			r.ports = append(r.ports, port{x, fmt.Sprintf("%s.ports[%d]", r.field, i)})
+			r.ports = append(r.ports, port{x, fmt.Sprintf("%s.ports[%d].port", r.field, i)})
 		}
 		r.whole = r.whole && !x.Malformed
 	}
@@ -142,7 +159,7 @@ func (p *lintPolicy) peer(o *policy.Peer) (peer, bool) {
 	case o.Block != nil:
 		return peer{block: newBlock(o.Block)}, true
 	}
-	out := peer{pods: o.Pods, namespace: o.Namespaces}
+	out := peer{pods: o.Pods, namespace: o.Namespaces, nsField: ".namespaceSelector", podField: ".podSelector"}
 	if out.pods == nil {
 		out.pods = labels.Everything()
 	}
@@ -170,7 +187,15 @@ func newBlock(o *policy.Block) *block {
 
 // selects reports whether the policy selects the pod.
 func (p *lintPolicy) selects(o *pod) bool {
-	return p.subject != nil && !o.host && o.ns.name == p.namespace && p.subject.Matches(o.labels)
+	return p.subject != nil && !o.host && p.includes(o.ns) && p.subject.Matches(o.labels)
+}
+
+// includes reports whether the subject may have pods in the namespace.
+func (p *lintPolicy) includes(ns *namespace) bool {
+	if p.spaces != nil {
+		return p.spaces.Matches(ns.labels)
+	}
+	return ns.name == p.namespace
 }
 
 // includes reports whether the peer includes the pod.
@@ -178,7 +203,7 @@ func (x *peer) includes(o *pod) bool {
 	if x.block != nil {
 		return slices.ContainsFunc(o.addrs, x.block.contains)
 	}
-	return !o.host && x.namespace.Matches(o.ns.labels) && x.pods.Matches(o.labels)
+	return x.nodes == nil && !o.host && x.namespace.Matches(o.ns.labels) && x.pods.Matches(o.labels)
 }
 
 func (b *block) contains(addr netip.Addr) bool {

@@ -15,14 +15,19 @@ import (
 
 // matches reports selectors that match nothing.
 func (l *linter) matches(p *lintPolicy) {
+	l.nodesMatch(p)
 	if len(l.pods) == 0 {
 		return
 	}
-	l.subjectMatches(p)
+	if p.ordered() {
+		l.orderedSubjectMatches(p)
+	} else {
+		l.subjectMatches(p)
+	}
 	for d := range p.rules {
 		for i := range p.rules[d] {
 			for j := range p.rules[d][i].peers {
-				l.peerMatches(p, &p.rules[d][i].peers[j])
+				l.peerMatches(p, p.rules[d][i].direction, &p.rules[d][i].peers[j])
 			}
 		}
 	}
@@ -50,8 +55,8 @@ func (l *linter) subjectMatches(p *lintPolicy) {
 		"no pod of namespace %s matches %s", p.namespace, p.subject)
 }
 
-func (l *linter) peerMatches(p *lintPolicy, x *peer) {
-	if x.block != nil || slices.ContainsFunc(l.pods, x.includes) {
+func (l *linter) peerMatches(p *lintPolicy, d filter.Direction, x *peer) {
+	if !x.arePods() || slices.ContainsFunc(l.pods, x.includes) {
 		return
 	}
 	var inside []string
@@ -66,20 +71,26 @@ func (l *linter) peerMatches(p *lintPolicy, x *peer) {
 	case len(inside) == 0 && x.own:
 		return // subjectMatches reports that the policy's namespace does not exist
 	case len(inside) == 0:
-		l.found(NoMatch, p, x.field+".namespaceSelector", "write labels that the namespace has"+l.nearLabels(x.namespace, l.namespaceLabels()),
+		l.found(NoMatch, p, x.field+x.nsField, "write labels that the namespace has"+l.nearLabels(x.namespace, l.namespaceLabels()),
 			"no namespace matches %s", x.namespace)
 	case l.onHost(x) != nil && !(x.pods.Empty() && (x.own || x.isSystem())):
-		field := ".podSelector"
+		field, hint := x.podField, "allow the addresses of their nodes with an ipBlock"
 		if x.pods.Empty() {
-			field = ".namespaceSelector"
+			field = x.nsField
 		}
-		l.found(NoMatch, p, x.field+field, "allow the addresses of their nodes with an ipBlock",
+		switch {
+		case p.ordered() && d == filter.Ingress:
+			hint = "remove it: no ingress peer matches the address of a node"
+		case p.ordered():
+			hint = "name the addresses of their nodes with networks or nodes"
+		}
+		l.found(NoMatch, p, x.field+field, hint,
 			"%s matches only pods of the host network (%s): they have their node's address, and no selector matches them", cmp.Or(x.pods.String(), "it"), l.onHost(x))
 	case x.pods.Empty():
 		return // the peer is all pods of the namespaces, even if there are none yet
 	default:
 		slices.Sort(inside)
-		l.found(NoMatch, p, x.field+".podSelector", "write labels that the pods have"+l.nearLabels(x.pods, l.labelsIn(inside...)),
+		l.found(NoMatch, p, x.field+x.podField, "write labels that the pods have"+l.nearLabels(x.pods, l.labelsIn(inside...)),
 			"no pod of namespace %s matches %s", strings.Join(inside, ", "), x.pods)
 	}
 }
@@ -189,25 +200,44 @@ func (l *linter) portNames(p *lintPolicy, r *rule) {
 			to = append(to, o)
 		}
 	}
-	outsideOnly := r.direction == filter.Egress && len(r.peers) > 0 && !slices.ContainsFunc(r.peers, func(x peer) bool { return x.block == nil })
+	outsideOnly := r.direction == filter.Egress && len(r.peers) > 0 && !slices.ContainsFunc(r.peers, func(x peer) bool { return x.arePods() })
 	if len(to) == 0 && !(outsideOnly && len(l.pods) > 0) {
 		return
 	}
+	reported := ""
 	for _, x := range r.ports {
-		if x.Name == "" || slices.ContainsFunc(to, func(o *pod) bool { return o.ports[portName{x.Name, x.Protocol}] }) {
+		if x.Name == "" || x.field == reported || r.declared(x, to) {
 			continue
 		}
 		if r.direction == filter.Egress && isDNS(x.Name) && !l.hasSystem() {
 			continue
 		}
-		hint := "write a name that the pods' containers declare, or the number"
+		number := "the number"
+		if p.ordered() {
+			number = "a protocol with the number"
+		}
+		hint := "write a name that the pods' containers declare, or " + number
 		if outsideOnly {
-			hint = "write the number: addresses outside the cluster have no port names"
+			hint = "write " + number + ": only pods have port names"
 		} else if others := portsOf(to); len(others) > 0 {
 			hint += " (they declare " + strings.Join(others, ", ") + ")"
 		}
-		l.found(NoPort, p, x.field+".port", hint, "no destination pod has a port named %q for %s", x.Name, x.Protocol)
+		reported = x.field
+		if p.ordered() {
+			l.found(NoPort, p, x.field, hint, "no destination pod has a port named %q", x.Name)
+		} else {
+			l.found(NoPort, p, x.field, hint, "no destination pod has a port named %q for %s", x.Name, x.Protocol)
+		}
 	}
+}
+
+// declared reports whether one of the pods declares the named port x of the rule. In an ordered
+// rule, r.ports has the port once for each protocol, with the same field, and one of these is
+// enough.
+func (r *rule) declared(x port, to []*pod) bool {
+	return slices.ContainsFunc(to, func(o *pod) bool {
+		return slices.ContainsFunc(r.ports, func(y port) bool { return y.field == x.field && o.ports[portName{y.Name, y.Protocol}] })
+	})
 }
 
 // portsOf lists at most five ports that the pods declare.

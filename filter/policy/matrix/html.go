@@ -32,6 +32,9 @@ type pagePod struct {
 	Addresses []string `json:"addrs"`
 	Egress    []string `json:"egress"`
 	Ingress   []string `json:"ingress"`
+	// The titles of policies with ordered rules that may decide about the pod.
+	OrderedEgress  []string `json:"orderedEgress,omitempty"`
+	OrderedIngress []string `json:"orderedIngress,omitempty"`
 }
 
 // pageAnswer is the verdict of a cell about one port, or, with an empty Label, about all
@@ -50,7 +53,7 @@ func newPage(m *Matrix) page {
 	p := page{Cells: make([]int, 0, len(m.Flows)), NotRead: textOf(m.NotRead)}
 	labels := make(map[Port]bool)
 	for _, o := range m.Pods {
-		pod := pagePod{Namespace: o.Namespace, Name: o.Name, Egress: o.Egress, Ingress: o.Ingress}
+		pod := pagePod{Namespace: o.Namespace, Name: o.Name, Egress: o.Egress, Ingress: o.Ingress, OrderedEgress: o.OrderedEgress, OrderedIngress: o.OrderedIngress}
 		for _, a := range o.Addresses {
 			pod.Addresses = append(pod.Addresses, a.String())
 		}

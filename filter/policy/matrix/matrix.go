@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"sluice/filter"
 	"sluice/filter/policy"
@@ -137,12 +138,14 @@ func (m *Matrix) add(o *policy.Pod, asked []Port) {
 	if len(asked) == 0 {
 		p.Ports = declaredPorts(o)
 	}
-	if i := p.endpoint.Isolation(filter.Egress); i != nil {
-		p.Egress = i.Policies
+	p.Egress, p.Ingress = p.endpoint.Policies(filter.Egress, policy.NetworkPolicy), p.endpoint.Policies(filter.Ingress, policy.NetworkPolicy)
+	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
+		for t := policy.Admin; t < filter.NumTiers; t++ {
+			p.deciding[d] = append(p.deciding[d], p.endpoint.Policies(d, t)...)
+		}
+		p.decidingText[d] = strings.Join(p.deciding[d], " ")
 	}
-	if i := p.endpoint.Isolation(filter.Ingress); i != nil {
-		p.Ingress = i.Policies
-	}
+	p.OrderedEgress, p.OrderedIngress = p.ordered(filter.Egress), p.ordered(filter.Ingress)
 	m.Pods = append(m.Pods, p)
 }
 
@@ -152,10 +155,28 @@ type Pod struct {
 	Name      string       `json:"name"`
 	Addresses []netip.Addr `json:"addresses"`
 	Ports     []Port       `json:"ports,omitempty"`
-	Egress    []string     `json:"egressPolicies,omitempty"`  // policies that isolate the pod for egress
-	Ingress   []string     `json:"ingressPolicies,omitempty"` // policies that isolate the pod for ingress
+	Egress    []string     `json:"egressPolicies,omitempty"`  // policies that isolate it
+	Ingress   []string     `json:"ingressPolicies,omitempty"` // policies that isolate it
+	// The policies of the tiers Admin and Baseline that may decide about the pod, in the order
+	// of their evaluation.
+	OrderedEgress  []string `json:"orderedEgressPolicies,omitempty"`
+	OrderedIngress []string `json:"orderedIngressPolicies,omitempty"`
 
 	endpoint *policy.Endpoint
+	// The policies of all tiers that may decide about the pod, by direction. The names are
+	// those that verdicts use.
+	deciding     [2][]string
+	decidingText [2]string
+}
+
+// ordered returns the titles of the policies with ordered rules, such as "admin/platform".
+func (p *Pod) ordered(d filter.Direction) (titles []string) {
+	for _, t := range []policy.Tier{policy.Admin, policy.Baseline} {
+		for _, name := range p.endpoint.Policies(d, t) {
+			titles = append(titles, filter.PolicyTitle(t, name))
+		}
+	}
+	return titles
 }
 
 func (p *Pod) String() string { return p.Namespace + "/" + p.Name }

@@ -14,7 +14,9 @@ type portSpan struct {
 	low, high uint16 // both 0 for a protocol without ports
 }
 
-type spanKey struct{ egress, ingress *filter.Isolation }
+// spanKey holds the names of the policies that decide: for egress at the source, and for ingress
+// at the destination.
+type spanKey struct{ egress, ingress string }
 
 // policyPorts lists the port ranges of each policy, by direction.
 func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
@@ -35,20 +37,20 @@ func policyPorts(policies []*policy.Policy) map[string][2][]portSpan {
 	return all
 }
 
-// spansBetween splits the ports of each protocol into spans. It splits where a numeric port
-// range begins or ends in a policy that isolates the source ("from") for egress or the
-// destination ("to") for ingress. So all ports of a span have the same verdict, except the
-// numbers of named ports at the destination.
+// spansBetween splits the ports of each protocol into spans, at each bound of a numeric port
+// range. It uses the ranges of the policies of all tiers that decide: for egress at the source
+// (from), and for ingress at the destination (to). All ports of a span get the same verdict,
+// except numbers to which named ports of the destination refer.
 func (m *Matrix) spansBetween(from, to *Pod) []portSpan {
-	key := spanKey{from.endpoint.Isolation(filter.Egress), to.endpoint.Isolation(filter.Ingress)}
+	key := spanKey{from.decidingText[filter.Egress], to.decidingText[filter.Ingress]}
 	if spans, ok := m.spans[key]; ok {
 		return spans
 	}
 	var named []portSpan
-	for _, name := range from.Egress {
+	for _, name := range from.deciding[filter.Egress] {
 		named = append(named, m.policies[name][filter.Egress]...)
 	}
-	for _, name := range to.Ingress {
+	for _, name := range to.deciding[filter.Ingress] {
 		named = append(named, m.policies[name][filter.Ingress]...)
 	}
 	var spans []portSpan

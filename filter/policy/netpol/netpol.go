@@ -33,9 +33,12 @@ const mostProblems = 20
 // Read converts a NetworkPolicy.
 func Read(o *networkingv1.NetworkPolicy) *policy.Policy {
 	p := readSpec(Ref(o.Namespace, o.Name), &o.Spec)
-	if e, err := encode(o); err == nil { // without a digest, the policy counts as a new version each time
+	e, err := encode(o)
+	if err == nil { // without a digest, the policy counts as a new version each time
 		p.Digest, p.Source = e.Digest, e.Source
 	}
+	e.Form = p
+	e.Annotate(o.Annotations)
 	return p
 }
 
@@ -59,9 +62,11 @@ func Encode(o *networkingv1.NetworkPolicy) policy.Encoded {
 	if err != nil || len(e.Source.Encoded) <= largeSize {
 		e.Form = readSpec(e.Ref, &o.Spec)
 		e.Form.Digest, e.Form.Source = e.Digest, e.Source
+		e.Annotate(o.Annotations)
 		return e
 	}
 	e.Reach = reach(&o.Spec)
+	e.Annotate(o.Annotations)
 	return e
 }
 
@@ -204,7 +209,7 @@ func (r *reader) rule(d filter.Direction, index int, list string, peers []networ
 func (r *reader) peer(peer *networkingv1.NetworkPolicyPeer, field string) policy.Peer {
 	switch {
 	case peer.IPBlock != nil && (peer.PodSelector != nil || peer.NamespaceSelector != nil):
-		r.problem(field, "it has an ipBlock and a selector", "give each an item of its own")
+		r.problem(field, "it has an ipBlock and a selector, and only one of them is allowed", "give each an item of its own; the rule then allows all that either selects")
 		return policy.Peer{Malformed: "."}
 	case peer.IPBlock != nil:
 		return r.block(peer.IPBlock, field)

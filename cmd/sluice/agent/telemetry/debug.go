@@ -16,7 +16,7 @@ func index(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprint(w, `<!doctype html><title>sluice</title><h1>sluice</h1><ul>
 <li><a href="/debug/status">status</a>: what sluice status shows
 <li><a href="/debug/snapshot">snapshot</a>: how many policies and pods are in force
-<li>/debug/endpoint?ip=ADDRESS or <a href="/debug/endpoint">?pod=NAMESPACE/NAME</a>: the policies that isolate one pod
+<li>/debug/endpoint?ip=ADDRESS or <a href="/debug/endpoint">?pod=NAMESPACE/NAME</a>: the policies that decide about one pod
 <li><a href="/debug/pprof/">pprof</a>: profiles of the agent
 <li><a href="/metrics">metrics</a>, <a href="/healthz">healthz</a>, <a href="/readyz">readyz</a>
 </ul>
@@ -32,7 +32,7 @@ func writeSnapshot(w http.ResponseWriter, s *State) {
 	c := s.Snapshot.Counts()
 	writeJSON(w, map[string]any{
 		"number": s.Snapshot.Number(), "published": s.Published, "policies": c.Policies, "pods": c.Pods,
-		"namespaces": c.Namespaces, "endpoints": c.Endpoints, "classes": c.Classes, "groups": c.PolicySets,
+		"namespaces": c.Namespaces, "endpoints": c.Endpoints, "classes": c.Classes, "groups": c.PolicySets, "tiers": tierCounts(c),
 	})
 }
 
@@ -44,6 +44,15 @@ type endpoint struct {
 	Egress     []string     `json:"egress"`  // policies that isolate the endpoint in egress; null if there are none
 	Ingress    []string     `json:"ingress"` // policies that isolate the endpoint in ingress; null if there are none
 	NamedPorts []string     `json:"namedPorts"`
+
+	EgressTiers  []tierPolicies `json:"egressTiers"` // in the order of their evaluation
+	IngressTiers []tierPolicies `json:"ingressTiers"`
+}
+
+// tierPolicies is the policies of one tier that decide about an endpoint, in their order.
+type tierPolicies struct {
+	Tier     string   `json:"tier"`
+	Policies []string `json:"policies"` // "default/db", or "admin/platform"
 }
 
 // writeEndpoint writes the endpoint that the query names.
@@ -79,16 +88,26 @@ func writeEndpoint(w http.ResponseWriter, r *http.Request, s *policy.Snapshot) {
 	}
 	slices.SortFunc(out.Addresses, netip.Addr.Compare)
 	out.Endpoint, out.Epoch = found.String(), found.Epoch()
-	out.Egress, out.Ingress = policies(found, filter.Egress), policies(found, filter.Ingress)
+	out.Egress, out.Ingress = found.Policies(filter.Egress, policy.NetworkPolicy), found.Policies(filter.Ingress, policy.NetworkPolicy)
+	out.EgressTiers, out.IngressTiers = tiersOf(found, filter.Egress), tiersOf(found, filter.Ingress)
 	for _, p := range found.NamedPorts() {
 		out.NamedPorts = append(out.NamedPorts, fmt.Sprintf("%s=%d/%s", p.Name, p.Number, p.Protocol))
 	}
 	writeJSON(w, out)
 }
 
-func policies(e *policy.Endpoint, d filter.Direction) []string {
-	if isolation := e.Isolation(d); isolation != nil {
-		return isolation.Policies
+func tiersOf(e *policy.Endpoint, d filter.Direction) []tierPolicies {
+	found := []tierPolicies{} // [] in JSON, not null
+	for t := policy.Admin; t < filter.NumTiers; t++ {
+		names := e.Policies(d, t)
+		if len(names) == 0 {
+			continue
+		}
+		of := tierPolicies{Tier: t.String()}
+		for _, name := range names {
+			of.Policies = append(of.Policies, filter.PolicyTitle(t, name))
+		}
+		found = append(found, of)
 	}
-	return nil
+	return found
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ func TestPages(t *testing.T) {
 		"/readyz":                            "ok\n",
 		"/debug/":                            `<a href="/debug/snapshot">`,
 		"/debug/status":                      `"version": "v1.2.3"`,
-		"/debug/snapshot":                    `"policies": 1`,
+		"/debug/snapshot":                    `"policies": 4`,
 		"/debug/endpoint?pod=default/db":     `"default/access-demo1"`,
 		"/debug/endpoint?ip=10.0.0.1":        `"default/access-demo1"`,
 		"/debug/endpoint?ip=::ffff:10.0.0.2": `"endpoint": "default/web"`,
@@ -65,6 +66,10 @@ func TestEndpointPage(t *testing.T) {
 	w := get(Handler(func() *State { return s }), "/debug/endpoint?ip=fd00::1")
 	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
 		t.Fatal(err)
+	}
+	tiers := []tierPolicies{{"Admin", []string{"admin/platform"}}, {"NetworkPolicy", []string{"default/access-demo1"}}}
+	if !reflect.DeepEqual(got.IngressTiers, tiers) || len(got.EgressTiers) != 0 {
+		t.Errorf("the tiers are %v in ingress and %v in egress", got.IngressTiers, got.EgressTiers)
 	}
 	if got.Endpoint != "default/db" || len(got.Addresses) != 2 || got.Addresses[0].String() != "10.0.0.1" ||
 		got.Egress != nil || len(got.Ingress) != 1 || len(got.NamedPorts) != 1 || got.NamedPorts[0] != "redis=6379/TCP" || got.Epoch == 0 {

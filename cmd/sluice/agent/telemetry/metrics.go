@@ -10,6 +10,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/engine"
+	"sluice/filter/policy"
 )
 
 // number is a metric with one value and no labels.
@@ -38,7 +39,7 @@ var numbers = []number{
 		func(s *State) float64 { return s.since(s.Published).Seconds() }),
 	gauge("snapshot_number", "Number of the snapshot in force. It grows by one with each change.",
 		func(s *State) float64 { return s.count(func(s *State) int { return int(s.Snapshot.Number()) }) }),
-	gauge("policies", "NetworkPolicies in force.",
+	gauge("policies", "Policies in force, of all tiers.",
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Policies }) }),
 	gauge("pods", "Known pods of the whole cluster.",
 		func(s *State) float64 { return s.count(func(s *State) int { return s.Snapshot.Counts().Pods }) }),
@@ -100,10 +101,14 @@ var numbers = []number{
 // Metrics with labels.
 var (
 	buildInfo  = describe("build_info", "1, with the versions of the agent and of Go.", "version", "goversion")
-	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the isolated ends. Verdicts of the kernel itself have the reason kernel: it remembers neither reason nor direction.", "direction", "verdict", "reason")
+	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the ends about which policies decided. Verdicts of the kernel itself have the reason kernel: it remembers neither reason nor direction.", "direction", "verdict", "reason")
+	rejects    = describe("rejected_total", "Denied packets that were rejected: their sender got a TCP reset or an ICMP error, as far as the kernel sends one. sluice_verdicts_total includes them, with the verdict deny. The verdict is of the agent, or one that the kernel remembers.", "by")
+	tiers      = describe("tier_policies", "Policies in force, by tier: Admin and Baseline for ClusterNetworkPolicies, NetworkPolicy for the others.", "tier")
+	byTier     = describe("tier_denied_total", "Denied packets by the tier that denied them. sluice_verdicts_total includes them. Denials of the kernel's flow cache are not included: it does not remember policies.", "tier")
+	byPolicy   = describe("policy_denied_total", "The packets of sluice_tier_denied_total by the policy that denied them: of a ClusterNetworkPolicy with the rule that denied, as its field and its name; of NetworkPolicies without one. If several NetworkPolicies isolate a pod, a packet counts for each of them. A policy has no series before its first denial and after its deletion; each worker counts at most 500 series, and the others as (other).", "tier", "policy", "direction", "rule", "rule_name")
 	decision   = describe("decision_seconds", "Time from the bytes of a packet to its verdict, without the queue. One packet of 64 is timed.")
 	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
-	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed or denied by a remembered verdict. sluice_verdicts_total includes them.", "answer")
+	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed, denied (dropped) or rejected by a remembered verdict. sluice_verdicts_total includes them.", "answer")
 	unkept     = describe("kernel_cache_failures_total", "Verdicts that could not be stored in the kernel.")
 	forged     = describe("forged_dropped_total", "Frames that were dropped because their source is missing or wrong, or because no policy can be applied to them: by the iptables rules (reason rule), or at interfaces (all other reasons).", "reason")
 	guarded    = describe("guarded_interfaces", "Guarded interfaces, by whether their pod is known or unknown.", "pod")
@@ -114,7 +119,7 @@ var (
 	events     = describe("watch_events_total", "Objects that were added, changed or deleted.", "kind")
 	restarts   = describe("watch_restarts_total", "Watches that were started again.", "kind")
 	failures   = describe("watch_errors_total", "Requests that failed, and watches that ended with an error.", "kind")
-	withLabels = []*prometheus.Desc{buildInfo, verdicts, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
+	withLabels = []*prometheus.Desc{buildInfo, verdicts, rejects, tiers, byTier, byPolicy, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
 // The kernel's flow cache does not store the direction and the reason of a verdict. So its
@@ -122,6 +127,7 @@ var (
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
+	byAgent  = "agent"
 )
 
 // problemKinds are the kinds of problems that have a series from the start, so that an alert
@@ -157,10 +163,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for labels, n := range byDirection(&s.Tally.Verdicts) {
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(n), labels.direction, labels.action.String(), labels.reason.String())
 	}
+	for t := policy.Admin; t < filter.NumTiers; t++ {
+		n := s.count(func(s *State) int { return s.Snapshot.Counts().Tiers[t] })
+		out <- prometheus.MustNewConstMetric(tiers, prometheus.GaugeValue, n, t.String())
+	}
+	s.collectDenials(out)
 	out <- latency(&s.Tally.Latency)
 	count := func(d *prometheus.Desc, label string, n uint64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
 	}
+	count(rejects, byAgent, s.Tally.Rejected)
 	count(lookups, "hit", s.Flows.Hits)
 	count(lookups, "miss", s.Flows.Misses)
 	count(lookups, "stale", s.Flows.Stale)
@@ -168,10 +180,12 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		// The agent counts verdicts about queued packets. The kernel counts the packets that its
 		// flow cache answered, which were not queued. So no packet is in both counts.
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Open+k.Allowed), notKnown, filter.Allow.String(), byKernel)
-		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied), notKnown, filter.Deny.String(), byKernel)
+		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied+k.Rejected), notKnown, filter.Deny.String(), byKernel)
 		count(inKernel, "open", k.Open)
 		count(inKernel, "allowed", k.Allowed)
 		count(inKernel, "denied", k.Denied)
+		count(inKernel, "rejected", k.Rejected)
+		count(rejects, byKernel, k.Rejected)
 		out <- prometheus.MustNewConstMetric(unkept, prometheus.CounterValue, float64(k.Failed))
 	}
 	count(forged, "rule", s.Forged)
@@ -206,6 +220,16 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
+// collectDenials collects the denials by tier and by policy.
+func (s *State) collectDenials(out chan<- prometheus.Metric) {
+	for t := policy.Admin; t < filter.NumTiers; t++ {
+		out <- prometheus.MustNewConstMetric(byTier, prometheus.CounterValue, float64(s.Tally.Denials.ByTier[t]), t.String())
+	}
+	for d, n := range s.Tally.Denials.ByPolicy {
+		out <- prometheus.MustNewConstMetric(byPolicy, prometheus.CounterValue, float64(n), d.Tier.String(), d.Policy, d.Direction.String(), d.Rule, d.Name)
+	}
+}
+
 // series is a set of labels of sluice_verdicts_total.
 type series struct {
 	direction string
@@ -222,6 +246,7 @@ var initialSeries = []series{
 	{"egress", filter.Deny, filter.EgressDenied},
 	{"ingress", filter.Deny, filter.IngressDenied},
 	{"none", filter.Deny, filter.PodNotKnown},
+	{"none", filter.Deny, filter.NamespaceNotKnown},
 	{"none", filter.Deny, filter.Malformed},
 }
 

@@ -7,11 +7,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/cache"
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
 	"sluice/filter"
+	"sluice/filter/engine"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
@@ -22,7 +24,9 @@ import (
 // noon is the time at which the tests read their states.
 var noon = time.Date(2024, 5, 1, 12, 0, 0, 0, time.UTC)
 
-// snapshot returns a snapshot of two pods and a policy that isolates one of them in ingress.
+// snapshot returns a snapshot of two pods, a NetworkPolicy that isolates one of them in
+// ingress, and three ClusterNetworkPolicies for both: one of the tier Admin and two of
+// Baseline.
 func snapshot(t *testing.T) *policy.Snapshot {
 	t.Helper()
 	w := policy.NewStore()
@@ -47,6 +51,13 @@ func snapshot(t *testing.T) *policy.Snapshot {
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
 		},
 	}))
+	for name, tier := range map[string]policy.Tier{"platform": policy.Admin, "closed": policy.Baseline, "open": policy.Baseline} {
+		w.SetPolicy(&policy.Policy{
+			Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: name}, Tier: tier,
+			Subject: policy.Subject{Namespaces: labels.Everything(), Pods: labels.Everything()},
+			Rules:   [2][]policy.Rule{filter.Ingress: {{Action: policy.Deny}}},
+		})
+	}
 	s, _ := w.Commit()
 	return s
 }
@@ -56,13 +67,13 @@ func busyState(t *testing.T) *State {
 	s := &State{
 		Settings: Settings{
 			Version: "v1.2.3", PID: 42, Sources: []string{"manifests ./policies"},
-			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep",
+			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep", DenyWith: "reject",
 		},
 		Now: noon, Started: noon.Add(-3 * time.Hour), Ready: noon.Add(-2*time.Hour - 59*time.Minute),
 		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),
 		Flows:       cache.Stats{Hits: 70, Misses: 20, Stale: 10, Size: 15},
 		Connections: Connections{Open: 4, Displaced: 8},
-		Kernel:      &bpf.Stats{Open: 500, Allowed: 400, Denied: 300, Failed: 2},
+		Kernel:      &bpf.Stats{Open: 500, Allowed: 400, Denied: 300, Rejected: 30, Failed: 2},
 		Guard:       &guard.Stats{Dropped: map[string]uint64{"source": 11, "arp": 0, "tag": 1, "router": 2, "tunnel": 0, "link-local": 3, "group": 4, "stray": 5}, Ports: 5, Unknown: 1},
 		Forged:      12,
 		Queue:       queue.Stats{Allowed: 90, Denied: 10, Stale: 1, Panics: 2, Restarts: 3, Dropped: 4, Overflow: 30, OverflowDropped: 9, Pending: 5, Held: 50, HoldExpired: 6, HoldRejected: 7},
@@ -71,6 +82,15 @@ func busyState(t *testing.T) *State {
 		Watches: []Watch{
 			{Kind: "Pod", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 100, Restarts: 1, Errors: 2},
 			{Kind: "NetworkPolicy", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 5},
+			{Kind: "ClusterNetworkPolicy", Optional: true, Version: "v1beta1", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 1},
+		},
+	}
+	s.Tally.Rejected = 4
+	s.Tally.Denials = engine.Denials{
+		ByTier: [filter.NumTiers]uint64{policy.Admin: 3, policy.NetworkPolicy: 5},
+		ByPolicy: map[engine.Denial]uint64{
+			{Tier: policy.Admin, Direction: filter.Ingress, Policy: "platform", Rule: "ingress[0]", Name: "keep-out"}: 3,
+			{Tier: policy.NetworkPolicy, Direction: filter.Ingress, Policy: "default/access-demo1"}:                   5,
 		},
 	}
 	v := &s.Tally.Verdicts
@@ -96,9 +116,11 @@ func TestUnready(t *testing.T) {
 		"well":             {func(*State) {}, ""},
 		"no list":          {func(s *State) { s.Ready, s.Watches[1].Synced = time.Time{}, false }, "the list of NetworkPolicies has not been read yet"},
 		"no list, and why": {func(s *State) { s.Ready, s.Watches[0] = time.Time{}, Watch{Kind: "Pod", Broken: "refused"} }, "the list of Pods has not been read yet: refused"},
-		"no rules":         {func(s *State) { s.Ready = time.Time{} }, "the rules are not in place yet"},
-		"rules are lost":   {func(s *State) { s.Failing = []string{"mangle: locked"} }, "rules cannot be kept: mangle: locked"},
-		"away for a bit":   {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-watchTimeout) }, ""},
+		"a list is missing": {func(s *State) { s.Watches[2].Synced, s.Watches[2].Broken, s.Watches[2].Since = false, "refused", noon },
+			"the list of ClusterNetworkPolicies has not been read yet: refused"},
+		"no rules":       {func(s *State) { s.Ready = time.Time{} }, "the rules are not in place yet"},
+		"rules are lost": {func(s *State) { s.Failing = []string{"mangle: locked"} }, "rules cannot be kept: mangle: locked"},
+		"away for a bit": {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-watchTimeout) }, ""},
 		"away for long": {func(s *State) { s.Watches[0].Broken, s.Watches[0].Since = "gone", noon.Add(-watchTimeout-time.Second) },
 			"the watch of Pods has been broken since 2024-05-01T11:58:59Z: gone"},
 	} {

@@ -9,6 +9,7 @@ import (
 
 	"sluice/cache/conntrack"
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
 // Status is the answer of an agent to sluice status.
@@ -40,10 +41,31 @@ type Enforcing struct {
 	Since      time.Time `json:"since"` // when the agent was first ready; zero before
 	Snapshot   uint64    `json:"snapshot"`
 	Published  time.Time `json:"published"`
-	Policies   int       `json:"policies"`
+	Policies   int       `json:"policies"` // of all tiers
 	Pods       int       `json:"pods"`
 	Namespaces int       `json:"namespaces"`
 	Endpoints  int       `json:"endpoints"`
+
+	Tiers map[string]int `json:"tiers"` // the policies of each tier
+}
+
+// policies counts the policies as text: "3 NetworkPolicies", and ClusterNetworkPolicies with
+// their tiers if there are any.
+func (e *Enforcing) policies() string {
+	admin, baseline := e.Tiers[policy.Admin.String()], e.Tiers[policy.Baseline.String()]
+	text := count(e.Policies-admin-baseline, "NetworkPolicy")
+	if admin+baseline > 0 {
+		text += fmt.Sprintf(", %s (%d Admin, %d Baseline)", count(admin+baseline, "ClusterNetworkPolicy"), admin, baseline)
+	}
+	return text
+}
+
+func tierCounts(c policy.Counts) map[string]int {
+	counts := make(map[string]int)
+	for t := policy.Admin; t < filter.NumTiers; t++ {
+		counts[t.String()] = c.Tiers[t]
+	}
+	return counts
 }
 
 // Packets counts packets and restarts since the agent started. Only Waiting is a current
@@ -51,6 +73,7 @@ type Enforcing struct {
 type Packets struct {
 	Allowed         uint64            `json:"allowed"`
 	Denied          uint64            `json:"denied"`
+	Rejected        uint64            `json:"rejected"`        // denied, and answered with a reset or an ICMP error
 	Reasons         map[string]uint64 `json:"reasons"`         // verdicts by reason
 	Waiting         int               `json:"waiting"`         // packets in the queues now
 	Held            uint64            `json:"held"`            // packets held because their pod was not known, including those in Expired
@@ -90,7 +113,9 @@ func (f Forged) text() string {
 type InKernel struct {
 	Open    uint64 `json:"open"` // packets allowed because no policy concerns them
 	Allowed uint64 `json:"allowed"`
-	Denied  uint64 `json:"denied"`
+	Denied  uint64 `json:"denied"` // includes Rejected
+
+	Rejected uint64 `json:"rejected"`
 }
 
 // Live counts the verdicts about live connections after changes. Judged is the sum of
@@ -118,12 +143,12 @@ func (s *State) Status() *Status {
 		Watches: append([]Watch{}, s.Watches...), Problems: s.AllProblems(), NotRead: s.NotRead, Now: s.Now,
 		Packets: Packets{
 			Waiting: s.Waiting, Held: s.Queue.Held, Expired: s.Queue.HoldExpired, Refused: s.Queue.HoldRejected, Dropped: s.Queue.Dropped, Overflow: s.Queue.Overflow, OverflowDropped: s.Queue.OverflowDropped, Panics: s.Queue.Panics, Restart: s.Queue.Restarts,
-			Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
+			Rejected: s.Tally.Rejected, Cached: s.Flows.Hits, Reasons: make(map[string]uint64),
 		},
 		Live: liveOf(s.Rejudged),
 	}
 	if k := s.Kernel; k != nil {
-		out.Kernel = &InKernel{k.Open, k.Allowed, k.Denied}
+		out.Kernel = &InKernel{k.Open, k.Allowed, k.Denied + k.Rejected, k.Rejected}
 	}
 	out.Forged.Rules = s.Forged
 	if g := s.Guard; g != nil {
@@ -144,7 +169,7 @@ func (s *State) Status() *Status {
 		c := s.Snapshot.Counts()
 		out.Enforcing = &Enforcing{
 			Since: s.Ready, Snapshot: s.Snapshot.Number(), Published: s.Published,
-			Policies: c.Policies, Pods: c.Pods, Namespaces: c.Namespaces, Endpoints: c.Endpoints,
+			Policies: c.Policies, Pods: c.Pods, Namespaces: c.Namespaces, Endpoints: c.Endpoints, Tiers: tierCounts(c),
 		}
 	}
 	return out
@@ -160,14 +185,14 @@ func (s *Status) WriteText(out io.Writer) error {
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "follows\t%s\n", strings.Join(s.Sources, ", "))
 	if e := s.Enforcing; e != nil {
-		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", count(e.Policies, "NetworkPolicy"), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
+		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", e.policies(), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
 		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.ago(e.Published))
 	}
-	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, count(int(s.Repairs), "time"), s.Failed)
+	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s, deny with %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, s.DenyWith, count(int(s.Repairs), "time"), s.Failed)
 	p := s.Packets
-	fmt.Fprintf(w, "packets\t%d allowed, %d denied, %d queued; %d answered from the flow cache\n", p.Allowed, p.Denied, p.Waiting, p.Cached)
+	fmt.Fprintf(w, "packets\t%d allowed, %d denied%s, %d queued; %d answered from the flow cache\n", p.Allowed, p.Denied, rejectedText(p.Rejected), p.Waiting, p.Cached)
 	if k := s.Kernel; k != nil {
-		fmt.Fprintf(w, "in the kernel\t%s without a policy; by remembered verdicts %d allowed, %d denied\n", count(int(k.Open), "packet"), k.Allowed, k.Denied)
+		fmt.Fprintf(w, "in the kernel\t%s without a policy; by remembered verdicts %d allowed, %d denied%s\n", count(int(k.Open), "packet"), k.Allowed, k.Denied, rejectedText(k.Rejected))
 	}
 	fmt.Fprintf(w, "forged\t%s\n", s.Forged.text())
 	fmt.Fprintf(w, "held for pods\t%d; expired %d; rejected or displaced (no room) %d\n", p.Held, p.Expired, p.Refused)
@@ -193,6 +218,14 @@ func (s *Status) WriteText(out io.Writer) error {
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// rejectedText tells how many of the denied packets were rejected, if any were.
+func rejectedText(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d of them rejected)", n)
 }
 
 // headline summarizes the state in one line.
@@ -227,8 +260,14 @@ func (s *Status) watchText(w Watch) string {
 		return fmt.Sprintf("broken for %s", s.ago(w.Since))
 	case !w.Synced:
 		return "the list has not been read yet"
+	case w.Optional && w.Version == "":
+		return "not installed"
 	}
-	return fmt.Sprintf("connected; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
+	text := fmt.Sprintf("connected; %s, %s", count(int(w.Events), "event"), count(int(w.Errors), "error"))
+	if w.Version != "" {
+		text = w.Version + ", " + text
+	}
+	return text
 }
 
 // ago returns the time since t in short form, such as "3h2m" or "41s".

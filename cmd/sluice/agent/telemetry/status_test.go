@@ -12,6 +12,7 @@ import (
 func TestStatusText(t *testing.T) {
 	ill := busyState(t)
 	ill.Watches[1].Broken, ill.Watches[1].Since = "User \"x\" cannot watch networkpolicies: give it the verb", noon.Add(-50*time.Hour)
+	ill.Watches[2].Version = "" // not installed
 	ill.Failing = []string{"mangle of IPv6: ip6tables-restore: the lock is held"}
 	ill.Problems = []Problem{{Kind: "policy", Where: "default/bad, spec.ingress[0].from[0].ipBlock.cidr", Detail: `"10.0.0.01/8" is no CIDR`, Hint: "write 10.0.0.0/8"}}
 	starting := &State{Settings: busyState(t).Settings, Now: noon, Started: noon.Add(-4 * time.Second), Watches: []Watch{{Kind: "Pod", Since: noon}}}

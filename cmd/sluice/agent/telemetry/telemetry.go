@@ -70,11 +70,17 @@ type Settings struct {
 	Queues  int      `json:"queues"`
 	Fail    string   `json:"fail"`
 	OnExit  string   `json:"onExit"`
+	// DenyWith is how the node denies packets: drop, or reject.
+	DenyWith string `json:"denyWith"`
 }
 
 // Watch is the state of the watch for one kind of object.
 type Watch struct {
-	Kind     string    `json:"kind"`
+	Kind string `json:"kind"`
+	// Optional reports that a cluster may lack the kind. Version is then the version of the
+	// API that the agent follows; it is empty if the kind is not installed.
+	Optional bool      `json:"optional,omitempty"`
+	Version  string    `json:"version,omitempty"`
 	Synced   bool      `json:"synced"` // the list has been read
 	Broken   string    `json:"broken,omitempty"`
 	Since    time.Time `json:"since"` // when the watch broke or recovered
@@ -85,16 +91,21 @@ type Watch struct {
 
 // Problem is a condition that the user should correct.
 type Problem struct {
-	Kind   string `json:"kind"`  // policy, address, manifest, watch, rules, taint, sysctl, ranges or listen
+	Kind   string `json:"kind"`  // policy, namespace, address, manifest, watch, rules, taint, sysctl, ranges or listen
 	Where  string `json:"where"` // the object of that kind, and the field in it
 	Detail string `json:"detail"`
 	Hint   string `json:"hint,omitempty"` // how to correct it
+	// InForce names what stays in force because of a broken manifest.
+	InForce string `json:"inForce,omitempty"`
 }
 
 func (p Problem) String() string {
 	text := fmt.Sprintf("%s %s: %s", p.Kind, p.Where, p.Detail)
 	if p.Hint != "" {
 		text += ": " + p.Hint
+	}
+	if p.InForce != "" {
+		text += " (in force: " + p.InForce + ")"
 	}
 	return text
 }
@@ -105,12 +116,12 @@ const watchTimeout = time.Minute
 
 // Unready returns the reason why the agent is not ready; empty if it is ready.
 func (s *State) Unready() string {
-	if s.Ready.IsZero() {
-		for _, w := range s.Watches {
-			if !w.Synced {
-				return fmt.Sprintf("the list of %s has not been read yet%s", plural(w.Kind), because(w.Broken))
-			}
+	for _, w := range s.Watches {
+		if !w.Synced { // also after a start without an optional kind
+			return fmt.Sprintf("the list of %s has not been read yet%s", plural(w.Kind), because(w.Broken))
 		}
+	}
+	if s.Ready.IsZero() {
 		return "the rules are not in place yet"
 	}
 	for _, table := range s.Failing {
