@@ -226,15 +226,7 @@ func (c *Cache) pinAgain(path string, program *ebpf.Program) error {
 	if err := c.pins.ensure(); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(path); err != nil {
-		return err
-	}
-	// Pin a clone, because the library still regards the program itself as pinned.
-	again, err := program.Clone()
-	if err != nil {
-		return err
-	}
-	return errors.Join(again.Pin(path), again.Close())
+	return bpffs.Replace(path, program)
 }
 
 // pinned reports whether program is pinned at path.

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
 // What ClusterNetworkPolicies deny follows the labels and addresses of Nodes, and the labels of
@@ -88,7 +87,9 @@ func TestClusterPolicyLiveConnectionsOnPackets(t *testing.T) {
 		t.Run(step.name, func(t *testing.T) {
 			s.save(step.file, step.text)
 			flows := func(i int) bool { return strings.Contains(step.flow, strconv.Itoa(i%ends)) }
+			before := make([]uint32, len(live))
 			for i, c := range live {
+				before[i] = resent(t, c.client)
 				sendByte(t, c.client)
 				for c.unread++; flows(i) && c.unread > 0; c.unread-- {
 					receiveByte(t, c.server)
@@ -97,9 +98,9 @@ func TestClusterPolicyLiveConnectionsOnPackets(t *testing.T) {
 					exchange(t, c.server, c.client)
 				}
 			}
-			time.Sleep(probeTimeout / 5)
 			for i, c := range live {
 				if !flows(i) {
+					awaitResent(t, c.client, before[i])
 					receivesNothing(t, c.server)
 				}
 			}

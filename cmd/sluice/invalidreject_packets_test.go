@@ -24,7 +24,7 @@ func TestInvalidSegmentsAreNotRejectedOnPackets(t *testing.T) {
 			web := "default/web: {podSelector: {matchLabels: {role: frontend}}, ingress: [{ports: [{protocol: UDP, port: 53}]}]}"
 			closed := annotatedPolicies("reject", web, "default/closed: {podSelector: {matchLabels: {role: db}}}")
 			s.write("policies.yaml", closed)
-			s.start("--log-verdicts", "denied", "--log-verdicts-rate", "0")
+			s.start("--queues", "1", "--log-verdicts", "denied", "--log-verdicts-rate", "0")
 			for family, f := range families {
 				t.Run(f.name, func(t *testing.T) {
 					s.save("policies.yaml", closed)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"sluice/bench/testbed/agenttest"
 	"sluice/cache/conntrack"
@@ -138,6 +140,40 @@ func receiveByte(t *testing.T, at *net.TCPConn) {
 	if _, err := at.Read(make([]byte, 1)); err != nil {
 		t.Fatalf("%s receives nothing: %v", at.LocalAddr(), err)
 	}
+}
+
+// resent returns how often the kernel has sent data of a connection again, because it was not
+// acknowledged in time.
+func resent(t *testing.T, c *net.TCPConn) (times uint32) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info *unix.TCPInfo
+	if failed := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); failed != nil || err != nil {
+		t.Fatal(errors.Join(failed, err))
+	}
+	return info.Total_retrans
+}
+
+// awaitResent waits until the kernel has sent data of a connection again since the given count: had
+// the data arrived, the other end would have acknowledged it by then.
+func awaitResent(t *testing.T, c *net.TCPConn, before uint32) {
+	t.Helper()
+	for end := time.Now().Add(waitTimeout); resent(t, c) == before; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s has not sent again what it sent to %s: it was acknowledged", c.LocalAddr(), c.RemoteAddr())
+		}
+	}
+}
+
+// sendUnanswered sends a byte, and waits until it is clear that it does not arrive.
+func sendUnanswered(t *testing.T, from *net.TCPConn) {
+	t.Helper()
+	before := resent(t, from)
+	sendByte(t, from)
+	awaitResent(t, from, before)
 }
 
 // receivesNothing fails the test if a byte has arrived.

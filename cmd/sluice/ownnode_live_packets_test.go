@@ -87,7 +87,7 @@ func TestOwnNodeLiveConnectionsOnPackets(t *testing.T) {
 				}
 				s.save("policies.yaml", clusterPolicies(everybody(tier, "Deny")))
 				for i := range families {
-					sendByte(t, toNode[i][0])
+					sendUnanswered(t, toNode[i][0])
 					receivesNothing(t, toNode[i][1])
 					exchange(t, toPod[i][0], toPod[i][1])
 				}
@@ -99,7 +99,7 @@ func TestOwnNodeLiveConnectionsOnPackets(t *testing.T) {
 				}
 				s.save("policies.yaml", clusterPolicies(everybody(tier, "Deny")))
 				for i := range families {
-					sendByte(t, toNode[i][0])
+					sendUnanswered(t, toNode[i][0])
 					receivesNothing(t, toNode[i][1])
 				}
 			}
@@ -181,7 +181,7 @@ func TestOwnNodeICMPOnPackets(t *testing.T) {
 // or, if it knows SCTP, with an SCTP packet that ends the association.
 func TestOwnNodeCraftedOnPackets(t *testing.T) {
 	s := newTestbed(t)
-	s.start()
+	s.start("--queues", "1")
 	const sctp7777 = "protocols: [{sctp: {destinationPort: {number: 7777}}}]"
 	to := func(action, protocols string) string {
 		return "{action: " + action + ", to: [" + s.networksOf("node-1") + "], " + protocols + "}"

@@ -3,9 +3,11 @@
 package bpffs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,6 +33,20 @@ func Mount(path string) error {
 		return fmt.Errorf("mount the BPF file system on %s: %w", path, err)
 	}
 	return nil
+}
+
+// Replace pins a program at path, in place of whatever is there. The program may have been pinned
+// before.
+func Replace(path string, program *ebpf.Program) error {
+	if err := os.RemoveAll(path); err != nil {
+		return err
+	}
+	// Pin a clone, because the library regards the program itself as pinned even if its pin is gone.
+	again, err := program.Clone()
+	if err != nil {
+		return err
+	}
+	return errors.Join(again.Pin(path), again.Close())
 }
 
 // Namespace returns the number of the network namespace, for the names of pins: agents in other

@@ -98,15 +98,7 @@ func (p pins) add(program *ebpf.Program) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(path); err != nil {
-		return err
-	}
-	// Pin a clone, because the library still regards the program itself as pinned if its pin is gone.
-	again, err := program.Clone()
-	if err != nil {
-		return err
-	}
-	return errors.Join(again.Pin(path), again.Close())
+	return bpffs.Replace(path, program)
 }
 
 // removeAll removes the directory with all pins, and returns its path, or an empty string if there

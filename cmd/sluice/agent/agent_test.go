@@ -222,18 +222,24 @@ func denyOwnNode(w *policy.Store) {
 	})
 }
 
+// stickRules makes the next writing of rules take until the returned channel is closed.
+func (f *fixture) stickRules() (written chan struct{}) {
+	written = make(chan struct{})
+	f.at(stepRules, func() error {
+		f.at(stepRules, nil)
+		<-written
+		return nil
+	})
+	return written
+}
+
 // If a change needs other rules, the kernel's flow cache and the guard do not wait for iptables,
 // which may wait for another program. The sweep does.
 func TestOtherStagesDoNotWaitForIPTables(t *testing.T) {
 	f := newFixture(t)
 	f.start()
 	f.steps()
-	written := make(chan struct{})
-	f.at(stepRules, func() error {
-		f.at(stepRules, nil)
-		<-written
-		return nil
-	})
+	written := f.stickRules()
 	f.update(denyOwnNode)
 	f.until("writing the rules", func() bool { return f.recorded(stepRules) })
 	if done, want := f.steps(), []string{stepPending, stepKernel, stepGuard, stepRules}; !slices.Equal(done, want) {
@@ -254,12 +260,7 @@ func TestStuckIPTables(t *testing.T) {
 	f.ruleChanges.wait = 10 * time.Millisecond
 	f.start()
 	f.steps()
-	written := make(chan struct{})
-	f.at(stepRules, func() error {
-		f.at(stepRules, nil)
-		<-written
-		return nil
-	})
+	written := f.stickRules()
 	f.update(denyOwnNode)
 	f.until("swept without the rules", func() bool { return f.recorded(stepSweep) })
 	for _, addr := range []string{"10.1.0.6", "10.1.0.7"} {
