@@ -25,10 +25,23 @@ const (
 // entry is a built-in chain, also called a hook, and the owned chain that its first rule jumps to.
 type entry struct {
 	name, chain string
+	// when is the condition of the jump, such as "-m mark --mark 0x20/0x20"; empty if it has none.
+	when string
 }
 
 // jump returns the rule that jumps from the built-in chain to the owned one.
-func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
+func (e entry) jump() string { return "-A " + e.name + e.rule() }
+
+// insertion returns the line that makes this rule the first of the built-in chain.
+func (e entry) insertion() string { return "-I " + e.name + " 1" + e.rule() }
+
+// rule returns the condition and the jump, with a blank before them.
+func (e entry) rule() string {
+	if e.when == "" {
+		return " -j " + e.chain
+	}
+	return " " + e.when + " -j " + e.chain
+}
 
 // isOwned reports whether a chain belongs to this version of Sluice or another.
 func isOwned(chain string) bool {
@@ -190,10 +203,10 @@ func (o Options) bypass() string {
 // --noflush: first the owned chains with their rules, last the jumps to them.
 func (o Options) Wanted(f Family) string {
 	want := o.chains(f)
-	text := change{fill: want, hooked: mangle.entriesOf(want)}.text(mangle)
+	text := change{fill: want, hooked: o.entriesOf(mangle, want)}.text(mangle)
 	if o.Reject {
 		want = o.rejects(f)
-		text += change{fill: want, hooked: rejecting.entriesOf(want)}.text(rejecting)
+		text += change{fill: want, hooked: o.entriesOf(rejecting, want)}.text(rejecting)
 	}
 	return text
 }
@@ -233,7 +246,7 @@ func (c change) text(in *layout) string {
 		}
 	}
 	for _, e := range c.hooked {
-		lines = append(lines, "-I "+e.name+" 1 -j "+e.chain)
+		lines = append(lines, e.insertion())
 	}
 	return strings.Join(slices.Concat([]string{"*" + in.table}, lines, []string{"COMMIT", ""}), "\n")
 }
