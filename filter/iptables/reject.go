@@ -67,12 +67,15 @@ func (o Options) forwardRules(f Family, last ...string) []string {
 		// A worker has allowed the packet. POSTROUTING marks its connection.
 		fmt.Sprintf("-m mark --mark %#x/%#x -j RETURN", o.AllowedMark, o.AllowedMark),
 		o.judgedRejected(),
-		"-m addrtype --src-type LOCAL -j RETURN",
 	}
-	rules = append(rules, o.exemptRules(f, o.refuseRevoked()...)...)
+	rules = append(rules, o.revokedRules(o.refuseRevoked()...)...)
 	if o.LaterPin != "" {
+		// It precedes the rules that let packets pass: each of them leaves the packet to POSTROUTING,
+		// too, and together they cost 200 ns. Packets of revoked connections do not come here: their
+		// reverse flow may be remembered as allowed.
 		rules = append(rules, fmt.Sprintf("-m bpf --object-pinned %s -j RETURN", o.LaterPin))
 	}
+	rules = append(append(rules, "-m addrtype --src-type LOCAL -j RETURN"), o.exemptRules(f)...)
 	return inChain(forwardChain, slices.Concat(rules, o.askAboutServices(last), o.refuseRemembered(), last))
 }
 

@@ -112,7 +112,7 @@ func (o Options) mainRules(f Family, last ...string) []string {
 		// covers the addresses of this network namespace; sourceChain has dropped packets of
 		// other senders with such a source.
 		"-m addrtype --src-type LOCAL -j RETURN")
-	rules = append(rules, o.exemptRules(f, revoked...)...)
+	rules = slices.Concat(rules, o.revokedRules(revoked...), o.exemptRules(f))
 	return inChain(Chain, append(append(rules, o.cacheRules("-g "+allowChain)...), last...))
 }
 
@@ -135,18 +135,22 @@ func (o Options) allowedConnection() string {
 	return fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask())
 }
 
-// exemptRules returns the rules about packets that are never queued: packets of revoked
-// connections are dropped; replies, ICMP errors and neighbour discovery pass. The rules in
-// revoked come first: they handle revoked connections whose packets are not simply dropped.
-func (o Options) exemptRules(f Family, revoked ...string) []string {
-	rules := append(slices.Clone(revoked),
-		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
+// revokedRules returns the rules about packets of revoked connections. Those in the parameter
+// "special" come first: they handle packets that are not simply dropped.
+func (o Options) revokedRules(special ...string) []string {
+	return append(slices.Clone(special), fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark))
+}
+
+// exemptRules returns the rules about packets that are never queued: replies, ICMP errors and
+// neighbour discovery pass. The rules about revoked connections must precede them.
+func (o Options) exemptRules(f Family) []string {
+	rules := []string{
 		// Replies pass, and so do ICMP errors about replies. They need no verdict, because only
 		// a connection whose first packet was allowed has replies.
 		"-m conntrack --ctdir REPLY -j RETURN",
 		// The only RELATED packets of ICMP are errors about a known connection.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),
-	)
+	}
 	for _, t := range neighbourDiscovery[f] {
 		// A receiver must ignore these messages with a hop limit below 255 (RFC 4861), and a
 		// router lowers the hop limit. So only messages with 255 pass here; a forwarded one
