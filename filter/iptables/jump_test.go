@@ -109,7 +109,7 @@ var ownJumpDamage = []string{
 	"insert rule %[1]s sluice FORWARD counter accept",
 	"add rule %[1]s sluice FORWARD counter jump SLUICE-FORWARD",
 	"flush chain %[1]s sluice POSTROUTING\ndelete chain %[1]s sluice POSTROUTING\nadd chain %[1]s sluice POSTROUTING { type filter hook input priority 7; }",
-	"flush chain %[1]s sluice FORWARD\nflush chain %[1]s sluice POSTROUTING\ndelete chain %[1]s sluice POSTROUTING\nadd chain %[1]s sluice POSTROUTING { type filter hook input priority 7; }",
+	"flush chain %[1]s sluice FORWARD\nadd rule %[1]s sluice FORWARD counter jump SLUICE-FORWARD\nflush chain %[1]s sluice POSTROUTING\ndelete chain %[1]s sluice POSTROUTING\nadd chain %[1]s sluice POSTROUTING { type filter hook input priority 7; }",
 }
 
 // Run repairs the jump with a condition in the separate tables.
@@ -119,7 +119,11 @@ func TestRealConditionalJumpsInOwnTable(t *testing.T) {
 	n.wantJumps("at first")
 	for _, script := range ownJumpDamage {
 		n.nft(script)
+		writes := n.tables[0].writes.Load()
 		n.repairedOnce(script)
+		if got := n.tables[0].writes.Load() - writes; got != 1 {
+			t.Errorf("%s: repaired in %d transactions, want one, so that no packet passes in between", script, got)
+		}
 	}
 }
 
