@@ -132,7 +132,7 @@ func (n *realNode) damage(c conditional, lines string) {
 	n.t.Helper()
 	n.inside(func(ctx context.Context) error {
 		for _, t := range n.tables {
-			var table Table = t.companion()
+			table := t.companion()
 			if c.in == mangle {
 				table = t.Table
 			}

@@ -82,10 +82,10 @@ func (r *nftRule) readExpressions(ad *netlink.AttributeDecoder) error {
 func (r *nftRule) readExpression(name string, ad *netlink.AttributeDecoder, marks *markReader) (known bool) {
 	switch name {
 	case "immediate":
-		_ = r.readImmediate(ad)
+		r.readImmediate(ad)
 		return true
 	case "counter":
-		_ = r.readCounter(ad)
+		r.readCounter(ad)
 		return true
 	}
 	condition, known := marks.read(name, ad)
@@ -93,20 +93,19 @@ func (r *nftRule) readExpression(name string, ad *netlink.AttributeDecoder, mark
 	return known && len(r.targets) == 0 // the kernel ignores what follows a jump
 }
 
-func (r *nftRule) readCounter(ad *netlink.AttributeDecoder) error {
+func (r *nftRule) readCounter(ad *netlink.AttributeDecoder) {
 	for ad.Next() {
 		if ad.Type() == unix.NFTA_COUNTER_PACKETS {
 			r.packets = ad.Uint64()
 		}
 	}
-	return nil
 }
 
 // verdictDrop is NF_DROP.
 const verdictDrop = 0
 
 // readImmediate decodes the verdict in an immediate expression.
-func (r *nftRule) readImmediate(ad *netlink.AttributeDecoder) error {
+func (r *nftRule) readImmediate(ad *netlink.AttributeDecoder) {
 	for ad.Next() {
 		if ad.Type() != unix.NFTA_IMMEDIATE_DATA {
 			continue
@@ -120,7 +119,6 @@ func (r *nftRule) readImmediate(ad *netlink.AttributeDecoder) error {
 			return nil
 		})
 	}
-	return nil
 }
 
 func (r *nftRule) readVerdict(ad *netlink.AttributeDecoder) error {
