@@ -3,7 +3,12 @@
 package main
 
 import (
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -90,4 +95,75 @@ func (s *testbed) checkForgedReset(t *testing.T, v6 bool) {
 			t.Errorf("a forged reset (with ACK: %t) arrives", ack)
 		}
 	}
+}
+
+// Denied packets that conntrack does not follow are dropped, and the log does not claim an answer.
+func TestUntrackedIsNotRejectedOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.write("policies.yaml", annotatedPolicies("reject", "default/closed: {podSelector: {matchLabels: {role: db}}}"))
+	for _, f := range families {
+		if err := s.Nodes[0].Run(f.iptables, "-w", "-t", "raw", "-A", "PREROUTING", "-p", "udp", "--dport", "53", "-j", "CT", "--notrack"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.start("--log-verdicts", "denied", "--log-verdicts-rate", "0")
+	for family, f := range families {
+		pr := s.newProber(t, family == 1)
+		mark := s.agent.Mark()
+		packet := pr.packet(layers.IPProtocolUDP, &layers.UDP{SrcPort: 33001, DstPort: 53}, gopacket.Payload("hello"))
+		for range 2 { // answered by the agent, then from the cache
+			if got := pr.answers(packet); len(got) != 0 {
+				t.Errorf("%s: answers to an untracked packet: %v", f.name, got)
+			}
+		}
+		line := s.await(mark, "the denial is logged", func(l agenttest.Line) bool {
+			return l.Text("verdict") == "deny" && l.Number("dport") == 53
+		})
+		if line.Text("answer") == "reject" {
+			t.Errorf("%s: the log has %v", f.name, line)
+		}
+		s.refused(t, "default/web default/db udp 54")
+	}
+}
+
+// A connection that a conntrack helper announces is judged by itself. If it is denied, its packets
+// are dropped, because they have the mark of the control connection, which is allowed.
+func TestExpectedConnectionIsNotRejectedOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	allowed := "default/db: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: 21}]}]}"
+	s.write("policies.yaml", annotatedPolicies("reject", allowed))
+	if err := s.Nodes[0].Run("iptables", "-w", "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--dport", "21", "-j", "CT", "--helper", "ftp"); err != nil {
+		t.Skipf("needs the kernel's helper for FTP: %v", err)
+	}
+	s.start("--log-verdicts", "denied", "--log-verdicts-rate", "0")
+	db := s.host("default/db")
+	data, err := db.ListenTCP(netip.AddrPortFrom(db.IPv4, 7021))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	s.refused(t, "default/web default/db tcp 7022")
+	client, server := s.connectThrough(t, 0, "default/web", "default/db", 21, netip.AddrPort{})
+	_ = client.SetReadDeadline(time.Now().Add(waitTimeout))
+	for _, line := range []string{"220 Ready\r\n", fmt.Sprintf("227 Entering Passive Mode (%s,%d,%d)\r\n", strings.ReplaceAll(db.IPv4.String(), ".", ","), 7021>>8, 7021&0xff)} {
+		if _, err := server.Write([]byte(line)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(client, make([]byte, len(line))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mark := s.agent.Mark()
+	at := netip.AddrPortFrom(db.IPv4, 7021)
+	if r := s.host("default/web").Connect(t.Context(), "tcp", at, probeTimeout/5); r.Outcome != lab.TimedOut {
+		t.Errorf("the data connection: %s (%v), want no answer", r.Outcome, r.Err)
+	}
+	line := s.await(mark, "the denial is logged", func(l agenttest.Line) bool {
+		return l.Text("verdict") == "deny" && l.Number("dport") == 7021
+	})
+	if line.Text("answer") == "reject" {
+		t.Errorf("the log has %v", line)
+	}
+	// Without the announcement, the same connection is rejected.
+	s.refused(t, "default/other default/db tcp 7021")
 }

@@ -56,8 +56,7 @@ func (a arguments) match(f Family, name string) (x extension, err error) {
 	switch name {
 	case "mark", "connmark": // xt_mark_mtinfo1, xt_connmark_mtinfo1
 		x.revision = 1
-		x.info, err = a.masked("--mark")
-		x.info = pad(x.info, 12) // the third field, invert, stays 0
+		x.info, err = a.mark()
 	case "conntrack":
 		x.revision = 3
 		x.info, err = a.conntrack()
@@ -139,6 +138,17 @@ func (a arguments) masked(option string) ([]byte, error) {
 		return nil, errUnknown(option + " " + a[option])
 	}
 	return words32(uint32(v), uint32(m)), nil
+}
+
+// mark encodes struct xt_mark_mtinfo1 or xt_connmark_mtinfo1.
+func (a arguments) mark() ([]byte, error) {
+	const size = 12
+	if _, inverted := a["! --mark"]; inverted {
+		info, err := a.masked("! --mark")
+		return pad(append(info, 1), size), err
+	}
+	info, err := a.masked("--mark")
+	return pad(info, size), err
 }
 
 // conntrack encodes struct xt_conntrack_mtinfo3. The fields before match_flags (addresses,

@@ -295,7 +295,7 @@ func TestRealMissingLibraries(t *testing.T) {
 				n.iptables(f, "-t", table, "-I", chain, "-m", "statistic", "--mode", "random", "--probability", "0.5", "-j", "MARK", "--set-mark", "0x100")
 			}
 			before := n.saved()
-			m := New(Defaults, tables, slog.New(slog.NewTextHandler(n.logs, nil)))
+			m := New(withReject(), tables, slog.New(slog.NewTextHandler(n.logs, nil)))
 			n.inside(m.Apply)
 			for name, lines := range damage {
 				repairs := m.Repairs()

@@ -6,7 +6,7 @@ import "slices"
 type layout struct {
 	table    string
 	priority int32   // of the table's hooks
-	entries  []entry // in the order in which a packet meets them; some exclude each other
+	entries  []entry // in the order in which a packet meets them; Options.entries adds the conditions
 	chains   []string
 }
 
@@ -16,14 +16,14 @@ var (
 	// node, and those of FORWARD unless denied packets may be rejected.
 	mangle = &layout{
 		table: table, priority: -150, // NF_IP_PRI_MANGLE
-		entries: []entry{{"PREROUTING", sourceChain}, {"POSTROUTING", Chain}, {"INPUT", inputChain}, {"FORWARD", forwardChain}},
+		entries: []entry{{name: "PREROUTING", chain: sourceChain}, {name: "POSTROUTING", chain: Chain}, {name: "INPUT", chain: inputChain}, {name: "FORWARD", chain: forwardChain}},
 		chains:  []string{Chain, allowChain, sourceChain, refuseChain, inputChain, nodeChain, forwardChain},
 	}
 	// rejecting has the rules with the target REJECT, which the kernel allows only in this
 	// table.
 	rejecting = &layout{
 		table: "filter", priority: 0, // NF_IP_PRI_FILTER
-		entries: []entry{{"FORWARD", rejectChain}, {"INPUT", rejectChain}},
+		entries: []entry{{name: "FORWARD", chain: rejectChain}, {name: "INPUT", chain: rejectChain}},
 		chains:  []string{rejectChain},
 	}
 )
@@ -33,9 +33,18 @@ func (l *layout) isHook(chain string) bool {
 	return slices.ContainsFunc(l.entries, func(e entry) bool { return e.name == chain })
 }
 
+// entries returns the entries of a layout with the conditions of their jumps.
+func (o Options) entries(in *layout) []entry {
+	all, when := slices.Clone(in.entries), o.conditions()
+	for i := range all {
+		all[i].when = when[all[i].chain]
+	}
+	return all
+}
+
 // entriesOf returns the entries of the wanted chains.
-func (l *layout) entriesOf(want map[string][]string) (wanted []entry) {
-	for _, e := range l.entries {
+func (o Options) entriesOf(in *layout, want map[string][]string) (wanted []entry) {
+	for _, e := range o.entries(in) {
 		if _, is := want[e.chain]; is {
 			wanted = append(wanted, e)
 		}

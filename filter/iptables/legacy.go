@@ -32,8 +32,9 @@ func (k *kernelTable) legacyChains(ctx context.Context) ([]string, error) {
 	return chains, nil
 }
 
-// legacyRules returns the rules of a chain from its listing. For a rule that only jumps, it returns
-// the command that iptables -S would print. For any other rule, it returns "-A CHAIN".
+// legacyRules returns the rules of a chain from its listing. For a rule that only jumps, under
+// conditions about marks or none, it returns the command that iptables -S would print. For any other
+// rule, it returns "-A CHAIN".
 func (k *kernelTable) legacyRules(ctx context.Context, chain string) ([]string, error) {
 	lines, err := listing(ctx, k.path, k.in.table, k.wait, chain)
 	if err != nil {
@@ -48,9 +49,11 @@ func (k *kernelTable) legacyRules(ctx context.Context, chain string) ([]string, 
 	return rules, nil
 }
 
-// plainJump returns the jump of a rule if the rule applies to all packets, otherwise "". words
-// is the rule's line in a listing: counters, target, protocol, options, interfaces, addresses.
+// plainJump returns the jump of a rule if the rule applies to all packets, or to those that fulfil
+// conditions about marks. Otherwise it returns "". words is the rule's line in a listing: counters,
+// target, protocol, options, interfaces, addresses, conditions.
 func plainJump(words []string) string {
+	words, conditions := listedConditions(words)
 	everywhere := [][]string{{"0.0.0.0/0", "0.0.0.0/0"}, {"::/0", "::/0"}}
 	if len(words) < 8 {
 		return ""
@@ -59,9 +62,26 @@ func plainJump(words []string) string {
 	protocol := words[3]
 	all := protocol == "all" || protocol == "0"
 	if all && slices.Equal(interfaces, []string{"*", "*"}) && slices.ContainsFunc(everywhere, func(e []string) bool { return slices.Equal(e, ends) }) {
-		return " -j " + words[2]
+		return conditions + " -j " + words[2]
 	}
 	return ""
+}
+
+// listedConditions splits the conditions about marks from the end of a rule's line in a listing, such
+// as "connmark match ! 0x10/0x30", and returns them as iptables -S would print them.
+func listedConditions(words []string) (rest []string, conditions string) {
+	for len(words) > 3 {
+		n, not := len(words)-1, ""
+		if words[n-1] == "!" {
+			n, not = n-1, " !"
+		}
+		if words[n-1] != "match" || words[n-2] != "mark" && words[n-2] != "connmark" {
+			break
+		}
+		conditions = " -m " + words[n-2] + not + " --mark " + words[len(words)-1] + conditions
+		words = words[:n-2]
+	}
+	return words, conditions
 }
 
 // listing returns the output lines of iptables -L.

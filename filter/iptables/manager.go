@@ -43,6 +43,7 @@ type Manager struct {
 // keptTable is a table with its status.
 type keptTable struct {
 	Table
+	entries   []entry
 	canonical canonicalForm
 	changed   atomic.Bool               // a notification of a change is pending
 	since     atomic.Pointer[time.Time] // start of the work in progress, see begin; nil if there is none
@@ -75,10 +76,10 @@ func New(opts Options, tables []Table, logger *slog.Logger) *Manager {
 	}
 	m := &Manager{opts: opts, all: opts, log: logger}
 	for _, t := range tables {
-		kept := &keptTable{Table: t, canonical: canonicalForm{}}
+		kept := &keptTable{Table: t, entries: opts.entries(t.layout()), canonical: canonicalForm{}}
 		if filter := t.companion(); filter != nil {
 			// An earlier agent may have left rules.
-			kept.filter = &keptTable{Table: filter, canonical: canonicalForm{}, used: filter.exists()}
+			kept.filter = &keptTable{Table: filter, entries: opts.entries(filter.layout()), canonical: canonicalForm{}, used: filter.exists()}
 		}
 		m.tables = append(m.tables, kept)
 	}
@@ -300,7 +301,7 @@ func (t *keptTable) ensure(ctx context.Context, want map[string][]string) (wrong
 			return wrong, err
 		}
 		if len(diff) > 0 && try >= 2 && now.equal(before) {
-			t.canonical.record(now, want, t.layout())
+			t.canonical.record(now, want, t.entries)
 			diff = t.diff(now, want)
 		}
 		switch {
@@ -363,10 +364,10 @@ func (t *keptTable) write(ctx context.Context, now tableState, want map[string][
 			return err
 		}
 		c.stale = slices.DeleteFunc(refs, func(rule string) bool {
-			return slices.ContainsFunc(t.layout().entries, func(e entry) bool { return strings.HasPrefix(rule, "-A "+e.name+" ") })
+			return slices.ContainsFunc(t.entries, func(e entry) bool { return strings.HasPrefix(rule, "-A "+e.name+" ") })
 		})
 	}
-	for _, e := range t.layout().entries {
+	for _, e := range t.entries {
 		_, needed := want[e.chain]
 		if len(t.jumpDiff(e, now.hooks[e.name], needed)) == 0 {
 			continue

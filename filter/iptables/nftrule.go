@@ -11,12 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nftRule is a rule of nf_tables. Of its expressions, only verdicts and counters are decoded.
+// nftRule is a rule of nf_tables. Of its expressions, only verdicts, counters and conditions about
+// marks are decoded.
 type nftRule struct {
 	handle  uint64
 	targets []nftTarget
-	// plain is set if the rule does nothing but count and jump.
-	plain bool
+	// conditions are the conditions of the jump, as iptables prints them; see markReader. plain is
+	// set if the rule does nothing but test them, count and jump.
+	conditions string
+	plain      bool
 	// drops is set if the rule's verdict is to drop; "packets" is the rule's counter.
 	drops   bool
 	packets uint64
@@ -51,44 +54,59 @@ func readRule(ad *netlink.AttributeDecoder) (r nftRule, at rulePlace, err error)
 }
 
 func (r *nftRule) readExpressions(ad *netlink.AttributeDecoder) error {
+	var marks markReader
 	for ad.Next() {
 		ad.Nested(func(ad *netlink.AttributeDecoder) error {
 			var name string
+			known := false
 			for ad.Next() {
 				switch ad.Type() {
 				case unix.NFTA_EXPR_NAME:
 					name = ad.String()
+					known = name == "counter" || name == "immediate"
 				case unix.NFTA_EXPR_DATA:
-					switch name {
-					case "immediate":
-						ad.Nested(r.readImmediate)
-					case "counter":
-						ad.Nested(r.readCounter)
-					}
+					ad.Nested(func(ad *netlink.AttributeDecoder) error {
+						known = r.readExpression(name, ad, &marks)
+						return nil
+					})
 				}
 			}
-			r.plain = r.plain && (name == "counter" || name == "immediate")
+			r.plain = r.plain && known
 			return nil
 		})
 	}
-	r.plain = r.plain && len(r.targets) == 1
+	r.plain = r.plain && len(r.targets) == 1 && !marks.loaded
 	return nil
 }
 
-func (r *nftRule) readCounter(ad *netlink.AttributeDecoder) error {
+// readExpression decodes one expression, and reports whether it is one of those that text prints.
+func (r *nftRule) readExpression(name string, ad *netlink.AttributeDecoder, marks *markReader) (known bool) {
+	switch name {
+	case "immediate":
+		r.readImmediate(ad)
+		return true
+	case "counter":
+		r.readCounter(ad)
+		return true
+	}
+	condition, known := marks.read(name, ad)
+	r.conditions += condition
+	return known && len(r.targets) == 0 // the kernel ignores what follows a jump
+}
+
+func (r *nftRule) readCounter(ad *netlink.AttributeDecoder) {
 	for ad.Next() {
 		if ad.Type() == unix.NFTA_COUNTER_PACKETS {
 			r.packets = ad.Uint64()
 		}
 	}
-	return nil
 }
 
 // verdictDrop is NF_DROP.
 const verdictDrop = 0
 
 // readImmediate decodes the verdict in an immediate expression.
-func (r *nftRule) readImmediate(ad *netlink.AttributeDecoder) error {
+func (r *nftRule) readImmediate(ad *netlink.AttributeDecoder) {
 	for ad.Next() {
 		if ad.Type() != unix.NFTA_IMMEDIATE_DATA {
 			continue
@@ -102,7 +120,6 @@ func (r *nftRule) readImmediate(ad *netlink.AttributeDecoder) error {
 			return nil
 		})
 	}
-	return nil
 }
 
 func (r *nftRule) readVerdict(ad *netlink.AttributeDecoder) error {
@@ -127,13 +144,16 @@ func (r *nftRule) readVerdict(ad *netlink.AttributeDecoder) error {
 	return nil
 }
 
-// text returns the text of a rule. For a plain rule, this is the text that iptables prints. For
-// any other rule, it is the chain, the handle and the jumps, such as "-A FORWARD @7 -j SLUICE".
+// text returns the text of a rule. For a plain rule, this is the text that iptables prints, such as
+// "-A FORWARD -m mark --mark 0x20/0x20 -j SLUICE-REJECT". For any other rule, it is the chain, the
+// handle and the jumps, such as "-A FORWARD @7 -j SLUICE".
 // This is enough for leadsTo to find the jumps, and for [kernelTable.Restore] to delete the rule
 // by its handle.
 func (r nftRule) text(chain string) string {
 	text := "-A " + chain
-	if !r.plain {
+	if r.plain {
+		text += r.conditions
+	} else {
 		text += fmt.Sprintf(" %s%d", handleSign, r.handle)
 	}
 	for _, t := range r.targets {

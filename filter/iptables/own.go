@@ -122,7 +122,7 @@ func (o *ownTable) Leave() error {
 			return nil
 		}
 	}
-	b := ownChange{table: o.nft()}
+	b := newOwnChange(o.nft())
 	b.add(unix.NFT_MSG_DELTABLE, 0, attributes{}.text(unix.NFTA_TABLE_NAME, ownName))
 	if err := b.commit(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("delete table %s: %w", ownName, explain(err))
@@ -136,7 +136,7 @@ func (o *ownTable) Restore(_ context.Context, text string) error {
 	if err != nil {
 		return err
 	}
-	b := ownChange{table: o.nft(), texts: map[string]string{}}
+	b := newOwnChange(o.nft())
 	if err := b.all(text); err != nil {
 		return fmt.Errorf("write table %s: %w", ownName, explain(err))
 	}
@@ -153,6 +153,12 @@ type ownChange struct {
 	texts    map[string]string
 	hooks    []entry // hooks with a jump to a chain that the transaction fills
 	renewed  bool    // the transaction first deletes the table and creates it again, because a hook was wrong
+	// kept has the expressions of the jumps in a renewed table that are right, by their hooks.
+	kept map[string][]byte
+}
+
+func newOwnChange(t nftTable) ownChange {
+	return ownChange{table: t, texts: map[string]string{}, kept: map[string][]byte{}}
 }
 
 // all applies a text in the format of iptables-restore.
@@ -192,11 +198,29 @@ func (b *ownChange) prepare(text string) error {
 			continue
 		}
 		b.hooks = append(b.hooks, e)
+		if err := b.keep(e); err != nil {
+			return err
+		}
 		place := attributes{}.number(unix.NFTA_HOOK_HOOKNUM, hooks[e.name]).number(unix.NFTA_HOOK_PRIORITY, uint32(mangle.priority))
 		b.add(unix.NFT_MSG_NEWCHAIN, netlink.Create, b.chain(e.name).raw(unix.NFTA_CHAIN_HOOK, place).
 			number(unix.NFTA_CHAIN_POLICY, verdictAccept).text(unix.NFTA_CHAIN_TYPE, chainKind))
 	}
 	return nil
+}
+
+// keep keeps the jump of a hook if the table is renewed: the text of the transaction has only the
+// jumps that are wrong.
+func (b *ownChange) keep(e entry) error {
+	if !b.renewed {
+		return nil
+	}
+	rules, err := b.table.rules(e.name)
+	for _, r := range rules {
+		if leadsTo(r.text(e.name), func(chain string) bool { return chain == e.chain }) {
+			b.kept[e.name] = r.expressions
+		}
+	}
+	return err
 }
 
 // verdictAccept is NF_ACCEPT.
@@ -215,6 +239,7 @@ func (b *ownChange) carryOut(line string) error {
 		return b.addRule(chain, rule)
 	case command == "-I": // always the jump of a hook, which must have no other rule
 		b.flush(chain)
+		delete(b.kept, chain)
 		_, rule, _ = strings.Cut(rule, " ")
 		return b.addRule(chain, rule)
 	case command == "-D":
@@ -231,11 +256,9 @@ func (b *ownChange) carryOut(line string) error {
 
 // commit applies the transaction.
 func (b *ownChange) commit() error {
-	if b.renewed {
-		for _, e := range b.hooks {
-			if err := b.carryOut(fmt.Sprintf("-I %s 1 -j %s", e.name, e.chain)); err != nil {
-				return err
-			}
+	for _, e := range b.hooks {
+		if jump, is := b.kept[e.name]; is {
+			b.add(unix.NFT_MSG_NEWRULE, netlink.Create|netlink.Append, b.ruleOf(e.name).raw(unix.NFTA_RULE_EXPRESSIONS, jump))
 		}
 	}
 	return b.table.commitAll(b.messages)

@@ -82,7 +82,7 @@ func TestRealEncodedAsIptablesDoes(t *testing.T) {
 			})
 			text = strings.Join(lines, "")
 			n.inside(func(context.Context) error {
-				b := ownChange{table: nftTable{f, table}, texts: map[string]string{}}
+				b := newOwnChange(nftTable{f, table})
 				return b.all(text)
 			})
 			saved := n.output(f.command()+"-nft-save", "-t", table)

@@ -351,9 +351,15 @@ func solicitation(src, dst netip.Addr) []byte {
 }
 
 // The data connection of FTP gets its own verdict, although the kernel gives it the mark of
-// the control connection.
+// the control connection. This is also so while packets are judged in FORWARD.
 func TestRealExpectedConnection(t *testing.T) {
-	p := newPackets(t, NFT, Defaults)
+	for name, o := range map[string]Options{"drop": Defaults, "reject": withReject()} {
+		t.Run(name, func(t *testing.T) { testExpectedConnection(t, o) })
+	}
+}
+
+func testExpectedConnection(t *testing.T, o Options) {
+	p := newPackets(t, NFT, o)
 	if err := p.Node.Run("iptables-nft", "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--dport", "21", "-j", "CT", "--helper", "ftp"); err != nil {
 		t.Skipf("needs the kernel's helper for FTP: %v", err)
 	}

@@ -104,8 +104,9 @@ func TestSetReject(t *testing.T) {
 		rejects := func() bool {
 			t.Helper()
 			mangle, filter := m.v4.Dump(), m.filter.Dump()
-			forward := strings.Contains(mangle, "-A FORWARD -j SLUICE-FORWARD\n-A FORWARD -s 192.0.2.1/32 -j DROP\n")
-			jumps := strings.Contains(filter, "-A FORWARD -j SLUICE-REJECT\n-A FORWARD -j KUBE-FORWARD\n") && strings.Contains(filter, "-A INPUT -j SLUICE-REJECT\n-A INPUT -s")
+			forward := strings.Contains(mangle, "-A FORWARD -m connmark ! --mark 0x10/0x30 -j SLUICE-FORWARD\n-A FORWARD -s 192.0.2.1/32 -j DROP\n")
+			jumps := strings.Contains(filter, "-A FORWARD -m mark --mark 0x20/0x20 -j SLUICE-REJECT\n-A FORWARD -j KUBE-FORWARD\n") &&
+				strings.Contains(filter, "-A INPUT -m mark --mark 0x20/0x20 -j SLUICE-REJECT\n-A INPUT -s") && strings.Count(filter, "-j SLUICE-REJECT") == 2
 			if forward != jumps || jumps != strings.Contains(filter, "REJECT --reject-with tcp-reset") || m.Rejects() != jumps {
 				t.Errorf("some rules that reject are missing (Rejects: %t):\n%s%s", m.Rejects(), mangle, filter)
 			}
@@ -129,7 +130,7 @@ func TestSetReject(t *testing.T) {
 			if !rejects() {
 				t.Error("does not reject")
 			}
-			for _, theirs := range []string{"-F FORWARD\n-A FORWARD -j KUBE-FORWARD", "-F SLUICE-REJECT", "-D INPUT -j SLUICE-REJECT"} {
+			for _, theirs := range []string{"-F FORWARD\n-A FORWARD -j KUBE-FORWARD", "-F SLUICE-REJECT", "-D INPUT -m mark --mark 0x20/0x20 -j SLUICE-REJECT", "-A INPUT -j SLUICE-REJECT"} {
 				m.managed.restore(m.filter, "*filter\n"+theirs+"\nCOMMIT")
 				time.Sleep(2 * checkInterval)
 				if !rejects() {

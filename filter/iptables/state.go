@@ -124,7 +124,7 @@ func (s canonicalForm) of(rule string) string {
 // record records the form in which iptables prints each wanted rule. It assumes that rule i of a
 // chain is wanted rule i in another form. This cannot be true if a chain has more or fewer rules
 // than wanted; record then records nothing.
-func (s canonicalForm) record(now tableState, want map[string][]string, in *layout) {
+func (s canonicalForm) record(now tableState, want map[string][]string, entries []entry) {
 	for name, rules := range want {
 		if len(now.chains[name]) != len(rules) {
 			return
@@ -135,7 +135,7 @@ func (s canonicalForm) record(now tableState, want map[string][]string, in *layo
 			s[rule] = now.chains[name][i]
 		}
 	}
-	for _, e := range in.entries {
+	for _, e := range entries {
 		if rules := now.hooks[e.name]; len(rules) > 0 && leadsTo(rules[0], func(chain string) bool { return chain == e.chain }) {
 			s[e.jump()] = rules[0]
 		}
@@ -172,7 +172,7 @@ func (t *keptTable) pathDiff(now tableState, want map[string][]string) (wrong []
 	if now.inactive != "" {
 		wrong = append(wrong, now.inactive)
 	}
-	for _, e := range t.layout().entries {
+	for _, e := range t.entries {
 		_, wanted := want[e.chain]
 		wrong = append(wrong, t.jumpDiff(e, now.hooks[e.name], wanted)...)
 	}

@@ -25,10 +25,23 @@ const (
 // entry is a built-in chain, also called a hook, and the owned chain that its first rule jumps to.
 type entry struct {
 	name, chain string
+	// when is the condition of the jump, such as "-m mark --mark 0x20/0x20"; empty if it has none.
+	when string
 }
 
 // jump returns the rule that jumps from the built-in chain to the owned one.
-func (e entry) jump() string { return "-A " + e.name + " -j " + e.chain }
+func (e entry) jump() string { return "-A " + e.name + e.rule() }
+
+// insertion returns the line that makes this rule the first of the built-in chain.
+func (e entry) insertion() string { return "-I " + e.name + " 1" + e.rule() }
+
+// rule returns the condition and the jump, with a blank before them.
+func (e entry) rule() string {
+	if e.when == "" {
+		return " -j " + e.chain
+	}
+	return " " + e.when + " -j " + e.chain
+}
 
 // isOwned reports whether a chain belongs to this version of Sluice or another.
 func isOwned(chain string) bool {
@@ -99,7 +112,7 @@ func (o Options) mainRules(f Family, last ...string) []string {
 		// covers the addresses of this network namespace; sourceChain has dropped packets of
 		// other senders with such a source.
 		"-m addrtype --src-type LOCAL -j RETURN")
-	rules = append(rules, o.exemptRules(f, revoked...)...)
+	rules = slices.Concat(rules, o.revokedRules(revoked...), o.exemptRules(f))
 	return inChain(Chain, append(append(rules, o.cacheRules("-g "+allowChain)...), last...))
 }
 
@@ -122,18 +135,22 @@ func (o Options) allowedConnection() string {
 	return fmt.Sprintf("-m connmark --mark %#x/%#x -m conntrack ! --ctstate RELATED -j RETURN", o.AllowedMark, o.Mask())
 }
 
-// exemptRules returns the rules about packets that are never queued: packets of revoked
-// connections are dropped; replies, ICMP errors and neighbour discovery pass. The rules in
-// revoked come first: they handle revoked connections whose packets are not simply dropped.
-func (o Options) exemptRules(f Family, revoked ...string) []string {
-	rules := append(slices.Clone(revoked),
-		fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark),
+// revokedRules returns the rules about packets of revoked connections. Those in the parameter
+// "special" come first: they handle packets that are not simply dropped.
+func (o Options) revokedRules(special ...string) []string {
+	return append(slices.Clone(special), fmt.Sprintf("-m connmark --mark %#x/%#x -j DROP", o.RevokedMark, o.RevokedMark))
+}
+
+// exemptRules returns the rules about packets that are never queued: replies, ICMP errors and
+// neighbour discovery pass. The rules about revoked connections must precede them.
+func (o Options) exemptRules(f Family) []string {
+	rules := []string{
 		// Replies pass, and so do ICMP errors about replies. They need no verdict, because only
 		// a connection whose first packet was allowed has replies.
 		"-m conntrack --ctdir REPLY -j RETURN",
 		// The only RELATED packets of ICMP are errors about a known connection.
 		fmt.Sprintf("-p %s -m conntrack --ctstate RELATED -j RETURN", icmp[f]),
-	)
+	}
 	for _, t := range neighbourDiscovery[f] {
 		// A receiver must ignore these messages with a hop limit below 255 (RFC 4861), and a
 		// router lowers the hop limit. So only messages with 255 pass here; a forwarded one
@@ -190,10 +207,10 @@ func (o Options) bypass() string {
 // --noflush: first the owned chains with their rules, last the jumps to them.
 func (o Options) Wanted(f Family) string {
 	want := o.chains(f)
-	text := change{fill: want, hooked: mangle.entriesOf(want)}.text(mangle)
+	text := change{fill: want, hooked: o.entriesOf(mangle, want)}.text(mangle)
 	if o.Reject {
 		want = o.rejects(f)
-		text += change{fill: want, hooked: rejecting.entriesOf(want)}.text(rejecting)
+		text += change{fill: want, hooked: o.entriesOf(rejecting, want)}.text(rejecting)
 	}
 	return text
 }
@@ -233,7 +250,7 @@ func (c change) text(in *layout) string {
 		}
 	}
 	for _, e := range c.hooked {
-		lines = append(lines, "-I "+e.name+" 1 -j "+e.chain)
+		lines = append(lines, e.insertion())
 	}
 	return strings.Join(slices.Concat([]string{"*" + in.table}, lines, []string{"COMMIT", ""}), "\n")
 }

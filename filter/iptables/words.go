@@ -21,7 +21,7 @@ func (o Options) sentences() []sentence {
 		{[]string{"-I POSTROUTING"}, "judge what leaves this node, before other programs' rules"},
 		{[]string{"-I PREROUTING"}, "check the sources of all packets"},
 		{[]string{"-I INPUT", "-j " + inputChain}, "judge what pods send to this node"},
-		{[]string{"-I FORWARD", "-j " + forwardChain}, "judge forwarded packets early, so that they can be rejected"},
+		{[]string{"-I FORWARD", "-j " + forwardChain}, "judge forwarded packets early, so that they can be rejected, except those of allowed connections"},
 		{[]string{"-j " + rejectChain}, "reject packets with the mark for it, before other programs' rules"},
 
 		{[]string{"-A " + rejectChain, " ! --mark "}, "packets that are not to be rejected go on"},
@@ -52,7 +52,6 @@ func (o Options) sentences() []sentence {
 		{[]string{mark("connmark", o.Mask(), o.Mask()), "RST"}, "the resets of revoked connections pass, which the kernel sends when it rejects"},
 		{[]string{mark("connmark", o.Mask(), o.Mask())}, "reject packets of revoked connections"},
 		{[]string{mark("connmark", o.RevokedMark, o.RevokedMark)}, "drop packets of revoked connections"},
-		{[]string{withoutConnection}, "POSTROUTING drops or allows TCP segments without a connection: a reset might end an allowed one"},
 		{[]string{"--src-type LOCAL"}, "what the node itself sends passes"},
 		{[]string{"--ctdir REPLY"}, "replies pass"},
 		{[]string{"--ctstate RELATED"}, "ICMP errors about known connections pass"},
