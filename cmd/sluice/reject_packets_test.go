@@ -544,6 +544,14 @@ func TestRejectSilentOnPackets(t *testing.T) {
 						}
 					}
 				}
+				// An answer might end a connection that the node has opened: a segment outside of its window
+				// has no connection, either.
+				for port, segment := range []*layers.TCP{{FIN: true, ACK: true}, {SYN: true, ACK: true}, {}} {
+					segment.SrcPort, segment.DstPort, segment.Seq, segment.Ack = layers.TCPPort(33200+port), 80, 7, 9
+					if got := pr.answers(pr.packet(layers.IPProtocolTCP, segment)); len(got) != 0 {
+						t.Errorf("answers to segment %d without a connection: %v", port, got)
+					}
+				}
 				for _, packet := range fragmentsOf(datagrams(f.addr(web), node)["UDP"]) {
 					if got := pr.answers(packet); len(got) != 0 {
 						t.Errorf("answers to a fragment: %v", got)

@@ -137,6 +137,9 @@ func (o Options) rejects(f Family) map[string][]string {
 		// would drop an answer with the mark.
 		fmt.Sprintf("-j MARK --set-xmark 0x0/%#x", o.RejectMark()),
 	}
+	// TCP of no connection that does not begin one is never answered, as in FORWARD; see conditions. Only
+	// what a pod sends to its node comes here, and the log of denials calls it rejected.
+	rules = append(rules, "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate INVALID,UNTRACKED -j DROP")
 	if o.BridgePorts && f == IPv4 {
 		// For IPv4, the kernel decides by the packet's route whether it may answer a TCP segment. A
 		// broadcast or multicast packet that a bridge sends out of its ports has no route. So the

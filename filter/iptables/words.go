@@ -26,6 +26,7 @@ func (o Options) sentences() []sentence {
 
 		{[]string{"-A " + rejectChain, " ! --mark "}, "packets that are not to be rejected go on"},
 		{[]string{"-A " + rejectChain, "--set-xmark"}, "clear the mark, which the answer might inherit"},
+		{[]string{"-A " + rejectChain, "INVALID,UNTRACKED"}, "TCP that belongs to no connection and begins none is never answered"},
 		{[]string{"-A " + rejectChain, "BROADCAST,MULTICAST"}, "broadcast and multicast are never answered"},
 		{[]string{"-A " + rejectChain, "--physdev-is-in"}, "TCP through a Service, from a bridge port: an ICMP error, because the reset would have the pod's address"},
 		{[]string{"-A " + rejectChain, "tcp-reset"}, "TCP: a reset"},
