@@ -106,7 +106,7 @@ func TestAllStepsAreAsExpected(t *testing.T) {
 	}
 	for line := range strings.Lines(shownInReadme(t)) {
 		if line != "...\n" && !strings.Contains(stdout.String(), line) {
-			t.Errorf("the README shows a line that is not in the output: %s", line)
+			t.Errorf("README.md shows a line that is not in the output: %s", line)
 		}
 	}
 	if strings.Contains(stdout.String(), "\x1b") {
@@ -117,17 +117,17 @@ func TestAllStepsAreAsExpected(t *testing.T) {
 	}
 }
 
-// shownInReadme returns the part of the demo's output, one step, that the README shows.
+// shownInReadme returns the part of the demo's output, one step, that README.md shows.
 func shownInReadme(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile("../../README.md")
+	text, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, step, found := strings.Cut(string(text), "```\n── ")
 	step, _, ended := strings.Cut(step, "```\n")
 	if !found || !ended {
-		t.Fatal("no step was found in the README")
+		t.Fatal("no step was found in README.md")
 	}
 	return "── " + step
 }
