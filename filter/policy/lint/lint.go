@@ -39,6 +39,8 @@ const (
 	Metadata     = "metadata-address" // a range of Internet addresses with the metadata address in it
 	PodRange     = "pod-address"      // an ipBlock of addresses of pods or Services
 	NotIsolated  = "not-isolated"     // pods that no policy isolates
+	OneSided     = "one-sided"        // a rule of which the other end denies everything
+	OneSidedPart = "one-sided-part"   // a peer or a port of a rule of which the other end denies everything
 
 	// What the reader of manifests finds, and not Check.
 	Manifest   = "manifest"    // a part that cannot be read, or that the API server would reject
@@ -99,6 +101,7 @@ func Check(v *inventory.Inventory) []Finding {
 		l.podAddresses(p, v)
 	}
 	l.notIsolated(v)
+	l.oneSided(v)
 	l.clashes(v)
 	slices.SortStableFunc(l.findings, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
 	return l.findings

@@ -130,7 +130,7 @@ func TestFindings(t *testing.T) {
 		"named port of the peer":         {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: redis}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "http of TCP"},
 		"named port outside":             {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "only pods have port names"},
 		"no DNS":                         {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "port 53"},
-		"no DNS, all ports of a pod":     {[]string{"default/p: {podSelector: {}, egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"}, NoDNS, "spec.egress", "port 53"},
+		"no DNS, all ports of a pod":     {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"}, NoDNS, "spec.egress", "port 53"},
 		"DNS only over UDP":              {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}, {port: 53, protocol: UDP}]}]}"}, NoDNS, "spec.egress", "only over UDP"},
 		"DNS for other pods":             {[]string{strings.Replace(allowDNS, "{}", "{matchLabels: {role: db}}", 1), "default/p: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "look up"},
 		"exception outside":              {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 192.168.0.0/16]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[1]", "outside"},
@@ -187,7 +187,7 @@ func TestNoFindings(t *testing.T) {
 	tests := map[string][]string{
 		"the two scenarios":             {demo1, demo2},
 		"deny all":                      {denyAll},
-		"deny all and open some":        {denyAll, demo1, allowDNS},
+		"deny all and open some":        {denyAll, demo1, allowDNS, "default/web: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"},
 		"allow all":                     {"default/p: {podSelector: {}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}"},
 		"everyone in the namespace":     {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}"},
 		"DNS of the system":             {"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}, {port: 53}]}]}"},

@@ -1,0 +1,123 @@
+package lint
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/near"
+	"sluice/filter/policy/reach"
+)
+
+// maxOneSided bounds the findings about rules that the same policy makes one-sided: if there are
+// more, they are one finding about that policy.
+const maxOneSided = 5
+
+// report adds the findings about whole rules.
+func (h *oneSidedCheck) report() {
+	type cause struct {
+		p *lintPolicy
+		d filter.Direction
+	}
+	groups := make(map[cause][]oneSidedRule)
+	var order []cause
+	for _, x := range h.found {
+		k := cause{x.lacks, x.r.direction}
+		if strings.Contains(x.p.LintIgnore, OneSided) {
+			k.p = nil // it is left out, and must not be part of a finding about another policy
+		}
+		if groups[k] == nil {
+			order = append(order, k)
+		}
+		groups[k] = append(groups[k], x)
+	}
+	for _, k := range order {
+		if k.p != nil && len(groups[k]) > maxOneSided {
+			h.group(k.p, groups[k])
+			continue
+		}
+		for _, x := range groups[k] {
+			h.l.found(OneSided, x.p, x.r.field, x.hint("rule"), "nothing that it lets %s is let %s: %s", inOrOut(x.r.direction), inOrOut(other(x.r.direction)), x.because())
+		}
+	}
+}
+
+// group reports rules that one policy makes one-sided.
+func (h *oneSidedCheck) group(lacks *lintPolicy, rules []oneSidedRule) {
+	d := rules[0].r.direction
+	fields := make([]string, len(rules))
+	for i, x := range rules {
+		fields[i] = x.p.text + " " + x.r.field
+	}
+	h.l.found(OneSided, lacks, "spec."+other(d).String(), "allow their flows in "+other(d).String()+" too, or remove the rules",
+		"nothing that %d rules let %s is let %s: for example, %s. The rules are %s",
+		len(rules), inOrOut(d), inOrOut(other(d)), rules[0].because(), near.List(fields, maxOneSided, ", "))
+	h.l.findings[len(h.l.findings)-1].Count = len(rules)
+}
+
+func inOrOut(d filter.Direction) string {
+	if d == filter.Egress {
+		return "out"
+	}
+	return "in"
+}
+
+// because describes the example, and the policy that denies it.
+func (x oneSidedRule) because() string {
+	f, d := x.example, other(x.r.direction)
+	from, to := nameOf(f.from), nameOf(f.to)
+	who := "another policy"
+	if x.lacks != nil {
+		who = x.lacks.Ref.Object()
+	}
+	if rule := f.denied.Rule; rule != nil {
+		return fmt.Sprintf("%s (spec.%s) denies %s from %s to %s", who, rule.Field(), f.ports(), from, to)
+	}
+	if d == filter.Egress {
+		return fmt.Sprintf("%s isolates %s, and no policy lets it out to %s at %s", who, from, to, f.ports())
+	}
+	return fmt.Sprintf("%s isolates %s, and no policy lets %s in at %s", who, to, from, f.ports())
+}
+
+// hint says how to make an item of a rule pass.
+func (x oneSidedRule) hint(what string) string {
+	f, d := x.example, other(x.r.direction)
+	end := f.from
+	if d == filter.Ingress {
+		end = f.to
+	}
+	return fmt.Sprintf("allow it in %s of %s too, or remove the %s (see: sluice explain --from %s --to %s --port %s)",
+		d, nameOf(end), what, nameOf(f.from), nameOf(f.to), f.flag())
+}
+
+// nameOf returns a name of a party that explain finds.
+func nameOf(p *reach.Party) string {
+	if p.Part {
+		return p.Pods[0].String()
+	}
+	return p.Name
+}
+
+// ports describes the ports of the example.
+func (f *oneWay) ports() string {
+	if f.span.All() {
+		return "all ports of " + f.span.Protocol.String()
+	}
+	return f.span.String()
+}
+
+// flag returns the value of the flag --port of explain for the example: a port that the
+// destination declares, if there is one.
+func (f *oneWay) flag() string {
+	port := f.span.Low
+	declared := func(o policy.NamedPort) bool { return f.span.Contains(o.Protocol, o.Number) }
+	if i := slices.IndexFunc(f.to.Ports, declared); i >= 0 {
+		port = f.to.Ports[i].Number
+	}
+	if f.span.Protocol == filter.TCP {
+		return fmt.Sprint(port)
+	}
+	return fmt.Sprintf("%d/%s", port, strings.ToLower(f.span.Protocol.String()))
+}
