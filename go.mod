@@ -14,6 +14,7 @@ require (
 require (
 	github.com/aclements/go-moremath v0.0.0-20210112150236-f10218a38794
 	github.com/owenrumney/go-sarif/v3 v3.3.1
+	sigs.k8s.io/gateway-api v1.6.3
 )
 
 require (

@@ -190,7 +190,7 @@ func (s completionSource) names(ctx context.Context, namespace string) []string 
 	for _, object := range s.objects {
 		kind, name, _ := strings.Cut(object, " ")
 		in, name, has := strings.Cut(name, "/")
-		if has && in == namespace && !strings.HasSuffix(kind, "Policy") && kind != "EndpointSlice" {
+		if has && in == namespace && nameable(kind) {
 			names[name] = true
 		}
 	}
@@ -201,6 +201,15 @@ func (s completionSource) names(ctx context.Context, namespace string) []string 
 		}
 	}
 	return slices.Sorted(maps.Keys(names))
+}
+
+// nameable reports whether an object of a kind is found by its name alone.
+func nameable(kind string) bool {
+	switch kind {
+	case "EndpointSlice", "Ingress", "Gateway", "ReferenceGrant":
+		return false
+	}
+	return !strings.HasSuffix(kind, "Policy") && !strings.HasSuffix(kind, "Route")
 }
 
 func (s completionSource) namespaceNames(ctx context.Context) []string {

@@ -16,6 +16,7 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/kuberoute"
 	"sluice/filter/policy/netpol"
 )
 
@@ -32,6 +33,10 @@ func (l *loaded) digest() (string, error) {
 	add(&all, "", l.Policies, func(o *policy.Policy) (string, any) { return o.Ref.Object(), digestPolicyOf(o) })
 	add(&all, "Service", l.Services, func(o *corev1.Service) (string, any) { return o.Namespace + "/" + o.Name, o.Spec })
 	add(&all, "EndpointSlice", l.EndpointSlices, func(o *discoveryv1.EndpointSlice) (string, any) { return o.Namespace + "/" + o.Name, o.Endpoints })
+	add(&all, "", l.Routing.Routes, func(o *kuberoute.Route) (string, any) { return o.Ref.Object(), o })
+	add(&all, "", l.Routing.Classes, func(o *kuberoute.Class) (string, any) { return o.Ref.Object(), o })
+	add(&all, "", l.Routing.Gateways, func(o *kuberoute.Gateway) (string, any) { return o.Ref.Object(), o })
+	add(&all, "", l.Routing.Grants, func(o *kuberoute.Grant) (string, any) { return o.Ref.Object(), o })
 	for _, r := range l.podRanges {
 		all = append(all, digestItem{"range of pods " + r.String(), nil})
 	}

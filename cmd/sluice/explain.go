@@ -54,6 +54,9 @@ An end is written as people name it; a name without a namespace is in that of -n
                                 every namespace; ns/shop has all pods of a namespace
   svc/db, db.shop.svc:5432      a Service or its cluster IP; only --to. The answer is for
                                 what is behind it, at the target port
+  ingress/web, httproute/web,   a route, or the routes of a Gateway; only --to. The answer is
+  gateway/edge                  for what sends to the pods behind it; leave out --from
+  shop.example.com, https://…   the routes of a host name, or of a URL with its path
   203.0.113.9, 10.0.0.0/8       an address, or every address of a range
   world                         every address outside the cluster
   node/n1                       a node
@@ -61,6 +64,12 @@ An end is written as people name it; a name without a namespace is in that of -n
 If policies tell the pods or addresses of an end apart, each answer is printed, denials
 first. A workload in Git has no pods, and so no address: if the answer depends on it, the
 verdict is "depends", and the ranges that matter follow. --pod-cidr gives the ranges.
+
+What arrives at an Ingress or a Gateway is sent to the pods by those of its controller, so policies
+see these and not the client. They are known by the labels of the Gateway API, by the Service
+whose address is in the status, by the labels of the class, or by those that are usual for
+its controller; the answer says which. If they are not known, give them as --from. For a
+Service of type LoadBalancer or NodePort, the client is world.
 
 In the text, rules are numbered from 1. In JSON, "index" counts from 0, as in the field
 spec.ingress[0].
@@ -91,6 +100,7 @@ status.`,
   sluice explain -f ./policies --from world --to db --port redis -o json
   sluice explain -f ./policies --from db --to 2001:db8::53 --port 53/udp
   sluice explain -f ./policies --quiet --from web --to db --port 6379 && echo allowed
+  sluice explain -f ./deploy --to https://shop.example.com/cart
   sluice explain -f ./policies --flows flows.jsonl -o json
   sluice explain --context production --from web --to db --port 6379`,
 		Args: noArgs,

@@ -102,7 +102,7 @@ func (in *input) alsoStdin(flag, value string) error {
 // be allowed to list those.
 func (in *input) mention(names ...string) {
 	for _, name := range names {
-		if namespace, _, has := strings.Cut(strings.TrimPrefix(name, "ns/"), "/"); has {
+		if namespace, _, has := strings.Cut(strings.TrimPrefix(name, "ns/"), "/"); has && !strings.ContainsAny(namespace, ".:") {
 			in.mentioned = append(in.mentioned, namespace)
 		}
 	}

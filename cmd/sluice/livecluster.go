@@ -17,11 +17,15 @@ func readCluster(ctx context.Context, t *kube.Target, namespaces []string) (mani
 	if err != nil {
 		return manifests.Objects{}, err
 	}
+	routing, unread, noRoutes := kube.ReadRoutes(ctx, t.Config, namespaces...)
 	o := manifests.FromCluster(t.Host, manifests.Objects{
 		Namespaces: found.Namespaces, Pods: found.Pods, Nodes: found.Nodes, Workloads: found.Workloads, Policies: found.Policies,
-		Services: found.Services, EndpointSlices: found.EndpointSlices,
+		Services: found.Services, EndpointSlices: found.EndpointSlices, Routing: routing,
 	})
-	for _, u := range found.Unread {
+	if noRoutes != nil {
+		o.Notes = append(o.Notes, manifests.Problem{File: t.Host, Detail: noRoutes.Error(), Hint: "allow sluice to ask which kinds there are, to learn what is reached from outside the cluster"})
+	}
+	for _, u := range append(found.Unread, unread...) {
 		o.NotRead = append(o.NotRead, manifests.NotRead{Kind: manifests.Kind{Group: u.Group, Name: u.Kind}, Reason: u.Reason, Effect: u.Effect})
 	}
 	others, err := kube.CountOthers(ctx, t.Config, func(group, kind string) bool {

@@ -41,7 +41,7 @@ func readInput(ctx context.Context, e env, node []netip.Addr, in *input) (*compi
 func compile(node []netip.Addr, l loaded) *compiled {
 	m := &compiled{loaded: l, inventory: inventory.New(inventory.Objects{
 		Namespaces: l.Namespaces, Pods: l.Pods, Nodes: l.Nodes, Workloads: l.Workloads, Policies: l.Policies,
-		Services: l.Services, EndpointSlices: l.EndpointSlices, NodeAddrs: node, PodRanges: l.podRanges, NamespacesUnread: l.namespacesUnread(),
+		Services: l.Services, EndpointSlices: l.EndpointSlices, Routing: l.Routing, NodeAddrs: node, PodRanges: l.podRanges, NamespacesUnread: l.namespacesUnread(),
 	})}
 	for _, p := range m.inventory.Problems {
 		if !p.Minor && !manifests.CausedBy(p, l.problems) {

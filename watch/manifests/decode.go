@@ -32,6 +32,7 @@ type item struct {
 	name     string // "NetworkPolicy default/x"
 	object   metav1.Object
 	policies *policyKind // nil if the object is not a policy
+	outside  bool        // it leads to Services from outside the cluster
 	origin   Origin
 }
 
@@ -213,6 +214,11 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 		return
 	}
 	p.objects++
+	group, _, _ := strings.Cut(apiVersion, "/")
+	if k := routeKindOf(group, kind); k != nil && p.templates {
+		p.route(k, apiVersion, text, at)
+		return
+	}
 	kind, understood := p.known(apiVersion, kind, at, text)
 	switch kind {
 	case "Namespace":

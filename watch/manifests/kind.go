@@ -100,7 +100,7 @@ func policyKindIn(group string) *policyKind {
 // inCluster reports whether the objects of a kind are in no namespace.
 func inCluster(kind string) bool {
 	switch kind {
-	case "Namespace", "Node":
+	case "Namespace", "Node", "IngressClass", "GatewayClass":
 		return true
 	}
 	k := policyKindOf(kind)

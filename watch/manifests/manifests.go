@@ -24,6 +24,7 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/kuberoute"
 )
 
 // Objects are the objects of a directory, in the order of files and documents. They are
@@ -39,6 +40,8 @@ type Objects struct {
 	// The objects behind the addresses of Services. They do not affect decisions.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
+	// What leads to Services from outside the cluster. Read reads it, but not Follow.
+	Routing kuberoute.Objects
 
 	// Origins maps the text form of each object, such as "NetworkPolicy default/x" or
 	// "Namespace x", to its origin.
@@ -163,7 +166,7 @@ func (it *item) decides() bool {
 	case *corev1.Service, *discoveryv1.EndpointSlice:
 		return false
 	}
-	return true
+	return !it.outside
 }
 
 func (m *merged) objects() Objects {
@@ -176,6 +179,10 @@ func (m *merged) objects() Objects {
 
 func (o *Objects) add(it *item) {
 	o.Origins[it.name] = it.origin
+	if it.outside {
+		o.Routing.Add(it.object)
+		return
+	}
 	if it.policies != nil {
 		o.Policies = append(o.Policies, it.policies.read(it.object))
 		return

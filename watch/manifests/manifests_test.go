@@ -98,7 +98,7 @@ func TestReadFindsManifests(t *testing.T) {
 			"values.yaml": "replicas: 3\n",
 			"text.yaml":   "- 1\n- 2\n",
 			"web.yaml":    web,
-		}, "Deployment default/a, Pod default/web"},
+		}, "Deployment default/a, Ingress default/a, Pod default/web"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/kuberoute"
 )
 
 // keys returns the text form of each object, as in Origins.
@@ -20,6 +21,7 @@ func (o *Objects) keys() []string {
 	return slices.Concat(
 		keysOf(o.Namespaces, namespaceKey), keysOf(o.Pods, podKey), keysOf(o.Nodes, nodeKey), keysOf(o.Workloads, workloadKey),
 		keysOf(o.Policies, policyKey), keysOf(o.Services, serviceKey), keysOf(o.EndpointSlices, sliceKey),
+		keysOf(o.Routing.Routes, routeKey), keysOf(o.Routing.Classes, classKey), keysOf(o.Routing.Gateways, gatewayKey), keysOf(o.Routing.Grants, grantKey),
 	)
 }
 
@@ -52,6 +54,12 @@ func Overlay(cluster Objects, name string, files Objects) Objects {
 	out.Policies = over(cluster.Policies, files.Policies, policyKey)
 	out.Services = over(cluster.Services, files.Services, serviceKey)
 	out.EndpointSlices = over(cluster.EndpointSlices, files.EndpointSlices, sliceKey)
+	out.Routing = kuberoute.Objects{
+		Routes:   over(cluster.Routing.Routes, files.Routing.Routes, routeKey),
+		Classes:  over(cluster.Routing.Classes, files.Routing.Classes, classKey),
+		Gateways: over(cluster.Routing.Gateways, files.Routing.Gateways, gatewayKey),
+		Grants:   over(cluster.Routing.Grants, files.Routing.Grants, grantKey),
+	}
 	out.NotRead = slices.Concat(cluster.NotRead, files.NotRead)
 	return out
 }
@@ -138,3 +146,7 @@ func serviceKey(s *corev1.Service) string     { return "Service " + nameOf("Serv
 func sliceKey(s *discoveryv1.EndpointSlice) string {
 	return "EndpointSlice " + nameOf("EndpointSlice", s)
 }
+func routeKey(r *kuberoute.Route) string     { return r.Ref.Object() }
+func classKey(c *kuberoute.Class) string     { return c.Ref.Object() }
+func gatewayKey(g *kuberoute.Gateway) string { return g.Ref.Object() }
+func grantKey(g *kuberoute.Grant) string     { return g.Ref.Object() }

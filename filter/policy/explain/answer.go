@@ -29,8 +29,12 @@ type Answer struct {
 	Families []Family `json:"families,omitempty"`
 	// Service is set if To is the address of a Service. Backends then has the answer for
 	// each of its endpoints, and Outcome is that of a denied endpoint, if there is one.
-	Service  string   `json:"service,omitempty"` // "namespace/name"
-	Backends []Answer `json:"backends,omitempty"`
+	Service string `json:"service,omitempty"` // "namespace/name"
+	// Routes are set if To is a route, such as an Ingress, or a URL. LeadsNowhere are the backends of
+	// the route that are missing.
+	Routes       []RouteAnswer `json:"routes,omitempty"`
+	LeadsNowhere []string      `json:"leadsNowhere,omitempty"`
+	Backends     []Answer      `json:"backends,omitempty"`
 	// Pairs is set if the question is about several ends that policies can tell apart: it has an
 	// answer for those with the same verdict and reasons. Outcome is then that of a denied pair,
 	// if there is one.
@@ -187,6 +191,10 @@ func answer(all []Explanation) Answer {
 	}
 	if first.Via == nil {
 		a.Pairs = pairs
+		return a
+	}
+	if a.Backends, a.Routes = pairs, routeAnswers(all); len(a.Routes) > 0 {
+		a.To, a.LeadsNowhere = "", brokenOf(all)
 		return a
 	}
 	a.To, a.Service, a.Port, a.Backends = first.Via.Service, first.Via.Service, first.Via.Port, pairs

@@ -23,6 +23,8 @@ func Text(all []Explanation) string {
 	}
 	head := ""
 	switch {
+	case len(exposuresOf(all)) > 0:
+		head = routeText(all)
 	case len(all) > 0 && all[0].Flow.Via != nil:
 		head = viaText(all)
 	case len(all) > 1:

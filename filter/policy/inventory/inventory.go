@@ -17,6 +17,7 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/kuberoute"
 )
 
 // Objects are the objects of a cluster, with the defaulting of the API server.
@@ -30,6 +31,8 @@ type Objects struct {
 	// The endpoints behind the names and addresses of Services.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
+	// Routing is what leads to Services from outside the cluster.
+	Routing kuberoute.Objects
 
 	// NodeAddrs are addresses of the node that the pods run on, in addition to those in the
 	// status of pods and Nodes.
@@ -62,6 +65,8 @@ type Inventory struct {
 	workloadOf map[*policy.Pod]policy.Ref
 	services   map[string]*service // by "namespace/name"
 	byAddress  map[netip.Addr]*service
+	byOuter    map[netip.Addr]*service // by the addresses of load balancers and external ones
+	exposures  []*Exposure             // nil until they are asked for
 	marks      marks
 	hosts      map[netip.Addr]bool // the addresses of nodes in the status of pods
 
@@ -83,6 +88,7 @@ func New(o Objects) *Inventory {
 		workloadOf: make(map[*policy.Pod]policy.Ref),
 		services:   make(map[string]*service),
 		byAddress:  make(map[netip.Addr]*service),
+		byOuter:    make(map[netip.Addr]*service),
 		marks:      marksOf(o.Policies),
 		hosts:      make(map[netip.Addr]bool),
 

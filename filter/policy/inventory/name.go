@@ -29,14 +29,20 @@ var kinds = map[string]string{
 	"svc": "Service", "service": "Service", "services": "Service",
 	"no": "Node", "node": "Node", "nodes": "Node",
 	"ns": "Namespace", "namespace": "Namespace", "namespaces": "Namespace",
+	"ing": "Ingress", "ingress": "Ingress", "ingresses": "Ingress",
+	"gtw": "Gateway", "gateway": "Gateway", "gateways": "Gateway",
+	"httproute": "HTTPRoute", "httproutes": "HTTPRoute", "grpcroute": "GRPCRoute", "grpcroutes": "GRPCRoute",
+	"tlsroute": "TLSRoute", "tlsroutes": "TLSRoute", "tcproute": "TCPRoute", "tcproutes": "TCPRoute", "udproute": "UDPRoute", "udproutes": "UDPRoute",
 }
 
-// target is what a name stands for: ends, or a Service that stands before them.
+// target is what a name stands for: ends, a Service in front of them, or a route.
 type target struct {
 	ends    []*End
 	service *service
 	addr    netip.Addr // the address of the Service that the name is; invalid if it is not an address
-	port    string     // that the name has behind a colon; empty if it has none
+	// exposures are what a route leads to, or the routes of a URL.
+	exposures []*Exposure
+	port      string // that the name has behind a colon; empty if it has none
 }
 
 // find returns what a name stands for. The namespace is that of names without one. The parameter
@@ -47,7 +53,11 @@ func (v *Inventory) find(text, namespace string, to bool) (target, error) {
 		return target{}, errors.New("it is missing: write namespace/name of a pod or a workload, or an IP address")
 	case text == World:
 		return target{ends: v.world()}, nil
-	case isSelector(text):
+	}
+	if t, is, err := v.atURL(text); is {
+		return t, err
+	}
+	if isSelector(text) {
 		return v.selected(text, namespace, to)
 	}
 	if addr, err := netip.ParseAddr(text); err == nil {
@@ -79,7 +89,7 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	case 3: // namespace/kind/name
 		namespace, kind = parts[0], kinds[strings.ToLower(parts[1])]
 		if kind == "" {
-			return target{}, fmt.Errorf("%q is not a kind: write one of pod, deploy, sts, ds, rs, rc, job, cronjob, svc", parts[1])
+			return target{}, fmt.Errorf("%q is not a kind: write one of pod, deploy, sts, ds, rs, rc, job, cronjob, svc, ingress, httproute", parts[1])
 		}
 	case 2:
 		if kind = kinds[strings.ToLower(parts[0])]; kind == "" || v.hasNamespace(parts[0]) && v.has(parts[0], parts[1]) {
@@ -96,6 +106,8 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 		return v.inNamespace(name, to)
 	case "Service":
 		return v.serviceNamed(namespace, name)
+	case "Ingress", "Gateway", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute":
+		return v.routeNamed(kind, namespace, name)
 	case "Pod":
 		if p := v.pods[namespace+"/"+name]; p != nil {
 			return v.ends([]*policy.Pod{p}, to)

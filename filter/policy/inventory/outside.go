@@ -13,6 +13,9 @@ func (v *Inventory) atAddress(addr netip.Addr) target {
 	if s := v.byAddress[addr]; s != nil && v.Snapshot.Endpoint(addr) == nil {
 		return target{service: s, addr: addr}
 	}
+	if s := v.byOuter[addr]; s != nil && v.Snapshot.Endpoint(addr) == nil && v.Snapshot.NodeAt(addr) == nil {
+		return target{service: s, addr: addr}
+	}
 	return target{ends: []*End{v.address(addr)}}
 }
 
@@ -66,7 +69,7 @@ func (v *Inventory) addrOutside(r Range) netip.Addr {
 
 // taken reports whether a pod, a node or a Service has an address.
 func (v *Inventory) taken(a netip.Addr) bool {
-	return v.Snapshot.Endpoint(a) != nil || v.byAddress[a] != nil || v.hosts[a] || v.Snapshot.NodeAt(a) != nil
+	return v.Snapshot.Endpoint(a) != nil || v.byAddress[a] != nil || v.byOuter[a] != nil || v.hosts[a] || v.Snapshot.NodeAt(a) != nil
 }
 
 // inRange returns all that has an address in a range: its pods, its nodes, and the addresses that

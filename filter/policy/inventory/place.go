@@ -173,7 +173,7 @@ func (v *Inventory) assume(to, host bool) (addrs []netip.Addr) {
 // assumes those of the other.
 func (v *Inventory) Beside(o *Inventory) *Inventory {
 	out := *v
-	out.beside = o
+	out.beside, out.exposures = o, nil
 	out.marks = slices.Concat(v.marks, o.marks).sorted()
 	out.place()
 	return &out

@@ -17,6 +17,7 @@ import (
 type Question struct {
 	// From and To name the ends: pods ("shop/web", or "web" in Namespace), workloads
 	// ("deploy/web", "shop/web"), Services ("svc/db", "db.shop.svc.cluster.local:5432"; only To),
+	// routes ("ingress/web", "https://shop.example.com/cart"; only To; From may then be empty),
 	// labels ("app=web"), IP addresses, ranges, nodes ("node/n1"), all pods of a namespace
 	// ("ns/shop"), or World.
 	From, To string
@@ -67,13 +68,18 @@ func (v *Inventory) Flows(q Question) ([]Flow, error) {
 	if q.Namespace == "" {
 		q.Namespace = metav1.NamespaceDefault
 	}
-	from, err := v.Find(q.From, q.Namespace, false)
-	if err != nil {
-		return nil, fmt.Errorf("from: %w", err)
+	var from Target
+	to, wrong := v.Find(q.To, q.Namespace, true)
+	switch {
+	case wrong != nil && q.From == "" && q.To != "":
+	case q.From != "" || to.exposures == nil: // a route has senders of its own
+		var err error
+		if from, err = v.Find(q.From, q.Namespace, false); err != nil {
+			return nil, fmt.Errorf("from: %w", err)
+		}
 	}
-	to, err := v.Find(q.To, q.Namespace, true)
-	if err != nil {
-		return nil, fmt.Errorf("to: %w", err)
+	if wrong != nil {
+		return nil, fmt.Errorf("to: %w", wrong)
 	}
 	return v.FlowsOf(from, to, q)
 }

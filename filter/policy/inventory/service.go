@@ -27,11 +27,15 @@ type service struct {
 	addrs  []netip.Addr // its cluster addresses; empty if it is headless
 }
 
-// Via is the Service that a question named as the destination.
+// Via is the Service that a question named as the destination, or that a route leads to.
 type Via struct {
 	Service string     // "namespace/name"
 	Addr    netip.Addr // the Service's address that the question named; invalid if it named the Service
 	Port    uint16     // the port of the Service
+	// Exposure is the route that the question named; nil if it named the Service.
+	Exposure *Exposure
+	// Broken are the other backends of the route, with the reasons why nothing is behind them.
+	Broken []string
 }
 
 func (s *service) text() string { return s.Namespace + "/" + s.Name }
@@ -53,6 +57,11 @@ func (v *Inventory) addServices() {
 			if addr = addr.Unmap(); v.byAddress[addr] == nil {
 				v.byAddress[addr] = s
 				s.addrs = append(s.addrs, addr)
+			}
+		}
+		for _, addr := range outerAddrs(o) {
+			if v.byOuter[addr] == nil {
+				v.byOuter[addr] = s
 			}
 		}
 		v.services[s.text()] = s
@@ -109,9 +118,9 @@ func (v *Inventory) inDNS(text, namespace string) (*service, string) {
 // serviceFlows returns the flows to the endpoints behind a Service: of several that policies
 // cannot tell apart, one.
 func (v *Inventory) serviceFlows(sources []*End, to target, text string, proto filter.Protocol) (flows []Flow, err error) {
-	s := to.service
+	s := v.renamed(to.service)
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
-		return nil, fmt.Errorf("to: Service %s is another name for %s, which is outside the cluster: ask for its address", s.text(), s.Spec.ExternalName)
+		return nil, fmt.Errorf("to: Service %s is another name for %s, and Sluice cannot know its addresses: ask for one of them", s.text(), s.Spec.ExternalName)
 	}
 	index, err := s.port(text, proto)
 	if err != nil {
@@ -123,7 +132,7 @@ func (v *Inventory) serviceFlows(sources []*End, to target, text string, proto f
 		return nil, fmt.Errorf("to: %s, and decisions see only the endpoints behind it; %s: ask for the address of an endpoint, with its port%s",
 			s.name(to.addr), s.nothingBehind(), targetText(port))
 	}
-	via := &Via{s.text(), to.addr, uint16(port.Port)}
+	via := &Via{Service: s.text(), Addr: to.addr, Port: uint16(port.Port)}
 	for _, from := range sources {
 		for _, b := range behind {
 			pair, wrong := v.between(from, b.end, strconv.Itoa(int(b.port)), proto)
@@ -147,6 +156,19 @@ func (v *Inventory) serviceFlows(sources []*End, to target, text string, proto f
 	return nil, err
 }
 
+// renamed returns the Service that a Service is another name for, if that is in the cluster's DNS.
+// It returns the Service itself if it is not another name, or for something else.
+func (v *Inventory) renamed(s *service) *service {
+	for range v.services { // names may form a circle
+		next, _ := v.inDNS(s.Spec.ExternalName, s.Namespace)
+		if s.Spec.Type != corev1.ServiceTypeExternalName || next == nil || !strings.Contains(s.Spec.ExternalName, ".svc") {
+			break
+		}
+		s = next
+	}
+	return s
+}
+
 // name returns the Service as messages name it. The address is that of the question, if it is
 // valid.
 func (s *service) name(addr netip.Addr) string {
@@ -167,10 +189,7 @@ func (s *service) port(text string, proto filter.Protocol) (int, error) {
 	var have []string
 	for i := range s.Spec.Ports {
 		p := &s.Spec.Ports[i]
-		of, ok := filter.ParseProtocol(string(p.Protocol))
-		if p.Protocol == "" {
-			of, ok = filter.TCP, true
-		}
+		of, ok := protocolOf(p)
 		if ok && of == proto && (text == strconv.Itoa(int(p.Port)) || text != "" && text == p.Name) {
 			return i, nil
 		}
@@ -183,6 +202,14 @@ func (s *service) port(text string, proto filter.Protocol) (int, error) {
 		return 0, fmt.Errorf("the Service %s has no port", s.text())
 	}
 	return 0, fmt.Errorf("the Service %s has no %s port %q: write one of %s", s.text(), proto, text, near.List(have, 8, ", "))
+}
+
+// protocolOf returns the protocol of a Service's port, and false if it is not one.
+func protocolOf(p *corev1.ServicePort) (filter.Protocol, bool) {
+	if p.Protocol == "" {
+		return filter.TCP, true
+	}
+	return filter.ParseProtocol(string(p.Protocol))
 }
 
 // behind returns the endpoints of a port of a Service: those of its EndpointSlices or, without

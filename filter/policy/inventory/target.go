@@ -16,7 +16,7 @@ type Target struct {
 	ranges []netip.Prefix // that the name is, for addresses outside the cluster
 }
 
-// Ends returns the ends of the target; none for a Service.
+// Ends returns the ends of the target; none for a Service or a route.
 func (t Target) Ends() []*End { return t.ends }
 
 // Find returns what a name stands for; see [Question] for its forms. The namespace is that of
@@ -31,6 +31,9 @@ func (v *Inventory) Find(text, namespace string, to bool) (Target, error) {
 		return Target{}, fmt.Errorf("%s has a port: only the destination of a flow needs one: leave it out", text)
 	case !to && found.service != nil:
 		return Target{}, fmt.Errorf("%s is the Service %s, and no packet comes from there: write a pod or workload behind it", text, found.service.text())
+	}
+	if !to && found.exposures != nil {
+		return Target{}, fmt.Errorf("%s is a way into the cluster, and no packet comes from there: write the pods of the controller", text)
 	}
 	return Target{found, text, rangesOf(text)}, nil
 }
@@ -107,6 +110,11 @@ func (v *Inventory) exclusionOf(targets []Target) exclusion {
 		if t.service != nil {
 			ends = v.backends(t.service)
 		}
+		for _, exposure := range t.exposures {
+			for _, b := range exposure.Backends {
+				ends = append(ends, b.End)
+			}
+		}
 		x.ranges = append(x.ranges, t.ranges...)
 		for _, e := range ends {
 			for _, p := range e.Pods {
@@ -144,6 +152,12 @@ func (v *Inventory) backends(s *service) (ends []*End) {
 // FlowsOf is like [Inventory.Flows], for ends that have been found. It takes only the port and the
 // protocol of the question.
 func (v *Inventory) FlowsOf(from, to Target, q Question) ([]Flow, error) {
+	if to.exposures != nil {
+		if q.Port != "" || q.Protocol != "" {
+			return nil, fmt.Errorf("port: %s leads to the ports of its backends: leave out the port and the protocol", to.text)
+		}
+		return v.exposureFlows(from.ends, to.exposures)
+	}
 	if to.port != "" && q.Port != "" && q.Port != to.port {
 		return nil, fmt.Errorf("to: %s has a port, but the port is also given as %s: leave one out", to.text, q.Port)
 	}

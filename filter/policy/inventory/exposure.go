@@ -1,0 +1,287 @@
+package inventory
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/kuberoute"
+)
+
+// Exposure is a port of a Service that is reached from outside the cluster: through a route, such
+// as an Ingress, or by an address or a port of nodes that the Service has.
+type Exposure struct {
+	By     policy.Ref // the route, or the Service itself
+	Field  string     // of the object in By, that says so
+	Hosts  []string   // host names of the requests; empty for every name
+	Path   string     // of the requests; empty for every path
+	Means  string     // as in "LoadBalancer 203.0.113.7"; empty for a route
+	Policy string     // externalTrafficPolicy of the Service, Cluster or Local; empty for a route
+
+	Service string // "namespace/name"
+	Port    uint16 // of the Service; 0 if there is none
+	// Backends are the pods and addresses behind the port, with theirs.
+	Backends []Backend
+	Senders  Senders
+	// Broken is the reason why nothing is behind; empty if there is something.
+	Broken string
+	// Missing reports that Broken is a mistake in the route: what it names does not exist.
+	Missing bool
+
+	protocol filter.Protocol
+}
+
+// Backend is an endpoint behind a Service.
+type Backend struct {
+	*End
+	Port uint16
+}
+
+// Senders are the sources of the packets to the pods behind a route. These packets come from the
+// controller of an Ingress, or from the pods of a Gateway, and not from the client.
+type Senders struct {
+	Ends []*End // empty if they are not known
+	How  string // how they are known, or why they are not
+}
+
+// Known reports whether the senders are known.
+func (s Senders) Known() bool { return len(s.Ends) > 0 }
+
+// Name returns the names of the senders, as in "ingress-nginx/controller".
+func (s Senders) Name() string {
+	var names []string
+	for _, e := range s.Ends {
+		names = append(names, e.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// IsRoute reports whether the port is exposed by a route, and not by the Service itself.
+func (x *Exposure) IsRoute() bool { return x.Means == "" }
+
+// Requests describes what arrives, as in "shop.example.com/cart", "any host name" or "NodePort 30080".
+func (x *Exposure) Requests() string {
+	switch {
+	case !x.IsRoute():
+		return x.Means
+	case len(x.Hosts) == 0 && x.Path == "":
+		return "any host name"
+	case len(x.Hosts) == 0:
+		return "*" + x.Path
+	}
+	var texts []string
+	for _, h := range x.Hosts {
+		texts = append(texts, h+strings.TrimSuffix(x.Path, "/"))
+	}
+	return strings.Join(texts, ", ")
+}
+
+// String names the exposure, as in "Ingress shop/web (shop.example.com/cart)".
+func (x *Exposure) String() string { return x.By.Object() + " (" + x.Requests() + ")" }
+
+// Protocol returns the protocol of the packets to the pods.
+func (x *Exposure) Protocol() filter.Protocol { return x.protocol }
+
+// Exposures returns what is reached from outside the cluster: by routes, in the order of the
+// objects, then by Services, sorted by name.
+func (v *Inventory) Exposures() []*Exposure {
+	if v.exposures == nil {
+		v.exposures = []*Exposure{}
+		for _, r := range v.Routing.Routes {
+			v.exposures = append(v.exposures, v.routeExposures(r)...)
+		}
+		var names []string
+		for name := range v.services {
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			v.exposures = append(v.exposures, v.serviceExposures(v.services[name])...)
+		}
+	}
+	return v.exposures
+}
+
+// ExposuresOf returns the exposures of any of these pods.
+func (v *Inventory) ExposuresOf(pods []*policy.Pod) (all []*Exposure) {
+	for _, x := range v.Exposures() {
+		if slices.ContainsFunc(x.Backends, func(b Backend) bool {
+			return slices.ContainsFunc(b.Pods, func(p *policy.Pod) bool { return slices.Contains(pods, p) })
+		}) {
+			all = append(all, x)
+		}
+	}
+	return all
+}
+
+// routeExposures returns what a route exposes.
+func (v *Inventory) routeExposures(r *kuberoute.Route) (all []*Exposure) {
+	senders := v.senders(r)
+	for i := range r.Targets {
+		t := &r.Targets[i]
+		x := &Exposure{By: r.Ref, Field: t.Field, Hosts: t.Hosts, Path: t.Path, Service: t.Service.String(), Senders: senders, protocol: r.Protocol}
+		if len(x.Hosts) == 0 {
+			x.Hosts = v.listenerHosts(r)
+		}
+		x.Broken, x.Missing = v.resolve(x, r, t)
+		all = append(all, x)
+	}
+	return all
+}
+
+// listenerHosts returns the host names of the listeners of a route's Gateways; none if one of them
+// takes every name.
+func (v *Inventory) listenerHosts(r *kuberoute.Route) (hosts []string) {
+	for _, parent := range r.Gateways {
+		g := v.gateway(parent.Gateway)
+		if g == nil {
+			return nil
+		}
+		for _, l := range g.Listeners {
+			switch {
+			case parent.Listener != "" && parent.Listener != l.Name:
+			case l.Host == "":
+				return nil
+			case !slices.Contains(hosts, l.Host):
+				hosts = append(hosts, l.Host)
+			}
+		}
+	}
+	return hosts
+}
+
+func (v *Inventory) gateway(ref policy.Ref) *kuberoute.Gateway {
+	i := slices.IndexFunc(v.Routing.Gateways, func(g *kuberoute.Gateway) bool { return g.Ref == ref })
+	if i < 0 {
+		return nil
+	}
+	return v.Routing.Gateways[i]
+}
+
+// resolve finds what is behind the target of a route. Otherwise it returns the reason why nothing
+// is, and whether that is a mistake in the route.
+func (v *Inventory) resolve(x *Exposure, r *kuberoute.Route, t *kuberoute.Target) (broken string, missing bool) {
+	if t.Service.Kind == "" {
+		return "its target is not a Service", false
+	}
+	s := v.services[t.Service.String()]
+	switch {
+	case s == nil:
+		return "there is no Service " + t.Service.String(), true
+	case !v.granted(r, t):
+		return fmt.Sprintf("no ReferenceGrant in namespace %s lets a %s of namespace %s refer to Service %s", t.Service.Namespace, r.Ref.Kind, r.Ref.Namespace, t.Service.Name), true
+	case s.Spec.Type == corev1.ServiceTypeExternalName:
+		return fmt.Sprintf("Service %s is another name for %s, which is outside the cluster", s.text(), s.Spec.ExternalName), false
+	case t.Port == "":
+		return "the route names no port of Service " + s.text(), true
+	}
+	index, err := s.port(t.Port, r.Protocol)
+	if err != nil {
+		return err.Error(), true
+	}
+	v.expose(x, s, &s.Spec.Ports[index])
+	if len(x.Backends) == 0 {
+		return s.nothingBehind(), false
+	}
+	return "", false
+}
+
+// expose adds what is behind a port of a Service.
+func (v *Inventory) expose(x *Exposure, s *service, port *corev1.ServicePort) {
+	x.Service, x.Port = s.text(), uint16(port.Port)
+	for _, b := range v.behind(s, port) {
+		x.Backends = append(x.Backends, Backend{b.end, b.port})
+	}
+}
+
+// granted reports whether a route may refer to a Service: one of its own namespace, or one that a
+// ReferenceGrant names.
+func (v *Inventory) granted(r *kuberoute.Route, t *kuberoute.Target) bool {
+	return t.Service.Namespace == r.Ref.Namespace || slices.ContainsFunc(v.Routing.Grants, func(g *kuberoute.Grant) bool {
+		return g.Ref.Namespace == t.Service.Namespace &&
+			slices.Contains(g.From, policy.Ref{Kind: r.Ref.Kind, Namespace: r.Ref.Namespace}) &&
+			(slices.Contains(g.To, "") || slices.Contains(g.To, t.Service.Name))
+	})
+}
+
+// serviceExposures returns what a Service exposes by itself: by a load balancer, by a port of the
+// nodes, or by external addresses.
+func (v *Inventory) serviceExposures(s *service) (all []*Exposure) {
+	means := func(*corev1.ServicePort) string { return "" }
+	field := "spec.type"
+	switch kind := s.Spec.Type; {
+	case kind == corev1.ServiceTypeLoadBalancer:
+		means = func(*corev1.ServicePort) string {
+			return strings.TrimSpace("LoadBalancer " + strings.Join(balancerTexts(s.Service), ", "))
+		}
+	case kind == corev1.ServiceTypeNodePort:
+		means = func(p *corev1.ServicePort) string {
+			if p.NodePort == 0 {
+				return "NodePort"
+			}
+			return "NodePort " + strconv.Itoa(int(p.NodePort))
+		}
+	case len(s.Spec.ExternalIPs) > 0:
+		field = "spec.externalIPs"
+		means = func(*corev1.ServicePort) string { return "externalIPs " + strings.Join(s.Spec.ExternalIPs, ", ") }
+	default:
+		return nil
+	}
+	for i := range s.Spec.Ports {
+		port := &s.Spec.Ports[i]
+		proto, ok := protocolOf(port)
+		if !ok {
+			continue // the API server refuses it
+		}
+		x := &Exposure{
+			By: policy.Ref{Kind: "Service", Namespace: s.Namespace, Name: s.Name}, Field: field, Means: means(port), protocol: proto,
+			Policy: cmp.Or(string(s.Spec.ExternalTrafficPolicy), string(corev1.ServiceExternalTrafficPolicyCluster)),
+		}
+		v.expose(x, s, port)
+		if x.Senders = v.clients(x.Policy); len(x.Backends) == 0 {
+			x.Broken = s.nothingBehind()
+		}
+		all = append(all, x)
+	}
+	return all
+}
+
+// clients returns the sources of packets to a Service that is reached from outside.
+func (v *Inventory) clients(trafficPolicy string) Senders {
+	if trafficPolicy == string(corev1.ServiceExternalTrafficPolicyLocal) {
+		return Senders{v.world(), "with externalTrafficPolicy Local, the source is the client"}
+	}
+	return Senders{slices.Concat(v.world(), v.NodeEnds()), "with externalTrafficPolicy Cluster, the source is the client if the packet arrives at the node of the pod, and otherwise the node where it arrives"}
+}
+
+// balancerTexts returns the addresses and names of a Service's load balancer.
+func balancerTexts(s *corev1.Service) (texts []string) {
+	for _, at := range s.Status.LoadBalancer.Ingress {
+		texts = append(texts, cmp.Or(at.IP, at.Hostname))
+	}
+	return texts
+}
+
+// outerAddrs returns the addresses by which a Service is reached from outside, and which the nodes
+// translate as they do its cluster addresses.
+func outerAddrs(s *corev1.Service) (addrs []netip.Addr) {
+	texts := slices.Clone(s.Spec.ExternalIPs)
+	for _, at := range s.Status.LoadBalancer.Ingress {
+		if at.IPMode == nil || *at.IPMode == corev1.LoadBalancerIPModeVIP {
+			texts = append(texts, at.IP)
+		}
+	}
+	for _, text := range texts {
+		if a, err := netip.ParseAddr(text); err == nil {
+			addrs = append(addrs, a.Unmap())
+		}
+	}
+	return addrs
+}

@@ -1,0 +1,250 @@
+package inventory
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+	"sluice/filter/policy/kuberoute"
+	"sluice/filter/policy/near"
+)
+
+// routeNamed returns what a route, or the routes of a Gateway, expose.
+func (v *Inventory) routeNamed(kind, namespace, name string) (target, error) {
+	ref := policy.Ref{Kind: kind, Namespace: namespace, Name: name}
+	var found []*Exposure
+	var all []string
+	for _, r := range v.Routing.Routes {
+		of := r.Ref == ref
+		for _, parent := range r.Gateways {
+			of = of || parent.Gateway == ref
+		}
+		if r.Ref.Kind == kind {
+			all = append(all, r.Ref.String())
+		}
+		for _, x := range v.Exposures() {
+			if of && x.By == r.Ref {
+				found = append(found, x)
+			}
+		}
+	}
+	switch {
+	case len(found) > 0:
+		return target{exposures: found}, nil
+	case kind == "Gateway" && v.gateway(ref) != nil:
+		return target{}, fmt.Errorf("no route here names Gateway %s: ask for a Service or a pod", ref)
+	case slices.ContainsFunc(v.Routing.Routes, func(r *kuberoute.Route) bool { return r.Ref == ref }):
+		return target{}, fmt.Errorf("%s has no backend: ask for a Service or a pod", ref.Object())
+	case len(all) == 0:
+		return target{}, fmt.Errorf("there is no %s, nor any other %s: ask for a Service or a pod", ref.Object(), kind)
+	}
+	slices.Sort(all)
+	if best, ok := near.Name(namespace+"/"+name, all); ok {
+		return target{}, fmt.Errorf("there is no %s: did you mean %s?", ref.Object(), best)
+	}
+	return target{}, fmt.Errorf("there is no %s: the names here are %s", ref.Object(), near.List(all, 8, ", "))
+}
+
+// atURL returns the exposures that take the requests for a URL or a host name. It returns false if
+// the text is neither: if it has no scheme, and no route has its host name.
+func (v *Inventory) atURL(text string) (t target, is bool, err error) {
+	rest, has := cutScheme(text)
+	rest, _, _ = strings.Cut(rest, "#")
+	rest, _, _ = strings.Cut(rest, "?")
+	host, path, slash := strings.Cut(rest, "/")
+	if before, _, port := strings.Cut(host, ":"); port {
+		host = before // of the load balancer or the controller, not of the pods
+	}
+	host = strings.ToLower(host)
+	if s, _ := v.inDNS(host, ""); !has && (s != nil || !strings.Contains(host, ".")) {
+		return target{}, false, nil
+	}
+	found := v.atHost(host, has)
+	switch {
+	case len(found) == 0 && !has:
+		return target{}, false, nil
+	case len(found) == 0:
+		return target{}, true, fmt.Errorf("no route has the host name %s: %s", host, v.hostHint(host))
+	case !slash:
+		return target{exposures: found}, true, nil
+	}
+	if t.exposures = atPath(found, "/"+path); len(t.exposures) == 0 {
+		return target{}, true, fmt.Errorf("no route of %s has a path for /%s: write one of %s", host, path, near.List(pathsOf(found), 8, ", "))
+	}
+	return t, true, nil
+}
+
+func cutScheme(text string) (rest string, has bool) {
+	for _, scheme := range []string{"http://", "https://"} {
+		if len(text) > len(scheme) && strings.EqualFold(text[:len(scheme)], scheme) {
+			return text[len(scheme):], true
+		}
+	}
+	return text, false
+}
+
+// atHost returns the exposures of a host name: those that have exactly this name or, without any, those
+// with a wildcard that matches it. If any is set, it otherwise returns those of every name.
+func (v *Inventory) atHost(host string, any bool) []*Exposure {
+	var byRank [3][]*Exposure
+	for _, x := range v.Exposures() {
+		switch {
+		case !x.IsRoute():
+		case len(x.Hosts) == 0:
+			byRank[2] = append(byRank[2], x)
+		case slices.ContainsFunc(x.Hosts, func(h string) bool { return strings.EqualFold(h, host) }):
+			byRank[0] = append(byRank[0], x)
+		case slices.ContainsFunc(x.Hosts, func(h string) bool { return x.wildcard(h, host) }):
+			byRank[1] = append(byRank[1], x)
+		}
+	}
+	switch {
+	case len(byRank[0]) > 0:
+		return byRank[0]
+	case len(byRank[1]) > 0 || !any:
+		return byRank[1]
+	}
+	return byRank[2]
+}
+
+// wildcard reports whether a name such as *.example.com matches a host name. In an Ingress, the
+// star is one label; in the Gateway API, one or more.
+func (x *Exposure) wildcard(name, host string) bool {
+	suffix, is := strings.CutPrefix(strings.ToLower(name), "*")
+	label, matches := strings.CutSuffix(host, suffix)
+	return is && matches && label != "" && (x.By.Kind != "Ingress" || !strings.Contains(label, "."))
+}
+
+// atPath returns those of the exposures whose path is the longest that a path begins with. Paths
+// that are expressions of a controller match only as they are written.
+func atPath(all []*Exposure, path string) (found []*Exposure) {
+	longest := -1
+	for _, x := range all {
+		prefix := strings.TrimSuffix(x.Path, "/")
+		if rest, under := strings.CutPrefix(path, prefix); !under || rest != "" && rest[0] != '/' {
+			continue
+		}
+		if len(prefix) > longest {
+			longest, found = len(prefix), nil
+		}
+		if len(prefix) == longest {
+			found = append(found, x)
+		}
+	}
+	return found
+}
+
+func pathsOf(all []*Exposure) (paths []string) {
+	for _, x := range all {
+		paths = append(paths, x.Path)
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
+
+func (v *Inventory) hostHint(host string) string {
+	var all []string
+	for _, x := range v.Exposures() {
+		all = append(all, x.Hosts...)
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
+	best, ok := near.Name(host, all)
+	switch {
+	case len(all) == 0:
+		return "there are no routes with host names: ask for a Service or a pod, or for an address outside the cluster"
+	case ok:
+		return "did you mean " + best + "?"
+	}
+	return "the host names here are " + near.List(all, 8, ", ")
+}
+
+// exposureFlows returns the flows from the senders of exposures to what is behind them. If sources
+// are given that are pods or nodes, they are the senders.
+func (v *Inventory) exposureFlows(sources []*End, exposures []*Exposure) (flows []Flow, err error) {
+	var broken []string
+	for _, x := range exposures {
+		if x.Broken != "" {
+			broken = append(broken, fmt.Sprintf("%s, %s: %s", x.By.Object(), x.Field, x.Broken))
+			continue
+		}
+		senders := sources
+		if !slices.ContainsFunc(sources, (*End).sends) {
+			if senders = x.Senders.Ends; len(senders) == 0 {
+				return nil, fmt.Errorf("from: the pods that send what arrives at %s are not known: %s: write them as --from, as in --from ingress-nginx/app.kubernetes.io/name=ingress-nginx", x.By.Object(), x.Senders.How)
+			}
+		}
+		flows = append(flows, v.flowsThrough(x, senders)...)
+	}
+	switch {
+	case len(flows) == 0 && len(broken) > 0:
+		return nil, errors.New("to: " + strings.Join(broken, "; "))
+	case len(flows) == 0:
+		return nil, errors.New("no packet can pass: the ends have no address family in common")
+	}
+	flows[0].Via.Broken = broken
+	return flows, nil
+}
+
+// sends reports whether the end may send the packets of a route to the pods: it is a pod or a node.
+func (e *End) sends() bool { return e.Pod != nil || e.Node }
+
+// flowsThrough returns the flows of an exposure from senders.
+func (v *Inventory) flowsThrough(x *Exposure, senders []*End) (flows []Flow) {
+	via := &Via{Service: x.Service, Port: x.Port, Exposure: x}
+	for _, from := range senders {
+		for _, b := range x.Backends {
+			pair, err := v.between(from, b.End, strconv.Itoa(int(b.Port)), x.protocol)
+			if err != nil {
+				continue // the two have no address family in common
+			}
+			for _, f := range pair {
+				f.Via = via
+				flows = append(flows, f)
+			}
+		}
+	}
+	return flows
+}
+
+// Access is whether what arrives from outside gets to the pods.
+type Access uint8
+
+// The values of Access.
+const (
+	Unknown Access = iota // the senders, or the pods, are not known
+	Denied                // the policies let no sender reach any of the pods
+	Reached               // the policies let at least one sender reach one of the pods
+)
+
+// Access returns whether the policies let the senders of an exposure reach what is behind it, and a
+// flow for which this is so. A sender may be let through only at some of the addresses that it may
+// have.
+func (v *Inventory) Access(x *Exposure) (Access, Flow) {
+	flows := v.flowsThrough(x, x.Senders.Ends)
+	for _, f := range flows {
+		if v.passes(f, x) {
+			return Reached, f
+		}
+		for _, a := range v.Elsewhere(f) {
+			if v.passes(a.Flow, x) {
+				return Reached, f
+			}
+		}
+	}
+	if len(flows) == 0 {
+		return Unknown, Flow{}
+	}
+	return Denied, flows[0]
+}
+
+// passes reports whether a flow is allowed. What a node sends to its own pods does not count for a
+// Service: it is the source only of packets to pods of other nodes.
+func (v *Inventory) passes(f Flow, x *Exposure) bool {
+	d := v.Decide(f)
+	return d.Action == filter.Allow && (x.IsRoute() || d.Reason != filter.OwnNode)
+}

@@ -1,0 +1,109 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"sluice/filter/policy/kuberoute"
+)
+
+// ReadRoutes reads what leads to Services from outside the cluster: Ingresses, and the objects of
+// the Gateway API if the cluster has its kinds. Kinds that could not be read, or only in the given
+// namespaces, are returned as well: they change no verdict, so that they are no error. The error is
+// that of the question which kinds there are.
+func ReadRoutes(ctx context.Context, config *rest.Config, namespaces ...string) (kuberoute.Objects, []Unread, error) {
+	var o kuberoute.Objects
+	c, err := newJSONClient(ctx, config)
+	if err != nil {
+		return o, nil, fmt.Errorf("find routes: %w", err)
+	}
+	all, err := c.resources()
+	if err != nil {
+		return o, nil, fmt.Errorf("find routes: %w", err)
+	}
+	var unread []Unread
+	for _, k := range kuberoute.Kinds() {
+		i := slices.IndexFunc(all, func(r served) bool { return r.group == k.Group && r.kind == k.Name })
+		if i < 0 {
+			continue // without the kind, there are no objects of it
+		}
+		if !slices.Contains(k.Versions, all[i].version) {
+			all[i].version = k.Versions[0] // a version that is newer than this one: the server converts
+		}
+		only, err := c.routes(&o, k, all[i], namespaces)
+		if err != nil {
+			unread = append(unread, Unread{Group: k.Group, Kind: k.Name, Reason: routeReason(err, only), Effect: routeEffect(k, only), Err: err})
+		}
+	}
+	return o, unread, nil
+}
+
+func routeReason(err error, only []string) string {
+	if errors.Is(err, errForbidden) {
+		return unreadReason(true, only)
+	}
+	return err.Error()
+}
+
+// routeEffect says what it means for answers that a kind was not read; only lists the namespaces in
+// which it was.
+func routeEffect(k kuberoute.Kind, only []string) string {
+	switch {
+	case k.InCluster:
+		return "the pods of its controllers are known only by their labels"
+	case k.Name == "ReferenceGrant":
+		return "routes to Services of other namespaces count as refused"
+	case len(only) > 0:
+		return "what is reached from outside the cluster through those of other namespaces is not known"
+	}
+	return "what is reached from outside the cluster through them is not known"
+}
+
+// routes reads the objects of a kind: those of the whole cluster or, if the user may not, those of
+// the given namespaces. With an error, it returns the namespaces that could be read.
+func (c jsonClient) routes(o *kuberoute.Objects, k kuberoute.Kind, r served, namespaces []string) (only []string, err error) {
+	if err = c.pages(o, k, r, ""); !errors.Is(err, errForbidden) || k.InCluster {
+		return nil, err
+	}
+	for _, namespace := range namespaces {
+		if c.pages(o, k, r, namespace) == nil {
+			only = append(only, namespace)
+		}
+	}
+	return only, err
+}
+
+// pages reads the objects of a kind, page by page: those of a namespace or, if it is empty, all.
+func (c jsonClient) pages(o *kuberoute.Objects, k kuberoute.Kind, r served, namespace string) error {
+	path := "/apis/" + r.group + "/" + r.version + "/"
+	if namespace != "" {
+		path += "namespaces/" + url.PathEscape(namespace) + "/"
+	}
+	for query := (url.Values{"limit": {fmt.Sprint(pageSize)}}); ; {
+		var list struct {
+			metav1.ListMeta `json:"metadata"`
+			Items           []json.RawMessage `json:"items"`
+		}
+		if err := c.get(path+r.name, query, "application/json", &list); err != nil {
+			return err
+		}
+		for _, item := range list.Items {
+			object := k.New()
+			if err := json.Unmarshal(item, object); err != nil {
+				return fmt.Errorf("the API server sent an unexpected %s: %w", k.Name, err)
+			}
+			o.Add(object)
+		}
+		if list.Continue == "" {
+			return nil
+		}
+		query.Set("continue", list.Continue)
+	}
+}
