@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
 )
 
 // link matches a link of Markdown, and a picture of HTML.
@@ -82,6 +84,118 @@ func TestReadmeIsShort(t *testing.T) {
 	for _, b := range p.blocks() {
 		if b.language != "console" && !b.notRun {
 			t.Errorf("README.md:%d: the block is not of commands that a test runs, and has no comment %q REASON -->", b.first, notRun)
+		}
+	}
+}
+
+// Output that no test of a page can produce, such as that of a node with problems, is in a file
+// that another test compares with the program.
+func TestOutputsOfPages(t *testing.T) {
+	found := 0
+	for _, p := range allPages(t) {
+		for _, b := range p.blocks() {
+			if b.outputFile == "" {
+				continue
+			}
+			text, err := os.ReadFile(filepath.Join(module, b.outputFile))
+			if err != nil {
+				t.Fatalf("%s:%d: %v", p.path, b.first, err)
+			}
+			for _, c := range readmeCommands(p.lines[b.first:b.end]) {
+				for line := range strings.Lines(c.output) {
+					found++
+					if !strings.Contains("\n...\n"+string(text), "\n"+strings.TrimSuffix(line, "...\n")) {
+						t.Errorf("%s: %s does not have the line %s", p.path, b.outputFile, line)
+					}
+				}
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no output was found")
+	}
+}
+
+// The commands on pages that no test runs name targets of make, files, values of the chart and
+// flags that exist.
+func TestCommandsOfPages(t *testing.T) {
+	found := 0
+	for _, p := range allPages(t) {
+		for _, b := range p.blocks() {
+			if b.language != "sh" && (b.language != "console" || !b.notRun) {
+				continue
+			}
+			for _, line := range p.lines[b.first:b.end] {
+				text, is := strings.CutPrefix(line, "$ ")
+				if is || b.language == "sh" {
+					found++
+					t.Run(text, func(t *testing.T) { checkCommand(t, strings.TrimPrefix(text, "sudo ")) })
+				}
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no commands were found")
+	}
+}
+
+func checkCommand(t *testing.T, text string) {
+	t.Helper()
+	text, _, _ = strings.Cut(text, " #")
+	if target, is := strings.CutPrefix(text, "make "); is {
+		checkTarget(t, target)
+		return
+	}
+	fields := strings.Fields(text)
+	if _, flags, is := strings.Cut(text, "sluice "); is && strings.HasPrefix(text, "sluice ") {
+		fields = strings.Fields(flags)
+		cmd, rest, err := rootCommand(env{}).Find(fields)
+		if err == nil {
+			err = cmd.ParseFlags(rest)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	for i, f := range fields {
+		if strings.HasPrefix(f, "deploy/") {
+			if _, err := os.Stat(filepath.Join(module, f)); err != nil {
+				t.Error(err)
+			}
+		}
+		if f == "--set" && i+1 < len(fields) {
+			checkValue(t, fields[i+1])
+		}
+	}
+}
+
+// checkValue checks that the chart has the value that "key=value" sets.
+func checkValue(t *testing.T, setting string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(module, "deploy/helm/sluice/values.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var values any
+	if err := yaml.Unmarshal(text, &values); err != nil {
+		t.Fatal(err)
+	}
+	key, _, _ := strings.Cut(setting, "=")
+	for part := range strings.SplitSeq(key, ".") {
+		object, is := values.(map[string]any)
+		if values, is = object[part]; !is && len(object) > 0 {
+			t.Errorf("the chart has no value %s", key)
+			return
+		}
+	}
+}
+
+// Each command has its flags on the page of all flags.
+func TestPageOfFlagsIsComplete(t *testing.T) {
+	p := onePage(t, "cmd/sluice/FLAGS.md")
+	for _, cmd := range rootCommand(env{}).Commands() {
+		if cmd.IsAvailableCommand() && !slices.Contains(p.lines, "$ sluice "+cmd.Name()+" --help") {
+			t.Errorf("%s does not have sluice %s --help", p.path, cmd.Name())
 		}
 	}
 }

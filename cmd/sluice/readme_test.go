@@ -16,6 +16,9 @@ const (
 	// notRun begins a line of a page. The test does not run the commands in the block after this
 	// line, because they change the machine or need one; the line gives the reason.
 	notRun = "<!-- not run: "
+	// outputOf begins the part of such a line that names a file of the repository. The file has
+	// all lines of the output that the block shows, except "..."; a line may end in "...".
+	outputOf = "output of "
 	// showStatus ends each command whose exit status the page shows after the output.
 	showStatus = "; echo $?"
 )
@@ -32,6 +35,7 @@ type block struct {
 	language   string
 	first, end int // lines[first:end] of the file, without the fences
 	notRun     bool
+	outputFile string // the file with the output of a block that is not run, if it is named
 }
 
 // command is a command of a block, with its output.
@@ -76,7 +80,12 @@ func (p page) blocks() (blocks []block) {
 		if !is {
 			continue
 		}
-		b := block{language: language, first: i + 1, notRun: i > 0 && strings.HasPrefix(p.lines[i-1], notRun)}
+		b := block{language: language, first: i + 1}
+		if i > 0 {
+			b.notRun = strings.HasPrefix(p.lines[i-1], notRun)
+			_, file, _ := strings.Cut(p.lines[i-1], outputOf)
+			b.outputFile = strings.TrimSuffix(file, " -->")
+		}
 		for i++; i < len(p.lines) && p.lines[i] != "```"; i++ {
 		}
 		b.end = i
@@ -96,7 +105,8 @@ func readmeCommands(lines []string) (commands []command) {
 	return commands
 }
 
-// The examples of all pages, run in the directory examples, print what the pages show. With
+// The examples of all pages print what the pages show. They run in the directory examples, or, if
+// they begin with bin/, in that of the module. With
 // SLUICE_UPDATE_SCRIPTS set, the test writes their output to the pages.
 func TestReadme(t *testing.T) {
 	ran := 0
@@ -126,7 +136,11 @@ func runPage(t *testing.T, p page, update bool) (ran int) {
 					return
 				}
 				ran++
-				if got = runExample(t, args, strings.HasSuffix(c.line, showStatus)); got != c.output && !update {
+				dir := "examples"
+				if strings.HasPrefix(c.line, "bin/") {
+					dir = module
+				}
+				if got = runExample(t, dir, args, strings.HasSuffix(c.line, showStatus)); got != c.output && !update {
 					t.Errorf("the command prints\n%s\nand %s shows\n%s", got, p.path, c.output)
 				}
 			})
@@ -156,7 +170,7 @@ func readmeArgs(t *testing.T, line string) []string {
 		checkTarget(t, target)
 		return nil
 	}
-	args, ok := exampleArgs(strings.TrimSuffix(line, showStatus))
+	args, ok := exampleArgs(strings.TrimPrefix(strings.TrimSuffix(line, showStatus), "bin/"))
 	if !ok {
 		t.Fatal("this is neither a sluice command nor a make command")
 	}
@@ -185,9 +199,9 @@ func checkTarget(t *testing.T, command string) {
 
 // runExample runs a command and returns its standard output and error in one text, as a
 // terminal shows them. If status is set, the exit status follows.
-func runExample(t *testing.T, args []string, status bool) string {
+func runExample(t *testing.T, dir string, args []string, status bool) string {
 	t.Helper()
-	t.Chdir("examples")
+	t.Chdir(dir)
 	var out bytes.Buffer
 	e := env{stdin: strings.NewReader(""), stdout: &out, stderr: &out, getenv: func(string) string { return "" }}
 	s := run(t.Context(), e, args)
