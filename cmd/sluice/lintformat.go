@@ -52,14 +52,14 @@ func (r *lintReport) text(l *loaded) string {
 			fmt.Fprintln(&b, head)
 		}
 		last = head
-		place := f.Field
-		if place == "" {
-			place = "(all of it)"
-		}
+		var place string
 		if f.Line > 0 {
-			place = fmt.Sprintf("%s:%d: %s", f.File, f.Line, place)
+			place = fmt.Sprintf("%s:%d: ", f.File, f.Line)
 		}
-		fmt.Fprintf(&b, "  %s: %s: %s  [%s]\n      hint: %s\n", place, f.Severity, f.Detail, f.Check, f.Hint)
+		if f.Field != "" {
+			place += f.Field + ": "
+		}
+		fmt.Fprintf(&b, "  %s%s: %s  [%s]\n      hint: %s\n", place, f.Severity, f.Detail, f.Check, f.Hint)
 	}
 	if len(r.Findings) > 0 {
 		fmt.Fprintln(&b)

@@ -52,7 +52,7 @@ func reportOf(e env, m *compiled, ignore []string) *lintReport {
 	ignores := ignoredBy(e, l)
 	lines := l.Lines()
 	for _, f := range lintFindings(m) {
-		if !l.concerns(f.Object) || l.uncertain(f.Check) {
+		if !l.concerns(f.Object) || m.uncertain(f.Check) {
 			continue
 		}
 		if slices.Contains(ignore, f.Check) || f.Check != lint.Manifest && ignores.has(f.Object, f.Check) {
@@ -64,6 +64,9 @@ func reportOf(e env, m *compiled, ignore []string) *lintReport {
 		r.Counts.add(f.Severity)
 		r.Findings = append(r.Findings, f)
 	}
+	slices.SortStableFunc(r.Findings, func(a, b finding) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Document, b.Document), cmp.Compare(a.Object, b.Object), cmp.Compare(a.Line, b.Line))
+	})
 	return r
 }
 
@@ -122,10 +125,15 @@ func lintFindings(m *compiled) (found []finding) {
 }
 
 // uncertain reports whether the findings of a check may be wrong, because objects that it depends
-// on could not be read.
-func (l *loaded) uncertain(check string) bool {
-	return (check == lint.NoMatch || check == lint.NoPort) && slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool {
-		return n.Reason != "" && (n.Kind == manifests.Kind{Name: "Pod"} || n.Kind == manifests.Kind{Name: "Namespace"} || n.Kind == manifests.Kind{Name: "Node"})
+// on could not be read, or were read only in part. Whether both ends of a flow allow it depends on
+// all policies.
+func (m *compiled) uncertain(check string) bool {
+	twoEnds := check == lint.OneSided || check == lint.OneSidedPart
+	if twoEnds && slices.ContainsFunc(m.problems, func(p manifests.Problem) bool { return strings.Contains(p.Object, "NetworkPolicy ") }) {
+		return true
+	}
+	return (twoEnds || check == lint.NoMatch || check == lint.NoPort) && slices.ContainsFunc(m.NotRead, func(n manifests.NotRead) bool {
+		return n.Reason != "" && (slices.Contains([]string{"Pod", "Namespace", "Node"}, n.Name) && n.Group == "" || twoEnds && strings.HasSuffix(n.Name, "NetworkPolicy"))
 	})
 }
 

@@ -31,7 +31,13 @@ type (
 	sarifRule struct {
 		ID      string       `json:"id"`
 		Short   sarifMessage `json:"shortDescription"`
+		Full    sarifMessage `json:"fullDescription"`
+		Help    sarifHelp    `json:"help"`
 		Default sarifLevel   `json:"defaultConfiguration"`
+	}
+	sarifHelp struct {
+		Text     string `json:"text"`
+		Markdown string `json:"markdown"`
 	}
 	sarifLevel struct {
 		Level string `json:"level"`
@@ -72,7 +78,10 @@ func (r *lintReport) sarif() sarifLog {
 	index := make(map[string]int)
 	for i, c := range lint.Checks() {
 		index[c.ID] = i
-		run.Tool.Driver.Rules = append(run.Tool.Driver.Rules, sarifRule{c.ID, sarifMessage{c.Summary}, sarifLevel{sarifLevelOf(c.Severity)}})
+		run.Tool.Driver.Rules = append(run.Tool.Driver.Rules, sarifRule{
+			ID: c.ID, Short: sarifMessage{c.Summary}, Full: sarifMessage{c.Meaning()}, Help: sarifHelp{c.Meaning(), c.Help()},
+			Default: sarifLevel{sarifLevelOf(c.Severity)},
+		})
 	}
 	for i := range r.Findings {
 		f := &r.Findings[i]

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/owenrumney/go-sarif/v3/pkg/report/v210/sarif"
@@ -25,6 +26,11 @@ func TestSarifIsValid(t *testing.T) {
 		}
 		if n := len(log.Runs[0].Tool.Driver.Rules); n != len(lint.Checks()) {
 			t.Errorf("%d rules", n)
+		}
+		for _, rule := range log.Runs[0].Tool.Driver.Rules {
+			if rule.Help.Text == "" || !strings.Contains(rule.Help.Markdown, "** ") || rule.Full.Text == "" {
+				t.Errorf("rule %s has help %+v", rule.ID, rule.Help)
+			}
 		}
 	}
 	wrong := r.sarif()
@@ -62,4 +68,20 @@ func validateSarif(t *testing.T, log sarifLog) error {
 		r.Language, r.Tool.Driver.Language = "en-US", "en-US"
 	}
 	return filled.Validate()
+}
+
+// The annotations of GitHub Actions are one line each. Messages and properties escape what has a
+// meaning in them.
+func TestGitHubAnnotations(t *testing.T) {
+	r := lintReport{Findings: []finding{
+		{Check: lint.NoDNS, Severity: lint.Warning, File: "a,b:c%/x.yaml", Line: 3, Object: "NetworkPolicy default/x", Field: "spec.egress", Detail: "100% of\r\nit", Hint: "a: b, c"},
+		{Check: lint.Manifest, Severity: lint.Error, File: "y.yaml", Detail: "::error::"},
+		{Check: lint.Covered, Severity: lint.Info, Line: 0, Detail: "x"},
+	}}
+	want := "::warning file=a%2Cb%3Ac%25/x.yaml,line=3,title=sluice lint%3A no-dns::NetworkPolicy default/x, spec.egress: 100%25 of%0D%0Ait: a: b, c\n" +
+		"::error title=sluice lint%3A manifest::::error::\n" +
+		"::notice title=sluice lint%3A covered::x\n"
+	if got := r.github(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
 }

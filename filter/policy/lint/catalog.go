@@ -43,9 +43,9 @@ func Checks() []About {
 		{NoDNS, Warning, "egress is isolated, something is allowed, but no DNS", false},
 		{OrNotAnd, Warning, "two peers, OR, where one with both selectors, AND, was probably meant", false},
 		{Undeclared, Warning, "a port that no container of the selected pods declares", false},
-		{Metadata, Warning, "egress to the Internet that includes the metadata address 169.254.169.254", false},
+		{Metadata, Warning, "Internet addresses in egress with the metadata address 169.254.169.254", false},
 		{PodRange, Warning, "an ipBlock of addresses of pods or Services", false},
-		{OneSided, Warning, "a rule of which nothing passes: let in but not out by the other end, or out but not in", false},
+		{OneSided, Warning, "a rule of which nothing passes, as the other end does not allow it", false},
 		{Except, Warning, "an exception that is outside of its cidr, or leaves nothing of it", false},
 		{WithoutForce, Warning, "rules of a direction that policyTypes leaves out", false},
 		{HostBits, Info, "a CIDR with bits behind its prefix, which are ignored", false},
@@ -54,7 +54,7 @@ func Checks() []About {
 		{NotIsolated, Info, "pods in a namespace with policies that no policy isolates in ingress", false},
 		{Names, Error, "domain names, which are not supported", true},
 		{SamePriority, Warning, "policies of a tier with equal priority and common pods", true},
-		{Shadowed, Warning, "a rule that never decides, because earlier ones match all that it matches", true},
+		{Shadowed, Warning, "a rule that never decides: earlier ones match all that it matches", true},
 		{Unreachable, Info, "Baseline rules for pods that are all isolated by NetworkPolicies", true},
 	}
 }

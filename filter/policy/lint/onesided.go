@@ -230,7 +230,7 @@ func (t *tally) add(d filter.Direction, a *reach.Answer, f oneWay) {
 		switch {
 		case o.Elsewhere != nil, mine.Allows() && theirs.Allows():
 			t.passes = true
-		case mine.Allows() && t.example == nil:
+		case mine.Allows() && (t.example == nil || t.example.from == t.example.to && f.from != f.to):
 			f.denied = theirs
 			t.example = &f
 		}

@@ -115,6 +115,8 @@ func (f *oneWay) flag() string {
 	declared := func(o policy.NamedPort) bool { return f.span.Contains(o.Protocol, o.Number) }
 	if i := slices.IndexFunc(f.to.Ports, declared); i >= 0 {
 		port = f.to.Ports[i].Number
+	} else if f.span.Contains(f.span.Protocol, 80) {
+		port = 80
 	}
 	if f.span.Protocol == filter.TCP {
 		return fmt.Sprint(port)

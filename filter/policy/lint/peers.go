@@ -163,10 +163,11 @@ func (l *linter) notIsolated(v *inventory.Inventory) {
 		}
 		slices.Sort(names)
 		names = slices.Compact(names)
+		them := map[bool]string{true: "it", false: "them"}[len(names) == 1]
 		l.findings = append(l.findings, Finding{
 			Check: NotIsolated, Object: "Namespace " + namespace, Count: len(names),
-			Detail: "no policy isolates " + near.List(names, 5, ", ") + " in ingress: every packet reaches " + map[bool]string{true: "it", false: "them"}[len(names) == 1],
-			Hint:   "add a policy that selects " + "them, or all pods of the namespace (podSelector: {})",
+			Detail: "no policy isolates " + near.List(names, 5, ", ") + " in ingress: every packet reaches " + them,
+			Hint:   "add a policy that selects " + them + ", or all pods of the namespace (podSelector: {})",
 		})
 	}
 }
