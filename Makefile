@@ -52,6 +52,23 @@ test-cluster: ## test the agent with a real API server, and print its latencies 
 	@.ci/setup test
 	PATH='$(CURDIR)/.cache/tools':"$$PATH" SLUICE_TEST_CLUSTER=1 go test -buildvcs=false -count=1 -timeout=30m -p=1 -v -run '^TestCluster' ./watch/kube ./cmd/sluice ./deploy
 
+# The pages in Chromium: a module of its own, so that no build of Sluice needs what drives a browser.
+BROWSER = bench/testbed/browser
+PICTURES = .github/pictures
+
+.PHONY: test-browser
+test-browser: ## test the pages of matrix and report in Chromium (as root, it installs Chromium from Debian: minutes)
+	@.ci/setup browser
+	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice
+	cd $(BROWSER) && go vet . && SLUICE='$(CURDIR)/bin/sluice' go test -count=1 -timeout=1h -v .
+
+.PHONY: pictures
+pictures: ## take the pictures of README.md in Chromium (as test-browser), into .github/pictures
+	@.ci/setup pictures
+	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice
+	@mkdir -p $(PICTURES)
+	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' -f '$(CURDIR)/$(SHOP)' -o '$(CURDIR)/$(PICTURES)'
+
 .PHONY: build
 build: ## build bin/sluice
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/sluice ./cmd/sluice

@@ -1,231 +1,140 @@
 package matrix
 
 import (
-	_ "embed"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	_ "embed" // for the parts of the page
 	"encoding/base64"
-	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"html/template"
 	"io"
-	"slices"
-	"strconv"
 	"strings"
+	"time"
 )
 
-//go:embed matrix.html
-var matrixHTML string
+//go:embed page/page.html
+var pageHTML string
 
-// page is the matrix in the HTML page. It holds each kind of cell once, since most cells are
-// equal, and each row once, since many are: 1,000 pods have 1,000,000 cells.
-type page struct {
-	Parties []pageParty `json:"parties"`
-	From    []int       `json:"from"`  // the rows: indexes in Parties
-	To      []int       `json:"to"`    // the columns
-	Ports   []string    `json:"ports"` // all declared ports, as in "TCP 80", for the filter
-	Asked   bool        `json:"asked"` // the cells are about some ports only
-	Kinds   []pageKind  `json:"kinds"`
-	Rows    []string    `json:"rows"`  // runs of equal cells: see rowText
-	RowOf   []int       `json:"rowOf"` // index in Rows for each row
-	Own     []pageOwn   `json:"own"`   // cells that the rows do not have: those of a party with itself
-	LeftOut []LeftOut   `json:"leftOut"`
-	Stamp   string      `json:"-"`
-	NotRead string      `json:"-"` // names of objects that were not read and may change verdicts
-	By      string      `json:"by"`
-	kinds   map[kindKey]int
-	rows    map[string]int
+//go:embed page/page.css
+var pageCSS string
+
+// The script of the page, in the order of its parts: what the table has, the table, and the rest.
+var (
+	//go:embed page/model.js
+	modelJS string
+	//go:embed page/grid.js
+	gridJS string
+	//go:embed page/page.js
+	pageJS string
+)
+
+// document is what the template of the page needs.
+type document struct {
+	// CSP is the page's content security policy: nothing but its own style and script, so that
+	// no name in a manifest can become code, and nothing is loaded from or sent to anywhere.
+	CSP      string
+	Style    template.CSS
+	Script   template.JS
+	Data     template.HTML // the page as JSON, compressed, in Base64
+	About    string        // what the matrix is restricted to
+	Date     string
+	Inputs   string
+	LeftOut  []LeftOut
+	NotRead  []string
+	TooLarge bool // namespaces do not open
 }
 
-type pageOwn [3]int // row, column and kind
-
-type pageParty struct {
-	Namespace string   `json:"ns,omitempty"`
-	Name      string   `json:"name"`
-	Kind      string   `json:"kind"`
-	About     string   `json:"about,omitempty"` // its pods, nodes or addresses
-	Egress    []string `json:"egress,omitempty"`
-	Ingress   []string `json:"ingress,omitempty"`
-	// The titles of policies with ordered rules that may decide about it.
-	OrderedEgress  []string `json:"orderedEgress,omitempty"`
-	OrderedIngress []string `json:"orderedIngress,omitempty"`
-}
-
-// pageKind is a cell without its parties.
-type pageKind struct {
-	State   State    `json:"state"`
-	Text    string   `json:"text"`
-	Answers []Answer `json:"answers"`
-	OwnNode []Answer `json:"ownNode,omitempty"`
-}
-
-type kindKey struct {
-	state    State
-	own, all *Answer
-}
-
-// noKind is the kind of cells about which policies do not decide, and of those that are left out.
-const noKind = 0
-
-// WriteHTML writes the matrix as an HTML page that loads no other resources.
+// WriteHTML writes the matrix as an HTML page that loads no other resources. Its namespaces open to
+// workloads, and workloads to pods as far as they differ; by pod, to all pods.
 func (m *Matrix) WriteHTML(out io.Writer) error {
-	t, err := template.New("matrix").Parse(matrixHTML)
+	t, err := template.New("matrix").Parse(pageHTML)
 	if err != nil {
 		return err
 	}
-	return t.Execute(out, newPage(m))
+	below := m.below()
+	p := newPage(below)
+	p.By = m.By
+	data, err := packed(p)
+	if err != nil {
+		return err
+	}
+	style, script := "\n"+pageCSS, "\n"+modelJS+gridJS+pageJS
+	d := document{
+		CSP:   fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; base-uri 'none'; form-action 'none'", hashOf(style), hashOf(script)),
+		Style: template.CSS(style), Script: template.JS(script), Data: template.HTML(data),
+		About: m.about(), Inputs: m.Inputs, LeftOut: m.LeftOut, TooLarge: below.By == ByNamespace,
+	}
+	if !m.Date.IsZero() {
+		d.Date = m.Date.UTC().Format(time.RFC3339)
+	}
+	for _, n := range m.NotRead {
+		d.NotRead = append(d.NotRead, n.String())
+	}
+	return t.Execute(out, d)
 }
 
-func newPage(m *Matrix) *page {
-	p := &page{
-		Ports: []string{}, Kinds: []pageKind{{Answers: []Answer{}}}, Rows: []string{}, RowOf: []int{}, Own: []pageOwn{}, Asked: len(m.options.Ports) > 0,
-		LeftOut: m.LeftOut, Stamp: m.stamp(), NotRead: textOf(m.NotRead), By: string(m.By), kinds: make(map[kindKey]int), rows: make(map[string]int),
-	}
-	index := make(map[*Party]int)
-	for i, o := range m.union() {
-		index[o] = i
-		p.Parties = append(p.Parties, pagePartyOf(o))
-	}
-	p.Ports = portsOf(m)
-	for _, o := range m.From {
-		p.From = append(p.From, index[o])
-	}
-	for _, o := range m.To {
-		p.To = append(p.To, index[o])
-	}
-	for i, from := range m.From {
-		p.addRow(m, i, from)
-	}
-	return p
+// hashOf returns the hash of a style or script as content security policies have it.
+func hashOf(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// addRow adds a row. The cell of a party with itself is kept apart, so that rows of parties
-// that policies do not tell apart are equal.
-func (p *page) addRow(m *Matrix, i int, from *Party) {
-	kinds := make([]int, len(m.To))
-	for j, to := range m.To {
-		kinds[j] = p.kind(m.at[[2]*Party{from, to}])
-		if from == to {
-			p.Own = append(p.Own, pageOwn{i, j, kinds[j]})
-			kinds[j] = -1
+// packed returns the page as compressed JSON in Base64. Reasons repeat each other: those of 1,000
+// pods have some MB, and a tenth of that when compressed.
+func packed(p *page) (string, error) {
+	var b bytes.Buffer
+	z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
+	if err != nil {
+		return "", err
+	}
+	if err := json.NewEncoder(z).Encode(p); err != nil {
+		return "", err
+	}
+	if err := z.Close(); err != nil {
+		return "", err
+	}
+	return base64.StdEncoding.EncodeToString(b.Bytes()), nil
+}
+
+// below returns the matrix with the cells that those of namespaces open to. It is m if it is not by
+// namespace, or if there are too many cells.
+func (m *Matrix) below() *Matrix {
+	if m.By != ByNamespace {
+		return m
+	}
+	o := m.options
+	o.By = ByWorkload
+	all := newMatrix(m.reach, o)
+	if all.Size() > MaxCells {
+		return m
+	}
+	return all
+}
+
+// about tells what the matrix is restricted to; empty if it is not.
+func (m *Matrix) about() string {
+	o := &m.options
+	var parts []string
+	add := func(before string, list []string, join string) {
+		if len(list) > 0 {
+			parts = append(parts, before+strings.Join(list, join))
 		}
 	}
-	for j := range kinds {
-		if kinds[j] >= 0 {
-			continue
-		}
-		kinds[j] = noKind
-		if j > 0 {
-			kinds[j] = kinds[j-1]
-		} else if len(kinds) > 1 {
-			kinds[j] = kinds[1]
-		}
+	add("from or to ", o.Namespaces, ", ")
+	add("from ", o.From, ", ")
+	add("to ", o.To, ", ")
+	var ports []string
+	for _, p := range o.Ports {
+		ports = append(ports, p.String())
 	}
-	text := rowText(kinds)
-	at, known := p.rows[text]
-	if !known {
-		at = len(p.Rows)
-		p.rows[text] = at
-		p.Rows = append(p.Rows, text)
+	add("at port ", ports, ", ")
+	if o.OnlyOpen {
+		parts = append(parts, "without what is closed")
 	}
-	p.RowOf = append(p.RowOf, at)
-}
-
-// rowText encodes the kinds of a row: for each run of equal ones the kind and the length, as
-// varints, in Base64.
-func rowText(kinds []int) string {
-	var b []byte
-	for i := 0; i < len(kinds); {
-		n := i
-		for n < len(kinds) && kinds[n] == kinds[i] {
-			n++
-		}
-		b = binary.AppendUvarint(binary.AppendUvarint(b, uint64(kinds[i])), uint64(n-i))
-		i = n
+	if len(parts) == 0 {
+		return ""
 	}
-	return base64.StdEncoding.EncodeToString(b)
-}
-
-// kind returns the index of the kind of a cell.
-func (p *page) kind(c *Cell) int {
-	if c == nil {
-		return noKind
-	}
-	key := kindKey{state: c.State}
-	if len(c.Answers) > 0 {
-		key.all = &c.Answers[0]
-	}
-	if len(c.OwnNode) > 0 {
-		key.own = &c.OwnNode[0]
-	}
-	if at, known := p.kinds[key]; known {
-		return at
-	}
-	p.kinds[key] = len(p.Kinds)
-	answers := c.Answers
-	if answers == nil {
-		answers = []Answer{}
-	}
-	p.Kinds = append(p.Kinds, pageKind{c.State, c.text(), answers, c.OwnNode})
-	return len(p.Kinds) - 1
-}
-
-func pagePartyOf(o *Party) pageParty {
-	p := pageParty{Namespace: o.Namespace, Name: strings.TrimPrefix(o.Name, o.Namespace+"/"), Kind: o.Kind, Egress: o.Egress, Ingress: o.Ingress, OrderedEgress: o.OrderedEgress, OrderedIngress: o.OrderedIngress}
-	switch {
-	case len(o.Pods) > 0:
-		p.About = counted(o.Pods, "pod", "pods")
-		if len(o.Pods) == 1 && len(o.Addresses) > 0 {
-			p.About = strings.Join(o.Addresses, ", ")
-		}
-	case len(o.Nodes) > 0:
-		p.About = counted(o.Nodes, "node", "nodes")
-	}
-	return p
-}
-
-func counted(list []string, one, many string) string {
-	if len(list) == 1 {
-		return one + " " + list[0]
-	}
-	return fmt.Sprintf("%d %s", len(list), many)
-}
-
-// portsOf lists the ports that the destinations declare, or those that were asked for.
-func portsOf(m *Matrix) []string {
-	found := make(map[Port]bool)
-	for _, p := range m.options.Ports {
-		found[p] = true
-	}
-	for _, to := range m.To {
-		for _, member := range to.members {
-			for _, port := range declaredPorts(member.ports()) {
-				if port.Name = ""; len(m.options.Ports) == 0 { // a number may have many names
-					found[port] = true
-				}
-			}
-		}
-	}
-	list := make([]Port, 0, len(found))
-	for p := range found {
-		list = append(list, p)
-	}
-	slices.SortFunc(list, func(a, b Port) int {
-		if a.Number != b.Number {
-			return int(a.Number) - int(b.Number)
-		}
-		return strings.Compare(a.Protocol, b.Protocol)
-	})
-	texts := make([]string, len(list))
-	for i, p := range list {
-		texts[i] = p.Protocol + " " + strconv.Itoa(int(p.Number))
-	}
-	return texts
-}
-
-// textOf joins the names of objects that were not read.
-func textOf(list []fmt.Stringer) string {
-	texts := make([]string, len(list))
-	for i, n := range list {
-		texts[i] = n.String()
-	}
-	return strings.Join(texts, ", ")
+	return "Only flows " + strings.Join(parts, "; ")
 }

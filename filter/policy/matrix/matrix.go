@@ -59,6 +59,7 @@ type Matrix struct {
 	NotRead []fmt.Stringer `json:"notRead,omitempty"`
 
 	options Options
+	reach   *reach.Map
 	at      map[[2]*Party]*Cell
 }
 
@@ -93,8 +94,12 @@ func (p Port) String() string {
 // New computes the matrix of an inventory.
 func New(v *inventory.Inventory, o Options) *Matrix {
 	o.By = cmp.Or(o.By, ByWorkload)
-	b := newBuilder(reach.New(v), o.Ports)
-	m := &Matrix{By: o.By, Flows: []*Cell{}, LeftOut: []LeftOut{}, options: o, at: make(map[[2]*Party]*Cell)}
+	return newMatrix(reach.New(v), o)
+}
+
+func newMatrix(r *reach.Map, o Options) *Matrix {
+	b := newBuilder(r, o.Ports)
+	m := &Matrix{By: o.By, Flows: []*Cell{}, LeftOut: []LeftOut{}, options: o, reach: r, at: make(map[[2]*Party]*Cell)}
 	for _, l := range b.reach.LeftOut {
 		if m.concerns(l.Pod.Namespace, l.Pod.Namespace) || m.concerns(l.Pod.Namespace, "") || m.concerns("", l.Pod.Namespace) {
 			m.LeftOut = append(m.LeftOut, LeftOut{l.Pod.String(), whyLeftOut(l)})

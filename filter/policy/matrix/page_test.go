@@ -1,8 +1,6 @@
 package matrix
 
 import (
-	"encoding/base64"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -52,8 +50,10 @@ func TestPageHasEveryCell(t *testing.T) {
 			own[[2]int{o[0], o[1]}] = o[2]
 		}
 		rows := make([][]int, len(p.Rows))
-		for i, text := range p.Rows {
-			rows[i] = unpacked(t, text)
+		for i, runs := range p.Rows {
+			for k := 0; k < len(runs); k += 2 {
+				rows[i] = append(rows[i], slices.Repeat(runs[k:k+1], runs[k+1])...)
+			}
 		}
 		for i, from := range m.From {
 			for j, to := range m.To {
@@ -62,7 +62,7 @@ func TestPageHasEveryCell(t *testing.T) {
 					kind = rows[p.RowOf[i]][j]
 				}
 				got, want := p.Kinds[kind], m.at[[2]*Party{from, to}]
-				if want == nil && kind != noKind || want != nil && (got.State != want.State || got.Text != want.text()) {
+				if want == nil && kind != noKind || want != nil && (got.State != want.State || got.Text != want.text() || by != ByPod && !slices.Equal(p.whys(got, from, to), whysOf(want))) {
 					t.Fatalf("by %s: %s to %s is %+v, want %+v", by, from.Name, to.Name, got, want)
 				}
 			}
@@ -74,19 +74,49 @@ func TestPageHasEveryCell(t *testing.T) {
 	}
 }
 
-func unpacked(t *testing.T, text string) (kinds []int) {
-	t.Helper()
-	b, err := base64.StdEncoding.DecodeString(text)
-	if err != nil {
+// whys returns the reasons of a kind about two parties, as the page writes them.
+func (p *page) whys(k pageKind, from, to *Party) (whys []string) {
+	for _, a := range k.Answers {
+		why := strings.NewReplacer("\x01from\x01", strings.Join(from.Egress, ", "), "\x01to\x01", strings.Join(to.Ingress, ", ")).Replace(p.Texts[a.Why])
+		for i, name := range to.Ingress {
+			why = strings.ReplaceAll(why, fmt.Sprintf("\x01to.%d\x01", i), name)
+		}
+		whys = append(whys, why)
+	}
+	return whys
+}
+
+func whysOf(c *Cell) (whys []string) {
+	for _, a := range c.Answers {
+		whys = append(whys, a.Why)
+	}
+	return whys
+}
+
+// A page by namespace has what its cells open to.
+func TestPageByNamespace(t *testing.T) {
+	m := New(shops(3, 2), Options{By: ByNamespace, To: []string{"shop1"}})
+	below := m.below()
+	if below.By != ByWorkload || len(below.To) != 2 || len(below.From) != 7 {
+		t.Errorf("below are %d rows and %d columns by %s", len(below.From), len(below.To), below.By)
+	}
+	var b strings.Builder
+	if err := m.WriteHTML(&b); err != nil {
 		t.Fatal(err)
 	}
-	for len(b) > 0 {
-		kind, n := binary.Uvarint(b)
-		count, k := binary.Uvarint(b[n:])
-		b = b[n+k:]
-		kinds = append(kinds, slices.Repeat([]int{int(kind)}, int(count))...)
+	for _, want := range []string{"Only flows to shop1", `content="default-src &#39;none&#39;; style-src &#39;sha256-`} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("the page has no %s", want)
+		}
 	}
-	return kinds
+}
+
+// The kinds of cells do not grow with the policies if these differ in their names only.
+func TestPageNamesPoliciesOnce(t *testing.T) {
+	few, many := newPage(New(shops(3, 1), Options{})), newPage(New(shops(20, 1), Options{}))
+	if len(few.Kinds) != len(many.Kinds) {
+		t.Errorf("3 namespaces have %d kinds of cells, and 20 have %d", len(few.Kinds), len(many.Kinds))
+	}
 }
 
 // A cell of namespaces tells what holds for all pairs in them from what holds for some.

@@ -156,3 +156,12 @@ func (m *Matrix) union() (all []*Party) {
 	byNamespace(all)
 	return all
 }
+
+// textOf joins the names of objects that were not read.
+func textOf(list []fmt.Stringer) string {
+	texts := make([]string, len(list))
+	for i, n := range list {
+		texts[i] = n.String()
+	}
+	return strings.Join(texts, ", ")
+}

@@ -1,0 +1,98 @@
+// Browser shows the pages that sluice writes in Chromium: its tests use them by mouse and by keyboard
+// (make test-browser), and the program takes the pictures of README.md (make pictures).
+//
+// It is a module of its own, so that those who build or audit Sluice need not look at what drives a
+// browser.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+func main() {
+	sluice := flag.String("sluice", "bin/sluice", "the program `FILE`")
+	manifests := flag.String("f", "", "the manifests `DIR` that the pictures show")
+	out := flag.String("o", "", "the `DIR` of the pictures")
+	flag.Parse()
+	if err := pictures(context.Background(), *sluice, *manifests, *out); err != nil {
+		fmt.Fprintln(os.Stderr, "pictures:", err)
+		os.Exit(1)
+	}
+}
+
+// picture is a picture of a page.
+type picture struct {
+	name     string
+	command  []string // of sluice, that writes the page
+	fragment string
+	screen   screen
+	ready    string // what is true once the page is drawn, in JavaScript
+}
+
+const matrixDrawn = `performance.getEntriesByName("drawn").length > 0`
+
+func all(manifests string) (list []picture) {
+	matrix := []string{"matrix", "-f", manifests, "-o", "html"}
+	add := func(name string, command []string, fragment, ready string, s screen) {
+		list = append(list, picture{name, command, fragment, s, ready})
+		s.dark = true
+		list = append(list, picture{name + "-dark", command, fragment, s, ready})
+	}
+	wide, small := desktop(), phone()
+	wide.scale = 1.5
+	add("matrix", matrix, "", matrixDrawn, wide)
+	add("matrix-phone", matrix, "", matrixDrawn, small)
+	return list
+}
+
+func pictures(ctx context.Context, sluice, manifests, out string) error {
+	b, stop, err := start(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	work, err := os.MkdirTemp("", "sluice-pictures-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	for _, p := range all(manifests) {
+		file := filepath.Join(work, p.name+".html")
+		if err := write(ctx, file, sluice, p.command...); err != nil {
+			return err
+		}
+		if err := b.take(p, file, filepath.Join(out, p.name+".webp")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// take takes a picture of a page.
+func (b *browser) take(p picture, file, image string) error {
+	t, stop, err := b.open(file, p.fragment, p.screen)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := t.waitFor(p.ready); err != nil {
+		return err
+	}
+	return t.picture(image)
+}
+
+// write writes the output of sluice into a file.
+func write(ctx context.Context, file, sluice string, args ...string) error {
+	cmd := exec.CommandContext(ctx, sluice, args...)
+	cmd.Stderr = os.Stderr
+	text, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("%s %v: %w", sluice, args, err)
+	}
+	return os.WriteFile(file, text, 0o644)
+}

@@ -1,0 +1,312 @@
+package matrix
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sluice/filter"
+	"sluice/filter/policy/near"
+)
+
+// page is the matrix in the HTML page. It holds each kind of cell once, since most cells are
+// equal, each row once, since many are, and each text once: 1,000 pods have 1,000,000 cells.
+type page struct {
+	By      By          `json:"by"` // what the rows and columns are first
+	Parties []pageParty `json:"parties"`
+	From    []int       `json:"from"`  // the rows: indexes in Parties
+	To      []int       `json:"to"`    // the columns
+	Ports   []string    `json:"ports"` // all declared ports, as in "TCP 80", for the filter
+	Texts   []string    `json:"texts"`
+	Kinds   []pageKind  `json:"kinds"`
+	Rows    [][]int     `json:"rows"`  // runs of equal cells: the kind and the number of cells, for each
+	RowOf   []int       `json:"rowOf"` // index in Rows for each row
+	Own     [][3]int    `json:"own"`   // row, column and kind of cells that the rows do not have: those of a party with itself
+
+	kinds  map[kindKey]int
+	equal  map[string]int // kinds by their content
+	rows   map[string]int
+	texts  map[string]int
+	owners map[*Party][2]int // indexes of texts that stand for the policies of a party
+}
+
+type pageParty struct {
+	Namespace string `json:"ns,omitempty"`
+	Name      string `json:"name"`
+	// Workload is the name of the row that opens to this one; empty if none does.
+	Workload string   `json:"workload,omitempty"`
+	Kind     string   `json:"kind"`
+	About    string   `json:"about,omitempty"` // its pods, nodes or addresses
+	Egress   []string `json:"egress,omitempty"`
+	Ingress  []string `json:"ingress,omitempty"`
+	// The titles of policies with ordered rules that may decide about it.
+	OrderedEgress  []string `json:"orderedEgress,omitempty"`
+	OrderedIngress []string `json:"orderedIngress,omitempty"`
+}
+
+// pageKind is a cell without its parties.
+type pageKind struct {
+	State   State        `json:"state"`
+	Text    string       `json:"text"`
+	Answers []pageAnswer `json:"answers"`
+	OwnNode []pageAnswer `json:"ownNode,omitempty"`
+}
+
+// pageAnswer is an answer. Ports and Why are indexes in Texts.
+type pageAnswer struct {
+	Ports   int    `json:"ports"`
+	Verdict string `json:"verdict"`
+	Why     int    `json:"why"`
+}
+
+// kindKey identifies what a kind is made of: equal answers are the same slices.
+type kindKey struct {
+	state    State
+	own, all *Answer
+	from, to int // the policies of the parties
+}
+
+// noKind is the kind of cells about which policies do not decide, and of those that are left out.
+const noKind = 0
+
+func newPage(m *Matrix) *page {
+	p := &page{
+		By: m.By, Ports: portsOf(m), Texts: []string{}, Kinds: []pageKind{{Answers: []pageAnswer{}}}, Rows: [][]int{}, RowOf: []int{}, Own: [][3]int{},
+		Parties: []pageParty{}, From: []int{}, To: []int{},
+		kinds: make(map[kindKey]int), equal: make(map[string]int), rows: make(map[string]int), texts: make(map[string]int), owners: make(map[*Party][2]int),
+	}
+	all := m.union()
+	workloads := rowsOfWorkloads(all)
+	index := make(map[*Party]int)
+	for i, o := range all {
+		index[o] = i
+		p.owners[o] = [2]int{p.text(strings.Join(o.Egress, ", ")), p.text(strings.Join(o.Ingress, ", "))}
+		p.Parties = append(p.Parties, pagePartyOf(o, workloads))
+	}
+	for _, o := range m.From {
+		p.From = append(p.From, index[o])
+	}
+	for _, o := range m.To {
+		p.To = append(p.To, index[o])
+	}
+	for i, from := range m.From {
+		p.addRow(m, i, from)
+	}
+	return p
+}
+
+// addRow adds a row. The cell of a party with itself is kept apart, so that rows of parties
+// that policies do not tell apart are equal.
+func (p *page) addRow(m *Matrix, i int, from *Party) {
+	kinds := make([]int, len(m.To))
+	own := -1
+	for j, to := range m.To {
+		kinds[j] = p.kind(m.at[[2]*Party{from, to}], from, to)
+		if from == to {
+			p.Own = append(p.Own, [3]int{i, j, kinds[j]})
+			own = j
+		}
+	}
+	switch { // the kind of a cell beside it keeps a run whole
+	case own > 0:
+		kinds[own] = kinds[own-1]
+	case own == 0 && len(kinds) > 1:
+		kinds[own] = kinds[1]
+	}
+	runs := runsOf(kinds)
+	key, err := json.Marshal(runs)
+	if err != nil {
+		panic(err) // not possible: it is a list of numbers
+	}
+	at, known := p.rows[string(key)]
+	if !known {
+		at = len(p.Rows)
+		p.rows[string(key)] = at
+		p.Rows = append(p.Rows, runs)
+	}
+	p.RowOf = append(p.RowOf, at)
+}
+
+// runsOf returns the kind and the length of each run of equal kinds.
+func runsOf(kinds []int) []int {
+	runs := []int{}
+	for i := 0; i < len(kinds); {
+		n := i
+		for n < len(kinds) && kinds[n] == kinds[i] {
+			n++
+		}
+		runs = append(runs, kinds[i], n-i)
+		i = n
+	}
+	return runs
+}
+
+// kind returns the index of the kind of a cell.
+func (p *page) kind(c *Cell, from, to *Party) int {
+	if c == nil {
+		return noKind
+	}
+	key := kindKey{state: c.State, from: p.owners[from][0], to: p.owners[to][1]}
+	if len(c.Answers) > 0 {
+		key.all = &c.Answers[0]
+	}
+	if len(c.OwnNode) > 0 {
+		key.own = &c.OwnNode[0]
+	}
+	at, known := p.kinds[key]
+	if !known {
+		at = p.newKind(pageKind{c.State, c.text(), p.answers(c.Answers, from, to), p.answers(c.OwnNode, from, to)})
+		p.kinds[key] = at
+	}
+	return at
+}
+
+// newKind adds a kind, if no equal one is known, and returns its index.
+func (p *page) newKind(k pageKind) int {
+	text := fmt.Sprint(k)
+	at, known := p.equal[text]
+	if !known {
+		at = len(p.Kinds)
+		p.equal[text] = at
+		p.Kinds = append(p.Kinds, k)
+	}
+	return at
+}
+
+func (p *page) answers(list []Answer, from, to *Party) []pageAnswer {
+	answers := []pageAnswer{}
+	for _, a := range list {
+		answers = append(answers, pageAnswer{p.text(strings.Join(a.Ports, ", ")), a.Verdict, p.text(whyBy(whyBy(a.Why, "from", filter.Egress, from.Egress), "to", filter.Ingress, to.Ingress))})
+	}
+	return answers
+}
+
+// whyBy replaces the names of an end's policies in a reason: «from» stands for all policies that
+// isolate the source, and «from.0» for the first of them, with a control character in the place of
+// each quotation mark, since no name in a reason has any. Most reasons of a large cluster differ only in
+// these names.
+func whyBy(why, end string, d filter.Direction, policies []string) string {
+	if len(policies) == 0 {
+		return why
+	}
+	way := d.String()
+	why = strings.Replace(why, way+": no rule of "+strings.Join(policies, ", ")+" allows it", way+": no rule of \x01"+end+"\x01 allows it", 1)
+	for i, name := range policies {
+		why = strings.Replace(why, "allowed by "+name+", "+way+" rule ", fmt.Sprintf("allowed by \x01%s.%d\x01, %s rule ", end, i, way), 1)
+	}
+	return why
+}
+
+// text returns the index of a text.
+func (p *page) text(text string) int {
+	at, known := p.texts[text]
+	if !known {
+		at = len(p.Texts)
+		p.texts[text] = at
+		p.Texts = append(p.Texts, text)
+	}
+	return at
+}
+
+// rowsOfWorkloads names the workloads of parties, as in "web", or "deployment/web" if workloads of
+// several kinds have the same name.
+func rowsOfWorkloads(all []*Party) map[string]string {
+	kinds := make(map[string]map[string]bool) // by namespace and name
+	for _, o := range all {
+		if kind, name, has := strings.Cut(o.Workload, " "); has {
+			if kinds[name] == nil {
+				kinds[name] = make(map[string]bool)
+			}
+			kinds[name][kind] = true
+		}
+	}
+	names := make(map[string]string)
+	for _, o := range all {
+		kind, name, has := strings.Cut(o.Workload, " ")
+		if !has {
+			continue
+		}
+		_, short, _ := strings.Cut(name, "/")
+		if len(kinds[name]) > 1 {
+			short = strings.ToLower(kind) + "/" + short
+		}
+		names[o.Workload] = short
+	}
+	return names
+}
+
+func pagePartyOf(o *Party, workloads map[string]string) pageParty {
+	p := pageParty{
+		Namespace: o.Namespace, Name: nameIn(o), Workload: workloads[o.Workload], Kind: o.Kind,
+		Egress: o.Egress, Ingress: o.Ingress, OrderedEgress: o.OrderedEgress, OrderedIngress: o.OrderedIngress,
+	}
+	switch {
+	case len(o.Pods) > 0:
+		p.About = counted(o.Pods, o.Namespace+"/", "pod", "pods")
+		if len(o.Pods) == 1 && len(o.Addresses) > 0 {
+			p.About += ", " + strings.Join(o.Addresses, ", ")
+		}
+	case len(o.Nodes) > 0:
+		p.About = counted(o.Nodes, "", "node", "nodes")
+	case len(o.Ranges) > 0:
+		p.About = strings.Join(o.Ranges, ", ")
+	}
+	return p
+}
+
+// nameIn returns the name of a party without its namespace: "web", or "web-0, web-1 and 3 more" for pods
+// of a workload that has others.
+func nameIn(o *Party) string {
+	if o.Namespace == "" {
+		return o.Name
+	}
+	return strings.ReplaceAll(strings.TrimPrefix(o.Name, o.Namespace+"/"), ", "+o.Namespace+"/", ", ")
+}
+
+// maxListed bounds the pods and nodes that the page names for a row.
+const maxListed = 6
+
+func counted(list []string, prefix, one, many string) string {
+	names := make([]string, len(list))
+	for i, name := range list {
+		names[i] = strings.TrimPrefix(name, prefix)
+	}
+	if len(names) == 1 {
+		return one + " " + names[0]
+	}
+	return strconv.Itoa(len(names)) + " " + many + ": " + near.List(names, maxListed, ", ")
+}
+
+// portsOf lists the ports that the destinations declare, or those that were asked for.
+func portsOf(m *Matrix) []string {
+	found := make(map[Port]bool)
+	for _, p := range m.options.Ports {
+		found[p] = true
+	}
+	for _, to := range m.To {
+		for _, member := range to.members {
+			for _, port := range declaredPorts(member.ports()) {
+				if port.Name = ""; len(m.options.Ports) == 0 { // a number may have many names
+					found[port] = true
+				}
+			}
+		}
+	}
+	list := make([]Port, 0, len(found))
+	for p := range found {
+		list = append(list, p)
+	}
+	slices.SortFunc(list, func(a, b Port) int {
+		if a.Number != b.Number {
+			return int(a.Number) - int(b.Number)
+		}
+		return strings.Compare(a.Protocol, b.Protocol)
+	})
+	texts := make([]string, len(list))
+	for i, p := range list {
+		texts[i] = p.Protocol + " " + strconv.Itoa(int(p.Number))
+	}
+	return texts
+}

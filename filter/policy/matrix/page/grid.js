@@ -1,0 +1,207 @@
+
+// spare is how many rows and columns beyond the visible ones are drawn. Columns come in steps of
+// so many, since each one is in every row.
+const spare = 8;
+
+const heading = (role, index, o) => `<div role="${role}" aria-colindex="${index}" class="head${o.class}" tabindex="-1" title="${escape(o.title)}">${o.html}</div>`;
+
+// Grid draws a table of any size: only the cells that are visible, and some around them, are
+// elements of the page. Headings are at row or column -1. Arrow keys move the focus; one
+// cell is reached by the tab key.
+class Grid {
+  // on has the functions point(r, c), leave(), open(r, c, touch) and escape().
+  constructor(scroller, root, on) {
+    Object.assign(this, {scroller, root, on, table: null, at: {r: 0, c: 0}, kept: null, drawn: new Map()});
+    root.innerHTML = '<div role="row" class="row top" aria-rowindex="1"></div><div role="rowgroup" class="body"></div>';
+    [this.top, this.body] = root.children;
+    let frame = 0;
+    scroller.addEventListener("scroll", () => { frame ||= requestAnimationFrame(() => { frame = 0; this.render(); }); }, {passive: true});
+    root.addEventListener("pointerover", e => { if (e.pointerType === "mouse") this.over(e.target); });
+    root.addEventListener("pointerleave", () => { this.mark(null); on.leave(); });
+    // The focus that a pointer gives shows nothing: the click that follows does.
+    root.addEventListener("pointerdown", () => { this.quiet = true; });
+    root.addEventListener("pointercancel", () => { this.quiet = false; });
+    root.addEventListener("focusin", e => this.focused(this.place(e.target)));
+    root.addEventListener("click", e => {
+      const p = this.place(e.target);
+      this.quiet = false;
+      if (!p) return;
+      this.focus(p.r, p.c, {quiet: true});
+      on.open(p.r, p.c, e.pointerType === "touch");
+    });
+    scroller.addEventListener("keydown", e => this.key(e));
+  }
+
+  // show draws a table: counts of rows and columns, the sizes of cells and headings in pixels, and
+  // rowHead(r), columnHead(c) and cell(r, c), which return {html, title, class}. A row's heading also
+  // has the class that its row gets as "first".
+  show(table) {
+    this.table = table;
+    this.at = {r: Math.min(this.at.r, table.rows - 1), c: Math.min(this.at.c, table.columns - 1)};
+    const set = (name, px) => this.root.style.setProperty(name, px + "px");
+    set("--cell", table.width); set("--line", table.height); set("--side", table.side); set("--top", table.top);
+    this.root.style.width = table.side + table.columns * table.width + "px";
+    this.body.style.height = table.rows * table.height + "px";
+    this.root.setAttribute("aria-rowcount", table.rows + 1);
+    this.root.setAttribute("aria-colcount", table.columns + 1);
+    this.first = this.last = -1;
+    this.render();
+  }
+
+  // render draws what is visible and is not drawn yet, and removes what is far away.
+  render() {
+    const {table: t, scroller: s, drawn} = this;
+    if (!t) return;
+    const had = this.root.contains(document.activeElement);
+    const first = Math.max(0, Math.floor(s.scrollLeft / t.width / spare - 1) * spare);
+    const last = Math.min(t.columns, Math.ceil((s.scrollLeft + s.clientWidth - t.side) / t.width / spare + 1) * spare);
+    const above = Math.max(0, Math.floor(s.scrollTop / t.height) - spare);
+    const below = Math.min(t.rows, Math.ceil((s.scrollTop + s.clientHeight - t.top) / t.height) + spare);
+    if (first !== this.first || last !== this.last) this.columns(first, last);
+    for (const [r, row] of drawn) if (r < above || r >= below) { row.remove(); drawn.delete(r); }
+    const before = document.createDocumentFragment(), after = document.createDocumentFragment(); // rows stay in order
+    for (let r = above, seen = !drawn.size; r < below; r++) {
+      if (drawn.has(r)) seen = true;
+      else (seen ? after : before).append(this.row(r));
+    }
+    this.body.prepend(before);
+    this.body.append(after);
+    this.stop(had);
+  }
+
+  // columns changes the columns that are drawn.
+  columns(first, last) {
+    const [was, end] = [this.first, this.last], {drawn, top} = this;
+    [this.first, this.last] = [first, last];
+    this.root.style.setProperty("--before", first * this.table.width + "px");
+    if (was < 0 || first >= end || last <= was) {
+      top.innerHTML = this.line(-1);
+      drawn.clear();
+      this.body.replaceChildren();
+      return;
+    }
+    for (const [r, row] of [[-1, top], ...drawn]) {
+      for (let c = was; c < first; c++) row.children[2].remove();
+      for (let c = last; c < end; c++) row.lastChild.remove();
+      if (first < was) row.children[1].insertAdjacentHTML("afterend", this.cells(r, first, was));
+      if (last > end) row.insertAdjacentHTML("beforeend", this.cells(r, end, last));
+    }
+  }
+
+  row(r) {
+    const row = document.createElement("div"), t = this.table;
+    row.className = "row" + t.rowHead(r).first;
+    row.setAttribute("role", "row");
+    row.setAttribute("aria-rowindex", r + 2);
+    row.style.top = r * t.height + "px";
+    row.innerHTML = this.line(r);
+    this.drawn.set(r, row);
+    return row;
+  }
+
+  // line returns a row's elements: its heading, the space of the columns before, and its cells.
+  line(r) {
+    const t = this.table;
+    const first = r < 0 ? '<div role="columnheader" aria-colindex="1" class="head corner">from ↓ to →</div>' : heading("rowheader", 1, t.rowHead(r));
+    return first + '<div class="before"></div>' + this.cells(r, this.first, this.last);
+  }
+
+  // cells returns the elements of some columns.
+  cells(r, from, to) {
+    const t = this.table, html = [];
+    for (let c = from; c < to; c++) {
+      if (r < 0) { html.push(heading("columnheader", c + 2, t.columnHead(c))); continue; }
+      const o = t.cell(r, c), kept = this.kept && this.kept.r === r && this.kept.c === c;
+      html.push(`<div role="gridcell" aria-colindex="${c + 2}" aria-label="${escape(o.title)}" class="cell ${o.class}${kept ? " kept" : ""}" tabindex="-1">${o.html}</div>`);
+    }
+    return html.join("");
+  }
+
+  // element returns the element of a place; null if it is not drawn.
+  element(r, c) {
+    const row = r < 0 ? this.top : this.drawn.get(r);
+    return row ? row.querySelector(`[aria-colindex="${c + 2}"]`) : null;
+  }
+
+  // place returns the row and column of an element; null if it is in none.
+  place(element) {
+    const e = element.closest && element.closest("[tabindex][aria-colindex]");
+    return e && {r: Number(e.parentNode.getAttribute("aria-rowindex")) - 2, c: Number(e.getAttribute("aria-colindex")) - 2};
+  }
+
+  // stop makes one element reachable by the tab key, and gives it back the focus if it was
+  // removed with it.
+  stop(focus) {
+    for (const e of this.root.querySelectorAll('[tabindex="0"]')) e.tabIndex = -1;
+    const e = this.element(this.at.r, this.at.c);
+    if (e) e.tabIndex = 0;
+    const other = e || this.root.querySelector(".cell, .head[tabindex]");
+    if (!e && other) other.tabIndex = 0;
+    if (focus && !this.root.contains(document.activeElement)) (e || this.scroller).focus({preventScroll: true});
+  }
+
+  // focus moves the focus, and scrolls as far as is needed.
+  focus(r, c, {quiet = false} = {}) {
+    this.at = {r, c};
+    this.reveal();
+    this.quiet = quiet;
+    const e = this.element(r, c);
+    if (e) e.focus({preventScroll: true});
+    this.quiet = false;
+  }
+
+  // reveal scrolls to the place of the focus, as far as is needed.
+  reveal() {
+    const {table: t, scroller: s, at: {r, c}} = this;
+    const into = (now, start, size, room) => start < now ? start : start + size > now + room ? start + size - room : now;
+    if (r >= 0) s.scrollTop = into(s.scrollTop, r * t.height, t.height, s.clientHeight - t.top);
+    if (c >= 0) s.scrollLeft = into(s.scrollLeft, c * t.width, t.width, s.clientWidth - t.side);
+    this.render();
+  }
+
+  focused(p) {
+    if (!p) return;
+    this.at = p;
+    this.stop(false);
+    this.mark(p);
+    if (!this.quiet) this.on.point(p.r, p.c);
+  }
+
+  over(element) {
+    const p = this.place(element);
+    this.mark(p);
+    if (p) this.on.point(p.r, p.c); else this.on.leave();
+  }
+
+  // mark underlines the headings of a place.
+  mark(p) {
+    for (const e of this.root.querySelectorAll(".on")) e.classList.remove("on");
+    if (!p) return;
+    for (const e of [this.element(p.r, -1), this.element(-1, p.c)]) if (e) e.classList.add("on");
+  }
+
+  // keep marks a cell whose reasons stay; null for none.
+  keep(p) {
+    this.kept = p;
+    for (const e of this.root.querySelectorAll(".kept")) e.classList.remove("kept");
+    const e = p && this.element(p.r, p.c);
+    if (e) e.classList.add("kept");
+  }
+
+  key(e) {
+    const {r, c} = this.at, t = this.table;
+    this.quiet = false;
+    if (!t || e.altKey || e.metaKey) return;
+    if (e.key === "Escape") return this.on.escape();
+    if (e.key === "Enter" || e.key === " ") { e.preventDefault(); return this.on.open(r, c, false); }
+    const page = Math.max(1, Math.floor((this.scroller.clientHeight - t.top) / t.height) - 1), end = [t.rows - 1, t.columns - 1];
+    const to = {
+      ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1], ArrowUp: [r - 1, c], ArrowDown: [r + 1, c], PageUp: [Math.max(0, r - page), c], PageDown: [r + page, c],
+      Home: e.ctrlKey ? [0, 0] : [r, 0], End: e.ctrlKey ? end : [r, end[1]],
+    }[e.key];
+    if (!to) return;
+    e.preventDefault();
+    const [nr, nc] = [Math.min(Math.max(to[0], -1), end[0]), Math.min(Math.max(to[1], -1), end[1])];
+    if (nr >= 0 || nc >= 0) this.focus(nr, nc);
+  }
+}
