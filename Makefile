@@ -55,6 +55,8 @@ test-cluster: ## test the agent with a real API server, and print its latencies 
 # The pages in Chromium: a module of its own, so that no build of Sluice needs what drives a browser.
 BROWSER = bench/testbed/browser
 PICTURES = .github/pictures
+# The pictures show the shop of the tests.
+SHOP = $(addprefix $(CURDIR)/cmd/sluice/testdata/shop/repo/,rendered/production platform nodes)
 
 .PHONY: test-browser
 test-browser: ## test the pages of matrix and report in Chromium (as root, it installs Chromium from Debian: minutes)
@@ -67,7 +69,7 @@ pictures: ## take the pictures of README.md in Chromium (as test-browser), into 
 	@.ci/setup pictures
 	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice
 	@mkdir -p $(PICTURES)
-	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' -f '$(CURDIR)/$(SHOP)' -o '$(CURDIR)/$(PICTURES)'
+	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' $(SHOP:%=-f '%') -o '$(CURDIR)/$(PICTURES)'
 
 .PHONY: build
 build: ## build bin/sluice

@@ -9,6 +9,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,10 +17,11 @@ import (
 
 func main() {
 	sluice := flag.String("sluice", "bin/sluice", "the program `FILE`")
-	manifests := flag.String("f", "", "the manifests `DIR` that the pictures show")
+	var manifests []string
+	flag.Func("f", "the manifests `DIR` that the pictures show (repeatable)", func(dir string) error { manifests = append(manifests, dir); return nil })
 	out := flag.String("o", "", "the `DIR` of the pictures")
 	flag.Parse()
-	if err := pictures(context.Background(), *sluice, *manifests, *out); err != nil {
+	if err := pictures(context.Background(), *sluice, manifests, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "pictures:", err)
 		os.Exit(1)
 	}
@@ -36,21 +38,25 @@ type picture struct {
 
 const matrixDrawn = `performance.getEntriesByName("drawn").length > 0`
 
-func all(manifests string) (list []picture) {
-	matrix := []string{"matrix", "-f", manifests, "-o", "html"}
-	add := func(name string, command []string, fragment, ready string, s screen) {
+// all lists the pictures: each in the light and in the dark theme.
+func all(manifests []string) (list []picture) {
+	var read []string
+	for _, dir := range manifests {
+		read = append(read, "-f", dir)
+	}
+	add := func(name string, s screen, ready, fragment string, command ...string) {
+		command = append(command, read...)
 		list = append(list, picture{name, command, fragment, s, ready})
 		s.dark = true
 		list = append(list, picture{name + "-dark", command, fragment, s, ready})
 	}
-	wide, small := desktop(), phone()
-	wide.scale = 1.5
-	add("matrix", matrix, "", matrixDrawn, wide)
-	add("matrix-phone", matrix, "", matrixDrawn, small)
+	cell := "cell=" + url.QueryEscape("shop/checkout → shop/payment")
+	add("matrix", desktop(), matrixDrawn, cell, "matrix", "-o", "html")
+	add("matrix-phone", phone(), matrixDrawn, "from=shop&to=shop&"+cell, "matrix", "-o", "html")
 	return list
 }
 
-func pictures(ctx context.Context, sluice, manifests, out string) error {
+func pictures(ctx context.Context, sluice string, manifests []string, out string) error {
 	b, stop, err := start(ctx)
 	if err != nil {
 		return err

@@ -221,7 +221,7 @@ func TestMatrixTells(t *testing.T) {
 	p := matrixOf(t, b, "pod", "", desktop())
 	p.has("what was left out", `[...document.querySelectorAll(".notes")].map(e => e.textContent).join("; ")`, "pci/migrate: it has ended (Succeeded)", "CiliumNetworkPolicy")
 	p.run(cellAt("shop/web-7c9-a", "pci/vault") + `.focus()`)
-	p.has("the reasons of least privilege", detailText, "exactly the declared ports", "TCP 8443", "allowed by pci/vault, ingress rule 1")
+	p.has("the reasons of least privilege", detailText, "only declared ports", "TCP 8443", "allowed by pci/vault, ingress rule 1")
 	green := get[[]int](p, `getComputedStyle(`+cellAt("shop/web-7c9-a", "pci/vault")+`).backgroundColor.match(/\d+/g).map(Number)`)
 	if green[1] <= green[0] || green[1] <= green[2] {
 		t.Errorf("the color of least privilege is %v, which is not green", green)

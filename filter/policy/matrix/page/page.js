@@ -3,7 +3,7 @@ const $ = id => document.getElementById(id);
 const escape = s => s.replace(/[&<>"]/g, c => ({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}[c]));
 const sign = {"": "", open: "●", part: "◐", declared: "=", closed: "–", self: "·"};
 const word = {
-  "": "policies do not decide", open: "every port", part: "in part", declared: "exactly the declared ports", closed: "closed", self: "itself",
+  "": "policies do not decide", open: "every port", part: "in part", declared: "only declared ports", closed: "closed", self: "itself",
   allow: "open", deny: "closed", mixed: "for one address family only", depends: "depends on addresses that are not known", some: "for some pairs",
 };
 const narrow = () => window.innerWidth < 720;
