@@ -83,7 +83,7 @@ var arrows = []arrow{
 		why:   "the types of the API need nothing but apimachinery, and the rest of its module half a cluster",
 	},
 	{
-		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod", "sluice/filter/policy/kuberoute", "sluice/filter/policy/reach"},
+		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod", "sluice/filter/policy/kuberoute", "sluice/filter/policy/reach", "sluice/filter/policy/report"},
 		never: []string{"net", "net/http", "os", "os/exec", "io", "io/fs", "time", "syscall", "unsafe"},
 		except: map[string][]string{
 			"sluice/filter/policy": {"time"}, // Synchronize polls, for the reason given there
@@ -91,7 +91,7 @@ var arrows = []arrow{
 		why: "the decision is pure: it has no clock and does no I/O",
 	},
 	{
-		from: []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod", "sluice/filter/policy/kuberoute", "sluice/filter/policy/reach"}, through: true,
+		from: []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod", "sluice/filter/policy/kuberoute", "sluice/filter/policy/reach", "sluice/filter/policy/report"}, through: true,
 		never: []string{
 			"k8s.io/client-go/...", "github.com/vishvananda/netlink/...", "github.com/mdlayher/netlink/...", "github.com/ti-mo/...",
 			"github.com/florianl/...", "github.com/coreos/go-iptables/...", "github.com/cilium/ebpf/...", "github.com/spf13/cobra/...",

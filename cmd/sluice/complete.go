@@ -98,7 +98,7 @@ func completionOf(f *pflag.Flag) cobra.CompletionFunc {
 		return completeNamespaces
 	case "from", "to":
 		return completeNames
-	case "port", "node-ip", "pod-cidr", "node-name":
+	case "port", "node-ip", "pod-cidr", "node-name", "date":
 		return cobra.NoFileCompletions
 	}
 	return nil

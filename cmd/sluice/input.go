@@ -42,6 +42,8 @@ type loaded struct {
 	scope []string
 	// podRanges are the ranges of --pod-cidr.
 	podRanges []netip.Prefix
+	// cluster is the name of the live cluster that was read; empty if none was.
+	cluster string
 }
 
 // addInputFlags adds the flags that select objects. A command also needs addNamespaceFlag or
@@ -121,9 +123,8 @@ func (in *input) read(ctx context.Context, stdin io.Reader) (l loaded, err error
 	if l.podRanges, err = parseRanges("--pod-cidr", in.podRanges); err != nil {
 		return loaded{}, err
 	}
-	cluster := ""
 	if in.live() {
-		if cluster, err = in.readLive(ctx, &l); err != nil {
+		if l.cluster, err = in.readLive(ctx, &l); err != nil {
 			return loaded{}, err
 		}
 	}
@@ -133,12 +134,12 @@ func (in *input) read(ctx context.Context, stdin io.Reader) (l loaded, err error
 		if l.Objects, l.problems, err = files.Read(); err != nil {
 			return loaded{}, err
 		}
-		if cluster != "" {
-			l.Objects = manifests.Overlay(live, cluster, l.Objects)
+		if l.cluster != "" {
+			l.Objects = manifests.Overlay(live, l.cluster, l.Objects)
 		}
 	}
 	if len(l.scope) > len(in.namespaces) {
-		l.Notes = append(l.Notes, manifests.Problem{File: cluster, Detail: "the answer is about namespace " + l.namespace, Hint: "-A for all namespaces"})
+		l.Notes = append(l.Notes, manifests.Problem{File: l.cluster, Detail: "the answer is about namespace " + l.namespace, Hint: "-A for all namespaces"})
 	}
 	return l, l.scopeExists()
 }

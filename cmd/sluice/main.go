@@ -115,7 +115,7 @@ the first packet of every new pod connection and leaves the rest of the connecti
 kernel.
 
 The same decision answers without packets: explain one flow, test your policies,
-draw the matrix of who can reach whom, lint. These commands read manifests (-f), or the
+draw the matrix of who can reach whom, report to an auditor, lint. These commands read manifests (-f), or the
 cluster of the kubeconfig's current context.`,
 		Example: `  sluice run --manifests ./policies                 enforce, from a directory of manifests
   sluice explain -f ./policies --from default/web --to default/db --port 6379`,
@@ -161,6 +161,7 @@ func commands(e env) []*cobra.Command {
 		testCommand(e),
 		matrixCommand(e),
 		diffCommand(e),
+		reportCommand(e),
 		lintCommand(e),
 		statusCommand(e),
 		rulesCommand(e),

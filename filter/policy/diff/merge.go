@@ -44,7 +44,7 @@ func (m *merger) lines(changes []reach.Change) (lines []Line) {
 	for _, b := range m.blocks(changes) {
 		lines = append(lines, Line{
 			Opens: m.opens, From: m.words(b.from, b.to), To: m.words(b.to, b.from),
-			Ports: portsText(b.change.Spans), By: byText(&b.change), block: b,
+			Ports: reach.PortsText(b.change.Spans, maxPorts), By: byText(&b.change), block: b,
 		})
 	}
 	return lines
@@ -61,7 +61,7 @@ func (m *merger) blocks(changes []reach.Change) (all []block) {
 		}
 		s, known := texts[c.Effect]
 		if !known {
-			s = sort{portsText(c.Spans), fmt.Sprint(c.Causes), ""}
+			s = sort{reach.PortsText(c.Spans, maxPorts), fmt.Sprint(c.Causes), ""}
 			texts[c.Effect] = s
 		}
 		s.conditions = conditions(&c) + without(&c)
@@ -285,34 +285,4 @@ func conditions(c *reach.Change) (text string) {
 		text += "; depends on addresses that are not known"
 	}
 	return text
-}
-
-// portsText returns spans as text: "TCP 80,443, UDP 53", "all ports", or "all ports but TCP 80" if
-// that is shorter.
-func portsText(spans []reach.Span) string {
-	rest := reach.Others(spans)
-	switch {
-	case len(rest) == 0:
-		return "all ports"
-	case len(rest) < len(spans):
-		return "all ports but " + listPorts(rest)
-	}
-	return listPorts(spans)
-}
-
-func listPorts(spans []reach.Span) string {
-	var texts []string
-	for i, s := range spans {
-		text := s.String()
-		if i > 0 && spans[i-1].Protocol == s.Protocol && !s.All() {
-			texts[len(texts)-1] += "," + strings.TrimPrefix(text, s.Protocol.String()+" ")
-			continue
-		}
-		if i == maxPorts {
-			texts = append(texts, fmt.Sprintf("%d more", len(spans)-i))
-			break
-		}
-		texts = append(texts, text)
-	}
-	return strings.Join(texts, ", ")
 }

@@ -6,7 +6,6 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
-	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/reach"
 )
 
@@ -72,10 +71,10 @@ func partiesOf(r *reach.Map, by By) (all []*Party) {
 			n.add(member{Party: p})
 		case by == ByPod && len(p.Pods) > 0:
 			for _, pod := range p.Pods {
-				all = append(all, newParty(r, member{p, pod}))
+				all = append(all, newParty(member{p, pod}))
 			}
 		default:
-			all = append(all, newParty(r, member{Party: p}))
+			all = append(all, newParty(member{Party: p}))
 		}
 	}
 	if by == ByPod {
@@ -109,7 +108,7 @@ func comparePods(a, b *Party) int {
 	return strings.Compare(a.Name, b.Name)
 }
 
-func newParty(r *reach.Map, m member) *Party {
+func newParty(m member) *Party {
 	p := &Party{Name: m.name(), Kind: m.Kind.String(), Namespace: m.Namespace, Nodes: m.Nodes}
 	if m.Workload != (policy.Ref{}) {
 		p.Workload = m.Workload.Object()
@@ -119,9 +118,8 @@ func newParty(r *reach.Map, m member) *Party {
 	}
 	p.add(m)
 	p.Ports = declaredPorts(m.ports())
-	if len(m.Pods) > 0 && m.Kind == reach.Pods {
-		p.isolate(r.Inventory(), m.Pods[0])
-	}
+	p.Egress, p.OrderedEgress = m.Policies(filter.Egress)
+	p.Ingress, p.OrderedIngress = m.Policies(filter.Ingress)
 	return p
 }
 
@@ -138,24 +136,4 @@ func (p *Party) add(m member) {
 			p.Addresses = append(p.Addresses, a.String())
 		}
 	}
-}
-
-// isolate finds the policies that decide about a pod.
-func (p *Party) isolate(v *inventory.Inventory, pod *policy.Pod) {
-	e, err := v.EndOf(pod, false)
-	if err != nil {
-		return // not possible: parties have only pods that are ends
-	}
-	p.Egress, p.Ingress = e.Endpoint.Policies(filter.Egress, policy.NetworkPolicy), e.Endpoint.Policies(filter.Ingress, policy.NetworkPolicy)
-	p.OrderedEgress, p.OrderedIngress = ordered(e.Endpoint, filter.Egress), ordered(e.Endpoint, filter.Ingress)
-}
-
-// ordered returns the titles of the policies with ordered rules, such as "admin/platform".
-func ordered(e *policy.Endpoint, d filter.Direction) (titles []string) {
-	for _, t := range []policy.Tier{policy.Admin, policy.Baseline} {
-		for _, name := range e.Policies(d, t) {
-			titles = append(titles, filter.PolicyTitle(t, name))
-		}
-	}
-	return titles
 }

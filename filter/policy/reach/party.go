@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/near"
@@ -64,6 +65,22 @@ type class struct {
 // Single reports whether the party is one pod, and cannot have others.
 func (p *Party) Single() bool {
 	return len(p.Pods) == 1 && (!p.Assumed || p.Workload == policy.Ref{})
+}
+
+// Policies returns the titles of the policies that decide about the pods in a direction: those that
+// isolate them, and those of the tiers Admin and Baseline, in the order of their evaluation. It
+// returns nothing for other parties.
+func (p *Party) Policies(d filter.Direction) (isolating, ordered []string) {
+	if p.Kind != Pods {
+		return nil, nil
+	}
+	e := p.ends[0].Endpoint
+	for _, t := range []policy.Tier{policy.Admin, policy.Baseline} {
+		for _, name := range e.Policies(d, t) {
+			ordered = append(ordered, filter.PolicyTitle(t, name))
+		}
+	}
+	return e.Policies(d, policy.NetworkPolicy), ordered
 }
 
 // hasNodes reports whether the party has the addresses of nodes.

@@ -3,6 +3,7 @@ package reach
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"sluice/filter"
 	"sluice/filter/policy"
@@ -191,4 +192,34 @@ func Others(spans []Span) (rest []Span) {
 		}
 	}
 	return rest
+}
+
+// PortsText returns spans as text: "TCP 80,443, UDP 53", "all ports", or "all ports but TCP 80" if
+// that is shorter. It names at most the given number of spans; 0 means all of them.
+func PortsText(spans []Span, most int) string {
+	rest := Others(spans)
+	switch {
+	case len(rest) == 0:
+		return "all ports"
+	case len(rest) < len(spans):
+		return "all ports but " + listPorts(rest, most)
+	}
+	return listPorts(spans, most)
+}
+
+func listPorts(spans []Span, most int) string {
+	var texts []string
+	for i, s := range spans {
+		if i == most && most > 0 {
+			texts = append(texts, fmt.Sprintf("%d more", len(spans)-i))
+			break
+		}
+		text := s.String()
+		if i > 0 && spans[i-1].Protocol == s.Protocol && !s.All() {
+			texts[len(texts)-1] += "," + strings.TrimPrefix(text, s.Protocol.String()+" ")
+			continue
+		}
+		texts = append(texts, text)
+	}
+	return strings.Join(texts, ", ")
 }

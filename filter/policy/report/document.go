@@ -1,0 +1,429 @@
+package report
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"sluice/filter"
+	"sluice/filter/policy/near"
+	"sluice/filter/policy/reach"
+)
+
+// document is the report for people. Text, Markdown and the page are forms of it.
+type document struct {
+	Title   string
+	Facts   [][2]string // name and value
+	Missing []string    // what was not read or not understood
+	Summary []sentence
+	Parts   []part
+}
+
+// part is a section of a document.
+type part struct {
+	Heading string
+	Text    []sentence
+	Tables  []table
+}
+
+type table struct {
+	Heading string // empty if the part has one table
+	Text    []sentence
+	Head    []string
+	Rows    [][]cell
+}
+
+// cell has the items of a list, or lines. Code is set for names.
+type cell struct {
+	Items []string
+	Code  bool
+	Warn  bool
+	Lines bool // the items are sentences
+}
+
+func names(list ...string) cell { return cell{Items: list, Code: true} }
+
+func text(list ...string) cell { return cell{Items: list, Lines: true} }
+
+// document returns the report for people.
+func (r *Report) document() *document {
+	w := newWords(r)
+	d := &document{Title: "Who can get into " + r.scope() + " and out of it", Facts: r.facts(), Missing: r.missing(), Summary: r.summary(w)}
+	if len(r.Members) == 0 {
+		return d
+	}
+	d.Parts = append(d.Parts, r.overview(w), r.open(w, filter.Ingress), r.open(w, filter.Egress), r.withinPart(w), r.closed(w), r.limits())
+	if len(w.used) > 0 {
+		d.Parts = append(d.Parts, r.glossary(w))
+	}
+	return d
+}
+
+func (r *Report) facts() (facts [][2]string) {
+	add := func(name, value string) {
+		if value != "" {
+			facts = append(facts, [2]string{name, value})
+		}
+	}
+	scope := "all namespaces"
+	if len(r.options.Namespaces) > 0 {
+		scope = "namespace " + r.scope()
+		if len(r.options.Namespaces) > 1 {
+			scope = "namespaces " + r.scope()
+		}
+	}
+	add("Scope", scope)
+	add("Date", r.options.Date)
+	add("Inputs", r.options.Inputs)
+	add("Read from", strings.Join(r.options.Source, ", "))
+	add("Read", strings.Join(r.options.Read, ", "))
+	if len(r.ended) > 0 {
+		add("Left out", count(len(r.ended), "pod that has ended: ", "pods that have ended: ")+near.List(r.ended, 2*maxFew, ", "))
+	}
+	add("Written by", r.options.Version)
+	return facts
+}
+
+// missing returns what the report does not have, in words.
+func (r *Report) missing() []string {
+	all := slices.Clone(r.options.Missing)
+	for _, l := range r.leftOut {
+		all = append(all, fmt.Sprintf("left out: %s: %v", l.Pod, l.Why))
+	}
+	return all
+}
+
+// overview lists the members.
+func (r *Report) overview(w *words) part {
+	t := table{Head: []string{"workload", "pods", "declared ports", "isolated in ingress by", "isolated in egress by"}}
+	for _, m := range r.Members {
+		var ports []string
+		for _, p := range m.Ports {
+			ports = append(ports, fmt.Sprintf("%s %d", p.Protocol, p.Number))
+		}
+		t.Rows = append(t.Rows, []cell{names(w.name(m.Party)), text(r.podsText(m.Party)), text(ports...), isolation(m, m.In), isolation(m, m.Out)})
+	}
+	return part{Heading: "Workloads", Tables: []table{t}}
+}
+
+func (r *Report) podsText(p *reach.Party) string {
+	if p.Assumed {
+		return "not running"
+	}
+	return fmt.Sprint(len(p.Pods))
+}
+
+// isolation returns the policies that decide about a side of a member.
+func isolation(m *Member, s *Side) cell {
+	switch {
+	case m.Kind == reach.HostPods:
+		return cell{Items: []string{"policies do not apply"}, Lines: true, Warn: true}
+	case !s.Isolated():
+		return cell{Items: []string{notIsolated}, Lines: true, Warn: true}
+	case len(s.Isolating) == 0:
+		return cell{Items: []string{"rules of " + strings.Join(s.Ordered, ", ") + "; what they do not deny is open"}, Lines: true, Warn: true}
+	}
+	c := names(s.Isolating...)
+	if len(s.Ordered) > 0 {
+		c.Items = append(slices.Clone(s.Isolating), s.Ordered...)
+	}
+	return c
+}
+
+// open lists what is open in a direction: a table for all members with the same rows.
+func (r *Report) open(w *words, d filter.Direction) part {
+	p := part{Heading: "In: what can get in", Text: []sentence{{Text: r.ownNodeText(w)}}}
+	head := []string{"from", "ports", "let in by", "let out by"}
+	if d == filter.Egress {
+		p = part{Heading: "Out: what can be reached", Text: []sentence{{Text: "NetworkPolicies do not apply to what a pod sends to the node that it runs on. Where rules of other tiers decide about that, there is a row."}}}
+		head = []string{"to", "ports", "let out by", "let in by"}
+	}
+	var nothing []*reach.Party
+	for _, g := range r.groups(d) {
+		t := table{Heading: strings.Join(w.of(g.members), ", "), Head: head}
+		for _, row := range g.rows {
+			t.Rows = append(t.Rows, r.rowCells(w, row))
+		}
+		if len(t.Rows) == 0 {
+			nothing = append(nothing, slices.DeleteFunc(g.members, func(o *reach.Party) bool { return o.Kind != reach.Pods })...)
+			continue
+		}
+		p.Tables = append(p.Tables, t)
+	}
+	if len(nothing) > 0 {
+		verb := "Nothing can get into "
+		if d == filter.Egress {
+			verb = "Nothing can be reached from "
+		}
+		p.Text = append([]sentence{{Text: verb + both(w.of(nothing)) + "."}}, p.Text...)
+	}
+	return p
+}
+
+// ownNodeText is about what no policy can close.
+func (r *Report) ownNodeText(w *words) string {
+	var host []*reach.Party
+	for _, p := range r.parties {
+		if p.Kind == reach.HostPods {
+			host = append(host, p)
+		}
+	}
+	text := "The node that a pod runs on always reaches it, at every port, as the kubelet's probes must. No policy changes that."
+	if len(host) > 0 && len(host) <= maxFew {
+		text += " It includes pods of the host network on that node: " + both(partyNames(host)) + "."
+	} else if len(host) > 0 {
+		text += fmt.Sprintf(" It includes pods of the host network on that node, of %d workloads.", len(host))
+	}
+	return text
+}
+
+func partyNames(set []*reach.Party) (names []string) {
+	for _, p := range set {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+// group are members with the same rows.
+type group struct {
+	members []*reach.Party
+	rows    []*Row
+}
+
+// groups merges members with the same rows. The rows are those for people: without what passes between
+// pods and their own node by nature.
+func (r *Report) groups(d filter.Direction) (all []*group) {
+	known := make(map[string]*group)
+	for _, m := range r.Members {
+		key := ""
+		var rows []*Row
+		for _, row := range m.side(d).Open {
+			if row.natural() {
+				continue
+			}
+			rows = append(rows, row)
+			key += fmt.Sprintf("%p %s\n", row.opening, r.key(row))
+		}
+		if known[key] == nil {
+			known[key] = &group{rows: rows}
+			all = append(all, known[key])
+		}
+		known[key].members = append(known[key].members, m.Party)
+	}
+	return all
+}
+
+// natural reports whether a row is what always passes between pods and their own node, which the text
+// states once for all.
+func (row *Row) natural() bool {
+	return row.OwnNode && (row.always || len(row.Rules) == 0 && row.Verdict == reach.Allow && len(reach.Others(row.Ports)) == 0)
+}
+
+func (r *Report) rowCells(w *words, row *Row) []cell {
+	peers := names(w.of(row.Peers)...)
+	if row.OwnNode {
+		peers = text("the own node: " + strings.Join(w.of(row.Peers), ", "))
+	}
+	return []cell{peers, portsCell(row), reasonCell(row.reason), othersCell(w, row)}
+}
+
+// portsCell has the ports and what limits them.
+func portsCell(row *Row) cell {
+	c := text(row.PortsText())
+	if row.Condition != "" {
+		c.Items = append(c.Items, row.Condition)
+		c.Warn = row.Verdict == reach.Depends
+	}
+	return c
+}
+
+func reasonCell(r *reason) cell {
+	c := text()
+	if r.Why != "" {
+		c = text(strings.Split(r.Why, "; ")...)
+	}
+	c.Warn = strings.HasPrefix(r.Why, notIsolated)
+	return c
+}
+
+// othersCell has what the policies of the peers decide by.
+func othersCell(w *words, row *Row) cell {
+	others := slices.DeleteFunc(slices.Clone(row.Others), func(o *Other) bool { return o.Why == "" })
+	if len(others) == 1 {
+		return text(strings.Split(others[0].Why, "; ")...)
+	}
+	c := text()
+	for _, o := range others {
+		c.Items = append(c.Items, strings.Join(w.of(o.Peers), ", ")+": "+o.Why)
+	}
+	return c
+}
+
+// withinPart lists what is open between members.
+func (r *Report) withinPart(w *words) part {
+	p := part{Heading: "Within " + r.scope(), Text: []sentence{{Text: "A pod always reaches itself."}}}
+	t := table{Head: []string{"from", "to", "ports", "let in by", "let out by"}}
+	for _, l := range r.Within {
+		if l.natural() {
+			continue
+		}
+		cells := r.rowCells(w, l.Row)
+		t.Rows = append(t.Rows, append([]cell{cells[0], names(w.of(l.To)...)}, cells[1:]...))
+	}
+	switch {
+	case len(t.Rows) > 0:
+		p.Tables = []table{t}
+	case len(r.Members) == 1 && r.Members[0].Single():
+		p.Text = []sentence{{Text: "There is only one pod."}}
+	default:
+		p.Text = []sentence{{Text: "Nothing else is open between its pods."}}
+	}
+	return p
+}
+
+// closed lists what is closed, and by which policies.
+func (r *Report) closed(w *words) part {
+	p := part{Heading: "What is closed"}
+	t := table{Head: []string{"workload", "direction", "closed to", "by"}}
+	for _, d := range []filter.Direction{filter.Ingress, filter.Egress} {
+		for _, g := range r.shutGroups(d) {
+			t.Rows = append(t.Rows, []cell{names(w.of(g.members)...), text(d.String()), g.peersCell(w), shutCell(g.shut)})
+		}
+	}
+	if len(t.Rows) == 0 {
+		p.Text = []sentence{{Text: "No peer is closed to all ports: each can exchange something with each workload.", Warn: true}}
+		return p
+	}
+	p.Text = []sentence{{Text: "For the peers above, ports that are not listed are closed. With these peers, nothing is open:"}}
+	p.Tables = []table{t}
+	return p
+}
+
+// shutGroup are members for which the same peers are closed, for the same reason. If the peers are members,
+// single pods count as their own peers.
+type shutGroup struct {
+	shut    *Shut
+	within  bool
+	members []*reach.Party
+	peers   []*reach.Party
+}
+
+func (r *Report) shutGroups(d filter.Direction) (all []*shutGroup) {
+	known := make(map[string]*shutGroup)
+	add := func(m *Member, s *Shut, within bool) {
+		row := &Row{Peers: s.Peers}
+		if within && m.Single() {
+			row = row.and(r, m.Party)
+		}
+		key := fmt.Sprint(s.Why, s.ByPeers, within, r.key(row))
+		if known[key] == nil {
+			known[key] = &shutGroup{shut: s, within: within, peers: row.Peers}
+			all = append(all, known[key])
+		}
+		known[key].members = append(known[key].members, m.Party)
+	}
+	for _, m := range r.Members {
+		for _, s := range m.side(d).Closed {
+			add(m, s, false)
+		}
+	}
+	for _, m := range r.Members {
+		for _, s := range m.side(d).ClosedWithin {
+			add(m, s, true)
+		}
+	}
+	return all
+}
+
+func (g *shutGroup) peersCell(w *words) cell {
+	switch {
+	case !g.within:
+		return names(w.of(g.peers)...)
+	case len(g.members) == 1:
+		return names(w.of(g.shut.Peers)...)
+	case slices.Equal(g.members, g.peers):
+		return text("each other")
+	}
+	return names(w.of(g.peers)...)
+}
+
+func shutCell(s *Shut) cell {
+	switch {
+	case !s.ByPeers:
+		return text(s.Why)
+	case s.Why == "":
+		return cell{Items: []string{"only by policies of the other end"}, Lines: true, Warn: true}
+	}
+	return cell{Items: []string{s.Why, "some ports only by policies of the other end"}, Lines: true}
+}
+
+// limits lists what the answers depend on, and what they are not about.
+func (r *Report) limits() part {
+	p := part{Heading: "What the answers depend on"}
+	add := func(warn bool, format string, args ...any) {
+		p.Text = append(p.Text, sentence{fmt.Sprintf(format, args...), warn})
+	}
+	var assumed, nodes []*reach.Party
+	for _, o := range r.parties {
+		if o.Assumed {
+			assumed = append(assumed, o)
+		}
+		if o.Kind == reach.Nodes {
+			nodes = append(nodes, o)
+		}
+	}
+	switch depends := r.depends(); {
+	case len(assumed) > 0 && depends > 0:
+		add(true, "The addresses of %s are not known. %s marked \"depends\": a range of a policy may or may not contain them. They count as open. The ranges of the pods (--pod-cidr), or pods with addresses, settle them.", kinds(assumed), count(depends, "row is", "rows are"))
+	case len(assumed) > 0:
+		add(false, "The addresses of %s are not known. No answer here depends on them.", kinds(assumed))
+	}
+	if len(nodes) == 0 {
+		add(true, "No Nodes were read: what other nodes send counts as sent from addresses outside the cluster, such as what comes in through a NodePort.")
+	}
+	add(false, "Sluice judges the packets that begin connections, after the translation of Service addresses; replies pass. What a proxy, an Ingress controller or a gateway passes on comes from that pod, and counts as its.")
+	add(false, "A row names the rule that decides. Other rules of NetworkPolicies may allow the same.")
+	return p
+}
+
+// depends counts the rows that depend on addresses.
+func (r *Report) depends() (n int) {
+	add := func(rows []*Row) {
+		for _, row := range rows {
+			if row.Verdict == reach.Depends {
+				n++
+			}
+		}
+	}
+	for _, d := range []filter.Direction{filter.Ingress, filter.Egress} {
+		for _, g := range r.groups(d) {
+			add(g.rows)
+		}
+	}
+	for _, l := range r.Within {
+		add([]*Row{l.Row})
+	}
+	return n
+}
+
+// glossary explains the words that stand for many.
+func (r *Report) glossary(w *words) part {
+	t := table{Head: []string{"name", "meaning"}}
+	for done := map[string]bool{}; ; {
+		var next []string
+		for word := range w.used {
+			if !done[word] {
+				next = append(next, word)
+			}
+		}
+		if len(next) == 0 {
+			break
+		}
+		for _, word := range next {
+			done[word] = true
+			t.Rows = append(t.Rows, []cell{names(word), text(w.meaning(word))}) // its words are explained in the next round
+		}
+	}
+	slices.SortFunc(t.Rows, func(a, b []cell) int { return strings.Compare(a[0].Items[0], b[0].Items[0]) })
+	return part{Heading: "Names", Tables: []table{t}}
+}

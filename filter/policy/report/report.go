@@ -1,0 +1,183 @@
+// Package report writes who can get into some namespaces and out of them, for an auditor: every peer,
+// at which ports, and the rules that let it; what is closed, and by which policies; and what the
+// answers depend on. The answers are those of package reach. As text, Markdown, JSON, and a page.
+package report
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"sluice/filter"
+	"sluice/filter/policy/reach"
+)
+
+// Options say what a report is about, and where its answers are from.
+type Options struct {
+	Namespaces []string // if not empty, the report is about these
+	// Place returns where a rule is written, or, for a rule without an index, its policy, as in
+	// "pci.yaml:12"; empty if it is not known. Place may be nil.
+	Place func(r filter.Rule) string
+
+	Date    string   // of the report
+	Inputs  string   // digest of what was read
+	Version string   // of the program
+	Source  []string // where the objects were read from: files, directories, a cluster
+	Read    []string // what was read, as in "3 Pods"
+	// Missing are the parts that were not read or not understood, in words.
+	Missing []string
+}
+
+// Report is the answer about all pods of the scope.
+type Report struct {
+	// Members are the workloads and pods of the scope.
+	Members []*Member
+	// Within are the flows between two members, by the ingress of the destination.
+	Within []*Link
+
+	options Options
+	parties []*reach.Party // of the cluster, outside addresses first
+	rank    map[*reach.Party]int
+	leftOut []reach.LeftOut
+	ended   []string // pods of the scope that have ended
+}
+
+// Member is a workload or a pod of the scope: pods that policies cannot tell apart.
+type Member struct {
+	*reach.Party
+	In, Out *Side
+}
+
+// Side is what a member can exchange with all that is not in the scope, in one direction.
+type Side struct {
+	Direction filter.Direction
+	// Isolating are the policies that isolate the pods. Ordered are those of the tiers
+	// Admin and Baseline that may decide about them.
+	Isolating, Ordered []string
+	Open               []*Row
+	Closed             []*Shut
+	// ClosedWithin are other members, for the direction Ingress.
+	ClosedWithin []*Shut
+}
+
+// Isolated reports whether some policy decides about the side.
+func (s *Side) Isolated() bool { return len(s.Isolating)+len(s.Ordered) > 0 }
+
+// Row is what is open between a member and some peers, for one reason.
+type Row struct {
+	*opening
+	Peers []*reach.Party
+	// Others are what the policies of the peers decide by, each with the peers that it is for.
+	Others []*Other
+}
+
+// Other is the reason at the other ends of a row.
+type Other struct {
+	*reason
+	Peers []*reach.Party
+}
+
+// Link is what is open from some members to others, for one reason.
+type Link struct {
+	*Row                // Peers are the sources
+	To   []*reach.Party // the destinations
+}
+
+// Shut are peers that cannot exchange anything with a member, for one reason.
+type Shut struct {
+	Peers []*reach.Party
+	// Why is what denies it. ByPeers reports that no policy of the member denies all of it: only those
+	// of the peers do.
+	Why     string
+	ByPeers bool
+}
+
+// New returns the report about a cluster.
+func New(m *reach.Map, o Options) *Report {
+	r := &Report{options: o, rank: make(map[*reach.Party]int)}
+	r.parties = slices.Clone(m.Parties)
+	slices.SortStableFunc(r.parties, func(a, b *reach.Party) int { return cmp.Compare(order(a.Kind), order(b.Kind)) })
+	b := newBuilder(m, o.Place)
+	for i, p := range r.parties {
+		r.rank[p] = i
+		if r.within(p) {
+			r.Members = append(r.Members, &Member{Party: p})
+		}
+	}
+	slices.SortStableFunc(r.Members, func(a, b *Member) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+	for _, member := range r.Members {
+		member.In, member.Out = b.side(r, member.Party, filter.Ingress), b.side(r, member.Party, filter.Egress)
+	}
+	r.Within = links(r, b)
+	for _, l := range m.LeftOut {
+		switch {
+		case l.Pod.Ended == "":
+			r.leftOut = append(r.leftOut, l)
+		case r.inScope(l.Pod.Namespace):
+			r.ended = append(r.ended, l.Pod.String())
+		}
+	}
+	return r
+}
+
+// order is the order of peers: first those that an auditor fears most.
+func order(k reach.Kind) int {
+	return [...]int{reach.Outside: 0, reach.Nodes: 1, reach.HostPods: 2, reach.Pods: 2}[k]
+}
+
+// within reports whether a party is in the scope.
+func (r *Report) within(p *reach.Party) bool { return p.Namespace != "" && r.inScope(p.Namespace) }
+
+func (r *Report) inScope(namespace string) bool {
+	return len(r.options.Namespaces) == 0 || slices.Contains(r.options.Namespaces, namespace)
+}
+
+// side returns what a member can exchange with all parties that are not in the scope.
+func (b *builder) side(r *Report, member *reach.Party, d filter.Direction) *Side {
+	s := &Side{Direction: d}
+	s.Isolating, s.Ordered = member.Policies(d)
+	rows, closed := newRows(r), newShuts()
+	for _, peer := range r.parties {
+		if r.within(peer) {
+			continue
+		}
+		pair := b.between(member, peer, d)
+		if pair == nil {
+			continue
+		}
+		if open := b.add(rows, member, peer, pair, d); !open && !onlyOwnNode(pair) {
+			closed.add(b.shut(pair.Spans, d), peer)
+		}
+	}
+	s.Open, s.Closed = rows.sorted(), closed.all
+	return s
+}
+
+// add adds what is open in a pair, and reports whether anything is, apart from what is open between
+// pods and their own node.
+func (b *builder) add(rows *rows, member, peer *reach.Party, pair *reach.Pair, d filter.Direction) (open bool) {
+	how := how{direction: d, member: member.Kind == reach.Pods, peer: peer.Kind == reach.Pods}
+	for _, e := range b.entries(pair.Spans, how) {
+		rows.add(e, peer)
+		open = true
+	}
+	how.ownNode = true
+	for _, e := range b.entries(pair.OwnNode, how) {
+		rows.add(e, peer)
+	}
+	return open
+}
+
+// onlyOwnNode reports whether all flows of a pair are between pods and their own node.
+func onlyOwnNode(pair *reach.Pair) bool { return pair.Spans == nil && pair.OwnNode != nil }
+
+// between returns the answer for flows from a peer to a member in the direction Ingress, or from the
+// member to the peer.
+func (b *builder) between(member, peer *reach.Party, d filter.Direction) *reach.Pair {
+	if d == filter.Ingress {
+		return b.reach.Between(peer, member)
+	}
+	return b.reach.Between(member, peer)
+}
