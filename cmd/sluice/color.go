@@ -60,6 +60,8 @@ var paints = []struct {
 	{regexp.MustCompile(`^(\+) .* → `), green},
 	{regexp.MustCompile(`^(-) .* → `), red},
 	{regexp.MustCompile(`(\[[a-z]+(?:-[a-z]+)*\])$`), yellow}, // the check of a finding
+	{regexp.MustCompile(`^(NOT COMPLETE)$`), red},
+	{regexp.MustCompile(`^(?:- )?(WARNING: .*)`), yellow},
 	{regexp.MustCompile(`^\d+ passed.* ([1-9]\d* (?:failed|errors?))\b`), red},
 }
 

@@ -115,8 +115,8 @@ the first packet of every new pod connection and leaves the rest of the connecti
 kernel.
 
 The same decision answers without packets: explain one flow, test your policies,
-draw the matrix of who can reach whom, report to an auditor, lint. These commands read manifests (-f), or the
-cluster of the kubeconfig's current context.`,
+draw the matrix of who can reach whom, report to an auditor, lint. These commands read
+manifests (-f), or the cluster of the kubeconfig's current context.`,
 		Example: `  sluice run --manifests ./policies                 enforce, from a directory of manifests
   sluice explain -f ./policies --from default/web --to default/db --port 6379`,
 		Version:     versionLine(),

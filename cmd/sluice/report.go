@@ -165,8 +165,12 @@ func (m *compiled) counts() (all []string) {
 
 // missing returns what was not read or not understood, in words.
 func (m *compiled) missing() (all []string) {
-	for _, line := range manifests.LinesOf(m.NotRead) {
-		all = append(all, "not read: "+line)
+	for _, n := range m.NotRead {
+		text := "not read: " + n.String()
+		if n.Effect == "" {
+			text += ": this may change what is allowed"
+		}
+		all = append(all, text)
 	}
 	for _, p := range m.problems {
 		all = append(all, "not understood: "+p.Error())

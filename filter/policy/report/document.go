@@ -33,13 +33,16 @@ type table struct {
 	Rows    [][]cell
 }
 
-// cell has the items of a list, or lines. Code is set for names.
+// cell has the items of a list, or lines.
 type cell struct {
 	Items []string
-	Code  bool
-	Warn  bool
-	Lines bool // the items are sentences
+	Code  bool // they are names
+	Lines bool // they are lines of text
+	Warn  bool // the last must not be missed
 }
+
+// warns reports whether an item must not be missed.
+func (c cell) warns(i int) bool { return c.Warn && i == len(c.Items)-1 }
 
 func names(list ...string) cell { return cell{Items: list, Code: true} }
 
@@ -123,11 +126,10 @@ func isolation(m *Member, s *Side) cell {
 	case len(s.Isolating) == 0:
 		return cell{Items: []string{"rules of " + strings.Join(s.Ordered, ", ") + "; what they do not deny is open"}, Lines: true, Warn: true}
 	}
-	c := names(s.Isolating...)
 	if len(s.Ordered) > 0 {
-		c.Items = append(slices.Clone(s.Isolating), s.Ordered...)
+		return text(strings.Join(s.Isolating, ", "), "with rules of "+strings.Join(s.Ordered, ", "))
 	}
-	return c
+	return names(s.Isolating...)
 }
 
 // open lists what is open in a direction: a table for all members with the same rows.
@@ -222,7 +224,7 @@ func (row *Row) natural() bool {
 func (r *Report) rowCells(w *words, row *Row) []cell {
 	peers := names(w.of(row.Peers)...)
 	if row.OwnNode {
-		peers = text("the own node: " + strings.Join(w.of(row.Peers), ", "))
+		peers = text("the pod's own node (" + strings.Join(w.of(row.Peers), ", ") + ")")
 	}
 	return []cell{peers, portsCell(row), reasonCell(row.reason), othersCell(w, row)}
 }
@@ -286,8 +288,9 @@ func (r *Report) closed(w *words) part {
 	p := part{Heading: "What is closed"}
 	t := table{Head: []string{"workload", "direction", "closed to", "by"}}
 	for _, d := range []filter.Direction{filter.Ingress, filter.Egress} {
-		for _, g := range r.shutGroups(d) {
-			t.Rows = append(t.Rows, []cell{names(w.of(g.members)...), text(d.String()), g.peersCell(w), shutCell(g.shut)})
+		groups := r.shutGroups(d)
+		for _, g := range groups {
+			t.Rows = append(t.Rows, []cell{names(w.of(g.members)...), text(d.String()), g.peersCell(w, groups), shutCell(g.shut)})
 		}
 	}
 	if len(t.Rows) == 0 {
@@ -335,16 +338,34 @@ func (r *Report) shutGroups(d filter.Direction) (all []*shutGroup) {
 	return all
 }
 
-func (g *shutGroup) peersCell(w *words) cell {
-	switch {
-	case !g.within:
-		return names(w.of(g.peers)...)
-	case len(g.members) == 1:
-		return names(w.of(g.shut.Peers)...)
-	case slices.Equal(g.members, g.peers):
-		return text("each other")
+// largest reports whether a group has the most peers of all groups for its members: it may be named by
+// what is not in the others.
+func (g *shutGroup) largest(all []*shutGroup) bool {
+	for _, o := range all {
+		if o != g && o.within == g.within && len(o.peers) >= len(g.peers) && slices.ContainsFunc(o.members, func(p *reach.Party) bool { return slices.Contains(g.members, p) }) {
+			return false
+		}
 	}
-	return names(w.of(g.peers)...)
+	return true
+}
+
+// peersCell names the peers of a group. If they would be a long list, it is all that the report does not
+// name elsewhere.
+func (g *shutGroup) peersCell(w *words, all []*shutGroup) cell {
+	peers := g.peers
+	if g.within && len(g.members) == 1 {
+		peers = g.shut.Peers
+	}
+	size := len(newWords(w.report).of(peers))
+	switch {
+	case g.within && slices.Equal(g.members, g.peers) && len(g.members) > 1:
+		return text("each other")
+	case size > maxFew && g.largest(all) && g.within:
+		return text("all others in " + w.report.scope() + ": " + kinds(peers))
+	case size > maxFew && g.largest(all):
+		return text("all others: " + kinds(peers))
+	}
+	return names(w.of(peers)...)
 }
 
 func shutCell(s *Shut) cell {
@@ -354,7 +375,7 @@ func shutCell(s *Shut) cell {
 	case s.Why == "":
 		return cell{Items: []string{"only by policies of the other end"}, Lines: true, Warn: true}
 	}
-	return cell{Items: []string{s.Why, "some ports only by policies of the other end"}, Lines: true}
+	return text(s.Why, "where one does, policies of the other end deny it")
 }
 
 // limits lists what the answers depend on, and what they are not about.

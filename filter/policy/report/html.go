@@ -32,16 +32,16 @@ func (p part) ID() string {
 // HTML returns the content of a cell.
 func (c cell) HTML() template.HTML {
 	var items []string
-	for _, item := range c.Items {
+	for i, item := range c.Items {
 		item = template.HTMLEscapeString(item)
 		switch {
 		case c.Code:
 			item = "<code>" + item + "</code>"
-		case c.Warn:
+		case c.warns(i):
 			item = `<span class="warn">` + item + "</span>"
 		}
 		if c.Lines {
-			item = "<div>" + item + "</div>"
+			item = "<p>" + item + "</p>"
 		}
 		items = append(items, item)
 	}

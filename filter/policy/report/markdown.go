@@ -53,11 +53,11 @@ func (s sentence) markdown() string {
 
 func (c cell) markdown() string {
 	var items []string
-	for _, item := range c.Items {
+	for i, item := range c.Items {
 		switch {
 		case c.Code:
 			item = "`" + item + "`"
-		case c.Warn:
+		case c.warns(i):
 			item = "**" + escaped(item) + "**"
 		default:
 			item = escaped(item)

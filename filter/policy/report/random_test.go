@@ -348,15 +348,20 @@ func TestWordsMeanTheirSet(t *testing.T) {
 // expand returns what names mean.
 func (w *words) expand(t *testing.T, names []string) (set []*reach.Party) {
 	t.Helper()
-	byName := make(map[string]*reach.Party)
+	byName, byWorkload := make(map[string]*reach.Party), make(map[string][]*reach.Party)
 	for _, p := range w.report.parties {
 		byName[w.name(p)] = p
+		if p.Part {
+			byWorkload[w.workloadName(p)] = append(byWorkload[w.workloadName(p)], p)
+		}
 	}
 	for _, name := range names {
-		word, but, _ := strings.Cut(name, " but ")
+		word, but, _ := strings.Cut(strings.TrimSuffix(name, ")"), " (but not ")
 		switch p := byName[name]; {
 		case p != nil:
 			set = append(set, p)
+		case byWorkload[name] != nil:
+			set = append(set, byWorkload[name]...)
 		case w.used[word] == nil:
 			t.Fatalf("%q is not explained", word)
 		default:

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 	"sluice/filter/policy/reach"
 )
 
@@ -38,8 +39,12 @@ type Report struct {
 	options Options
 	parties []*reach.Party // of the cluster, outside addresses first
 	rank    map[*reach.Party]int
-	leftOut []reach.LeftOut
-	ended   []string // pods of the scope that have ended
+	parts   map[policy.Ref][]*reach.Party // of workloads whose pods differ
+	clash   map[string]int                // number of workloads with a name
+	// workloads counts the workloads of each namespace, and the pods that no workload has made.
+	workloads map[string]int
+	leftOut   []reach.LeftOut
+	ended     []string // pods of the scope that have ended
 }
 
 // Member is a workload or a pod of the scope: pods that policies cannot tell apart.
@@ -94,12 +99,13 @@ type Shut struct {
 
 // New returns the report about a cluster.
 func New(m *reach.Map, o Options) *Report {
-	r := &Report{options: o, rank: make(map[*reach.Party]int)}
+	r := &Report{options: o, rank: make(map[*reach.Party]int), parts: make(map[policy.Ref][]*reach.Party), clash: make(map[string]int), workloads: make(map[string]int)}
 	r.parties = slices.Clone(m.Parties)
 	slices.SortStableFunc(r.parties, func(a, b *reach.Party) int { return cmp.Compare(order(a.Kind), order(b.Kind)) })
 	b := newBuilder(m, o.Place)
 	for i, p := range r.parties {
 		r.rank[p] = i
+		r.index(p)
 		if r.within(p) {
 			r.Members = append(r.Members, &Member{Party: p})
 		}
@@ -120,6 +126,20 @@ func New(m *reach.Map, o Options) *Report {
 		}
 	}
 	return r
+}
+
+// index counts a party and its workload.
+func (r *Report) index(p *reach.Party) {
+	if len(r.parts[p.Workload]) == 0 || p.Workload.Name == "" {
+		r.workloads[p.Namespace]++
+	}
+	if p.Workload.Name == "" {
+		return
+	}
+	if r.parts[p.Workload] == nil {
+		r.clash[p.Namespace+"/"+p.Workload.Name]++
+	}
+	r.parts[p.Workload] = append(r.parts[p.Workload], p)
 }
 
 // order is the order of peers: first those that an auditor fears most.

@@ -28,14 +28,16 @@ func (r *Report) scope() string {
 // summary returns the answer in few sentences.
 func (r *Report) summary(w *words) (all []sentence) {
 	pods := 0
+	var members []*reach.Party
 	for _, m := range r.Members {
-		pods += len(m.Pods)
+		pods, members = pods+len(m.Pods), append(members, m.Party)
 	}
+	workloads := tallyOf(members).workloads
 	if pods == 0 {
 		return []sentence{{Text: fmt.Sprintf("There are no pods in %s: nothing is there that policies are about.", r.scope()), Warn: true}}
 	}
-	head := fmt.Sprintf("%s: %s", r.scope(), count(len(r.Members), "workload", "workloads"))
-	if pods != len(r.Members) {
+	head := fmt.Sprintf("%s: %s", r.scope(), count(workloads, "workload", "workloads"))
+	if pods != workloads {
 		head += fmt.Sprintf(" (%s)", count(pods, "pod", "pods"))
 	}
 	in, out := r.sum(filter.Ingress), r.sum(filter.Egress)
@@ -131,9 +133,13 @@ func (s *sum) peers() string {
 	case len(s.open)+len(s.maybe) == 0:
 		return "nothing"
 	case len(s.open) == 0:
-		return "perhaps " + count(len(s.maybe), "peer", "peers")
+		return "perhaps " + count(tallyOf(s.maybe).peers(), "peer", "peers")
 	}
-	return count(len(s.open), "peer", "peers")
+	text := count(tallyOf(s.open).peers(), "peer", "peers")
+	if len(s.maybe) > 0 {
+		text += fmt.Sprintf(" (and perhaps %d more)", tallyOf(s.maybe).peers())
+	}
+	return text
 }
 
 // at returns at how many ports something is open: ", on 4 ports".
@@ -143,11 +149,11 @@ func (s *sum) at() string {
 		return ""
 	}
 	var spans []reach.Span
-	wide := 0
+	var wide []*reach.Party
 	for _, p := range all {
 		spans = append(spans, s.ports[p]...)
 		if len(reach.Others(s.ports[p])) == 0 {
-			wide++
+			wide = append(wide, p)
 		}
 	}
 	n := 0
@@ -155,10 +161,10 @@ func (s *sum) at() string {
 		n += int(p.High) - int(p.Low) + 1
 	}
 	switch {
-	case wide == len(all):
+	case len(wide) == len(all):
 		return ", at every port"
-	case wide > 0:
-		return fmt.Sprintf(", %d of them at every port", wide)
+	case len(wide) > 0:
+		return fmt.Sprintf(", %d of them at every port", tallyOf(wide).peers())
 	case n > manyPorts:
 		return ", at many ports"
 	}
@@ -204,6 +210,14 @@ func (s *sum) sentence(w *words, head string) sentence {
 
 func (s *sum) few(w *words, set []*reach.Party) string {
 	if names := w.of(set); len(names) <= maxFew {
+		return both(names)
+	}
+	return kinds(set)
+}
+
+// many lists members, or counts them; the overview has all of them.
+func many(w *words, set []*reach.Party) string {
+	if names := w.of(set); len(names) <= 2*maxFew {
 		return both(names)
 	}
 	return kinds(set)
@@ -266,7 +280,7 @@ func (r *Report) warnings(w *words) (all []sentence) {
 		if len(open) == 0 {
 			continue
 		}
-		text := "Not isolated in " + d.String() + ": " + both(w.of(open)) + ". No policy limits what %s, only those of the other ends."
+		text := "Not isolated in " + d.String() + ": " + many(w, open) + ". No policy limits what %s, only those of the other ends."
 		what := "can get in"
 		if d == filter.Egress {
 			what = "they can reach"
@@ -280,7 +294,7 @@ func (r *Report) warnings(w *words) (all []sentence) {
 		}
 	}
 	if len(host) > 0 {
-		all = append(all, sentence{Text: "Policies do not apply to pods of the host network: " + both(w.of(host)) + ". No policy limits what they exchange with nodes and with addresses outside the cluster.", Warn: true})
+		all = append(all, sentence{Text: "Policies do not apply to pods of the host network: " + many(w, host) + ". No policy limits what they exchange with nodes and with addresses outside the cluster.", Warn: true})
 	}
 	return all
 }

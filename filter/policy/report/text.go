@@ -59,7 +59,7 @@ func writeItem(b *strings.Builder, text string) { writeWrapped(b, "- ", text) }
 
 // writeWrapped writes a text in lines, the first with a bullet.
 func writeWrapped(b *strings.Builder, bullet, text string) {
-	for i, line := range wrapped(strings.Fields(text), " ", lineWidth-len(bullet)) {
+	for i, line := range wrapped(strings.Fields(text), lineWidth-len(bullet)) {
 		if i > 0 {
 			bullet = strings.Repeat(" ", len(bullet))
 		}
@@ -68,12 +68,9 @@ func writeWrapped(b *strings.Builder, bullet, text string) {
 }
 
 // wrapped joins words to lines of at most a width, as far as the words are not longer.
-func wrapped(words []string, sep string, width int) (lines []string) {
+func wrapped(words []string, width int) (lines []string) {
 	line := ""
-	for i, w := range words {
-		if i < len(words)-1 {
-			w += strings.TrimRight(sep, " ")
-		}
+	for _, w := range words {
 		switch {
 		case line == "":
 			line = w
@@ -136,13 +133,24 @@ func writeTextRow(b *strings.Builder, row [][]string, widths []int) {
 // lines returns the lines of a cell in text.
 func (c cell) lines() (lines []string) {
 	if !c.Lines {
-		return wrapped(c.Items, ", ", maxColumn)
+		var words []string
+		for i, item := range c.Items {
+			if i < len(c.Items)-1 {
+				item += ","
+			}
+			if utf8.RuneCountInString(item) <= maxColumn {
+				words = append(words, item)
+				continue
+			}
+			words = append(words, strings.Fields(item)...)
+		}
+		return wrapped(words, maxColumn)
 	}
 	for i, item := range c.Items {
-		if i == 0 && c.Warn {
+		if c.warns(i) {
 			item = "! " + item
 		}
-		lines = append(lines, wrapped(strings.Fields(item), " ", maxColumn)...)
+		lines = append(lines, wrapped(strings.Fields(item), maxColumn)...)
 	}
 	return lines
 }

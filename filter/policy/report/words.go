@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"sluice/filter/policy"
 	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/reach"
 )
@@ -47,12 +48,31 @@ func (w *words) of(set []*reach.Party) (names []string) {
 		take("every other pod", 4, isPod)
 	}
 	for _, ns := range namespacesOf(set) {
-		take(ns+"/*", 2, func(p *reach.Party) bool { return isPod(p) && p.Namespace == ns })
-	}
-	for _, p := range set {
-		if left[p] {
-			names = append(names, w.name(p))
+		if w.report.workloads[ns] > 1 {
+			take(ns+"/*", 2, func(p *reach.Party) bool { return isPod(p) && p.Namespace == ns })
 		}
+	}
+	if !within {
+		take("every other pod of the host network", 2, func(p *reach.Party) bool { return p.Kind == reach.HostPods })
+	}
+	return append(names, w.single(set, left)...)
+}
+
+// single returns the names of those parties of a set that are left: of a workload, if it has all its parts.
+func (w *words) single(set []*reach.Party, left map[*reach.Party]bool) (names []string) {
+	for _, p := range set {
+		if !left[p] {
+			continue
+		}
+		parts := w.report.parts[p.Workload]
+		if !p.Part || slices.ContainsFunc(parts, func(o *reach.Party) bool { return !left[o] || o.Kind != p.Kind }) {
+			names = append(names, w.name(p))
+			continue
+		}
+		for _, o := range parts {
+			delete(left, o)
+		}
+		names = append(names, w.workloadName(p))
 	}
 	return names
 }
@@ -82,7 +102,7 @@ func (w *words) take(left map[*reach.Party]bool, word string, least int, of func
 		for _, p := range missing {
 			names = append(names, w.name(p))
 		}
-		word += " but " + strings.Join(names, " and ")
+		word += " (but not " + strings.Join(names, " and ") + ")"
 	}
 	return []string{word}
 }
@@ -99,15 +119,39 @@ func namespacesOf(set []*reach.Party) (all []string) {
 // name returns the name of a party. The names of several pods or nodes, and the world, are explained
 // at the end.
 func (w *words) name(p *reach.Party) string {
+	name := p.Name
 	switch {
-	case p.Kind == reach.HostPods:
-		return p.Name + " (host network)"
-	case p.Name == inventory.World, p.Part && len(p.Pods) > 1, len(p.Nodes) > 1:
-		w.used[p.Name] = []*reach.Party{p}
+	case p.Part:
+		name = w.partName(p)
+		w.used[name] = []*reach.Party{p}
+	case p.Name == inventory.World, len(p.Nodes) > 1:
+		w.used[name] = []*reach.Party{p}
 	case p.Kind == reach.Nodes:
-		return "node " + p.Name
+		return "node " + name
 	}
-	return p.Name
+	if p.Kind == reach.HostPods {
+		name += " (host network)"
+	}
+	return name
+}
+
+// partName returns the name of some pods of a workload: "shop/web part 1 (3 of 5 pods)".
+func (w *words) partName(p *reach.Party) string {
+	number, pods := 0, 0
+	for _, o := range w.report.parts[p.Workload] {
+		if pods += len(o.Pods); number == 0 || w.report.rank[o] <= w.report.rank[p] {
+			number++
+		}
+	}
+	return fmt.Sprintf("%s part %d (%d of %s)", w.workloadName(p), number, len(p.Pods), count(pods, "pod", "pods"))
+}
+
+// workloadName returns the name of the workload of a party: with its kind if another has the same name.
+func (w *words) workloadName(p *reach.Party) string {
+	if w.report.clash[p.Namespace+"/"+p.Workload.Name] > 1 {
+		return p.Namespace + "/" + strings.ToLower(p.Workload.Kind) + "/" + p.Workload.Name
+	}
+	return p.Namespace + "/" + p.Workload.Name
 }
 
 // meaning explains a word that was used.
@@ -123,12 +167,18 @@ func (w *words) meaning(word string) string {
 			return podNames(p)
 		}
 	}
-	var names []string
-	for _, p := range set {
-		names = append(names, w.name(p))
+	if !strings.HasSuffix(word, "/*") && len(set) > maxListed {
+		return kinds(set)
 	}
-	return strings.Join(names, ", ")
+	left := make(map[*reach.Party]bool)
+	for _, p := range set {
+		left[p] = true
+	}
+	return strings.Join(w.single(set, left), ", ")
 }
+
+// maxListed bounds the names in the explanation of a word that is clear without them.
+const maxListed = 12
 
 func rangesText(p *reach.Party) string {
 	var texts []string
@@ -146,40 +196,55 @@ func podNames(p *reach.Party) string {
 	return strings.Join(names, ", ")
 }
 
-// kinds counts parties by kind: "2 workloads, 1 node, 3 ranges of addresses".
-func kinds(set []*reach.Party) string {
-	var pods, nodes, ranges, namespaces int
-	seen := make(map[string]bool)
-	world := false
+// tally counts workloads and pods that no workload has made, nodes, and ranges of addresses.
+type tally struct {
+	workloads, namespaces, nodes, ranges int
+	world                                bool
+}
+
+func tallyOf(set []*reach.Party) (t tally) {
+	namespaces, workloads := make(map[string]bool), make(map[policy.Ref]bool)
 	for _, p := range set {
-		switch p.Kind {
-		case reach.Nodes:
-			nodes += len(p.Nodes)
-		case reach.Outside:
-			if p.Name == inventory.World {
-				world = true
-			} else {
-				ranges++
-			}
-		default:
-			pods++
-			if !seen[p.Namespace] {
-				seen[p.Namespace] = true
-				namespaces++
-			}
+		switch {
+		case p.Kind == reach.Nodes:
+			t.nodes += len(p.Nodes)
+		case isWorld(p):
+			t.world = true
+		case p.Kind == reach.Outside:
+			t.ranges++
+		case p.Workload.Name == "" || !workloads[p.Workload]:
+			workloads[p.Workload] = true
+			t.workloads++
+			namespaces[p.Namespace] = true
 		}
 	}
+	t.namespaces = len(namespaces)
+	return t
+}
+
+// peers is the number of all, of which world is one.
+func (t tally) peers() int {
+	n := t.workloads + t.nodes + t.ranges
+	if t.world {
+		n++
+	}
+	return n
+}
+
+// kinds counts parties by kind: "2 workloads in 1 namespace, 1 node, 3 ranges of addresses".
+func kinds(set []*reach.Party) string {
+	t := tallyOf(set)
 	var texts []string
-	if pods > 0 {
-		texts = append(texts, count(pods, "workload", "workloads")+" in "+count(namespaces, "namespace", "namespaces"))
+	if t.workloads > 0 {
+		texts = append(texts, count(t.workloads, "workload", "workloads")+" in "+count(t.namespaces, "namespace", "namespaces"))
 	}
-	if nodes > 0 {
-		texts = append(texts, count(nodes, "node", "nodes"))
+	if t.nodes > 0 {
+		texts = append(texts, count(t.nodes, "node", "nodes"))
 	}
-	if ranges > 0 {
-		texts = append(texts, count(ranges, "range of addresses", "ranges of addresses"))
+	if t.ranges > 0 {
+		texts = append(texts, count(t.ranges, "range of addresses", "ranges of addresses"))
 	}
-	if world {
+	if t.world {
 		texts = append(texts, "world")
 	}
 	return strings.Join(texts, ", ")
