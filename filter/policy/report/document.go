@@ -104,12 +104,12 @@ func (r *Report) overview(w *words) part {
 		for _, p := range m.Ports {
 			ports = append(ports, fmt.Sprintf("%s %d", p.Protocol, p.Number))
 		}
-		t.Rows = append(t.Rows, []cell{names(w.name(m.Party)), text(r.podsText(m.Party)), text(ports...), isolation(m, m.In), isolation(m, m.Out)})
+		t.Rows = append(t.Rows, []cell{names(w.name(m.Party)), text(podsText(m.Party)), text(ports...), isolation(m, m.In), isolation(m, m.Out)})
 	}
 	return part{Heading: "Workloads", Tables: []table{t}}
 }
 
-func (r *Report) podsText(p *reach.Party) string {
+func podsText(p *reach.Party) string {
 	if p.Assumed {
 		return "not running"
 	}
@@ -134,7 +134,7 @@ func isolation(m *Member, s *Side) cell {
 
 // open lists what is open in a direction: a table for all members with the same rows.
 func (r *Report) open(w *words, d filter.Direction) part {
-	p := part{Heading: "In: what can get in", Text: []sentence{{Text: r.ownNodeText(w)}}}
+	p := part{Heading: "In: what can get in", Text: []sentence{{Text: r.ownNodeText()}}}
 	head := []string{"from", "ports", "let in by", "let out by"}
 	if d == filter.Egress {
 		p = part{Heading: "Out: what can be reached", Text: []sentence{{Text: "NetworkPolicies do not apply to what a pod sends to the node that it runs on. Where rules of other tiers decide about that, there is a row."}}}
@@ -163,7 +163,7 @@ func (r *Report) open(w *words, d filter.Direction) part {
 }
 
 // ownNodeText is about what no policy can close.
-func (r *Report) ownNodeText(w *words) string {
+func (r *Report) ownNodeText() string {
 	var host []*reach.Party
 	for _, p := range r.parties {
 		if p.Kind == reach.HostPods {
