@@ -12,6 +12,7 @@ import (
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/lint"
+	"sluice/watch/manifests"
 )
 
 // write writes the report in a format.
@@ -104,11 +105,14 @@ func (r *lintReport) github() string {
 	property := strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A", ":", "%3A", ",", "%2C")
 	for _, f := range r.Findings {
 		level := map[lint.Severity]string{lint.Error: "error", lint.Warning: "warning", lint.Info: "notice"}[f.Severity]
-		where := ""
-		if f.Line > 0 {
+		where, text := "", f.message()
+		switch {
+		case f.Line > 0 && f.File == manifests.StdinName:
+			text = fmt.Sprintf("line %d of the %s: %s", f.Line, f.File, text)
+		case f.Line > 0:
 			where = fmt.Sprintf("file=%s,line=%d,", property.Replace(f.File), f.Line)
 		}
-		fmt.Fprintf(&b, "::%s %stitle=%s::%s\n", level, where, property.Replace("sluice lint: "+f.Check), message.Replace(f.message()))
+		fmt.Fprintf(&b, "::%s %stitle=%s::%s\n", level, where, property.Replace("sluice lint: "+f.Check), message.Replace(text))
 	}
 	return b.String()
 }

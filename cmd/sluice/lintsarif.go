@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"sluice/filter/policy/lint"
+	"sluice/watch/manifests"
 )
 
 // The parts of SARIF 2.1.0 that lint writes
@@ -87,7 +88,7 @@ func (r *lintReport) sarif() sarifLog {
 		f := &r.Findings[i]
 		result := sarifResult{Rule: f.Check, RuleIndex: index[f.Check], Level: sarifLevelOf(f.Severity), Message: sarifMessage{f.message()}}
 		var at sarifLocation
-		if f.Line > 0 {
+		if f.Line > 0 && f.File != manifests.StdinName {
 			at.Physical = &sarifPhysical{sarifArtifact{uriOf(f.File)}, &sarifRegion{f.Line}}
 		}
 		if name := cmp.Or(f.Object, f.File); name != "" {

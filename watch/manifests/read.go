@@ -15,8 +15,8 @@ import (
 // Stdin is the path that means the standard input.
 const Stdin = "-"
 
-// stdinName is the file of objects from the standard input, in messages.
-const stdinName = "standard input"
+// StdinName is the file of objects from the standard input, in messages.
+const StdinName = "standard input"
 
 // Input is what is read once.
 type Input struct {
@@ -135,7 +135,7 @@ func (r *reader) stdin() error {
 	case len(bytes.TrimSpace(data)) == 0:
 		return errors.New("the standard input is empty: check the command before the pipe")
 	}
-	r.contents = append(r.contents, parse(stdinName, data, r.how(), slog.Default()))
+	r.contents = append(r.contents, parse(StdinName, data, r.how(), slog.Default()))
 	return nil
 }
 
@@ -203,7 +203,7 @@ func (r *reader) where() string {
 	names := slices.Clone(r.Paths)
 	for i := range names {
 		if names[i] == Stdin {
-			names[i] = stdinName
+			names[i] = StdinName
 		}
 	}
 	return strings.Join(names, ", ")

@@ -179,17 +179,16 @@ func follows(h, w labels.Requirement) bool {
 	if h.Key() != w.Key() {
 		return false
 	}
-	has := h.Operator() == selection.In || h.Operator() == selection.Equals || h.Operator() == selection.DoubleEquals
 	switch w.Operator() {
 	case selection.Exists:
-		return has || h.Operator() == selection.Exists
+		return has(h) || h.Operator() == selection.Exists
 	case selection.DoesNotExist:
 		return h.Operator() == selection.DoesNotExist
 	case selection.In, selection.Equals, selection.DoubleEquals:
-		return has && values(w).IsSuperset(values(h))
+		return has(h) && values(w).IsSuperset(values(h))
 	case selection.NotIn:
 		switch {
-		case has:
+		case has(h):
 			return values(h).Intersection(values(w)).Len() == 0
 		case h.Operator() == selection.NotIn:
 			return values(h).IsSuperset(values(w))
@@ -197,4 +196,9 @@ func follows(h, w labels.Requirement) bool {
 		return h.Operator() == selection.DoesNotExist
 	}
 	return false
+}
+
+// has reports whether the requirement lists values, one of which an object must have.
+func has(r labels.Requirement) bool {
+	return r.Operator() == selection.In || r.Operator() == selection.Equals || r.Operator() == selection.DoubleEquals
 }

@@ -23,6 +23,7 @@ const (
 	SameAddress  = "same-address"     // an address that several live pods claim
 	Invalid      = "invalid"          // a part that is not understood and therefore allows nothing
 	NoMatch      = "no-match"         // a selector that matches nothing
+	NoNamespace  = "no-namespace"     // a peer in a namespace that is not there
 	NoPort       = "no-port"          // a named port that no destination has
 	NoDNS        = "no-dns"           // policies isolate egress and allow something, but not DNS
 	Except       = "except"           // an exception that excludes nothing, or everything
