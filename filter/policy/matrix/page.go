@@ -14,16 +14,20 @@ import (
 // page is the matrix in the HTML page. It holds each kind of cell once, since most cells are
 // equal, each row once, since many are, and each text once: 1,000 pods have 1,000,000 cells.
 type page struct {
-	By      By          `json:"by"` // what the rows and columns are first
-	Parties []pageParty `json:"parties"`
-	From    []int       `json:"from"`  // the rows: indexes in Parties
-	To      []int       `json:"to"`    // the columns
-	Ports   []string    `json:"ports"` // all declared ports, as in "TCP 80", for the filter
-	Texts   []string    `json:"texts"`
-	Kinds   []pageKind  `json:"kinds"`
-	Rows    [][]int     `json:"rows"`  // runs of equal cells: the kind and the number of cells, for each
-	RowOf   []int       `json:"rowOf"` // index in Rows for each row
-	Own     [][3]int    `json:"own"`   // row, column and kind of cells that the rows do not have: those of a party with itself
+	By By `json:"by"` // what the rows and columns are first
+	// Namespaces are those that flows are from or to, if the matrix is restricted to some.
+	Namespaces []string    `json:"namespaces,omitempty"`
+	Parties    []pageParty `json:"parties"`
+
+	From  []int    `json:"from"`  // the rows: indexes in Parties
+	To    []int    `json:"to"`    // the columns
+	Ports []string `json:"ports"` // all declared ports, as in "TCP 80", for the filter
+
+	Texts []string   `json:"texts"`
+	Kinds []pageKind `json:"kinds"`
+	Rows  [][]int    `json:"rows"`  // runs of equal cells: the kind and the number of cells, for each
+	RowOf []int      `json:"rowOf"` // index in Rows for each row
+	Own   [][3]int   `json:"own"`   // row, column and kind of cells that the rows do not have: those of a party with itself
 
 	kinds  map[kindKey]int
 	equal  map[string]int // kinds by their content
@@ -73,7 +77,7 @@ const noKind = 0
 
 func newPage(m *Matrix) *page {
 	p := &page{
-		By: m.By, Ports: portsOf(m), Texts: []string{}, Kinds: []pageKind{{Answers: []pageAnswer{}}}, Rows: [][]int{}, RowOf: []int{}, Own: [][3]int{},
+		By: m.By, Namespaces: m.options.Namespaces, Ports: portsOf(m), Texts: []string{}, Kinds: []pageKind{{Answers: []pageAnswer{}}}, Rows: [][]int{}, RowOf: []int{}, Own: [][3]int{},
 		Parties: []pageParty{}, From: []int{}, To: []int{},
 		kinds: make(map[kindKey]int), equal: make(map[string]int), rows: make(map[string]int), texts: make(map[string]int), owners: make(map[*Party][2]int),
 	}

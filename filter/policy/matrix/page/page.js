@@ -121,7 +121,7 @@ function table() {
     rowHead: r => ({html: label(rows[r], ns, name), title: rows[r].full, class: rows[r].opens ? " opens" : "", first: parted(rows, r)}),
     columnHead: c => ({html: "<span>" + label(columns[c], topNs, topName) + "</span>", title: columns[c].full, class: parted(columns, c) + (level ? " level" : "") + (columns[c].opens ? " opens" : "")}),
     cell: (r, c) => ({
-      html: spoken ? escape(texts[r][c]) : sign[cells[r][c]], title: word[cells[r][c]],
+      html: spoken ? escape(texts[r][c]) : sign[cells[r][c]], title: word[cells[r][c]] + (spoken && isOpen(cells[r][c]) ? ": " + texts[r][c] : ""),
       class: (cells[r][c] || "none") + parted(columns, c) + (rows[r].opens || columns[c].opens ? " opens" : ""),
     }),
   };
@@ -135,7 +135,10 @@ function crumbs() {
       return i === scopes.length - 1 ? `<b aria-current="location">${text}</b>` : `<button type="button" data-side="${side}" data-scope="${escape(scope)}">${text}</button>`;
     }).join(" › ");
   };
-  $("crumbs").innerHTML = (view.from || view.to ? '<button type="button" id="back">‹ back</button> ' : "") + "from " + path("from") + " → to " + path("to");
+  // Both halves of a matrix that is about one namespace.
+  const [about, more] = model.data.namespaces || [];
+  const half = (from, to, text) => view.from === from && view.to === to ? "" : ` · <button type="button" data-from="${escape(from)}" data-to="${escape(to)}">${text} ${escape(about)}</button>`;
+  $("crumbs").innerHTML = (view.from || view.to ? '<button type="button" id="back">‹ back</button> ' : "") + "from " + path("from") + " → to " + path("to") + (about && !more ? half("", about, "into") + half(about, "", "out of") : "");
 }
 
 const badge = (state, text) => `<span class="badge ${state}">${escape(text)}</span>`;
@@ -229,6 +232,7 @@ function listen() {
   $("filters").addEventListener("submit", e => e.preventDefault());
   $("crumbs").addEventListener("click", e => {
     if (e.target.id === "back") back();
+    else if (e.target.dataset.to !== undefined) go({from: e.target.dataset.from, to: e.target.dataset.to}, true);
     else if (e.target.dataset.side) go({[e.target.dataset.side]: e.target.dataset.scope}, true);
   });
   $("detail").addEventListener("click", e => {
@@ -254,6 +258,7 @@ function resized() {
 // printAll draws the whole table, since the grid has only what is visible.
 const mostPrinted = 40000;
 function printAll() {
+  for (const notes of document.querySelectorAll(".notes")) notes.open = true;
   if (rows.length * columns.length > mostPrinted) { $("print").innerHTML = "<caption>This table is too large to print: use the filters.</caption>"; return; }
   const html = ["<thead><tr><th>from ↓ to →</th>", ...columns.map(c => `<th><span>${label(c, 18, 30)}</span></th>`), "</tr></thead><tbody>"];
   rows.forEach((row, r) => html.push(`<tr><th>${label(row, 18, 30)}</th>`, ...columns.map((_, c) => `<td class="${cells[r][c] || "none"}">${sign[cells[r][c]]}</td>`), "</tr>"));
