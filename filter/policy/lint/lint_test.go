@@ -71,6 +71,11 @@ func check(t *testing.T, manifests string, specs ...string) []Finding {
 // "namespace/name: spec", or "name: spec" for a ClusterNetworkPolicy.
 func checkAll(t *testing.T, manifests string, specs ...string) []Finding {
 	t.Helper()
+	return Check(inventory.New(decodeAll(t, manifests, specs)))
+}
+
+func decodeAll(t *testing.T, manifests string, specs []string) inventory.Objects {
+	t.Helper()
 	o := decode(t, manifests)
 	var ordered []*policy.Policy
 	for _, text := range specs {
@@ -96,7 +101,7 @@ func checkAll(t *testing.T, manifests string, specs ...string) []Finding {
 	for _, d := range o.Deployments {
 		objects.Workloads = append(objects.Workloads, kubepod.ReadWorkload(d))
 	}
-	return Check(inventory.New(objects))
+	return objects
 }
 
 // nodes are the nodes of the cluster.

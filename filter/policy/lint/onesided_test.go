@@ -101,6 +101,30 @@ func TestOneSidedDoesNotFlood(t *testing.T) {
 	}
 }
 
+// Rules of a namespace that a policy of another one makes one-sided are a finding about the first.
+func TestOneSidedOfAnotherNamespace(t *testing.T) {
+	policies := []string{shopDenies}
+	for i := range 6 {
+		policies = append(policies, strings.Replace(strings.ReplaceAll(fromWeb, "8200", fmt.Sprint(8200+i)), "pci/from-web", fmt.Sprint("pci/from-web-", i), 1))
+	}
+	found := slices.DeleteFunc(check(t, oneSidedCluster, policies...), func(f Finding) bool { return f.Check != OneSided })
+	if len(found) != 1 || found[0].Object != "NetworkPolicy pci/from-web-0" || found[0].Field != "spec.ingress[0]" || found[0].Count != 6 {
+		t.Errorf("found %v", found)
+	}
+	ignored := policies[1]
+	policies[1] = strings.Replace(ignored, "pci/from-web-0", "pci/left-out", 1)
+	o := decodeAll(t, oneSidedCluster, policies)
+	for _, p := range o.Policies {
+		if p.Ref.Name == "left-out" {
+			p.LintIgnore = OneSided
+		}
+	}
+	found = slices.DeleteFunc(Check(inventory.New(o)), func(f Finding) bool { return f.Check != OneSided })
+	if len(found) != 6 || found[5].Object != "NetworkPolicy pci/left-out" {
+		t.Errorf("found %v", found)
+	}
+}
+
 // A rule that is reported allows nothing: without it, the same flows between pods are allowed.
 func TestOneSidedRulesAllowNothing(t *testing.T) {
 	seen := make(map[string]int)

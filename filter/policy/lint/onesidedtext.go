@@ -18,13 +18,14 @@ const maxOneSided = 5
 // report adds the findings about whole rules.
 func (h *oneSidedCheck) report() {
 	type cause struct {
-		p *lintPolicy
-		d filter.Direction
+		p         *lintPolicy
+		d         filter.Direction
+		namespace string // of the rules
 	}
 	groups := make(map[cause][]oneSidedRule)
 	var order []cause
 	for _, x := range h.found {
-		k := cause{x.lacks, x.r.direction}
+		k := cause{x.lacks, x.r.direction, x.p.namespace}
 		if strings.Contains(x.p.LintIgnore, OneSided) {
 			k.p = nil // it is left out, and must not be part of a finding about another policy
 		}
@@ -44,16 +45,20 @@ func (h *oneSidedCheck) report() {
 	}
 }
 
-// group reports rules that one policy makes one-sided.
+// group reports rules of a namespace that one policy makes one-sided. The finding is about this
+// policy, or about the first rule if the policy is in another namespace: it is often of others.
 func (h *oneSidedCheck) group(lacks *lintPolicy, rules []oneSidedRule) {
-	d := rules[0].r.direction
+	first, d := rules[0], rules[0].r.direction
 	fields := make([]string, len(rules))
 	for i, x := range rules {
 		fields[i] = x.p.text + " " + x.r.field
 	}
-	h.l.found(OneSided, lacks, "spec."+other(d).String(), "allow their flows in "+other(d).String()+" too, or remove the rules",
-		"nothing that %d rules let %s is let %s: for example, %s. The rules are %s",
-		len(rules), inOrOut(d), inOrOut(other(d)), rules[0].because(), near.List(fields, maxOneSided, ", "))
+	object, field := lacks, "spec."+other(d).String()
+	if lacks.namespace != first.p.namespace && !lacks.ordered() {
+		object, field = first.p, first.r.field
+	}
+	h.l.found(OneSided, object, field, first.hint("rules"), "nothing that %d rules let %s is let %s: for example, %s. The rules are %s",
+		len(rules), inOrOut(d), inOrOut(other(d)), first.because(), near.List(fields, maxOneSided, ", "))
 	h.l.findings[len(h.l.findings)-1].Count = len(rules)
 }
 
