@@ -36,7 +36,10 @@ type picture struct {
 	ready    string // what is true once the page is drawn, in JavaScript
 }
 
-const matrixDrawn = `performance.getEntriesByName("drawn").length > 0`
+const (
+	matrixDrawn = `performance.getEntriesByName("drawn").length > 0`
+	reportDrawn = `document.readyState === "complete"` // it has no scripts
+)
 
 // all lists the pictures: each in the light and in the dark theme.
 func all(manifests []string) (list []picture) {
@@ -52,6 +55,7 @@ func all(manifests []string) (list []picture) {
 	}
 	cell := "cell=" + url.QueryEscape("shop/checkout → shop/payment")
 	add("matrix", desktop(), matrixDrawn, cell, "matrix", "-o", "html")
+	add("report", desktop(), reportDrawn, "", "report", "-n", "pci", "--date", "2026-11-27", "-o", "html")
 	add("matrix-phone", phone(), matrixDrawn, "from=shop&to=shop&"+cell, "matrix", "-o", "html")
 	return list
 }
