@@ -30,9 +30,10 @@ func reportCommand(e env) *cobra.Command {
 		Short: "Report to an auditor who can get into a namespace and out of it",
 		Long: `Report lists every peer that can get into the pods of a namespace, or that they can reach:
 workloads, nodes, ranges of addresses and the world outside the cluster, with the ports and
-the rules that let them, by the same decision that judges packets. It lists what is open
-between the workloads of the namespace, what is closed and by which policies, and what the
-answers depend on. It warns of pods that no policy isolates.
+the rules that let them, by the same decision that judges packets. It lists what exposes them
+to the outside (Ingresses, routes, Services), what is open between the workloads of the
+namespace, what is closed and by which policies, and what the answers depend on. It warns of
+pods that no policy isolates.
 
 At its top are the scope, the date, a digest of all that was read, which does not depend on
 the names of files or their order, and what is missing: kinds of objects that are not read,

@@ -55,7 +55,7 @@ func (r *Report) document() *document {
 	if len(r.Members) == 0 {
 		return d
 	}
-	d.Parts = append(d.Parts, r.overview(w), r.open(w, filter.Ingress), r.open(w, filter.Egress), r.withinPart(w), r.closed(w), r.limits())
+	d.Parts = append(d.Parts, r.overview(w), r.exposed(w), r.open(w, filter.Ingress), r.open(w, filter.Egress), r.withinPart(w), r.closed(w), r.limits())
 	if len(w.used) > 0 {
 		d.Parts = append(d.Parts, r.glossary(w))
 	}

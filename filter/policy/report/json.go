@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"sluice/filter"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/reach"
 )
 
@@ -24,9 +25,19 @@ type (
 
 		Warnings  []string     `json:"warnings"` // those sentences of the summary that must not be missed
 		Workloads []jsonMember `json:"workloads"`
-		Within    []jsonRow    `json:"within"` // between workloads of the scope
-		Notes     []string     `json:"notes"`  // what the answers depend on
+		Within    []jsonRow    `json:"within"`  // between workloads of the scope
+		Exposed   []jsonWay    `json:"exposed"` // ways from outside the cluster
+		Notes     []string     `json:"notes"`   // what the answers depend on
 		Parties   []jsonParty  `json:"parties"`
+	}
+	jsonWay struct {
+		By      string   `json:"by"`       // as in "Ingress shop/web"
+		Through string   `json:"requests"` // as in "shop.example.com/cart", "NodePort 30080"
+		Service string   `json:"service"`
+		To      []string `json:"to"`
+		Ports   []string `json:"ports"`  // of the pods
+		Sender  string   `json:"sender"` // of the packets to the pods
+		Access  string   `json:"access"` // "allow", "deny", or "unknown"
 	}
 	jsonMember struct {
 		Name    string   `json:"name"`
@@ -90,7 +101,7 @@ func (r *Report) JSON() (string, error) {
 	o := &r.options
 	j := jsonReport{
 		Scope: listed(o.Namespaces), Date: o.Date, Inputs: o.Inputs, Version: o.Version, Source: listed(o.Source), Read: listed(o.Read), Missing: listed(r.missing()), Ended: listed(r.ended),
-		Summary: []string{}, Warnings: []string{}, Workloads: []jsonMember{}, Within: []jsonRow{}, Notes: []string{},
+		Summary: []string{}, Warnings: []string{}, Workloads: []jsonMember{}, Within: []jsonRow{}, Exposed: []jsonWay{}, Notes: []string{},
 	}
 	for _, s := range r.summary(w) {
 		if j.Summary = append(j.Summary, s.Text); s.Warn {
@@ -104,6 +115,10 @@ func (r *Report) JSON() (string, error) {
 		row := r.jsonRow(l.Row)
 		row.To = partyNames(l.To)
 		j.Within = append(j.Within, row)
+	}
+	for _, way := range r.Ways {
+		access := map[inventory.Access]string{inventory.Reached: reach.Allow.String(), inventory.Denied: reach.Deny.String(), inventory.Unknown: "unknown"}[way.Access]
+		j.Exposed = append(j.Exposed, jsonWay{way.By.Object(), way.Requests(), way.Service, partyNames(way.To), way.Ports, way.sender(), access})
 	}
 	for _, s := range r.limits().Text {
 		j.Notes = append(j.Notes, s.Text)

@@ -35,6 +35,8 @@ type Report struct {
 	Members []*Member
 	// Within are the flows between two members, by the ingress of the destination.
 	Within []*Link
+	// Ways are the ways from outside the cluster to members.
+	Ways []*Way
 
 	options Options
 	parties []*reach.Party // of the cluster, outside addresses first
@@ -116,7 +118,7 @@ func New(m *reach.Map, o Options) *Report {
 	for _, member := range r.Members {
 		member.In, member.Out = b.side(r, member.Party, filter.Ingress), b.side(r, member.Party, filter.Egress)
 	}
-	r.Within = links(r, b)
+	r.Within, r.Ways = links(r, b), ways(r, m.Inventory())
 	for _, l := range m.LeftOut {
 		switch {
 		case l.Pod.Ended == "":

@@ -48,6 +48,7 @@ func (r *Report) summary(w *words) (all []sentence) {
 			all = append(all, s)
 		}
 	}
+	all = append(all, r.exposure(w)...)
 	all = append(all, in.outside(w)...)
 	all = append(all, out.outside(w)...)
 	return append(all, r.warnings(w)...)
