@@ -56,7 +56,7 @@ test-cluster: ## test the agent with a real API server, and print its latencies 
 BROWSER = bench/testbed/browser
 PICTURES = .github/pictures
 # The pictures show the shop of the tests.
-SHOP = $(addprefix $(CURDIR)/cmd/sluice/testdata/shop/repo/,rendered/production platform nodes)
+SHOP = -in '$(CURDIR)/cmd/sluice/testdata/shop/repo' -f rendered/production -f platform -f nodes
 
 .PHONY: test-browser
 test-browser: ## test the pages of matrix and report in Chromium (as root, it installs Chromium from Debian: minutes)
@@ -69,7 +69,7 @@ pictures: ## take the pictures of README.md in Chromium (as test-browser), into 
 	@.ci/setup pictures
 	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice
 	@mkdir -p $(PICTURES)
-	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' $(SHOP:%=-f '%') -o '$(CURDIR)/$(PICTURES)'
+	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' $(SHOP) -o '$(CURDIR)/$(PICTURES)'
 
 .PHONY: build
 build: ## build bin/sluice

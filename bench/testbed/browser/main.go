@@ -16,12 +16,14 @@ import (
 )
 
 func main() {
-	sluice := flag.String("sluice", "bin/sluice", "the program `FILE`")
+	var w writer
+	flag.StringVar(&w.sluice, "sluice", "bin/sluice", "the program `FILE`")
+	flag.StringVar(&w.dir, "in", "", "the `DIR` in which the program runs")
 	var manifests []string
-	flag.Func("f", "the manifests `DIR` that the pictures show (repeatable)", func(dir string) error { manifests = append(manifests, dir); return nil })
+	flag.Func("f", "the manifests `DIR` that the pictures show, relative to that of -in (repeatable)", func(dir string) error { manifests = append(manifests, dir); return nil })
 	out := flag.String("o", "", "the `DIR` of the pictures")
 	flag.Parse()
-	if err := pictures(context.Background(), *sluice, manifests, *out); err != nil {
+	if err := pictures(context.Background(), w, manifests, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "pictures:", err)
 		os.Exit(1)
 	}
@@ -60,7 +62,7 @@ func all(manifests []string) (list []picture) {
 	return list
 }
 
-func pictures(ctx context.Context, sluice string, manifests []string, out string) error {
+func pictures(ctx context.Context, w writer, manifests []string, out string) error {
 	b, stop, err := start(ctx)
 	if err != nil {
 		return err
@@ -73,7 +75,7 @@ func pictures(ctx context.Context, sluice string, manifests []string, out string
 	defer os.RemoveAll(work)
 	for _, p := range all(manifests) {
 		file := filepath.Join(work, p.name+".html")
-		if err := write(ctx, file, sluice, p.command...); err != nil {
+		if err := w.write(ctx, file, p.command...); err != nil {
 			return err
 		}
 		if err := b.take(p, file, filepath.Join(out, p.name+".webp")); err != nil {
@@ -96,13 +98,16 @@ func (b *browser) take(p picture, file, image string) error {
 	return t.picture(image)
 }
 
-// write writes the output of sluice into a file.
-func write(ctx context.Context, file, sluice string, args ...string) error {
-	cmd := exec.CommandContext(ctx, sluice, args...)
-	cmd.Stderr = os.Stderr
+// writer runs a program in a directory.
+type writer struct{ sluice, dir string }
+
+// write writes the program's output into a file.
+func (w writer) write(ctx context.Context, file string, args ...string) error {
+	cmd := exec.CommandContext(ctx, w.sluice, args...)
+	cmd.Dir, cmd.Stderr = w.dir, os.Stderr
 	text, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("%s %v: %w", sluice, args, err)
+		return fmt.Errorf("%s %v: %w", w.sluice, args, err)
 	}
 	return os.WriteFile(file, text, 0o644)
 }

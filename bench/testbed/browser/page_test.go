@@ -26,7 +26,7 @@ func program(t *testing.T) string {
 func output(t *testing.T, args ...string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "page.html")
-	if err := write(t.Context(), file, program(t), args...); err != nil {
+	if err := (writer{sluice: program(t)}).write(t.Context(), file, args...); err != nil {
 		t.Fatal(err)
 	}
 	return file
