@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"sluice/filter/policy/near"
 )
@@ -63,6 +64,31 @@ func (v *Inventory) noNamespace(name string) error {
 		return fmt.Errorf("there is no namespace %s: did you mean %s?", name, best)
 	}
 	return fmt.Errorf("there is no namespace %s: the namespaces here are %s", name, near.List(all, 8, ", "))
+}
+
+// notOfKind returns the error for the name of an object that is not there. It names the kinds of
+// the objects of its namespace with this name.
+func (v *Inventory) notOfKind(kind, namespace, name string) error {
+	var others []string
+	for ref := range v.workloads {
+		if ref.Namespace == namespace && ref.Name == name {
+			others = append(others, ref.Kind)
+		}
+	}
+	if p := v.pods[namespace+"/"+name]; p != nil && len(others) == 0 {
+		others = append(others, "Pod")
+	}
+	if v.services[namespace+"/"+name] != nil && len(others) == 0 {
+		others = append(others, "Service")
+	}
+	if len(others) == 0 {
+		return v.notFound(namespace, name)
+	}
+	slices.Sort(others)
+	for i, other := range others {
+		others[i] = fmt.Sprintf("%s/%s/%s", namespace, strings.ToLower(other), name)
+	}
+	return fmt.Errorf("there is no %s %s/%s: did you mean %s?", kind, namespace, name, near.List(others, 5, " or "))
 }
 
 // notFound returns the error for a name that nothing has. It suggests names that are near: first

@@ -105,19 +105,23 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	case "Namespace":
 		return v.inNamespace(name, to)
 	case "Service":
+		if host, rest, dotted := strings.Cut(name, "."); dotted { // svc/db.shop
+			name = host
+			namespace, _, _ = strings.Cut(rest, ".")
+		}
 		return v.serviceNamed(namespace, name)
 	case "Ingress", "Gateway", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute":
 		return v.routeNamed(kind, namespace, name)
 	case "Pod":
-		if p := v.pods[namespace+"/"+name]; p != nil {
+		if p := v.pods[namespace+"/"+name]; p != nil && !v.ofTemplate(p) {
 			return v.ends([]*policy.Pod{p}, to)
 		}
-		return target{}, v.notFound(namespace, name)
+		return target{}, v.notOfKind(kind, namespace, name)
 	}
 	if pods := v.workloads[policy.Ref{Kind: kind, Namespace: namespace, Name: name}]; len(pods) > 0 {
 		return v.ends(pods, to)
 	}
-	return target{}, v.notFound(namespace, name)
+	return target{}, v.notOfKind(kind, namespace, name)
 }
 
 // anyKind finds a name whose kind is not given: a pod, else workloads, else pods whose names

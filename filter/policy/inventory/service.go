@@ -76,6 +76,9 @@ func (v *Inventory) serviceNamed(namespace, name string) (target, error) {
 	if !v.hasNamespace(namespace) {
 		return target{}, v.noNamespace(namespace)
 	}
+	if v.has(namespace, name) {
+		return target{}, v.notOfKind("Service", namespace, name)
+	}
 	return target{}, fmt.Errorf("there is no Service %s/%s: %s", namespace, name, v.serviceHint(namespace+"/"+name))
 }
 

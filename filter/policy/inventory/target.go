@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"sluice/filter/policy"
 )
@@ -158,11 +159,8 @@ func (v *Inventory) FlowsOf(from, to Target, q Question) ([]Flow, error) {
 		}
 		return v.exposureFlows(from.ends, to.exposures)
 	}
-	if to.port != "" && q.Port != "" && q.Port != to.port {
-		return nil, fmt.Errorf("to: %s has a port, but the port is also given as %s: leave one out", to.text, q.Port)
-	}
-	if to.port != "" {
-		q.Port = to.port
+	if err := to.settlePort(&q); err != nil {
+		return nil, err
 	}
 	proto, err := q.protocol()
 	if err != nil {
@@ -172,6 +170,22 @@ func (v *Inventory) FlowsOf(from, to Target, q Question) ([]Flow, error) {
 		return v.serviceFlows(from.ends, to.target, q.Port, proto)
 	}
 	return v.directFlows(from.ends, to.ends, q.Port, proto)
+}
+
+// settlePort sets the port of a question to that of the target, if it has one. The question may
+// have the same.
+func (t Target) settlePort(q *Question) error {
+	if t.port == "" {
+		return nil
+	}
+	number, _, _ := strings.Cut(q.Port, "/")
+	switch {
+	case q.Port == "":
+		q.Port = t.port
+	case number != t.port && q.Port != t.port:
+		return fmt.Errorf("to: %s has a port, but the port is also given as %s: leave one out", t.text, q.Port)
+	}
+	return nil
 }
 
 // Apart returns a flow between two pods of an end, if a flow is from a pod to itself although
