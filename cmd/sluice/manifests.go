@@ -17,6 +17,7 @@ type compiled struct {
 	loaded
 	inventory     *inventory.Inventory
 	misunderstood []policy.Problem // parts that the API server would accept, but that allow nothing
+	nodesMissing  bool             // policies have rules for nodes, and there are no Nodes
 }
 
 // readManifests reads and compiles manifests. node lists the addresses of the
@@ -43,6 +44,8 @@ func compile(node []netip.Addr, l loaded) *compiled {
 		Namespaces: l.Namespaces, Pods: l.Pods, Nodes: l.Nodes, Workloads: l.Workloads, Policies: l.Policies,
 		Services: l.Services, EndpointSlices: l.EndpointSlices, Routing: l.Routing, NodeAddrs: node, PodRanges: l.podRanges, NamespacesUnread: l.namespacesUnread(),
 	})}
+	unread := slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Node"} })
+	m.nodesMissing = m.inventory.NodesMissing() && !unread // what cannot be read is reported anyway
 	for _, p := range m.inventory.Problems {
 		if !p.Minor && !manifests.CausedBy(p, l.problems) {
 			m.misunderstood = append(m.misunderstood, p)
@@ -74,6 +77,9 @@ func (m *compiled) cluster() *explain.Cluster {
 func (m *compiled) report(e env, what string) error {
 	m.Notes = append(m.Notes, m.Outdated...)
 	printNotes(e, m.Objects)
+	if m.nodesMissing {
+		e.say("note: policies have rules for nodes, and there are no Nodes, so that these rules match nothing: add Nodes, as from kubectl get nodes -o yaml")
+	}
 	if len(m.problems)+len(m.misunderstood) == 0 {
 		return nil
 	}

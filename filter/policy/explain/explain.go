@@ -9,6 +9,7 @@ package explain
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"sluice/filter"
 	"sluice/filter/policy"
@@ -75,7 +76,8 @@ type Explanation struct {
 	// not been computed. See [Cluster.Advise].
 	Effects *Effects
 
-	explained bool // it has reasons
+	explained bool   // it has reasons
+	settle    string // what to add, to know the addresses that Depends is about; empty if nothing helps
 }
 
 // Alternative is the verdict about a flow with another address of an end.
@@ -128,6 +130,7 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	e.Ingress = c.side(filter.Ingress, f, e.Verdict)
 	e.Notes = c.notes(f, e.Verdict)
 	e.Depends = c.depends(f, e.Verdict)
+	e.settle = c.settle(e.Depends)
 	return e
 }
 
@@ -143,6 +146,26 @@ func (c *Cluster) depends(f Flow, v filter.Verdict) (all []Alternative) {
 		}
 	}
 	return all
+}
+
+// settle returns what a user can add to know the addresses that a verdict depends on.
+func (c *Cluster) settle(depends []Alternative) string {
+	var pods, nodes bool
+	for _, a := range depends {
+		end := a.Flow.From
+		if a.To {
+			end = a.Flow.To
+		}
+		pods, nodes = pods || !end.Node, nodes || end.Node
+	}
+	var hints []string
+	if pods && !c.inventory.PodRangesKnown() {
+		hints = append(hints, "give the ranges of the pods (--pod-cidr)")
+	}
+	if nodes && !c.inventory.NodesKnown() {
+		hints = append(hints, "add the Nodes, as from kubectl get nodes -o yaml")
+	}
+	return strings.Join(hints, ", and ")
 }
 
 // ExplainAll answers a question: it explains its flows with [Cluster.ExplainFlows].

@@ -138,9 +138,13 @@ func (e *Explanation) writeDepends(b *strings.Builder) {
 		if a.To {
 			end = "destination"
 		}
-		fmt.Fprintf(b, "  %s if the address of the %s is in %s: %s\n", a.Verdict.Action, end, a.Range, Why(a.Verdict))
+		fmt.Fprintf(b, "  %s if the address of the %s %s: %s\n", a.Verdict.Action, end, a.Range.Where(), Why(a.Verdict))
 	}
-	fmt.Fprintf(b, "  %s otherwise, for the reasons below; to know, give the ranges of the pods (--pod-cidr)\n", e.Verdict.Action)
+	fmt.Fprintf(b, "  %s otherwise, for the reasons below", e.Verdict.Action)
+	if e.settle != "" {
+		fmt.Fprintf(b, "; to know, %s", e.settle)
+	}
+	fmt.Fprintln(b)
 }
 
 func (s *Side) write(b *strings.Builder, end *End, name string) {

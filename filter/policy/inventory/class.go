@@ -43,36 +43,51 @@ func (v *Inventory) ClassOf(e *End) Class {
 // the selectors of nodes that match a Node with it.
 func (v *Inventory) around(a netip.Addr) string {
 	text := v.marks.around(a)
-	if len(v.nodeSelectors) == 0 {
-		return text
-	}
-	var b strings.Builder
-	b.WriteString(text)
 	for i, s := range v.nodeSelectors {
-		for n := range v.Snapshot.Nodes() {
-			if slices.Contains(n.Addrs, a) && s.Matches(n.Labels) {
-				b.WriteString("nodes " + strconv.Itoa(i) + " ")
-				break
-			}
+		if slices.ContainsFunc(v.nodesAt[a], func(n *policy.Node) bool { return s.Matches(n.Labels) }) {
+			text += "node-selector-" + strconv.Itoa(i) + " "
 		}
 	}
-	return b.String()
+	return text
 }
 
-// nodeSelectorsOf collects the selectors of nodes in all policies, each once.
+// nodeSelectorsOf collects the selectors of nodes in all policies.
 func nodeSelectorsOf(policies []*policy.Policy) (all []labels.Selector) {
-	seen := make(map[string]bool)
 	for _, p := range policies {
 		for d := range p.Rules {
 			for _, r := range p.Rules[d] {
 				for _, peer := range r.Peers {
-					if peer.Nodes != nil && !seen[peer.Nodes.String()] {
-						seen[peer.Nodes.String()] = true
+					if peer.Nodes != nil {
 						all = append(all, peer.Nodes)
 					}
 				}
 			}
 		}
 	}
-	return all
+	return distinct(all)
 }
+
+// distinct returns selectors in the order of their texts, each once.
+func distinct(all []labels.Selector) []labels.Selector {
+	slices.SortFunc(all, func(a, b labels.Selector) int { return strings.Compare(a.String(), b.String()) })
+	return slices.CompactFunc(all, func(a, b labels.Selector) bool { return a.String() == b.String() })
+}
+
+// nodesByAddress returns the Nodes by the addresses in their status.
+func nodesByAddress(nodes []*policy.Node) map[netip.Addr][]*policy.Node {
+	at := make(map[netip.Addr][]*policy.Node)
+	for _, n := range nodes {
+		for _, a := range n.Addrs {
+			a = a.Unmap().WithZone("")
+			at[a] = append(at[a], n)
+		}
+	}
+	return at
+}
+
+// NodesMissing reports whether policies select nodes, and no Node is known: their rules match
+// nothing then.
+func (v *Inventory) NodesMissing() bool { return len(v.nodeSelectors) > 0 && !v.NodesKnown() }
+
+// NodesKnown reports whether there is a Node with an address.
+func (v *Inventory) NodesKnown() bool { return len(v.nodesAt) > 0 }

@@ -69,9 +69,10 @@ type Inventory struct {
 	exposures  []*Exposure             // nil until they are asked for
 	marks      marks
 	hosts      map[netip.Addr]bool // the addresses of nodes in the status of pods
+	nodesAt    map[netip.Addr][]*policy.Node
 
 	beside        *Inventory          // that it is compared with; nil if there is none
-	nodeSelectors []labels.Selector   // of the policies, each once
+	nodeSelectors []labels.Selector   // of the policies, each once, sorted
 	places        [2][]Range          // by family, IPv4 first: the ranges of the pods, cut where policies tell addresses apart
 	hostPlaces    [2][]Range          // those of pods of the host network
 	assumed       map[netip.Addr]bool // the addresses that assume returns
@@ -91,6 +92,7 @@ func New(o Objects) *Inventory {
 		byOuter:    make(map[netip.Addr]*service),
 		marks:      marksOf(o.Policies),
 		hosts:      make(map[netip.Addr]bool),
+		nodesAt:    nodesByAddress(o.Nodes),
 
 		nodeSelectors: nodeSelectorsOf(o.Policies),
 	}

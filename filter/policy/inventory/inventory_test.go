@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -127,6 +128,7 @@ func TestNames(t *testing.T) {
 		"Service by name alone":   {"cart", "front", "80", "shop/cart > shop/web 8080 allow"},
 		"Service in DNS":          {"web", "db.shop.svc.cluster.local:5432", "", "shop/web > shop/db 5432 allow"},
 		"short name in DNS":       {"ops/exporter", "db.shop:5432", "", "ops/exporter > shop/db 5432 deny"},
+		"svc and DNS":             {"web", "svc/db.shop", "5432", "shop/web > shop/db 5432 allow"},
 		"ClusterIP":               {"web", "10.96.0.5", "5432", "shop/web > shop/db 5432 allow"},
 		"ClusterIP and port":      {"web", "10.96.0.5:5432", "", "shop/web > shop/db 5432 allow"},
 		"node":                    {"node/n1", "db", "5432", "n1 > shop/db 5432 deny"},
@@ -156,9 +158,15 @@ func TestNamesThatNothingHas(t *testing.T) {
 		"elsewhere":               {"ops/web", "there is no pod or workload ops/web: did you mean shop/web?"},
 		"nothing near":            {"shop/zzzzzz", "namespace shop has backup, cart, "},
 		"kind":                    {"shop/thing/web", `"thing" is not a kind`},
-		"wrong kind":              {"sts/web", "there is no pod or workload shop/web: "},
+		"wrong kind":              {"sts/web", "there is no StatefulSet shop/web: did you mean shop/deployment/web?"},
+		"not a pod":               {"pod/web", "there is no Pod shop/web: did you mean shop/deployment/web?"},
+		"not a Service":           {"svc/backup", "there is no Service shop/backup: did you mean shop/cronjob/backup?"},
+		"only a Service":          {"deploy/mail", "there is no Deployment shop/mail: did you mean shop/service/mail?"},
+		"kind and near":           {"deploy/wbe", "there is no pod or workload shop/wbe: did you mean shop/web?"},
+		"two ports":               {"db.shop.svc:5432", "but the port is also given as 80"},
 		"Service":                 {"svc/dc", "there is no Service shop/dc: did you mean svc/db in namespace shop?"},
 		"Service in DNS":          {"dc.shop.svc:80", "there is no Service shop/dc"},
+		"svc and DNS":             {"svc/db.shpo", "there is no namespace shpo: did you mean shop?"},
 		"ExternalName":            {"svc/mail", "is another name for mail.example.com"},
 		"Node":                    {"node/n2", "there is no Node n2: write n1"},
 		"labels":                  {"app=wbe", "no pod in namespace shop matches app=wbe"},
@@ -263,6 +271,48 @@ func TestCut(t *testing.T) {
 		}
 		if in != 1 {
 			t.Errorf("%s is in %d ranges of %v", a, in, ranges)
+		}
+	}
+}
+
+// A pod of the host network has the address of a Node, if Nodes are known. Otherwise it may be
+// anywhere, except where no node can be.
+func TestPlacesOfTheHostNetwork(t *testing.T) {
+	const policies = `
+- kind: NetworkPolicy
+  metadata: {namespace: shop, name: hosts}
+  spec:
+    podSelector: {matchLabels: {app: web}}
+    ingress: [{from: [{ipBlock: {cidr: 10.7.0.0/16}}, {ipBlock: {cidr: 169.254.0.0/16}}, {ipBlock: {cidr: 192.0.2.2/32}}]}]
+`
+	second := policy.Node{Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}
+	tests := map[string]struct {
+		change func(*Objects)
+		want   string
+	}{
+		"one Node":  {func(*Objects) {}, ""},
+		"two Nodes": {func(o *Objects) { o.Nodes = append(o.Nodes, &second) }, "192.0.2.2 allow"},
+		"no Nodes":  {func(o *Objects) { o.Nodes = nil }, "10.7.0.0/16 allow, 192.0.2.2 allow"},
+		"a pod runs on the Node": {func(o *Objects) {
+			for _, p := range o.Pods {
+				p.Node = "n1"
+			}
+		}, "10.7.0.0/16 allow, 192.0.2.2 allow"},
+	}
+	for name, tt := range tests {
+		v := read(t, git+policies, tt.change)
+		flows, err := v.Flows(Question{From: "ops/exporter", To: "shop/web", Port: "80"})
+		if err != nil || summary(v, flows) != "ops/exporter > shop/web 80 deny" {
+			t.Fatalf("%s: %s, %v", name, summary(v, flows), err)
+		}
+		var got []string
+		for _, a := range v.Elsewhere(flows[0]) {
+			if v.Decide(a.Flow).Action == filter.Allow {
+				got = append(got, fmt.Sprint(a.Range, " allow"))
+			}
+		}
+		if text := strings.Join(got, ", "); text != tt.want {
+			t.Errorf("%s: %q, want %q", name, text, tt.want)
 		}
 	}
 }

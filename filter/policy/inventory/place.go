@@ -26,7 +26,7 @@ func (v *Inventory) podRanges(v4 bool) []netip.Prefix {
 	switch {
 	case !v.uses(v4):
 		return nil
-	case v.beside != nil && v.unplaced() && !v.beside.unplaced():
+	case v.beside != nil && !v.PodRangesKnown() && v.beside.PodRangesKnown():
 		return v.beside.podRanges(v4)
 	}
 	for _, text := range private {
@@ -49,9 +49,9 @@ func (v *Inventory) uses(v4 bool) bool {
 	return v4
 }
 
-// unplaced reports whether nothing says in which ranges the pods have their addresses.
-func (v *Inventory) unplaced() bool {
-	return len(v.PodRanges) == 0 && !slices.ContainsFunc(v.Nodes, func(n *policy.Node) bool { return len(n.Ranges) > 0 })
+// PodRangesKnown reports whether the objects have the ranges that pods get their addresses from.
+func (v *Inventory) PodRangesKnown() bool {
+	return len(v.PodRanges) > 0 || slices.ContainsFunc(v.Nodes, func(n *policy.Node) bool { return len(n.Ranges) > 0 })
 }
 
 // addressed reports whether an object has an address of a family, and whether one has any address.
@@ -81,11 +81,39 @@ func (v *Inventory) addressed(v4 bool) (used, known bool) {
 	return used, known
 }
 
-// hostRanges returns the ranges in which the nodes of a family may have their addresses: any, but first
-// those for private use.
+// notNodes are the ranges in which a node cannot have its address: the kubelet rejects loopback,
+// link-local and multicast addresses (validateNodeIP).
+var notNodes = []string{"127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"}
+
+// canBeNode reports whether a node may have its address in a range.
+func canBeNode(r Range) bool {
+	return !slices.ContainsFunc(notNodes, func(text string) bool {
+		p := netip.MustParsePrefix(text)
+		return p.Bits() <= r.Prefix.Bits() && p.Contains(r.Prefix.Addr())
+	})
+}
+
+// onNodes reports whether pods of the host network, if their addresses are not known, have those of
+// the Nodes. Where it is known on which node a pod runs, they may be on the same node or on another:
+// the verdicts differ, so they get addresses that are not those of Nodes.
+func (v *Inventory) onNodes() bool {
+	return v.NodesKnown() && !slices.ContainsFunc(v.Objects.Pods, func(p *policy.Pod) bool { return p.Node != "" || len(p.Hosts) > 0 })
+}
+
+// hostRanges returns the ranges in which pods of the host network have the addresses of a family:
+// the addresses of the Nodes, or any, but first those for private use.
 func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
-	if !v.uses(v4) {
-		return nil
+	if v.onNodes() {
+		for _, n := range v.Nodes {
+			for _, a := range n.Addrs {
+				if a.Is4() == v4 && v.Snapshot.Endpoint(a) == nil {
+					ranges = append(ranges, netip.PrefixFrom(a, a.BitLen()))
+				}
+			}
+		}
+	}
+	if len(ranges) > 0 || !v.uses(v4) {
+		return ranges
 	}
 	for _, text := range append(slices.Clone(private), "0.0.0.0/0", "::/0") {
 		if p := netip.MustParsePrefix(text); p.Addr().Is4() == v4 {
@@ -95,15 +123,18 @@ func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
 	return ranges
 }
 
-// findPlaces cuts ranges. It keeps one range of those that are in the same ranges of policies. The
-// first is in the fewest of them: the usual place of a pod.
-func (v *Inventory) findPlaces(ranges []netip.Prefix) []Range {
+// findPlaces cuts ranges. It keeps one range of those that are in the same ranges of policies, and
+// whose nodes the same policies select. The first is in the fewest of them: the usual place of a pod.
+func (v *Inventory) findPlaces(ranges []netip.Prefix, host bool) []Range {
 	var found []Range
 	seen := make(map[string]bool)
 	for _, r := range ranges {
 		for _, c := range v.marks.cut(r) {
+			if host && !canBeNode(c) {
+				continue
+			}
 			for a := range c.Addrs {
-				if key := v.marks.around(a); !seen[key] {
+				if key := v.around(a); !seen[key] {
 					seen[key] = true
 					found = append(found, c)
 				}
@@ -113,7 +144,7 @@ func (v *Inventory) findPlaces(ranges []netip.Prefix) []Range {
 	}
 	depth := func(r Range) int {
 		for a := range r.Addrs {
-			return strings.Count(v.marks.around(a), " ")
+			return strings.Count(v.around(a), " ")
 		}
 		return 0
 	}
@@ -121,12 +152,14 @@ func (v *Inventory) findPlaces(ranges []netip.Prefix) []Range {
 	return found
 }
 
-// addrIn returns an address of the range that nothing has. If there are several, it skips the
-// first, so that the two ends of a flow can have different ones.
-func (v *Inventory) addrIn(r Range, skip int) netip.Addr {
+// addrIn returns an address of the range that nothing has, or, for a pod of the host network, that a
+// Node has. If there are several, it skips the first, so that the two ends of a flow can have
+// different ones.
+func (v *Inventory) addrIn(r Range, host bool, skip int) netip.Addr {
 	var found netip.Addr
 	for a := range r.Addrs {
-		if v.taken(a) {
+		onNode := host && len(v.nodesAt[a]) > 0 && v.Snapshot.Endpoint(a) == nil && v.onNodes()
+		if v.taken(a) && !onNode {
 			continue
 		}
 		found = a
@@ -139,13 +172,13 @@ func (v *Inventory) addrIn(r Range, skip int) netip.Addr {
 
 // addrBeside is like addrIn, but returns another address than that of the other end. It is
 // invalid if there is none.
-func (v *Inventory) addrBeside(r Range, skip int, other netip.Addr) netip.Addr {
+func (v *Inventory) addrBeside(r Range, host bool, skip int, other netip.Addr) netip.Addr {
 	for i := range 2 {
-		if a := v.addrIn(r, skip+i); a != other {
+		if a := v.addrIn(r, host, skip+i); a != other {
 			return a
 		}
 	}
-	if a := v.addrIn(r, 0); a != other {
+	if a := v.addrIn(r, host, 0); a != other {
 		return a
 	}
 	return netip.Addr{}
@@ -160,7 +193,7 @@ func (v *Inventory) assume(to, host bool) (addrs []netip.Addr) {
 	}
 	for _, places := range v.placesOf(host) {
 		if len(places) > 0 {
-			if a := v.addrIn(places[0], skip); a.IsValid() {
+			if a := v.addrIn(places[0], host, skip); a.IsValid() {
 				addrs = append(addrs, a)
 			}
 		}
@@ -169,12 +202,13 @@ func (v *Inventory) assume(to, host bool) (addrs []netip.Addr) {
 }
 
 // Beside returns the inventory for a comparison with another one: it also tells apart the
-// addresses that policies of the other tell apart. If it knows no address, or no ranges of pods, it
-// assumes those of the other.
+// addresses and the nodes that policies of the other tell apart. If it knows no address, or no
+// ranges of pods, it assumes those of the other.
 func (v *Inventory) Beside(o *Inventory) *Inventory {
 	out := *v
 	out.beside, out.exposures = o, nil
 	out.marks = slices.Concat(v.marks, o.marks).sorted()
+	out.nodeSelectors = distinct(slices.Concat(v.nodeSelectors, o.nodeSelectors))
 	out.place()
 	return &out
 }
@@ -192,8 +226,8 @@ func (v *Inventory) place() {
 		return
 	}
 	for i, v4 := range []bool{true, false} {
-		v.places[i] = v.findPlaces(v.podRanges(v4))
-		v.hostPlaces[i] = v.findPlaces(v.hostRanges(v4))
+		v.places[i] = v.findPlaces(v.podRanges(v4), false)
+		v.hostPlaces[i] = v.findPlaces(v.hostRanges(v4), true)
 	}
 	for _, to := range []bool{false, true} {
 		for _, a := range append(v.assume(to, false), v.assume(to, true)...) {
@@ -210,9 +244,9 @@ func (v *Inventory) placesOf(host bool) *[2][]Range {
 	return &v.places
 }
 
-// PlaceOf returns what the ranges of policies say about an address, as text that is equal for
-// addresses in the same ranges.
-func (v *Inventory) PlaceOf(a netip.Addr) string { return v.marks.around(a) }
+// PlaceOf returns what policies say about an address, as text that is equal for addresses in the
+// same ranges of policies and for nodes that the same policies select.
+func (v *Inventory) PlaceOf(a netip.Addr) string { return v.around(a) }
 
 // Alternative is a flow with another address for an end whose address is assumed.
 type Alternative struct {
@@ -231,14 +265,14 @@ func (v *Inventory) Elsewhere(f Flow) (all []Alternative) {
 	}
 	if f.From.Assumed {
 		for _, r := range v.placesOf(f.From.Node)[family] {
-			if a := v.addrBeside(r, 0, dst); a.IsValid() && !r.Contains(src) {
+			if a := v.addrBeside(r, f.From.Node, 0, dst); a.IsValid() && !r.Contains(src) {
 				all = append(all, f.at(a, dst, Alternative{Range: r}))
 			}
 		}
 	}
 	if f.To.Assumed {
 		for _, r := range v.placesOf(f.To.Node)[family] {
-			if a := v.addrBeside(r, 1, src); a.IsValid() && !r.Contains(dst) {
+			if a := v.addrBeside(r, f.To.Node, 1, src); a.IsValid() && !r.Contains(dst) {
 				all = append(all, f.at(src, a, Alternative{To: true, Range: r}))
 			}
 		}

@@ -40,6 +40,14 @@ func (r Range) String() string {
 	return text + " except " + strings.Join(texts, ", ")
 }
 
+// Where states that an address is in the range, as in "is in 10.0.0.0/8" or "is 10.0.0.1".
+func (r Range) Where() string {
+	if r.Prefix.IsSingleIP() {
+		return "is " + r.String()
+	}
+	return "is in " + r.String()
+}
+
 // Contains reports whether an address is in the range.
 func (r Range) Contains(a netip.Addr) bool {
 	return r.Prefix.Contains(a) && !slices.ContainsFunc(r.Except, func(e netip.Prefix) bool { return e.Contains(a) })
