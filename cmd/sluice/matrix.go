@@ -40,8 +40,8 @@ Pods of a workload that policies can tell apart are rows of their own. A cell is
 if no policy decides, as between two nodes.
 
 In the text table, a cell lists the open ports: "all", "-" for none, or a list, in which
-TCP is the default protocol; "=" before it marks least privilege: exactly the ports that
-the containers of the destination declare are open. With --open, there is a line for each
+TCP is the default protocol; "=" before it marks least privilege: only ports that the
+containers of the destination declare are open. With --open, there is a line for each
 pair of which something is open. With --port, it is only about those ports.
 
 With -n pci there are two tables: what can get into pci, and where it can get out to.

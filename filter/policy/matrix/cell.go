@@ -17,7 +17,7 @@ type State string
 // The states.
 const (
 	Open     State = "open"     // at every port
-	Declared State = "declared" // at exactly the ports that the containers of the destination declare
+	Declared State = "declared" // only at ports that the containers of the destination declare
 	Part     State = "part"     // at some ports, for some pairs, for one address family, or at some addresses
 	Closed   State = "closed"
 	Self     State = "self" // a pod always reaches itself
@@ -239,10 +239,10 @@ func whyOf(o *reach.Outcome) string {
 	}
 	var at []string
 	if from := o.Elsewhere.From; from != nil {
-		at = append(at, "if the source is in "+from.String())
+		at = append(at, "if the source "+from.Where())
 	}
 	if to := o.Elsewhere.To; to != nil {
-		at = append(at, "if the destination is in "+to.String())
+		at = append(at, "if the destination "+to.Where())
 	}
 	return fmt.Sprintf("%s %s (%s); otherwise %s (%s)", o.Elsewhere.Action, strings.Join(at, " and "), explain.Why(o.Elsewhere.Verdict), o.Action, text)
 }

@@ -174,7 +174,7 @@ func (m *Matrix) Sum() map[State]int {
 // sumText returns the counts as in "2 open, 1 least privilege, 1 in part, 5 closed".
 func (m *Matrix) sumText() string {
 	sum := m.Sum()
-	return fmt.Sprintf("%d open, %d only at the declared ports, %d in part, %d closed", sum[Open], sum[Declared], sum[Part], sum[Closed])
+	return fmt.Sprintf("%d open, %d only at declared ports, %d in part, %d closed", sum[Open], sum[Declared], sum[Part], sum[Closed])
 }
 
 // WriteJSON writes the matrix as JSON.

@@ -14,7 +14,7 @@ import (
 const textWidth = 140
 
 // legend explains the cells of tables.
-const legend = "A cell lists the open ports, TCP unless it names a protocol. all: every port; -: none; =: exactly the ports that the containers declare"
+const legend = "A cell lists the open ports, TCP unless it names a protocol. all: every port; -: none; =: only ports that the containers declare"
 
 // table is a part of the matrix: all of it, or the flows in one direction.
 type table struct {

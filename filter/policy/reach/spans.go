@@ -146,20 +146,19 @@ func Joined(spans []Span, f func(Verdict) bool) (all []Span) {
 	return all
 }
 
-// OnlyDeclared reports whether exactly the given ports are open: least privilege, if they are
-// those that the destination declares.
+// OnlyDeclared reports whether some ports are open, and only such as the destination declares: least
+// privilege. Containers often declare more than one client needs, such as a port for metrics.
 func OnlyDeclared(spans []Span, declared []policy.NamedPort) bool {
-	for _, p := range declared {
-		if a := At(spans, p.Protocol, p.Number); a == nil || a.Verdict != Allow {
-			return false
-		}
-	}
+	open := false
 	for _, s := range spans {
-		if s.Verdict != Deny && !covers(declared, s) {
+		if s.Verdict == Deny {
+			continue
+		}
+		if open = true; s.Verdict != Allow || !covers(declared, s) {
 			return false
 		}
 	}
-	return len(declared) > 0 && len(spans) > 0
+	return open
 }
 
 // covers reports whether each port of a span is among the ports.
