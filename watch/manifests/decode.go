@@ -41,6 +41,7 @@ type parser struct {
 	content
 	path     string
 	document int
+	template bool // a document is a template, and has been reported
 	logger   *slog.Logger
 	reading
 }
@@ -75,11 +76,15 @@ func parse(path string, data []byte, how reading, logger *slog.Logger) *content 
 		}
 		p.document++
 		text, err := toJSON(d.text)
+		if err != nil && p.template {
+			continue // the file has been reported: it must be rendered first, all of it
+		}
 		if err != nil {
 			// Parse again with blank lines in front, so that the error contains the line
 			// number in the file. Only broken documents pay for this.
 			_, err = toJSON(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
 			message := strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: ")
+			p.template = d.isTemplate()
 			p.problem("", message, p.syntaxHint(d, message))
 			continue
 		}

@@ -138,25 +138,18 @@ type merged struct {
 // the same name, it takes the first one.
 func merge(contents []*content) *merged {
 	m := &merged{byName: make(map[string]*item)}
+	var doubles []double
 	for _, c := range contents {
 		for _, it := range c.items {
 			if first := m.byName[it.name]; first != nil {
-				twice := Problem{
-					File: it.origin.File, Document: it.origin.Document, Object: it.name, Field: "metadata.name",
-					Detail: fmt.Sprintf("the same object is in %s, document %d, which takes precedence", first.origin.File, first.origin.Document),
-					Hint:   "delete one of the two, or give it another name", InForce: "the object that takes precedence",
-				}
-				if it.decides() {
-					m.problems = append(m.problems, twice)
-				} else {
-					m.notes = append(m.notes, twice)
-				}
+				doubles = append(doubles, double{first, it})
 				continue
 			}
 			m.byName[it.name] = it
 			m.items = append(m.items, it)
 		}
 	}
+	m.addDoubles(doubles)
 	return m
 }
 

@@ -56,7 +56,7 @@ func TestReadUnrendered(t *testing.T) {
 		"labels":                {map[string]string{"a/Kustomization": "labels: [{pairs: {a: b}}]\nresources: [shop.yaml]\n", "a/shop.yaml": shop, "web.yaml": web}, "Pod default/web", changed + " that changes what its files say (labels)"},
 		"a component":           {map[string]string{"a/kustomization.yaml": "apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\n", "web.yaml": web}, "Pod default/web", changed},
 		"another Kustomization": {map[string]string{"kustomization.yaml": "{apiVersion: kustomize.toolkit.fluxcd.io/v1, kind: Kustomization, metadata: {name: a}, spec: {path: ./x}}", "web.yaml": web}, "Pod default/web", ""},
-		"a template":            {map[string]string{"a.yaml": template, "web.yaml": web}, "Pod default/web", "this is a template: render it first: helm template CHART | sluice -f -"},
+		"a template":            {map[string]string{"a.yaml": template + "---\n" + template, "web.yaml": web}, "Pod default/web", "this is a template: render it first: helm template CHART | sluice -f -"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			objects, problems, err := Read(write(t, tt.files))

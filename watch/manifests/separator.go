@@ -17,11 +17,14 @@ var (
 	almostLine = regexp.MustCompile(`^[ \t]*[-–—][ \t]*[-–—][-–— \t]*(#.*)?$`)
 )
 
+// isTemplate reports whether the document has an action of a Go template.
+func (d document) isTemplate() bool { return bytes.Contains(d.text, []byte("{{")) }
+
 // syntaxHint returns a hint for a document that is not valid YAML. Often it contains two
 // objects with a mistyped separator: to the parser, "----" is text.
 func (p *parser) syntaxHint(d document, message string) string {
 	const hint = "correct the YAML"
-	if bytes.Contains(d.text, []byte("{{")) {
+	if d.isTemplate() {
 		return "this is a template: " + p.renderHint("helm template CHART")
 	}
 	m := errorLine.FindStringSubmatch(message)
