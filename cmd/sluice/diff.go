@@ -108,7 +108,7 @@ func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, 
 	}
 	var base *loaded
 	if len(args) == 1 || len(o.paths) > 0 || o.cluster.given() {
-		l, err := o.read(ctx, e.stdin)
+		l, err := o.readAll(ctx, e.stdin)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -217,4 +217,5 @@ func (m *compiled) withoutKnown(o *compiled) {
 		known[n.String()] = true
 	}
 	m.NotRead = slices.DeleteFunc(slices.Clone(m.NotRead), func(n manifests.NotRead) bool { return known[n.String()] })
+	m.nodesMissing = m.nodesMissing && !o.nodesMissing
 }

@@ -110,8 +110,18 @@ func (in *input) mention(names ...string) {
 	}
 }
 
-// read reads the objects.
-func (in *input) read(ctx context.Context, stdin io.Reader) (l loaded, err error) {
+// read reads the objects. It returns an error if a namespace of the scope does not exist.
+func (in *input) read(ctx context.Context, stdin io.Reader) (loaded, error) {
+	l, err := in.readAll(ctx, stdin)
+	if err != nil {
+		return loaded{}, err
+	}
+	return l, l.scopeExists()
+}
+
+// readAll is like read, but the namespaces of the scope may not exist: diff finds them in what it
+// compares.
+func (in *input) readAll(ctx context.Context, stdin io.Reader) (l loaded, err error) {
 	if err := in.validate(); err != nil {
 		return loaded{}, err
 	}
@@ -141,7 +151,7 @@ func (in *input) read(ctx context.Context, stdin io.Reader) (l loaded, err error
 	if len(l.scope) > len(in.namespaces) {
 		l.Notes = append(l.Notes, manifests.Problem{File: l.cluster, Detail: "the answer is about namespace " + l.namespace, Hint: "-A for all namespaces"})
 	}
-	return l, l.scopeExists()
+	return l, nil
 }
 
 // readLive reads the cluster, and takes the defaults of its context. It returns the name of the
