@@ -22,6 +22,9 @@ import (
 // have the egress rule. An item of the rule, a peer or a port, of which nothing passes while others
 // do is a finding of its own check, [OneSidedPart], which is only worth knowing.
 //
+// If blocks of addresses are the only other peers, the peer of the pods is the one-sided part, as if
+// it had a rule of its own.
+//
 // Peers without pods, blocks of addresses, and flows that the rule's own end denies by another
 // policy are not considered: no-match, pod-address and shadowed are about them.
 type oneSidedCheck struct {
@@ -42,6 +45,7 @@ type class struct {
 type oneSidedRule struct {
 	p       *lintPolicy
 	r       *rule
+	field   string // of the rule, or of the one peer that has pods
 	example *oneWay
 	lacks   *lintPolicy // the policy that denies at the other end
 }
@@ -243,9 +247,12 @@ func (h *oneSidedCheck) judge(p *lintPolicy, r *rule, peers, ports []tally, more
 	passes := func(t tally) bool { return t.passes }
 	first := slices.IndexFunc(peers, dead)
 	switch {
-	case first >= 0 && !more && !slices.ContainsFunc(peers, passes):
-		example := peers[first].example
-		h.found = append(h.found, oneSidedRule{p, r, example, h.lacking(example, other(r.direction))})
+	case first >= 0 && !slices.ContainsFunc(peers, passes):
+		x := oneSidedRule{p, r, r.field, peers[first].example, h.lacking(peers[first].example, other(r.direction))}
+		if more {
+			x.field = r.peers[first].field
+		}
+		h.found = append(h.found, x)
 	case first >= 0:
 		h.part(p, r, r.peers[first].field, "peer", peers[first].example)
 	case !more && slices.ContainsFunc(ports, dead):
@@ -264,8 +271,8 @@ func (l *linter) unclear(f *oneWay) bool {
 
 // part reports an item of which nothing passes, in a rule of which something does.
 func (h *oneSidedCheck) part(p *lintPolicy, r *rule, field, what string, f *oneWay) {
-	x := oneSidedRule{p, r, f, h.lacking(f, other(r.direction))}
-	h.l.found(OneSidedPart, p, field, x.hint(what), "nothing of this %s is let %s: %s", what, inOrOut(other(r.direction)), x.because())
+	x := oneSidedRule{p, r, field, f, h.lacking(f, other(r.direction))}
+	h.l.found(OneSidedPart, p, x.field, x.hint(what), "nothing of this %s is let %s: %s", what, inOrOut(other(r.direction)), x.because())
 }
 
 // lacking returns the policy that denies a flow at the other end, in direction d: that of the

@@ -40,7 +40,11 @@ func (h *oneSidedCheck) report() {
 			continue
 		}
 		for _, x := range groups[k] {
-			h.l.found(OneSided, x.p, x.r.field, x.hint("rule"), "nothing that it lets %s is let %s: %s", inOrOut(x.r.direction), inOrOut(other(x.r.direction)), x.because())
+			what := "rule"
+			if x.field != x.r.field {
+				what = "peer"
+			}
+			h.l.found(OneSided, x.p, x.field, x.hint(what), "nothing that it lets %s is let %s: %s", inOrOut(x.r.direction), inOrOut(other(x.r.direction)), x.because())
 		}
 	}
 }
@@ -51,11 +55,11 @@ func (h *oneSidedCheck) group(lacks *lintPolicy, rules []oneSidedRule) {
 	first, d := rules[0], rules[0].r.direction
 	fields := make([]string, len(rules))
 	for i, x := range rules {
-		fields[i] = x.p.text + " " + x.r.field
+		fields[i] = x.p.text + " " + x.field
 	}
 	object, field := lacks, "spec."+other(d).String()
 	if lacks.namespace != first.p.namespace && !lacks.ordered() {
-		object, field = first.p, first.r.field
+		object, field = first.p, first.field
 	}
 	h.l.found(OneSided, object, field, first.hint("rules"), "nothing that %d rules let %s is let %s: for example, %s. The rules are %s",
 		len(rules), inOrOut(d), inOrOut(other(d)), first.because(), near.List(fields, maxOneSided, ", "))

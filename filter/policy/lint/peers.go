@@ -1,6 +1,7 @@
 package lint
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -138,13 +139,15 @@ func (l *linter) ownerOf(c netip.Prefix, v *inventory.Inventory) string {
 
 // notIsolated reports pods that no policy isolates in ingress, in namespaces where other pods are
 // isolated: without any policy, a namespace is open on purpose or not yet done. There is one
-// finding for a namespace.
+// finding for a namespace. It is about the Namespace, or about the first of the workloads if there is
+// no such object.
 func (l *linter) notIsolated(v *inventory.Inventory) {
 	meant := make(map[string]bool) // workloads whose annotation leaves the check out
 	for _, w := range v.Workloads {
 		meant[w.Ref.Namespace+"/"+w.Ref.Name] = strings.Contains(w.LintIgnore, NotIsolated)
 	}
 	open := make(map[string][]string)
+	first := make(map[string]string) // an object of each namespace
 	isolated := make(map[string]bool)
 	for _, o := range l.pods {
 		if o.host || o.ended || meant[o.workload] {
@@ -155,6 +158,7 @@ func (l *linter) notIsolated(v *inventory.Inventory) {
 			isolated[o.ns.name] = true
 		} else {
 			open[o.ns.name] = append(open[o.ns.name], o.workload)
+			first[o.ns.name] = cmp.Or(first[o.ns.name], o.object)
 		}
 	}
 	for namespace, names := range open {
@@ -163,9 +167,13 @@ func (l *linter) notIsolated(v *inventory.Inventory) {
 		}
 		slices.Sort(names)
 		names = slices.Compact(names)
+		object := first[namespace]
+		if v.HasNamespace(namespace) {
+			object = "Namespace " + namespace
+		}
 		them := map[bool]string{true: "it", false: "them"}[len(names) == 1]
 		l.findings = append(l.findings, Finding{
-			Check: NotIsolated, Object: "Namespace " + namespace, Count: len(names),
+			Check: NotIsolated, Object: object, Count: len(names),
 			Detail: "no policy isolates " + near.List(names, 5, ", ") + " in ingress: every packet reaches " + them,
 			Hint:   "add a policy that selects " + them + ", or all pods of the namespace (podSelector: {})",
 		})

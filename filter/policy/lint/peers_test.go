@@ -68,6 +68,10 @@ func TestNotIsolated(t *testing.T) {
 			t.Errorf("%q: found %v", annotation, found)
 		}
 	}
+	found = checkAll(t, strings.Replace(peersCluster, "{name: shop}", "{name: other}", 1), "shop/p: {podSelector: {matchLabels: {app: web}}}")
+	if len(found) != 1 || found[0].Object != "Pod shop/job" {
+		t.Errorf("without the Namespace: found %v", found)
+	}
 	for _, policies := range [][]string{nil, {"shop/p: {podSelector: {}}"}} {
 		if found := checkAll(t, peersCluster, policies...); len(found) > 0 {
 			t.Errorf("%v: found %v", policies, found)

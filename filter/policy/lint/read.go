@@ -35,6 +35,7 @@ type pod struct {
 
 	ended    bool
 	workload string // "namespace/name" of its workload, or of the pod itself
+	object   string // of the workload or the pod, as in findings
 }
 
 type portName struct {
@@ -50,9 +51,9 @@ func (l *linter) addPod(o *policy.Pod, of policy.Ref) {
 		ns = newNamespace(o.Namespace, nil)
 		l.namespaces[o.Namespace] = ns
 	}
-	p := &pod{name: o.Name, ns: ns, labels: o.Labels, addrs: o.Addrs, host: o.HostNetwork, ports: make(map[portName]bool), all: o.Ports, ended: o.Ended != "", workload: o.String()}
+	p := &pod{name: o.Name, ns: ns, labels: o.Labels, addrs: o.Addrs, host: o.HostNetwork, ports: make(map[portName]bool), all: o.Ports, ended: o.Ended != "", workload: o.String(), object: "Pod " + o.String()}
 	if of != (policy.Ref{}) {
-		p.workload = of.Namespace + "/" + of.Name
+		p.workload, p.object = of.Namespace+"/"+of.Name, of.Object()
 	}
 	for _, port := range o.Ports {
 		if port.Name != "" {
