@@ -43,6 +43,10 @@ matched by their names, so that pods with other names are the same. What a new w
 reach opens, and what one that is gone could reach closes. Pods without an address may have
 any (of the ranges of --pod-cidr): the text states which changes depend on that.
 
+A line from "outside" is a way from outside the cluster, such as an Ingress, that opens or
+closes: because it is new or gone, or because of what policies allow its controller. One that
+is new counts as open if the pods of its controller are not known.
+
 The exit status is 1 if something opens (see --fail-on), and 2 if parts of the manifests
 cannot be understood.`,
 		Example: `  sluice diff ./old ./new
@@ -94,7 +98,7 @@ func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error 
 	if err := errors.Join(before.report(e, "the comparison"), after.report(e, "the comparison")); err != nil {
 		return exitError{status: exitFailed, err: errors.New("parts of the manifests cannot be understood: the comparison is about the rest of them")}
 	}
-	opened, closed := report.Opened > 0, report.Closed > 0
+	opened, closed := report.Opened > 0 || report.OpensWay(), report.Closed > 0 || report.ClosesWay()
 	if opened && (opts.failOn == "opened" || opts.failOn == "any") || closed && (opts.failOn == "closed" || opts.failOn == "any") {
 		return exitError{status: exitFindings}
 	}

@@ -65,11 +65,11 @@ If policies tell the pods or addresses of an end apart, each answer is printed, 
 first. A workload in Git has no pods, and so no address: if the answer depends on it, the
 verdict is "depends", and the ranges that matter follow. --pod-cidr gives the ranges.
 
-What arrives at an Ingress or a Gateway is sent to the pods by those of its controller, so policies
-see these and not the client. They are known by the labels of the Gateway API, by the Service
-whose address is in the status, by the labels of the class, or by those that are usual for
-its controller; the answer says which. If they are not known, give them as --from. For a
-Service of type LoadBalancer or NodePort, the client is world.
+What arrives at an Ingress or a Gateway is sent to the pods by those of its controller, so
+policies see these and not the client. They are known by the labels of the Gateway API, by
+the Service whose address is in the status, by the labels of the class, or by those that
+are usual for the controller; the answer says which. If they are not known, give them as
+--from. Of a Service of type LoadBalancer or NodePort, the client is world.
 
 In the text, rules are numbered from 1. In JSON, "index" counts from 0, as in the field
 spec.ingress[0].

@@ -44,6 +44,10 @@ TCP is the default protocol; "=" before it marks least privilege: only ports tha
 containers of the destination declare are open. With --open, there is a line for each
 pair of which something is open. With --port, it is only about those ports.
 
+What is reached from outside the cluster by an Ingress, a route of the Gateway API, or a
+Service of type LoadBalancer or NodePort is listed, with whether policies let it in; see
+"sluice explain --help" for how the senders are known.
+
 With -n pci there are two tables: what can get into pci, and where it can get out to.
 --from-namespace and --to-namespace limit one side.
 

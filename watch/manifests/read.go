@@ -57,7 +57,7 @@ type reader struct {
 	contents []*content
 	seen     map[string]bool // the same file may be found through several paths
 	empty    error           // about the first path without objects; nil if there is none
-	items    int             // number of objects that are read, without those that lead to Services from outside
+	items    int             // number of objects that are read
 }
 
 func newReader(in Input) *reader {
@@ -72,11 +72,7 @@ func (r *reader) read() (Objects, []Problem, error) {
 		}
 	}
 	m := merge(r.contents)
-	for _, it := range m.items {
-		if !it.outside {
-			r.items++
-		}
-	}
+	r.items = len(m.items)
 	objects, problems := m.summary(r.contents)
 	if placed := r.placed(); placed != nil {
 		objects.Notes = append(objects.Notes, *placed)

@@ -3,6 +3,7 @@
 package diff
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -16,6 +17,8 @@ type Report struct {
 	Lines []Line
 	// Opened and Closed are the numbers of pairs of parties between which something opens or closes.
 	Opened, Closed int
+	// Ways are the ways from outside the cluster that open or close, what opens first.
+	Ways []Way
 	// New and Gone are the parties that only one of the clusters has.
 	New, Gone []*reach.Match
 	// Policies are those that differ.
@@ -61,6 +64,8 @@ func New(d *reach.Diff, namespaces []string) *Report {
 	for _, opens := range []bool{true, false} {
 		r.Lines = append(r.Lines, newMerger(d.Matches, opens).lines(r.changes)...)
 	}
+	inNamespace := func(name string) bool { return len(namespaces) == 0 || slices.Contains(namespaces, name) }
+	r.Ways = compareWays(waysOf(d.Old.Inventory(), inNamespace), waysOf(d.New.Inventory(), inNamespace))
 	r.addNotes(d)
 	return r
 }
@@ -98,8 +103,16 @@ func (r *Report) addNotes(d *reach.Diff) {
 	}
 }
 
-// Summary returns the numbers in a line: "2 pairs opened, 1 closed".
+// Summary returns the numbers in a line: "2 pairs opened, 1 closed; 1 way from outside opened".
 func (r *Report) Summary() string {
+	ways := r.waySummary()
+	if ways != "" && r.Opened+r.Closed > 0 {
+		return r.pairSummary() + "; " + ways
+	}
+	return cmp.Or(ways, r.pairSummary())
+}
+
+func (r *Report) pairSummary() string {
 	pairs := func(n int) string {
 		if n == 1 {
 			return "1 pair"

@@ -15,13 +15,16 @@ const maxColumn = 60
 
 // WriteText writes a line for each change, and a summary.
 func (r *Report) WriteText(out io.Writer) error {
-	rows := make([][3]string, len(r.Lines))
+	rows := make([][3]string, len(r.Lines), len(r.Lines)+len(r.Ways))
 	for i, l := range r.Lines {
 		sign := "- "
 		if l.Opens {
 			sign = "+ "
 		}
 		rows[i] = [3]string{sign + near.List(l.From, maxNames, ", ") + " → " + near.List(l.To, maxNames, ", "), l.Ports, l.By}
+	}
+	for _, w := range r.Ways {
+		rows = append(rows, w.row())
 	}
 	var widths [2]int
 	for _, row := range rows {
@@ -79,6 +82,11 @@ func (r *Report) table(b *strings.Builder, opens bool) {
 			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", coded(l.From), coded(l.To), escaped(l.Ports), escaped(l.By)))
 		}
 	}
+	for _, w := range r.Ways {
+		if w.Opens == opens {
+			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", outside, coded([]string{w.To}), escaped(w.Port), escaped(w.by())))
+		}
+	}
 	if len(rows) == 0 {
 		return
 	}
@@ -119,6 +127,7 @@ type (
 		Opened   int          `json:"opened"` // pairs of parties
 		Closed   int          `json:"closed"`
 		Changes  []jsonChange `json:"changes"`
+		Outside  []jsonWay    `json:"outside,omitempty"` // ways from outside the cluster
 		New      []string     `json:"new"`
 		Gone     []string     `json:"gone"`
 		Policies []jsonPolicy `json:"policies"`
@@ -136,6 +145,13 @@ type (
 		Depends bool        `json:"depends,omitempty"` // on addresses that are not known
 		Causes  []jsonCause `json:"causes"`
 		Why     string      `json:"why"`
+	}
+	jsonWay struct {
+		Change string `json:"change"` // "opened" or "closed"
+		To     string `json:"to"`
+		Port   string `json:"port"` // of the pods
+		By     string `json:"by"`
+		Why    string `json:"why"`
 	}
 	jsonCause struct {
 		Policy    string `json:"policy"`
@@ -157,6 +173,9 @@ func (r *Report) WriteJSON(out io.Writer) error {
 	for i := range r.Lines {
 		j.Changes = append(j.Changes, jsonOf(&r.Lines[i]))
 	}
+	for _, w := range r.Ways {
+		j.Outside = append(j.Outside, jsonWay{changeWord(w.Opens), w.To, w.Port, w.By, w.Why})
+	}
 	for _, p := range r.Policies {
 		j.Policies = append(j.Policies, jsonPolicy{p.Policy, p.State.String()})
 	}
@@ -166,14 +185,18 @@ func (r *Report) WriteJSON(out io.Writer) error {
 	return enc.Encode(j)
 }
 
+func changeWord(opens bool) string {
+	if opens {
+		return "opened"
+	}
+	return "closed"
+}
+
 func jsonOf(l *Line) jsonChange {
 	c := l.block.change
 	j := jsonChange{
-		Change: "closed", From: namesOf(l.block.from), To: namesOf(l.block.to),
+		Change: changeWord(l.Opens), From: namesOf(l.block.from), To: namesOf(l.block.to),
 		Family: c.Family, OwnNode: c.OwnNode, Depends: c.Maybe, Causes: []jsonCause{}, Why: l.By,
-	}
-	if l.Opens {
-		j.Change = "opened"
 	}
 	for _, s := range c.Spans {
 		j.Ports = append(j.Ports, s.String())

@@ -17,11 +17,13 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// Question and Flow are those of the inventory.
 type (
+	// Question is that of the inventory.
 	Question = inventory.Question
-	Flow     = inventory.Flow
-	End      = inventory.End
+	// Flow is that of the inventory.
+	Flow = inventory.Flow
+	// End is that of the inventory.
+	End = inventory.End
 )
 
 // Cluster explains flows. It must not be used concurrently.

@@ -44,6 +44,14 @@ type End struct {
 // ByAddress reports whether the end is named by its address.
 func (e *End) ByAddress() bool { return len(e.Addrs) == 1 && e.Name == e.Addrs[0].String() }
 
+// Text returns the name of the end.
+func (e *End) Text() string {
+	if e == nil {
+		return ""
+	}
+	return e.Name
+}
+
 // address returns the end with an address.
 func (v *Inventory) address(addr netip.Addr) *End {
 	e := &End{Name: addr.String(), Addrs: []netip.Addr{addr}, Endpoint: v.Snapshot.Endpoint(addr)}

@@ -86,6 +86,21 @@ func (x *Exposure) Requests() string {
 // String names the exposure, as in "Ingress shop/web (shop.example.com/cart)".
 func (x *Exposure) String() string { return x.By.Object() + " (" + x.Requests() + ")" }
 
+// Describe returns an exposure in words, with whether the policies let what arrives reach the pods.
+func (v *Inventory) Describe(x *Exposure) string {
+	text := x.String()
+	if x.IsRoute() && x.Senders.Known() {
+		text += " through " + x.Senders.Name()
+	}
+	switch access, _ := v.Access(x); access {
+	case Denied:
+		text += ", which policies deny"
+	case Unknown:
+		text += ", through pods that are not known"
+	}
+	return text
+}
+
 // Protocol returns the protocol of the packets to the pods.
 func (x *Exposure) Protocol() filter.Protocol { return x.protocol }
 
@@ -176,7 +191,7 @@ func (v *Inventory) resolve(x *Exposure, r *kuberoute.Route, t *kuberoute.Target
 	case s == nil:
 		return "there is no Service " + t.Service.String(), true
 	case !v.granted(r, t):
-		return fmt.Sprintf("no ReferenceGrant in namespace %s lets a %s of namespace %s refer to Service %s", t.Service.Namespace, r.Ref.Kind, r.Ref.Namespace, t.Service.Name), true
+		return fmt.Sprintf("no ReferenceGrant in namespace %s lets %ss of namespace %s refer to Service %s", t.Service.Namespace, r.Ref.Kind, r.Ref.Namespace, t.Service.Name), true
 	case s.Spec.Type == corev1.ServiceTypeExternalName:
 		return fmt.Sprintf("Service %s is another name for %s, which is outside the cluster", s.text(), s.Spec.ExternalName), false
 	case t.Port == "":
@@ -214,7 +229,7 @@ func (v *Inventory) granted(r *kuberoute.Route, t *kuberoute.Target) bool {
 // serviceExposures returns what a Service exposes by itself: by a load balancer, by a port of the
 // nodes, or by external addresses.
 func (v *Inventory) serviceExposures(s *service) (all []*Exposure) {
-	means := func(*corev1.ServicePort) string { return "" }
+	var means func(*corev1.ServicePort) string
 	field := "spec.type"
 	switch kind := s.Spec.Type; {
 	case kind == corev1.ServiceTypeLoadBalancer:

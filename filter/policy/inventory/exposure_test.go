@@ -184,7 +184,7 @@ func TestExposures(t *testing.T) {
 		},
 		"another namespace without a grant": {
 			"\ntlsroutes:\n- {metadata: {namespace: edge, name: r}, spec: {parentRefs: [{name: public}], hostnames: [a.example.com], rules: [{backendRefs: [{namespace: shop, name: web, port: 80}]}]}}\n",
-			"TLSRoute edge/r (a.example.com) shop/web broken: no ReferenceGrant in namespace shop lets a TLSRoute of namespace edge refer to Service web by edge/gw",
+			"TLSRoute edge/r (a.example.com) shop/web broken: no ReferenceGrant in namespace shop lets TLSRoutes of namespace edge refer to Service web by edge/gw",
 		},
 		"another namespace with a grant": {
 			"\ntlsroutes:\n- {metadata: {namespace: edge, name: r}, spec: {parentRefs: [{name: public}], hostnames: [a.example.com], rules: [{backendRefs: [{namespace: shop, name: web, port: 80}]}]}}\n" +
@@ -194,7 +194,7 @@ func TestExposures(t *testing.T) {
 		"a grant of another kind": {
 			"\ntlsroutes:\n- {metadata: {namespace: edge, name: r}, spec: {parentRefs: [{name: public}], hostnames: [a.example.com], rules: [{backendRefs: [{namespace: shop, name: web, port: 80}]}]}}\n" +
 				"\ngrants:\n- {metadata: {namespace: shop, name: g}, spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: edge}], to: [{group: \"\", kind: Service, name: web}]}}\n",
-			"TLSRoute edge/r (a.example.com) shop/web broken: no ReferenceGrant in namespace shop lets a TLSRoute of namespace edge refer to Service web by edge/gw",
+			"TLSRoute edge/r (a.example.com) shop/web broken: no ReferenceGrant in namespace shop lets TLSRoutes of namespace edge refer to Service web by edge/gw",
 		},
 	}
 	for name, tt := range tests {

@@ -48,10 +48,10 @@ type target struct {
 // find returns what a name stands for. The namespace is that of names without one. The parameter
 // to reports whether the name is of the destination.
 func (v *Inventory) find(text, namespace string, to bool) (target, error) {
-	switch {
-	case text == "":
+	switch text {
+	case "":
 		return target{}, errors.New("it is missing: write namespace/name of a pod or a workload, or an IP address")
-	case text == World:
+	case World:
 		return target{ends: v.world()}, nil
 	}
 	if t, is, err := v.atURL(text); is {
@@ -139,7 +139,7 @@ func (v *Inventory) anyKind(namespace, name string, to bool) (target, error) {
 	if v.Snapshot.Node(name) != nil {
 		return v.node(name)
 	}
-	if s, namespace := v.inDNS(name, namespace); s != nil {
+	if s, namespace := v.inDNS(name); s != nil {
 		return target{service: s}, nil
 	} else if namespace != "" {
 		return target{}, fmt.Errorf("there is no Service %s: %s", namespace, v.serviceHint(namespace))
@@ -250,7 +250,7 @@ func (v *Inventory) node(name string) (target, error) {
 		}
 	}
 	if len(e.Addrs) == 0 {
-		return target{}, fmt.Errorf("Node %s has no address in its status: write an IP address", name)
+		return target{}, fmt.Errorf("the Node %s has no address in its status: write an IP address", name)
 	}
 	slices.SortFunc(e.Addrs, netip.Addr.Compare)
 	e.Endpoint = v.Snapshot.Endpoint(e.Addrs[0])

@@ -60,7 +60,7 @@ func (v *Inventory) atURL(text string) (t target, is bool, err error) {
 		host = before // of the load balancer or the controller, not of the pods
 	}
 	host = strings.ToLower(host)
-	if s, _ := v.inDNS(host, ""); !has && (s != nil || !strings.Contains(host, ".")) {
+	if s, _ := v.inDNS(host); !has && (s != nil || !strings.Contains(host, ".")) {
 		return target{}, false, nil
 	}
 	found := v.atHost(host, has)

@@ -103,7 +103,7 @@ func (v *Inventory) serviceHint(name string) string {
 // inDNS returns the Service of a name in the cluster's DNS: "db", "db.shop", "db.shop.svc" and so on. If
 // the text has the form of such a name, but there is no such Service, inDNS returns the name that
 // it would have. A pod of a StatefulSet has a name under its Service, which is not looked up.
-func (v *Inventory) inDNS(text, namespace string) (*service, string) {
+func (v *Inventory) inDNS(text string) (*service, string) {
 	parts := strings.Split(strings.TrimSuffix(text, "."), ".")
 	if len(parts) < 2 {
 		return nil, ""
@@ -163,7 +163,7 @@ func (v *Inventory) serviceFlows(sources []*End, to target, text string, proto f
 // It returns the Service itself if it is not another name, or for something else.
 func (v *Inventory) renamed(s *service) *service {
 	for range v.services { // names may form a circle
-		next, _ := v.inDNS(s.Spec.ExternalName, s.Namespace)
+		next, _ := v.inDNS(s.Spec.ExternalName)
 		if s.Spec.Type != corev1.ServiceTypeExternalName || next == nil || !strings.Contains(s.Spec.ExternalName, ".svc") {
 			break
 		}

@@ -43,6 +43,11 @@ const (
 	OneSided     = "one-sided"        // a rule of which the other end denies everything
 	OneSidedPart = "one-sided-part"   // a peer or a port of a rule of which the other end denies everything
 
+	// About ways from outside the cluster.
+	NoBackend     = "no-backend"     // a route to a Service, or a port of it, that does not exist
+	RouteDenied   = "route-denied"   // a way from outside that the policies of the pods close
+	ClientAddress = "client-address" // a Service whose policies allow clients that arrive with the address of a node
+
 	// What the reader of manifests finds, and not Check.
 	Manifest   = "manifest"    // a part that cannot be read, or that the API server would reject
 	APIVersion = "api-version" // a former version, which is still read
@@ -103,6 +108,7 @@ func Check(v *inventory.Inventory) []Finding {
 	}
 	l.notIsolated(v)
 	l.oneSided(v)
+	l.routes(v)
 	l.clashes(v)
 	slices.SortStableFunc(l.findings, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
 	return l.findings

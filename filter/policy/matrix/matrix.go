@@ -106,6 +106,7 @@ func newMatrix(r *reach.Map, o Options) *Matrix {
 		}
 	}
 	all := partiesOf(b.reach, o.By)
+	exposed(r.Inventory(), all)
 	m.From, m.To = chosen(all, o.From), chosen(all, o.To)
 	if len(m.From)*len(m.To) <= MaxCells {
 		m.fill(b)

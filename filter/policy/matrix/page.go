@@ -257,6 +257,9 @@ func pagePartyOf(o *Party, workloads map[string]string) pageParty {
 	case len(o.Ranges) > 0:
 		p.About = strings.Join(o.Ranges, ", ")
 	}
+	if len(o.Outside) > 0 {
+		p.About += "; reached from outside by " + strings.Join(o.Outside, "; by ")
+	}
 	return p
 }
 

@@ -29,6 +29,10 @@ type Party struct {
 	OrderedEgress  []string `json:"orderedEgressPolicies,omitempty"`
 	OrderedIngress []string `json:"orderedIngressPolicies,omitempty"`
 
+	// Outside are the ways by which the pods are reached from outside the cluster, such as Ingresses, in
+	// words.
+	Outside []string `json:"reachedFromOutside,omitempty"`
+
 	members []member
 }
 
@@ -43,6 +47,14 @@ func (m member) name() string {
 		return m.pod.String()
 	}
 	return m.Name
+}
+
+// pods returns the pods of the member.
+func (m member) pods() []*policy.Pod {
+	if m.pod != nil {
+		return []*policy.Pod{m.pod}
+	}
+	return m.Pods
 }
 
 // ports returns the ports that the containers declare.
@@ -126,11 +138,7 @@ func newParty(m member) *Party {
 // add adds a member.
 func (p *Party) add(m member) {
 	p.members = append(p.members, m)
-	pods := m.Pods
-	if m.pod != nil {
-		pods = []*policy.Pod{m.pod}
-	}
-	for _, pod := range pods {
+	for _, pod := range m.pods() {
 		p.Pods = append(p.Pods, pod.String())
 		for _, a := range pod.Addrs {
 			p.Addresses = append(p.Addresses, a.String())

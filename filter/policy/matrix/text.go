@@ -79,6 +79,9 @@ func (m *Matrix) WriteText(out io.Writer) error {
 		}
 	}
 	b.WriteString(legend + m.marks() + ".\n" + m.ownNodes() + "Pairs: " + m.sumText() + ".\n")
+	for _, line := range m.outside() {
+		b.WriteString(line + "\n")
+	}
 	_, err := io.WriteString(out, b.String())
 	return err
 }

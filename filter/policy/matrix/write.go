@@ -40,6 +40,12 @@ func (m *Matrix) WriteMarkdown(out io.Writer) error {
 		}
 	}
 	fmt.Fprintf(&b, "%s%s.\n%s\nPairs: %s.\n", legend, escaped(m.marks()), m.ownNodes(), m.sumText())
+	if lines := m.outside(); len(lines) > 0 {
+		b.WriteString("\nReached from outside:\n\n")
+		for _, line := range lines {
+			fmt.Fprintf(&b, "- %s\n", escaped(line))
+		}
+	}
 	if len(m.LeftOut) > 0 {
 		b.WriteString("\nLeft out:\n\n")
 		for _, l := range m.LeftOut {
