@@ -55,10 +55,12 @@ func all(manifests []string) (list []picture) {
 		s.dark = true
 		list = append(list, picture{name + "-dark", command, fragment, s, ready})
 	}
-	cell := "cell=" + url.QueryEscape("shop/checkout → shop/payment")
-	add("matrix", desktop(), matrixDrawn, cell, "matrix", "-o", "html")
-	add("report", desktop(), reportDrawn, "", "report", "-n", "pci", "--date", "2026-11-27", "-o", "html")
-	add("matrix-phone", phone(), matrixDrawn, "from=shop&to=shop&"+cell, "matrix", "-o", "html")
+	cell := func(name string) string { return "cell=" + url.QueryEscape(name) }
+	wide := desktop()
+	wide.height = 760
+	add("matrix", wide, matrixDrawn, cell("monitoring/prometheus → shop/payment"), "matrix", "-o", "html")
+	add("report", wide, reportDrawn, "", "report", "-n", "pci", "--date", "2026-11-27", "-o", "html")
+	add("matrix-phone", phone(), matrixDrawn, "from=shop&to=shop&"+cell("shop/checkout → shop/cart"), "matrix", "-o", "html")
 	return list
 }
 

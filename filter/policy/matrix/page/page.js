@@ -190,7 +190,7 @@ function point(r, c) {
 function cellText(row, column) {
   const one = row.leaves.length === 1 && column.leaves.length === 1, groups = one ? [] : model.groups(row, column);
   const state = model.state(row, column), text = model.text(row, column);
-  return `<h2>${escape(row.full)} → ${escape(column.full)}</h2><p>${badge(state || "none", sign[state] + " " + word[state])} ${isOpen(state) && text !== "all" && !view.port ? escape(text) + (/ of \d+$/.test(text) ? " pairs" : "") : ""}</p>` +
+  return `<h2>${escape(row.full)} → ${escape(column.full)}</h2><p>${badge(state || "none", sign[state] + " " + word[state])} ${isOpen(state) && text !== "all" && !view.port ? escape(text.replace("=", "")) + (/ of \d+$/.test(text) ? " pairs" : "") : ""}</p>` +
     (row.opens || column.opens ? '<p><button type="button" id="below">open ▸</button></p>' : "") + (one ? onePair(row.leaves[0], column.leaves[0]) : manyPairs(groups));
 }
 function headText(side, line) {
