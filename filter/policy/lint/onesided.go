@@ -136,7 +136,7 @@ func (h *oneSidedCheck) rule(p *lintPolicy, r *rule) {
 	more := false // the rule also allows what cannot be checked
 	for i := range r.peers {
 		x := &r.peers[i]
-		if !x.arePods() || h.unseen(x) {
+		if !x.arePods() {
 			more = true
 			continue
 		}
@@ -146,6 +146,9 @@ func (h *oneSidedCheck) rule(p *lintPolicy, r *rule) {
 					h.pair(r, c, s, &peers[i], ports)
 				}
 			}
+		}
+		if h.unseen(x) {
+			more, peers[i].example = true, nil
 		}
 	}
 	h.judge(p, r, peers, ports, more)

@@ -55,6 +55,7 @@ func TestOneSided(t *testing.T) {
 		"one of two ports":    {[]string{shopDenies, toVault, fromAll(web, "{port: 8200}, {port: 9102}")}, OneSidedPart, "pci/p", "spec.ingress[0].ports[1].port", "TCP 9102"},
 		"beside a block":      {[]string{shopDenies, fromAll("{ipBlock: {cidr: 192.0.2.0/24}}, "+web, "{port: 8200}")}, OneSided, "pci/p", "spec.ingress[0].from[1]", "remove the peer"},
 		"beside blocks, one":  {[]string{shopDenies, toVault, fromAll("{ipBlock: {cidr: 192.0.2.0/24}}, "+web+", "+job, "{port: 8200}")}, OneSidedPart, "pci/p", "spec.ingress[0].from[2]", "isolates shop/job"},
+		"beside all pods":     {[]string{"shop/job: {podSelector: {matchLabels: {app: job}}, policyTypes: [Egress]}", fromAll("{namespaceSelector: {}}, "+job, "{port: 8200}")}, OneSidedPart, "pci/p", "spec.ingress[0].from[1]", "isolates shop/job"},
 		"both ends":           {[]string{shopDenies, toVault, fromWeb}, "", "", "", ""},
 		"other end is open":   {[]string{fromWeb}, "", "", "", ""},
 		"some of the peers":   {[]string{shopDenies, toVault, fromAll("{namespaceSelector: {}}", "{port: 8200}")}, "", "", "", ""},
