@@ -198,7 +198,11 @@ func (l *loaded) places() func(filter.Rule) string {
 		object := objects[r.PolicyTitle()].Object()
 		at := l.Origins[object]
 		known[r] = ""
-		if line := lines.Line(at.File, at.Document, object, "spec."+r.Field()); line > 0 {
+		field := "spec." + r.Field()
+		if r.Index < 0 {
+			field = "" // the policy itself
+		}
+		if line := lines.Line(at.File, at.Document, object, field); line > 0 {
 			known[r] = at.File + ":" + strconv.Itoa(line)
 		}
 		return known[r]

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 	"sluice/filter/policy/near"
 	"sluice/filter/policy/reach"
 )
@@ -55,7 +56,7 @@ func (r *Report) document() *document {
 	if len(r.Members) == 0 {
 		return d
 	}
-	d.Parts = append(d.Parts, r.overview(w), r.exposed(w), r.open(w, filter.Ingress), r.open(w, filter.Egress), r.withinPart(w), r.closed(w), r.limits())
+	d.Parts = append(d.Parts, r.overview(w), r.exposed(w), r.open(w, filter.Ingress), r.open(w, filter.Egress), r.withinPart(w), r.closed(w), r.policies(w), r.limits())
 	if len(w.used) > 0 {
 		d.Parts = append(d.Parts, r.glossary(w))
 	}
@@ -96,24 +97,57 @@ func (r *Report) missing() []string {
 	return all
 }
 
-// overview lists the members.
+// overview lists the members. Parts of a workload with the same policies are one row.
 func (r *Report) overview(w *words) part {
 	t := table{Head: []string{"workload", "pods", "declared ports", "isolated in ingress by", "isolated in egress by"}}
-	for _, m := range r.Members {
-		var ports []string
-		for _, p := range m.Ports {
-			ports = append(ports, fmt.Sprintf("%s %d", p.Protocol, p.Number))
+	type key struct {
+		workload policy.Ref
+		in, out  string
+	}
+	rows := make(map[key][]*reach.Party)
+	var order []*Member
+	keyOf := func(m *Member) key {
+		k := key{m.Workload, fmt.Sprint(isolation(m, m.In)), fmt.Sprint(isolation(m, m.Out))}
+		if !m.Part {
+			k.in = m.Name
 		}
-		t.Rows = append(t.Rows, []cell{names(w.name(m.Party)), text(podsText(m.Party)), text(ports...), isolation(m, m.In), isolation(m, m.Out)})
+		return k
+	}
+	for _, m := range r.Members {
+		k := keyOf(m)
+		if rows[k] == nil {
+			order = append(order, m)
+		}
+		rows[k] = append(rows[k], m.Party)
+	}
+	for _, m := range order {
+		set := rows[keyOf(m)]
+		t.Rows = append(t.Rows, []cell{names(w.of(set)...), text(podsText(set)), text(declared(set)...), isolation(m, m.In), isolation(m, m.Out)})
 	}
 	return part{Heading: "Workloads", Tables: []table{t}}
 }
 
-func podsText(p *reach.Party) string {
-	if p.Assumed {
+// declared returns the ports that containers declare.
+func declared(set []*reach.Party) (ports []string) {
+	for _, p := range set {
+		for _, one := range p.Ports {
+			if port := fmt.Sprintf("%s %d", one.Protocol, one.Number); !slices.Contains(ports, port) {
+				ports = append(ports, port)
+			}
+		}
+	}
+	return ports
+}
+
+func podsText(set []*reach.Party) string {
+	if set[0].Assumed {
 		return "not running"
 	}
-	return fmt.Sprint(len(p.Pods))
+	n := 0
+	for _, p := range set {
+		n += len(p.Pods)
+	}
+	return fmt.Sprint(n)
 }
 
 // isolation returns the policies that decide about a side of a member.

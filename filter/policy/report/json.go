@@ -25,10 +25,20 @@ type (
 
 		Warnings  []string     `json:"warnings"` // those sentences of the summary that must not be missed
 		Workloads []jsonMember `json:"workloads"`
-		Within    []jsonRow    `json:"within"`  // between workloads of the scope
-		Exposed   []jsonWay    `json:"exposed"` // ways from outside the cluster
-		Notes     []string     `json:"notes"`   // what the answers depend on
+		Within    []jsonRow    `json:"within"`   // between workloads of the scope
+		Exposed   []jsonWay    `json:"exposed"`  // ways from outside the cluster
+		Policies  []jsonPolicy `json:"policies"` // that decide about workloads of the scope
+		Notes     []string     `json:"notes"`    // what the answers depend on
 		Parties   []jsonParty  `json:"parties"`
+	}
+	jsonPolicy struct {
+		Policy       string   `json:"policy"`
+		Tier         string   `json:"tier"`
+		Ingress      []string `json:"ingress"`      // workloads
+		Egress       []string `json:"egress"`       // workloads
+		IngressRules []int    `json:"ingressRules"` // that let something pass, from 0
+		EgressRules  []int    `json:"egressRules"`
+		Place        string   `json:"place,omitempty"`
 	}
 	jsonWay struct {
 		By      string   `json:"by"`       // as in "Ingress shop/web"
@@ -101,7 +111,7 @@ func (r *Report) JSON() (string, error) {
 	o := &r.options
 	j := jsonReport{
 		Scope: listed(o.Namespaces), Date: o.Date, Inputs: o.Inputs, Version: o.Version, Source: listed(o.Source), Read: listed(o.Read), Missing: listed(r.missing()), Ended: listed(r.ended),
-		Summary: []string{}, Warnings: []string{}, Workloads: []jsonMember{}, Within: []jsonRow{}, Exposed: []jsonWay{}, Notes: []string{},
+		Summary: []string{}, Warnings: []string{}, Workloads: []jsonMember{}, Within: []jsonRow{}, Exposed: []jsonWay{}, Policies: []jsonPolicy{}, Notes: []string{},
 	}
 	for _, s := range r.summary(w) {
 		if j.Summary = append(j.Summary, s.Text); s.Warn {
@@ -120,6 +130,13 @@ func (r *Report) JSON() (string, error) {
 		access := map[inventory.Access]string{inventory.Reached: reach.Allow.String(), inventory.Denied: reach.Deny.String(), inventory.Unknown: "unknown"}[way.Access]
 		j.Exposed = append(j.Exposed, jsonWay{way.By.Object(), way.Requests(), way.Service, partyNames(way.To), way.Ports, way.sender(), access})
 	}
+	for _, e := range r.evidences() {
+		in, out := filter.Ingress, filter.Egress
+		j.Policies = append(j.Policies, jsonPolicy{
+			e.policy, e.tier.String(), listed(partyNames(e.members[in])), listed(partyNames(e.members[out])),
+			listed(e.decisions[in]), listed(e.decisions[out]), r.policyPlace(e),
+		})
+	}
 	for _, s := range r.limits().Text {
 		j.Notes = append(j.Notes, s.Text)
 	}
@@ -137,9 +154,9 @@ func (r *Report) JSON() (string, error) {
 }
 
 // listed returns a list that JSON writes as [] if it is empty.
-func listed(list []string) []string {
+func listed[T any](list []T) []T {
 	if list == nil {
-		return []string{}
+		return []T{}
 	}
 	return list
 }

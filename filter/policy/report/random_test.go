@@ -29,8 +29,10 @@ func (d dice) selector() labels.Selector {
 	if d.one(3) {
 		return labels.Everything()
 	}
-	return labels.SelectorFromSet(labels.Set{"app": pick(d, "a", "b", "c")})
+	return selector(pick(d, "a", "b", "c"))
 }
+
+func selector(app string) labels.Selector { return labels.SelectorFromSet(labels.Set{"app": app}) }
 
 // pod returns a pod with labels and an owner; some are without an address, or of the host network.
 func (d dice) pod(i int) *policy.Pod {

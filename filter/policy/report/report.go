@@ -16,8 +16,8 @@ import (
 // Options say what a report is about, and where its answers are from.
 type Options struct {
 	Namespaces []string // if not empty, the report is about these
-	// Place returns where a rule is written, or, for a rule without an index, its policy, as in
-	// "pci.yaml:12"; empty if it is not known. Place may be nil.
+	// Place returns where a rule is written, as in "pci.yaml:12"; where its policy is, if its Index
+	// is -1; empty if it is not known. Place may be nil.
 	Place func(r filter.Rule) string
 
 	Date    string   // of the report
