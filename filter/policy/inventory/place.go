@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -126,30 +127,29 @@ func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
 // findPlaces cuts ranges. It keeps one range of those that are in the same ranges of policies, and
 // whose nodes the same policies select. The first is in the fewest of them: the usual place of a pod.
 func (v *Inventory) findPlaces(ranges []netip.Prefix, host bool) []Range {
-	var found []Range
+	type place struct {
+		Range
+		depth int // the number of ranges and selectors of policies around it
+	}
+	var found []place
 	seen := make(map[string]bool)
 	for _, r := range ranges {
 		for _, c := range v.marks.cut(r) {
 			if host && !canBeNode(c) {
 				continue
 			}
-			for a := range c.Addrs {
-				if key := v.around(a); !seen[key] {
-					seen[key] = true
-					found = append(found, c)
-				}
-				break
+			if key := v.around(c.first()); !seen[key] {
+				seen[key] = true
+				found = append(found, place{c, strings.Count(key, " ")})
 			}
 		}
 	}
-	depth := func(r Range) int {
-		for a := range r.Addrs {
-			return strings.Count(v.around(a), " ")
-		}
-		return 0
+	slices.SortStableFunc(found, func(a, b place) int { return cmp.Compare(a.depth, b.depth) })
+	var places []Range
+	for _, p := range found {
+		places = append(places, p.Range)
 	}
-	slices.SortStableFunc(found, func(a, b Range) int { return depth(a) - depth(b) })
-	return found
+	return places
 }
 
 // addrIn returns an address of the range that nothing has, or, for a pod of the host network, that a
@@ -207,7 +207,7 @@ func (v *Inventory) assume(to, host bool) (addrs []netip.Addr) {
 func (v *Inventory) Beside(o *Inventory) *Inventory {
 	out := *v
 	out.beside, out.exposures = o, nil
-	out.marks = slices.Concat(v.marks, o.marks).sorted()
+	out.marks = newMarks(slices.Concat(v.marks.prefixes, o.marks.prefixes))
 	out.nodeSelectors = distinct(slices.Concat(v.nodeSelectors, o.nodeSelectors))
 	out.place()
 	return &out
@@ -218,8 +218,7 @@ func addressless(p *policy.Pod) bool {
 	return Assumed(p) || p.HostNetwork && alive(p) && len(addressesOf(p)) == 0
 }
 
-// place finds the places of pods, if one has no address. For 100,000 ranges in policies it takes
-// minutes.
+// place finds the places of pods, if one has no address.
 func (v *Inventory) place() {
 	v.assumed = make(map[netip.Addr]bool)
 	if !slices.ContainsFunc(v.AllPods(), addressless) {
@@ -256,21 +255,22 @@ type Alternative struct {
 }
 
 // Elsewhere returns the flow with each other address that a policy may tell apart from the
-// assumed one. It returns nothing if the addresses of both ends are known.
+// assumed one. It returns nothing if the addresses of both ends are known. Only pods have policies,
+// so the address of one end matters only if the other end is a pod.
 func (v *Inventory) Elsewhere(f Flow) (all []Alternative) {
 	src, dst := f.Key.SrcAddr(), f.Key.DstAddr()
 	family := 0
 	if !src.Is4() {
 		family = 1
 	}
-	if f.From.Assumed {
+	if f.From.Assumed && f.To.judges() {
 		for _, r := range v.placesOf(f.From.Node)[family] {
 			if a := v.addrBeside(r, f.From.Node, 0, dst); a.IsValid() && !r.Contains(src) {
 				all = append(all, f.at(a, dst, Alternative{Range: r}))
 			}
 		}
 	}
-	if f.To.Assumed {
+	if f.To.Assumed && f.From.judges() {
 		for _, r := range v.placesOf(f.To.Node)[family] {
 			if a := v.addrBeside(r, f.To.Node, 1, src); a.IsValid() && !r.Contains(dst) {
 				all = append(all, f.at(src, a, Alternative{To: true, Range: r}))
@@ -279,6 +279,9 @@ func (v *Inventory) Elsewhere(f Flow) (all []Alternative) {
 	}
 	return all
 }
+
+// judges reports whether policies of the end may decide about the address of the other end.
+func (e *End) judges() bool { return e.Endpoint != nil && !e.Endpoint.IsNode() }
 
 // at returns the alternative with the flow between other addresses.
 func (f Flow) at(src, dst netip.Addr, a Alternative) Alternative {

@@ -89,13 +89,20 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// marks are the prefixes in the ranges of policies, sorted, each before those inside of it.
-type marks []netip.Prefix
+// marks are the prefixes in the ranges of policies. Two prefixes are disjoint, or one is inside of
+// the other, so the marks are a forest.
+type marks struct {
+	prefixes []netip.Prefix // sorted, each before those inside of it
+	outer    []int          // by mark: the smallest other mark that contains it; unmarked if there is none
+}
+
+// unmarked stands for the mark of an address that no mark contains.
+const unmarked = -1
 
 // marksOf collects the prefixes of all policies: of ipBlocks, of their exceptions, and of
 // networks.
 func marksOf(policies []*policy.Policy) marks {
-	var all marks
+	var all []netip.Prefix
 	for _, p := range policies {
 		for d := range p.Rules {
 			for _, r := range p.Rules[d] {
@@ -108,29 +115,69 @@ func marksOf(policies []*policy.Policy) marks {
 			}
 		}
 	}
-	return all.sorted()
+	return newMarks(all)
 }
 
-func (m marks) sorted() marks {
-	m = slices.DeleteFunc(m, func(p netip.Prefix) bool { return !p.IsValid() })
-	for i, p := range m {
-		m[i] = p.Masked()
+// newMarks returns the marks of prefixes in any order. It changes their slice.
+func newMarks(prefixes []netip.Prefix) marks {
+	prefixes = slices.DeleteFunc(prefixes, func(p netip.Prefix) bool { return !p.IsValid() })
+	for i, p := range prefixes {
+		prefixes[i] = p.Masked()
 	}
-	slices.SortFunc(m, func(a, b netip.Prefix) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	slices.SortFunc(prefixes, comparePrefixes)
+	m := marks{prefixes: slices.Compact(prefixes)}
+	for i, p := range m.prefixes {
+		m.outer = append(m.outer, m.contains(i-1, p.Addr()))
+	}
+	return m
+}
+
+// comparePrefixes orders masked prefixes: each is before those inside of it, which are before
+// those behind it.
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// contains returns the smallest mark that contains an address, of mark i and those around it.
+func (m marks) contains(i int, a netip.Addr) int {
+	for i != unmarked && !m.prefixes[i].Contains(a) {
+		i = m.outer[i]
+	}
+	return i
+}
+
+// at returns the smallest mark that contains an address. All marks that contain it are around
+// that one, so addresses with the same one are in the same ranges of policies.
+func (m marks) at(a netip.Addr) int {
+	behind, _ := slices.BinarySearchFunc(m.prefixes, a, func(p netip.Prefix, a netip.Addr) int {
+		if p.Addr().Compare(a) <= 0 {
+			return -1
+		}
+		return 1
 	})
-	return slices.Compact(m)
+	return m.contains(behind-1, a)
+}
+
+// inside returns the marks inside of a prefix, without the prefix itself.
+func (m marks) inside(p netip.Prefix) []netip.Prefix {
+	first, has := slices.BinarySearchFunc(m.prefixes, p, comparePrefixes)
+	if has {
+		first++
+	}
+	n := 0
+	for n < len(m.prefixes)-first && p.Contains(m.prefixes[first+n].Addr()) {
+		n++
+	}
+	return m.prefixes[first : first+n]
 }
 
 // cut cuts a prefix into ranges at the marks. The first is what remains of the prefix itself; it
 // is missing if the marks inside of the prefix cover it.
 func (m marks) cut(within netip.Prefix) []Range {
-	ranges := []Range{{Prefix: within.Masked()}}
+	within = within.Masked()
+	ranges := []Range{{Prefix: within}}
 	open := []int{0} // the ranges that contain the current mark, outermost first
-	for _, p := range m {
-		if p.Bits() <= within.Bits() || !within.Overlaps(p) {
-			continue
-		}
+	for _, p := range m.inside(within) {
 		for !ranges[open[len(open)-1]].Prefix.Contains(p.Addr()) {
 			open = open[:len(open)-1]
 		}
@@ -139,23 +186,22 @@ func (m marks) cut(within netip.Prefix) []Range {
 		ranges = append(ranges, Range{Prefix: p})
 		open = append(open, len(ranges)-1)
 	}
-	return slices.DeleteFunc(ranges, func(r Range) bool { return r.empty() })
+	return slices.DeleteFunc(ranges, func(r Range) bool { return !r.first().IsValid() })
 }
 
-func (r Range) empty() bool {
-	for range r.Addrs {
-		return false
+// first returns the first address that Addrs yields; it is invalid if the range is empty.
+func (r Range) first() netip.Addr {
+	for a := range r.Addrs {
+		return a
 	}
-	return true
+	return netip.Addr{}
 }
 
 // around returns the marks that contain an address, as text.
 func (m marks) around(a netip.Addr) string {
 	var b strings.Builder
-	for _, p := range m {
-		if p.Contains(a) {
-			b.WriteString(p.String() + " ")
-		}
+	for i := m.at(a); i != unmarked; i = m.outer[i] {
+		b.WriteString(m.prefixes[i].String() + " ")
 	}
 	return b.String()
 }
