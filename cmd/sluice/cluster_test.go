@@ -300,7 +300,7 @@ func TestRightsInOneNamespace(t *testing.T) {
 	if _, stdout, _ := sluice(t, append(args, "-o", "json")...); !strings.Contains(stdout, `"reason": "forbidden outside of namespace default",`) {
 		t.Errorf("%s lacks the reason", stdout)
 	}
-	if status, stdout, stderr := sluice(t, "lint", "--kubeconfig", kubeconfig); status != 0 {
+	if status, stdout, stderr := sluice(t, "lint", "--fail-on", "error", "--kubeconfig", kubeconfig); status != 0 {
 		t.Errorf("lint: status %d, %s%s", status, stdout, stderr)
 	}
 }

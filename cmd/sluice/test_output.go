@@ -102,7 +102,7 @@ func newCaseReport(r *testResult) caseReport {
 	for _, f := range r.Failures {
 		failure := failureReport{
 			Detail: f.Detail, From: f.Flow.From.Name, To: f.Flow.To.Name, Port: f.Flow.Key.Port,
-			Protocol: f.Flow.Key.Protocol.String(), Verdict: f.Verdict.Action.String(), Why: explain.Why(f.Verdict),
+			Protocol: f.Flow.Key.Protocol.String(), Verdict: f.Verdict.Action.String(), Why: explain.Why(f.Verdict, f.Flow.From.Pod != nil),
 		}
 		if len(f.Explanations) > 0 {
 			answer := explain.NewAnswer(explain.Question{From: failure.From, To: failure.To}, f.Explanations)

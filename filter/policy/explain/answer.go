@@ -266,7 +266,7 @@ func (e *Explanation) outcome() Outcome {
 			end = "to"
 		}
 		o.Otherwise = v.Action.String()
-		o.Depends = append(o.Depends, DependsAnswer{end, a.Range.String(), a.Verdict.Action.String(), a.Verdict.Reason.String(), Why(a.Verdict)})
+		o.Depends = append(o.Depends, DependsAnswer{end, a.Range.String(), a.Verdict.Action.String(), a.Verdict.Reason.String(), a.Why()})
 	}
 	if e.explained {
 		o.Egress.Details, o.Ingress.Details = e.Egress.details(), e.Ingress.details()
@@ -360,9 +360,11 @@ func (c *Change) answer() *ChangeAnswer {
 	return a
 }
 
-// Why returns the reasons for a verdict in one line. It needs no policies.
-func Why(v filter.Verdict) string {
-	return Outcome{Reason: v.Reason.String(), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress)}.Why()
+// Why returns the reasons for a verdict about a flow in one line. It needs no policies. The
+// parameter fromPod reports whether the source is a pod: if the reason is own-node, the destination
+// is then its node, and otherwise the source is the node of a pod.
+func Why(v filter.Verdict, fromPod bool) string {
+	return Outcome{Reason: v.Reason.String(), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress), toNode: fromPod}.Why()
 }
 
 // Why returns the reasons in one line. It numbers rules from 1.

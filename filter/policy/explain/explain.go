@@ -88,6 +88,9 @@ type Alternative struct {
 	Verdict filter.Verdict
 }
 
+// Why returns the reasons for the verdict in one line.
+func (a *Alternative) Why() string { return Why(a.Verdict, a.Flow.From.Pod != nil) }
+
 // flows returns all flows of the explanation.
 func (e *Explanation) flows() []Flow { return append([]Flow{e.Flow}, e.Others...) }
 

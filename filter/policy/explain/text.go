@@ -138,7 +138,7 @@ func (e *Explanation) writeDepends(b *strings.Builder) {
 		if a.To {
 			end = "destination"
 		}
-		fmt.Fprintf(b, "  %s if the address of the %s %s: %s\n", a.Verdict.Action, end, a.Range.Where(), Why(a.Verdict))
+		fmt.Fprintf(b, "  %s if the address of the %s %s: %s\n", a.Verdict.Action, end, a.Range.Where(), a.Why())
 	}
 	fmt.Fprintf(b, "  %s otherwise, for the reasons below", e.Verdict.Action)
 	if e.settle != "" {

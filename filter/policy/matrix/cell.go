@@ -75,7 +75,7 @@ type builder struct {
 	reach    *reach.Map
 	asked    []Port
 	spans    map[spansKey][]span
-	whys     map[*reach.Answer]string
+	whys     map[whyKey]string
 	answers  map[*span][]Answer
 	noFamily []span // the answer for two ends without a common address family
 }
@@ -86,9 +86,15 @@ type spansKey struct {
 	toNode bool // from pods to their own node
 }
 
+// whyKey identifies the reasons of an answer of package reach.
+type whyKey struct {
+	answer *reach.Answer
+	toNode bool
+}
+
 func newBuilder(r *reach.Map, asked []Port) *builder {
 	return &builder{
-		reach: r, asked: asked, spans: make(map[spansKey][]span), whys: make(map[*reach.Answer]string), answers: make(map[*span][]Answer),
+		reach: r, asked: asked, spans: make(map[spansKey][]span), whys: make(map[whyKey]string), answers: make(map[*span][]Answer),
 		noFamily: spansWith(denied, "one end has only IPv4 addresses, and the other only IPv6"),
 	}
 }
@@ -217,23 +223,21 @@ func (b *builder) convert(list []reach.Span, toNode bool) (spans []span) {
 
 // why returns what decides.
 func (b *builder) why(a *reach.Answer, toNode bool) string {
-	all := a.Outcomes()
-	if toNode && all[0].Reason == filter.OwnNode && all[0].Egress.Passed == nil {
-		return "NetworkPolicies do not apply to what a pod sends to its own node"
-	}
-	if known, has := b.whys[a]; has {
+	key := whyKey{a, toNode}
+	if known, has := b.whys[key]; has {
 		return known
 	}
-	text := whyOf(all[0])
-	if a.Verdict == reach.Mixed || len(all) > 1 && text != whyOf(all[1]) {
-		text = fmt.Sprintf("IPv4: %s (%s); IPv6: %s (%s)", all[0].Action, text, all[1].Action, whyOf(all[1]))
+	all := a.Outcomes()
+	text := whyOf(all[0], toNode)
+	if a.Verdict == reach.Mixed || len(all) > 1 && text != whyOf(all[1], toNode) {
+		text = fmt.Sprintf("IPv4: %s (%s); IPv6: %s (%s)", all[0].Action, text, all[1].Action, whyOf(all[1], toNode))
 	}
-	b.whys[a] = text
+	b.whys[key] = text
 	return text
 }
 
-func whyOf(o *reach.Outcome) string {
-	text := explain.Why(o.Verdict)
+func whyOf(o *reach.Outcome, toNode bool) string {
+	text := explain.Why(o.Verdict, toNode)
 	if o.Elsewhere == nil {
 		return text
 	}
@@ -244,7 +248,7 @@ func whyOf(o *reach.Outcome) string {
 	if to := o.Elsewhere.To; to != nil {
 		at = append(at, "if the destination "+to.Where())
 	}
-	return fmt.Sprintf("%s %s (%s); otherwise %s (%s)", o.Elsewhere.Action, strings.Join(at, " and "), explain.Why(o.Elsewhere.Verdict), o.Action, text)
+	return fmt.Sprintf("%s %s (%s); otherwise %s (%s)", o.Elsewhere.Action, strings.Join(at, " and "), explain.Why(o.Elsewhere.Verdict, toNode), o.Action, text)
 }
 
 // answersOf joins the spans with the same verdict and reason: first what is open.
