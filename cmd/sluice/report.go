@@ -154,7 +154,7 @@ func (m *compiled) counts() (all []string) {
 		one, many string
 	}{
 		{len(m.Namespaces), "Namespace", "Namespaces"}, {len(m.Pods), "Pod", "Pods"}, {len(m.Workloads), "workload", "workloads"},
-		{len(m.Nodes), "Node", "Nodes"}, {kinds["NetworkPolicy"], "NetworkPolicy", "NetworkPolicies"},
+		{len(m.Nodes), "Node", "Nodes"}, {len(m.Services), "Service", "Services"}, {len(m.Routing.Routes), "route", "routes"}, {kinds["NetworkPolicy"], "NetworkPolicy", "NetworkPolicies"},
 		{kinds["ClusterNetworkPolicy"], "ClusterNetworkPolicy", "ClusterNetworkPolicies"},
 	} {
 		if c.n > 0 {
