@@ -79,7 +79,10 @@ func endText(e *End, addrs []netip.Addr) string {
 }
 
 // shortText names ends without their addresses.
-func shortText(flows []Flow, endOf func(Flow) *End) string {
+func shortText(flows []Flow, endOf func(Flow) *End) string { return listText(flows, endOf, maxEnds) }
+
+// listText names at most n ends, and joins ranges of addresses.
+func listText(flows []Flow, endOf func(Flow) *End, n int) string {
 	var names []string
 	var ranges []*End
 	for _, e := range endsOf(flows, endOf) {
@@ -92,7 +95,7 @@ func shortText(flows []Flow, endOf func(Flow) *End) string {
 	if len(ranges) > 0 {
 		names = append(names, rangesText(ranges))
 	}
-	return near.List(names, maxEnds, ", ")
+	return near.List(names, n, ", ")
 }
 
 // unknownWords describes an end whose address is assumed.

@@ -116,6 +116,7 @@ type Side struct {
 	Problems []policy.Problem
 
 	allows bool
+	others bool // further policies isolate some of the pods; see mergeAllowed
 }
 
 // Allows reports whether the side allows the flow.

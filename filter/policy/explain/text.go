@@ -16,7 +16,7 @@ import (
 // both directions, then the changes that would allow the flow, and what else they would do. It
 // merges the explanations; see [Merge]. It numbers rules from 1.
 func Text(all []Explanation) string {
-	all = Merge(all)
+	all = mergeAllowed(Merge(all))
 	var parts []string
 	for i := range all {
 		parts = append(parts, all[i].text())
@@ -36,18 +36,45 @@ func Text(all []Explanation) string {
 // samePair reports whether two flows are between the same ends.
 func samePair(a, b Flow) bool { return a.From.Name == b.From.Name && a.To.Name == b.To.Name }
 
-// countText counts the answers of a question whose ends differ.
+// maxCounted bounds the ends of a verdict in the heading of several answers.
+const maxCounted = 12
+
+// countText counts the answers of a question whose ends differ. If there are more than a few, it
+// also lists these ends by verdict.
 func countText(all []Explanation) string {
 	var counts []string
+	var lists strings.Builder
 	for i := 0; i < len(all); {
 		n := i
 		for n < len(all) && all[n].verdict() == all[i].verdict() {
 			n++
 		}
 		counts = append(counts, fmt.Sprintf("%d %s", n-i, all[i].verdict()))
+		if text := differing(all, all[i:n]); len(all) > maxEnds && text != "" {
+			fmt.Fprintf(&lists, "  %s: %s\n", all[i].verdict(), text)
+		}
 		i = n
 	}
-	return fmt.Sprintf("%d different answers: %s\n\n", len(all), strings.Join(counts, ", "))
+	return fmt.Sprintf("%d different answers: %s\n%s\n", len(all), strings.Join(counts, ", "), lists.String())
+}
+
+// differing names the ends of some of all explanations: the sources if all have the same
+// destination, the destinations if all have the same source. Otherwise it is empty.
+func differing(all, some []Explanation) string {
+	same := func(ends func(*Explanation) []string) bool {
+		return !slices.ContainsFunc(all, func(e Explanation) bool { return !slices.Equal(ends(&e), ends(&all[0])) })
+	}
+	var flows []Flow
+	for i := range some {
+		flows = append(flows, some[i].flows()...)
+	}
+	switch {
+	case same((*Explanation).tos):
+		return listText(flows, source, maxCounted)
+	case same((*Explanation).froms):
+		return listText(flows, destination, maxCounted)
+	}
+	return ""
 }
 
 // Depends is the verdict if it is not the same for all addresses that an end may have.
@@ -164,11 +191,19 @@ func (s *Side) write(b *strings.Builder, end *End, name string) {
 	case s.Pod == "":
 		fmt.Fprintln(b, "is not a pod, so no policy isolates it")
 		return
-	case len(s.Policies) == 0:
-		fmt.Fprintln(b, "is not isolated: no policy selects it in this direction")
+	case len(s.Policies) == 0 && !s.others:
+		be, them := "is", "it"
+		if several(name) {
+			be, them = "are", "them"
+		}
+		fmt.Fprintf(b, "%s not isolated: no policy selects %s in this direction\n", be, them)
 		return
 	}
-	fmt.Fprintf(b, "is isolated by %s", strings.Join(s.Policies, ", "))
+	be := "is"
+	if several(name) {
+		be = "are"
+	}
+	fmt.Fprintf(b, "%s isolated by %s", be, policyList(s.Policies, len(s.Policies), s.others))
 	if s.Allowed != nil {
 		fmt.Fprintf(b, "\n    %s allows it: %s\n", ruleTitle(&s.Allowed.Rule), s.Allowed.matches())
 	} else {
@@ -176,6 +211,21 @@ func (s *Side) write(b *strings.Builder, end *End, name string) {
 		s.writeNearest(b, "    ")
 	}
 	s.writeProblems(b)
+}
+
+// several reports whether a text names several pods.
+func several(names string) bool { return strings.Contains(names, ", ") }
+
+// policyList names policies, and at most n of them. The parameter others reports that some pods have
+// further ones.
+func policyList(names []string, n int, others bool) string {
+	switch {
+	case !others:
+		return near.List(names, n, ", ")
+	case len(names) == 0:
+		return "policies of their own"
+	}
+	return strings.Join(names[:min(n, len(names))], ", ") + " and others"
 }
 
 // writeProblems writes what cannot be understood in the policies that were evaluated.

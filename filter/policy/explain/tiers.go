@@ -17,6 +17,8 @@ type Step struct {
 	// OwnNode reports that the tier was not evaluated because the destination is the pod's
 	// own node.
 	OwnNode bool
+
+	others bool // further policies decide about some of the pods; see mergeAllowed
 }
 
 // Result is what a tier decided, as in JSON.

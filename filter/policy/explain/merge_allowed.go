@@ -1,0 +1,84 @@
+package explain
+
+import (
+	"slices"
+	"strings"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// mergeAllowed joins explanations of flows that the same rules allow, although different policies
+// isolate the pods. In a namespace with a policy for each app, a question about all of its pods has
+// one answer then, instead of one for each app. It is for text: JSON names the policies of each.
+func mergeAllowed(all []Explanation) []Explanation {
+	alike := func(a, b *Explanation) bool {
+		return a.rank() == b.rank() && a.Verdict.Action == filter.Allow && len(a.Depends)+len(b.Depends) == 0 && a.samePort(b) && a.allowedBy() == b.allowedBy()
+	}
+	all = joinCommon(all, func(a, b *Explanation) bool { return slices.Equal(a.tos(), b.tos()) && alike(a, b) })
+	return joinCommon(all, func(a, b *Explanation) bool { return slices.Equal(a.froms(), b.froms()) && alike(a, b) })
+}
+
+// joinCommon joins explanations that are alike, and keeps the policies that they have in common.
+func joinCommon(all []Explanation, alike func(a, b *Explanation) bool) (joined []Explanation) {
+next:
+	for _, e := range all {
+		for i := range joined {
+			if j := &joined[i]; alike(j, &e) && j.join(&e) {
+				j.Egress.keepCommon(&e.Egress)
+				j.Ingress.keepCommon(&e.Ingress)
+				continue next
+			}
+		}
+		joined = append(joined, e)
+	}
+	return joined
+}
+
+// allowedBy returns the reasons without the policies that isolate the pods or that have not been
+// evaluated: which they are does not matter to a flow that is allowed.
+func (e *Explanation) allowedBy() string {
+	bare := *e
+	bare.Egress, bare.Ingress = e.Egress.withoutIsolation(), e.Ingress.withoutIsolation()
+	var b strings.Builder
+	bare.writeReasons(&b, "", "")
+	return b.String()
+}
+
+func (s Side) withoutIsolation() Side {
+	if len(s.Policies) > 0 {
+		s.Policies, s.others = nil, true
+	}
+	s.Tiers = slices.Clone(s.Tiers)
+	for i := range s.Tiers {
+		if t := &s.Tiers[i]; t.isolates() {
+			t.Policies, t.others = nil, true
+		}
+	}
+	return s
+}
+
+// isolates reports whether the policies of a step do not matter to a flow that is allowed.
+func (t *Step) isolates() bool {
+	return len(t.Policies) > 0 && (t.Result == NotEvaluated || t.Tier == policy.NetworkPolicy)
+}
+
+// keepCommon keeps the policies that both sides have.
+func (s *Side) keepCommon(o *Side) {
+	s.Policies, s.others = common(s.Policies, o.Policies, s.others || o.others)
+	s.Tiers = slices.Clone(s.Tiers)
+	for i := range s.Tiers {
+		t, u := &s.Tiers[i], &o.Tiers[i] // both have the same tiers, as they are alike
+		t.Policies, t.others = common(t.Policies, u.Policies, t.others || u.others)
+	}
+}
+
+// common returns the names that two lists have in common, and reports whether one has others.
+func common(a, b []string, others bool) (both []string, more bool) {
+	for _, name := range a {
+		if slices.Contains(b, name) {
+			both = append(both, name)
+		}
+	}
+	return both, others || len(both) < max(len(a), len(b))
+}
