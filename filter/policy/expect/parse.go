@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/near"
 )
 
@@ -240,9 +241,13 @@ func (t *Test) protocol() (filter.Protocol, error) {
 	return proto, nil
 }
 
-// toHasPort reports whether all destinations have a port of their own, as in "db.shop.svc:5432".
+// toHasPort reports whether all destinations have a port of their own, as in "db.shop.svc:5432", or
+// lead to those of their backends, as in "ingress/web".
 func (t *Test) toHasPort() bool {
 	return len(t.To) > 0 && !slices.ContainsFunc(t.To, func(e End) bool {
+		if inventory.NamesRoute(e.Name) {
+			return false
+		}
 		_, err := netip.ParseAddr(e.Name)
 		return err == nil || !strings.Contains(e.Name, ":") || strings.Contains(e.Name, "::/")
 	})

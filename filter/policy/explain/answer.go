@@ -198,6 +198,9 @@ func answer(all []Explanation) Answer {
 		return a
 	}
 	a.To, a.Service, a.Port, a.Backends = first.Via.Service, first.Via.Service, first.Via.Port, pairs
+	if first.Via.NodePort != 0 {
+		a.To, a.Port = "", first.Via.NodePort // To is as in the question
+	}
 	if first.Via.Addr.IsValid() {
 		a.To = first.Via.Addr.String()
 	}

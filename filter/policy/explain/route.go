@@ -141,3 +141,12 @@ func argumentOf(route string) string {
 	namespace, name, _ := strings.Cut(name, "/")
 	return namespace + "/" + strings.ToLower(kind) + "/" + name
 }
+
+// untranslated returns a note about a headless Service that names another targetPort.
+func untranslated(f Flow) []string {
+	if f.Via == nil || f.Via.Untranslated == "" {
+		return nil
+	}
+	return []string{fmt.Sprintf("Service %s is headless: its name leads to the addresses of its pods, and port %d is not translated to its targetPort %s: ask for %s, or give the Service a cluster IP",
+		f.Via.Service, f.Via.Port, f.Via.Untranslated, f.Via.Untranslated)}
+}

@@ -111,6 +111,9 @@ func viaText(all []Explanation) string {
 	if via.Addr.IsValid() {
 		name = fmt.Sprintf("%s port %d is Service %s", via.Addr, via.Port, via.Service)
 	}
+	if via.NodePort != 0 {
+		name = fmt.Sprintf("port %d of nodes is Service %s port %d", via.NodePort, via.Service, via.Port)
+	}
 	slices.Sort(ends)
 	return fmt.Sprintf("%s → %s: decisions see the endpoints behind a Service (%s, %d denied)\n",
 		name, near.List(ends, maxBackends, ", "), count(len(ends), "endpoint", "endpoints"), len(denied))

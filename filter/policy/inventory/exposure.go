@@ -270,6 +270,10 @@ func (v *Inventory) serviceExposures(s *service) (all []*Exposure) {
 
 // clients returns the sources of packets to a Service that is reached from outside.
 func (v *Inventory) clients(trafficPolicy string) Senders {
+	return v.once("externalTrafficPolicy "+trafficPolicy, func() Senders { return v.findClients(trafficPolicy) })
+}
+
+func (v *Inventory) findClients(trafficPolicy string) Senders {
 	if trafficPolicy == string(corev1.ServiceExternalTrafficPolicyLocal) {
 		return Senders{v.world(), "with externalTrafficPolicy Local, the source is the client"}
 	}
@@ -299,4 +303,22 @@ func outerAddrs(s *corev1.Service) (addrs []netip.Addr) {
 		}
 	}
 	return addrs
+}
+
+// atNodePort returns the Service whose packets a port of nodes takes; nil if the ends are not all nodes,
+// or no Service has the port. Nodes replace the destination of such a packet before Sluice sees it.
+func (v *Inventory) atNodePort(ends []*End, text string, proto filter.Protocol) (*service, *corev1.ServicePort) {
+	number, err := strconv.Atoi(text)
+	if err != nil || number == 0 || len(ends) == 0 || slices.ContainsFunc(ends, func(e *End) bool { return !e.Node }) {
+		return nil, nil
+	}
+	for _, o := range v.Services {
+		for i := range o.Spec.Ports {
+			p := &o.Spec.Ports[i]
+			if of, ok := protocolOf(p); ok && of == proto && int(p.NodePort) == number && o.Spec.Type != corev1.ServiceTypeClusterIP {
+				return v.services[o.Namespace+"/"+o.Name], p
+			}
+		}
+	}
+	return nil, nil
 }

@@ -59,7 +59,8 @@ type Inventory struct {
 	Clashes []policy.Clash
 
 	namespaces map[string]labels.Set
-	pods       map[string]*policy.Pod // pods by "namespace/name"
+	pods       map[string]*policy.Pod   // pods by "namespace/name"
+	podsIn     map[string][]*policy.Pod // by namespace, not sorted; nil until it is needed
 	endpoints  map[*policy.Pod]*policy.Endpoint
 	workloads  map[policy.Ref][]*policy.Pod // the pods of each workload, sorted by name
 	workloadOf map[*policy.Pod]policy.Ref
@@ -67,6 +68,7 @@ type Inventory struct {
 	byAddress  map[netip.Addr]*service
 	byOuter    map[netip.Addr]*service // by the addresses of load balancers and external ones
 	exposures  []*Exposure             // nil until they are asked for
+	sendersBy  map[string]Senders      // by what they are known by; the exposures of a class have the same
 	marks      marks
 	hosts      map[netip.Addr]bool // the addresses of nodes in the status of pods
 	nodesAt    map[netip.Addr][]*policy.Node

@@ -110,13 +110,14 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 			namespace, _, _ = strings.Cut(rest, ".")
 		}
 		return v.serviceNamed(namespace, name)
-	case "Ingress", "Gateway", "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute":
-		return v.routeNamed(kind, namespace, name)
 	case "Pod":
 		if p := v.pods[namespace+"/"+name]; p != nil && !v.ofTemplate(p) {
 			return v.ends([]*policy.Pod{p}, to)
 		}
 		return target{}, v.notOfKind(kind, namespace, name)
+	}
+	if isRoute(kind) {
+		return v.routeNamed(kind, namespace, name)
 	}
 	if pods := v.workloads[policy.Ref{Kind: kind, Namespace: namespace, Name: name}]; len(pods) > 0 {
 		return v.ends(pods, to)

@@ -206,7 +206,7 @@ func (v *Inventory) assume(to, host bool) (addrs []netip.Addr) {
 // ranges of pods, it assumes those of the other.
 func (v *Inventory) Beside(o *Inventory) *Inventory {
 	out := *v
-	out.beside, out.exposures = o, nil
+	out.beside, out.exposures, out.sendersBy = o, nil, nil
 	out.marks = newMarks(slices.Concat(v.marks.prefixes, o.marks.prefixes))
 	out.nodeSelectors = distinct(slices.Concat(v.nodeSelectors, o.nodeSelectors))
 	out.place()

@@ -13,6 +13,23 @@ import (
 	"sluice/filter/policy/near"
 )
 
+// NamesRoute reports whether the name of an end is a URL, or has the kind of a route.
+func NamesRoute(text string) bool {
+	if _, is := cutScheme(text); is {
+		return true
+	}
+	parts := strings.Split(text, "/")
+	if len(parts) < 2 || len(parts) > 3 {
+		return false
+	}
+	return isRoute(kinds[strings.ToLower(parts[len(parts)-2])])
+}
+
+// isRoute reports whether objects of a kind lead to Services from outside the cluster.
+func isRoute(kind string) bool {
+	return kind == "Ingress" || kind == "Gateway" || strings.HasSuffix(kind, "Route")
+}
+
 // routeNamed returns what a route, or the routes of a Gateway, expose.
 func (v *Inventory) routeNamed(kind, namespace, name string) (target, error) {
 	ref := policy.Ref{Kind: kind, Namespace: namespace, Name: name}
@@ -225,21 +242,23 @@ const (
 // flow for which this is so. A sender may be let through only at some of the addresses that it may
 // have.
 func (v *Inventory) Access(x *Exposure) (Access, Flow) {
-	flows := v.flowsThrough(x, x.Senders.Ends)
-	for _, f := range flows {
-		if v.passes(f, x) {
-			return Reached, f
-		}
-		for _, a := range v.Elsewhere(f) {
-			if v.passes(a.Flow, x) {
+	access, first := Unknown, Flow{}
+	for _, from := range x.Senders.Ends {
+		for _, f := range v.flowsThrough(x, []*End{from}) {
+			if v.mayPass(f, x) {
 				return Reached, f
+			}
+			if access == Unknown {
+				access, first = Denied, f
 			}
 		}
 	}
-	if len(flows) == 0 {
-		return Unknown, Flow{}
-	}
-	return Denied, flows[0]
+	return access, first
+}
+
+// mayPass reports whether a flow is allowed at some of the addresses that its ends may have.
+func (v *Inventory) mayPass(f Flow, x *Exposure) bool {
+	return v.passes(f, x) || slices.ContainsFunc(v.Elsewhere(f), func(a Alternative) bool { return v.passes(a.Flow, x) })
 }
 
 // passes reports whether a flow is allowed. What a node sends to its own pods does not count for a

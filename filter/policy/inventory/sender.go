@@ -51,6 +51,19 @@ func usualLabels(controller, class string) labels.Set {
 	return nil
 }
 
+// once returns senders that are known by a key, and finds them the first time.
+func (v *Inventory) once(key string, find func() Senders) Senders {
+	if v.sendersBy == nil {
+		v.sendersBy = make(map[string]Senders)
+	}
+	s, known := v.sendersBy[key]
+	if !known {
+		s = find()
+		v.sendersBy[key] = s
+	}
+	return s
+}
+
 // senders finds the sources of the packets to the pods behind a route. From the most certain to the
 // least: the labels that the pods of a Gateway have, the Service whose address is in the status,
 // the labels of the class, and those that are usual for its controller.
@@ -60,14 +73,14 @@ func (v *Inventory) senders(r *kuberoute.Route) Senders {
 		if s := v.behindAddress(r.Addrs, r.Names, r.Ref); s.Known() {
 			return s
 		}
-		return v.controllers(class, r.Class)
+		return v.once("Ingress "+r.Class, func() Senders { return v.controllers(class, r.Class) })
 	}
 	if len(r.Gateways) == 0 {
 		return Senders{How: r.Ref.Object() + " names no Gateway"}
 	}
 	var all Senders
 	for _, parent := range r.Gateways {
-		s := v.gatewaySenders(parent.Gateway)
+		s := v.once(parent.Gateway.Object(), func() Senders { return v.gatewaySenders(parent.Gateway) })
 		all.How = cmp.Or(all.How, s.How)
 		if s.Known() && !all.Known() {
 			all.How = s.How
@@ -108,6 +121,9 @@ func (v *Inventory) classOf(kind, name string) *kuberoute.Class {
 // behindAddress returns the pods behind the Service of a load balancer with one of these addresses
 // or names.
 func (v *Inventory) behindAddress(addrs []netip.Addr, names []string, of policy.Ref) Senders {
+	if len(addrs)+len(names) == 0 {
+		return Senders{}
+	}
 	for _, o := range v.Services {
 		s := v.services[o.Namespace+"/"+o.Name]
 		same := slices.ContainsFunc(slices.Concat(outerAddrs(o), s.addrs), func(a netip.Addr) bool { return slices.Contains(addrs, a) }) ||
@@ -115,7 +131,9 @@ func (v *Inventory) behindAddress(addrs []netip.Addr, names []string, of policy.
 				return i.Hostname != "" && slices.Contains(names, strings.ToLower(i.Hostname))
 			})
 		if same {
-			return v.asSenders(v.podsBehind(s), fmt.Sprintf("they are behind Service %s, whose address is in the status of %s", s.text(), of.Object()))
+			found := v.once("Service "+s.text(), func() Senders { return v.asSenders(v.podsBehind(s), "") })
+			found.How = fmt.Sprintf("they are behind Service %s, whose address is in the status of %s", s.text(), of.Object())
+			return found
 		}
 	}
 	return Senders{}
@@ -130,8 +148,8 @@ func (v *Inventory) podsBehind(s *service) (pods []*policy.Pod) {
 			}
 		}
 	}
-	for _, p := range v.AllPods() { // those of the host network are no pods to decisions
-		if p.HostNetwork && len(s.Spec.Selector) > 0 && p.Namespace == s.Namespace && labels.SelectorFromSet(s.Spec.Selector).Matches(p.Labels) {
+	for _, p := range v.podsOfNamespace(s.Namespace) { // the ends of the host network have no pods
+		if p.HostNetwork && len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(p.Labels) {
 			pods = append(pods, p)
 		}
 	}

@@ -32,8 +32,13 @@ type Via struct {
 	Service string     // "namespace/name"
 	Addr    netip.Addr // the Service's address that the question named; invalid if it named the Service
 	Port    uint16     // the port of the Service
+	// NodePort is the port of a node that the question named; 0 if it named the Service.
+	NodePort uint16
 	// Exposure is the route that the question named; nil if it named the Service.
 	Exposure *Exposure
+	// Untranslated is the targetPort that a headless Service names for the port, if that is another one: the
+	// name of the Service leads to the addresses of its pods, and nothing translates the port.
+	Untranslated string
 	// Broken are the other backends of the route, with the reasons why nothing is behind them.
 	Broken []string
 }
@@ -125,17 +130,10 @@ func (v *Inventory) serviceFlows(sources []*End, to target, text string, proto f
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		return nil, fmt.Errorf("to: Service %s is another name for %s, and Sluice cannot know its addresses: ask for one of them", s.text(), s.Spec.ExternalName)
 	}
-	index, err := s.port(text, proto)
+	via, behind, err := v.through(s, to.addr, text, proto)
 	if err != nil {
-		return nil, fmt.Errorf("port: %w", err)
+		return nil, err
 	}
-	port := &s.Spec.Ports[index]
-	behind := v.behind(s, port)
-	if len(behind) == 0 {
-		return nil, fmt.Errorf("to: %s, and decisions see only the endpoints behind it; %s: ask for the address of an endpoint, with its port%s",
-			s.name(to.addr), s.nothingBehind(), targetText(port))
-	}
-	via := &Via{Service: s.text(), Addr: to.addr, Port: uint16(port.Port)}
 	for _, from := range sources {
 		for _, b := range behind {
 			pair, wrong := v.between(from, b.end, strconv.Itoa(int(b.port)), proto)
@@ -157,6 +155,53 @@ func (v *Inventory) serviceFlows(sources []*End, to target, text string, proto f
 		err = errors.New("no packet can pass: the two ends have no address family in common")
 	}
 	return nil, err
+}
+
+// through returns what is behind a port of a Service, with how the question gets there.
+func (v *Inventory) through(s *service, addr netip.Addr, text string, proto filter.Protocol) (*Via, []backend, error) {
+	via := &Via{Service: s.text(), Addr: addr}
+	index, err := s.port(text, proto)
+	number, _ := strconv.ParseUint(text, 10, 16)
+	var port corev1.ServicePort
+	switch headless := s.Spec.ClusterIP == corev1.ClusterIPNone && number > 0; {
+	case headless && proto.HasPorts():
+		port = corev1.ServicePort{Port: int32(number), Protocol: corev1.Protocol(proto.String())}
+		if err == nil {
+			via.Untranslated = untranslated(&s.Spec.Ports[index])
+		}
+	case err != nil:
+		return nil, nil, fmt.Errorf("port: %w", err)
+	default:
+		port, number = s.Spec.Ports[index], 0
+	}
+	via.Port = uint16(port.Port)
+	behind := v.behind(s, &port)
+	if number > 0 && len(s.slices) > 0 {
+		behind = v.atPort(s, uint16(number))
+	}
+	if len(behind) == 0 {
+		return nil, nil, fmt.Errorf("to: %s, and decisions see only the endpoints behind it; %s: ask for the address of an endpoint, with its port%s",
+			s.name(addr), s.nothingBehind(), targetText(&port))
+	}
+	return via, behind, nil
+}
+
+// untranslated returns the targetPort of a port if it is another one.
+func untranslated(port *corev1.ServicePort) string {
+	if text := port.TargetPort.String(); text != "0" && text != strconv.Itoa(int(port.Port)) {
+		return text
+	}
+	return ""
+}
+
+// atPort returns a port of the endpoints of a Service's EndpointSlices.
+func (v *Inventory) atPort(s *service, number uint16) (found []backend) {
+	for _, slice := range s.slices {
+		for _, addr := range readyAddrs(slice) {
+			found = append(found, backend{v.address(addr), number})
+		}
+	}
+	return sortedBackends(found)
 }
 
 // renamed returns the Service that a Service is another name for, if that is in the cluster's DNS.
@@ -232,8 +277,9 @@ func (v *Inventory) behind(s *service, port *corev1.ServicePort) (found []backen
 		return sortedBackends(found)
 	}
 	byPort := make(map[int32][]*policy.Pod)
-	for _, p := range v.pods {
-		if p.Namespace == s.Namespace && labels.SelectorFromSet(s.Spec.Selector).Matches(p.Labels) && (serves(p) || s.Spec.PublishNotReadyAddresses) {
+	selector := labels.SelectorFromSet(s.Spec.Selector)
+	for _, p := range v.podsOfNamespace(s.Namespace) {
+		if selector.Matches(p.Labels) && (serves(p) || s.Spec.PublishNotReadyAddresses) {
 			number := podPort(p, port)
 			byPort[number] = append(byPort[number], p)
 		}
@@ -249,6 +295,17 @@ func (v *Inventory) behind(s *service, port *corev1.ServicePort) (found []backen
 		}
 	}
 	return sortedBackends(found)
+}
+
+// podsOfNamespace returns the pods of a namespace, in no order.
+func (v *Inventory) podsOfNamespace(namespace string) []*policy.Pod {
+	if v.podsIn == nil {
+		v.podsIn = make(map[string][]*policy.Pod)
+		for _, p := range v.pods {
+			v.podsIn[p.Namespace] = append(v.podsIn[p.Namespace], p)
+		}
+	}
+	return v.podsIn[namespace]
 }
 
 func sortedBackends(found []backend) []backend {

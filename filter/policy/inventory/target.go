@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"sluice/filter/policy"
@@ -165,6 +166,13 @@ func (v *Inventory) FlowsOf(from, to Target, q Question) ([]Flow, error) {
 	proto, err := q.protocol()
 	if err != nil {
 		return nil, fmt.Errorf("protocol: %w", err)
+	}
+	if s, port := v.atNodePort(to.ends, q.Port, proto); s != nil {
+		flows, err := v.serviceFlows(from.ends, target{service: s}, strconv.Itoa(int(port.Port)), proto)
+		for _, f := range flows {
+			f.Via.NodePort = uint16(port.NodePort)
+		}
+		return flows, err
 	}
 	if to.service != nil {
 		return v.serviceFlows(from.ends, to.target, q.Port, proto)
