@@ -103,7 +103,7 @@ func Check(v *inventory.Inventory) []Finding {
 	slices.SortFunc(l.policies, func(a, b *lintPolicy) int { return cmp.Compare(a.text, b.text) })
 	l.problems(v)
 	for _, p := range l.policies {
-		l.policy(p)
+		l.policy(p, v)
 		l.podAddresses(p, v)
 	}
 	l.notIsolated(v)
@@ -115,7 +115,7 @@ func Check(v *inventory.Inventory) []Finding {
 }
 
 // policy runs the checks of a policy.
-func (l *linter) policy(p *lintPolicy) {
+func (l *linter) policy(p *lintPolicy, v *inventory.Inventory) {
 	l.matches(p)
 	l.priority(p)
 	l.isolated(p)
@@ -128,7 +128,7 @@ func (l *linter) policy(p *lintPolicy) {
 			l.hostBits(p, &p.rules[d][i])
 			l.orNotAnd(p, &p.rules[d][i])
 			l.undeclared(p, &p.rules[d][i])
-			l.metadata(p, &p.rules[d][i])
+			l.metadata(p, &p.rules[d][i], v)
 			l.shadowed(p, &p.rules[d][i])
 		}
 	}

@@ -71,19 +71,55 @@ func portText(x policy.PortRange) string {
 }
 
 // metadata reports egress to a wide range of addresses with the address at which clouds give
-// credentials to any pod that asks.
-func (l *linter) metadata(p *lintPolicy, r *rule) {
+// credentials to any pod that asks. It does not if other rules deny this address to all pods that the
+// policy selects, such as those of the tier Admin.
+func (l *linter) metadata(p *lintPolicy, r *rule, v *inventory.Inventory) {
 	service := netip.AddrFrom4([4]byte{169, 254, 169, 254})
 	const wide = 8 // a narrower prefix is not the Internet
-	if r.direction != filter.Egress || r.action != policy.Accept || p.ordered() {
+	if r.direction != filter.Egress || r.action != policy.Accept || !r.opens(80) {
 		return
 	}
 	for _, x := range r.peers {
-		if x.block != nil && x.block.cidr.Bits() <= wide && x.block.contains(service) && r.opens(80) {
-			l.found(Metadata, p, x.field+".ipBlock.cidr", "add except: [169.254.169.254/32], or 169.254.0.0/16",
-				"%s has the address %s, at which clouds give a node's credentials", x.block.cidr, service)
+		if x.block == nil || x.block.cidr.Bits() > wide || !x.block.contains(service) || !l.reaches(p, service, v) {
+			continue
+		}
+		hint := "add except: [169.254.169.254/32], or 169.254.0.0/16"
+		if p.ordered() {
+			hint = "deny networks: [169.254.169.254/32] in a rule before it"
+		}
+		l.found(Metadata, p, x.cidrField(), hint, "%s has the address %s, at which clouds give a node's credentials", x.block.cidr, service)
+	}
+}
+
+// reaches reports whether policies allow a pod that the policy selects to reach an address outside
+// the cluster at TCP port 80. Without such a pod it returns true.
+func (l *linter) reaches(p *lintPolicy, addr netip.Addr, v *inventory.Inventory) bool {
+	none := true
+	for _, o := range l.pods {
+		if !p.selects(o) {
+			continue
+		}
+		end, err := v.EndOf(v.Pod(o.ns.name+"/"+o.name), false)
+		if err != nil {
+			continue // it has ended
+		}
+		none = false
+		for _, a := range end.Addrs {
+			f := inventory.Flow{From: end, To: &inventory.End{}, Key: filter.NewKey(a, addr, filter.TCP, 80)}
+			if a.Is4() == addr.Is4() && v.Decide(f).Action == filter.Allow {
+				return true
+			}
 		}
 	}
+	return none
+}
+
+// cidrField returns the field of the range of a peer that is a block.
+func (x *peer) cidrField() string {
+	if x.block.written == nil {
+		return x.field // of networks
+	}
+	return x.field + ".ipBlock.cidr"
 }
 
 // opens reports whether the ports of the rule include a number of TCP.
@@ -97,9 +133,6 @@ func (r *rule) opens(number uint16) bool {
 // Services: they change when a pod is replaced, and the address of a Service is replaced with that
 // of an endpoint before policies decide.
 func (l *linter) podAddresses(p *lintPolicy, v *inventory.Inventory) {
-	if p.ordered() {
-		return
-	}
 	for d := range p.rules {
 		for _, r := range p.rules[d] {
 			for _, x := range r.peers {
@@ -107,7 +140,7 @@ func (l *linter) podAddresses(p *lintPolicy, v *inventory.Inventory) {
 					continue
 				}
 				if what := l.ownerOf(x.block.cidr, v); what != "" {
-					l.found(PodRange, p, x.field+".ipBlock.cidr", "select the pods by labels", "%s is %s", x.block.cidr, what)
+					l.found(PodRange, p, x.cidrField(), "select the pods by labels", "%s is %s", x.block.cidr, what)
 				}
 			}
 		}

@@ -1,6 +1,7 @@
 package lint
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -50,6 +51,39 @@ func TestPeers(t *testing.T) {
 				t.Errorf("found %v", found)
 			case tt.want != "" && (len(found) != 1 || found[0].Check != tt.want || !strings.Contains(found[0].Error(), tt.says)):
 				t.Errorf("found %v, want %s with %q", found, tt.want, tt.says)
+			}
+		})
+	}
+}
+
+// A rule of the tier Admin may accept the metadata address for all pods, and one before it may deny
+// it, also for the rules of NetworkPolicies.
+func TestPeersOfTiers(t *testing.T) {
+	const (
+		all    = "{action: Accept, to: [{networks: [0.0.0.0/0]}]}"
+		denied = "{action: Deny, to: [{networks: [169.254.169.254/32]}]}"
+		out    = "shop/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}"
+	)
+	admin := func(rules string) string {
+		return "platform: {tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [" + rules + "]}"
+	}
+	for name, tt := range map[string]struct {
+		policies    []string
+		want, field string
+	}{
+		"accepted":               {[]string{admin(all)}, Metadata, "spec.egress[0].to[0].networks[0]"},
+		"denied before":          {[]string{admin(denied + ", " + all)}, "", ""},
+		"denied after":           {[]string{admin(all + ", " + denied)}, Metadata, "spec.egress[0].to[0].networks[0]"},
+		"NetworkPolicy":          {[]string{out, admin(denied)}, "", ""},
+		"NetworkPolicy, others":  {[]string{out, strings.Replace(admin(denied), "namespaces: {}", "namespaces: {matchLabels: {a: b}}", 1)}, Metadata, "spec.egress[0].to[0].ipBlock.cidr"},
+		"denies all":             {[]string{admin(strings.Replace(all, "Accept", "Deny", 1))}, "", ""},
+		"the address of a pod":   {[]string{admin("{action: Deny, to: [{networks: [192.0.2.0/24, 10.0.0.2/32]}]}")}, PodRange, "spec.egress[0].to[0].networks[1]"},
+		"addresses outside them": {[]string{admin("{action: Deny, to: [{networks: [192.0.2.0/24]}]}")}, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			found := slices.DeleteFunc(check(t, peersCluster, tt.policies...), func(f Finding) bool { return f.Check != Metadata && f.Check != PodRange })
+			if tt.want == "" && len(found) > 0 || tt.want != "" && (len(found) != 1 || found[0].Check != tt.want || found[0].Field != tt.field) {
+				t.Errorf("found %v, want %q at %s", found, tt.want, tt.field)
 			}
 		})
 	}
