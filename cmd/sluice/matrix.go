@@ -51,7 +51,9 @@ Service of type LoadBalancer or NodePort is listed, with whether policies let it
 With -n pci there are two tables: what can get into pci, and where it can get out to.
 --from-namespace and --to-namespace limit one side.
 
-The HTML page is a single file that needs no network; point at a cell for the reasons.
+The HTML page is a single file that needs no network; point at a cell for the reasons, or
+move to it with the arrow keys. Namespaces open to workloads, and workloads to pods that
+differ. The address of the page keeps the filters, the place and the cell, for links.
 JSON, CSV and HTML have the reasons. They name the tier and the rule of a
 ClusterNetworkPolicy, as in: denied by admin/platform rule 2 "sandbox". dot is for
 Graphviz.

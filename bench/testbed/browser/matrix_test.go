@@ -61,6 +61,20 @@ func TestMatrixFilters(t *testing.T) {
 	p.is("the swapped rows", rowTexts, "vault")
 }
 
+// A page about some ports, or about one namespace, says so.
+func TestMatrixOfQuestion(t *testing.T) {
+	b := chromium(t)
+	p := show(t, b, output(t, "matrix", "-f", shop, "-n", "pci", "--port", "8443", "--port", "53/udp", "-o", "html"), "", matrixDrawn, desktop())
+	p.is("what the page is about", `document.querySelector(".about p").innerText`, "Only flows from or to pci; at port 8443, 53/UDP")
+	p.click(`document.querySelector("#crumbs [data-to=pci]")`)
+	p.is("the columns into pci", columnTexts, "vault")
+	p.is("the cell of both ports", cellAt("shop/proxy", "pci/vault")+".innerText", "8443,53/UDP")
+	p.is("its name", cellAt("shop/proxy", "pci/vault")+".getAttribute('aria-label')", "open: 8443,53/UDP")
+	p.is("the legend", `document.getElementById("word-open").innerText`, "open")
+	p.click(`document.querySelector("#crumbs [data-from=pci]")`)
+	p.is("the rows out of pci", rowTexts, "vault")
+}
+
 // A link keeps the filters, the level and the cell; the back button takes back steps.
 func TestMatrixPermalink(t *testing.T) {
 	b := chromium(t)

@@ -22,6 +22,7 @@ type page struct {
 	From  []int    `json:"from"`  // the rows: indexes in Parties
 	To    []int    `json:"to"`    // the columns
 	Ports []string `json:"ports"` // all declared ports, as in "TCP 80", for the filter
+	Asked bool     `json:"asked"` // the cells are about some ports only
 
 	Texts []string   `json:"texts"`
 	Kinds []pageKind `json:"kinds"`
@@ -77,7 +78,7 @@ const noKind = 0
 
 func newPage(m *Matrix) *page {
 	p := &page{
-		By: m.By, Namespaces: m.options.Namespaces, Ports: portsOf(m), Texts: []string{}, Kinds: []pageKind{{Answers: []pageAnswer{}}}, Rows: [][]int{}, RowOf: []int{}, Own: [][3]int{},
+		By: m.By, Namespaces: m.options.Namespaces, Ports: portsOf(m), Asked: len(m.options.Ports) > 0, Texts: []string{}, Kinds: []pageKind{{Answers: []pageAnswer{}}}, Rows: [][]int{}, RowOf: []int{}, Own: [][3]int{},
 		Parties: []pageParty{}, From: []int{}, To: []int{},
 		kinds: make(map[kindKey]int), equal: make(map[string]int), rows: make(map[string]int), texts: make(map[string]int), owners: make(map[*Party][2]int),
 	}

@@ -142,7 +142,7 @@ class Model {
     const [i] = row.leaves, [j] = column.leaves, counts = this.counts(row, column), state = combined(counts);
     if (state === "self" || state === "") return state;
     if (state === "closed") return "–";
-    if (state === "open") return this.port ? "open" : "all";
+    if (state === "open" && (this.port || !this.data.asked)) return this.port ? "open" : "all";
     const groups = this.groups(row, column).filter(g => g.state !== "self");
     const texts = new Set(groups.map(g => this.data.kinds[g.kind].text));
     if (texts.size === 1 && !this.port) return [...texts][0];

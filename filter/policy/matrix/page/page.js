@@ -6,6 +6,8 @@ const word = {
   "": "policies do not decide", open: "every port", part: "in part", declared: "only declared ports", closed: "closed", self: "itself",
   allow: "open", deny: "closed", mixed: "for one address family only", depends: "depends on addresses that are not known", some: "for some pairs",
 };
+// told is the word for a state: what is open at the ports of the question is not open at every port.
+const told = state => state === "open" && (view.port || model.data.asked) ? word.allow : word[state];
 const narrow = () => window.innerWidth < 720;
 const plural = (n, one) => n.toLocaleString("en") + " " + one + (n === 1 ? "" : "s");
 // short leaves out the middle of a long text: names of pods of one workload differ at the end.
@@ -44,7 +46,7 @@ function fill() {
   const namespaces = side => model.namespaces(side).map(n => [n === "-" ? "nodes and outside" : n, n]);
   const options = (id, all, values) => $(id).replaceChildren(new Option(all, ""), ...values.map(([text, value]) => new Option(text, value)));
   for (const side of ["from", "to"]) options(side, "all namespaces", namespaces(side).concat(view[side].includes("/") ? [[view[side], view[side]]] : []));
-  options("port", "all ports", model.data.ports.map(p => [p, p]));
+  options("port", model.data.asked ? "all of these ports" : "all ports", model.data.ports.map(p => [p, p]));
   for (const id of ["by", "from", "to", "fromName", "toName", "port"]) if ($(id).value !== view[id]) $(id).value = view[id];
   for (const id of ["from", "to", "port"]) if ($(id).selectedIndex < 0) { $(id).value = ""; view[id] = ""; }
   $("open").checked = view.open !== "";
@@ -67,6 +69,7 @@ function draw() {
   for (const line of cells) for (const s of line) sum[s] = (sum[s] || 0) + 1;
   const empty = !rows.length || !columns.length;
   $("sum").textContent = empty ? "" : plural(rows.length, "row") + ", " + plural(columns.length, "column");
+  $("word-open").textContent = told("open");
   for (const s of states) if (s) $("sum-" + s).textContent = (sum[s] || 0).toLocaleString("en");
   grid.kept = null;
   $("scroll").classList.toggle("empty", empty);
@@ -121,7 +124,7 @@ function table() {
     rowHead: r => ({html: label(rows[r], ns, name), title: rows[r].full, class: rows[r].opens ? " opens" : "", first: parted(rows, r)}),
     columnHead: c => ({html: "<span>" + label(columns[c], topNs, topName) + "</span>", title: columns[c].full, class: parted(columns, c) + (level ? " level" : "") + (columns[c].opens ? " opens" : "")}),
     cell: (r, c) => ({
-      html: spoken ? escape(texts[r][c]) : sign[cells[r][c]], title: word[cells[r][c]] + (spoken && isOpen(cells[r][c]) ? ": " + texts[r][c] : ""),
+      html: spoken ? escape(texts[r][c]) : sign[cells[r][c]], title: told(cells[r][c]) + (spoken && isOpen(cells[r][c]) ? ": " + texts[r][c] : ""),
       class: (cells[r][c] || "none") + parted(columns, c) + (rows[r].opens || columns[c].opens ? " opens" : ""),
     }),
   };
@@ -171,7 +174,7 @@ function manyPairs(groups) {
   const name = ([i, j]) => escape(model.party("from", i).full) + " → " + escape(model.party("to", j).full);
   const html = groups.slice(0, mostGroups).map(g => {
     const kind = model.data.kinds[g.kind], [first] = model.answers(kind.answers, view.port, g.pairs);
-    const ports = view.port || g.state === "closed" || g.state === "self" ? word[g.state === "open" ? "allow" : g.state] : kind.text === "all" ? "every port" : kind.text;
+    const ports = view.port || g.state === "closed" || g.state === "self" ? told(g.state) : kind.text === "all" ? "every port" : kind.text;
     const more = g.pairs.length > mostPairs ? "<br>and " + (g.pairs.length - mostPairs).toLocaleString("en") + " more" : "";
     return `<dt>${badge(g.state, ports)} ${plural(g.pairs.length, "pair")}</dt><dd>${g.pairs.slice(0, mostPairs).map(name).join("<br>")}${more}${first ? `<p>${why(first.why)}</p>` : ""}</dd>`;
   });
@@ -190,7 +193,7 @@ function point(r, c) {
 function cellText(row, column) {
   const one = row.leaves.length === 1 && column.leaves.length === 1, groups = one ? [] : model.groups(row, column);
   const state = model.state(row, column), text = model.text(row, column);
-  return `<h2>${escape(row.full)} → ${escape(column.full)}</h2><p>${badge(state || "none", sign[state] + " " + word[state])} ${isOpen(state) && text !== "all" && !view.port ? escape(text.replace("=", "")) + (/ of \d+$/.test(text) ? " pairs" : "") : ""}</p>` +
+  return `<h2>${escape(row.full)} → ${escape(column.full)}</h2><p>${badge(state || "none", sign[state] + " " + told(state))} ${isOpen(state) && text !== "all" && !view.port ? escape(text.replace("=", "")) + (/ of \d+$/.test(text) ? " pairs" : "") : ""}</p>` +
     (row.opens || column.opens ? '<p><button type="button" id="below">open ▸</button></p>' : "") + (one ? onePair(row.leaves[0], column.leaves[0]) : manyPairs(groups));
 }
 function headText(side, line) {
@@ -273,6 +276,7 @@ async function start() {
     leave: () => { if (!view.cell && !$("grid").contains(document.activeElement)) silent(); },
     open: openPlace, escape: () => { if (view.cell) release(); else if (view.from || view.to) back(); },
   });
+  if (model.data.by === "pod") $("by").options[2].text = "pods";
   load();
   save(false);
   draw();
