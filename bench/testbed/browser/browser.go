@@ -19,7 +19,7 @@ import (
 
 // pageTimeout bounds the work on a page. It only ends what hangs: no test depends on the speed
 // of the machine.
-const pageTimeout = 5 * time.Minute
+const pageTimeout = time.Minute
 
 // browser is a Chromium without a window.
 type browser struct{ ctx context.Context }
