@@ -117,19 +117,19 @@ func (m *Matrix) below() *Matrix {
 func (m *Matrix) about() string {
 	o := &m.options
 	var parts []string
-	add := func(before string, list []string, join string) {
+	add := func(before string, list []string) {
 		if len(list) > 0 {
-			parts = append(parts, before+strings.Join(list, join))
+			parts = append(parts, before+strings.Join(list, ", "))
 		}
 	}
-	add("from or to ", o.Namespaces, ", ")
-	add("from ", o.From, ", ")
-	add("to ", o.To, ", ")
+	add("from or to ", o.Namespaces)
+	add("from ", o.From)
+	add("to ", o.To)
 	var ports []string
 	for _, p := range o.Ports {
 		ports = append(ports, p.String())
 	}
-	add("at port ", ports, ", ")
+	add("at port ", ports)
 	if o.OnlyOpen {
 		parts = append(parts, "without what is closed")
 	}
