@@ -148,7 +148,7 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 	if opts.quiet {
 		shown.stdout = io.Discard
 	}
-	allowed := false
+	var allowed bool
 	if opts.flows != "" {
 		allowed, err = explainFlows(shown, m.cluster(), opts)
 	} else {

@@ -147,11 +147,12 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 
 // flow answers one line. It returns an error only if it cannot write.
 func (x *flowExplainer) flow(text []byte) error {
-	f, isFlow, err := readLogLine(text)
+	f, isFlow := readLogLine(text)
 	if !isFlow {
 		x.skipped++
 		return nil
 	}
+	var err error
 	if f == nil {
 		f, err = readFlow(text)
 	}

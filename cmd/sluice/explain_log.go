@@ -26,13 +26,13 @@ type logLine struct {
 // readLogLine returns the flow of a line of the agent's log. If the line is not of a log, the
 // flow is nil. isFlow is false for a line of a log that is about no flow: another event, or a
 // packet whose addresses or port could not be read.
-func readLogLine(text []byte) (f *flowLine, isFlow bool, err error) {
+func readLogLine(text []byte) (f *flowLine, isFlow bool) {
 	var l logLine
 	if json.Unmarshal(text, &l) != nil || l.Msg == nil {
-		return nil, true, nil
+		return nil, true
 	}
 	if l.Event != event.Verdict || l.Src == "" || l.Dst == "" || l.Transport != "" {
-		return nil, false, nil
+		return nil, false
 	}
 	f = &flowLine{From: l.From, To: l.To, Port: l.Port, Protocol: l.Protocol, logged: l.Verdict}
 	if !isPodName(f.From) {
@@ -44,7 +44,7 @@ func readLogLine(text []byte) (f *flowLine, isFlow bool, err error) {
 	if f.Protocol == filter.ICMPv6.String() {
 		f.Protocol = filter.ICMP.String()
 	}
-	return f, true, nil
+	return f, true
 }
 
 // isPodName reports whether a name in the log is that of a pod, "namespace/name", and not of the
