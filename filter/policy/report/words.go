@@ -86,11 +86,14 @@ func (w *words) take(left map[*reach.Party]bool, word string, least int, of func
 			continue
 		}
 		all = append(all, p)
-		if !left[p] {
-			missing = append(missing, p)
+		if left[p] {
+			continue
+		}
+		if missing = append(missing, p); len(missing) > maxMissing {
+			return nil
 		}
 	}
-	if len(all) < least || len(missing) > maxMissing || len(all) < 6*len(missing) {
+	if len(all) < least || len(all) < 6*len(missing) {
 		return nil
 	}
 	for _, p := range all {
