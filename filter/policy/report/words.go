@@ -173,22 +173,29 @@ func (w *words) meaning(word string) string {
 	if !strings.HasSuffix(word, "/*") && len(set) > maxListed {
 		return kinds(set)
 	}
-	left := make(map[*reach.Party]bool)
+	left, sep := make(map[*reach.Party]bool), ", "
 	for _, p := range set {
-		left[p] = true
+		if left[p] = true; len(p.Ranges) > 0 {
+			sep = "; " // the names of ranges have commas
+		}
 	}
-	return strings.Join(w.single(set, left), ", ")
+	return strings.Join(w.single(set, left), sep)
 }
 
 // maxListed bounds the names in the explanation of a word that is clear without them.
 const maxListed = 12
 
+// rangesText lists the addresses of the world with all exceptions.
 func rangesText(p *reach.Party) string {
 	var texts []string
 	for _, r := range p.Ranges {
-		texts = append(texts, r.String())
+		text := r.Prefix.String()
+		for i, e := range r.Except {
+			text += map[bool]string{true: " except ", false: ", "}[i == 0] + e.String()
+		}
+		texts = append(texts, text)
 	}
-	return " (" + strings.Join(texts, ", ") + ")"
+	return " (" + strings.Join(texts, "; ") + ")"
 }
 
 func podNames(p *reach.Party) string {
