@@ -77,17 +77,17 @@ func inOrOut(d filter.Direction) string {
 func (x oneSidedRule) because() string {
 	f, d := x.example, other(x.r.direction)
 	from, to := nameOf(f.from), nameOf(f.to)
-	who := "another policy"
+	blocking := "another policy"
 	if x.lacks != nil {
-		who = x.lacks.Ref.Object()
+		blocking = x.lacks.Ref.Object()
 	}
 	if rule := f.denied.Rule; rule != nil {
-		return fmt.Sprintf("%s (spec.%s) denies %s from %s to %s", who, rule.Field(), f.ports(), from, to)
+		return fmt.Sprintf("%s (spec.%s) denies %s from %s to %s", blocking, rule.Field(), f.ports(), from, to)
 	}
 	if d == filter.Egress {
-		return fmt.Sprintf("%s isolates %s, and no policy lets it out to %s at %s", who, from, to, f.ports())
+		return fmt.Sprintf("%s isolates %s, and no policy lets it out to %s at %s", blocking, from, to, f.ports())
 	}
-	return fmt.Sprintf("%s isolates %s, and no policy lets %s in at %s", who, to, from, f.ports())
+	return fmt.Sprintf("%s isolates %s, and no policy lets %s in at %s", blocking, to, from, f.ports())
 }
 
 // hint says how to make an item of a rule pass.
