@@ -13,6 +13,7 @@ func TestRoutes(t *testing.T) {
 		"an Ingress":       {"{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: a}}", "Ingress default/a", "", ""},
 		"version v1":       {"{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: a}}", "HTTPRoute default/a", "", ""},
 		"an older version": {"{apiVersion: gateway.networking.k8s.io/v1alpha2, kind: TLSRoute, metadata: {name: a}}", "TLSRoute default/a", "", ""},
+		"of OpenShift":     {"{apiVersion: route.openshift.io/v1, kind: Route, metadata: {name: a}, spec: {to: {kind: Service, name: b, weight: 1}, tls: {termination: edge}, hots: b}}", "Route default/a", "", "spec.hots: there is no such field; it is ignored: write host"},
 		"in a list":        {"{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRouteList, items: [{metadata: {name: a}}]}", "HTTPRoute default/a", "", ""},
 		"another version":  {"{apiVersion: networking.k8s.io/v1beta1, kind: Ingress, metadata: {name: a}}", "", "", `Ingress default/a, apiVersion: "networking.k8s.io/v1beta1" is not read: write networking.k8s.io/v1`},
 		"an unknown field": {"{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: a}, spec: {hostNames: [b]}}", "HTTPRoute default/a", "", "spec.hostNames: there is no such field; it is ignored: write hostnames"},

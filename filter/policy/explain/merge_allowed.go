@@ -59,8 +59,8 @@ func (s Side) withoutIsolation() Side {
 }
 
 // isolates reports whether the policies of a step do not matter to a flow that is allowed.
-func (t *Step) isolates() bool {
-	return len(t.Policies) > 0 && (t.Result == NotEvaluated || t.Tier == policy.NetworkPolicy)
+func (s *Step) isolates() bool {
+	return len(s.Policies) > 0 && (s.Result == NotEvaluated || s.Tier == policy.NetworkPolicy)
 }
 
 // keepCommon keeps the policies that both sides have.

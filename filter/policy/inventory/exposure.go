@@ -194,10 +194,10 @@ func (v *Inventory) resolve(x *Exposure, r *kuberoute.Route, t *kuberoute.Target
 		return fmt.Sprintf("no ReferenceGrant in namespace %s lets %ss of namespace %s refer to Service %s", t.Service.Namespace, r.Ref.Kind, r.Ref.Namespace, t.Service.Name), true
 	case s.Spec.Type == corev1.ServiceTypeExternalName:
 		return fmt.Sprintf("Service %s is another name for %s, which is outside the cluster", s.text(), s.Spec.ExternalName), false
-	case t.Port == "":
+	case t.Port == "" && !t.ByTarget:
 		return "the route names no port of Service " + s.text(), true
 	}
-	index, err := s.port(t.Port, r.Protocol)
+	index, err := s.targeted(t, r.Protocol)
 	if err != nil {
 		return err.Error(), true
 	}
@@ -206,6 +206,20 @@ func (v *Inventory) resolve(x *Exposure, r *kuberoute.Route, t *kuberoute.Target
 		return s.nothingBehind(), false
 	}
 	return "", false
+}
+
+// targeted returns the index of the port that a route names.
+func (s *service) targeted(t *kuberoute.Target, proto filter.Protocol) (int, error) {
+	if t.ByTarget {
+		for i := range s.Spec.Ports {
+			p := &s.Spec.Ports[i]
+			of, ok := protocolOf(p)
+			if ok && of == proto && (t.Port == "" || t.Port == p.Name || t.Port == cmp.Or(untranslated(p), strconv.Itoa(int(p.Port)))) {
+				return i, nil
+			}
+		}
+	}
+	return s.port(t.Port, proto)
 }
 
 // expose adds what is behind a port of a Service.

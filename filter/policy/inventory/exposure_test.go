@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/kuberoute"
 	"sluice/filter/policy/netpol"
 )
 
@@ -25,6 +27,7 @@ type outside struct {
 	HTTPRoutes []*gatewayv1.HTTPRoute
 	TLSRoutes  []*gatewayv1.TLSRoute
 	Grants     []*gatewayv1.ReferenceGrant
+	OpenShift  []json.RawMessage
 }
 
 func (o outside) inventory() *Inventory {
@@ -43,6 +46,13 @@ func (o outside) inventory() *Inventory {
 	}
 	for _, x := range o.TLSRoutes {
 		out.Routing.Add(x)
+	}
+	for _, text := range o.OpenShift {
+		for _, k := range kuberoute.Kinds() {
+			if route := k.New(); k.Name == "Route" && json.Unmarshal(text, route) == nil {
+				out.Routing.Add(route)
+			}
+		}
 	}
 	for _, x := range o.Grants {
 		out.Routing.Add(x)
@@ -76,6 +86,7 @@ pods:
 - {metadata: {namespace: edge, name: mine, labels: {app.kubernetes.io/name: mine, app.kubernetes.io/instance: a}}, status: {podIPs: [{ip: 10.0.0.5}]}}
 - {metadata: {namespace: edge, name: mine-b, labels: {app.kubernetes.io/name: mine, app.kubernetes.io/instance: b}}, status: {podIPs: [{ip: 10.0.0.6}]}}
 - {metadata: {namespace: edge, name: gw, labels: {gateway.networking.k8s.io/gateway-name: public}}, status: {podIPs: [{ip: 10.0.0.7}]}}
+- {metadata: {namespace: edge, name: router, labels: {ingresscontroller.operator.openshift.io/deployment-ingresscontroller: default}}, status: {podIPs: [{ip: 10.0.0.9}]}}
 - {metadata: {namespace: shop, name: not-gw, labels: {gateway.networking.k8s.io/gateway-name: public}}, status: {podIPs: [{ip: 10.0.0.8}]}}
 `
 
@@ -190,6 +201,15 @@ func TestExposures(t *testing.T) {
 			"\ntlsroutes:\n- {metadata: {namespace: edge, name: r}, spec: {parentRefs: [{name: public}], hostnames: [a.example.com], rules: [{backendRefs: [{namespace: shop, name: web, port: 80}]}]}}\n" +
 				"\ngrants:\n- {metadata: {namespace: shop, name: g}, spec: {from: [{group: gateway.networking.k8s.io, kind: TLSRoute, namespace: edge}], to: [{group: \"\", kind: Service}]}}\n",
 			"TLSRoute edge/r (a.example.com) shop/web shop/web:8080 by edge/gw",
+		},
+		"OpenShift, by the targetPort": {
+			"\nopenshift: [{metadata: {namespace: shop, name: r}, spec: {host: a.example.com, path: /x, to: {kind: Service, name: web}, port: {targetPort: 8080}, alternateBackends: [{kind: Service, name: none}]}}]\n",
+			"Route shop/r (a.example.com/x) shop/web shop/web:8080 by edge/router\n" +
+				`Route shop/r (a.example.com/x) shop/none broken: the Service shop/none has no TCP port "8080": write one of TCP 80 by edge/router`,
+		},
+		"OpenShift, the first port, and the host of the status": {
+			"\nopenshift: [{metadata: {namespace: shop, name: r}, spec: {to: {name: web}}, status: {ingress: [{host: b.example.com}]}}]\n",
+			"Route shop/r (b.example.com) shop/web shop/web:8080 by edge/router",
 		},
 		"a grant of another kind": {
 			"\ntlsroutes:\n- {metadata: {namespace: edge, name: r}, spec: {parentRefs: [{name: public}], hostnames: [a.example.com], rules: [{backendRefs: [{namespace: shop, name: web, port: 80}]}]}}\n" +

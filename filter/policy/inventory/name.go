@@ -31,6 +31,7 @@ var kinds = map[string]string{
 	"ns": "Namespace", "namespace": "Namespace", "namespaces": "Namespace",
 	"ing": "Ingress", "ingress": "Ingress", "ingresses": "Ingress",
 	"gtw": "Gateway", "gateway": "Gateway", "gateways": "Gateway",
+	"route": "Route", "routes": "Route",
 	"httproute": "HTTPRoute", "httproutes": "HTTPRoute", "grpcroute": "GRPCRoute", "grpcroutes": "GRPCRoute",
 	"tlsroute": "TLSRoute", "tlsroutes": "TLSRoute", "tcproute": "TCPRoute", "tcproutes": "TCPRoute", "udproute": "UDPRoute", "udproutes": "UDPRoute",
 }

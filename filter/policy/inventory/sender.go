@@ -15,10 +15,11 @@ import (
 )
 
 // The labels by which the pods of a Gateway are known: those of the Gateway API (GEP-1762), and those
-// of Envoy Gateway, whose pods are in its own namespace.
+// of Envoy Gateway, whose pods are in its own namespace. routerLabel is that of OpenShift's routers.
 const (
 	gatewayNameLabel    = "gateway.networking.k8s.io/gateway-name"
 	envoyNameLabel      = "gateway.envoyproxy.io/owning-gateway-name"
+	routerLabel         = "ingresscontroller.operator.openshift.io/deployment-ingresscontroller"
 	envoyNamespaceLabel = "gateway.envoyproxy.io/owning-gateway-namespace"
 )
 
@@ -75,6 +76,9 @@ func (v *Inventory) senders(r *kuberoute.Route) Senders {
 		}
 		return v.once("Ingress "+r.Class, func() Senders { return v.controllers(class, r.Class) })
 	}
+	if r.Ref.Kind == "Route" {
+		return v.once("Route", v.routers)
+	}
 	if len(r.Gateways) == 0 {
 		return Senders{How: r.Ref.Object() + " names no Gateway"}
 	}
@@ -88,6 +92,15 @@ func (v *Inventory) senders(r *kuberoute.Route) Senders {
 		all.Ends = append(all.Ends, s.Ends...)
 	}
 	return all
+}
+
+// routers returns the pods of OpenShift's routers.
+func (v *Inventory) routers() Senders {
+	of := func(p *policy.Pod) bool { return p.Labels[routerLabel] != "" }
+	if s := v.labeled(nil, of, "they have the label of OpenShift's ingress controllers"); s.Known() {
+		return s
+	}
+	return Senders{How: "there is no pod with the label " + routerLabel}
 }
 
 func (v *Inventory) gatewaySenders(ref policy.Ref) Senders {

@@ -1,6 +1,6 @@
 // Package kuberoute converts the objects that lead requests from outside the cluster to Services
-// to plain structs: Ingresses, the routes of the Gateway API, and what they refer to. It alone
-// knows the fields of these kinds.
+// to plain structs: Ingresses, the routes of the Gateway API and of OpenShift, and what they refer to.
+// It alone knows the fields of these kinds.
 package kuberoute
 
 import (
@@ -23,7 +23,7 @@ type Objects struct {
 	Grants   []*Grant
 }
 
-// Route leads requests to Services: an Ingress, or a route of the Gateway API.
+// Route leads requests to Services: an Ingress, or a route of the Gateway API or of OpenShift.
 type Route struct {
 	Ref      policy.Ref
 	Protocol filter.Protocol // of the packets to the Services
@@ -50,6 +50,9 @@ type Target struct {
 	Path    string     // such as /cart; empty for every path
 	Service policy.Ref // its Kind is empty if the target is not a Service
 	Port    string     // number or name; empty if it is missing
+	// ByTarget reports that Port is the targetPort or the name of a port of the Service, as for OpenShift.
+	// An empty Port then is the first one.
+	ByTarget bool
 }
 
 // Class is an IngressClass or a GatewayClass.
@@ -116,6 +119,7 @@ func Kinds() []Kind {
 		gateway("TLSRoute", "tlsroutes", func() metav1.Object { return &gatewayv1.TLSRoute{} }, "v1", "v1alpha3", "v1alpha2"),
 		gateway("TCPRoute", "tcproutes", func() metav1.Object { return &gatewayv1.TCPRoute{} }, "v1", "v1alpha2"),
 		gateway("UDPRoute", "udproutes", func() metav1.Object { return &gatewayv1.UDPRoute{} }, "v1", "v1alpha2"),
+		{"Route", openShiftGroup, []string{"v1"}, "routes", false, func() metav1.Object { return &openShiftRoute{} }},
 		gateway("ReferenceGrant", "referencegrants", func() metav1.Object { return &gatewayv1.ReferenceGrant{} }, "v1", "v1beta1", "v1alpha2"),
 	}
 }
@@ -136,6 +140,8 @@ func (o *Objects) Add(object metav1.Object) {
 		o.Classes = append(o.Classes, &Class{Ref: policy.Ref{Kind: "GatewayClass", Name: x.Name}, Controller: string(x.Spec.ControllerName), Labels: x.Labels})
 	case *gatewayv1.Gateway:
 		o.Gateways = append(o.Gateways, readGateway(x))
+	case *openShiftRoute:
+		o.Routes = append(o.Routes, readOpenShift(x))
 	case *gatewayv1.ReferenceGrant:
 		o.Grants = append(o.Grants, readGrant(x))
 	default:
