@@ -151,3 +151,30 @@ func TestKustomizeBuildsTheComponents(t *testing.T) {
 		})
 	}
 }
+
+// The component kernel-cache-off changes one argument of the agent, and keeps what the guard needs.
+// The chart does the same with kernelCache off.
+func TestKernelCacheOffChangesOnlyTheCache(t *testing.T) {
+	plain, off := read(t, base(t)), read(t, withComponent(t, "kernel-cache-off"))
+	chart, err := renderWith(t, map[string]any{"kernelCache": "off"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, o := range map[string]*objects{"component": off, "chart": read(t, chart)} {
+		if args := o.daemonSet.Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--kernel-cache=off") || slices.Contains(args, "--guard=off") {
+			t.Errorf("%s: the arguments are %q", name, args)
+		}
+		for i, v := range plain.daemonSet.Spec.Template.Spec.Volumes {
+			if got := o.daemonSet.Spec.Template.Spec.Volumes; i >= len(got) || got[i].Name != v.Name {
+				t.Errorf("%s: the volume %s is missing", name, v.Name)
+			}
+		}
+	}
+	args := off.daemonSet.Spec.Template.Spec.Containers[0].Args
+	if i := slices.Index(args, "--kernel-cache=off"); i >= 0 {
+		args[i] = "--kernel-cache=auto"
+	}
+	if got, want := yamlOf(t, off), yamlOf(t, plain); got != want {
+		t.Errorf("without the argument, the component makes\n%s\nwant the base\n%s", got, want)
+	}
+}
