@@ -9,17 +9,16 @@ const heading = (role, index, o) => `<div role="${role}" aria-colindex="${index}
 // elements of the page. Headings are at row or column -1. Arrow keys move the focus; one
 // cell is reached by the tab key.
 class Grid {
-  // on has the functions point(r, c), leave(), open(r, c, touch) and escape().
+  // on has the functions point(r, c), open(r, c, {touch, keep}) and escape().
   constructor(scroller, root, on) {
-    Object.assign(this, {scroller, root, on, table: null, at: {r: 0, c: 0}, kept: null, drawn: new Map()});
+    Object.assign(this, {scroller, root, on, table: null, at: {r: 0, c: 0}, kept: null, marked: null, drawn: new Map()});
     root.innerHTML = '<div role="row" class="row top" aria-rowindex="1"></div><div role="rowgroup" class="body"></div>';
     [this.top, this.body] = root.children;
     let frame = 0;
     scroller.addEventListener("scroll", () => { frame ||= requestAnimationFrame(() => { frame = 0; this.render(); }); }, {passive: true});
     root.addEventListener("pointerover", e => { if (e.pointerType === "mouse") this.over(e.target); });
-    root.addEventListener("pointerleave", () => { this.mark(null); on.leave(); });
     // The focus that a pointer gives shows nothing: the click that follows does.
-    root.addEventListener("pointerdown", () => { this.quiet = true; });
+    root.addEventListener("pointerdown", e => { this.quiet = true; this.touch = e.pointerType === "touch"; });
     root.addEventListener("pointercancel", () => { this.quiet = false; });
     root.addEventListener("focusin", e => this.focused(this.place(e.target)));
     root.addEventListener("click", e => {
@@ -27,7 +26,7 @@ class Grid {
       this.quiet = false;
       if (!p) return;
       this.focus(p.r, p.c, {quiet: true});
-      on.open(p.r, p.c, e.pointerType === "touch");
+      on.open(p.r, p.c, {touch: this.touch, keep: e.shiftKey});
     });
     scroller.addEventListener("keydown", e => this.key(e));
   }
@@ -67,6 +66,7 @@ class Grid {
     this.body.prepend(before);
     this.body.append(after);
     this.stop(had);
+    if (this.marked) this.mark(this.marked);
   }
 
   // columns changes the columns that are drawn.
@@ -163,18 +163,17 @@ class Grid {
     if (!p) return;
     this.at = p;
     this.stop(false);
-    this.mark(p);
     if (!this.quiet) this.on.point(p.r, p.c);
   }
 
   over(element) {
     const p = this.place(element);
-    this.mark(p);
-    if (p) this.on.point(p.r, p.c); else this.on.leave();
+    if (p) this.on.point(p.r, p.c);
   }
 
-  // mark underlines the headings of a place.
+  // mark marks the headings of the place that reasons are shown of; null for none.
   mark(p) {
+    this.marked = p;
     for (const e of this.root.querySelectorAll(".on")) e.classList.remove("on");
     if (!p) return;
     for (const e of [this.element(p.r, -1), this.element(-1, p.c)]) if (e) e.classList.add("on");
@@ -193,7 +192,7 @@ class Grid {
     this.quiet = false;
     if (!t || e.altKey || e.metaKey) return;
     if (e.key === "Escape") return this.on.escape();
-    if (e.key === "Enter" || e.key === " ") { e.preventDefault(); return this.on.open(r, c, false); }
+    if (e.key === "Enter" || e.key === " ") { e.preventDefault(); return this.on.open(r, c, {keep: e.key === " "}); }
     const page = Math.max(1, Math.floor((this.scroller.clientHeight - t.top) / t.height) - 1), end = [t.rows - 1, t.columns - 1];
     const to = {
       ArrowLeft: [r, c - 1], ArrowRight: [r, c + 1], ArrowUp: [r - 1, c], ArrowDown: [r + 1, c], PageUp: [Math.max(0, r - page), c], PageDown: [r + page, c],

@@ -14,7 +14,7 @@ const plural = (n, one) => n.toLocaleString("en") + " " + one + (n === 1 ? "" : 
 const short = (s, n) => s.length <= n ? s : s.slice(0, Math.ceil(n / 2) - 1) + "…" + s.slice(-Math.floor(n / 2));
 
 const fields = {by: "", from: "", to: "", fromName: "", toName: "", port: "", open: "", cell: ""};
-let model, grid, view = {...fields}, rows = [], columns = [], cells = [], pointed = "";
+let model, grid, view = {...fields}, rows = [], columns = [], cells = [], pointed = "", at = null; // pointed and at: what the panel shows the reasons of
 
 // The view is in the address of the page, so that a link keeps it, and the browser's back button
 // returns to the one before.
@@ -88,11 +88,13 @@ function restore() {
 }
 function silent() {
   pointed = "";
+  at = null;
+  grid.mark(null);
   $("detail").className = "idle";
   $("detail").innerHTML = !rows.length || !columns.length ? "<p>Nothing matches the filters.</p>" :
     matchMedia("(pointer: coarse)").matches ? "<p>Touch a cell for the reasons; what is blue opens when you touch it again.</p>" :
-    "<p>Point at a cell for the reasons; click to keep them. Namespaces, and workloads whose pods differ, open on a click.</p>" +
-    "<p>Keys: arrows move, Enter opens or keeps, Escape closes or goes back.</p><p>A cell is blank where policies do not decide, as between two nodes.</p>";
+    "<p>Point at a cell for the reasons; click to keep them. Namespaces, and workloads whose pods differ, open on a click; with Shift, it keeps their reasons.</p>" +
+    "<p>Keys: arrows move, Enter opens, Space keeps, Escape closes or goes back.</p><p>A cell is blank where policies do not decide, as between two nodes.</p>";
 }
 
 // A line's heading: the namespace, if there are several, and the name.
@@ -186,6 +188,8 @@ function point(r, c) {
   const key = (r < 0 ? "" : rows[r].full) + " → " + (c < 0 ? "" : columns[c].full);
   if (key === pointed) return;
   pointed = key;
+  at = {r, c};
+  grid.mark(at);
   $("detail").className = view.cell ? "held" : "";
   $("detail").innerHTML = '<button type="button" id="close" aria-label="Close">✕</button>' + (r < 0 || c < 0 ? headText(r < 0 ? "to" : "from", r < 0 ? columns[c] : rows[r]) : cellText(rows[r], columns[c]));
   $("detail").scrollTop = 0;
@@ -203,15 +207,15 @@ function headText(side, line) {
       "<ul>" + list.slice(0, 30).map(q => `<li>${escape(q.name)}${q.about ? "<br><small>" + escape(q.about) + "</small>" : ""}</li>`).join("") + "</ul>" + (list.length > 30 ? `<p>and ${list.length - 30} more</p>` : ""));
 }
 
-// openPlace opens what is below a cell or a heading. If nothing is, it keeps the reasons. On a touch
-// screen, the first touch shows the reasons.
-function openPlace(r, c, touch) {
+// openPlace opens what is below a cell or a heading. If nothing is, or if asked to, it keeps the reasons.
+// On a touch screen, the first touch shows the reasons.
+function openPlace(r, c, {touch, keep}) {
   const row = rows[r], column = columns[c], key = (row ? row.full : "") + " → " + (column ? column.full : "");
   const change = {};
   if (row && row.opens) change.from = row.opens;
   if (column && column.opens) change.to = column.opens;
   const shown = pointed === key;
-  if ((change.from || change.to) && (shown || !touch)) return go(change, true);
+  if ((change.from || change.to) && !keep && (shown || !touch)) return go(change, true);
   if (r < 0 || c < 0) return point(r, c);
   view.cell = view.cell === key ? "" : key;
   save(false);
@@ -240,7 +244,7 @@ function listen() {
   });
   $("detail").addEventListener("click", e => {
     if (e.target.id === "close") { const {r, c} = grid.at; release(); grid.focus(r, c, {quiet: true}); }
-    if (e.target.id === "below") openPlace(grid.at.r, grid.at.c, false);
+    if (e.target.id === "below") openPlace(at.r, at.c, {});
   });
   window.addEventListener("popstate", () => { load(); draw(); });
   new ResizeObserver(resized).observe($("scroll"));
@@ -273,7 +277,6 @@ async function start() {
   model = new Model(await read($("data").textContent));
   grid = new Grid($("scroll"), $("grid"), {
     point: (r, c) => { if (!view.cell) point(r, c); },
-    leave: () => { if (!view.cell && !$("grid").contains(document.activeElement)) silent(); },
     open: openPlace, escape: () => { if (view.cell) release(); else if (view.from || view.to) back(); },
   });
   if (model.data.by === "pod") $("by").options[2].text = "pods";
