@@ -52,7 +52,7 @@ type Target struct {
 	Port    string     // number or name; empty if it is missing
 	// ByTarget reports that Port is the targetPort or the name of a port of the Service, as for OpenShift.
 	// An empty Port then is the first one.
-	ByTarget bool
+	ByTarget bool `json:",omitempty"` // digests of other routes stay as they were
 }
 
 // Class is an IngressClass or a GatewayClass.
