@@ -397,7 +397,11 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 			Detail: fmt.Sprintf("%q was removed in Kubernetes %s; it is read as %s", apiVersion, policies.removed, version), Hint: "write " + version,
 		})
 	default:
-		p.report(Problem{Object: object, Field: at + "apiVersion", Detail: fmt.Sprintf("%q is not the version of a %s", apiVersion, name), Effect: policies.closedEffect(), Hint: "write " + version})
+		detail := "it is missing"
+		if apiVersion != "" {
+			detail = fmt.Sprintf("%q is not the version of a %s", apiVersion, name)
+		}
+		p.report(Problem{Object: object, Field: at + "apiVersion", Detail: detail, Effect: policies.closedEffect(), Hint: "write " + version})
 		understood = false
 	}
 	return name, understood
