@@ -131,6 +131,10 @@ func (w *words) name(p *reach.Party) string {
 		w.used[name] = []*reach.Party{p}
 	case p.Kind == reach.Nodes:
 		return "node " + name
+	case p.Kind == reach.Outside: // in a list, it is clear where the exceptions end
+		if whole, except, has := strings.Cut(name, " except "); has {
+			return whole + " (except " + except + ")"
+		}
 	}
 	if p.Kind == reach.HostPods {
 		name += " (host network)"
@@ -173,13 +177,11 @@ func (w *words) meaning(word string) string {
 	if !strings.HasSuffix(word, "/*") && len(set) > maxListed {
 		return kinds(set)
 	}
-	left, sep := make(map[*reach.Party]bool), ", "
+	left := make(map[*reach.Party]bool)
 	for _, p := range set {
-		if left[p] = true; len(p.Ranges) > 0 {
-			sep = "; " // the names of ranges have commas
-		}
+		left[p] = true
 	}
-	return strings.Join(w.single(set, left), sep)
+	return strings.Join(w.single(set, left), ", ")
 }
 
 // maxListed bounds the names in the explanation of a word that is clear without them.
