@@ -30,6 +30,7 @@ VERSION ?= $(or $(shell $(DESCRIBE) --tags 2>/dev/null),$(addprefix v0.0.0-g,$(s
 STAMP = -X main.release=$(VERSION)
 REPOSITORY ?= localhost/sluice
 BENCH ?= .
+DEMO ?=
 
 .PHONY: help
 help: ## print this list
@@ -37,10 +38,10 @@ help: ## print this list
 		while IFS=$$'\t' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
 
 .PHONY: demo
-demo: ## show policies at work on real packets, in network namespaces (as root, under a minute)
+demo: ## show policies at work on real packets, in network namespaces (as root, under a minute; DEMO=--help: options)
 	@.ci/setup demo
 	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice ./bench/demo
-	@bin/demo --sluice bin/sluice
+	@bin/demo --sluice bin/sluice $(DEMO)
 
 .PHONY: test
 test: ## run all tests (as root, those on real packets too)

@@ -30,11 +30,12 @@ func (d dice) changed(o inventory.Objects) inventory.Objects {
 			policies = append(policies, p)
 		}
 	}
-	o.Policies = append(policies, d.policy("later"))
+	policies = append(policies, d.policy("later"))
+	o.Policies = policies
 	o.Pods = d.laterPods(o.Pods)
 	if d.one(3) {
 		o.Workloads = slices.Clone(o.Workloads)
-		o.Workloads = slices.DeleteFunc(o.Workloads, func(w *kubepod.Workload) bool { return d.one(3) })
+		o.Workloads = slices.DeleteFunc(o.Workloads, func(*kubepod.Workload) bool { return d.one(3) })
 	}
 	for _, w := range o.Workloads {
 		if d.one(4) { // it runs now

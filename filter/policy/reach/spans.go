@@ -96,7 +96,8 @@ func (m *Map) spansBetween(from, to *class) []Span {
 			spans = append(spans, Span{Protocol: proto, Low: uint16(starts[j]), High: uint16(starts[j+1] - 1)})
 		}
 	}
-	m.scratch, m.starts = append(spans, Span{Protocol: filter.ICMP}), starts
+	spans = append(spans, Span{Protocol: filter.ICMP})
+	m.scratch, m.starts = spans, starts
 	return m.scratch
 }
 
