@@ -247,7 +247,10 @@ func pagePartyOf(o *Party, workloads map[string]string) pageParty {
 		Namespace: o.Namespace, Name: nameIn(o), Workload: workloads[o.Workload], Kind: o.Kind,
 		Egress: o.Egress, Ingress: o.Ingress, OrderedEgress: o.OrderedEgress, OrderedIngress: o.OrderedIngress,
 	}
+	assumed := slices.ContainsFunc(o.members, func(m member) bool { return m.Assumed })
 	switch {
+	case assumed && o.Workload != "":
+		p.About = "a " + kindOf(o.Workload) + " whose pods are not known"
 	case len(o.Pods) > 0:
 		p.About = counted(o.Pods, o.Namespace+"/", "pod", "pods")
 		if len(o.Pods) == 1 && len(o.Addresses) > 0 {
@@ -262,6 +265,12 @@ func pagePartyOf(o *Party, workloads map[string]string) pageParty {
 		p.About += "; reached from outside by " + strings.Join(o.Outside, "; by ")
 	}
 	return p
+}
+
+// kindOf returns the kind in a text such as "Deployment shop/web".
+func kindOf(object string) string {
+	kind, _, _ := strings.Cut(object, " ")
+	return kind
 }
 
 // nameIn returns the name of a party without its namespace: "web", or "web-0, web-1 and 3 more" for pods
