@@ -1,8 +1,8 @@
-// Package manifests reads Namespaces, Pods, workloads, Nodes, NetworkPolicies and
-// ClusterNetworkPolicies from a directory of YAML and JSON files, with the defaulting and checks
-// of the API server.
+// Package manifests reads Namespaces, Pods, workloads, Nodes, Services, routes from outside the
+// cluster, NetworkPolicies and ClusterNetworkPolicies from a directory of YAML and JSON files, with
+// the defaulting and checks of the API server.
 //
-// [Read] reads once. [Follow] also reports changes, and skips workloads. In both, a mistake never silently
+// [Read] reads once. [Follow] also reports changes, and skips workloads and routes. In both, a mistake never silently
 // allows anything: everything that cannot be understood is a [Problem], and a policy that
 // cannot be read allows nothing. If a file breaks while it is followed, its last good state
 // stays in force.

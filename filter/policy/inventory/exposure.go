@@ -243,34 +243,15 @@ func (v *Inventory) granted(r *kuberoute.Route, t *kuberoute.Target) bool {
 // serviceExposures returns what a Service exposes by itself: by a load balancer, by a port of the
 // nodes, or by external addresses.
 func (v *Inventory) serviceExposures(s *service) (all []*Exposure) {
-	var means func(*corev1.ServicePort) string
-	field := "spec.type"
-	switch kind := s.Spec.Type; {
-	case kind == corev1.ServiceTypeLoadBalancer:
-		means = func(*corev1.ServicePort) string {
-			return strings.TrimSpace("LoadBalancer " + strings.Join(balancerTexts(s.Service), ", "))
-		}
-	case kind == corev1.ServiceTypeNodePort:
-		means = func(p *corev1.ServicePort) string {
-			if p.NodePort == 0 {
-				return "NodePort"
-			}
-			return "NodePort " + strconv.Itoa(int(p.NodePort))
-		}
-	case len(s.Spec.ExternalIPs) > 0:
-		field = "spec.externalIPs"
-		means = func(*corev1.ServicePort) string { return "externalIPs " + strings.Join(s.Spec.ExternalIPs, ", ") }
-	default:
-		return nil
-	}
 	for i := range s.Spec.Ports {
 		port := &s.Spec.Ports[i]
+		field, means := meansOf(s.Service, port)
 		proto, ok := protocolOf(port)
-		if !ok {
-			continue // the API server refuses it
+		if means == "" || !ok { // the API server refuses other protocols
+			continue
 		}
 		x := &Exposure{
-			By: policy.Ref{Kind: "Service", Namespace: s.Namespace, Name: s.Name}, Field: field, Means: means(port), protocol: proto,
+			By: policy.Ref{Kind: "Service", Namespace: s.Namespace, Name: s.Name}, Field: field, Means: means, protocol: proto,
 			Policy: cmp.Or(string(s.Spec.ExternalTrafficPolicy), string(corev1.ServiceExternalTrafficPolicyCluster)),
 		}
 		v.expose(x, s, port)
@@ -280,6 +261,22 @@ func (v *Inventory) serviceExposures(s *service) (all []*Exposure) {
 		all = append(all, x)
 	}
 	return all
+}
+
+// meansOf returns how a port of a Service is reached from outside, as in "NodePort 30080", and the field
+// that says so. Both are empty if it is not.
+func meansOf(s *corev1.Service, port *corev1.ServicePort) (field, means string) {
+	switch {
+	case s.Spec.Type == corev1.ServiceTypeLoadBalancer:
+		return "spec.type", strings.TrimSpace("LoadBalancer " + strings.Join(balancerTexts(s), ", "))
+	case s.Spec.Type == corev1.ServiceTypeNodePort && port.NodePort != 0:
+		return "spec.type", "NodePort " + strconv.Itoa(int(port.NodePort))
+	case s.Spec.Type == corev1.ServiceTypeNodePort:
+		return "spec.type", "NodePort"
+	case len(s.Spec.ExternalIPs) > 0:
+		return "spec.externalIPs", "externalIPs " + strings.Join(s.Spec.ExternalIPs, ", ")
+	}
+	return "", ""
 }
 
 // clients returns the sources of packets to a Service that is reached from outside.

@@ -211,6 +211,11 @@ func TestExposures(t *testing.T) {
 			"\nopenshift: [{metadata: {namespace: shop, name: r}, spec: {to: {name: web}}, status: {ingress: [{host: b.example.com}]}}]\n",
 			"Route shop/r (b.example.com) shop/web shop/web:8080 by edge/router",
 		},
+		"a grant in another namespace": {
+			"\ntlsroutes:\n- {metadata: {namespace: edge, name: r}, spec: {parentRefs: [{name: public}], hostnames: [a.example.com], rules: [{backendRefs: [{namespace: shop, name: web, port: 80}]}]}}\n" +
+				"\ngrants:\n- {metadata: {namespace: edge, name: g}, spec: {from: [{group: gateway.networking.k8s.io, kind: TLSRoute, namespace: edge}], to: [{group: \"\", kind: Service}]}}\n",
+			"TLSRoute edge/r (a.example.com) shop/web broken: no ReferenceGrant in namespace shop lets TLSRoutes of namespace edge refer to Service web by edge/gw",
+		},
 		"a grant of another kind": {
 			"\ntlsroutes:\n- {metadata: {namespace: edge, name: r}, spec: {parentRefs: [{name: public}], hostnames: [a.example.com], rules: [{backendRefs: [{namespace: shop, name: web, port: 80}]}]}}\n" +
 				"\ngrants:\n- {metadata: {namespace: shop, name: g}, spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: edge}], to: [{group: \"\", kind: Service, name: web}]}}\n",
@@ -275,6 +280,21 @@ func TestAccess(t *testing.T) {
 	}
 }
 
+// The node of a pod always reaches it, but is not the source of what arrives from outside.
+func TestAccessWithoutOwnNode(t *testing.T) {
+	v := parseOutside(t, `
+pods:
+- {metadata: {namespace: a, name: p, labels: {a: b}}, status: {podIPs: [{ip: 10.0.0.1}], hostIP: 192.168.0.1}}
+services:
+- {metadata: {namespace: a, name: node}, spec: {type: NodePort, selector: {a: b}, ports: [{port: 80}]}}
+policies:
+- {metadata: {namespace: a, name: closed}, spec: {podSelector: {}, ingress: []}}
+`)
+	if got, _ := v.Access(v.Exposures()[0]); got != Denied {
+		t.Errorf("access %d, want %d", got, Denied)
+	}
+}
+
 func TestURLs(t *testing.T) {
 	v := parseOutside(t, webPods, webService, `
 ingresses:
@@ -285,6 +305,10 @@ ingresses:
     - {host: a.example.com, http: {paths: [{path: /, backend: {service: {name: web, port: {number: 80}}}}, {path: /x/, backend: {service: {name: none, port: {number: 80}}}}]}}
     - {host: "*.example.com", http: {paths: [{path: /w, backend: {service: {name: web, port: {number: 80}}}}]}}
     defaultBackend: {service: {name: web, port: {number: 80}}}
+gateways:
+- {metadata: {namespace: edge, name: public}, spec: {gatewayClassName: x, listeners: []}}
+tlsroutes:
+- {metadata: {namespace: shop, name: empty}, spec: {rules: []}}
 httproutes:
 - {metadata: {namespace: shop, name: deep}, spec: {hostnames: ["*.example.org"], rules: [{backendRefs: [{name: web, port: 80}]}]}}
 `)
@@ -304,6 +328,10 @@ httproutes:
 		"shop/httproute/deap":           "error: there is no HTTPRoute shop/deap: did you mean shop/deep?",
 		"shop/tcproute/deep":            "error: there is no TCPRoute shop/deep, nor any other TCPRoute",
 		"web.shop":                      "a Service",
+		"shop/tlsroute/empty":           "error: TLSRoute shop/empty has no backend",
+		"edge/gateway/public":           "error: no route here names Gateway edge/public",
+		"edge/gateway/publik":           "error: there is no Gateway edge/publik: did you mean edge/public?",
+		"edge/gateway/other":            "error: there is no Gateway edge/other: the names here are edge/public",
 	}
 	for text, want := range tests {
 		target, err := v.Find(text, "shop", true)

@@ -33,37 +33,51 @@ func isRoute(kind string) bool {
 // routeNamed returns what a route, or the routes of a Gateway, expose.
 func (v *Inventory) routeNamed(kind, namespace, name string) (target, error) {
 	ref := policy.Ref{Kind: kind, Namespace: namespace, Name: name}
-	var found []*Exposure
-	var all []string
+	of := make(map[policy.Ref]bool)
 	for _, r := range v.Routing.Routes {
-		of := r.Ref == ref
-		for _, parent := range r.Gateways {
-			of = of || parent.Gateway == ref
+		if r.Ref == ref || slices.ContainsFunc(r.Gateways, func(p kuberoute.Parent) bool { return p.Gateway == ref }) {
+			of[r.Ref] = true
 		}
-		if r.Ref.Kind == kind {
-			all = append(all, r.Ref.String())
-		}
-		for _, x := range v.Exposures() {
-			if of && x.By == r.Ref {
-				found = append(found, x)
-			}
+	}
+	var found []*Exposure
+	for _, x := range v.Exposures() {
+		if of[x.By] {
+			found = append(found, x)
 		}
 	}
 	switch {
 	case len(found) > 0:
 		return target{exposures: found}, nil
+	case of[ref]:
+		return target{}, fmt.Errorf("%s has no backend: ask for a Service or a pod", ref.Object())
 	case kind == "Gateway" && v.gateway(ref) != nil:
 		return target{}, fmt.Errorf("no route here names Gateway %s: ask for a Service or a pod", ref)
-	case slices.ContainsFunc(v.Routing.Routes, func(r *kuberoute.Route) bool { return r.Ref == ref }):
-		return target{}, fmt.Errorf("%s has no backend: ask for a Service or a pod", ref.Object())
-	case len(all) == 0:
-		return target{}, fmt.Errorf("there is no %s, nor any other %s: ask for a Service or a pod", ref.Object(), kind)
+	}
+	return target{}, v.noRoute(ref)
+}
+
+// noRoute returns the error for a route that does not exist, with what is near.
+func (v *Inventory) noRoute(ref policy.Ref) error {
+	var all []string
+	for _, r := range v.Routing.Routes {
+		if r.Ref.Kind == ref.Kind {
+			all = append(all, r.Ref.String())
+		}
+	}
+	for _, g := range v.Routing.Gateways {
+		if ref.Kind == g.Ref.Kind {
+			all = append(all, g.Ref.String())
+		}
 	}
 	slices.Sort(all)
-	if best, ok := near.Name(namespace+"/"+name, all); ok {
-		return target{}, fmt.Errorf("there is no %s: did you mean %s?", ref.Object(), best)
+	best, ok := near.Name(ref.String(), all)
+	switch {
+	case len(all) == 0:
+		return fmt.Errorf("there is no %s, nor any other %s: ask for a Service or a pod", ref.Object(), ref.Kind)
+	case ok:
+		return fmt.Errorf("there is no %s: did you mean %s?", ref.Object(), best)
 	}
-	return target{}, fmt.Errorf("there is no %s: the names here are %s", ref.Object(), near.List(all, 8, ", "))
+	return fmt.Errorf("there is no %s: the names here are %s", ref.Object(), near.List(all, 8, ", "))
 }
 
 // atURL returns the exposures that take the requests for a URL or a host name. It returns false if
