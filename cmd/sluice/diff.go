@@ -149,7 +149,7 @@ func (o *diffOptions) files(base *loaded, path string, stdin io.Reader) (l loade
 			return loaded{}, err
 		}
 	}
-	l.Objects, l.problems, err = manifests.Input{Paths: []string{path}, Stdin: stdin, Namespace: l.namespace, Command: o.command.CommandPath()}.Read()
+	l.Objects, l.problems, err = manifests.Input{Paths: []string{path}, Stdin: stdin, Namespace: l.namespace, Scope: l.scope, Command: o.command.CommandPath()}.Read()
 	return l, err
 }
 

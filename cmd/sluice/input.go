@@ -139,7 +139,7 @@ func (in *input) readAll(ctx context.Context, stdin io.Reader) (l loaded, err er
 		}
 	}
 	if len(in.paths) > 0 {
-		files := manifests.Input{Paths: in.paths, Stdin: stdin, Namespace: l.namespace, Command: in.command.CommandPath()}
+		files := manifests.Input{Paths: in.paths, Stdin: stdin, Namespace: l.namespace, Scope: l.scope, Command: in.command.CommandPath()}
 		live := l.Objects
 		if l.Objects, l.problems, err = files.Read(); err != nil {
 			return loaded{}, err

@@ -498,9 +498,7 @@ func (p *parser) place(o metav1.Object) {
 	if o.GetNamespace() != "" {
 		return
 	}
-	if p.namespace != "" {
-		p.placed++
-	}
+	p.placed++
 	o.SetNamespace(cmp.Or(p.namespace, metav1.NamespaceDefault))
 }
 

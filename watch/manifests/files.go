@@ -22,7 +22,7 @@ type content struct {
 	objects  int       // number of objects of any kind, including skipped ones
 	again    bool      // the file was read before, through another path
 	listed   bool      // the file has a list, possibly an empty one
-	placed   int       // number of objects without a namespace that got reading.namespace
+	placed   int       // number of objects without a namespace
 	file     string    // of source
 	source   []byte    // the text, for Lines; nil for Follow, which need not keep it
 }

@@ -10,10 +10,17 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter/policy/near"
 )
 
 // Stdin is the path that means the standard input.
 const Stdin = "-"
+
+// maxFiles bounds the files that a note names.
+const maxFiles = 3
 
 // StdinName is the file of objects from the standard input, in messages.
 const StdinName = "standard input"
@@ -26,6 +33,8 @@ type Input struct {
 	Stdin io.Reader // the standard input; nil if it must not be read
 	// Namespace is the namespace of objects that have none; empty means default.
 	Namespace string
+	// Scope are the namespaces that the answer is about; empty if it is about all.
+	Scope []string
 	// Command is the command that reads, as in "sluice lint", for the hints; empty means sluice.
 	Command string
 }
@@ -205,23 +214,34 @@ func (r *reader) where() string {
 	return strings.Join(names, ", ")
 }
 
-// placed returns a note if objects without a namespace were read as objects of r.Namespace.
+// placed returns a note about objects without a namespace: if they were read as objects of
+// r.Namespace, or if the answer is about other namespaces than the one that they are in.
 func (r *reader) placed() *Problem {
 	n := 0
+	var files []string
 	for _, c := range r.contents {
-		n += c.placed
-	}
-	if n == 0 {
-		return nil
+		if n += c.placed; c.placed > 0 {
+			files = append(files, c.file)
+		}
 	}
 	have := "1 object has"
 	if n > 1 {
 		have = fmt.Sprintf("%d objects have", n)
 	}
-	return &Problem{
-		File: r.where(), Detail: fmt.Sprintf("%s no namespace and would be created in namespace %s", have, r.Namespace),
-		Hint: "write metadata.namespace if that is not meant",
+	note := Problem{File: near.List(files, maxFiles, ", ")}
+	switch {
+	case n == 0:
+		return nil
+	case r.Namespace != "":
+		note.Detail = fmt.Sprintf("%s no namespace and would be created in namespace %s", have, r.Namespace)
+		note.Hint = "write metadata.namespace if that is not meant"
+	case len(r.Scope) > 0 && !slices.Contains(r.Scope, metav1.NamespaceDefault):
+		note.Detail = have + " no namespace and would be created in namespace default, which the answer is not about"
+		note.Hint = "write metadata.namespace; helm template leaves it out, unless the chart has it"
+	default:
+		return nil
 	}
+	return &note
 }
 
 // summary returns the objects and problems of contents.

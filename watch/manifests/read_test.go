@@ -116,6 +116,20 @@ func TestReadInNamespace(t *testing.T) {
 	if len(objects.Notes) != 1 || objects.Notes[0].Detail != "2 objects have no namespace and would be created in namespace pci" {
 		t.Errorf("notes %v", objects.Notes)
 	}
+	// Without one they are in default, and a note counts them if the answer is about others.
+	for scope, want := range map[string]int{"": 0, "other": 1, "default": 0} {
+		in := Input{Paths: []string{dir}}
+		if scope != "" {
+			in.Scope = []string{scope}
+		}
+		objects, _, err := in.Read()
+		if err != nil || len(objects.Notes) != want {
+			t.Errorf("about %q: notes %v, %v", scope, objects.Notes, err)
+		}
+		if want > 0 && !strings.Contains(objects.Notes[0].Error(), "a.yaml: 2 objects have no namespace and would be created in namespace default, which the answer is not about") {
+			t.Errorf("about %q: %v", scope, objects.Notes)
+		}
+	}
 }
 
 // The message about a label names it.
