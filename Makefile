@@ -74,7 +74,7 @@ pictures: ## take the pictures of README.md in Chromium (as test-browser), into 
 
 .PHONY: build
 build: ## build bin/sluice
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/sluice ./cmd/sluice
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w $(STAMP)' -o bin/sluice ./cmd/sluice
 
 # What make install installs, where, and below which directory.
 PROGRAM ?= bin/sluice

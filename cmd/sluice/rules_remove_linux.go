@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -32,7 +34,11 @@ func (r *removal) addFlags(fs *pflag.FlagSet) {
 // run removes what an agent has left. An agent that still runs is a finding.
 func (r removal) run(ctx context.Context, e env, opts iptables.Options) error {
 	warned := warnOfAgent(ctx, e.stderr, r.socket)
-	if err := runRemove(ctx, e.stdout, opts, r.bpffs); err != nil || !warned {
+	stale := r.socket
+	if warned {
+		stale = ""
+	}
+	if err := runRemove(ctx, e.stdout, opts, r.bpffs, stale); err != nil || !warned {
 		return err
 	}
 	return exitError{status: exitFindings}
@@ -58,10 +64,15 @@ func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
 	return true
 }
 
-// runRemove removes everything that an agent has left in the kernel. It prints what was
-// removed, even if it could not remove everything.
-func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs string) error {
+// runRemove removes everything that an agent has left in the kernel, and its socket unless that is
+// empty. It prints what was removed, even if it could not remove everything.
+func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs, socket string) error {
 	removed, err := removeAll(ctx, opts, bpffs)
+	if gone, wrong := removeSocket(socket); gone {
+		removed = append(removed, "the socket "+socket)
+	} else {
+		err = errors.Join(err, wrong)
+	}
 	var b strings.Builder
 	for _, line := range removed {
 		fmt.Fprintf(&b, "removed %s\n", line)
@@ -73,6 +84,22 @@ func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs 
 		err = errors.Join(err, fmt.Errorf("write what was removed: %w", werr))
 	}
 	return err
+}
+
+// removeSocket removes the socket of an agent that does not run any more, and reports whether it was
+// there. An empty directory at the default path goes too: the agent has made it.
+func removeSocket(path string) (gone bool, err error) {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().Type() != os.ModeSocket {
+		return false, nil // there is no socket
+	}
+	if err := os.Remove(path); err != nil {
+		return false, fmt.Errorf("remove the socket of an agent: %w", err)
+	}
+	if path == status.DefaultSocket {
+		_ = os.Remove(filepath.Dir(path)) // it is kept if it is not empty
+	}
+	return true, nil
 }
 
 // removeAll removes rules, guard, programs and marks, and returns a line for each thing that

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -223,6 +224,14 @@ func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 		}
 	}
 	check("without an agent", 0, "", "nothing to remove")
+	killed, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed.SetUnlinkOnClose(false)
+	killed.Close()
+	check("after a killed agent", 0, "", "removed the socket "+path)
+	check("after the removal", 0, "", "nothing to remove")
 	createLeftovers(t, node)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})

@@ -200,7 +200,7 @@ func (c *Cluster) ExplainFlows(flows []Flow) []Explanation {
 // notes returns warnings about a verdict that may differ on a real node, and says which policies
 // disagree about the answer.
 func (c *Cluster) notes(f Flow, v filter.Verdict) []string {
-	return slices.Concat(c.missingNamespaces(f), linkLocal(f, v), c.dropPrevails(v), c.fromOutside(f), untranslated(f))
+	return slices.Concat(c.missingNamespaces(f), linkLocal(f, v), c.dropPrevails(v), c.fromOutside(f), untranslated(f), c.maybeService(f))
 }
 
 // dropPrevails returns a note if some of the policies that deny the flow would reject it, and it is

@@ -74,8 +74,18 @@ func (v *Inventory) find(text, namespace string, to bool) (target, error) {
 	}
 	name, port, _ := strings.Cut(text, ":")
 	t, err := v.named(name, namespace, to)
+	if err != nil && addressLike(text) {
+		return target{}, fmt.Errorf("%s is neither an IP address nor a range: write them as in 10.0.0.1, fd00::1 or 10.0.0.0/8", text)
+	}
 	t.port = port
 	return t, err
+}
+
+// addressLike reports whether a text that cannot be parsed was probably meant as an address or a
+// range. Names may have the same form, so it must not be the first thing to ask.
+func addressLike(text string) bool {
+	const digits, hex = "0123456789./", "0123456789abcdefABCDEF:./"
+	return strings.Count(text, ".") >= 3 && strings.Trim(text, digits) == "" || strings.Count(text, ":") >= 2 && strings.Trim(text, hex) == ""
 }
 
 // named finds an object by its name, which may have the kind or the namespace in front, or be the
