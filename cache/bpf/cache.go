@@ -93,6 +93,7 @@ type Cache struct {
 	secrets       secrets
 	objs          programObjects
 	endpointsSpec *ebpf.MapSpec // describes a table of endpoints
+	old           bool          // the kernel is older than 5.8; see loadPrograms
 	pins          *pins
 
 	mu     sync.Mutex
@@ -136,8 +137,8 @@ func (c *Cache) load() error {
 	limit := rlimit.RemoveMemlock()
 	err := c.loadPrograms(false)
 	if err != nil && c.loadPrograms(true) == nil {
-		c.log.Info("the kernel does not let the programs of its flow cache read the clock; without an agent, they answer without limit for pods that share an interface", "err", err)
-		err = nil
+		c.log.Info("the kernel lacks what the programs of its flow cache use since Linux 5.8; without an agent, they answer without limit for pods that share an interface, and what they deny cannot be watched", "err", err)
+		c.old, err = true, nil
 	}
 	if err != nil {
 		return errors.Join(err, limit)
@@ -148,15 +149,16 @@ func (c *Cache) load() error {
 	return nil
 }
 
-// loadPrograms makes the maps and programs. With clockless, the programs do not read the
-// clock, which kernels before 5.8 allow only to programs under the GPL.
-func (c *Cache) loadPrograms(clockless bool) error {
+// loadPrograms makes the maps and programs. If the kernel is old, the programs do not read the
+// clock, which kernels before 5.8 allow only to programs under the GPL, and have no ring buffer.
+func (c *Cache) loadPrograms(old bool) error {
 	spec, err := loadProgram()
 	if err != nil {
 		return err
 	}
-	if clockless {
+	if old {
 		stopClock(spec)
+		stopEvents(spec)
 	}
 	if c.opts.Flows > 0 {
 		spec.Maps[programMapFlows].MaxEntries = uint32(c.opts.Flows)
@@ -368,15 +370,24 @@ func rangeOf(p netip.Prefix) prefix {
 func (c *Cache) Stats() (Stats, error) {
 	s := Stats{Failed: c.failed.Load(), Published: time.Duration(c.published.Load())}
 	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied, &s.Rejected} {
-		var each []uint64 // the counter of each CPU
-		if err := c.objs.Answers.Lookup(uint32(i), &each); err != nil {
-			return s, fmt.Errorf("read the counters of the kernel's flow cache: %w", err)
-		}
-		for _, n := range each {
-			*sum += n
+		var err error
+		if *sum, err = sumOf(c.objs.Answers, uint32(i)); err != nil {
+			return s, err
 		}
 	}
 	return s, nil
+}
+
+// sumOf returns the sum of a counter of all CPUs.
+func sumOf(counters *ebpf.Map, i uint32) (sum uint64, err error) {
+	var each []uint64
+	if err := counters.Lookup(i, &each); err != nil {
+		return 0, fmt.Errorf("read the counters of the kernel's flow cache: %w", err)
+	}
+	for _, n := range each {
+		sum += n
+	}
+	return sum, nil
 }
 
 // withHint adds a hint to errors that a user can fix.

@@ -35,7 +35,7 @@ struct key {
 };
 
 // The values of filter.Transport.
-enum { PORTLESS = 1, PORTED = 2, ANY = 3 };
+enum { OPAQUE = 0, PORTLESS = 1, PORTED = 2, ANY = 3 };
 
 enum { ICMPV6 = 58 }; // not defined in linux/in.h
 
@@ -147,6 +147,70 @@ static __always_inline int yes(enum answer which)
 	return 1;
 }
 
+// denial counts the denied packets of a flow, for "sluice denied". The times are those of the kernel's
+// monotonic clock, in nanoseconds.
+struct denial {
+	__u64 packets, first, last;
+	__u16 source; // source port of the first packet; 0 if it has none or it could not be read
+	__u8 rejected, pad[5];
+};
+
+// denials holds the flows that the programs have denied last. It is kept whether anything reads it or
+// not, and costs a denied packet some 100 ns; no other packet pays for it.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct key);
+	__type(value, struct denial);
+} denials SEC(".maps");
+
+// event describes one denied packet.
+struct event {
+	__u64 time;
+	struct key key;
+	__u16 source;
+	__u8 rejected, pad;
+};
+
+// events tells the agent of each denied packet while something watches flows.
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 19);
+} events SEC(".maps");
+
+// watch holds how many denied packets of one source the programs report within a second; 0 while
+// nothing watches.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} watch SEC(".maps");
+
+// second counts the events of a source in a second of the monotonic clock.
+struct second {
+	__u64 begin;
+	__u32 events, pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct address);
+	__type(value, struct second);
+} sources SEC(".maps");
+
+// left_out counts the denied packets without an event, although something watches: those beyond the
+// rate of their source, and those for which events had no room.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u64);
+} left_out SEC(".maps");
+
+enum left_out_for { BEYOND_RATE, NO_ROOM };
+
 // upper describes the header behind the IP header: its offset, the length of the packet from
 // there on, and its protocol. The length is computed from the IP header, whose length field is
 // 0 if the packet is too long for it; such a packet is left to user space. Protocol 0 marks an
@@ -157,6 +221,7 @@ static __always_inline int yes(enum answer which)
 struct upper {
 	__u32 at, length;
 	__u8 protocol, begins;
+	__u16 source; // source port, in host byte order; 0 if the protocol has none
 };
 
 static __always_inline int mapped(struct address *a)
@@ -270,7 +335,85 @@ static __always_inline int read_upper(struct __sk_buff *skb, struct key *k, stru
 	}
 	__builtin_memcpy(&port, header + 2, sizeof(port));
 	k->port = bpf_ntohs(port);
+	__builtin_memcpy(&port, header, sizeof(port));
+	up->source = bpf_ntohs(port);
 	return 1;
+}
+
+static __always_inline void leave_out(enum left_out_for why)
+{
+	__u32 at = why;
+	__u64 *count = bpf_map_lookup_elem(&left_out, &at);
+
+	if (count)
+		(*count)++;
+}
+
+// within reports whether a source has not had its number of events in this second, and counts one.
+// It is not exact when packets of the source are denied on several CPUs at once.
+static __always_inline int within(struct address *source, __u64 now, __u32 limit)
+{
+	struct second *s = bpf_map_lookup_elem(&sources, source);
+
+	if (!s) {
+		struct second first = { .begin = now, .events = 1 };
+
+		bpf_map_update_elem(&sources, source, &first, BPF_ANY);
+		return 1;
+	}
+	if (now - s->begin >= 1000000000) {
+		s->begin = now;
+		s->events = 1;
+		return 1;
+	}
+	if (s->events >= limit)
+		return 0;
+	s->events++;
+	return 1;
+}
+
+// report sends an event about a denied packet if something watches.
+static __always_inline void report(struct key *k, __u64 now, __u16 source, __u8 rejected)
+{
+	__u32 first = 0;
+	__u32 *limit = bpf_map_lookup_elem(&watch, &first);
+
+	if (!limit || !*limit)
+		return;
+	if (!within(&k->src, now, *limit)) {
+		leave_out(BEYOND_RATE);
+		return;
+	}
+	struct event e = { .time = now, .key = *k, .source = source, .rejected = rejected };
+
+	if (bpf_ringbuf_output(&events, &e, sizeof(e), 0))
+		leave_out(NO_ROOM);
+}
+
+// denied counts and reports a denied packet. It always returns 1. The key lacks what "read" says was
+// not read.
+static __always_inline int denied(struct __sk_buff *skb, struct key *k, struct upper *up, int read, enum answer as)
+{
+	__u64 now = bpf_ktime_get_ns();
+	__u8 rejected = as == REJECTED;
+
+	if (!read && !read_upper(skb, k, up)) {
+		k->transport = OPAQUE;
+		k->port = 0;
+	}
+	struct denial *known = bpf_map_lookup_elem(&denials, k);
+
+	if (known) {
+		__sync_fetch_and_add(&known->packets, 1);
+		known->last = now;
+		known->rejected = rejected;
+	} else {
+		struct denial one = { .packets = 1, .first = now, .last = now, .source = up->source, .rejected = rejected };
+
+		bpf_map_update_elem(&denials, k, &one, BPF_ANY);
+	}
+	report(k, now, up->source, rejected);
+	return yes(as);
 }
 
 // pending reports whether an address without an endpoint belongs to a pod that is not known
@@ -429,11 +572,11 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 		enum verdict as = closed_as(of_src, of_dst);
 
 		if (wanted == DENY)
-			return yes(DENIED);
+			return denied(skb, &k, &up, read, DENIED);
 		if (wanted == ALLOW)
 			return 0;
 		if (wanted == REJECT && as == REJECT)
-			return yes(REJECTED);
+			return denied(skb, &k, &up, read, REJECTED);
 		if (as != LATER)
 			return wanted == LATER && as == DENY;
 	}
@@ -448,11 +591,11 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 	case ALLOW:
 		return yes(ALLOWED);
 	case REJECT:
-		return yes(REJECTED);
+		return denied(skb, &k, &up, 1, REJECTED);
 	case LATER:
 		return may_allow;
 	default:
-		return yes(DENIED);
+		return denied(skb, &k, &up, 1, DENIED);
 	}
 }
 

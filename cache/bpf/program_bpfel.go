@@ -18,9 +18,14 @@ import (
 const (
 	programMapAnswers   = "answers"
 	programMapDeadline  = "deadline"
+	programMapDenials   = "denials"
 	programMapEndpoints = "endpoints"
+	programMapEvents    = "events"
 	programMapFlows     = "flows"
+	programMapLeftOut   = "left_out"
 	programMapRanges    = "ranges"
+	programMapSources   = "sources"
+	programMapWatch     = "watch"
 	programProgAllow    = "allow"
 	programProgDeny     = "deny"
 	programProgLater    = "later"
@@ -82,9 +87,14 @@ type programProgramSpecs struct {
 type programMapSpecs struct {
 	Answers   *ebpf.MapSpec `ebpf:"answers"`
 	Deadline  *ebpf.MapSpec `ebpf:"deadline"`
+	Denials   *ebpf.MapSpec `ebpf:"denials"`
 	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
+	Events    *ebpf.MapSpec `ebpf:"events"`
 	Flows     *ebpf.MapSpec `ebpf:"flows"`
+	LeftOut   *ebpf.MapSpec `ebpf:"left_out"`
 	Ranges    *ebpf.MapSpec `ebpf:"ranges"`
+	Sources   *ebpf.MapSpec `ebpf:"sources"`
+	Watch     *ebpf.MapSpec `ebpf:"watch"`
 }
 
 // programVariableSpecs contains global variables before they are loaded into the kernel.
@@ -116,18 +126,28 @@ func (o *programObjects) Close() error {
 type programMaps struct {
 	Answers   *ebpf.Map `ebpf:"answers"`
 	Deadline  *ebpf.Map `ebpf:"deadline"`
+	Denials   *ebpf.Map `ebpf:"denials"`
 	Endpoints *ebpf.Map `ebpf:"endpoints"`
+	Events    *ebpf.Map `ebpf:"events"`
 	Flows     *ebpf.Map `ebpf:"flows"`
+	LeftOut   *ebpf.Map `ebpf:"left_out"`
 	Ranges    *ebpf.Map `ebpf:"ranges"`
+	Sources   *ebpf.Map `ebpf:"sources"`
+	Watch     *ebpf.Map `ebpf:"watch"`
 }
 
 func (m *programMaps) Close() error {
 	return _ProgramClose(
 		m.Answers,
 		m.Deadline,
+		m.Denials,
 		m.Endpoints,
+		m.Events,
 		m.Flows,
+		m.LeftOut,
 		m.Ranges,
+		m.Sources,
+		m.Watch,
 	)
 }
 
