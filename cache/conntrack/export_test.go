@@ -17,3 +17,6 @@ func (a *TrackedFlows) Keys() (counted, sum int) {
 	}
 	return counted, sum
 }
+
+// SetBuffer sets the size of the receive buffer, in bytes.
+func (e *Events) SetBuffer(bytes int) error { return widen(e.conn, bytes) }

@@ -20,8 +20,9 @@ const (
 	attrNested   = 0x8000
 	attrTypeMask = 0x3fff
 
-	msgConnSet = 1 << 8   // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
-	msgConnGet = 1<<8 | 1 // IPCTNL_MSG_CT_GET
+	msgConnSet    = 1 << 8   // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
+	msgConnGet    = 1<<8 | 1 // IPCTNL_MSG_CT_GET
+	msgConnDelete = 1<<8 | 2 // IPCTNL_MSG_CT_DELETE
 
 	msgConnStats    = 1<<8 | 5 // IPCTNL_MSG_CT_GET_STATS
 	ctaStatsEntries = 1        // CTA_STATS_GLOBAL_ENTRIES
@@ -38,10 +39,20 @@ const (
 
 	ctaTupleIP      = 1
 	ctaIPv4Src      = 1
+	ctaIPv4Dst      = 2
 	ctaIPv6Src      = 3
+	ctaIPv6Dst      = 4
 	ctaTupleProto   = 2
 	ctaProtoNum     = 1
 	ctaProtoSrcPort = 2
+	ctaProtoDstPort = 3
+
+	ctaCountersOrig    = 9
+	ctaCountersReply   = 10
+	ctaCountersPackets = 1
+	ctaCountersBytes   = 2
+	ctaTimestamp       = 20
+	ctaTimestampStart  = 1
 
 	ctaProtoInfo             = 4
 	ctaProtoInfoTCP          = 1

@@ -3,6 +3,7 @@ package conntrack
 import (
 	"io"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +38,21 @@ func receive(raw syscall.RawConn, in []byte) (int, error) {
 		return 0, io.ErrShortBuffer
 	}
 	return n, err
+}
+
+// memoryInfo is what the kernel counts about the memory of a socket (SO_MEMINFO, linux/sock_diag.h).
+type memoryInfo [9]uint32
+
+// memoryDrops is the index of the messages that did not fit into the receive buffer,
+// SK_MEMINFO_DROPS.
+const memoryDrops = 8
+
+func (i *memoryInfo) read(fd int) error {
+	size := uint32(unsafe.Sizeof(*i))
+	if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO, uintptr(unsafe.Pointer(i)), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // retry repeats a system call that was interrupted by a signal.

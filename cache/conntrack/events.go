@@ -1,0 +1,199 @@
+package conntrack
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"sluice/filter"
+)
+
+// Event is the begin or the end of a connection. It is valid only while it is being reported.
+type Event struct {
+	Conn
+	// Ended is set at the end of the connection: its entry has left the table. Otherwise its first
+	// packet has just passed all rules, and Mark is the mark that they have given it.
+	Ended bool
+	// To is the destination of the first packet before DNAT, such as the address of a Service. The
+	// port is 0 unless Key.Transport is Ported.
+	To netip.AddrPort
+	// Began is the time of the first packet; zero unless net.netfilter.nf_conntrack_timestamp is set.
+	Began time.Time
+	// Sent and Received count what the two ends have sent, in the order of the key. They are set at
+	// the end, and only if Counted: net.netfilter.nf_conntrack_acct is set.
+	Sent, Received Traffic
+	Counted        bool
+}
+
+// Traffic counts packets and their bytes, IP headers included.
+type Traffic struct{ Packets, Bytes uint64 }
+
+// ErrNoEvents means that the kernel reports no connections: net.netfilter.nf_conntrack_events is 0.
+var ErrNoEvents = errors.New("the kernel reports no connections: set net.netfilter.nf_conntrack_events to 1 or 2")
+
+const (
+	// eventBuffer is the receive buffer of events, in bytes. An event takes some 900 bytes there, so it
+	// holds those of 4,500 connections that begin and end while nothing reads.
+	eventBuffer = 8 << 20
+	// The multicast groups of events: linux/netfilter/nfnetlink_compat.h.
+	groupNew     = 1 << 0 // NF_NETLINK_CONNTRACK_NEW
+	groupDestroy = 1 << 2 // NF_NETLINK_CONNTRACK_DESTROY
+)
+
+// Events are the events of a connection table. While they are open, each connection that begins or
+// ends costs the kernel an event, some microseconds; without, it costs nothing unless
+// net.netfilter.nf_conntrack_events is 1.
+type Events struct {
+	conn *netlink.Conn
+	in   []byte
+}
+
+// Events subscribes to the connections that begin and end from now on, except the ends of those that
+// have begun before.
+func (k *Netlink) Events() (*Events, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.netNS, Groups: groupNew | groupDestroy})
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to connections: %w", err)
+	}
+	if err := widen(c, eventBuffer); err != nil {
+		return nil, errors.Join(fmt.Errorf("subscribe to connections: %w", err), c.Close())
+	}
+	return &Events{conn: c, in: make([]byte, readSize)}, nil
+}
+
+// widen sets the receive buffer of a socket, beyond the system's limit if the process may do that.
+func widen(c *netlink.Conn, bytes int) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	forced := false
+	if err := raw.Control(func(fd uintptr) {
+		forced = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bytes) == nil
+	}); err != nil || forced {
+		return err
+	}
+	return c.SetReadBuffer(bytes)
+}
+
+// Close ends the subscription.
+func (e *Events) Close() error { return e.conn.Close() }
+
+// Read calls report for each event, until ctx ends.
+func (e *Events) Read(ctx context.Context, report func(*Event)) error {
+	raw, err := e.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _ = e.conn.SetReadDeadline(time.Unix(1, 0)) })()
+	var event Event // reused for all events, because it escapes to the heap
+	for {
+		n, err := receive(raw, e.in)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			continue // Lost counts what is gone
+		case err != nil:
+			return fmt.Errorf("read connections: %w", err)
+		}
+		for b := e.in[:n]; len(b) > 0; {
+			var m message
+			if m, _, b, err = cutMessage(b); err != nil {
+				return fmt.Errorf("read connections: %w", err)
+			}
+			if m.kind != msgConnSet && m.kind != msgConnDelete {
+				continue
+			}
+			if err := parseEvent(m, &event); err != nil {
+				return fmt.Errorf("read connections: %w", err)
+			}
+			report(&event)
+		}
+	}
+}
+
+// Lost returns the number of events that did not fit into the receive buffer.
+func (e *Events) Lost() (uint64, error) {
+	raw, err := e.conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var info memoryInfo
+	if e := raw.Control(func(fd uintptr) { err = info.read(int(fd)) }); e != nil {
+		err = e
+	}
+	if err != nil {
+		return 0, fmt.Errorf("count lost connections: %w", err)
+	}
+	return uint64(info[memoryDrops]), nil
+}
+
+// parseEvent parses an event.
+func parseEvent(m message, e *Event) error {
+	*e = Event{Ended: m.kind == msgConnDelete}
+	if err := parseConn(m.body, &e.Conn); err != nil {
+		return err
+	}
+	for a, rest, ok := cut(m.body[nfgenLen:]); ok; a, rest, ok = cut(rest) {
+		switch a.kind {
+		case ctaTupleOrig:
+			e.To = parseTo(a.value, e.Key.Transport)
+		case ctaTimestamp:
+			e.Began = parseBegin(a.value)
+		case ctaCountersOrig:
+			e.Sent, e.Counted = parseTraffic(a.value), true
+		case ctaCountersReply:
+			e.Received, e.Counted = parseTraffic(a.value), true
+		}
+	}
+	return nil
+}
+
+// parseTo returns the destination of a CTA_TUPLE_* attribute.
+func parseTo(b []byte, transport filter.Transport) netip.AddrPort {
+	var addr netip.Addr
+	var port uint16
+	for a, rest, ok := cut(b); ok; a, rest, ok = cut(rest) {
+		for p, rest, ok := cut(a.value); ok; p, rest, ok = cut(rest) {
+			switch {
+			case a.kind == ctaTupleIP && (p.kind == ctaIPv4Dst || p.kind == ctaIPv6Dst):
+				addr, _ = netip.AddrFromSlice(p.value)
+			case a.kind == ctaTupleProto && p.kind == ctaProtoDstPort && len(p.value) == 2 && transport == filter.Ported:
+				port = binary.BigEndian.Uint16(p.value)
+			}
+		}
+	}
+	return netip.AddrPortFrom(addr, port)
+}
+
+// parseBegin returns the time in a CTA_TIMESTAMP.
+func parseBegin(b []byte) time.Time {
+	if ns, ok := number64(b, ctaTimestampStart); ok {
+		return time.Unix(0, int64(ns))
+	}
+	return time.Time{}
+}
+
+// parseTraffic returns the numbers in a CTA_COUNTERS_*.
+func parseTraffic(b []byte) (t Traffic) {
+	t.Packets, _ = number64(b, ctaCountersPackets)
+	t.Bytes, _ = number64(b, ctaCountersBytes)
+	return t
+}
+
+// number64 returns a number from nested attributes.
+func number64(b []byte, kind uint16) (n uint64, found bool) {
+	for a, rest, ok := cut(b); ok; a, rest, ok = cut(rest) {
+		if a.kind == kind && len(a.value) == 8 {
+			return binary.BigEndian.Uint64(a.value), true
+		}
+	}
+	return 0, false
+}
