@@ -24,7 +24,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	w.commitUnknown()
 	w.match()
 	for _, p := range w.dirtyPods {
-		p.dirty = false
+		p.due &^= toCompile
 		w.commitPod(p)
 	}
 	for _, k := range w.compiled {
@@ -90,15 +90,15 @@ func (w *Store) commitPod(p *pod) {
 		return
 	}
 	c := w.classOf(p)
-	keeps := old != nil && !p.renewed && old.host.same(p.host) &&
+	keeps := old != nil && !p.due.has(toRenew) && old.host.same(p.host) &&
 		old.class.sameChains(c) && old.class.rejects == c.rejects && slices.Equal(old.class.ports, c.ports) &&
-		!(p.relabeled && !old.class.peers.equal(&c.peers))
-	p.renewed, p.relabeled, p.reselected = false, false, false
-	if keeps && old.class == c {
+		!(p.due.has(relabeled) && !old.class.peers.equal(&c.peers))
+	p.due &^= toRenew | relabeled | reselected
+	if keeps && old.class == c && old.about == p.about {
 		w.releaseClass(c) // classOf has counted a reference, but the endpoint already has one
 		return
 	}
-	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, host: p.host}
+	e := &Endpoint{Namespace: p.namespace, Name: p.name, class: c, host: p.host, about: p.about}
 	if keeps {
 		e.epoch = old.epoch
 	} else {
@@ -113,10 +113,10 @@ func (w *Store) commitPod(p *pod) {
 
 // commitRenewed gives a pod a new epoch, unless commitPod has already done so.
 func (w *Store) commitRenewed(p *pod) {
-	if !p.renewed || p.gone || p.endpoint == nil {
+	if !p.due.has(toRenew) || p.gone || p.endpoint == nil {
 		return
 	}
-	p.renewed = false
+	p.due &^= toRenew
 	e := *p.endpoint
 	e.epoch = w.newEpoch()
 	p.endpoint = &e
@@ -219,7 +219,7 @@ func (w *Store) policySetsOf(p *pod) (sets policySets) {
 		return w.useUnknown(state)
 	}
 	for d := range sets {
-		if p.reselected || p.endpoint == nil {
+		if p.due.has(reselected) || p.endpoint == nil {
 			w.selectPolicies(&sets, p, filter.Direction(d))
 			continue
 		}

@@ -3,6 +3,8 @@ package policy
 import (
 	"net/netip"
 
+	"k8s.io/apimachinery/pkg/labels"
+
 	"sluice/filter"
 )
 
@@ -37,6 +39,38 @@ func (e *Endpoint) Hosts() []netip.Addr {
 		return nil
 	}
 	return e.host.list()
+}
+
+// description is what records of flows say of a pod, and no decision depends on. Pods of a workload
+// with the same labels share it. It is never changed.
+type description struct {
+	labels   labels.Set
+	workload Ref
+}
+
+// Labels returns the labels of a pod; nil for this node, and for an address outside the cluster. The
+// map must not be changed.
+func (e *Endpoint) Labels() labels.Set {
+	if e == nil || e.about == nil {
+		return nil
+	}
+	return e.about.labels
+}
+
+// Workload returns what made a pod, as Pod.Owner was set; zero if that is not known.
+func (e *Endpoint) Workload() Ref {
+	if e == nil || e.about == nil {
+		return Ref{}
+	}
+	return e.about.workload
+}
+
+// NodeName returns the name of the node that a pod runs on; empty if it is not known.
+func (e *Endpoint) NodeName() string {
+	if e == nil || e.host == nil {
+		return ""
+	}
+	return e.host.node
 }
 
 // SameClass reports whether no policy can tell the two endpoints apart, except by their

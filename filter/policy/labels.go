@@ -335,12 +335,13 @@ type identity struct {
 	hash   uint64
 	pods   []*pod // pods[i].place is i; without pods, the identity is gone
 
-	subjects []*selector // subject selectors that match
-	peers    idSet       // ids of the peer selectors that match, except empty ones; as of the last Store.match
-	sum      [2]uint64   // sumOf(peers)
-	stale    bool        // the identity must be matched again with the peer selectors whose scope is a namespace selector
-	staleOwn bool        // if "stale" is set: the identity must also be matched with the peer selectors whose scope is a single namespace
-	recent   *class      // the class that this Commit last determined for a pod of the identity, or nil
+	subjects []*selector  // subject selectors that match
+	peers    idSet        // ids of the peer selectors that match, except empty ones; as of the last Store.match
+	sum      [2]uint64    // sumOf(peers)
+	stale    bool         // the identity must be matched again with the peer selectors whose scope is a namespace selector
+	staleOwn bool         // if "stale" is set: the identity must also be matched with the peer selectors whose scope is a single namespace
+	recent   *class       // the class that this Commit last determined for a pod of the identity, or nil
+	about    *description // of the pod that was added last
 }
 
 // gone reports whether the identity has no pods.
@@ -350,6 +351,16 @@ func (k *identity) gone() bool { return len(k.pods) == 0 }
 func (k *identity) add(p *pod) {
 	p.identity, p.place = k, uint32(len(k.pods))
 	k.pods = append(k.pods, p)
+	k.describe(p)
+}
+
+// describe makes a pod share its description with the pod that was added before it, if the two have
+// the same workload.
+func (k *identity) describe(p *pod) {
+	if k.about == nil || k.about.workload != p.about.workload {
+		k.about = &description{k.labels, p.about.workload}
+	}
+	p.about = k.about
 }
 
 // remove removes the pod k.pods[place]. It does not change the fields of that pod, which may

@@ -44,6 +44,7 @@ func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
 type pod struct {
 	objectKey
 	identity *identity
+	about    *description
 	addrs    []netip.Addr // empty for a pod without an address of its own
 	host     *host
 	ports    []namedPort
@@ -51,16 +52,26 @@ type pod struct {
 
 	endpoint *Endpoint // the endpoint from the last Commit; nil until then
 	place    uint32    // index in identity.pods
-	renewed  bool      // it needs a new epoch, even if its class stays the same
+	due      work      // for the next Commit
 	local    bool      // it runs on this node
 	ending   bool      // it is being deleted
-	// relabeled is set if the labels have changed. The pod then needs a new epoch, unless the
-	// peer selectors that match it are still the same.
-	relabeled  bool
-	dirty      bool // the next commit compiles it
-	reselected bool // the set of policies that select it may have changed
-	gone       bool // it has been deleted
+	gone     bool      // it has been deleted
 }
+
+// work is a set of what a Commit must do about a pod.
+type work uint8
+
+const (
+	toCompile work = 1 << iota
+	toRenew        // it needs a new epoch, even if its class stays the same
+	// relabeled: the labels have changed. The pod needs a new epoch, unless the peer selectors that
+	// match it are still the same.
+	relabeled
+	reselected // the set of policies that select it may have changed
+)
+
+// has reports whether a set has the given work.
+func (w work) has(some work) bool { return w&some != 0 }
 
 // host holds the addresses of a node, as the status of its pods reports them. The pods of a
 // node share one host. A nil host has no addresses.
@@ -174,7 +185,7 @@ type namedPort struct {
 // address of its own, because it uses its node's. A pod that has ended has none either,
 // because it has released its address.
 func readPod(o *Pod) *pod {
-	p := &pod{objectKey: objectKey{o.Namespace, o.Name}, created: o.Created, ending: o.Ending}
+	p := &pod{objectKey: objectKey{o.Namespace, o.Name}, created: o.Created, ending: o.Ending, about: &description{o.Labels, o.Owner}}
 	if o.HostNetwork || o.Ended != "" {
 		return p
 	}
@@ -205,7 +216,7 @@ func namedPorts(ports []NamedPort) []namedPort {
 // from their labels.
 func (p *pod) equalButLabels(o *pod) bool {
 	return slices.Equal(p.addrs, o.addrs) && p.host.sameStatus(o.host) && slices.Equal(p.ports, o.ports) &&
-		p.created == o.created && p.local == o.local && p.ending == o.ending
+		p.created == o.created && p.local == o.local && p.ending == o.ending && p.about.workload == o.about.workload
 }
 
 // beats reports whether p rather than o owns an address that both claim. The pod that was

@@ -39,6 +39,7 @@ type Endpoint struct {
 
 	class *class // nil for the node
 	host  *host
+	about *description
 	epoch uint64
 }
 

@@ -167,8 +167,8 @@ func (w *Store) SetPod(o *Pod) {
 
 // replacePod updates a known pod in place, so that references to it stay valid.
 func (w *Store) replacePod(p, now *pod, set labels.Set) {
-	relabeled := !labels.Equals(p.identity.labels, set)
-	if !relabeled && p.equalButLabels(now) {
+	otherLabels := !labels.Equals(p.identity.labels, set)
+	if !otherLabels && p.equalButLabels(now) {
 		return
 	}
 	if len(now.addrs) == 0 {
@@ -183,13 +183,15 @@ func (w *Store) replacePod(p, now *pod, set labels.Set) {
 	host := p.host
 	p.addrs, p.host, p.ports, p.created = now.addrs, w.useHost(now.host), now.ports, now.created
 	w.releaseHost(host)
-	p.local, p.ending = now.local, now.ending
+	p.local, p.ending, p.about = now.local, now.ending, now.about
 	w.claim(p, known)
-	if relabeled {
+	if otherLabels {
 		identity, place := p.identity, p.place
 		w.join(p, identity.ns, set)
-		p.relabeled = true
+		p.due |= relabeled
 		leave(identity, place)
+	} else {
+		p.identity.describe(p)
 	}
 	w.dirty(p)
 }
@@ -250,7 +252,7 @@ func (w *Store) disclaim(p *pod) {
 
 // join adds a pod to the identity with its labels, and creates the identity if necessary.
 func (w *Store) join(p *pod, ns *namespace, set labels.Set) {
-	p.reselected = true
+	p.due |= reselected
 	hash := ns.identities.hashOf(set)
 	if k := ns.identities.byHash[hash]; k != nil && labels.Equals(k.labels, set) {
 		k.add(p)
@@ -275,8 +277,8 @@ func leave(k *identity, place uint32) {
 
 // dirty marks a pod to be compiled again.
 func (w *Store) dirty(p *pod) {
-	if !p.dirty {
-		p.dirty = true
+	if !p.due.has(toCompile) {
+		p.due |= toCompile
 		w.dirtyPods = append(w.dirtyPods, p)
 	}
 }
@@ -284,8 +286,8 @@ func (w *Store) dirty(p *pod) {
 // renew marks a pod: the next Commit gives it a new epoch, so that remembered verdicts about it
 // become invalid. Unlike dirty, renew does not request that the pod is compiled again.
 func (w *Store) renew(p *pod) {
-	if !p.renewed {
-		p.renewed = true
+	if !p.due.has(toRenew) {
+		p.due |= toRenew
 		w.renewed = append(w.renewed, p)
 	}
 }

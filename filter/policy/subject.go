@@ -198,7 +198,7 @@ func (w *Store) touch(s *selector) { w.selected(s, w.reselect) }
 
 func (w *Store) reselect(k *identity) {
 	for _, p := range k.pods {
-		p.reselected = true
+		p.due |= reselected
 		w.dirty(p)
 	}
 }
