@@ -164,6 +164,8 @@ func commands(e env) []*cobra.Command {
 		reportCommand(e),
 		lintCommand(e),
 		statusCommand(e),
+		observeCommand(e),
+		deniedCommand(e),
 		rulesCommand(e),
 		completionCommand(e),
 		versionCommand(e),

@@ -16,6 +16,7 @@ import (
 	"sluice/cmd/sluice/agent"
 	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
+	"sluice/filter/flow"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
 	"sluice/filter/verdictlog"
@@ -118,6 +119,8 @@ func addQueueFlags(fs *pflag.FlagSet, opts *runOptions) {
 }
 
 func addLogFlags(fs *pflag.FlagSet, opts *runOptions) {
+	opts.FlowBuffer = flow.DefaultBuffer
+	fs.Var(newNumberFlag(&opts.FlowBuffer, 1, 1<<20), "flow-buffer", "the number of flows that are kept for sluice observe; they take no memory before it is used")
 	fs.Var(newChoiceFlag(&opts.Verdicts, verdictlog.None, verdictlog.Denied, verdictlog.All), "log-verdicts", "which verdicts to log: none, denied or all")
 	opts.VerdictsRate = verdictlog.DefaultRate
 	fs.Var(newNumberFlag(&opts.VerdictsRate, 0, 1<<20), "log-verdicts-rate", "the number of verdicts to log per second; 0 for no limit")

@@ -31,6 +31,8 @@ const (
 	Verdict        Name = "verdict"
 	PacketHeld     Name = "packet-held"
 	PacketsDropped Name = "packets-dropped"
+	// FlowsIncomplete: those who watch flows do not see all of them.
+	FlowsIncomplete Name = "flows-incomplete"
 )
 
 // Events about changes of policies and pods.

@@ -52,6 +52,7 @@ type agent struct {
 	ipvs        *ipvsServices
 	network     *nodeNetwork
 	verdicts    *verdictlog.Log
+	flows       *flows
 	manager     *iptables.Manager
 	evaluators  []*engine.Evaluator
 	strangers   engine.Strangers
@@ -126,6 +127,7 @@ func (a *agent) wire() error {
 		a.manager.EnsurePins = a.kernel.EnsurePins
 	}
 	a.verdicts = verdictlog.New(opts.Verdicts, opts.VerdictsRate, &a.published, a.log)
+	a.flows = newFlows(a, opts.FlowBuffer)
 	store := policy.NewStore()
 	store.SetLimits(opts.Limits)
 	store.SetLocalNode(opts.NodeName)
@@ -150,7 +152,7 @@ func (a *agent) wire() error {
 		return err
 	}
 	marks := conntrack.Marks{Allowed: opts.Rules.AllowedMark, Revoked: opts.Rules.RevokedMark}
-	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.verdicts)
+	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.flows)
 	a.sweeper.FailOpen = opts.Rules.FailOpen
 	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)
 	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log, Known: a.reportedByManifests})
@@ -160,7 +162,7 @@ func (a *agent) wire() error {
 // newEvaluator returns the evaluator of one worker.
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
-		Published: &a.published, Observer: a.verdicts, Tracker: a.tracked, Translated: a.ipvs.translated,
+		Published: &a.published, Observer: a.flows, Tracker: a.tracked, Translated: a.ipvs.translated,
 		Rejects: a.manager.Rejects, Strangers: &a.strangers, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
@@ -309,6 +311,9 @@ func (a *agent) leave(ctx context.Context) error {
 
 // close releases the agent's resources. It may be called after open() has failed.
 func (a *agent) close() {
+	if a.flows != nil {
+		a.flows.close()
+	}
 	for _, e := range a.evaluators {
 		e.Close()
 	}

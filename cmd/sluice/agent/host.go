@@ -22,9 +22,10 @@ import (
 type host struct {
 	tables      []iptables.Table
 	conntrack   conntrack.Table
-	kernel      kernelCache    // nil if the kernel remembers no verdicts
-	guard       interfaceGuard // nil if pods' interfaces are not guarded
-	predecessor predecessor    // nil if no other agent enforces
+	connections func() (connectionEvents, error) // subscribes to the connections that begin and end
+	kernel      kernelCache                      // nil if the kernel remembers no verdicts
+	guard       interfaceGuard                   // nil if pods' interfaces are not guarded
+	predecessor predecessor                      // nil if no other agent enforces
 	leftovers   leftovers
 	queues      packetQueues
 	newQueues   func(queue.Options, func() queue.Evaluator, *slog.Logger) (packetQueues, error)
@@ -49,9 +50,19 @@ type kernelCache interface {
 	EnsurePins() error
 	Attend() error
 	Stats() (bpf.Stats, error)
+	Denials() ([]bpf.Denial, error)
+	Watch(ctx context.Context, perSecond uint32, report func(*bpf.Event)) error
+	LeftOut() (bpf.LeftOut, error)
 	Stop() error
 	Close() error
 	Remove() error
+}
+
+// connectionEvents is implemented by [conntrack.Events].
+type connectionEvents interface {
+	Read(ctx context.Context, report func(*conntrack.Event)) error
+	Lost() (uint64, error)
+	Close() error
 }
 
 // interfaceGuard is implemented by [guard.Guard].
@@ -116,6 +127,7 @@ func (a *agent) open(ctx context.Context) (err error) {
 		return err
 	}
 	a.conntrack = ct
+	a.connections = func() (connectionEvents, error) { return ct.Events() }
 	a.leftovers = hostLeftovers{inUse: a.tables, bpffs: a.opts.BPFFS, log: a.log}
 	a.newQueues = func(o queue.Options, e func() queue.Evaluator, log *slog.Logger) (packetQueues, error) {
 		return queue.New(o, e, log)

@@ -49,6 +49,7 @@ type Options struct {
 	HTTPAddress string
 	Socket      string // path of the socket for sluice status and for the agent that takes over
 
+	FlowBuffer   int // number of records of flows that are kept for those who watch
 	Verdicts     verdictlog.Level
 	VerdictsRate int
 	Version      string

@@ -26,37 +26,13 @@ const askTimeout = 5 * time.Second
 func Ask(ctx context.Context, path string) (*Status, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("it took longer than %v to answer", askTimeout))
 	defer cancel()
-	process := 0
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-		if err == nil {
-			process = listenerOf(conn)
-		}
-		return conn, err
-	}}
-	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", nil)
-	if err != nil {
-		return nil, fmt.Errorf("ask the agent: %w", err)
-	}
-	response, err := transport.RoundTrip(request)
-	switch {
-	case noListener(err):
-		return nil, fmt.Errorf("%w on %s: %s", ErrNoAgent, path, noAgentHint)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("only its owner may open the agent's socket %s: ask as root", path)
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("ask the agent on %s: %w", path, context.Cause(ctx))
-	case err != nil:
-		return nil, fmt.Errorf("ask the agent on %s: %w", path, err)
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // an incomplete text is better than none
-		return nil, fmt.Errorf("the agent on %s answers %s: %s", path, response.Status, text)
-	}
 	var s Status
-	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
+	body, process, err := open(ctx, path, "/status")
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(&s); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -64,4 +40,55 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	}
 	s.Process = process
 	return &s, nil
+}
+
+// Open requests something of the agent that listens on a socket, such as "/denials", and returns its
+// answer. The error wraps ErrNoAgent if no agent listens there.
+func Open(ctx context.Context, path, request string) (io.ReadCloser, error) {
+	body, _, err := open(ctx, path, request)
+	return body, err
+}
+
+// body is the body of a response, with the connection that it comes from.
+type body struct {
+	io.ReadCloser
+	transport *http.Transport
+}
+
+func (b body) Close() error {
+	defer b.transport.CloseIdleConnections()
+	return b.ReadCloser.Close()
+}
+
+// open is like Open. It also returns the PID of the agent, as in Status.Process.
+func open(ctx context.Context, path, what string) (answer io.ReadCloser, process int, err error) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if err == nil {
+			process = listenerOf(conn)
+		}
+		return conn, err
+	}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+what, nil)
+	if err != nil {
+		return nil, 0, fmt.Errorf("ask the agent: %w", err)
+	}
+	response, err := transport.RoundTrip(request)
+	switch {
+	case noListener(err):
+		return nil, 0, fmt.Errorf("%w on %s: %s", ErrNoAgent, path, noAgentHint)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, 0, fmt.Errorf("only its owner may open the agent's socket %s: ask as root", path)
+	case ctx.Err() != nil:
+		return nil, 0, fmt.Errorf("ask the agent on %s: %w", path, context.Cause(ctx))
+	case err != nil:
+		return nil, 0, fmt.Errorf("ask the agent on %s: %w", path, err)
+	}
+	b := body{response.Body, transport}
+	if response.StatusCode != http.StatusOK {
+		defer b.Close()
+		text, _ := io.ReadAll(io.LimitReader(b, 200)) // an incomplete text is better than none
+		return nil, 0, fmt.Errorf("the agent on %s answers %s: %s", path, response.Status, text)
+	}
+	return b, process, nil
 }

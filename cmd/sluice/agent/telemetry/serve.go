@@ -45,6 +45,8 @@ type Options struct {
 	Socket  string // path of the unix socket for sluice status; empty disables it
 	// HandOver answers an agent that wants to take over. nil rejects such requests.
 	HandOver http.HandlerFunc
+	// Flows streams records of flows, and Denials lists the last denials. nil leaves them out.
+	Flows, Denials http.HandlerFunc
 	// TookOver reports whether this agent has taken over from the agent that listens on the
 	// socket. If so, this agent may replace that agent's socket. nil means that no agent has
 	// yielded.
@@ -96,6 +98,15 @@ func withServers(read func() *State, all []*slots, listens ...*binding) func() *
 func socketHandler(opts Options, read func() *State) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, read().Status()) })
+	if opts.Denials != nil {
+		mux.HandleFunc("GET /denials", opts.Denials)
+	}
+	if opts.Flows != nil {
+		mux.HandleFunc("GET /flows", func(w http.ResponseWriter, r *http.Request) {
+			setDeadlines(w, time.Time{}) // it streams until the client hangs up
+			opts.Flows(w, r)
+		})
+	}
 	if opts.HandOver != nil {
 		mux.HandleFunc("POST /handover", func(w http.ResponseWriter, r *http.Request) {
 			// The request stays open for as long as the other agent enforces.

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sluice/cmd/sluice/agent/status"
+	"sluice/filter/flow"
+)
+
+func deniedCommand(e env) *cobra.Command {
+	opts := observeOptions{format: "text", socket: status.DefaultSocket}
+	cmd := &cobra.Command{
+		Use:   "denied",
+		Short: "Show who was denied last on this node, and by which policy",
+		Long: `Denied asks the agent of this node, over its unix socket, for the last distinct denials: the two
+ends, the port, the policies that deny, how many packets, and when. The agent always keeps a
+few hundred of them, those of the kernel too.
+
+If very many addresses outside the cluster are denied, some of them are one line, with one of
+the addresses.`,
+		Example: `  sluice denied
+  sluice denied -n shop --since 10m
+  sluice denied -o json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return denied(cmd.Context(), e, opts) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&opts.socket, "socket", opts.socket, "`PATH` of the agent's socket")
+	flags.DurationVar(&opts.since, "since", 0, "only what was denied since, such as 5m")
+	flags.StringArrayVarP(&opts.namespaces, "namespace", "n", nil, "denials with an end in this `NAMESPACE`; repeatable")
+	flags.StringArrayVar(&opts.from, "from", nil, "denials of packets from this `END`, as for sluice observe; repeatable")
+	flags.StringArrayVar(&opts.to, "to", nil, "denials of packets to this `END`; repeatable")
+	flags.StringArrayVarP(&opts.ports, "port", "p", nil, "denials of packets to this `PORT`, as in 80 or 53/udp; repeatable")
+	flags.StringArrayVar(&opts.policies, "policy", nil, "what this `POLICY` denies, as in shop/db, admin/platform or db; repeatable")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text or json")
+	return cmd
+}
+
+func denied(ctx context.Context, e env, opts observeOptions) error {
+	selected, err := opts.filter()
+	if err != nil {
+		return err
+	}
+	answer, err := status.Open(ctx, opts.socket, "/denials")
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	var all, shown []*flow.DenialRecord
+	if err := json.NewDecoder(answer).Decode(&all); err != nil {
+		return fmt.Errorf("read the answer of the agent on %s: %w", opts.socket, err)
+	}
+	now := time.Now()
+	for _, d := range all {
+		if selected.Selects(&d.Record) && (opts.since == 0 || !d.Time.Before(now.Add(-opts.since))) {
+			shown = append(shown, d)
+		}
+	}
+	if opts.format == "json" {
+		encoder := json.NewEncoder(e.stdout)
+		encoder.SetIndent("", "  ")
+		if shown == nil {
+			shown = []*flow.DenialRecord{}
+		}
+		return encoder.Encode(shown)
+	}
+	return printDenials(e, shown, now)
+}
+
+// printDenials prints a table, the last denial first.
+func printDenials(e env, all []*flow.DenialRecord, now time.Time) error {
+	if len(all) == 0 {
+		fmt.Fprintln(e.stdout, "nothing was denied")
+		return nil
+	}
+	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "LAST\tFIRST\tPACKETS\tFROM\tTO\tPORT\tWHY")
+	for _, d := range all {
+		from, to := d.Names()
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", ago(now, d.Time), ago(now, d.First), d.Count, from, to, strings.TrimLeft(d.Port(), ": "), d.Why())
+	}
+	return table.Flush()
+}
+
+// ago returns how long ago a time is, to a digit that matters.
+func ago(now, at time.Time) string {
+	d := now.Sub(at)
+	switch {
+	case d < 10*time.Second:
+		return fmt.Sprintf("%.1fs ago", max(d, 0).Seconds())
+	case d < time.Minute:
+		return d.Truncate(time.Second).String() + " ago"
+	case d < 48*time.Hour:
+		return strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s") + " ago"
+	}
+	return fmt.Sprintf("%dd ago", int(d.Hours())/24)
+}

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sluice/cmd/sluice/agent/status"
+	"sluice/filter/flow"
+)
+
+// observeOptions are the flags of observe.
+type observeOptions struct {
+	socket     string
+	follow     bool
+	last       int
+	since      time.Duration
+	verdict    string
+	namespaces []string
+	from, to   []string
+	ports      []string
+	policies   []string
+	format     string
+}
+
+func observeCommand(e env) *cobra.Command {
+	opts := observeOptions{format: "text", socket: status.DefaultSocket}
+	cmd := &cobra.Command{
+		Use:   "observe",
+		Short: "Show the flows on this node: what is allowed and denied, by which policy",
+		Long: `Observe asks the agent of this node, over its unix socket, which connections begin and end
+and which packets are denied, with the policies that decide. It sees what the kernel
+answers without the agent, too.
+
+With -f it prints flows as they happen, until it is interrupted. Without, it prints the last
+ones that the agent has kept. The agent records flows only while a command shows them, so
+that they cost nothing otherwise; it always keeps the last denials: see sluice denied.
+
+In the text, equal flows within a second are one line. If there are more than the agent can
+show, or a flow is left out, a line says how many are missing.
+
+The conditions must all be fulfilled; a flag that is given several times is fulfilled by any of
+its values. --from and --to take a pod or a workload (web or shop/web), all of a namespace
+(ns/shop), an address or a range, world, host (this node) or remote-node.`,
+		Example: `  sluice observe -f
+  sluice observe -f --verdict denied -n shop
+  sluice observe -f --from shop/web --to world --port 443
+  sluice observe --last 100 -o json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return observe(cmd.Context(), e, opts) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&opts.socket, "socket", opts.socket, "`PATH` of the agent's socket")
+	flags.BoolVarP(&opts.follow, "follow", "f", false, "print flows as they happen")
+	flags.Var(newNumberFlag(&opts.last, 0, 1<<20), "last", "how many flows from before to print; without -f, all that the agent has kept unless given")
+	flags.DurationVar(&opts.since, "since", 0, "only flows that are not older, such as 5m")
+	flags.Var(newChoiceFlag(&opts.verdict, "", "allowed", "denied"), "verdict", "allowed or denied")
+	flags.StringArrayVarP(&opts.namespaces, "namespace", "n", nil, "flows with an end in this `NAMESPACE`; repeatable")
+	flags.StringArrayVar(&opts.from, "from", nil, "flows from this `END`; repeatable")
+	flags.StringArrayVar(&opts.to, "to", nil, "flows to this `END`; repeatable")
+	flags.StringArrayVarP(&opts.ports, "port", "p", nil, "flows to this `PORT`, as in 80 or 53/udp; repeatable")
+	flags.StringArrayVar(&opts.policies, "policy", nil, "flows that this `POLICY` decides, as in shop/db, admin/platform or db; repeatable")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text, or json with an object on each line")
+	return cmd
+}
+
+// filter returns the conditions of the flags.
+func (o *observeOptions) filter() (f flow.Filter, err error) {
+	f = flow.Filter{Event: o.verdict, Namespaces: o.namespaces, Policies: o.policies}
+	namespace := ""
+	if len(o.namespaces) == 1 {
+		namespace = o.namespaces[0]
+	}
+	for _, ends := range []struct {
+		flag  string
+		texts []string
+		to    *[]flow.Name
+	}{{"from", o.from, &f.From}, {"to", o.to, &f.To}} {
+		for _, text := range ends.texts {
+			n, err := flow.ParseName(text, namespace)
+			if err != nil {
+				return f, fmt.Errorf("%s: %w", ends.flag, err)
+			}
+			*ends.to = append(*ends.to, n)
+		}
+	}
+	for _, text := range o.ports {
+		p, err := flow.ParsePort(text)
+		if err != nil {
+			return f, fmt.Errorf("port: %w", err)
+		}
+		f.Ports = append(f.Ports, p)
+	}
+	return f, nil
+}
+
+// request is what to ask the agent.
+func (o *observeOptions) request() string {
+	last := o.last
+	if last == 0 && (!o.follow || o.since > 0) {
+		last = 1 << 20 // all that it has
+	}
+	return "/flows?" + url.Values{"last": {strconv.Itoa(last)}, "follow": {strconv.FormatBool(o.follow)}}.Encode()
+}
+
+func observe(ctx context.Context, e env, opts observeOptions) error {
+	selected, err := opts.filter()
+	if err != nil {
+		return err
+	}
+	answer, err := status.Open(ctx, opts.socket, opts.request())
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	records := make(chan *flow.Record)
+	failed := make(chan error, 1)
+	go func() {
+		failed <- readRecords(ctx, answer, records)
+		close(records)
+	}()
+	shown := showRecords(e, &opts, &selected, records)
+	err = <-failed
+	switch {
+	case ctx.Err() != nil:
+		return nil // interrupted, as it ends
+	case err != nil:
+		return fmt.Errorf("read the flows of the agent on %s: %w", opts.socket, err)
+	case opts.follow:
+		return fmt.Errorf("the agent on %s has ended: ask again when the next one is ready", opts.socket)
+	case shown == 0:
+		e.say("the agent has kept no such flow: it records while a command shows them: -f shows what happens from now on, and %s denied the last denials", e.name())
+	}
+	return nil
+}
+
+// readRecords reads records until the end of the input.
+func readRecords(ctx context.Context, in io.Reader, records chan<- *flow.Record) error {
+	for decoder := json.NewDecoder(bufio.NewReader(in)); ; {
+		r := new(flow.Record)
+		switch err := decoder.Decode(r); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		select {
+		case records <- r:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// showRecords prints the selected records, and returns their number.
+func showRecords(e env, opts *observeOptions, selected *flow.Filter, records <-chan *flow.Record) (shown int) {
+	p := recordPrinter{out: e.stdout, json: opts.format == "json"}
+	began := time.Now()
+	tick := time.NewTicker(mergeInterval / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case r, more := <-records:
+			switch {
+			case !more:
+				p.flush(time.Time{})
+				return shown
+			case opts.since > 0 && r.Time.Before(began.Add(-opts.since)), !selected.Selects(r):
+				continue
+			}
+			shown++
+			p.print(r)
+		case now := <-tick.C:
+			p.flush(now)
+		}
+	}
+}
+
+// mergeInterval is the time in which equal flows are one line.
+const mergeInterval = time.Second
+
+// recordPrinter prints records as they come. Of equal ones within mergeInterval, it prints the
+// first at once, and the others as one line.
+type recordPrinter struct {
+	out    io.Writer
+	json   bool
+	recent []recent
+}
+
+// recent is a record that was printed, with those that were equal since.
+type recent struct {
+	*flow.Record
+	until time.Time
+	more  uint64
+}
+
+func (p *recordPrinter) print(r *flow.Record) {
+	if p.json {
+		_ = json.NewEncoder(p.out).Encode(r)
+		return
+	}
+	p.flush(r.Time)
+	for i := range p.recent {
+		if o := &p.recent[i]; o.Same(r) {
+			o.more += max(r.Count, 1)
+			o.Time = r.Time
+			return
+		}
+	}
+	p.line(r)
+	same := *r
+	p.recent = append(p.recent, recent{Record: &same, until: r.Time.Add(mergeInterval)})
+}
+
+// flush prints what was merged until a time; zero means all.
+func (p *recordPrinter) flush(until time.Time) {
+	kept := p.recent[:0]
+	for _, o := range p.recent {
+		if !until.IsZero() && until.Before(o.until) {
+			kept = append(kept, o)
+			continue
+		}
+		if o.more > 0 {
+			o.Count = o.more
+			p.line(o.Record)
+		}
+	}
+	p.recent = kept
+}
+
+func (p *recordPrinter) line(r *flow.Record) {
+	fmt.Fprintf(p.out, "%s  %s\n", r.Time.Local().Format("15:04:05.000"), r.Text())
+}

@@ -1,0 +1,156 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket/layers"
+
+	"sluice/bench/testbed/lab"
+	"sluice/cmd/sluice/agent/status"
+	"sluice/filter/flow"
+)
+
+// watched reads the records of an agent.
+type watched struct {
+	t       *testing.T
+	mu      sync.Mutex
+	records []*flow.Record
+	cancel  func()
+	done    chan error
+}
+
+// watch begins to watch the flows of the agent.
+func (s *testbed) watch(t *testing.T) *watched {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	answer, err := status.Open(ctx, s.socket, "/flows?follow=true")
+	if err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	w := &watched{t: t, cancel: cancel, done: make(chan error, 1)}
+	go func() {
+		defer answer.Close()
+		for decoder := json.NewDecoder(answer); ; {
+			r := new(flow.Record)
+			if err := decoder.Decode(r); err != nil {
+				w.done <- err
+				return
+			}
+			w.mu.Lock()
+			w.records = append(w.records, r)
+			w.mu.Unlock()
+		}
+	}()
+	t.Cleanup(w.stop)
+	return w
+}
+
+func (w *watched) stop() {
+	if w.cancel == nil {
+		return
+	}
+	w.cancel()
+	w.cancel = nil
+	if err := <-w.done; !errors.Is(err, context.Canceled) && !errors.Is(err, io.EOF) {
+		w.t.Errorf("read flows: %v", err)
+	}
+}
+
+// count returns the number of records that match, and of those that were left out.
+func (w *watched) count(match func(*flow.Record) bool) (n, left int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.records {
+		switch {
+		case r.Event == "left-out":
+			left += int(r.Count)
+		case match(r):
+			n++
+		}
+	}
+	return n, left
+}
+
+// With the kernel's cache, what watches sees every connection and every denied packet once, or is
+// told how many are missing, with the ends and the policies of explain.
+func TestObserveOnPackets(t *testing.T) {
+	attempts := 10_000
+	if testing.Short() {
+		attempts = 500
+	}
+	s := newTestbed(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start(kernelArgs()...)
+	w := s.watch(t)
+	db := s.host("default/db")
+	to := netip.AddrPortFrom(db.IPv4, 6379)
+	pr := s.newProberBetween(t, "default/other", "default/db", false)
+	began := time.Now()
+	for i := range attempts {
+		if r := s.host("default/web").Connect(t.Context(), "tcp", to, probeTimeout); r.Outcome != lab.Reached {
+			t.Fatalf("connection %d: %v", i, r)
+		}
+		syn := &layers.TCP{SYN: true, SrcPort: layers.TCPPort(20_000 + i), DstPort: 6379, Seq: 1, Window: 100}
+		if err := pr.host("default/other").Send(pr.packet(layers.IPProtocolTCP, syn)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d connections and as many denied packets in %v", attempts, time.Since(began))
+	isAllowed := func(r *flow.Record) bool {
+		return r.Event == "allowed" && r.DstPort == 6379 && r.From.Pod == "web" && r.Into.Pod == "db"
+	}
+	isDenied := func(r *flow.Record) bool {
+		return r.Event == "denied" && r.DstPort == 6379 && r.From.Pod == "other" && r.Into.Pod == "db"
+	}
+	s.eventually(t, "all flows are seen or counted", func() bool {
+		allowed, left := w.count(isAllowed)
+		denied, _ := w.count(isDenied)
+		return allowed+denied+left >= 2*attempts
+	})
+	w.stop()
+	allowed, left := w.count(isAllowed)
+	denied, _ := w.count(isDenied)
+	t.Logf("%d allowed and %d denied are seen, %d left out", allowed, denied, left)
+	if allowed > attempts || denied > attempts || allowed < attempts/2 {
+		t.Errorf("%d allowed and %d denied, of %d each", allowed, denied, attempts)
+	}
+	seen, kernel := make(map[string]bool), 0
+	for _, r := range w.records {
+		if !isAllowed(r) && !isDenied(r) {
+			continue
+		}
+		key := r.Event + netip.AddrPortFrom(r.Src, r.SrcPort).String()
+		if seen[key] {
+			t.Fatalf("twice: %s", key)
+		}
+		seen[key] = true
+		if r.By == "kernel" {
+			kernel++
+		}
+		if r.Ingress == nil || strings.Join(r.Policies(), " ") != "default/access-demo1" || r.Egress != nil || (r.Ingress.Action == "accept") != isAllowed(r) {
+			t.Fatalf("%+v: ingress %+v", r, r.Ingress)
+		}
+	}
+	if kernel < denied/2 {
+		t.Errorf("%d of %d denied packets are the kernel's, so that they are not what the test is about", kernel, denied)
+	}
+	exit, out, stderr := sluice(t, "denied", "--socket", s.socket, "--to", "default/db", "-o", "json")
+	var denials []*flow.DenialRecord
+	if err := json.Unmarshal([]byte(out), &denials); err != nil || exit != 0 {
+		t.Fatalf("sluice denied: %v, exit status %d, %s", err, exit, stderr)
+	}
+	if len(denials) != 1 || denials[0].Count != uint64(attempts) || denials[0].Why() != "ingress: no rule of default/access-demo1" {
+		t.Errorf("sluice denied: %s", out)
+	}
+}

@@ -1,0 +1,156 @@
+package flow
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"sluice/filter"
+)
+
+const (
+	// maxDenials bounds the distinct denials that are kept: some 200 KiB.
+	maxDenials = 512
+	// maxStrangers bounds those of them with an address outside the cluster that no other has. Beyond
+	// it, such addresses are one end, so that a scan from many addresses does not displace the denials
+	// between pods.
+	maxStrangers = 128
+)
+
+// Denials keeps the last distinct denials, whether anything watches or not. Its methods may be called
+// concurrently.
+type Denials struct {
+	mu        sync.Mutex
+	all       map[denialKey]*Denial
+	strangers int // denials with an address outside the cluster as an end of its own
+}
+
+// denialKey identifies equal denials: the same addresses, protocol and port, denied for the same reason
+// by the same policies. An address is zero for many addresses outside the cluster. To compare names
+// instead of pointers would cost each denied packet an allocation.
+type denialKey struct {
+	filter.Key
+	reason    filter.Reason
+	rule      *filter.Rule
+	isolation *filter.Isolation
+}
+
+// Denial is a set of equal denials.
+type Denial struct {
+	Entry       // the last one
+	Packets     uint64
+	First, Last time.Time
+	// Many is set if the ends outside the cluster differ: their addresses in Entry are those of one of
+	// them.
+	Many bool
+}
+
+// Add counts a denied packet.
+func (d *Denials) Add(e *Entry) { d.AddMany(e, 1, e.Time) }
+
+// AddMany counts denied packets; e is the last of them, and first the time of the first.
+func (d *Denials) AddMany(e *Entry, packets uint64, first time.Time) {
+	k := denialKeyOf(e)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.all == nil {
+		d.all = make(map[denialKey]*Denial)
+	}
+	known := d.all[k]
+	if known == nil && isStranger(e) && d.strangers >= maxStrangers {
+		k = k.withoutStrangers(e)
+		known = d.all[k]
+	}
+	if known == nil {
+		d.makeRoom()
+		known = &Denial{First: first, Last: first, Many: k.many()}
+		d.all[k] = known
+		if isStranger(e) && !known.Many {
+			d.strangers++
+		}
+	}
+	known.Packets += packets
+	if !e.Time.Before(known.Last) {
+		known.Entry, known.Last = *e, e.Time
+	}
+	if first.Before(known.First) {
+		known.First = first
+	}
+}
+
+// makeRoom removes the denial that is longest ago, if there is no room for another.
+func (d *Denials) makeRoom() {
+	if len(d.all) < maxDenials {
+		return
+	}
+	var oldest denialKey
+	var at *Denial
+	for k, o := range d.all {
+		if at == nil || o.Last.Before(at.Last) {
+			oldest, at = k, o
+		}
+	}
+	if isStranger(&at.Entry) && !at.Many {
+		d.strangers--
+	}
+	delete(d.all, oldest)
+}
+
+// All returns the denials, the last one first.
+func (d *Denials) All() []Denial {
+	d.mu.Lock()
+	all := make([]Denial, 0, len(d.all))
+	for _, o := range d.all {
+		all = append(all, *o)
+	}
+	d.mu.Unlock()
+	slices.SortFunc(all, func(a, b Denial) int {
+		return cmp.Or(b.Last.Compare(a.Last), strings.Compare(a.Key.String(), b.Key.String()))
+	})
+	return all
+}
+
+// Clone returns a copy, to which the denials of the kernel can be added.
+func (d *Denials) Clone() *Denials {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := &Denials{all: make(map[denialKey]*Denial, len(d.all)), strangers: d.strangers}
+	for k, o := range d.all {
+		same := *o
+		out.all[k] = &same
+	}
+	return out
+}
+
+func denialKeyOf(e *Entry) denialKey {
+	side := denying(&e.Verdict)
+	return denialKey{e.Key, e.Verdict.Reason, side.Rule, side.Isolation}
+}
+
+// isStranger reports whether an end of a denial is outside the cluster.
+func isStranger(e *Entry) bool { return e.Src == nil || e.Dst == nil }
+
+func (k denialKey) withoutStrangers(e *Entry) denialKey {
+	if e.Src == nil {
+		k.Src = [16]byte{}
+	}
+	if e.Dst == nil {
+		k.Dst = [16]byte{}
+	}
+	return k
+}
+
+func (k denialKey) many() bool { return k.Src == [16]byte{} || k.Dst == [16]byte{} }
+
+// denying returns the side of a verdict that denies; the zero Side if no policy denies.
+func denying(v *filter.Verdict) filter.Side {
+	if !v.Egress.Allows() {
+		return v.Egress
+	}
+	if !v.Ingress.Allows() {
+		return v.Ingress
+	}
+	return filter.Side{}
+}

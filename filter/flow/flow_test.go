@@ -1,0 +1,379 @@
+package flow_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
+	"sluice/filter/flow"
+	"sluice/filter/policy"
+)
+
+var start = time.Date(2026, 11, 27, 6, 0, 0, 0, time.UTC)
+
+// numbered returns an entry with a number that numberOf finds.
+func numbered(n int) *flow.Entry {
+	return &flow.Entry{Kind: flow.Opened, Time: start.Add(time.Duration(n) * time.Millisecond), SrcPort: uint16(n)}
+}
+
+// drain returns the numbers of the records that are there; a LeftOut is its negative count.
+func drain(w *flow.Watcher) (numbers []int) {
+	var into [3]flow.Entry // fewer than most tests have
+	for {
+		n := w.Next(context.Background(), into[:], false)
+		if n == 0 {
+			return numbers
+		}
+		for _, e := range into[:n] {
+			if e.Kind == flow.LeftOut {
+				numbers = append(numbers, -int(e.Count))
+			} else {
+				numbers = append(numbers, int(e.SrcPort))
+			}
+		}
+	}
+}
+
+// A log records only while something watches, and gives each watcher all records since it began, and
+// the last ones from before.
+func TestLog(t *testing.T) {
+	var switched []bool
+	l := flow.NewLog(8, func(on bool) { switched = append(switched, on) })
+	l.Add(numbered(1))
+	first := l.Watch(10)
+	l.Add(numbered(2))
+	l.Add(numbered(3))
+	second := l.Watch(1)
+	l.Add(numbered(4))
+	if got, want := drain(first), []int{2, 3, 4}; !slices.Equal(got, want) {
+		t.Errorf("the first watcher reads %v, want %v", got, want)
+	}
+	if got, want := drain(second), []int{3, 4}; !slices.Equal(got, want) {
+		t.Errorf("the second watcher reads %v, want %v", got, want)
+	}
+	first.Close()
+	if !l.Watched() {
+		t.Error("not watched, although the second watcher is there")
+	}
+	second.Close()
+	l.Add(numbered(5))
+	third := l.Watch(100)
+	if got, want := drain(third), []int{2, 3, 4}; !slices.Equal(got, want) {
+		t.Errorf("the third watcher reads %v, want %v", got, want)
+	}
+	third.Close()
+	if want := []bool{true, false, true, false}; !slices.Equal(switched, want) {
+		t.Errorf("switched %v, want %v", switched, want)
+	}
+}
+
+// A watcher that is too slow is told how many records it has missed.
+func TestSlowWatcher(t *testing.T) {
+	l := flow.NewLog(4, nil)
+	w := l.Watch(0)
+	defer w.Close()
+	for n := range 10 {
+		l.Add(numbered(n + 1))
+	}
+	if got, want := drain(w), []int{-6, 7, 8, 9, 10}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if total, left := l.Stats(); total != 10 || left != 6 {
+		t.Errorf("%d records and %d left out, want 10 and 6", total, left)
+	}
+}
+
+// What is beyond the rate, and what sources have missed, is told in the stream, at the latest after a
+// second, and nothing is told twice.
+func TestLeftOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := flow.NewLog(100_000, nil)
+		w := l.Watch(0)
+		defer w.Close()
+		const added = 50_000
+		for range added {
+			l.Add(&flow.Entry{Kind: flow.Opened, Time: time.Now()})
+		}
+		l.Add(&flow.Entry{Kind: flow.Denied, Time: time.Now()}) // it has a rate of its own
+		l.Miss(7, time.Now())
+		records, denied, left := 0, 0, uint64(0)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		for into := make([]flow.Entry, 100); ; {
+			n := w.Next(ctx, into, true)
+			if n == 0 {
+				break
+			}
+			for _, e := range into[:n] {
+				switch e.Kind {
+				case flow.LeftOut:
+					left += e.Count
+				case flow.Denied:
+					denied++
+				default:
+					records++
+				}
+			}
+		}
+		if denied != 1 || records+int(left) != added+7 || records == 0 || left < 8 {
+			t.Errorf("%d records, %d left out and %d denied of %d, 7 and 1", records, left, denied, added)
+		}
+	})
+}
+
+// Watchers come and go while records are added: each watcher reads an unbroken sequence, or is told
+// of the gap.
+func TestLogConcurrently(t *testing.T) {
+	l := flow.NewLog(64, nil)
+	const writers, each = 4, 3000
+	var writing, reading sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	keep := l.Watch(0) // so that all is recorded
+	defer keep.Close()
+	for range 3 {
+		reading.Go(func() {
+			w := l.Watch(0)
+			defer w.Close()
+			into := make([]flow.Entry, 16)
+			total := uint64(0)
+			for {
+				n := w.Next(ctx, into, true)
+				if n == 0 {
+					break
+				}
+				for _, e := range into[:n] {
+					total += max(e.Count, 1)
+				}
+			}
+			for n := 1; n > 0; {
+				n = w.Next(ctx, into, false)
+				for _, e := range into[:n] {
+					total += max(e.Count, 1)
+				}
+			}
+			if total > writers*each {
+				t.Errorf("%d records of %d", total, writers*each)
+			}
+		})
+	}
+	for range writers {
+		writing.Go(func() {
+			for i := range each {
+				l.Add(&flow.Entry{Kind: flow.Opened, Time: start.Add(time.Duration(i) * time.Second)})
+			}
+		})
+	}
+	writing.Wait()
+	cancel()
+	reading.Wait()
+	if total, _ := l.Stats(); total != writers*each {
+		t.Errorf("%d records, want %d", total, writers*each)
+	}
+}
+
+// cluster returns a snapshot with the pods shop/web-1 and shop/db-0 and the node n2.
+func cluster(t *testing.T) *policy.Snapshot {
+	t.Helper()
+	w := policy.NewStore()
+	w.SetPod(&policy.Pod{
+		Namespace: "shop", Name: "web-6d4cf56db6-x2k4q", Addrs: addrs("10.0.0.1"), Node: "n1",
+		Labels: labels.Set{"app": "web", "pod-template-hash": "6d4cf56db6"}, Owner: policy.Ref{Kind: "ReplicaSet", Namespace: "shop", Name: "web-6d4cf56db6"},
+	})
+	w.SetPod(&policy.Pod{Namespace: "shop", Name: "db-0", Addrs: addrs("10.0.0.2"), Labels: labels.Set{"app": "db"}, Owner: policy.Ref{Kind: "StatefulSet", Namespace: "shop", Name: "db"}})
+	w.SetNodeObject(&policy.Node{Name: "n2", Addrs: addrs("192.0.2.2")})
+	w.SetNode(addrs("192.0.2.1"))
+	s, _ := w.Commit()
+	return s
+}
+
+func addrs(texts ...string) (all []netip.Addr) {
+	for _, text := range texts {
+		all = append(all, netip.MustParseAddr(text))
+	}
+	return all
+}
+
+// entry returns an entry about a packet, with the owners of its addresses.
+func entry(s *policy.Snapshot, kind flow.Kind, src, dst string, port uint16) *flow.Entry {
+	k := filter.NewKey(netip.MustParseAddr(src), netip.MustParseAddr(dst), filter.TCP, port)
+	return &flow.Entry{Kind: kind, Time: start, Key: k, SrcPort: 40000, Src: s.Endpoint(k.SrcAddr()), Dst: s.Endpoint(k.DstAddr())}
+}
+
+func TestRecord(t *testing.T) {
+	s := cluster(t)
+	d := flow.NewDescriber("n1", func() *policy.Snapshot { return s })
+	isolation := &filter.Isolation{Direction: filter.Ingress, Policies: []string{"shop/db", "shop/deny-all"}}
+	rule := &filter.Rule{Policy: "platform", Name: "to-teams", Tier: filter.AdminTier, Direction: filter.Egress, Action: filter.RulePasses, Index: 1}
+	denied := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", 5432)
+	denied.Kernel = true
+	denied.Verdict = filter.Verdict{Reason: filter.IngressDenied, Reject: true, Ingress: filter.Side{Isolation: isolation}, Egress: filter.Side{Passed: rule}}
+	ended := entry(s, flow.Ended, "192.0.2.2", "10.0.0.2", 80)
+	ended.Duration, ended.Counted, ended.Sent = 1500*time.Millisecond, true, flow.Traffic{Packets: 4, Bytes: 300}
+	ended.To = netip.MustParseAddrPort("10.96.0.1:80")
+	opened := entry(s, flow.Opened, "10.0.0.1", "203.0.113.9", 443)
+	opened.Verdict = filter.Verdict{Action: filter.Allow, Reason: filter.RuleAllows, Egress: filter.Side{Rule: &filter.Rule{Policy: "shop/web", Tier: filter.NetworkPolicyTier, Direction: filter.Egress, Action: filter.RuleAccepts}}}
+	opened.To = netip.MustParseAddrPort("203.0.113.9:443")
+	own := entry(s, flow.Opened, "10.0.0.2", "192.0.2.1", 53)
+	own.Verdict = filter.Verdict{Action: filter.Allow, Reason: filter.OwnNode}
+	web := `{"kind":"pod","namespace":"shop","pod":"web-6d4cf56db6-x2k4q","workload":{"kind":"Deployment","name":"web"},"labels":{"app":"web","pod-template-hash":"6d4cf56db6"},"node":"n1"}`
+	db := `{"kind":"pod","namespace":"shop","pod":"db-0","workload":{"kind":"StatefulSet","name":"db"},"labels":{"app":"db"}}`
+	for _, test := range []struct {
+		entry    *flow.Entry
+		want     string
+		policies string
+	}{
+		{
+			denied,
+			`{"time":"2026-11-27T06:00:00Z","node":"n1","event":"denied","answer":"reject","reason":"ingress-denied","by":"kernel","src":"10.0.0.1","sport":40000,"dst":"10.0.0.2","dport":5432,"proto":"TCP","from":` + web + `,"to":` + db +
+				`,"egress":{"action":"accept","passed":{"policy":"admin/platform","rule":"egress[1]","rule_name":"to-teams"}},"ingress":{"action":"deny","policies":["shop/db","shop/deny-all"],"tier":"NetworkPolicy"}}`,
+			"admin/platform shop/db shop/deny-all",
+		},
+		{
+			ended,
+			`{"time":"2026-11-27T06:00:00Z","node":"n1","event":"ended","src":"192.0.2.2","sport":40000,"dst":"10.0.0.2","dport":80,"proto":"TCP","to_service":"10.96.0.1:80","from":{"kind":"remote-node","node":"n2"},"to":` + db +
+				`,"seconds":1.5,"sent":{"packets":4,"bytes":300},"received":{"packets":0,"bytes":0}}`,
+			"",
+		},
+		{
+			opened,
+			`{"time":"2026-11-27T06:00:00Z","node":"n1","event":"allowed","reason":"rule","src":"10.0.0.1","sport":40000,"dst":"203.0.113.9","dport":443,"proto":"TCP","from":` + web + `,"to":{"kind":"world"},"egress":{"action":"accept","policies":["shop/web"],"tier":"NetworkPolicy","rule":"egress[0]"}}`,
+			"shop/web",
+		},
+		{
+			own,
+			`{"time":"2026-11-27T06:00:00Z","node":"n1","event":"allowed","reason":"own-node","src":"10.0.0.2","sport":40000,"dst":"192.0.2.1","dport":53,"proto":"TCP","from":` + db + `,"to":{"kind":"host","node":"n1"}}`,
+			"",
+		},
+		{&flow.Entry{Kind: flow.LeftOut, Time: start, Count: 9}, `{"time":"2026-11-27T06:00:00Z","node":"n1","event":"left-out","count":9}`, ""},
+		{&flow.Entry{Kind: flow.Denied, Time: start, Verdict: filter.Verdict{Reason: filter.Malformed}}, `{"time":"2026-11-27T06:00:00Z","node":"n1","event":"denied","reason":"malformed","by":"agent"}`, ""},
+	} {
+		r := d.Record(test.entry)
+		got, err := json.Marshal(r)
+		if err != nil || string(got) != test.want {
+			t.Errorf("%v\n%s, want\n%s", err, got, test.want)
+		}
+		if got := strings.Join(r.Policies(), " "); got != test.policies {
+			t.Errorf("policies %q, want %q", got, test.policies)
+		}
+	}
+}
+
+// Denials are counted by ends, port and policies.
+func TestDenials(t *testing.T) {
+	s := cluster(t)
+	isolation := &filter.Isolation{Policies: []string{"shop/db"}}
+	at := func(src string, port uint16, second int) *flow.Entry {
+		e := entry(s, flow.Denied, src, "10.0.0.2", port)
+		e.Time = start.Add(time.Duration(second) * time.Second)
+		e.Verdict = filter.Verdict{Reason: filter.IngressDenied, Ingress: filter.Side{Isolation: isolation}}
+		return e
+	}
+	var d flow.Denials
+	d.Add(at("10.0.0.1", 80, 1))
+	d.Add(at("10.0.0.1", 81, 2))
+	d.Add(at("10.0.0.1", 80, 5))
+	copied := d.Clone()
+	copied.AddMany(at("10.0.0.1", 80, 4), 10, start)
+	other := at("10.0.0.1", 80, 3)
+	other.Verdict.Ingress.Isolation = &filter.Isolation{Policies: []string{"shop/other"}}
+	d.Add(other)
+	text := func(d *flow.Denials) (all []string) {
+		for _, o := range d.All() {
+			all = append(all, fmt.Sprintf("%d %dx %v-%v %s", o.Key.Port, o.Packets, o.First.Sub(start), o.Last.Sub(start), o.Verdict.Ingress.Isolation.Policies))
+		}
+		return all
+	}
+	if got, want := text(&d), []string{"80 2x 1s-5s [shop/db]", "80 1x 3s-3s [shop/other]", "81 1x 2s-2s [shop/db]"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got, want := text(copied), []string{"80 12x 0s-5s [shop/db]", "81 1x 2s-2s [shop/db]"}; !slices.Equal(got, want) {
+		t.Errorf("the copy: %q, want %q", got, want)
+	}
+}
+
+// A scan from many addresses outside the cluster does not displace the denials between pods, and
+// loses no packet of the count.
+func TestDenialsOfStrangers(t *testing.T) {
+	s := cluster(t)
+	var d flow.Denials
+	pods := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", 80)
+	d.Add(pods)
+	const scan = 2000
+	for i := range scan {
+		e := entry(s, flow.Denied, netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}).String(), "10.0.0.2", 22)
+		e.Time = start.Add(time.Duration(i) * time.Second)
+		d.Add(e)
+	}
+	packets, many := uint64(0), 0
+	for _, o := range d.All() {
+		if o.Key.Port == 22 {
+			packets += o.Packets
+		}
+		if o.Many {
+			many++
+		}
+	}
+	if all := d.All(); len(all) > 200 || packets != scan || many != 1 || !slices.ContainsFunc(all, func(o flow.Denial) bool { return o.Key == pods.Key }) {
+		t.Errorf("%d denials with %d packets, %d for many addresses", len(all), packets, many)
+	}
+	for port := range uint16(5000) {
+		e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", port+1)
+		e.Time = start.Add(time.Duration(port) * time.Hour)
+		d.Add(e)
+	}
+	all := d.All()
+	if len(all) != 512 || all[0].Key.Port != 5000 || all[511].Key.Port != 5000-511 {
+		t.Errorf("%d denials, from port %d to %d", len(all), all[0].Key.Port, all[len(all)-1].Key.Port)
+	}
+}
+
+// To count a denial that is known allocates nothing, and nor does a record.
+func TestAllocatesNothing(t *testing.T) {
+	s := cluster(t)
+	e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", 80)
+	var d flow.Denials
+	d.Add(e)
+	if n := testing.AllocsPerRun(100, func() { d.Add(e) }); n != 0 {
+		t.Errorf("%v allocations for a denial", n)
+	}
+	l := flow.NewLog(16, nil)
+	w := l.Watch(0)
+	defer w.Close()
+	if n := testing.AllocsPerRun(100, func() { l.Add(e) }); n != 0 {
+		t.Errorf("%v allocations for a record", n)
+	}
+}
+
+func BenchmarkAdd(b *testing.B) {
+	e := &flow.Entry{Kind: flow.Denied, Time: start, Key: filter.NewKey(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), filter.TCP, 80)}
+	b.Run("unwatched", func(b *testing.B) {
+		l := flow.NewLog(flow.DefaultBuffer, nil)
+		for b.Loop() {
+			l.Add(e)
+		}
+	})
+	b.Run("watched", func(b *testing.B) {
+		l := flow.NewLog(flow.DefaultBuffer, nil)
+		defer l.Watch(0).Close()
+		for b.Loop() {
+			e.Time = e.Time.Add(time.Second)
+			l.Add(e)
+		}
+	})
+	b.Run("denial", func(b *testing.B) {
+		var d flow.Denials
+		for b.Loop() {
+			d.Add(e)
+		}
+	})
+}

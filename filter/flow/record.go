@@ -1,0 +1,268 @@
+package flow
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// Record is a record as "sluice observe -o json" writes it, one to a line. Fields are only ever
+// added.
+type Record struct {
+	Time time.Time `json:"time"`
+	// Node is the name of the node that has made the record.
+	Node string `json:"node,omitempty"`
+	// Event is allowed, denied, ended or left-out.
+	Event string `json:"event"`
+	// Answer is reject if the sender of a denied packet got an answer.
+	Answer string `json:"answer,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	// By is kernel if the kernel has denied the packet without the agent, and agent for other denials.
+	By string `json:"by,omitempty"`
+
+	Src      netip.Addr `json:"src,omitzero"`
+	SrcPort  uint16     `json:"sport,omitempty"`
+	Dst      netip.Addr `json:"dst,omitzero"`
+	DstPort  uint16     `json:"dport,omitempty"`
+	Protocol string     `json:"proto,omitempty"`
+	// Transport is opaque if the ports could not be read.
+	Transport string `json:"transport,omitempty"`
+	// To is the address and the port that the client has talked to, where that is a Service's.
+	To string `json:"to_service,omitempty"`
+
+	From    *End  `json:"from,omitempty"`
+	Into    *End  `json:"to,omitempty"`
+	Egress  *Side `json:"egress,omitempty"`
+	Ingress *Side `json:"ingress,omitempty"`
+
+	// Seconds, Sent and Received are those of a connection that has ended. They are missing where the
+	// kernel does not count: net.netfilter.nf_conntrack_acct and nf_conntrack_timestamp.
+	Seconds  float64  `json:"seconds,omitempty"`
+	Sent     *Traffic `json:"sent,omitempty"`
+	Received *Traffic `json:"received,omitempty"`
+
+	// Count is the number of packets or connections that the record stands for; 0 means one. For
+	// left-out, it is the number of missing records.
+	Count uint64 `json:"count,omitempty"`
+}
+
+// End is an end of a flow.
+type End struct {
+	// Kind is pod, host (this node), remote-node or world.
+	Kind      string            `json:"kind"`
+	Namespace string            `json:"namespace,omitempty"`
+	Pod       string            `json:"pod,omitempty"`
+	Workload  *Workload         `json:"workload,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	// Node is the name of the node that the pod runs on, or of the node that the end is.
+	Node string `json:"node,omitempty"`
+}
+
+// Workload is what made a pod.
+type Workload struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+}
+
+// The kinds of ends.
+const (
+	PodEnd        = "pod"
+	HostEnd       = "host"
+	RemoteNodeEnd = "remote-node"
+	WorldEnd      = "world"
+)
+
+// Side is what policies say in one direction.
+type Side struct {
+	// Action is accept or deny.
+	Action string `json:"action"`
+	// Policies are the titles of the policies: that of the rule, or those that isolate the pod. There
+	// are none if a rule of the Admin tier has passed the flow on, and nothing else concerns it.
+	Policies []string `json:"policies,omitempty"`
+	Tier     string   `json:"tier,omitempty"`
+	Rule     string   `json:"rule,omitempty"` // the field of the rule, as in "ingress[0]"
+	RuleName string   `json:"rule_name,omitempty"`
+	// Passed is the rule of the Admin tier that has left the flow to the next tiers.
+	Passed *Passed `json:"passed,omitempty"`
+}
+
+// Passed names a rule.
+type Passed struct {
+	Policy   string `json:"policy"`
+	Rule     string `json:"rule"`
+	RuleName string `json:"rule_name,omitempty"`
+}
+
+// Describer makes records of entries. It is for use by one goroutine.
+type Describer struct {
+	node     string
+	snapshot func() *policy.Snapshot
+	named    *policy.Snapshot // of which names are
+	names    map[netip.Addr]string
+}
+
+// NewDescriber returns a describer for the entries of a node. snapshot returns the snapshot in force,
+// or nil.
+func NewDescriber(node string, snapshot func() *policy.Snapshot) *Describer {
+	return &Describer{node: node, snapshot: snapshot}
+}
+
+// Record returns the record of an entry.
+func (d *Describer) Record(e *Entry) *Record {
+	r := &Record{Time: e.Time, Node: d.node, Event: e.Kind.String(), Count: e.Count}
+	if e.Kind == LeftOut {
+		return r
+	}
+	if e.Kind == Denied {
+		r.By = "agent"
+		if e.Kernel {
+			r.By = "kernel"
+		}
+	}
+	r.describeKey(e)
+	v := &e.Verdict
+	if v.Reason != filter.NoReason {
+		r.Reason = v.Reason.String()
+	}
+	if e.Kind == Denied && v.Reject {
+		r.Answer = filter.Reject.String()
+	}
+	r.From, r.Into = d.end(e.Src, r.Src), d.end(e.Dst, r.Dst)
+	r.Egress, r.Ingress = sideOf(v.Egress), sideOf(v.Ingress)
+	if e.Kind == Ended {
+		r.Seconds = e.Duration.Seconds()
+		if e.Counted {
+			r.Sent, r.Received = &e.Sent, &e.Received
+		}
+	}
+	return r
+}
+
+// describeKey sets the addresses, ports and protocol, as far as they are known.
+func (r *Record) describeKey(e *Entry) {
+	k := &e.Key
+	if k.Src == [16]byte{} && k.Dst == [16]byte{} {
+		return // the IP header could not be read
+	}
+	r.Src, r.Dst, r.Protocol = k.SrcAddr(), k.DstAddr(), k.Protocol.String()
+	switch k.Transport {
+	case filter.Ported:
+		r.SrcPort, r.DstPort = e.SrcPort, k.Port
+	case filter.Opaque:
+		r.Transport = k.Transport.String()
+	}
+	if e.To.IsValid() && (e.To.Addr() != r.Dst || e.To.Port() != r.DstPort) {
+		r.To = e.To.String()
+		if e.To.Port() == 0 {
+			r.To = e.To.Addr().String()
+		}
+	}
+}
+
+// end describes the owner of an address.
+func (d *Describer) end(e *policy.Endpoint, addr netip.Addr) *End {
+	switch {
+	case !addr.IsValid():
+		return nil
+	case e.IsNode():
+		return &End{Kind: HostEnd, Node: d.node}
+	case e == nil:
+		if name, is := d.nodeAt(addr); is {
+			return &End{Kind: RemoteNodeEnd, Node: name}
+		}
+		return &End{Kind: WorldEnd}
+	}
+	end := &End{Kind: PodEnd, Namespace: e.Namespace, Pod: e.Name, Labels: e.Labels(), Node: e.NodeName()}
+	end.Workload = workloadOf(e)
+	return end
+}
+
+// workloadOf returns what made a pod; nil if that is not known. What a Deployment has made belongs to
+// a ReplicaSet, whose name is the Deployment's with the hash of its template behind.
+func workloadOf(e *policy.Endpoint) *Workload {
+	w := e.Workload()
+	if w.Name == "" {
+		return nil
+	}
+	if hash := e.Labels()["pod-template-hash"]; w.Kind == "ReplicaSet" && hash != "" {
+		if name, is := strings.CutSuffix(w.Name, "-"+hash); is {
+			return &Workload{Kind: "Deployment", Name: name}
+		}
+	}
+	return &Workload{Kind: w.Kind, Name: w.Name}
+}
+
+// nodeAt returns the name of the node with an address.
+func (d *Describer) nodeAt(addr netip.Addr) (name string, is bool) {
+	if s := d.snapshot(); s != d.named {
+		d.named, d.names = s, make(map[netip.Addr]string)
+		if s != nil {
+			for _, n := range slices.SortedFunc(s.Nodes(), func(a, b *policy.Node) int { return cmp.Compare(b.Name, a.Name) }) {
+				for _, a := range n.Addrs {
+					d.names[a] = n.Name // the first name wins
+				}
+			}
+		}
+	}
+	name, is = d.names[addr]
+	return name, is
+}
+
+// sideOf describes a side; nil if no policy has decided it.
+func sideOf(s filter.Side) *Side {
+	var out Side
+	switch r := s.Rule; {
+	case r != nil:
+		out = Side{Action: r.Action.String(), Policies: []string{r.PolicyTitle()}, Tier: r.Tier.String(), Rule: r.Field(), RuleName: r.Name}
+	case s.Isolation != nil:
+		out = Side{Action: filter.RuleDenies.String(), Policies: s.Isolation.Policies, Tier: filter.NetworkPolicyTier.String()}
+	case s.Passed == nil:
+		return nil
+	default:
+		out = Side{Action: filter.RuleAccepts.String()} // no later tier denies
+	}
+	if p := s.Passed; p != nil {
+		out.Passed = &Passed{Policy: p.PolicyTitle(), Rule: p.Field(), RuleName: p.Name}
+	}
+	return &out
+}
+
+// Policies returns the titles of all policies that a record names, sorted, each once.
+func (r *Record) Policies() []string {
+	all := make(map[string]bool)
+	for _, s := range []*Side{r.Egress, r.Ingress} {
+		if s == nil {
+			continue
+		}
+		for _, p := range s.Policies {
+			all[p] = true
+		}
+		if s.Passed != nil {
+			all[s.Passed.Policy] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+// DenialRecord is a Denial as "sluice denied -o json" writes it. Time is that of the last packet, and
+// Count the number of packets.
+type DenialRecord struct {
+	Record
+	First time.Time `json:"first"`
+	// Many reports that many addresses outside the cluster are counted here; those in Record are one
+	// of them.
+	Many bool `json:"many,omitempty"`
+}
+
+// Denial returns the record of a denial.
+func (d *Describer) Denial(o *Denial) *DenialRecord {
+	r := &DenialRecord{Record: *d.Record(&o.Entry), First: o.First, Many: o.Many}
+	r.Time, r.Count = o.Last, o.Packets
+	return r
+}

@@ -1,0 +1,150 @@
+package flow
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Text returns the record as a line that people read, without the time.
+func (r *Record) Text() string {
+	if r.Event == LeftOut.String() {
+		return fmt.Sprintf("(%d more are not shown)", r.Count)
+	}
+	var b strings.Builder
+	b.WriteString(r.word())
+	fmt.Fprintf(&b, "  %s → %s", r.From.text(r.Src), r.Into.text(r.Dst))
+	b.WriteString(r.Port())
+	if r.To != "" {
+		b.WriteString(" (by " + r.To + ")")
+	}
+	for _, part := range []string{r.Why(), r.traffic()} {
+		if part != "" {
+			b.WriteString("  " + part)
+		}
+	}
+	if r.Count > 1 {
+		fmt.Fprintf(&b, "  ×%d", r.Count)
+	}
+	return b.String()
+}
+
+// Names returns the names of both ends as people read them. For many addresses outside the cluster,
+// that is "many" with one of them.
+func (d *DenialRecord) Names() (from, to string) {
+	name := func(e *End, addr netip.Addr) string {
+		if d.Many && e != nil && e.Kind == WorldEnd {
+			return "many (" + addr.String() + ", ...)"
+		}
+		return e.text(addr)
+	}
+	return name(d.From, d.Src), name(d.Into, d.Dst)
+}
+
+// word is the verdict, as wide as the longest.
+func (r *Record) word() string {
+	switch r.Event {
+	case Denied.String():
+		if r.Answer != "" {
+			return "reject"
+		}
+		return "deny  "
+	case Ended.String():
+		return "end   "
+	}
+	return "allow "
+}
+
+// Port returns the port and the protocol as they stand behind the destination: ":80/TCP", or " ICMP".
+func (r *Record) Port() string {
+	switch {
+	case r.Protocol == "":
+		return ""
+	case r.DstPort != 0:
+		return ":" + strconv.Itoa(int(r.DstPort)) + "/" + r.Protocol
+	case r.Transport != "":
+		return " " + r.Protocol + " (" + r.Transport + ")"
+	}
+	return " " + r.Protocol
+}
+
+// text is the name of an end, or its address.
+func (e *End) text(addr netip.Addr) string {
+	switch {
+	case e == nil && !addr.IsValid():
+		return "unknown"
+	case e == nil:
+		return addr.String()
+	case e.Kind == PodEnd:
+		return e.Namespace + "/" + e.Pod
+	case e.Kind == WorldEnd:
+		return addr.String()
+	}
+	return strings.TrimSpace(cmp.Or(e.Node, e.Kind) + " (" + addr.String() + ")")
+}
+
+// Why names the policies that have decided, or else the reason.
+func (r *Record) Why() string {
+	denied := r.Event == Denied.String()
+	var parts []string
+	for _, side := range []struct {
+		*Side
+		direction string
+	}{{r.Egress, "egress"}, {r.Ingress, "ingress"}} {
+		switch {
+		case side.Side == nil, denied && side.Action != "deny", len(side.Policies) == 0:
+			continue
+		case side.Rule != "":
+			parts = append(parts, strings.TrimSuffix(fmt.Sprintf("%s %s %s", side.Policies[0], side.Rule, quoted(side.RuleName)), " "))
+		default:
+			parts = append(parts, fmt.Sprintf("%s: no rule of %s", side.direction, strings.Join(side.Policies, ", ")))
+		}
+	}
+	if len(parts) > 0 {
+		return strings.Join(parts, "; ")
+	}
+	return r.Reason
+}
+
+func quoted(name string) string {
+	if name == "" {
+		return ""
+	}
+	return strconv.Quote(name)
+}
+
+// traffic is what a connection that has ended has sent.
+func (r *Record) traffic() string {
+	var parts []string
+	if r.Seconds > 0 {
+		parts = append(parts, "after "+time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond).String())
+	}
+	if r.Sent != nil && r.Received != nil {
+		parts = append(parts, fmt.Sprintf("sent %s, received %s", size(r.Sent.Bytes), size(r.Received.Bytes)))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// size writes bytes as people read them, in powers of 1000.
+func size(n uint64) string {
+	units := []string{"B", "kB", "MB", "GB", "TB", "PB"}
+	v, i := float64(n), 0
+	for ; v >= 1000 && i < len(units)-1; i++ {
+		v /= 1000
+	}
+	if i == 0 || v >= 100 {
+		return fmt.Sprintf("%.0f %s", v, units[i])
+	}
+	return fmt.Sprintf("%.1f %s", v, units[i])
+}
+
+// Same reports whether two records differ in nothing but time, source port and counts, so that they
+// can be shown as one.
+func (r *Record) Same(o *Record) bool {
+	return r.Event == o.Event && r.Event != Ended.String() && r.Event != LeftOut.String() && r.Node == o.Node &&
+		r.Src == o.Src && r.Dst == o.Dst && r.DstPort == o.DstPort && r.Protocol == o.Protocol && r.Transport == o.Transport &&
+		r.Answer == o.Answer && r.Reason == o.Reason && r.To == o.To && r.Why() == o.Why()
+}
