@@ -81,11 +81,12 @@ func (c *Cache) Denials() ([]Denial, error) {
 	}
 }
 
-// Watch calls report for each packet that the kernel denies without user space, until ctx ends. It
+// Watch calls report for each packet that the kernel denies without user space, until ctx ends; it
+// calls begun when that has begun. It
 // reports at most perSecond packets of one source within a second. Only one Watch may run at a time.
 // While none runs, a denied packet makes no event. Watch returns an error if the kernel has no ring
 // buffers, as before Linux 5.8.
-func (c *Cache) Watch(ctx context.Context, perSecond uint32, report func(*Event)) error {
+func (c *Cache) Watch(ctx context.Context, perSecond uint32, begun func(), report func(*Event)) error {
 	if c.old {
 		return errors.New("watch what the kernel's flow cache denies: the kernel has no ring buffers, as before Linux 5.8")
 	}
@@ -96,6 +97,7 @@ func (c *Cache) Watch(ctx context.Context, perSecond uint32, report func(*Event)
 	// Close interrupts a read, which the reader's SetDeadline does not.
 	stop := context.AfterFunc(ctx, func() { _ = events.Close() })
 	if err = c.setWatch(perSecond); err == nil {
+		begun()
 		err = c.report(events, report)
 	}
 	stop()

@@ -105,13 +105,14 @@ type watching struct {
 }
 
 // watch begins to watch, and returns when the kernel reports.
-func watch(t *testing.T, c *bpf.Cache, p *programs, perSecond uint32) *watching {
+func watch(t *testing.T, c *bpf.Cache, perSecond uint32) *watching {
 	t.Helper()
 	w := &watching{}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
+	begun := make(chan struct{})
 	go func() {
-		done <- c.Watch(ctx, perSecond, func(e *bpf.Event) {
+		done <- c.Watch(ctx, perSecond, func() { close(begun) }, func(e *bpf.Event) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.events = append(w.events, *e)
@@ -119,18 +120,13 @@ func watch(t *testing.T, c *bpf.Cache, p *programs, perSecond uint32) *watching 
 	}()
 	w.stop = func() error { cancel(); return <-done }
 	t.Cleanup(func() { cancel() })
-	for w.count() == 0 { // until a packet of a source of its own is reported
-		p.run(packetOf(db, web, filter.UDP, 9, 20))
-		select {
-		case err := <-done:
-			t.Fatalf("Watch: %v", err)
-		case <-time.After(time.Millisecond):
-		}
+	select {
+	case err := <-done:
+		t.Fatalf("Watch: %v", err)
+	case <-begun:
 	}
 	return w
 }
-
-func (w *watching) count() int { return len(w.of(db)) }
 
 // of returns the events of packets from an address.
 func (w *watching) of(src netip.Addr) (events []bpf.Event) {
@@ -150,7 +146,7 @@ func TestWatch(t *testing.T) {
 	c, p := newDenying(t)
 	const limit, packets = 50, 400
 	for round := range 2 {
-		w := watch(t, c, p, limit)
+		w := watch(t, c, limit)
 		before, err := c.LeftOut()
 		if err != nil {
 			t.Fatal(err)
@@ -190,7 +186,7 @@ func TestWatch(t *testing.T) {
 // A source beyond its rate does not take away the events of another.
 func TestWatchRateIsOfEachSource(t *testing.T) {
 	c, p := newDenying(t)
-	w := watch(t, c, p, 1) // db has an event
+	w := watch(t, c, 1)
 	for range 100 {
 		p.run(packetOf(db, web, filter.UDP, 9, 20))
 	}

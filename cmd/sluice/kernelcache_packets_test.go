@@ -75,7 +75,7 @@ func TestKernelCacheByItselfOnPackets(t *testing.T) {
 		args          []string
 	}{
 		{"works", "", []string{"--iptables", "nft"}},
-		{"each verdict logged", "every verdict in the log", []string{"--log-verdicts", "all", "--iptables", "nft"}},
+		{"each verdict logged", "", []string{"--log-verdicts", "all", "--iptables", "nft"}},
 		{"legacy tables", "legacy tables", []string{"--iptables", "legacy"}},
 		{"cannot be pinned", "mount the BPF file system", []string{"--bpffs", notDirectory, "--iptables", "nft"}},
 	} {
@@ -152,17 +152,23 @@ func TestKernelCacheInLegacyTablesOnPackets(t *testing.T) {
 	s.check(t, []string{webToDB}, []string{otherToDB})
 }
 
-// If denials are logged, denied packets are queued every time, and allowed flows are not.
-func TestKernelCacheLeavesDenialsToTheLog(t *testing.T) {
+// What the kernel answers without the agent is logged, too.
+func TestKernelAnswersAreLoggedOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
-	s.start(kernelArgs("--log-verdicts", "denied")...)
-	s.check(t, []string{webToDB}, nil)
-	s.checkNotQueued(t, "allowed", func() { s.check(t, []string{webToDB}, nil) })
-	for range 3 {
+	s.start(kernelArgs("--log-verdicts", "all", "--log-verdicts-rate", "0")...)
+	s.check(t, []string{webToDB}, []string{otherToDB})
+	for range 2 {
 		mark := s.agent.Mark()
-		s.check(t, nil, []string{otherToDB})
-		s.await(mark, "a line of the denial", func(l agenttest.Line) bool { return l.Text("verdict") == "deny" })
+		s.checkNotQueued(t, "the second time", func() { s.check(t, []string{webToDB}, []string{otherToDB}) })
+		for verdict, from := range map[string]string{"allow": "default/web", "deny": "default/other"} {
+			for _, f := range families {
+				src := f.addr(s.host(from)).String()
+				s.await(mark, "a line of the verdict "+verdict, func(l agenttest.Line) bool {
+					return l.Text("verdict") == verdict && l.Text("src") == src && l.Text("from") == from && l.Text("policy") == "default/access-demo1"
+				})
+			}
+		}
 	}
 }
 

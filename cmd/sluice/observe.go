@@ -108,7 +108,7 @@ func (o *observeOptions) request() string {
 	if last == 0 && (!o.follow || o.since > 0) {
 		last = 1 << 20 // all that it has
 	}
-	return "/flows?" + url.Values{"last": {strconv.Itoa(last)}, "follow": {strconv.FormatBool(o.follow)}}.Encode()
+	return "/flows?" + url.Values{"last": {strconv.Itoa(last)}, "follow": {strconv.FormatBool(o.follow)}, "denied": {strconv.FormatBool(o.verdict == "denied")}}.Encode()
 }
 
 func observe(ctx context.Context, e env, opts observeOptions) error {

@@ -47,13 +47,13 @@ func drain(w *flow.Watcher) (numbers []int) {
 // A log records only while something watches, and gives each watcher all records since it began, and
 // the last ones from before.
 func TestLog(t *testing.T) {
-	var switched []bool
-	l := flow.NewLog(8, func(on bool) { switched = append(switched, on) })
+	var switched []flow.Watched
+	l := flow.NewLog(8, func(w flow.Watched) { switched = append(switched, w) })
 	l.Add(numbered(1))
-	first := l.Watch(10)
+	first := l.Watch(10, true)
 	l.Add(numbered(2))
 	l.Add(numbered(3))
-	second := l.Watch(1)
+	second := l.Watch(1, true)
 	l.Add(numbered(4))
 	if got, want := drain(first), []int{2, 3, 4}; !slices.Equal(got, want) {
 		t.Errorf("the first watcher reads %v, want %v", got, want)
@@ -62,17 +62,20 @@ func TestLog(t *testing.T) {
 		t.Errorf("the second watcher reads %v, want %v", got, want)
 	}
 	first.Close()
-	if !l.Watched() {
+	if !l.Watched().Connections {
 		t.Error("not watched, although the second watcher is there")
 	}
 	second.Close()
 	l.Add(numbered(5))
-	third := l.Watch(100)
+	third := l.Watch(100, true)
 	if got, want := drain(third), []int{2, 3, 4}; !slices.Equal(got, want) {
 		t.Errorf("the third watcher reads %v, want %v", got, want)
 	}
+	fourth := l.Watch(0, false)
 	third.Close()
-	if want := []bool{true, false, true, false}; !slices.Equal(switched, want) {
+	fourth.Close()
+	both := flow.Watched{Denials: true, Connections: true}
+	if want := []flow.Watched{both, {}, both, {Denials: true}, {}}; !slices.Equal(switched, want) {
 		t.Errorf("switched %v, want %v", switched, want)
 	}
 }
@@ -80,7 +83,7 @@ func TestLog(t *testing.T) {
 // A watcher that is too slow is told how many records it has missed.
 func TestSlowWatcher(t *testing.T) {
 	l := flow.NewLog(4, nil)
-	w := l.Watch(0)
+	w := l.Watch(0, true)
 	defer w.Close()
 	for n := range 10 {
 		l.Add(numbered(n + 1))
@@ -98,7 +101,7 @@ func TestSlowWatcher(t *testing.T) {
 func TestLeftOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(100_000, nil)
-		w := l.Watch(0)
+		w := l.Watch(0, true)
 		defer w.Close()
 		const added = 50_000
 		for range added {
@@ -138,11 +141,11 @@ func TestLogConcurrently(t *testing.T) {
 	const writers, each = 4, 3000
 	var writing, reading sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
-	keep := l.Watch(0) // so that all is recorded
+	keep := l.Watch(0, true) // so that all is recorded
 	defer keep.Close()
 	for range 3 {
 		reading.Go(func() {
-			w := l.Watch(0)
+			w := l.Watch(0, true)
 			defer w.Close()
 			into := make([]flow.Entry, 16)
 			total := uint64(0)
@@ -347,7 +350,7 @@ func TestAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations for a denial", n)
 	}
 	l := flow.NewLog(16, nil)
-	w := l.Watch(0)
+	w := l.Watch(0, true)
 	defer w.Close()
 	if n := testing.AllocsPerRun(100, func() { l.Add(e) }); n != 0 {
 		t.Errorf("%v allocations for a record", n)
@@ -364,7 +367,7 @@ func BenchmarkAdd(b *testing.B) {
 	})
 	b.Run("watched", func(b *testing.B) {
 		l := flow.NewLog(flow.DefaultBuffer, nil)
-		defer l.Watch(0).Close()
+		defer l.Watch(0, true).Close()
 		for b.Loop() {
 			e.Time = e.Time.Add(time.Second)
 			l.Add(e)

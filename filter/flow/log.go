@@ -23,11 +23,10 @@ const (
 
 // Log keeps the last records for those who watch. Its methods may be called concurrently.
 type Log struct {
-	size     int
-	watchers atomic.Int32
-	// onWatch is called with true before the first watcher begins, and with false after the last has
-	// ended.
-	onWatch func(bool)
+	size        int
+	watchers    atomic.Int32
+	connections atomic.Int32 // the watchers of connections too
+	onWatch     func(Watched)
 
 	switching sync.Mutex // held while onWatch runs
 
@@ -44,10 +43,12 @@ type Log struct {
 	total, leftOut atomic.Uint64
 }
 
-// NewLog returns a log of the given number of records. onWatch is called before something watches,
-// with true, and when nothing watches any longer, with false; these calls never overlap. It may be
-// nil.
-func NewLog(size int, onWatch func(watched bool)) *Log {
+// Watched is what something watches.
+type Watched struct{ Denials, Connections bool }
+
+// NewLog returns a log of the given number of records. onWatch is called when what is watched has
+// changed; the calls never overlap. It may be nil.
+func NewLog(size int, onWatch func(Watched)) *Log {
 	l := &Log{size: max(size, 1), onWatch: onWatch, more: make(chan struct{})}
 	for i := range l.limits {
 		l.limits[i] = rate.NewLimiter(perSecond, perSecond)
@@ -55,12 +56,13 @@ func NewLog(size int, onWatch func(watched bool)) *Log {
 	return l
 }
 
-// Watched reports whether something watches. It is cheap enough to be called for each packet.
-func (l *Log) Watched() bool { return l.watchers.Load() > 0 }
+// Watched returns what something watches: connections only together with denials. It is cheap enough
+// to be called for each packet.
+func (l *Log) Watched() Watched { return Watched{l.watchers.Load() > 0, l.connections.Load() > 0} }
 
 // Add records e if something watches.
 func (l *Log) Add(e *Entry) {
-	if !l.Watched() {
+	if !l.Watched().Denials {
 		return
 	}
 	l.mu.Lock()
@@ -80,7 +82,7 @@ func (l *Log) Add(e *Entry) {
 
 // Miss records that n records are missing, because what makes them could not keep up.
 func (l *Log) Miss(n uint64, at time.Time) {
-	if n == 0 || !l.Watched() {
+	if n == 0 || !l.Watched().Denials {
 		return
 	}
 	l.mu.Lock()
@@ -124,13 +126,15 @@ func (l *Log) Stats() (total, leftOut uint64) { return l.total.Load(), l.leftOut
 
 // Watcher reads the records of a Log. It is for use by one goroutine.
 type Watcher struct {
-	log *Log
-	at  uint64 // number of the next record to read
+	log         *Log
+	connections bool
+	at          uint64 // number of the next record to read
 }
 
-// Watch begins to watch. The first records that Next returns are the last ones from before, at most
-// the given number. Close must be called.
-func (l *Log) Watch(last int) *Watcher {
+// Watch begins to watch denials, and connections that begin and end if connections is set: without, it
+// may get them all the same, because another watcher does. The first records that Next returns are the
+// last ones from before, at most the given number. Close must be called.
+func (l *Log) Watch(last int, connections bool) *Watcher {
 	l.switching.Lock()
 	defer l.switching.Unlock()
 	l.mu.Lock()
@@ -139,10 +143,20 @@ func (l *Log) Watch(last int) *Watcher {
 	}
 	at := l.next - min(uint64(max(last, 0)), l.kept())
 	l.mu.Unlock()
-	if l.watchers.Add(1) == 1 && l.onWatch != nil {
-		l.onWatch(true)
+	l.watch(1, connections)
+	return &Watcher{l, connections, at}
+}
+
+// watch adds n to the watchers.
+func (l *Log) watch(n int32, connections bool) {
+	before := l.Watched()
+	l.watchers.Add(n)
+	if connections {
+		l.connections.Add(n)
 	}
-	return &Watcher{l, at}
+	if now := l.Watched(); now != before && l.onWatch != nil {
+		l.onWatch(now)
+	}
 }
 
 // kept returns the number of records in the ring.
@@ -204,7 +218,5 @@ func (w *Watcher) Close() {
 	l := w.log
 	l.switching.Lock()
 	defer l.switching.Unlock()
-	if l.watchers.Add(-1) == 0 && l.onWatch != nil {
-		l.onWatch(false)
-	}
+	l.watch(-1, w.connections)
 }

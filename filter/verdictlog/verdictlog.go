@@ -8,8 +8,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +17,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/event"
-	"sluice/filter/packet"
+	"sluice/filter/flow"
 	"sluice/filter/policy"
 )
 
@@ -46,51 +46,87 @@ const DefaultRate = 100
 // summaryInterval is the time between two reports of the number of suppressed lines.
 const summaryInterval = 5 * time.Second
 
-// Log logs verdicts. It is safe for concurrent use.
+// Log logs the records of flows: those of the kernel too.
 type Log struct {
 	level      Level
 	log        *slog.Logger
 	limit      *rate.Limiter
-	names      *policy.Published
+	watcher    *flow.Watcher // nil with level None
 	suppressed atomic.Uint64
 	total      atomic.Uint64
 }
 
 // New returns a log of the verdicts of a level. It logs at most perSecond lines a second,
-// with a burst of as many; 0 disables the limit. It takes the names of pods from
-// the snapshot in force.
-func New(level Level, perSecond int, names *policy.Published, logger *slog.Logger) *Log {
+// with a burst of as many; 0 disables the limit. It watches flows from now on, unless the level is
+// None; Run must be called.
+func New(level Level, perSecond int, flows *flow.Log, logger *slog.Logger) *Log {
 	limit := rate.NewLimiter(rate.Inf, 0)
 	if perSecond > 0 {
 		limit = rate.NewLimiter(rate.Limit(perSecond), perSecond)
 	}
-	return &Log{level: level, log: logger, limit: limit, names: names}
+	l := &Log{level: level, log: logger, limit: limit}
+	if level != None {
+		l.watcher = flows.Watch(0, level == All)
+	}
+	return l
 }
 
-// Observe logs one verdict, if the level and the rate allow it.
-func (l *Log) Observe(p packet.Packet, v filter.Verdict) {
-	if l.level == None || l.level == Denied && v.Action == filter.Allow {
+// record logs one record, if the level and the rate allow it.
+func (l *Log) record(e *flow.Entry) {
+	switch {
+	case e.Kind == flow.LeftOut:
+		l.suppress(e.Count)
+		return
+	case e.Kind == flow.Ended, e.Kind == flow.Opened && l.level != All:
+		return
+	case !l.limit.Allow():
+		l.suppress(1)
 		return
 	}
-	if !l.limit.Allow() {
-		l.suppressed.Add(1)
-		l.total.Add(1)
-		return
-	}
-	l.log.LogAttrs(context.Background(), slog.LevelInfo, "verdict", l.attrs(p, v)...)
+	l.log.LogAttrs(context.Background(), slog.LevelInfo, "verdict", attrs(e)...)
+}
+
+func (l *Log) suppress(n uint64) {
+	l.suppressed.Add(n)
+	l.total.Add(n)
 }
 
 // Suppressed returns the number of lines that the rate limit has suppressed.
 func (l *Log) Suppressed() uint64 { return l.total.Load() }
 
-// Run logs the number of suppressed lines every few seconds, until ctx ends.
+// Run logs verdicts, and every few seconds the number of suppressed lines, until ctx ends.
 func (l *Log) Run(ctx context.Context) {
+	if l.watcher == nil {
+		<-ctx.Done()
+		return
+	}
+	defer l.reportSuppressed()
+	var summaries sync.WaitGroup
+	defer summaries.Wait()
+	summaries.Go(func() { l.summarize(ctx) })
+	defer l.watcher.Close()
+	for l.next(ctx, true) {
+	}
+	for l.next(ctx, false) { // what has come before the end
+	}
+}
+
+// next logs the next records, and reports whether there were any.
+func (l *Log) next(ctx context.Context, wait bool) bool {
+	var entries [64]flow.Entry
+	n := l.watcher.Next(ctx, entries[:], wait)
+	for i := range entries[:n] {
+		l.record(&entries[i])
+	}
+	return n > 0
+}
+
+func (l *Log) summarize(ctx context.Context) {
 	tick := time.NewTicker(summaryInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			l.reportSuppressed()
 			return
 		case <-tick.C:
 			l.reportSuppressed()
@@ -106,35 +142,32 @@ func (l *Log) reportSuppressed() {
 
 // attrs returns the attributes of a line: the event, the verdict, the reason, the flow, and
 // what appendWhy appends. A line about a malformed packet has only the first three.
-func (l *Log) attrs(p packet.Packet, v filter.Verdict) []slog.Attr {
+func attrs(e *flow.Entry) []slog.Attr {
+	v, k := &e.Verdict, &e.Key
 	attrs := make([]slog.Attr, 0, 24)
 	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
 	if v.Reject {
 		attrs = append(attrs, slog.String("answer", filter.Reject.String()))
 	}
-	if v.Reason == filter.Malformed && (p.Key.Src == [16]byte{} || p.Key.Dst == [16]byte{}) {
+	if v.Reason == filter.Malformed && (k.Src == [16]byte{} || k.Dst == [16]byte{}) {
 		return attrs // the addresses are not known
 	}
-	src, dst := p.Key.SrcAddr(), p.Key.DstAddr()
-	attrs = append(attrs, slog.String("src", src.String()), slog.String("dst", dst.String()), slog.String("proto", p.Key.Protocol.String()))
-	switch p.Key.Transport {
+	attrs = append(attrs, slog.String("src", k.SrcAddr().String()), slog.String("dst", k.DstAddr().String()), slog.String("proto", k.Protocol.String()))
+	switch k.Transport {
 	case filter.Ported:
-		attrs = append(attrs, slog.Int("sport", int(p.SrcPort)), slog.Int("dport", int(p.Key.Port)))
+		attrs = append(attrs, slog.Int("sport", int(e.SrcPort)), slog.Int("dport", int(k.Port)))
 	case filter.Opaque:
 		attrs = append(attrs, slog.String("transport", "opaque"))
 	}
-	if s := l.names.Snapshot(); s != nil {
-		attrs = appendName(attrs, "from", s, src)
-		attrs = appendName(attrs, "to", s, dst)
+	for _, end := range []struct {
+		key string
+		*policy.Endpoint
+	}{{"from", e.Src}, {"to", e.Dst}} {
+		if end.Endpoint != nil {
+			attrs = append(attrs, slog.String(end.key, end.String()))
+		}
 	}
-	return appendWhy(attrs, v)
-}
-
-func appendName(attrs []slog.Attr, key string, s *policy.Snapshot, addr netip.Addr) []slog.Attr {
-	if e := s.Endpoint(addr); e != nil {
-		return append(attrs, slog.String(key, e.String()))
-	}
-	return attrs
+	return appendWhy(attrs, *v)
 }
 
 // appendWhy appends the cause of a verdict: for a denial, the direction and all policies

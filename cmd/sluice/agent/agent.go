@@ -126,8 +126,8 @@ func (a *agent) wire() error {
 	if a.kernel != nil {
 		a.manager.EnsurePins = a.kernel.EnsurePins
 	}
-	a.verdicts = verdictlog.New(opts.Verdicts, opts.VerdictsRate, &a.published, a.log)
 	a.flows = newFlows(a, opts.FlowBuffer)
+	a.verdicts = verdictlog.New(opts.Verdicts, opts.VerdictsRate, a.flows.log, a.log)
 	store := policy.NewStore()
 	store.SetLimits(opts.Limits)
 	store.SetLocalNode(opts.NodeName)

@@ -14,7 +14,6 @@ import (
 	"sluice/filter/flow"
 	"sluice/filter/packet"
 	"sluice/filter/policy"
-	"sluice/filter/verdictlog"
 )
 
 // missInterval is the time between two looks at what the kernel could not report.
@@ -31,27 +30,23 @@ type flows struct {
 	*agent
 	log     *flow.Log
 	denials flow.Denials
-	logged  *verdictlog.Log
 	// fromTable is set while the connection table reports allowed connections, so that a worker's
 	// verdict about their first packet makes no second record.
 	fromTable atomic.Bool
 
-	mu   sync.Mutex
-	stop func() // ends following the kernel; nil while nothing watches
+	table, denying following
 }
 
 func newFlows(a *agent, size int) *flows {
-	f := &flows{agent: a, logged: a.verdicts}
+	f := &flows{agent: a}
 	f.log = flow.NewLog(size, f.follow)
 	return f
 }
 
 // Observe implements engine.Observer and conntrack.Observer.
 func (f *flows) Observe(p packet.Packet, v filter.Verdict) {
-	f.logged.Observe(p, v)
 	denied := v.Action != filter.Allow
-	watched := f.log.Watched()
-	if !denied && (!watched || f.fromTable.Load()) {
+	if !denied && (!f.log.Watched().Connections || f.fromTable.Load()) {
 		return
 	}
 	e := flow.Entry{Kind: flow.Opened, Time: time.Now(), Key: p.Key, SrcPort: p.SrcPort, Verdict: v}
@@ -70,37 +65,58 @@ func (f *flows) setOwners(e *flow.Entry, s *policy.Snapshot) {
 }
 
 // follow begins or ends following the kernel.
-func (f *flows) follow(watched bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.stop != nil {
-		f.stop()
-		f.stop = nil
-	}
-	if !watched {
-		return
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	var parts sync.WaitGroup
-	f.stop = func() { cancel(); parts.Wait() }
-	if events, err := f.connections(); err != nil {
-		f.agent.log.Warn("connections that the kernel allows by itself are not shown", event.FlowsIncomplete.Attr(), "err", err)
-	} else {
-		f.fromTable.Store(true)
-		parts.Go(func() { f.followTable(ctx, events) })
-	}
-	if f.kernel != nil {
-		parts.Go(func() { f.followKernel(ctx) })
-	}
+func (f *flows) follow(w flow.Watched) {
+	f.table.set(w.Connections, f.followTable)
+	f.denying.set(w.Denials && f.kernel != nil, f.followKernel)
 }
 
 // close ends following the kernel.
-func (f *flows) close() { f.follow(false) }
+func (f *flows) close() { f.follow(flow.Watched{}) }
+
+// following is a goroutine that runs while it is set.
+type following struct {
+	mu     sync.Mutex
+	cancel context.CancelFunc // nil while it does not run
+	ended  chan struct{}
+}
+
+// set begins run or ends it, and waits for its end. Before set returns, run has called begun.
+func (f *following) set(on bool, run func(ctx context.Context, begun func())) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case on == (f.cancel != nil):
+		return
+	case !on:
+		f.cancel()
+		<-f.ended
+		f.cancel = nil
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	begun, ended := make(chan struct{}), make(chan struct{})
+	f.cancel, f.ended = cancel, ended
+	go func() {
+		defer close(ended)
+		run(ctx, sync.OnceFunc(func() { close(begun) }))
+	}()
+	select {
+	case <-begun:
+	case <-ended: // it cannot follow, and has logged why
+	}
+}
 
 // followTable records the connections that begin and end, until ctx ends.
-func (f *flows) followTable(ctx context.Context, events connectionEvents) {
+func (f *flows) followTable(ctx context.Context, begun func()) {
+	events, err := f.connections()
+	if err != nil {
+		f.agent.log.Warn("connections that the kernel allows by itself are not shown", event.FlowsIncomplete.Attr(), "err", err)
+		return
+	}
 	defer events.Close()
+	f.fromTable.Store(true)
 	defer f.fromTable.Store(false)
+	begun()
 	var counting sync.WaitGroup
 	defer counting.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -112,7 +128,7 @@ func (f *flows) followTable(ctx context.Context, events connectionEvents) {
 }
 
 // followKernel records what the kernel's flow cache denies, until ctx ends.
-func (f *flows) followKernel(ctx context.Context) {
+func (f *flows) followKernel(ctx context.Context, begun func()) {
 	var counting sync.WaitGroup
 	defer counting.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -123,7 +139,7 @@ func (f *flows) followKernel(ctx context.Context) {
 			return out.BeyondRate + out.NoRoom, err
 		})
 	})
-	if err := f.kernel.Watch(ctx, kernelRate, f.denied); err != nil {
+	if err := f.kernel.Watch(ctx, kernelRate, begun, f.denied); err != nil {
 		f.agent.log.Warn("packets that the kernel denies by itself are not shown", event.FlowsIncomplete.Attr(), "err", err)
 	}
 }

@@ -51,7 +51,7 @@ type kernelCache interface {
 	Attend() error
 	Stats() (bpf.Stats, error)
 	Denials() ([]bpf.Denial, error)
-	Watch(ctx context.Context, perSecond uint32, report func(*bpf.Event)) error
+	Watch(ctx context.Context, perSecond uint32, begun func(), report func(*bpf.Event)) error
 	LeftOut() (bpf.LeftOut, error)
 	Stop() error
 	Close() error

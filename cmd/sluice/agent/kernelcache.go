@@ -12,7 +12,6 @@ import (
 	"sluice/cache/bpf"
 	"sluice/filter/event"
 	"sluice/filter/iptables"
-	"sluice/filter/verdictlog"
 )
 
 // The kernel can remember verdicts too, if the kernel and iptables support it:
@@ -35,9 +34,8 @@ func (a *agent) openKernel() error {
 		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", why)
 		return nil
 	}
-	// The kernel must not remember denials in two cases: with --fail open, it would still
-	// deny while no agent runs; and with --log-verdicts, the denials would not be logged.
-	allowedOnly := a.opts.Verdicts != verdictlog.None || a.opts.Rules.FailOpen
+	// The kernel must not remember denials with --fail open: it would still deny while no agent runs.
+	allowedOnly := a.opts.Rules.FailOpen
 	c, err := bpf.Open(bpf.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
 	switch {
 	case err != nil && wanted == KernelCacheOn:
@@ -107,10 +105,7 @@ func (a *agent) attend(ctx context.Context) {
 // call. kube-proxy may run in a container without /sys/fs/bpf. It cannot open the agent's pinned
 // programs there, and could not change the table any more.
 func (a *agent) avoidKernel() string {
-	switch {
-	case a.opts.Verdicts == verdictlog.All:
-		return "it does not log, and --log-verdicts all needs every verdict in the log"
-	case strings.HasSuffix(a.tableNames(), "-"+string(iptables.Legacy)):
+	if strings.HasSuffix(a.tableNames(), "-"+string(iptables.Legacy)) {
 		return "programs that do not see the pins could not change the legacy tables"
 	}
 	return ""

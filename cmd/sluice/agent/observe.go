@@ -13,7 +13,8 @@ import (
 const maxLast = 1 << 20
 
 // serveFlows streams records, a JSON object on each line: the last ones from before (parameter
-// "last"), and, with follow=true, all others until the client hangs up.
+// "last"), and, with follow=true, all others until the client hangs up. With denied=true, there may be no
+// connections that begin and end: a client that does not want them saves the node their cost.
 func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	last, err := strconv.Atoi(r.FormValue("last"))
 	if r.FormValue("last") == "" {
@@ -25,7 +26,7 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	}
 	follow := r.FormValue("follow") == "true"
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	watcher := f.log.Watch(last)
+	watcher := f.log.Watch(last, r.FormValue("denied") != "true")
 	defer watcher.Close()
 	control, lines := http.NewResponseController(w), json.NewEncoder(w)
 	_ = control.Flush() // the client knows now that it watches
