@@ -6,7 +6,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -144,6 +146,10 @@ func TestObserveOnPackets(t *testing.T) {
 	}
 	if kernel < denied/2 {
 		t.Errorf("%d of %d denied packets are the kernel's, so that they are not what the test is about", kernel, denied)
+	}
+	want := fmt.Sprintf(`sluice_policy_denied_total{direction="ingress",policy="default/access-demo1",rule="",rule_name="",tier="NetworkPolicy"} %d`+"\n", attempts)
+	if status, text := s.scrape(t, "/metrics"); status != http.StatusOK || !strings.Contains(text, want) {
+		t.Errorf("/metrics: %d, want %s", status, want)
 	}
 	exit, out, stderr := sluice(t, "denied", "--socket", s.socket, "--to", "default/db", "-o", "json")
 	var denials []*flow.DenialRecord

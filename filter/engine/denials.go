@@ -78,7 +78,7 @@ type denialCounter struct {
 	denials Denials
 }
 
-func (c *denialCounter) count(v *filter.Verdict) {
+func (c *denialCounter) count(v *filter.Verdict, n uint64) {
 	why, ok := causeOf(v)
 	if !ok {
 		return
@@ -88,7 +88,7 @@ func (c *denialCounter) count(v *filter.Verdict) {
 	if c.causes == nil {
 		c.causes = make(map[cause]uint64)
 	}
-	c.causes[why]++
+	c.causes[why] += n
 	if len(c.causes) > maxDenials {
 		c.fold()
 	}

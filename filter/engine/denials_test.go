@@ -33,7 +33,7 @@ func TestDenials(t *testing.T) {
 		{Reason: filter.PodNotKnown},
 		{Reason: filter.NamespaceNotKnown},
 	} {
-		c.count(&v)
+		c.count(&v, 1)
 	}
 	want := map[Denial]uint64{
 		{filter.AdminTier, filter.Egress, "platform", "egress[1]", "keep-out"}: 2,
@@ -69,7 +69,7 @@ func TestDenialsAreBounded(t *testing.T) {
 	var c denialCounter
 	const n = 5 * maxDenials
 	for i := range n {
-		c.count(&filter.Verdict{Reason: filter.IngressDenied, Ingress: filter.Side{Rule: &filter.Rule{Policy: fmt.Sprint(i), Tier: filter.BaselineTier, Direction: filter.Ingress}}})
+		c.count(&filter.Verdict{Reason: filter.IngressDenied, Ingress: filter.Side{Rule: &filter.Rule{Policy: fmt.Sprint(i), Tier: filter.BaselineTier, Direction: filter.Ingress}}}, 1)
 		if len(c.causes) > maxDenials || len(c.denials.ByPolicy) > maxDenials+1 {
 			t.Fatalf("%d causes, %d series", len(c.causes), len(c.denials.ByPolicy))
 		}

@@ -171,7 +171,7 @@ func (e *Evaluator) report(p *packet.Packet, v *filter.Verdict, at filter.Hook) 
 	if v.Reject && (at == filter.AtPostrouting || e.config.Rejects == nil || !e.config.Rejects()) {
 		v.Reject = false
 	}
-	e.tally.count(v)
+	e.tally.count(v, 1)
 	if e.config.Observer != nil {
 		e.config.Observer.Observe(*p, *v)
 	}

@@ -97,16 +97,29 @@ func (t *tally) took(d time.Duration) {
 	t.sum.Add(int64(d))
 }
 
-// count counts a verdict.
-func (t *tally) count(v *filter.Verdict) {
-	t.verdicts[counted(v.Action)][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(1)
+// count counts a verdict on n packets.
+func (t *tally) count(v *filter.Verdict, n uint64) {
+	t.verdicts[counted(v.Action)][min(v.Reason, filter.NumReasons-1)][SidesOf(v)].Add(n)
 	if v.Reject {
-		t.rejected.Add(1)
+		t.rejected.Add(n)
 	}
 	if v.Action == filter.Deny {
-		t.denials.count(v)
+		t.denials.count(v, n)
 	}
 }
+
+// Counter counts verdicts that no evaluator has given, such as those of the kernel. Its methods may be
+// called concurrently.
+type Counter struct{ tally tally }
+
+// Count counts a verdict on n packets.
+func (c *Counter) Count(v *filter.Verdict, n uint64) { c.tally.count(v, n) }
+
+// Tally returns the counts.
+func (c *Counter) Tally() *Tally { return c.tally.read() }
+
+// Forget removes the named policies from the denials in Tally.
+func (c *Counter) Forget(policies []string) { c.tally.denials.forget(policies) }
 
 // counted returns the action under which a verdict is counted: Deny for all actions except
 // Allow, because the kernel drops a packet that is not allowed.

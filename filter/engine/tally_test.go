@@ -20,7 +20,7 @@ func TestTallyCounts(t *testing.T) {
 		{Action: filter.Deny, Reason: filter.EgressDenied, Egress: filter.Side{Isolation: isolation}},
 		{Action: filter.Deny, Reason: filter.EgressDenied, Egress: filter.Side{Isolation: isolation}},
 	} {
-		one.count(&v)
+		one.count(&v, 1)
 	}
 	var want Verdicts
 	want[filter.Allow][filter.NotIsolated][0] = 1

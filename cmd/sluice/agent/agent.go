@@ -238,7 +238,7 @@ func (a *agent) startParts(background func(func(context.Context) error), sources
 		}
 	})
 	background(func(ctx context.Context) error { a.network.run(ctx, &a.published); return nil })
-	for _, part := range []func(context.Context){a.manager.Run, a.writeRules, a.follower.Run, a.sweepAfterGaps, a.attend, a.verdicts.Run, a.serve, a.tuneMemory, a.runGuard} {
+	for _, part := range []func(context.Context){a.manager.Run, a.writeRules, a.follower.Run, a.sweepAfterGaps, a.attend, a.verdicts.Run, a.flows.countDenials, a.serve, a.tuneMemory, a.runGuard} {
 		background(func(ctx context.Context) error { part(ctx); return nil })
 	}
 }

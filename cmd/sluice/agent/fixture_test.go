@@ -245,6 +245,7 @@ func (k fakeKernel) Publish(*policy.Snapshot, policy.Changes) error { return k.f
 func (k fakeKernel) SetStarting([]netip.Prefix) error               { return nil }
 func (k fakeKernel) SetDevices(map[netip.Addr]uint32) error         { return nil }
 func (k fakeKernel) EnsurePins() error                              { return nil }
+func (k fakeKernel) Denials() ([]bpf.Denial, error)                 { return nil, nil }
 func (k fakeKernel) Stats() (bpf.Stats, error)                      { return bpf.Stats{}, nil }
 
 type fakeGuard struct{ f *fixture }

@@ -10,6 +10,7 @@ import (
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
 	"sluice/filter"
+	"sluice/filter/engine"
 	"sluice/filter/event"
 	"sluice/filter/flow"
 	"sluice/filter/packet"
@@ -35,6 +36,12 @@ type flows struct {
 	fromTable atomic.Bool
 
 	table, denying following
+
+	kernelDenied engine.Counter
+	counting     sync.Mutex
+	counted      map[filter.Key]uint64 // the packets of each flow in the kernel that kernelDenied has
+	attributed   uint64                // the sum of the packets in kernelDenied
+	forgotten    uint64                // the packets that the kernel has denied and whose flow it has forgotten
 }
 
 func newFlows(a *agent, size int) *flows {
@@ -222,6 +229,73 @@ func (f *flows) decideDenied(e *flow.Entry, rejected bool) {
 		e.Verdict = v
 	}
 	e.Verdict.Reject = rejected
+}
+
+// countInterval is the time between two counts of what the kernel has denied. In that time, more than
+// the some 4,000 flows that the kernel keeps may be denied: the packets of the others are counted
+// without a policy.
+const countInterval = 10 * time.Second
+
+// countDenials counts what the kernel denies, at intervals, until ctx ends.
+func (f *flows) countDenials(ctx context.Context) {
+	if f.kernel == nil {
+		return
+	}
+	tick := time.NewTicker(countInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			f.countKernel()
+		}
+	}
+}
+
+// countKernel counts, by policy, what the kernel has denied since the last call.
+func (f *flows) countKernel() {
+	if f.kernel == nil {
+		return
+	}
+	f.counting.Lock()
+	defer f.counting.Unlock()
+	stats, err := f.kernel.Stats() // before the list: what is denied in between is in the list only
+	var known []bpf.Denial
+	if err == nil {
+		known, err = f.kernel.Denials()
+	}
+	if err != nil {
+		f.agent.log.Debug("cannot count by policy what the kernel has denied", "err", err)
+		return
+	}
+	now := make(map[filter.Key]uint64, len(known))
+	for _, k := range known {
+		packets := k.Packets
+		if before := f.counted[k.Key]; before <= packets {
+			packets -= before // otherwise the kernel has forgotten the flow and begun to count again
+		}
+		now[k.Key] = k.Packets
+		if packets > 0 {
+			e := flow.Entry{Key: k.Key}
+			f.decideDenied(&e, k.Rejected)
+			f.kernelDenied.Count(&e.Verdict, packets)
+			f.attributed += packets
+		}
+	}
+	f.counted = now
+	if all := stats.Denied + stats.Rejected; all > f.attributed {
+		f.forgotten = max(f.forgotten, all-f.attributed)
+	}
+}
+
+// kernelDenials returns the verdicts of what the kernel has denied, and the number of packets whose
+// flow it has forgotten. Neither ever becomes smaller.
+func (f *flows) kernelDenials() (known engine.Tally, forgotten uint64) {
+	f.countKernel()
+	f.counting.Lock()
+	defer f.counting.Unlock()
+	return *f.kernelDenied.Tally(), f.forgotten
 }
 
 // lastDenials returns the last distinct denials, those of the kernel's flow cache too.

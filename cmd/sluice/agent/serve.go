@@ -79,6 +79,7 @@ func (a *agent) state() *telemetry.State {
 		s.Problems = append(s.Problems, status.Problem{Kind: "rules", Where: "of the other backend", Detail: (*left).Error()})
 	}
 	s.Kernel = a.kernelStats()
+	s.KernelDenied, s.KernelUnknown = a.flows.kernelDenials()
 	s.Guard, s.Unguarded = a.guardStats()
 	var err error
 	if s.Forged, err = a.manager.Forged(); err != nil {

@@ -36,6 +36,7 @@ func (a *agent) awaitWorkers(ctx context.Context, c watch.Change) error {
 		for _, e := range a.evaluators {
 			e.Forget(deleted)
 		}
+		a.flows.kernelDenied.Forget(deleted)
 	}
 	return err
 }

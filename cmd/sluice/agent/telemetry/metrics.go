@@ -101,11 +101,11 @@ var numbers = []number{
 // Metrics with labels.
 var (
 	buildInfo  = describe("build_info", "1, with the versions of the agent and of Go.", "version", "goversion")
-	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the ends about which policies decided. Verdicts of the kernel itself have the reason kernel: it remembers neither reason nor direction.", "direction", "verdict", "reason")
+	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the ends about which policies decided. What the kernel allows by itself has the reason kernel: it remembers neither reason nor direction. What it denies is attributed by the policies in force, and has the reason kernel only if its flow is not known any more.", "direction", "verdict", "reason")
 	rejects    = describe("rejected_total", "Denied packets that were rejected: their sender got a TCP reset or an ICMP error, as far as the kernel sends one. sluice_verdicts_total includes them, with the verdict deny. The verdict is of the agent, or one that the kernel remembers.", "by")
 	tiers      = describe("tier_policies", "Policies in force, by tier: Admin and Baseline for ClusterNetworkPolicies, NetworkPolicy for the others.", "tier")
-	byTier     = describe("tier_denied_total", "Denied packets by the tier that denied them. sluice_verdicts_total includes them. Denials of the kernel's flow cache are not included: it does not remember policies.", "tier")
-	byPolicy   = describe("policy_denied_total", "The packets of sluice_tier_denied_total by the policy that denied them: of a ClusterNetworkPolicy with the rule that denied, as its field and its name; of NetworkPolicies without one. If several NetworkPolicies isolate a pod, a packet counts for each of them. A policy has no series before its first denial and after its deletion; each worker counts at most 500 series, and the others as (other).", "tier", "policy", "direction", "rule", "rule_name")
+	byTier     = describe("tier_denied_total", "Denied packets by the tier that denied them. sluice_verdicts_total includes them. Denials of the kernel's flow cache are included if their flow is known.", "tier")
+	byPolicy   = describe("policy_denied_total", "The packets of sluice_tier_denied_total by the policy that denied them: of a ClusterNetworkPolicy with the rule that denied, as its field and its name; of NetworkPolicies without one. If several NetworkPolicies isolate a pod, a packet counts for each of them. A policy has no series before its first denial and after its deletion; each worker, and the kernel, counts at most 500 series, and the others as (other).", "tier", "policy", "direction", "rule", "rule_name")
 	decision   = describe("decision_seconds", "Time from the bytes of a packet to its verdict, without the queue. One packet of 64 is timed.")
 	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
 	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed, denied (dropped) or rejected by a remembered verdict. sluice_verdicts_total includes them.", "answer")
@@ -122,8 +122,8 @@ var (
 	withLabels = []*prometheus.Desc{buildInfo, verdicts, rejects, tiers, byTier, byPolicy, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
-// The kernel's flow cache does not store the direction and the reason of a verdict. So its
-// verdicts have these values of the labels "direction" (notKnown) and "reason" (byKernel).
+// The kernel's flow cache does not store the direction and the reason of a verdict. So what it
+// allows, and denials whose flow is not known, have these values of the labels "direction" (notKnown) and "reason" (byKernel).
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
@@ -160,14 +160,15 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(n.desc, n.kind, n.value(s))
 	}
 	out <- prometheus.MustNewConstMetric(buildInfo, prometheus.GaugeValue, 1, s.Version, runtime.Version())
-	for labels, n := range byDirection(&s.Tally.Verdicts) {
+	denied := s.denied()
+	for labels, n := range byDirection(&denied.Verdicts) {
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(n), labels.direction, labels.action.String(), labels.reason.String())
 	}
 	for t := policy.Admin; t < filter.NumTiers; t++ {
 		n := s.count(func(s *State) int { return s.Snapshot.Counts().Tiers[t] })
 		out <- prometheus.MustNewConstMetric(tiers, prometheus.GaugeValue, n, t.String())
 	}
-	s.collectDenials(out)
+	collectDenials(out, &denied.Denials)
 	out <- latency(&s.Tally.Latency)
 	count := func(d *prometheus.Desc, label string, n uint64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), label)
@@ -180,7 +181,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		// The agent counts verdicts about queued packets. The kernel counts the packets that its
 		// flow cache answered, which were not queued. So no packet is in both counts.
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Open+k.Allowed), notKnown, filter.Allow.String(), byKernel)
-		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(k.Denied+k.Rejected), notKnown, filter.Deny.String(), byKernel)
+		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(s.KernelUnknown), notKnown, filter.Deny.String(), byKernel)
 		count(inKernel, "open", k.Open)
 		count(inKernel, "allowed", k.Allowed)
 		count(inKernel, "denied", k.Denied)
@@ -220,12 +221,20 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
+// denied returns the verdicts of the agent, and those denials of the kernel whose flow is known.
+func (s *State) denied() *engine.Tally {
+	var sum engine.Tally
+	sum.Add(&s.Tally)
+	sum.Add(&s.KernelDenied)
+	return &sum
+}
+
 // collectDenials collects the denials by tier and by policy.
-func (s *State) collectDenials(out chan<- prometheus.Metric) {
+func collectDenials(out chan<- prometheus.Metric, denials *engine.Denials) {
 	for t := policy.Admin; t < filter.NumTiers; t++ {
-		out <- prometheus.MustNewConstMetric(byTier, prometheus.CounterValue, float64(s.Tally.Denials.ByTier[t]), t.String())
+		out <- prometheus.MustNewConstMetric(byTier, prometheus.CounterValue, float64(denials.ByTier[t]), t.String())
 	}
-	for d, n := range s.Tally.Denials.ByPolicy {
+	for d, n := range denials.ByPolicy {
 		out <- prometheus.MustNewConstMetric(byPolicy, prometheus.CounterValue, float64(n), d.Tier.String(), d.Policy, d.Direction.String(), d.Rule, d.Name)
 	}
 }

@@ -102,6 +102,10 @@ func busyState(t *testing.T) *State {
 	v[filter.Deny][filter.EgressDenied][1] = 4
 	v[filter.Deny][filter.IngressDenied][2] = 2
 	v[filter.Deny][filter.Malformed][0] = 1
+	s.KernelDenied.Verdicts[filter.Deny][filter.IngressDenied][2] = 310
+	s.KernelDenied.Denials.ByTier[filter.NetworkPolicyTier] = 310
+	s.KernelDenied.Denials.ByPolicy = map[engine.Denial]uint64{{Tier: filter.NetworkPolicyTier, Direction: filter.Ingress, Policy: "shop/db"}: 310}
+	s.KernelUnknown = 20
 	s.Tally.Latency.Buckets[8] = 3 // under 256 ns
 	s.Tally.Latency.Buckets[10] = 1
 	s.Tally.Latency.Buckets[24] = 1 // the last bucket, which has no upper bound

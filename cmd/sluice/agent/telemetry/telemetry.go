@@ -34,12 +34,16 @@ type State struct {
 	Tally     engine.Tally     // sum of all evaluators
 	Flows     cache.Stats      // sum of all evaluators' flow caches
 	Kernel    *bpf.Stats       // nil if the kernel remembers no verdicts
-	Guard     *guard.Stats     // nil if pods' interfaces are not guarded
-	Forged    uint64           // packets that the rules dropped because of their source
-	Queue     queue.Stats
-	Waiting   int // packets that wait in the queues
-	Rejudged  conntrack.Result
-	Repairs   uint64 // repairs of the rules
+	// KernelDenied has the denials in Kernel whose flow is known, and KernelUnknown is the number of the
+	// others.
+	KernelDenied  engine.Tally
+	KernelUnknown uint64
+	Guard         *guard.Stats // nil if pods' interfaces are not guarded
+	Forged        uint64       // packets that the rules dropped because of their source
+	Queue         queue.Stats
+	Waiting       int // packets that wait in the queues
+	Rejudged      conntrack.Result
+	Repairs       uint64 // repairs of the rules
 	// RepairFailures is the number of repairs that failed.
 	RepairFailures uint64
 	Unlogged       uint64 // verdicts that were not logged because of the rate limit
