@@ -45,6 +45,10 @@ type Options struct {
 	// Known reports whether a source has logged a problem, or one that it follows from. Run does
 	// not log such a problem. nil means none.
 	Known func(policy.Problem) bool
+	// Applied is called after the stages have applied a snapshot. If settled is false, verdicts of an
+	// older snapshot may still take effect, and the snapshot will be applied again, or a later one
+	// instead. nil disables it.
+	Applied func(s *policy.Snapshot, settled bool)
 }
 
 const (
@@ -73,6 +77,7 @@ type Controller struct {
 	loggedProblems map[policy.Problem]bool
 	loggedClashes  map[string]bool
 	known          func(policy.Problem) bool // see Options.Known
+	applied        func(s *policy.Snapshot, settled bool)
 
 	unsettled     policy.Changes     // changes to apply again, because a stage returned ErrUnsettled
 	retryTimer    <-chan time.Time   // fires when unsettled must be applied again; nil if no stage is unsettled
@@ -97,7 +102,10 @@ func New(store *policy.Store, pub *policy.Published, opts Options) *Controller {
 	c := &Controller{
 		store: store, pub: pub, log: opts.Logger, known: opts.Known, stages: opts.Stages, first: make(chan Change, 1), attached: make(chan []Stage, 1),
 		ready: make(chan struct{}), loggedProblems: make(map[policy.Problem]bool),
-		drafts: make(chan *policy.Draft, 1), prepared: make(chan *policy.Draft, 1), beforePrepare: func() {},
+		drafts: make(chan *policy.Draft, 1), prepared: make(chan *policy.Draft, 1), beforePrepare: func() {}, applied: opts.Applied,
+	}
+	if c.applied == nil {
+		c.applied = func(*policy.Snapshot, bool) {}
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
@@ -288,6 +296,7 @@ func (c *Controller) commit(ctx context.Context, by []string) error {
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
+	c.applied(snapshot, c.retryTimer == nil)
 	level := slog.LevelDebug
 	if !c.isReady {
 		c.isReady = true

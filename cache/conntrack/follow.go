@@ -26,6 +26,10 @@ const (
 // connections of the addresses that the new snapshot changes. That is enough: if a snapshot
 // alters the verdict about a connection, one end of the connection is a changed address.
 type Follower struct {
+	// OnSwept is called after a sweep with the number of the newest snapshot that it covers, also if no
+	// connection was concerned. It must be set before the first Published, if at all.
+	OnSwept func(number uint64)
+
 	sweeper  *Sweeper
 	tracked  *TrackedFlows // if nil, every change is followed by a sweep
 	log      *slog.Logger
@@ -121,6 +125,15 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	if snapshot == nil {
 		return nil
 	}
+	err := f.sweep(ctx, snapshot, changes, all, gap)
+	if err == nil && f.OnSwept != nil {
+		f.OnSwept(snapshot.Number())
+	}
+	return err
+}
+
+// sweep sweeps for the changes up to a snapshot. After an error, it puts them back.
+func (f *Follower) sweep(ctx context.Context, snapshot *policy.Snapshot, changes map[netip.Addr]change, all, gap bool) error {
 	due := f.due(snapshot, changes, all)
 	if len(due) == 0 && !all {
 		if len(changes) > 0 {

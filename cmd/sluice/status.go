@@ -15,6 +15,7 @@ type statusOutput string
 
 const (
 	statusText statusOutput = "text"
+	statusWide statusOutput = "wide"
 	statusJSON statusOutput = "json"
 )
 
@@ -26,7 +27,10 @@ func statusCommand(e env) *cobra.Command {
 		Long: `Status asks the agent of this node, over its unix socket, what it enforces and since
 when, what it has done, and which problems there are: policies that cannot be
 understood, broken manifests, a Kubernetes API that cannot be followed, rules that
-cannot be kept. In a cluster: kubectl -n kube-system exec POD -- sluice status.
+cannot be kept. It lists the policies that select pods of this node, with the version in
+force and since when. In a cluster: kubectl -n kube-system exec POD -- sluice status.
+
+The digest is the same on all nodes that enforce the same policies and namespaces.
 
 The exit status is 0 if the agent is ready and has no problems, 1 if it is not ready or
 has problems, and 2 if no agent answers.
@@ -38,19 +42,23 @@ not count as ready.`,
   sluice status -o json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := status.Ask(cmd.Context(), socket)
+			if self {
+				s, err := status.Ask(cmd.Context(), socket)
+				if err != nil {
+					return err
+				}
+				return probe(e, s)
+			}
+			s, err := status.AskAll(cmd.Context(), socket)
 			if err != nil {
 				return err
-			}
-			if self {
-				return probe(e, s)
 			}
 			return printStatus(e, s, output)
 		},
 	}
 	cmd.Flags().StringVar(&socket, "socket", status.DefaultSocket, "`PATH` of the agent's socket")
 	cmd.Flags().BoolVar(&self, "self", false, "print only whether the agent in this container is ready")
-	cmd.Flags().VarP(newChoiceFlag(&output, statusText, statusJSON), "output", "o", "text or json")
+	cmd.Flags().VarP(newChoiceFlag(&output, statusText, statusWide, statusJSON), "output", "o", "text, wide with all policies and pods, or json with all of them")
 	return cmd
 }
 
@@ -63,8 +71,10 @@ func printStatus(e env, s *status.Status, output statusOutput) error {
 		encoder := json.NewEncoder(e.stdout)
 		encoder.SetIndent("", "  ")
 		err = encoder.Encode(s)
-	case statusText:
-		err = s.WriteText(e.stdout)
+	case statusText, statusWide:
+		if err = s.WriteText(e.stdout); err == nil {
+			err = s.WritePolicies(e.stdout, output == statusWide)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("write the status: %w", err)

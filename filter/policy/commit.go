@@ -43,10 +43,13 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched = nil, nil, make(map[netip.Addr]struct{}), nil
 	w.due = false
 	w.lastNumber++
-	deleted := w.takeDeleted()
+	deleted, removed := w.takeDeleted()
 	return &Snapshot{
 		number:    w.lastNumber,
 		deleted:   deleted,
+		removed:   removed,
+		changed:   w.takeChanged(),
+		digest:    w.versions.digest,
 		newest:    w.lastEpoch,
 		table:     w.table,
 		everyone:  w.everyone,
@@ -63,16 +66,16 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	}, changes
 }
 
-// takeDeleted returns the names of the policies that were deleted since the last Commit and not set
-// again.
-func (w *Store) takeDeleted() (names []string) {
+// takeDeleted returns the policies that were deleted since the last Commit and not set again, also by
+// the names that verdicts use.
+func (w *Store) takeDeleted() (names []string, removed []Ref) {
 	for _, ref := range w.deleted {
 		if w.policies[ref] == nil {
-			names = append(names, ref.String())
+			names, removed = append(names, ref.String()), append(removed, ref)
 		}
 	}
 	w.deleted = nil
-	return names
+	return names, removed
 }
 
 // commitPod compiles a pod's endpoint. The endpoint gets a new epoch in two cases: the

@@ -119,6 +119,7 @@ func (w *Store) SetNamespaceDenial(name string, d filter.Denial, wrong *Problem)
 	w.countDenial(ns.denial, -1)
 	w.countDenial(d, 1)
 	ns.denial = d
+	w.countNamespace(ns)
 	for k := range ns.identities.all.all() {
 		for _, p := range k.pods {
 			w.dirty(p)

@@ -28,14 +28,16 @@ const (
 // new version later. A pod may start in the meantime. If the draft may isolate this pod and the
 // previous version does not, the pod's address is deferred: it stays unknown.
 type Draft struct {
-	ref     Ref
-	from    Source
-	sum     [sha256.Size]byte
-	reach   Reach
-	number  uint64 // position in the order of drafts; a draft takes over the number of the waiting draft that it replaces
-	limits  Limits
-	shape   shape
-	dropped bool // never comes into force: a later version or a delete replaced it, or the store refused it
+	ref  Ref
+	from Source
+	sum  [sha256.Size]byte
+	// resource is Encoded.Resource.
+	resource string
+	reach    Reach
+	number   uint64 // position in the order of drafts; a draft takes over the number of the waiting draft that it replaces
+	limits   Limits
+	shape    shape
+	dropped  bool // never comes into force: a later version or a delete replaced it, or the store refused it
 
 	step    step
 	err     error // the reason why the policy cannot be read
@@ -264,7 +266,7 @@ func (w *Store) Prepared(d *Draft) {
 	case d.err != nil: // cannot happen: from.Read decodes what its own package has encoded
 		d.dropped, w.due = true, true
 	case d.large != nil:
-		w.put(d.ref, w.policies[d.ref], d.from, func() *policy { return w.refuseTooLarge(d.large, d.cost) }).sum = d.sum
+		w.stamp(w.put(d.ref, w.policies[d.ref], d.from, func() *policy { return w.refuseTooLarge(d.large, d.cost) }), d.sum, d.resource)
 		d.dropped = true
 	}
 }
@@ -338,9 +340,10 @@ func (d *Draft) addFresh(s *selector, isNew bool) {
 // install puts a draft in force.
 func (w *Store) install(d *Draft) {
 	w.drafts.current = nil
-	w.put(d.ref, w.policies[d.ref], d.from, func() *policy {
+	p := w.put(d.ref, w.policies[d.ref], d.from, func() *policy {
 		d.policy.subject = w.useSubject(d.subject)
 		return d.policy
-	}).sum = d.sum
+	})
+	w.stamp(p, d.sum, d.resource)
 	w.recount = w.recount || w.limits.Policies > 0 && w.cost > w.limits.Policies
 }

@@ -73,6 +73,8 @@ type Encoded struct {
 	Source Source
 	Form   *Policy // nil if the policy has not been read
 	Reach  Reach   // set if Form is nil
+	// Resource is the resourceVersion of the object; empty if it is not from the API.
+	Resource string
 }
 
 // Reach describes the pods that a policy isolates, and in which directions.
@@ -83,7 +85,7 @@ type Reach struct {
 
 // draft returns a draft of the policy.
 func (e *Encoded) draft() *Draft {
-	d := &Draft{ref: e.Ref, from: e.Source, sum: e.Digest, reach: e.Reach}
+	d := &Draft{ref: e.Ref, from: e.Source, sum: e.Digest, resource: e.Resource, reach: e.Reach}
 	if e.Form != nil {
 		d.reach = Reach{e.Form.Subject.Pods.String(), e.Form.Isolates}
 	}

@@ -21,6 +21,7 @@ type policy struct {
 	mark     mark              // pseudo-random bits: two hashes of the id
 	text     string            // "namespace/name" of the policy
 	sum      [sha256.Size]byte // digest of this version of the policy
+	resource string            // resourceVersion of the object; empty if it is not from the API
 	kept     Source            // encoded policy, to read the rules again; zero if Store.count has not stored it
 	subject  *selector
 	place    int     // index in subject.policies

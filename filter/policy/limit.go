@@ -243,7 +243,7 @@ func (w *Store) draftBack(p *policy) bool {
 	if newest != p.sum || w.drafts.waiting[p.ref] != nil || d != nil && d.ref == p.ref && !d.dropped {
 		return true // this version of the policy, or a later one, is already a draft
 	}
-	return w.draft(&Draft{ref: p.ref, from: p.kept, sum: p.sum, reach: p.reach()})
+	return w.draft(&Draft{ref: p.ref, from: p.kept, sum: p.sum, resource: p.resource, reach: p.reach()})
 }
 
 func byText(a, b *policy) int { return cmp.Compare(a.text, b.text) }
@@ -305,5 +305,5 @@ func (w *Store) replace(p *policy, read func(*Policy, int64) *policy) {
 	if err != nil {
 		return // cannot happen: the package of p.kept.Read has itself encoded the source
 	}
-	w.put(p.ref, p, p.kept, func() *policy { return read(form, p.cost) }).sum = p.sum
+	w.stamp(w.put(p.ref, p, p.kept, func() *policy { return read(form, p.cost) }), p.sum, p.resource)
 }

@@ -17,6 +17,7 @@ type namespace struct {
 	identities identitySet
 	policies   int
 	denial     filter.Denial
+	counted    Digest // the summand of the namespace in the digest of the store
 	budget     budget
 	scopes     idBits // namespace selectors of subjects that match it
 	matched    idSet  // namespace selectors of peers that match it, as of the last Commit
@@ -33,6 +34,7 @@ func (w *Store) SetNamespace(name string, labels labels.Set) {
 	ns := w.namespace(name)
 	w.declare(ns, true)
 	w.relabelNamespace(ns, labels)
+	w.countNamespace(ns)
 }
 
 // DeleteNamespace removes a Namespace object. Pods and policies of the namespace remain
@@ -43,6 +45,7 @@ func (w *Store) DeleteNamespace(name string) {
 		w.declare(ns, false)
 		w.SetNamespaceDenial(name, filter.DenialUnset, nil)
 		w.relabelNamespace(ns, nil)
+		w.countNamespace(ns)
 		w.dropNamespace(ns)
 	}
 }

@@ -23,6 +23,9 @@ type Snapshot struct {
 	nodes     nodeTable
 	starting  *StartingPods // shared by all snapshots
 	deleted   []string
+	removed   []Ref
+	changed   []Version
+	digest    Digest
 }
 
 // Counts holds numbers of objects: of those that a snapshot was compiled from (namespaces,

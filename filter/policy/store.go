@@ -49,6 +49,7 @@ type Store struct {
 
 	drafts   drafts
 	deferred deferred
+	versions versions
 	large    int         // policies with more encoded bytes are large
 	dying    []*selector // peer selectors of removed large policies; one entry for each use that is still to be released
 	sweep    *sweep      // nil if none is in progress
@@ -315,14 +316,16 @@ func (w *Store) SetEncoded(e Encoded) {
 	newest, ok := w.newest(e.Ref)
 	switch {
 	case known && ok && newest == e.Digest:
+		w.setNewest(e.Ref, e.Resource)
 	case known && old != nil && old.sum == e.Digest: // the new version is the one in force
 		w.dropDrafts(e.Ref)
+		w.setResource(old, e.Resource)
 	case !w.drafted(e.Ref, e.Source):
 		w.dropDrafts(e.Ref)
-		w.put(e.Ref, old, e.Source, func() *policy { return w.admit(e.policy()) }).sum = e.Digest
+		w.stamp(w.put(e.Ref, old, e.Source, func() *policy { return w.admit(e.policy()) }), e.Digest, e.Resource)
 	case !w.draft(e.draft()):
 		w.dropDrafts(e.Ref)
-		w.put(e.Ref, old, e.Source, func() *policy { return w.refuseOverBacklog(e.policy()) }).sum = e.Digest
+		w.stamp(w.put(e.Ref, old, e.Source, func() *policy { return w.refuseOverBacklog(e.policy()) }), e.Digest, e.Resource)
 		w.recount = true
 	}
 }
@@ -381,6 +384,7 @@ func (w *Store) DeletePolicy(ref Ref) {
 
 func (w *Store) removePolicy(p *policy) {
 	w.tiers[p.tier]--
+	w.versions.digest.subtract(p.digest())
 	if p.mayDenyToNode() {
 		w.toNode--
 	}

@@ -97,7 +97,9 @@ func policyKind[T any, P policyObject[T]](name, resource string, group schema.Gr
 			p := o.(P)
 			t := slimMetaOf(p)
 			p.SetNamespace(t.Namespace) // the interned string, because the encoded policy keeps it
-			return &encodedPolicy{t, encode(p)}
+			e := encode(p)
+			e.Resource = t.version
+			return &encodedPolicy{t, e}
 		},
 		remove: func(s *policy.Store, namespace, object string) {
 			s.DeletePolicy(policy.Ref{Kind: name, Namespace: namespace, Name: object})

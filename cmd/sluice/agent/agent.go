@@ -155,7 +155,8 @@ func (a *agent) wire() error {
 	a.sweeper = conntrack.New(a.conntrack, marks, a.log, a.flows)
 	a.sweeper.FailOpen = opts.Rules.FailOpen
 	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)
-	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log, Known: a.reportedByManifests})
+	a.follower.OnSwept = a.enforced.swept
+	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log, Known: a.reportedByManifests, Applied: a.enforced.applied})
 	return nil
 }
 

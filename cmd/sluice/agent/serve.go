@@ -24,6 +24,7 @@ type records struct {
 	sources   []watch.Source
 	ready     atomic.Pointer[time.Time] // when the agent was first ready
 	inForce   atomic.Pointer[time.Time] // when the current snapshot came into force
+	enforced  enforced
 	manifests atomic.Pointer[[]manifests.Problem]
 	notRead   atomic.Pointer[[]manifests.NotRead]
 	// otherBackend is the error of the last attempt to remove the rules that an earlier
@@ -58,7 +59,7 @@ func timeOf(when *atomic.Pointer[time.Time]) time.Time {
 func (a *agent) serve(ctx context.Context) {
 	telemetry.Serve(ctx, telemetry.Options{
 		Address: a.opts.HTTPAddress, Socket: a.opts.Socket, Logger: a.log,
-		HandOver: a.handOver, TookOver: a.tookOver, Flows: a.flows.serveFlows, Denials: a.flows.serveDenials,
+		HandOver: a.handOver, TookOver: a.tookOver, Flows: a.flows.serveFlows, Denials: a.flows.serveDenials, Policies: a.policies,
 	}, a.state)
 }
 
@@ -66,7 +67,7 @@ func (a *agent) serve(ctx context.Context) {
 func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
 		Settings: status.Settings{
-			Version: a.opts.Version, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
+			Version: a.opts.Version, Node: a.opts.NodeName, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
 			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit), DenyWith: a.opts.Denial.Or(filter.DenialDrop).String(),
 		},
 		Now: time.Now(), Started: a.started, Ready: timeOf(&a.ready),
@@ -78,6 +79,7 @@ func (a *agent) state() *telemetry.State {
 	if left := a.otherBackend.Load(); left != nil {
 		s.Problems = append(s.Problems, status.Problem{Kind: "rules", Where: "of the other backend", Detail: (*left).Error()})
 	}
+	s.Digest, s.DigestSince = a.enforced.digestNow()
 	s.Kernel = a.kernelStats()
 	s.KernelDenied, s.KernelUnknown = a.flows.kernelDenials()
 	s.Guard, s.Unguarded = a.guardStats()

@@ -150,6 +150,7 @@ func (a *agent) beginEnforcing(s *policy.Snapshot, background func(func(context.
 	if a.lease != nil {
 		background(a.judgeAfterPredecessor)
 	}
+	a.enforced.applied(s, true)
 	markNow(&a.ready)
 	close(a.synced)
 	c := s.Counts()

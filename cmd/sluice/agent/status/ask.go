@@ -23,11 +23,18 @@ const askTimeout = 5 * time.Second
 
 // Ask requests the status of the agent that listens on a socket. The error wraps ErrNoAgent if
 // no agent listens there.
-func Ask(ctx context.Context, path string) (*Status, error) {
+func Ask(ctx context.Context, path string) (*Status, error) { return ask(ctx, path, "/status") }
+
+// AskAll is like Ask, and also requests the policies in force.
+func AskAll(ctx context.Context, path string) (*Status, error) {
+	return ask(ctx, path, "/status?policies=true")
+}
+
+func ask(ctx context.Context, path, what string) (*Status, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("it took longer than %v to answer", askTimeout))
 	defer cancel()
 	var s Status
-	body, process, err := open(ctx, path, "/status")
+	body, process, err := open(ctx, path, what)
 	if err != nil {
 		return nil, err
 	}

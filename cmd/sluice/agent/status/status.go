@@ -20,15 +20,18 @@ type Status struct {
 	Unready string    `json:"unready,omitempty"` // why the agent is not ready
 
 	Enforcing *Enforcing `json:"enforcing,omitempty"` // nil before the first snapshot
-	Packets   Packets    `json:"packets"`
-	Kernel    *InKernel  `json:"kernel,omitempty"` // nil if the kernel remembers no verdicts
-	Forged    Forged     `json:"forged"`
-	Live      Live       `json:"live"`
-	Repairs   uint64     `json:"ruleRepairs"`
-	Failed    uint64     `json:"ruleRepairFailures"`
-	Watches   []Watch    `json:"watches"`
-	Problems  []Problem  `json:"problems"`
-	NotRead   string     `json:"notRead,omitempty"` // objects that the agent does not read, but that may change what is allowed
+	// Policies are the policies in force, by their names. They are set only if the caller of Ask wants
+	// them.
+	Policies []PolicyInForce `json:"policies,omitempty"`
+	Packets  Packets         `json:"packets"`
+	Kernel   *InKernel       `json:"kernel,omitempty"` // nil if the kernel remembers no verdicts
+	Forged   Forged          `json:"forged"`
+	Live     Live            `json:"live"`
+	Repairs  uint64          `json:"ruleRepairs"`
+	Failed   uint64          `json:"ruleRepairFailures"`
+	Watches  []Watch         `json:"watches"`
+	Problems []Problem       `json:"problems"`
+	NotRead  string          `json:"notRead,omitempty"` // objects that the agent does not read, but that may change what is allowed
 
 	Now time.Time `json:"now"`
 	// Process is the PID of the agent in the PID namespace of the caller of Ask. It differs
@@ -39,6 +42,7 @@ type Status struct {
 // Settings are the options of an agent that sluice status shows.
 type Settings struct {
 	Version string   `json:"version"`
+	Node    string   `json:"node,omitempty"` // name of the node
 	PID     int      `json:"pid"`
 	Sources []string `json:"sources"` // sources of policies and pods
 	Tables  string   `json:"tables"`  // tables that hold the rules
@@ -99,6 +103,11 @@ type Enforcing struct {
 	Endpoints  int       `json:"endpoints"`
 
 	Tiers map[string]int `json:"tiers"` // the policies of each tier
+
+	// Digest is the same on all nodes that enforce the same policies and namespaces: see policy.Digest.
+	// It is that of the last snapshot that is in force in every part of the agent, since DigestSince.
+	Digest      string    `json:"digest,omitempty"`
+	DigestSince time.Time `json:"digestSince,omitzero"`
 }
 
 // policies counts the policies as text: "3 NetworkPolicies", and ClusterNetworkPolicies with
@@ -184,6 +193,9 @@ func (s *Status) WriteText(out io.Writer) error {
 	fmt.Fprintf(w, "follows\t%s\n", strings.Join(s.Sources, ", "))
 	if e := s.Enforcing; e != nil {
 		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", e.policies(), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
+		if e.Digest != "" {
+			fmt.Fprintf(w, "digest\t%s, for %s\n", short(e.Digest), s.ago(e.DigestSince))
+		}
 		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.ago(e.Published))
 	}
 	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s, deny with %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, s.DenyWith, count(int(s.Repairs), "time"), s.Failed)

@@ -47,6 +47,8 @@ type Options struct {
 	HandOver http.HandlerFunc
 	// Flows streams records of flows, and Denials lists the last denials. nil leaves them out.
 	Flows, Denials http.HandlerFunc
+	// Policies returns the policies in force. nil leaves them out of the status.
+	Policies func() []status.PolicyInForce
 	// TookOver reports whether this agent has taken over from the agent that listens on the
 	// socket. If so, this agent may replace that agent's socket. nil means that no agent has
 	// yielded.
@@ -97,7 +99,13 @@ func withServers(read func() *State, all []*slots, listens ...*binding) func() *
 // socketHandler answers on the socket, which only root may open.
 func socketHandler(opts Options, read func() *State) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, read().Status()) })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		s := read().Status()
+		if opts.Policies != nil && r.FormValue("policies") == "true" {
+			s.Policies = opts.Policies()
+		}
+		writeJSON(w, s)
+	})
 	if opts.Denials != nil {
 		mux.HandleFunc("GET /denials", opts.Denials)
 	}

@@ -56,6 +56,7 @@ func (s *State) Status() *status.Status {
 		out.Enforcing = &status.Enforcing{
 			Since: s.Ready, Snapshot: s.Snapshot.Number(), Published: s.Published,
 			Policies: c.Policies, Pods: c.Pods, Namespaces: c.Namespaces, Endpoints: c.Endpoints, Tiers: tierCounts(c),
+			Digest: s.Digest, DigestSince: s.DigestSince,
 		}
 	}
 	return out

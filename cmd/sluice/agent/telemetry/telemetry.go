@@ -31,9 +31,13 @@ type State struct {
 
 	Snapshot  *policy.Snapshot // the snapshot in force; nil before the first one
 	Published time.Time        // when the snapshot came into force
-	Tally     engine.Tally     // sum of all evaluators
-	Flows     cache.Stats      // sum of all evaluators' flow caches
-	Kernel    *bpf.Stats       // nil if the kernel remembers no verdicts
+	// Digest and DigestSince are those of status.Enforcing.
+	Digest      string
+	DigestSince time.Time
+
+	Tally  engine.Tally // sum of all evaluators
+	Flows  cache.Stats  // sum of all evaluators' flow caches
+	Kernel *bpf.Stats   // nil if the kernel remembers no verdicts
 	// KernelDenied has the denials in Kernel whose flow is known, and KernelUnknown is the number of the
 	// others.
 	KernelDenied  engine.Tally

@@ -1,0 +1,189 @@
+package agent
+
+import (
+	"cmp"
+	"encoding/hex"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"sluice/cmd/sluice/agent/status"
+	"sluice/filter"
+	"sluice/filter/policy"
+)
+
+// maxPending bounds the snapshots that wait one by one until they are in force. More than that are
+// recorded together, and come into force together.
+const maxPending = 16
+
+// enforced records which versions of policies are in force. A snapshot is in force when all stages have
+// applied it, and when the live connections have been judged by it. The zero value is ready for use.
+type enforced struct {
+	mu       sync.Mutex
+	policies map[policy.Ref]inForce
+	digest   policy.Digest
+	since    time.Time // when the digest came into force; zero before the first snapshot
+
+	pending        []pendingSnapshot // in their order
+	added          uint64            // number of the last snapshot that was recorded
+	settled, judge uint64            // numbers of the last snapshots that the stages, and a sweep, have applied
+}
+
+// inForce is a version of a policy in force. With its key, it takes some 150 bytes.
+type inForce struct {
+	resource string
+	digest   [16]byte // the first half: it is compared with others, and not with a forger's
+	tier     policy.Tier
+	since    time.Time
+}
+
+// pendingSnapshot is what a snapshot changes, and is not in force yet.
+type pendingSnapshot struct {
+	number uint64
+	digest policy.Digest
+	set    map[policy.Ref]policy.Version
+	gone   map[policy.Ref]bool
+}
+
+// applied is watch.Options.Applied.
+func (e *enforced) applied(s *policy.Snapshot, settled bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if n := s.Number(); n > e.added {
+		e.added = n
+		e.add(s)
+	}
+	if settled {
+		e.settled = s.Number()
+	}
+	e.promote()
+}
+
+// swept is conntrack.Follower.OnSwept.
+func (e *enforced) swept(number uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.judge = max(e.judge, number)
+	e.promote()
+}
+
+// add records what a snapshot changes.
+func (e *enforced) add(s *policy.Snapshot) {
+	if len(e.pending) < maxPending {
+		e.pending = append(e.pending, pendingSnapshot{set: make(map[policy.Ref]policy.Version), gone: make(map[policy.Ref]bool)})
+	}
+	p := &e.pending[len(e.pending)-1]
+	p.number, p.digest = s.Number(), s.Digest()
+	for _, ref := range s.Removed() {
+		delete(p.set, ref)
+		p.gone[ref] = true
+	}
+	for _, v := range s.Changed() {
+		delete(p.gone, v.Ref)
+		p.set[v.Ref] = v
+	}
+}
+
+// promote puts the pending snapshots in force that all parts have applied.
+func (e *enforced) promote() {
+	now := time.Now()
+	for len(e.pending) > 0 && e.pending[0].number <= min(e.settled, e.judge) {
+		p := &e.pending[0]
+		if e.digest != p.digest || e.since.IsZero() {
+			e.digest, e.since = p.digest, now
+		}
+		if e.policies == nil {
+			e.policies = make(map[policy.Ref]inForce, len(p.set))
+		}
+		for ref := range p.gone {
+			delete(e.policies, ref)
+		}
+		for ref, v := range p.set {
+			is := inForce{v.Resource, [16]byte(v.Digest[:16]), v.Tier, now}
+			if was, ok := e.policies[ref]; ok && was.digest == is.digest {
+				is.since = was.since
+			}
+			e.policies[ref] = is
+		}
+		e.pending = slices.Delete(e.pending, 0, 1)
+	}
+}
+
+// digestNow returns the digest in force and since when; nothing before the first snapshot.
+func (e *enforced) digestNow() (digest string, since time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.since.IsZero() {
+		return "", e.since
+	}
+	return e.digest.String(), e.since
+}
+
+// list returns the policies in force, sorted by tier and name.
+func (e *enforced) list() []status.PolicyInForce {
+	e.mu.Lock()
+	all := make([]status.PolicyInForce, 0, len(e.policies))
+	for ref, is := range e.policies {
+		p := status.PolicyInForce{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, Version: is.resource, Digest: hex.EncodeToString(is.digest[:]), Since: is.since}
+		if is.tier != policy.NetworkPolicy {
+			p.Tier = is.tier.String()
+		}
+		all = append(all, p)
+	}
+	e.mu.Unlock()
+	slices.SortFunc(all, func(a, b status.PolicyInForce) int {
+		return cmp.Or(strings.Compare(a.Tier, b.Tier), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+	})
+	return all
+}
+
+// policies returns the policies in force, with the pods of this node that they select.
+func (a *agent) policies() []status.PolicyInForce {
+	all := a.enforced.list()
+	selected := podsByPolicy(a.published.Snapshot(), a.opts.NodeName)
+	for i := range all {
+		all[i].Pods = selected[all[i].Title()]
+	}
+	return all
+}
+
+// podsByPolicy returns the pods of a node by the titles of the policies that select them, sorted.
+func podsByPolicy(s *policy.Snapshot, node string) map[string][]string {
+	selected := make(map[string][]string)
+	if s == nil {
+		return selected
+	}
+	for addr, e := range s.Endpoints() {
+		if !onNode(s, addr, e, node) {
+			continue
+		}
+		pod := e.String()
+		for tier := policy.Admin; tier < filter.NumTiers; tier++ {
+			for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
+				for _, name := range e.Policies(d, tier) {
+					title := filter.PolicyTitle(tier, name)
+					selected[title] = append(selected[title], pod)
+				}
+			}
+		}
+	}
+	for title, pods := range selected {
+		slices.Sort(pods)
+		selected[title] = slices.Compact(pods) // a pod has several addresses and directions
+	}
+	return selected
+}
+
+// onNode reports whether an endpoint is a pod of the node. Pods in manifests need not have the name of
+// their node: those in the ranges of this node's pods are taken for its own.
+func onNode(s *policy.Snapshot, addr netip.Addr, e *policy.Endpoint, node string) bool {
+	if e.IsNode() {
+		return false
+	}
+	if on := e.NodeName(); on != "" {
+		return on == node
+	}
+	return slices.ContainsFunc(s.LocalRanges(), func(r netip.Prefix) bool { return r.Contains(addr) })
+}

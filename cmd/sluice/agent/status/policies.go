@@ -1,0 +1,89 @@
+package status
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// PolicyInForce is a policy that a node enforces.
+type PolicyInForce struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	Tier      string `json:"tier,omitempty"` // Admin or Baseline; empty for a NetworkPolicy
+	// Version is the resourceVersion of the object in the Kubernetes API. It is empty for an object that is
+	// from a file.
+	Version string `json:"resourceVersion,omitempty"`
+	// Digest is that of the policy's meaning: of its spec and of the annotations that change decisions.
+	Digest string `json:"digest"`
+	// Since is when the node has begun to enforce the policy with this digest: new connections, packets
+	// that wait, what the kernel remembers, and the connections from before are judged by it.
+	Since time.Time `json:"since"`
+	// Pods are the pods of this node that the policy selects, as "namespace/name".
+	Pods []string `json:"pods,omitempty"`
+}
+
+// Title returns the policy as messages name it: "default/db", "admin/platform".
+func (p *PolicyInForce) Title() string {
+	return cmp.Or(p.Namespace, strings.ToLower(p.Tier)) + "/" + p.Name
+}
+
+// VersionText returns the resourceVersion or, without one, the digest.
+func (p *PolicyInForce) VersionText() string {
+	if p.Version != "" {
+		return "version " + p.Version
+	}
+	return "digest " + short(p.Digest)
+}
+
+// short returns the first digits of a digest, which suffice to see whether two are equal.
+func short(digest string) string { return digest[:min(len(digest), 12)] }
+
+const (
+	// maxPolicies bounds the policies in the text of a status, and maxPods the pods of each.
+	maxPolicies = 20
+	maxPods     = 4
+)
+
+// WritePolicies writes the policies as text. If all is set, it writes all policies and pods;
+// otherwise, a bounded number of the policies that select pods of the node.
+func (s *Status) WritePolicies(out io.Writer, all bool) error {
+	here := 0
+	for i := range s.Policies {
+		if len(s.Policies[i].Pods) > 0 {
+			here++
+		}
+	}
+	if len(s.Policies) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nPolicies: %d of %d select pods of %s.\n", here, len(s.Policies), cmp.Or(s.Node, "this node"))
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	shown := 0
+	for i := range s.Policies {
+		p := &s.Policies[i]
+		if !all && (len(p.Pods) == 0 || shown == maxPolicies) {
+			continue
+		}
+		shown++
+		fmt.Fprintf(w, "  %s\t%s, for %s\t%s\n", p.Title(), p.VersionText(), s.ago(p.Since), podsText(p.Pods, all))
+	}
+	_ = w.Flush() // writing to a strings.Builder never fails
+	if left := here - shown; !all && left > 0 {
+		fmt.Fprintf(&b, "  and %d more: see them with -o wide\n", left)
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+func podsText(pods []string, all bool) string {
+	if all || len(pods) <= maxPods {
+		return cmp.Or(strings.Join(pods, ", "), "no pod here")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(pods[:maxPods], ", "), len(pods)-maxPods)
+}
