@@ -13,11 +13,14 @@ require (
 
 require (
 	github.com/aclements/go-moremath v0.0.0-20210112150236-f10218a38794
+	github.com/gorilla/websocket v1.5.4-0.20250319132907-e064f32e3674
 	github.com/owenrumney/go-sarif/v3 v3.3.1
+	k8s.io/streaming v0.37.2
 	sigs.k8s.io/gateway-api v1.6.3
 )
 
 require (
+	github.com/moby/spdystream v0.5.1 // indirect
 	github.com/xeipuuv/gojsonpointer v0.0.0-20180127040702-4e3ac2762d5f // indirect
 	github.com/xeipuuv/gojsonreference v0.0.0-20180127040603-bd5ef7bd5415 // indirect
 	github.com/xeipuuv/gojsonschema v1.2.0 // indirect

@@ -164,6 +164,7 @@ func commands(e env) []*cobra.Command {
 		reportCommand(e),
 		lintCommand(e),
 		statusCommand(e),
+		waitCommand(e),
 		observeCommand(e),
 		deniedCommand(e),
 		rulesCommand(e),

@@ -41,6 +41,12 @@ func (e *APIError) Error() string {
 
 func (e *APIError) Unwrap() error { return e.Cause }
 
+// once returns the error without the hint that sluice retries: the agent does, and commands do not.
+func (e *APIError) once() *APIError {
+	e.Hint = strings.TrimSuffix(strings.TrimSuffix(e.Hint, "sluice retries"), "; ")
+	return e
+}
+
 // LogValue logs the parts of the error as separate attributes.
 func (e *APIError) LogValue() slog.Value {
 	var request []slog.Attr

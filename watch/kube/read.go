@@ -171,8 +171,7 @@ func (r *onetime) failure(err error, k *kind) error {
 		}
 		e.Hint = fmt.Sprintf("let this user list %s of API group %q, in the whole cluster (ClusterRole) or %s", k.resource, k.group.Group, where)
 	}
-	e.Hint = strings.TrimSuffix(strings.TrimSuffix(e.Hint, "sluice retries"), "; ") // the agent does
-	return e
+	return e.once()
 }
 
 // needNodes reports whether a policy has peers that are nodes.
@@ -206,6 +205,16 @@ func (o *Objects) take(k *kind, page runtime.Object) (next string, err error) {
 		return "", fmt.Errorf("the API server sent an unexpected %T", page)
 	}
 	return list.GetContinue(), meta.EachListItem(page, func(item runtime.Object) error { return o.add(k, item) })
+}
+
+// eachOf calls f with each object of a page. It returns the token of the next page, or "" after the last
+// one.
+func eachOf(page runtime.Object, f func(runtime.Object)) (next string, err error) {
+	list, err := meta.ListAccessor(page)
+	if err != nil {
+		return "", fmt.Errorf("the API server sent an unexpected %T", page)
+	}
+	return list.GetContinue(), meta.EachListItem(page, func(item runtime.Object) error { f(item); return nil })
 }
 
 // add appends an object to o.

@@ -42,6 +42,8 @@ type Options struct {
 	// Refuse, if not nil, is called for each request. If it returns a Status, the server
 	// answers with this Status. If it returns nil, the server serves the request.
 	Refuse func(*http.Request) *metav1.Status
+	// Exec, if not nil, runs the commands that clients execute in pods, and returns their exit status.
+	Exec func(Command) int
 }
 
 // Server is a fake API server for the kinds of Object. It is an http.Handler. Its methods may be

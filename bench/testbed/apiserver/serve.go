@@ -13,9 +13,11 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 )
 
 // prefixes are the paths of the served API groups.
@@ -27,8 +29,8 @@ var prefixes = map[string]string{
 }
 
 // ServeHTTP answers list and watch requests for all objects of a kind in the cluster, list
-// requests for those of a namespace, requests to get a Namespace, and requests to get or patch
-// (as JSON patch) a Node.
+// requests for those of a namespace, requests to get a Namespace or a policy, and requests to get or
+// patch (as JSON patch) a Node. It executes commands in pods if Options.Exec is set.
 func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	enc := encodingFor(req)
 	if s.opts.Refuse != nil {
@@ -37,7 +39,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 	}
-	if s.discover(w, req) {
+	if s.exec(w, req) || s.discover(w, req) {
 		return
 	}
 	slash := strings.LastIndexByte(req.URL.Path, '/')
@@ -48,6 +50,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			s.object(w, req, s.resources[resource], types.NamespacedName{Name: name}, enc)
 			return
 		}
+	}
+	if of, in := s.policyIn(req.URL.Path[:slash]); r == nil && of != nil {
+		s.object(w, req, of, types.NamespacedName{Namespace: in, Name: name}, enc)
+		return
 	}
 	if namespace := namespaceOf(name, req); r != nil && namespace != "" {
 		s.list(w, req, r, enc, namespace)
@@ -62,6 +68,24 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	s.list(w, req, r, enc, "")
+}
+
+// policyIn returns the kind of policies whose objects are below a path, and the namespace in the path;
+// nil if there is none.
+func (s *Server) policyIn(path string) (of *resource, namespace string) {
+	const policies = "networkpolicies"
+	rest, below := strings.CutPrefix(path, prefixes[policies]+"namespaces/")
+	if namespace, in := strings.CutSuffix(rest, "/"+policies); below && in {
+		return s.resources[policies], namespace
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, version := range s.installed {
+		if path == "/apis/"+v1beta1.GroupName+"/"+version+"/"+clusterPolicies {
+			return s.resources[clusterPolicies], ""
+		}
+	}
+	return nil, ""
 }
 
 // namespaceOf returns the namespace whose objects of a resource a request asks for, or "" if it
@@ -86,6 +110,9 @@ func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc
 	s.mu.Lock()
 	all, version := r.sorted(), s.version
 	s.mu.Unlock()
+	if selector, err := labels.Parse(req.FormValue("labelSelector")); err == nil && !selector.Empty() {
+		all = slices.DeleteFunc(all, func(o *stored) bool { return !selector.Matches(labels.Set(o.object.GetLabels())) })
+	}
 	if namespace != "" {
 		all = slices.DeleteFunc(all, func(o *stored) bool { return o.object.GetNamespace() != namespace })
 	}

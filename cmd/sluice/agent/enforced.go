@@ -3,6 +3,8 @@ package agent
 import (
 	"cmp"
 	"encoding/hex"
+	"encoding/json"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -126,17 +128,54 @@ func (e *enforced) list() []status.PolicyInForce {
 	e.mu.Lock()
 	all := make([]status.PolicyInForce, 0, len(e.policies))
 	for ref, is := range e.policies {
-		p := status.PolicyInForce{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, Version: is.resource, Digest: hex.EncodeToString(is.digest[:]), Since: is.since}
-		if is.tier != policy.NetworkPolicy {
-			p.Tier = is.tier.String()
-		}
-		all = append(all, p)
+		all = append(all, is.of(ref))
 	}
 	e.mu.Unlock()
 	slices.SortFunc(all, func(a, b status.PolicyInForce) int {
 		return cmp.Or(strings.Compare(a.Tier, b.Tier), strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 	})
 	return all
+}
+
+// of returns the version as the status shows it.
+func (v inForce) of(ref policy.Ref) status.PolicyInForce {
+	p := status.PolicyInForce{
+		Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, Version: v.resource, Digest: hex.EncodeToString(v.digest[:]), Since: v.since,
+	}
+	if v.tier != policy.NetworkPolicy {
+		p.Tier = v.tier.String()
+	}
+	return p
+}
+
+// versions returns those of some policies that are in force. enforcing is false before any are.
+func (e *enforced) versions(of []policy.Ref) (v status.Versions) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v.Enforcing = !e.since.IsZero()
+	for _, ref := range of {
+		if is, ok := e.policies[ref]; ok {
+			v.Policies = append(v.Policies, is.of(ref))
+		}
+	}
+	return v
+}
+
+// serveVersions answers which versions of the policies in the parameters "policy" are in force.
+func (a *agent) serveVersions(w http.ResponseWriter, r *http.Request) {
+	var of []policy.Ref
+	for _, text := range r.URL.Query()["policy"] {
+		ref, err := status.ParseRef(text)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		of = append(of, ref)
+	}
+	v := a.enforced.versions(of)
+	v.Node = a.opts.NodeName
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // fails only if the client has hung up
 }
 
 // policies returns the policies in force, with the pods of this node that they select.

@@ -59,7 +59,7 @@ func timeOf(when *atomic.Pointer[time.Time]) time.Time {
 func (a *agent) serve(ctx context.Context) {
 	telemetry.Serve(ctx, telemetry.Options{
 		Address: a.opts.HTTPAddress, Socket: a.opts.Socket, Logger: a.log,
-		HandOver: a.handOver, TookOver: a.tookOver, Flows: a.flows.serveFlows, Denials: a.flows.serveDenials, Policies: a.policies,
+		HandOver: a.handOver, TookOver: a.tookOver, Flows: a.flows.serveFlows, Denials: a.flows.serveDenials, Policies: a.policies, Versions: a.serveVersions,
 	}, a.state)
 }
 

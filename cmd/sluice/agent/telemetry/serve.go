@@ -49,6 +49,8 @@ type Options struct {
 	Flows, Denials http.HandlerFunc
 	// Policies returns the policies in force. nil leaves them out of the status.
 	Policies func() []status.PolicyInForce
+	// Versions tells which versions of some policies are in force. nil leaves it out.
+	Versions http.HandlerFunc
 	// TookOver reports whether this agent has taken over from the agent that listens on the
 	// socket. If so, this agent may replace that agent's socket. nil means that no agent has
 	// yielded.
@@ -106,6 +108,9 @@ func socketHandler(opts Options, read func() *State) http.Handler {
 		}
 		writeJSON(w, s)
 	})
+	if opts.Versions != nil {
+		mux.HandleFunc("GET /versions", opts.Versions)
+	}
 	if opts.Denials != nil {
 		mux.HandleFunc("GET /denials", opts.Denials)
 	}
