@@ -24,12 +24,29 @@ ends, the port, the policies that deny, how many packets, and when. The agent al
 few hundred of them, those of the kernel too.
 
 If very many addresses outside the cluster are denied, some of them are one line, with one of
-the addresses.`,
+the addresses.
+
+With --all-nodes or --context it asks every agent through the Kubernetes API, by a command in
+its pod, with the rights of the user. A node that does not answer is named, and the exit status
+is then 2.`,
 		Example: `  sluice denied
   sluice denied -n shop --since 10m
-  sluice denied -o json`,
+  sluice denied -o json
+  sluice denied --context production --since 10m`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return denied(cmd.Context(), e, opts) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := opts.filter(); err != nil {
+				return err
+			}
+			if !opts.wanted() {
+				return denied(cmd.Context(), e, opts)
+			}
+			f, err := opts.open()
+			if err != nil {
+				return err
+			}
+			return deniedOfAll(cmd.Context(), e, f, opts)
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&opts.socket, "socket", opts.socket, "`PATH` of the agent's socket")
@@ -40,6 +57,7 @@ the addresses.`,
 	flags.StringArrayVarP(&opts.ports, "port", "p", nil, "denials of packets to this `PORT`, as in 80 or 53/udp; repeatable")
 	flags.StringArrayVar(&opts.policies, "policy", nil, "what this `POLICY` denies, as in shop/db, admin/platform or db; repeatable")
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text or json")
+	addAllNodesFlag(flags, &opts.fleetOptions)
 	return cmd
 }
 
@@ -63,6 +81,11 @@ func denied(ctx context.Context, e env, opts observeOptions) error {
 			shown = append(shown, d)
 		}
 	}
+	return writeDenials(e, &opts, shown, now)
+}
+
+// writeDenials writes denials, the last one first.
+func writeDenials(e env, opts *observeOptions, shown []*flow.DenialRecord, now time.Time) error {
 	if opts.format == "json" {
 		encoder := json.NewEncoder(e.stdout)
 		encoder.SetIndent("", "  ")
@@ -71,19 +94,25 @@ func denied(ctx context.Context, e env, opts observeOptions) error {
 		}
 		return encoder.Encode(shown)
 	}
-	return printDenials(e, shown, now)
+	return printDenials(e, shown, now, opts.wanted())
 }
 
-// printDenials prints a table, the last denial first.
-func printDenials(e env, all []*flow.DenialRecord, now time.Time) error {
+// printDenials prints a table, with the nodes if these are wanted.
+func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) error {
 	if len(all) == 0 {
 		fmt.Fprintln(e.stdout, "nothing was denied")
 		return nil
 	}
 	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	if nodes {
+		fmt.Fprint(table, "NODE\t")
+	}
 	fmt.Fprintln(table, "LAST\tFIRST\tPACKETS\tFROM\tTO\tPORT\tWHY")
 	for _, d := range all {
 		from, to := d.Names()
+		if nodes {
+			fmt.Fprint(table, d.Node, "\t")
+		}
 		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", ago(now, d.Time), ago(now, d.First), d.Count, from, to, strings.TrimLeft(d.Port(), ": "), d.Why())
 	}
 	return table.Flush()

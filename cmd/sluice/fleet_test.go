@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -37,6 +38,8 @@ type testFleet struct {
 	agents map[string]*testAgent // by the name of the pod
 	broken map[string]string     // pods in which no command runs, with what is said instead
 	runs   []string              // the commands that were run
+
+	running atomic.Int64 // commands that run now
 }
 
 // testAgent answers on the socket of a node.
@@ -130,6 +133,8 @@ func (a *testAgent) serveFlows(w http.ResponseWriter, r *http.Request) {
 
 // exec runs a command of sluice in the pod of an agent.
 func (f *testFleet) exec(c apiserver.Command) int {
+	f.running.Add(1)
+	defer f.running.Add(-1)
 	f.mu.Lock()
 	a, broken := f.agents[c.Pod.Name], f.broken[c.Pod.Name]
 	f.runs = append(f.runs, c.Pod.Name+": "+strings.Join(c.Args, " "))

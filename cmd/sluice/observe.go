@@ -19,16 +19,18 @@ import (
 
 // observeOptions are the flags of observe.
 type observeOptions struct {
-	socket     string
-	follow     bool
-	last       int
-	since      time.Duration
-	verdict    string
-	namespaces []string
-	from, to   []string
-	ports      []string
-	policies   []string
-	format     string
+	fleetOptions
+	socket       string
+	follow       bool
+	last         int
+	since        time.Duration
+	verdict      string
+	namespaces   []string
+	from, to     []string
+	ports        []string
+	policies     []string
+	format       string
+	endWithStdin bool
 }
 
 func observeCommand(e env) *cobra.Command {
@@ -49,13 +51,30 @@ show, or a flow is left out, a line says how many are missing.
 
 The conditions must all be fulfilled; a flag that is given several times is fulfilled by any of
 its values. --from and --to take a pod or a workload (web or shop/web), all of a namespace
-(ns/shop), an address or a range, world, host (this node) or remote-node.`,
+(ns/shop), an address or a range, world, host (this node) or remote-node.
+
+With --all-nodes or --context it asks every agent through the Kubernetes API, by a command in
+its pod, with the rights of the user, and orders the flows of all nodes by their times. A node
+that does not answer is named, and with -f asked again. Without -f, the exit status is then 2.`,
 		Example: `  sluice observe -f
   sluice observe -f --verdict denied -n shop
   sluice observe -f --from shop/web --to world --port 443
-  sluice observe --last 100 -o json`,
+  sluice observe --last 100 -o json
+  sluice observe --context production -f --verdict denied`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return observe(cmd.Context(), e, opts) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if _, err := opts.filter(); err != nil {
+				return err
+			}
+			if !opts.wanted() {
+				return observe(cmd.Context(), e, opts)
+			}
+			f, err := opts.open()
+			if err != nil {
+				return err
+			}
+			return observeAll(cmd.Context(), e, f, opts)
+		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&opts.socket, "socket", opts.socket, "`PATH` of the agent's socket")
@@ -69,6 +88,8 @@ its values. --from and --to take a pod or a workload (web or shop/web), all of a
 	flags.StringArrayVarP(&opts.ports, "port", "p", nil, "flows to this `PORT`, as in 80 or 53/udp; repeatable")
 	flags.StringArrayVar(&opts.policies, "policy", nil, "flows that this `POLICY` decides, as in shop/db, admin/platform or db; repeatable")
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text, or json with an object on each line")
+	flags.BoolVar(&opts.endWithStdin, "end-with-stdin", false, "end when the standard input ends, as when the client of a remote command has gone")
+	addAllNodesFlag(flags, &opts.fleetOptions)
 	return cmd
 }
 
@@ -116,6 +137,11 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 	if err != nil {
 		return err
 	}
+	if opts.endWithStdin {
+		var stop func()
+		ctx, stop = untilEnd(ctx, e.stdin)
+		defer stop()
+	}
 	answer, err := status.Open(ctx, opts.socket, opts.request())
 	if err != nil {
 		return err
@@ -142,6 +168,16 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 	return nil
 }
 
+// untilEnd returns a context that ends when the input does.
+func untilEnd(ctx context.Context, in io.Reader) (context.Context, func()) {
+	ctx, stop := context.WithCancel(ctx)
+	go func() {
+		_, _ = io.Copy(io.Discard, in) // an error ends the input, too
+		stop()
+	}()
+	return ctx, stop
+}
+
 // readRecords reads records until the end of the input.
 func readRecords(ctx context.Context, in io.Reader, records chan<- *flow.Record) error {
 	for decoder := json.NewDecoder(bufio.NewReader(in)); ; {
@@ -162,7 +198,7 @@ func readRecords(ctx context.Context, in io.Reader, records chan<- *flow.Record)
 
 // showRecords prints the selected records, and returns their number.
 func showRecords(e env, opts *observeOptions, selected *flow.Filter, records <-chan *flow.Record) (shown int) {
-	p := recordPrinter{out: e.stdout, json: opts.format == "json"}
+	p := recordPrinter{out: e.stdout, json: opts.format == "json", nodes: opts.wanted()}
 	began := time.Now()
 	tick := time.NewTicker(mergeInterval / 4)
 	defer tick.Stop()
@@ -192,6 +228,8 @@ const mergeInterval = time.Second
 type recordPrinter struct {
 	out    io.Writer
 	json   bool
+	nodes  bool // lines name the node
+	width  int  // of the longest name of a node so far
 	recent []recent
 }
 
@@ -237,5 +275,10 @@ func (p *recordPrinter) flush(until time.Time) {
 }
 
 func (p *recordPrinter) line(r *flow.Record) {
-	fmt.Fprintf(p.out, "%s  %s\n", r.Time.Local().Format("15:04:05.000"), r.Text())
+	node := ""
+	if p.nodes {
+		p.width = max(p.width, len(r.Node))
+		node = fmt.Sprintf("%-*s  ", p.width, r.Node)
+	}
+	fmt.Fprintf(p.out, "%s  %s%s\n", r.Time.Local().Format("15:04:05.000"), node, r.Text())
 }

@@ -19,8 +19,22 @@ const (
 	statusJSON statusOutput = "json"
 )
 
+// statusOptions are the flags of status.
+type statusOptions struct {
+	fleetOptions
+	socket string
+	output statusOutput
+	self   bool
+	brief  bool
+}
+
+// command is the command that asks for the status in the pod of an agent.
+func (o *statusOptions) command(flags ...string) []string {
+	return append([]string{"sluice", "status", "-o", "json", "--socket", o.socket}, flags...)
+}
+
 func statusCommand(e env) *cobra.Command {
-	socket, output, self := "", statusText, false
+	opts := statusOptions{output: statusText}
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show what this node's agent enforces, and its problems",
@@ -32,6 +46,10 @@ force and since when. In a cluster: kubectl -n kube-system exec POD -- sluice st
 
 The digest is the same on all nodes that enforce the same policies and namespaces.
 
+With --all-nodes it asks every agent through the Kubernetes API, by a command in its pod,
+with the rights of the user. It tells which nodes differ from most others and in which
+policies, and names those that do not answer and those without an agent.
+
 The exit status is 0 if the agent is ready and has no problems, 1 if it is not ready or
 has problems, and 2 if no agent answers.
 
@@ -39,26 +57,37 @@ With --self it prints in one line whether the agent in this container is ready, 
 readiness probe. It ignores problems in policies, and an agent in another container does
 not count as ready.`,
 		Example: `  sluice status
-  sluice status -o json`,
+  sluice status -o json
+  sluice status --all-nodes --context production`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if self {
-				s, err := status.Ask(cmd.Context(), socket)
+			if opts.wanted() {
+				f, err := opts.open()
 				if err != nil {
 					return err
 				}
+				return statusOfAll(cmd.Context(), e, f, &opts)
+			}
+			ask := status.AskAll
+			if opts.self || opts.brief {
+				ask = status.Ask
+			}
+			s, err := ask(cmd.Context(), opts.socket)
+			switch {
+			case err != nil:
+				return err
+			case opts.self:
 				return probe(e, s)
 			}
-			s, err := status.AskAll(cmd.Context(), socket)
-			if err != nil {
-				return err
-			}
-			return printStatus(e, s, output)
+			return printStatus(e, s, opts.output)
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", status.DefaultSocket, "`PATH` of the agent's socket")
-	cmd.Flags().BoolVar(&self, "self", false, "print only whether the agent in this container is ready")
-	cmd.Flags().VarP(newChoiceFlag(&output, statusText, statusWide, statusJSON), "output", "o", "text, wide with all policies and pods, or json with all of them")
+	cmd.Flags().StringVar(&opts.socket, "socket", status.DefaultSocket, "`PATH` of the agent's socket")
+	cmd.Flags().BoolVar(&opts.self, "self", false, "print only whether the agent in this container is ready")
+	cmd.Flags().VarP(newChoiceFlag(&opts.output, statusText, statusWide, statusJSON), "output", "o", "text, wide with all policies and pods, or json with all of them")
+	cmd.Flags().BoolVar(&opts.brief, "brief", false, "leave out the policies")
+	addAllNodesFlag(cmd.Flags(), &opts.fleetOptions)
+	cmd.MarkFlagsMutuallyExclusive("self", "all-nodes")
 	return cmd
 }
 

@@ -37,11 +37,11 @@ func (p *PolicyInForce) VersionText() string {
 	if p.Version != "" {
 		return "version " + p.Version
 	}
-	return "digest " + short(p.Digest)
+	return "digest " + ShortDigest(p.Digest)
 }
 
-// short returns the first digits of a digest, which suffice to see whether two are equal.
-func short(digest string) string { return digest[:min(len(digest), 12)] }
+// ShortDigest returns the first digits of a digest, which suffice to see whether two are equal.
+func ShortDigest(digest string) string { return digest[:min(len(digest), 12)] }
 
 const (
 	// maxPolicies bounds the policies in the text of a status, and maxPods the pods of each.
@@ -71,7 +71,7 @@ func (s *Status) WritePolicies(out io.Writer, all bool) error {
 			continue
 		}
 		shown++
-		fmt.Fprintf(w, "  %s\t%s, for %s\t%s\n", p.Title(), p.VersionText(), s.ago(p.Since), podsText(p.Pods, all))
+		fmt.Fprintf(w, "  %s\t%s, for %s\t%s\n", p.Title(), p.VersionText(), s.Ago(p.Since), podsText(p.Pods, all))
 	}
 	_ = w.Flush() // writing to a strings.Builder never fails
 	if left := here - shown; !all && left > 0 {

@@ -194,9 +194,9 @@ func (s *Status) WriteText(out io.Writer) error {
 	if e := s.Enforcing; e != nil {
 		fmt.Fprintf(w, "in force\t%s; %s and %s known\n", e.policies(), count(e.Pods, "pod"), count(e.Namespaces, "namespace"))
 		if e.Digest != "" {
-			fmt.Fprintf(w, "digest\t%s, for %s\n", short(e.Digest), s.ago(e.DigestSince))
+			fmt.Fprintf(w, "digest\t%s, for %s\n", ShortDigest(e.Digest), s.Ago(e.DigestSince))
 		}
-		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.ago(e.Published))
+		fmt.Fprintf(w, "last change\tsnapshot %d, %s ago\n", e.Snapshot, s.Ago(e.Published))
 	}
 	fmt.Fprintf(w, "rules\t%s; %s, fail %s, on exit %s, deny with %s; repaired %s, %d failed\n", s.Tables, count(s.Queues, "queue"), s.Fail, s.OnExit, s.DenyWith, count(int(s.Repairs), "time"), s.Failed)
 	p := s.Packets
@@ -242,11 +242,11 @@ func rejectedText(n uint64) string {
 func (s *Status) headline() string {
 	switch {
 	case s.Ready:
-		return fmt.Sprintf("enforces since %s (%s)", s.Enforcing.Since.Format(time.RFC3339), s.ago(s.Enforcing.Since))
+		return fmt.Sprintf("enforces since %s (%s)", s.Enforcing.Since.Format(time.RFC3339), s.Ago(s.Enforcing.Since))
 	case s.Enforcing != nil && !s.Enforcing.Since.IsZero():
 		return "enforces, but is not ready: " + s.Unready
 	}
-	return fmt.Sprintf("started %s ago and not ready: %s", s.ago(s.Started), s.Unready)
+	return fmt.Sprintf("started %s ago and not ready: %s", s.Ago(s.Started), s.Unready)
 }
 
 // count returns n followed by the noun thing, which is in the plural unless n is 1.
@@ -267,7 +267,7 @@ func plural(thing string) string {
 func (s *Status) watchText(w Watch) string {
 	switch {
 	case w.Broken != "":
-		return fmt.Sprintf("broken for %s", s.ago(w.Since))
+		return fmt.Sprintf("broken for %s", s.Ago(w.Since))
 	case !w.Synced:
 		return "the list has not been read yet"
 	case w.Optional && w.Version == "":
@@ -280,8 +280,8 @@ func (s *Status) watchText(w Watch) string {
 	return text
 }
 
-// ago returns the time since t in short form, such as "3h2m" or "41s".
-func (s *Status) ago(t time.Time) string {
+// Ago returns the time since t in short form, such as "3h2m" or "41s".
+func (s *Status) Ago(t time.Time) string {
 	d := s.Now.Sub(t)
 	switch {
 	case d >= 48*time.Hour:

@@ -97,7 +97,7 @@ func (w *Wanted) Missing(in *PolicyInForce) string {
 	case w.Version != "" && !sameOrLater(in.Version, w.Version):
 		return fmt.Sprintf("%s: %s is in force, and not %s", name, in.VersionText(), w.Version)
 	case w.Digest != "" && in.Digest != w.Digest:
-		return fmt.Sprintf("%s: digest %s is in force, and not %s", name, short(in.Digest), short(w.Digest))
+		return fmt.Sprintf("%s: digest %s is in force, and not %s", name, ShortDigest(in.Digest), ShortDigest(w.Digest))
 	}
 	return ""
 }

@@ -1,0 +1,267 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"sluice/cmd/sluice/agent/status"
+	"sluice/watch/kube"
+)
+
+// maxLags bounds the differences that the text names of each node.
+const maxLags = 10
+
+// nodeStatus is the status of a node, as status --all-nodes -o json writes it.
+type nodeStatus struct {
+	Node   string         `json:"node"`
+	Pod    string         `json:"pod"`             // of the agent
+	Error  string         `json:"error,omitempty"` // why the agent has not answered
+	Status *status.Status `json:"status,omitempty"`
+	// Lags are the policies in which the node differs from most others, if its digest does.
+	Lags []string `json:"lags,omitempty"`
+}
+
+// allStatus is what status --all-nodes -o json writes.
+type allStatus struct {
+	// Digest is that of most nodes.
+	Digest string       `json:"digest"`
+	Nodes  []nodeStatus `json:"nodes"`
+	// Without are the nodes that have no agent.
+	Without []string `json:"withoutAgent,omitempty"`
+}
+
+// statusOfAll asks the agents of all nodes, and compares what they enforce.
+func statusOfAll(ctx context.Context, e env, f fleet, opts *statusOptions) error {
+	pods, err := opts.pods(ctx, f)
+	if err != nil {
+		return err
+	}
+	var all allStatus
+	all.Nodes = make([]nodeStatus, len(pods))
+	onEach(pods, func(i int, pod kube.AgentPod) {
+		n := nodeStatus{Node: pod.Node, Pod: pod.String()}
+		s, err := askStatus(ctx, f, pod, opts.command("--brief"))
+		if n.Status = s; err != nil {
+			n.Error = err.Error()
+		}
+		all.Nodes[i] = n
+	})
+	all.Digest = all.common()
+	all.compare(ctx, f, opts, pods)
+	nodes, err := f.Nodes(ctx)
+	if err != nil {
+		e.say("nodes without an agent are not found: %v", err)
+	}
+	for _, node := range nodes {
+		if !slices.ContainsFunc(pods, func(p kube.AgentPod) bool { return p.Node == node }) {
+			all.Without = append(all.Without, node)
+		}
+	}
+	return all.print(e, opts.output)
+}
+
+// askStatus returns the status of a node.
+func askStatus(ctx context.Context, f fleet, pod kube.AgentPod, command []string) (s *status.Status, err error) {
+	err = askNode(ctx, f, pod, command, func(in io.Reader) error {
+		s = new(status.Status)
+		return json.NewDecoder(in).Decode(s)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// digest returns what the node enforces; empty if it is not known.
+func (n *nodeStatus) digest() string {
+	if n.Status == nil || n.Status.Enforcing == nil {
+		return ""
+	}
+	return n.Status.Enforcing.Digest
+}
+
+// common returns the digest of most nodes. Of several that are as frequent, it is the one that has come
+// into force last: nodes that lag have an older one.
+func (a *allStatus) common() string {
+	count := make(map[string]int)
+	for i := range a.Nodes {
+		count[a.Nodes[i].digest()]++
+	}
+	best := ""
+	var since int64
+	for i := range a.Nodes {
+		d := a.Nodes[i].digest()
+		if d == "" {
+			continue
+		}
+		at := a.Nodes[i].Status.Enforcing.DigestSince.UnixNano()
+		if best == "" || count[d] > count[best] || count[d] == count[best] && at > since {
+			best, since = d, at
+		}
+	}
+	return best
+}
+
+// compare finds in which policies nodes differ from most others. Only then, it asks for all policies: one
+// of the others, and one node of each other digest.
+func (a *allStatus) compare(ctx context.Context, f fleet, opts *statusOptions, pods []kube.AgentPod) {
+	policies := make(map[string][]status.PolicyInForce) // by digest
+	failed := make(map[string]error)
+	ask := func(digest string) ([]status.PolicyInForce, error) {
+		if list, asked := policies[digest]; asked || failed[digest] != nil {
+			return list, failed[digest]
+		}
+		i := slices.IndexFunc(a.Nodes, func(n nodeStatus) bool { return n.digest() == digest })
+		s, err := askStatus(ctx, f, pods[i], opts.command())
+		if failed[digest] = err; err == nil {
+			policies[digest] = s.Policies
+		}
+		return policies[digest], err
+	}
+	for i := range a.Nodes {
+		n := &a.Nodes[i]
+		if n.digest() == "" || n.digest() == a.Digest {
+			continue
+		}
+		want, err := ask(a.Digest)
+		var is []status.PolicyInForce
+		if err == nil {
+			is, err = ask(n.digest())
+		}
+		if err != nil {
+			n.Lags = []string{fmt.Sprintf("its policies are not known: %v", err)}
+			continue
+		}
+		n.Lags = differences(is, want)
+	}
+}
+
+// differences describes in which policies a node differs from others.
+func differences(is, want []status.PolicyInForce) (lags []string) {
+	have := make(map[string]*status.PolicyInForce, len(is))
+	for i := range is {
+		have[is[i].Title()] = &is[i]
+	}
+	for i := range want {
+		w := &want[i]
+		h := have[w.Title()]
+		delete(have, w.Title())
+		switch {
+		case h == nil:
+			lags = append(lags, fmt.Sprintf("%s is not in force; elsewhere %s", w.Title(), w.VersionText()))
+		case h.Digest != w.Digest:
+			lags = append(lags, fmt.Sprintf("%s: %s; elsewhere %s", w.Title(), h.VersionText(), w.VersionText()))
+		}
+	}
+	for title, h := range have {
+		lags = append(lags, fmt.Sprintf("%s (%s) is in force; elsewhere it is not", title, h.VersionText()))
+	}
+	if len(lags) == 0 {
+		return []string{"its policies are the same; it knows other namespaces or other labels of them"}
+	}
+	slices.Sort(lags)
+	return lags
+}
+
+// good reports whether all nodes are ready, without problems and in step.
+func (a *allStatus) good() bool {
+	return len(a.Without) == 0 && !slices.ContainsFunc(a.Nodes, func(n nodeStatus) bool {
+		return n.Status == nil || !n.Status.Good() || n.digest() != a.Digest
+	})
+}
+
+func (a *allStatus) print(e env, output statusOutput) error {
+	var err error
+	if output == statusJSON {
+		encoder := json.NewEncoder(e.stdout)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(a)
+	} else {
+		err = a.writeText(e.stdout, output == statusWide)
+	}
+	if err != nil {
+		return fmt.Errorf("write the status: %w", err)
+	}
+	if !slices.ContainsFunc(a.Nodes, func(n nodeStatus) bool { return n.Status != nil }) {
+		return exitError{status: exitFailed}
+	}
+	if !a.good() {
+		return exitError{status: exitFindings}
+	}
+	return nil
+}
+
+// writeText writes a line for each node, and then what differs.
+func (a *allStatus) writeText(out io.Writer, wide bool) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NODE\tVERSION\tREADY\tPOLICIES\tDIGEST\tFOR\tPROBLEMS")
+	inStep := 0
+	for i := range a.Nodes {
+		n := &a.Nodes[i]
+		if n.digest() == a.Digest && a.Digest != "" {
+			inStep++
+		}
+		fmt.Fprintln(w, n.row())
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "\n%d of %s enforce the same policies and namespaces.\n", inStep, nodesText(len(a.Nodes)))
+	if len(a.Without) > 0 {
+		fmt.Fprintf(out, "Without an agent: %s.\n", listed(a.Without, 20))
+	}
+	for i := range a.Nodes {
+		a.Nodes[i].writeDetails(out, wide)
+	}
+	return nil
+}
+
+// row is the line of a node in the table.
+func (n *nodeStatus) row() string {
+	s := n.Status
+	if s == nil {
+		return n.Node + "\t\tno answer\t\t\t\t"
+	}
+	ready, policies, digest, since := "yes", "", "", ""
+	if !s.Ready {
+		ready = "no"
+	}
+	if e := s.Enforcing; e != nil {
+		policies = fmt.Sprint(e.Policies)
+		if digest = cmp.Or(status.ShortDigest(e.Digest), "not known"); !e.DigestSince.IsZero() {
+			since = s.Ago(e.DigestSince)
+		}
+	}
+	return strings.Join([]string{n.Node, s.Version, ready, policies, digest, since, fmt.Sprint(len(s.Problems))}, "\t")
+}
+
+// writeDetails writes why a node is not as it should be, if it is not.
+func (n *nodeStatus) writeDetails(out io.Writer, wide bool) {
+	var lines []string
+	switch {
+	case n.Status == nil:
+		lines = append(lines, "does not answer: "+n.Error)
+	case !n.Status.Ready:
+		lines = append(lines, "is not ready: "+n.Status.Unready)
+	}
+	for _, lag := range n.Lags {
+		lines = append(lines, "differs: "+lag)
+	}
+	if n.Status != nil {
+		for _, p := range n.Status.Problems {
+			lines = append(lines, "problem: "+p.String())
+		}
+	}
+	if more := len(lines) - maxLags; more > 0 && !wide {
+		lines = append(lines[:maxLags], fmt.Sprintf("and %d more lines: see them with -o wide", more))
+	}
+	for _, line := range lines {
+		fmt.Fprintf(out, "  %s: %s\n", n.Node, line)
+	}
+}

@@ -1,0 +1,246 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/cmd/sluice/agent/status"
+	"sluice/filter/flow"
+)
+
+// enforce sets what an agent enforces.
+func (a *testAgent) enforce(digest string, policies ...status.PolicyInForce) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	a.status.Version, a.status.Now, a.status.Policies = "v1", now, policies
+	a.status.Enforcing = &status.Enforcing{Policies: len(policies), Digest: digest, DigestSince: now.Add(-time.Minute), Since: now}
+}
+
+func inForce(name, version string) status.PolicyInForce {
+	return status.PolicyInForce{Kind: "NetworkPolicy", Namespace: "default", Name: name, Version: version, Digest: "d" + version}
+}
+
+func TestStatusOfAllNodes(t *testing.T) {
+	f := newTestFleet(t, "n1", "n2", "n3")
+	for _, node := range []string{"n1", "n2", "n3"} {
+		f.agent(node).enforce("aaaaaaaaaaaaaaaa", inForce("web", "12"), inForce("db", "3"))
+	}
+	exit, stdout, stderr := f.command("status", "--all-nodes")
+	want := `NODE  VERSION  READY  POLICIES  DIGEST        FOR   PROBLEMS
+n1    v1       yes    2         aaaaaaaaaaaa  1m0s  0
+n2    v1       yes    2         aaaaaaaaaaaa  1m0s  0
+n3    v1       yes    2         aaaaaaaaaaaa  1m0s  0
+
+3 of 3 nodes enforce the same policies and namespaces.
+`
+	if exit != 0 || stdout != want || stderr != "" {
+		t.Errorf("exit %d, %s\nwant %s%s", exit, stdout, want, stderr)
+	}
+	if n := len(f.runs); n != 3 {
+		t.Errorf("%d commands were run, want one for each node: %q", n, f.runs)
+	}
+
+	f.agent("n2").enforce("bbbbbbbbbbbbbbbb", inForce("web", "11"), inForce("old", "1"))
+	f.breakAgent("n3", "sluice: no agent answers")
+	f.addAgent("n4").enforce("aaaaaaaaaaaaaaaa", inForce("web", "12"), inForce("db", "3"))
+	f.addAgent("n5").enforce("cccccccccccccccc", inForce("web", "12"), inForce("db", "3"))
+	f.api.Set(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "bare"}})
+	exit, stdout, stderr = f.command("status", "--all-nodes")
+	for _, want := range []string{
+		"n3             no answer",
+		"\n2 of 5 nodes enforce the same policies and namespaces.\nWithout an agent: bare.\n",
+		"  n2: differs: default/db is not in force; elsewhere version 3\n",
+		"  n2: differs: default/old (version 1) is in force; elsewhere it is not\n",
+		"  n2: differs: default/web: version 11; elsewhere version 12\n",
+		"  n3: does not answer: no agent answers\n",
+		"  n5: differs: its policies are the same; it knows other namespaces or other labels of them\n",
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("%q is missing in\n%s", want, stdout)
+		}
+	}
+	if exit != exitFindings {
+		t.Errorf("exit %d, %s", exit, stderr)
+	}
+	_, stdout, _ = f.command("status", "--all-nodes", "-o", "json")
+	var all allStatus
+	if err := json.Unmarshal([]byte(stdout), &all); err != nil || all.Digest != "aaaaaaaaaaaaaaaa" || len(all.Nodes) != 5 || len(all.Nodes[1].Lags) != 3 || all.Nodes[2].Error == "" || len(all.Without) != 1 {
+		t.Errorf("%v, %+v", err, all)
+	}
+
+	for _, node := range []string{"n1", "n2", "n4", "n5"} {
+		f.breakAgent(node, "broken")
+	}
+	if exit, _, _ := f.command("status", "--all-nodes"); exit != exitFailed {
+		t.Errorf("exit %d although no agent answers", exit)
+	}
+}
+
+// record returns a denial on a node, some seconds after a fixed time.
+func record(node, pod string, second int) *flow.Record {
+	return &flow.Record{
+		Time: time.Date(2026, 1, 2, 3, 4, second, 0, time.UTC), Node: node, Event: "denied", Reason: "ingress-denied",
+		Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), DstPort: 80, Protocol: "TCP",
+		From: &flow.End{Kind: flow.PodEnd, Namespace: "default", Pod: pod}, Into: &flow.End{Kind: flow.PodEnd, Namespace: "default", Pod: "db"},
+	}
+}
+
+// pods returns the senders of the records in a JSON stream.
+func podsIn(t *testing.T, text string) (pods []string) {
+	t.Helper()
+	for d := json.NewDecoder(strings.NewReader(text)); d.More(); {
+		var r flow.Record
+		if err := d.Decode(&r); err != nil {
+			t.Fatal(err)
+		}
+		pods = append(pods, r.From.Pod)
+	}
+	return pods
+}
+
+// The flows of all nodes are one stream, in the order of their times.
+func TestObserveAllNodes(t *testing.T) {
+	f := newTestFleet(t, "n1", "node-2")
+	fill := func() {
+		for i, pod := range []string{"a", "b", "c", "d"} {
+			node := []string{"n1", "node-2"}[i%2]
+			f.agent(node).flows <- record(node, pod, i)
+		}
+	}
+	fill()
+	if exit, stdout, stderr := f.command("observe", "-o", "json"); exit != 0 || strings.Join(podsIn(t, stdout), "") != "abcd" {
+		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
+	}
+	fill()
+	if exit, stdout, stderr := f.command("observe", "--last", "2", "-o", "json"); exit != 0 || strings.Join(podsIn(t, stdout), "") != "cd" {
+		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
+	}
+	fill()
+	f.breakAgent("node-2", "sluice: no agent answers")
+	exit, stdout, stderr := f.command("observe", "--from", "default/a")
+	if exit != exitFailed || !strings.Contains(stdout, "n1  deny    default/a → default/db:80/TCP") || strings.Contains(stdout, "default/c") || !strings.Contains(stderr, "node-2 does not answer: no agent answers") {
+		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
+	}
+	if run := f.runs[len(f.runs)-1]; !strings.Contains(run, "--from=default/a") {
+		t.Errorf("the node does not select the flows: %s", run)
+	}
+}
+
+// syncBuffer is a buffer that a command writes while the test reads it.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// A stream that breaks off goes on when the agent answers again, and the node is named. When the command
+// ends, the commands in the pods end, too.
+func TestObserveFollowsAllNodes(t *testing.T) {
+	f := newTestFleet(t, "n1", "n2")
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var out, errs syncBuffer
+	done := make(chan int, 1)
+	go func() {
+		e := env{stdout: &out, stderr: &errs, getenv: func(string) string { return "" }}
+		done <- run(ctx, e, []string{"observe", "-f", "-o", "json", "--kubeconfig", f.kubeconfig})
+	}()
+	await := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(waitTimeout); !ok(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("not %s: %s%s", what, out.String(), errs.String())
+			}
+		}
+	}
+	f.agent("n2").flows <- record("n2", "late", 9)
+	f.agent("n1").flows <- record("n1", "early", 1)
+	await("both shown", func() bool { return strings.Count(out.String(), "\n") == 2 })
+	f.agent("n1").flows <- nil // the agent ends
+	await("named", func() bool { return strings.Contains(errs.String(), "n1 has ended the flows, connecting again: ") })
+	f.agent("n1").flows <- record("n1", "again", 10)
+	await("connected again", func() bool { return strings.Contains(out.String(), `"again"`) })
+	stop()
+	if exit := <-done; exit != 0 {
+		t.Errorf("exit %d after an interruption: %s", exit, errs.String())
+	}
+	await("ended in the pods", func() bool { return f.running.Load() == 0 })
+}
+
+// Records are ordered by their times, also if those of one node arrive later than those of another.
+func TestMergeByTime(t *testing.T) {
+	in, out := make(chan *flow.Record), make(chan *flow.Record)
+	go mergeByTime(in, out)
+	go func() {
+		for _, second := range []int{3, 1, 2, 5, 4, 4} {
+			in <- record("n1", "x", second)
+		}
+		close(in)
+	}()
+	last := 0
+	for n := 0; ; n++ {
+		r, more := <-out
+		if !more {
+			if n != 6 {
+				t.Errorf("%d records", n)
+			}
+			return
+		}
+		if r.Time.Second() < last {
+			t.Errorf("second %d after %d", r.Time.Second(), last)
+		}
+		last = r.Time.Second()
+	}
+}
+
+func TestDeniedOnAllNodes(t *testing.T) {
+	f := newTestFleet(t, "n1", "node-2")
+	f.agent("n1").denials = []*flow.DenialRecord{{Record: *record("n1", "a", 1)}, {Record: *record("n1", "b", 3)}}
+	f.agent("node-2").denials = []*flow.DenialRecord{{Record: *record("node-2", "c", 2)}}
+	exit, stdout, stderr := f.command("denied")
+	var nodes []string
+	for line := range strings.Lines(stdout) {
+		nodes = append(nodes, strings.Fields(line)[0])
+	}
+	if exit != 0 || strings.Join(nodes, " ") != "NODE n1 node-2 n1" {
+		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
+	}
+	f.breakAgent("n1", "broken")
+	exit, stdout, stderr = f.command("denied", "-o", "json", "--from", "default/c")
+	var all []flow.DenialRecord
+	if err := json.Unmarshal([]byte(stdout), &all); err != nil || exit != exitFailed || len(all) != 1 || !strings.Contains(stderr, "n1 does not answer: broken") {
+		t.Errorf("exit %d, %v, %s%s", exit, err, stdout, stderr)
+	}
+}
+
+// Without the right to execute commands, the error says which right that is.
+func TestAllNodesNeedsRights(t *testing.T) {
+	kubeconfig := liveCluster(t, "examples/tiers", forbidding(func(path string) bool { return !strings.HasSuffix(path, "/pods") }))
+	exit, _, stderr := sluice(t, "status", "--all-nodes", "--kubeconfig", kubeconfig)
+	if exit != exitFailed || !strings.Contains(stderr, "list pods") || !strings.Contains(stderr, "see the rights in deploy/README.md") {
+		t.Errorf("exit %d, %s", exit, stderr)
+	}
+}

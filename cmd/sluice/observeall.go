@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"sluice/filter/flow"
+	"sluice/watch/kube"
+)
+
+const (
+	// mergeDelay is how long records are kept to order those of several nodes by their times. A record
+	// that takes longer to arrive is shown later than others that are younger.
+	mergeDelay = 500 * time.Millisecond
+	// maxMerged bounds the records that are kept for that. Beyond it, the oldest are shown at once.
+	maxMerged = 16384
+	// agentsInterval is the time between two looks for agents on new nodes.
+	agentsInterval = 10 * time.Second
+)
+
+// args are the flags of the command that asks the same in the pod of an agent.
+func (o *observeOptions) args(command string) []string {
+	args := []string{"sluice", command, "-o", "json", "--socket", o.socket}
+	add := func(flag string, values ...string) {
+		for _, v := range values {
+			if v != "" {
+				args = append(args, flag+"="+v)
+			}
+		}
+	}
+	if o.since > 0 {
+		add("--since", o.since.String())
+	}
+	add("--verdict", o.verdict)
+	add("--namespace", o.namespaces...)
+	add("--from", o.from...)
+	add("--to", o.to...)
+	add("--port", o.ports...)
+	add("--policy", o.policies...)
+	return args
+}
+
+// observeAll shows the flows of all nodes.
+func observeAll(ctx context.Context, e env, f fleet, opts observeOptions) error {
+	pods, err := opts.pods(ctx, f)
+	if err != nil {
+		return err
+	}
+	sayWithoutAgent(ctx, e, f, pods)
+	arrived, ordered := make(chan *flow.Record), make(chan *flow.Record)
+	o := observedFleet{env: e, fleet: f, opts: &opts, records: arrived}
+	go func() {
+		defer close(arrived)
+		if opts.follow {
+			o.follow(ctx, pods)
+		} else {
+			onEach(pods, func(_ int, pod kube.AgentPod) { o.once(ctx, pod) })
+		}
+	}()
+	if opts.follow {
+		go mergeByTime(arrived, ordered)
+	} else {
+		go lastByTime(arrived, ordered, opts.last)
+	}
+	selected, err := opts.filter()
+	if err != nil {
+		return err
+	}
+	shown := showRecords(e, &opts, &selected, ordered)
+	if ctx.Err() != nil {
+		return nil // interrupted, as it ends
+	}
+	if shown == 0 && len(o.silent.names) == 0 {
+		e.say("the agents have kept no such flow: they record while a command shows them: -f shows what happens from now on, and %s denied the last denials", e.name())
+	}
+	return o.silent.err()
+}
+
+// observedFleet reads the records of all nodes.
+type observedFleet struct {
+	env     env
+	fleet   fleet
+	opts    *observeOptions
+	records chan<- *flow.Record
+	silent  silentNodes
+
+	watched sync.Map // the nodes that are followed
+}
+
+// once reads what a node has kept.
+func (o *observedFleet) once(ctx context.Context, pod kube.AgentPod) {
+	args := o.opts.args("observe")
+	if o.opts.last > 0 {
+		args = append(args, "--last="+strconv.Itoa(o.opts.last))
+	}
+	err := askNode(ctx, o.fleet, pod, args, func(in io.Reader) error { return readRecords(ctx, in, o.records) })
+	if err != nil && ctx.Err() == nil {
+		o.silent.add(o.env, pod.Node, err)
+	}
+}
+
+// follow reads the records of all nodes as they come, also of nodes that are added, until ctx ends.
+func (o *observedFleet) follow(ctx context.Context, pods []kube.AgentPod) {
+	var group sync.WaitGroup
+	defer group.Wait()
+	for {
+		for _, pod := range pods {
+			if _, is := o.watched.LoadOrStore(pod.Node, true); !is {
+				group.Go(func() { o.followNode(ctx, pod) })
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(agentsInterval):
+		}
+		if now, err := o.fleet.Pods(ctx); err == nil {
+			pods = now
+		}
+	}
+}
+
+// followNode reads the records of a node until ctx ends. If the stream breaks off, it names the node, and
+// connects again to the agent that the node has then. It returns when the node has no agent any more.
+func (o *observedFleet) followNode(ctx context.Context, pod kube.AgentPod) {
+	defer o.watched.Delete(pod.Node)
+	args := append(o.opts.args("observe"), "--follow", "--end-with-stdin")
+	if o.opts.last > 0 {
+		args = append(args, "--last="+strconv.Itoa(o.opts.last))
+	}
+	for said := ""; ctx.Err() == nil; {
+		began := time.Now()
+		err := o.stream(ctx, pod, args)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > 2*agentsInterval {
+			said = ""
+		}
+		if text := fmt.Sprint(err); text != said {
+			o.env.say("%s has ended the flows, connecting again: %v", pod.Node, err)
+			said = text
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryNodeInterval):
+		}
+		args = append(o.opts.args("observe"), "--follow", "--end-with-stdin")
+		pods, err := o.fleet.Pods(ctx)
+		if err != nil {
+			continue
+		}
+		i := slices.IndexFunc(pods, func(p kube.AgentPod) bool { return p.Node == pod.Node })
+		if i < 0 {
+			o.env.say("%s has no agent any more", pod.Node)
+			return
+		}
+		pod = pods[i]
+	}
+}
+
+// stream reads records until the command in the pod ends. That is always an error.
+func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod, args []string) error {
+	in, out := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := o.fleet.Run(ctx, pod, args, out)
+		out.CloseWithError(err)
+		done <- err
+	}()
+	err := readRecords(ctx, in, o.records)
+	_ = in.CloseWithError(errors.New("not read any more"))
+	if failed := <-done; failed != nil {
+		return failed
+	}
+	if err == nil {
+		err = errors.New("the agent has ended")
+	}
+	return err
+}
+
+// mergeByTime passes records on in the order of their times, as far as they arrive within mergeDelay.
+func mergeByTime(in <-chan *flow.Record, out chan<- *flow.Record) {
+	defer close(out)
+	type kept struct {
+		*flow.Record
+		until time.Time
+	}
+	var all []kept // by their times
+	tick := time.NewTicker(mergeDelay / 10)
+	defer tick.Stop()
+	pass := func(n int) {
+		for _, k := range all[:n] {
+			out <- k.Record
+		}
+		all = slices.Delete(all, 0, n)
+	}
+	for {
+		select {
+		case r, more := <-in:
+			if !more {
+				pass(len(all))
+				return
+			}
+			i, _ := slices.BinarySearchFunc(all, r.Time, func(k kept, at time.Time) int {
+				if k.Time.After(at) {
+					return 1
+				}
+				return -1 // behind those of the same time
+			})
+			all = slices.Insert(all, i, kept{r, time.Now().Add(mergeDelay)})
+			pass(max(0, len(all)-maxMerged))
+		case now := <-tick.C:
+			n := 0
+			for i := range all {
+				if !now.Before(all[i].until) {
+					n = i + 1 // those before it are older
+				}
+			}
+			pass(n)
+		}
+	}
+}
+
+// lastByTime passes the last records on in the order of their times; 0 means all.
+func lastByTime(in <-chan *flow.Record, out chan<- *flow.Record, last int) {
+	defer close(out)
+	var all []*flow.Record
+	for r := range in {
+		all = append(all, r)
+	}
+	slices.SortStableFunc(all, func(a, b *flow.Record) int { return a.Time.Compare(b.Time) })
+	if last > 0 && len(all) > last {
+		all = all[len(all)-last:]
+	}
+	for _, r := range all {
+		out <- r
+	}
+}
+
+// deniedOfAll shows the last denials of all nodes.
+func deniedOfAll(ctx context.Context, e env, f fleet, opts observeOptions) error {
+	pods, err := opts.pods(ctx, f)
+	if err != nil {
+		return err
+	}
+	sayWithoutAgent(ctx, e, f, pods)
+	var silent silentNodes
+	lists := make([][]*flow.DenialRecord, len(pods))
+	onEach(pods, func(i int, pod kube.AgentPod) {
+		err := askNode(ctx, f, pod, opts.args("denied"), func(in io.Reader) error { return json.NewDecoder(in).Decode(&lists[i]) })
+		if err != nil && ctx.Err() == nil {
+			silent.add(e, pod.Node, err)
+			lists[i] = nil
+		}
+	})
+	all := slices.Concat(lists...)
+	slices.SortStableFunc(all, func(a, b *flow.DenialRecord) int { return b.Time.Compare(a.Time) })
+	if err := writeDenials(e, &opts, all, time.Now()); err != nil {
+		return err
+	}
+	return silent.err()
+}
