@@ -75,7 +75,7 @@ func TestReadmeLogOnPackets(t *testing.T) {
 
 // value matches the parts of a status that differ between agents: numbers, times, names and
 // plurals.
-var value = regexp.MustCompile(`^sluice .*?,|manifests \S+|-nft|-legacy|\S*\d\S*|ies\b|y\b|s\b`)
+var value = regexp.MustCompile(`^sluice .*?,|pods of \S+|manifests \S+|-nft|-legacy|\S*\d\S*|ies\b|y\b|s\b`)
 
 // wordsOf returns a status without its values.
 func wordsOf(status string) string {

@@ -101,9 +101,7 @@ func printStatus(e env, s *status.Status, output statusOutput) error {
 		encoder.SetIndent("", "  ")
 		err = encoder.Encode(s)
 	case statusText, statusWide:
-		if err = s.WriteText(e.stdout); err == nil {
-			err = s.WritePolicies(e.stdout, output == statusWide)
-		}
+		err = s.WriteText(e.stdout, output == statusWide)
 	}
 	if err != nil {
 		return fmt.Errorf("write the status: %w", err)

@@ -216,7 +216,7 @@ func podsByPolicy(s *policy.Snapshot, node string) map[string][]string {
 }
 
 // onNode reports whether an endpoint is a pod of the node. Pods in manifests need not have the name of
-// their node: those in the ranges of this node's pods are taken for its own.
+// their node: those in the ranges of this node's pods, or all without such ranges, are taken for its own.
 func onNode(s *policy.Snapshot, addr netip.Addr, e *policy.Endpoint, node string) bool {
 	if e.IsNode() {
 		return false
@@ -224,5 +224,6 @@ func onNode(s *policy.Snapshot, addr netip.Addr, e *policy.Endpoint, node string
 	if on := e.NodeName(); on != "" {
 		return on == node
 	}
-	return slices.ContainsFunc(s.LocalRanges(), func(r netip.Prefix) bool { return r.Contains(addr) })
+	ranges := s.LocalRanges()
+	return len(ranges) == 0 || slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(addr) })
 }

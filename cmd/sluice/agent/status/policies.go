@@ -3,7 +3,6 @@ package status
 import (
 	"cmp"
 	"fmt"
-	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -49,9 +48,9 @@ const (
 	maxPods     = 4
 )
 
-// WritePolicies writes the policies as text. If all is set, it writes all policies and pods;
+// writePolicies writes the policies as text. If all is set, it writes all policies and pods;
 // otherwise, a bounded number of the policies that select pods of the node.
-func (s *Status) WritePolicies(out io.Writer, all bool) error {
+func (s *Status) writePolicies(b *strings.Builder, all bool) {
 	here := 0
 	for i := range s.Policies {
 		if len(s.Policies[i].Pods) > 0 {
@@ -59,11 +58,10 @@ func (s *Status) WritePolicies(out io.Writer, all bool) error {
 		}
 	}
 	if len(s.Policies) == 0 {
-		return nil
+		return
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "\nPolicies: %d of %d select pods of %s.\n", here, len(s.Policies), cmp.Or(s.Node, "this node"))
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(b, "\nPolicies: %d of %d select pods of %s.\n", here, len(s.Policies), cmp.Or(s.Node, "this node"))
+	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 	shown := 0
 	for i := range s.Policies {
 		p := &s.Policies[i]
@@ -75,10 +73,8 @@ func (s *Status) WritePolicies(out io.Writer, all bool) error {
 	}
 	_ = w.Flush() // writing to a strings.Builder never fails
 	if left := here - shown; !all && left > 0 {
-		fmt.Fprintf(&b, "  and %d more: see them with -o wide\n", left)
+		fmt.Fprintf(b, "  and %d more: see them with -o wide\n", left)
 	}
-	_, err := io.WriteString(out, b.String())
-	return err
 }
 
 func podsText(pods []string, all bool) string {

@@ -185,8 +185,9 @@ type Live struct {
 // Good reports whether the agent is ready and has no problems.
 func (s *Status) Good() bool { return s.Ready && len(s.Problems) == 0 }
 
-// WriteText writes the status as text.
-func (s *Status) WriteText(out io.Writer) error {
+// WriteText writes the status as text: of the policies, all that are in it or a bounded number of those
+// that select pods of the node.
+func (s *Status) WriteText(out io.Writer, all bool) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "sluice %s, process %d, %s\n\n", s.Version, s.PID, s.headline())
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -217,6 +218,7 @@ func (s *Status) WriteText(out io.Writer) error {
 		fmt.Fprintf(w, "watch %s\t%s\n", watch.Kind, s.watchText(watch))
 	}
 	_ = w.Flush() // writing to a strings.Builder never fails
+	s.writePolicies(&b, all)
 	switch {
 	case s.Good():
 		b.WriteString("\nNo problems.\n")

@@ -27,7 +27,7 @@ func TestStatusText(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
 			status := s.Status()
-			if err := status.WriteText(&out); err != nil {
+			if err := status.WriteText(&out, false); err != nil {
 				t.Fatal(err)
 			}
 			golden(t, name, out.Bytes())
@@ -99,7 +99,7 @@ func TestStatusUsesTheSingular(t *testing.T) {
 	s := busyState(t)
 	s.Kernel.Open = 1
 	var out bytes.Buffer
-	if err := s.Status().WriteText(&out); err != nil || !strings.Contains(out.String(), " 1 packet without") {
+	if err := s.Status().WriteText(&out, false); err != nil || !strings.Contains(out.String(), " 1 packet without") {
 		t.Errorf("%v:\n%s", err, out.String())
 	}
 }
