@@ -78,6 +78,17 @@ var arrows = []arrow{
 		why:    "only its reader knows the fields of a kind of routes",
 	},
 	{
+		from:   []string{"sluice/filter/...", "sluice/cache/...", "sluice/watch/...", "sluice/bench/..."},
+		never:  []string{"github.com/cilium/cilium/...", "google.golang.org/grpc/..."},
+		except: map[string][]string{"sluice/filter/flow/hubbleflow": {"github.com/cilium/cilium/api/v1/flow", "github.com/cilium/cilium/api/v1/observer"}},
+		why:    "only hubbleflow knows the fields of Hubble's flows, and only the agent serves them",
+	},
+	{
+		from: []string{"sluice/..."}, through: true,
+		never: []string{"github.com/cilium/cilium/pkg/...", "github.com/google/cel-go/..."},
+		why:   "Hubble's API needs only the generated code, and the rest of its module a whole agent",
+	},
+	{
 		from:  []string{"sluice/..."},
 		never: []string{"sigs.k8s.io/network-policy-api/pkg/...", "sigs.k8s.io/network-policy-api/conformance/..."},
 		why:   "the types of the API need nothing but apimachinery, and the rest of its module half a cluster",

@@ -124,6 +124,16 @@ func (l *Log) wake() {
 // Stats returns the number of records, and of those that were left out.
 func (l *Log) Stats() (total, leftOut uint64) { return l.total.Load(), l.leftOut.Load() }
 
+// Kept returns the number of records in the log, when the oldest was made, and how many there can be.
+func (l *Log) Kept() (n int, oldest time.Time, size int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n = int(l.kept()); n > 0 {
+		oldest = l.ring[(l.next-l.kept())%uint64(l.size)].Time
+	}
+	return n, oldest, l.size
+}
+
 // Watcher reads the records of a Log. It is for use by one goroutine.
 type Watcher struct {
 	log         *Log

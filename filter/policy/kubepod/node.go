@@ -8,12 +8,16 @@ import (
 	"sluice/filter/policy"
 )
 
-// ReadNode converts a Node. It ignores addresses that are names, and pod ranges that are not
-// CIDRs.
+// ReadNode converts a Node, with its internal addresses first. It ignores addresses that are names,
+// and pod ranges that are not CIDRs.
 func ReadNode(o *corev1.Node) *policy.Node {
 	n := &policy.Node{Name: o.Name, Labels: o.Labels}
-	for _, a := range o.Status.Addresses {
-		n.Addrs = AppendAddr(n.Addrs, a.Address)
+	for _, internal := range []bool{true, false} {
+		for _, a := range o.Status.Addresses {
+			if (a.Type == corev1.NodeInternalIP) == internal {
+				n.Addrs = AppendAddr(n.Addrs, a.Address)
+			}
+		}
 	}
 	ranges := o.Spec.PodCIDRs
 	if len(ranges) == 0 && o.Spec.PodCIDR != "" {

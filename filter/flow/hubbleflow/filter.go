@@ -1,0 +1,346 @@
+package hubbleflow
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// Filter selects flows as the lists of a GetFlowsRequest do: those that a filter of the first list
+// selects, or any if that list is empty, without those that a filter of the second list selects. A
+// filter selects what all its fields select, and a field what any of its values does.
+type Filter struct {
+	allow, deny []match
+	denials     bool
+}
+
+// match reports whether a flow fulfills a condition.
+type match func(*flowpb.Flow) bool
+
+// NewFilter reads filters. The error names a field that Sluice cannot fulfill: to ignore it would
+// answer another question.
+func NewFilter(allow, deny []*flowpb.FlowFilter) (*Filter, error) {
+	f := &Filter{denials: len(allow) > 0}
+	var err error
+	if f.allow, err = matches(allow); err != nil {
+		return nil, err
+	}
+	if f.deny, err = matches(deny); err != nil {
+		return nil, err
+	}
+	for _, a := range allow {
+		if len(a.GetVerdict()) == 0 || slices.Contains(a.GetVerdict(), flowpb.Verdict_FORWARDED) {
+			f.denials = false
+		}
+	}
+	return f, nil
+}
+
+// OnlyDenials reports whether the filter selects nothing that is allowed.
+func (f *Filter) OnlyDenials() bool { return f.denials }
+
+// Selects reports whether the filter selects a flow.
+func (f *Filter) Selects(fl *flowpb.Flow) bool {
+	in := func(m match) bool { return m(fl) }
+	return (len(f.allow) == 0 || slices.ContainsFunc(f.allow, in)) && !slices.ContainsFunc(f.deny, in)
+}
+
+func matches(filters []*flowpb.FlowFilter) (out []match, err error) {
+	for _, ff := range filters {
+		m, err := matchOfFilter(ff)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// matchOfFilter returns the conjunction of all fields that are set.
+func matchOfFilter(ff *flowpb.FlowFilter) (match, error) {
+	var all []match
+	var errs []error
+	message := ff.ProtoReflect()
+	message.Range(func(field protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		m, err := matchOfField(string(field.Name()), ff)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("filter %s: %w", field.Name(), err))
+		}
+		all = append(all, m)
+		return true
+	})
+	if len(message.GetUnknown()) > 0 {
+		errs = append(errs, errors.New("the filter has a field that this version does not know: leave it out"))
+	}
+	return func(f *flowpb.Flow) bool {
+		return !slices.ContainsFunc(all, func(m match) bool { return !m(f) })
+	}, errors.Join(errs...)
+}
+
+// errNotKnown is why a field cannot be fulfilled.
+var errNotKnown = errors.New("Sluice does not know this about a flow: leave it out") //nolint:staticcheck // a name begins it
+
+func matchOfField(field string, ff *flowpb.FlowFilter) (match, error) {
+	switch field {
+	case "uuid":
+		return isOneOf(ff.GetUuid(), (*flowpb.Flow).GetUuid), nil
+	case "source_ip":
+		return matchAddrs(ff.GetSourceIp(), func(f *flowpb.Flow) string { return f.GetIP().GetSource() })
+	case "destination_ip":
+		return matchAddrs(ff.GetDestinationIp(), func(f *flowpb.Flow) string { return f.GetIP().GetDestination() })
+	case "source_pod":
+		return matchPods(ff.GetSourcePod(), (*flowpb.Flow).GetSource)
+	case "destination_pod":
+		return matchPods(ff.GetDestinationPod(), (*flowpb.Flow).GetDestination)
+	case "source_label":
+		return matchLabels(ff.GetSourceLabel(), (*flowpb.Flow).GetSource)
+	case "destination_label":
+		return matchLabels(ff.GetDestinationLabel(), (*flowpb.Flow).GetDestination)
+	case "source_workload":
+		return matchWorkloads(ff.GetSourceWorkload(), (*flowpb.Flow).GetSource), nil
+	case "destination_workload":
+		return matchWorkloads(ff.GetDestinationWorkload(), (*flowpb.Flow).GetDestination), nil
+	case "source_identity":
+		return isOneOf(ff.GetSourceIdentity(), func(f *flowpb.Flow) uint32 { return f.GetSource().GetIdentity() }), nil
+	case "destination_identity":
+		return isOneOf(ff.GetDestinationIdentity(), func(f *flowpb.Flow) uint32 { return f.GetDestination().GetIdentity() }), nil
+	case "source_port":
+		return matchPorts(ff.GetSourcePort(), func(from, _ uint32) uint32 { return from })
+	case "destination_port":
+		return matchPorts(ff.GetDestinationPort(), func(_, to uint32) uint32 { return to })
+	case "protocol":
+		return matchProtocols(ff.GetProtocol())
+	case "ip_version":
+		return isOneOf(ff.GetIpVersion(), func(f *flowpb.Flow) flowpb.IPVersion { return f.GetIP().GetIpVersion() }), nil
+	case "verdict":
+		return isOneOf(ff.GetVerdict(), (*flowpb.Flow).GetVerdict), nil
+	case "drop_reason_desc":
+		reason := isOneOf(ff.GetDropReasonDesc(), (*flowpb.Flow).GetDropReasonDesc)
+		return func(f *flowpb.Flow) bool { return f.GetVerdict() == flowpb.Verdict_DROPPED && reason(f) }, nil
+	case "traffic_direction":
+		return isOneOf(ff.GetTrafficDirection(), (*flowpb.Flow).GetTrafficDirection), nil
+	case "reply":
+		return isOneOf(ff.GetReply(), func(f *flowpb.Flow) bool { return f.GetIsReply().GetValue() }), nil
+	case "event_type":
+		return matchEvents(ff.GetEventType())
+	case "node_name":
+		return matchNodes(ff.GetNodeName())
+	}
+	return nil, errNotKnown
+}
+
+func isOneOf[T comparable](values []T, of func(*flowpb.Flow) T) match {
+	return func(f *flowpb.Flow) bool { return slices.Contains(values, of(f)) }
+}
+
+// matchAddrs takes addresses and ranges.
+func matchAddrs(texts []string, of func(*flowpb.Flow) string) (match, error) {
+	var ranges []netip.Prefix
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			a, err := netip.ParseAddr(text)
+			if err != nil {
+				return nil, fmt.Errorf("%q is neither an address nor a range", text)
+			}
+			p = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen())
+		}
+		ranges = append(ranges, p)
+	}
+	return func(f *flowpb.Flow) bool {
+		a, err := netip.ParseAddr(of(f))
+		return err == nil && slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+	}, nil
+}
+
+// matchPods takes what Hubble does: the beginning of a pod's name in the namespace default, or
+// "namespace/beginning", both of which may be empty if there is a slash.
+func matchPods(names []string, of func(*flowpb.Flow) *flowpb.Endpoint) (match, error) {
+	type name struct{ namespace, begin string }
+	var all []name
+	for _, text := range names {
+		if text == "" {
+			return nil, errors.New("a name must not be empty")
+		}
+		namespace, begin, qualified := strings.Cut(text, "/")
+		if !qualified {
+			namespace, begin = "default", text
+		}
+		all = append(all, name{namespace, begin})
+	}
+	return func(f *flowpb.Flow) bool {
+		e := of(f)
+		return e.GetPodName() != "" && slices.ContainsFunc(all, func(n name) bool {
+			return strings.HasPrefix(e.GetPodName(), n.begin) && (n.namespace == "" || n.namespace == e.GetNamespace())
+		})
+	}, nil
+}
+
+func matchWorkloads(want []*flowpb.Workload, of func(*flowpb.Flow) *flowpb.Endpoint) match {
+	return func(f *flowpb.Flow) bool {
+		return slices.ContainsFunc(of(f).GetWorkloads(), func(w *flowpb.Workload) bool {
+			return slices.ContainsFunc(want, func(o *flowpb.Workload) bool {
+				return (o.GetName() == "" || o.GetName() == w.GetName()) && (o.GetKind() == "" || o.GetKind() == w.GetKind())
+			})
+		})
+	}
+}
+
+// matchLabels takes selectors with Cilium's sources of labels, such as "k8s:app in (web, db)",
+// "reserved:world" or "app=web", which is about any source.
+func matchLabels(texts []string, of func(*flowpb.Flow) *flowpb.Endpoint) (match, error) {
+	var selectors []labels.Selector
+	for _, text := range texts {
+		s, err := labels.Parse(withSources(text))
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a selector of labels: %w", text, err)
+		}
+		selectors = append(selectors, s)
+	}
+	return func(f *flowpb.Flow) bool {
+		set := make(labels.Set)
+		for _, l := range of(f).GetLabels() {
+			key, value, _ := strings.Cut(l, "=")
+			source, key, _ := strings.Cut(key, ":")
+			set[source+"."+key], set["any."+key] = value, value
+		}
+		return slices.ContainsFunc(selectors, func(s labels.Selector) bool { return s.Matches(set) })
+	}, nil
+}
+
+// withSources writes the source of each key of a selector before a dot, because a key of Kubernetes
+// has no colon.
+func withSources(selector string) string {
+	var out []string
+	depth, begin := 0, 0
+	add := func(requirement string) {
+		key := strings.TrimLeft(requirement, " !")
+		front := requirement[:len(requirement)-len(key)]
+		end := strings.IndexAny(key, " =!<>(")
+		if end < 0 {
+			end = len(key)
+		}
+		if source, name, has := strings.Cut(key[:end], ":"); has {
+			key = source + "." + name + key[end:]
+		} else if key != "" {
+			key = "any." + key
+		}
+		out = append(out, front+key)
+	}
+	for i, c := range selector {
+		switch {
+		case c == '(':
+			depth++
+		case c == ')':
+			depth--
+		case c == ',' && depth == 0:
+			add(selector[begin:i])
+			begin = i + 1
+		}
+	}
+	add(selector[begin:])
+	return strings.Join(out, ",")
+}
+
+func matchPorts(texts []string, which func(from, to uint32) uint32) (match, error) {
+	var ports []uint32
+	for _, text := range texts {
+		n, err := strconv.ParseUint(text, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a port", text)
+		}
+		ports = append(ports, uint32(n))
+	}
+	return func(f *flowpb.Flow) bool {
+		var from, to uint32
+		switch l := f.GetL4().GetProtocol().(type) {
+		case *flowpb.Layer4_TCP:
+			from, to = l.TCP.GetSourcePort(), l.TCP.GetDestinationPort()
+		case *flowpb.Layer4_UDP:
+			from, to = l.UDP.GetSourcePort(), l.UDP.GetDestinationPort()
+		case *flowpb.Layer4_SCTP:
+			from, to = l.SCTP.GetSourcePort(), l.SCTP.GetDestinationPort()
+		default:
+			return false
+		}
+		return slices.Contains(ports, which(from, to))
+	}, nil
+}
+
+func matchProtocols(names []string) (match, error) {
+	var all []match
+	for _, name := range names {
+		is := map[string]match{
+			"tcp":    func(f *flowpb.Flow) bool { return f.GetL4().GetTCP() != nil },
+			"udp":    func(f *flowpb.Flow) bool { return f.GetL4().GetUDP() != nil },
+			"sctp":   func(f *flowpb.Flow) bool { return f.GetL4().GetSCTP() != nil },
+			"icmpv4": func(f *flowpb.Flow) bool { return f.GetL4().GetICMPv4() != nil },
+			"icmpv6": func(f *flowpb.Flow) bool { return f.GetL4().GetICMPv6() != nil },
+			"icmp":   func(f *flowpb.Flow) bool { return f.GetL4().GetICMPv4() != nil || f.GetL4().GetICMPv6() != nil },
+		}[strings.ToLower(name)]
+		if is == nil {
+			return nil, fmt.Errorf("Sluice does not know %q: write tcp, udp, sctp, icmp, icmpv4 or icmpv6", name) //nolint:staticcheck // a name begins it
+		}
+		all = append(all, is)
+	}
+	return func(f *flowpb.Flow) bool { return slices.ContainsFunc(all, func(m match) bool { return m(f) }) }, nil
+}
+
+// matchEvents takes Cilium's types of events. Where Cilium has several events for a packet, Sluice
+// has one, which all of them select: a drop (1) is what is denied, a trace (4) what is allowed, and a
+// policy verdict (5) both.
+func matchEvents(types []*flowpb.EventTypeFilter) (match, error) {
+	var all []match
+	for _, t := range types {
+		number := uint32(t.GetSubType())
+		switch {
+		case t.GetType() == 1:
+			all = append(all, func(f *flowpb.Flow) bool {
+				return f.GetVerdict() == flowpb.Verdict_DROPPED && (!t.GetMatchSubType() || uint32(f.GetDropReasonDesc()) == number)
+			})
+		case t.GetType() == 4 && !t.GetMatchSubType():
+			all = append(all, func(f *flowpb.Flow) bool { return f.GetVerdict() == flowpb.Verdict_FORWARDED })
+		case t.GetType() == policyVerdict && !t.GetMatchSubType():
+			all = append(all, func(*flowpb.Flow) bool { return true })
+		default:
+			return nil, fmt.Errorf("Sluice has no events of type %d, subtype %d: it has drop, trace and policy-verdict", t.GetType(), t.GetSubType()) //nolint:staticcheck // a name begins it
+		}
+	}
+	return func(f *flowpb.Flow) bool { return slices.ContainsFunc(all, func(m match) bool { return m(f) }) }, nil
+}
+
+// matchNodes takes patterns with asterisks: of the name of a node in any cluster, "cluster/node", or
+// "cluster/" for all nodes. The cluster is named "default".
+func matchNodes(patterns []string) (match, error) {
+	var all []string
+	for _, p := range patterns {
+		cluster, node, qualified := strings.Cut(p, "/")
+		if !qualified {
+			cluster, node = "*", p
+		}
+		if node == "" {
+			node = "*"
+		}
+		if cluster == "" {
+			cluster = "default"
+		}
+		if _, err := path.Match(cluster+"/"+node, ""); err != nil || p == "" {
+			return nil, fmt.Errorf("%q is not a pattern of names", p)
+		}
+		all = append(all, cluster+"/"+node)
+	}
+	return func(f *flowpb.Flow) bool {
+		return slices.ContainsFunc(all, func(p string) bool {
+			is, _ := path.Match(p, "default/"+f.GetNodeName())
+			return is
+		})
+	}, nil
+}
