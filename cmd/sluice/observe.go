@@ -15,6 +15,7 @@ import (
 
 	"sluice/cmd/sluice/agent/status"
 	"sluice/filter/flow"
+	"sluice/filter/flow/hubbleflow"
 )
 
 // observeOptions are the flags of observe.
@@ -60,7 +61,8 @@ that does not answer is named, and with -f asked again. Without -f, the exit sta
   sluice observe -f --verdict denied -n shop
   sluice observe -f --from shop/web --to world --port 443
   sluice observe --last 100 -o json
-  sluice observe --context production -f --verdict denied`,
+  sluice observe --context production -f --verdict denied
+  sluice observe -f -o hubble | hubble observe --input-file - --print-policy-names`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if _, err := opts.filter(); err != nil {
@@ -87,7 +89,7 @@ that does not answer is named, and with -f asked again. Without -f, the exit sta
 	flags.StringArrayVar(&opts.to, "to", nil, "flows to this `END`; repeatable")
 	flags.StringArrayVarP(&opts.ports, "port", "p", nil, "flows to this `PORT`, as in 80 or 53/udp; repeatable")
 	flags.StringArrayVar(&opts.policies, "policy", nil, "flows that this `POLICY` decides, as in shop/db, admin/platform or db; repeatable")
-	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text, or json with an object on each line")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "hubble"), "output", "o", "text; json with an object on each line; hubble: the same in the form of Hubble, for hubble observe\n--input-file -, without the ends of connections")
 	flags.BoolVar(&opts.endWithStdin, "end-with-stdin", false, "end when the standard input ends, as when the client of a remote command has gone")
 	addAllNodesFlag(flags, &opts.fleetOptions)
 	return cmd
@@ -198,7 +200,7 @@ func readRecords(ctx context.Context, in io.Reader, records chan<- *flow.Record)
 
 // showRecords prints the selected records, and returns their number.
 func showRecords(e env, opts *observeOptions, selected *flow.Filter, records <-chan *flow.Record) (shown int) {
-	p := recordPrinter{out: e.stdout, json: opts.format == "json", nodes: opts.wanted()}
+	p := recordPrinter{out: e.stdout, format: opts.format, nodes: opts.wanted()}
 	began := time.Now()
 	tick := time.NewTicker(mergeInterval / 4)
 	defer tick.Stop()
@@ -227,7 +229,7 @@ const mergeInterval = time.Second
 // first at once, and the others as one line.
 type recordPrinter struct {
 	out    io.Writer
-	json   bool
+	format string
 	nodes  bool // lines name the node
 	width  int  // of the longest name of a node so far
 	recent []recent
@@ -241,8 +243,14 @@ type recent struct {
 }
 
 func (p *recordPrinter) print(r *flow.Record) {
-	if p.json {
+	switch p.format {
+	case "json":
 		_ = json.NewEncoder(p.out).Encode(r)
+		return
+	case "hubble":
+		if answer := hubbleflow.Response(r); answer != nil {
+			_ = json.NewEncoder(p.out).Encode(answer)
+		}
 		return
 	}
 	p.flush(r.Time)

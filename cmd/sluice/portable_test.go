@@ -13,7 +13,7 @@ import (
 // because that takes minutes.
 func TestOnlyLinuxHasTheAgent(t *testing.T) {
 	linuxOnly := []string{
-		"sluice/cmd/sluice/agent", "sluice/cmd/sluice/agent/telemetry", "sluice/cache/bpf", "sluice/cache/conntrack",
+		"sluice/cmd/sluice/agent", "sluice/cmd/sluice/agent/telemetry", "sluice/cmd/sluice/agent/hubble", "sluice/cache/bpf", "sluice/cache/conntrack",
 		"sluice/filter/bpffs", "sluice/filter/guard", "sluice/filter/queue", "sluice/watch/node", "github.com/cilium/ebpf", "github.com/vishvananda/netlink",
 	}
 	for _, system := range []string{"linux", "darwin", "windows"} {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"sluice/cmd/sluice/agent"
+	"sluice/cmd/sluice/agent/hubble"
 	"sluice/filter/policy"
 	"sluice/filter/verdictlog"
 )
@@ -57,6 +59,12 @@ answers new connections whose verdict it remembers, and those that no policy con
 			if err := opts.Rules.Validate(); err != nil {
 				return err
 			}
+			if opts.Socket != "" && !cmd.Flags().Changed("hubble-socket") {
+				opts.Hubble.Socket = filepath.Join(filepath.Dir(opts.Socket), hubble.SocketName)
+			}
+			if err := opts.Hubble.Check(); err != nil {
+				return err
+			}
 			if opts.Unattended < 0 {
 				return fmt.Errorf("--unattended %s: give a duration such as 10m, or 0 for no limit", opts.Unattended)
 			}
@@ -97,6 +105,7 @@ namespace says otherwise: drop, or reject (TCP gets a reset, all else an ICMP er
 	addKernelFlags(fs, &opts)
 	addGuardFlag(fs, &opts)
 	addServeFlags(fs, &opts)
+	addHubbleFlags(fs, &opts)
 	addLogFlags(fs, &opts)
 	return cmd
 }

@@ -84,6 +84,17 @@ func addServeFlags(fs *pflag.FlagSet, opts *runOptions) {
 	fs.StringVar(&opts.Socket, "socket", status.DefaultSocket, "`PATH` of the unix socket for sluice status, and for the agent that takes over; empty disables it")
 }
 
+func addHubbleFlags(fs *pflag.FlagSet, opts *runOptions) {
+	h := &opts.Hubble
+	fs.StringVar(&h.Socket, "hubble-socket", "", "`PATH` of the unix socket of Hubble's API, which shows the flows of this node to hubble; the\ndefault is hubble.sock beside --socket; empty disables it")
+	fs.Var((*addressFlag)(&h.Address), "hubble-address", `the address of Hubble's API for hubble-relay, such as :4244; the agents of all nodes must
+have the same port. Without TLS it must be loopback; empty disables it`)
+	fs.StringVar(&h.TLS.Cert, "hubble-tls-cert", "", "`FILE` with the certificate of --hubble-address in PEM, which is read again when it changes. Its\nfirst DNS name is that of all agents; in *.NAME, the node's replaces the asterisk")
+	fs.StringVar(&h.TLS.Key, "hubble-tls-key", "", "`FILE` with the key of --hubble-tls-cert")
+	fs.StringVar(&h.TLS.ClientCA, "hubble-tls-client-ca", "", "`FILE` with the authority that signs the certificates of clients, such as hubble-relay")
+	fs.BoolVar(&h.DisableTLS, "hubble-disable-tls", false, "let --hubble-address show the flows to all who reach it")
+}
+
 // addressFlag is an address to listen on; it may be empty.
 type addressFlag string
 

@@ -6,6 +6,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
+	"sluice/cmd/sluice/agent/hubble"
 	"sluice/filter"
 	"sluice/filter/iptables"
 	"sluice/filter/policy"
@@ -49,6 +50,7 @@ type Options struct {
 	HTTPAddress string
 	Socket      string // path of the socket for sluice status and for the agent that takes over
 
+	Hubble       hubble.Listen
 	FlowBuffer   int // number of records of flows that are kept for those who watch
 	Verdicts     verdictlog.Level
 	VerdictsRate int

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sluice/cmd/sluice/agent/hubble"
 	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter"
@@ -60,7 +61,26 @@ func (a *agent) serve(ctx context.Context) {
 	telemetry.Serve(ctx, telemetry.Options{
 		Address: a.opts.HTTPAddress, Socket: a.opts.Socket, Logger: a.log,
 		HandOver: a.handOver, TookOver: a.tookOver, Flows: a.flows.serveFlows, Denials: a.flows.serveDenials, Policies: a.policies, Versions: a.serveVersions,
+		Services: a.hubbleServices(),
 	}, a.state)
+}
+
+// hubbleServices returns the servers of Hubble's API.
+func (a *agent) hubbleServices() (all []telemetry.Service) {
+	l := a.opts.Hubble
+	if l.Socket == "" && l.Address == "" {
+		return nil
+	}
+	socket, address := l.Servers(hubble.Options{
+		Log: a.flows.log, Snapshot: a.published.Snapshot, NodeName: a.opts.NodeName, Version: a.opts.Version, Logger: a.log,
+	})
+	if l.Socket != "" {
+		all = append(all, telemetry.Service{Name: l.Socket, Unix: true, Flag: "--hubble-socket", Server: socket})
+	}
+	if l.Address != "" {
+		all = append(all, telemetry.Service{Name: l.Address, Flag: "--hubble-address", Server: address})
+	}
+	return all
 }
 
 // state returns the current state of the agent.

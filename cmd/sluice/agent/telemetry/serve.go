@@ -55,7 +55,24 @@ type Options struct {
 	// socket. If so, this agent may replace that agent's socket. nil means that no agent has
 	// yielded.
 	TookOver func() bool
+	// Services are other servers, each on an address or a socket of its own.
+	Services []Service
 	Logger   *slog.Logger // nil discards all log lines
+}
+
+// Service is a server of another protocol, which Serve treats like its own: it listens again if it
+// must, and bounds the connections.
+type Service struct {
+	Name string // address, or path of a unix socket that only root may open
+	Unix bool
+	Flag string // which sets Name
+	Server
+}
+
+// Server answers on listeners: *http.Server, for example.
+type Server interface {
+	Serve(net.Listener) error
+	Close() error
 }
 
 // Serve answers requests until ctx ends. If it cannot listen, it logs the reason and keeps
@@ -72,13 +89,29 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	all := []*slots{node, others, socket}
 	address := &binding{name: opts.Address, hint: "end the process that listens there, or give another address with --http-address", log: opts.Logger}
 	path := &binding{name: opts.Socket, hint: "free the path, or give another one with --socket", log: opts.Logger}
-	whole := withServers(read, all, address, path)
+	bindings := []*binding{address, path}
 	var group errgroup.Group
+	for _, s := range opts.Services {
+		b := &binding{name: s.Name, hint: "free it, or give another one with " + s.Flag, log: opts.Logger}
+		listen := listenTCP(newSlots(may.node, may.node), newSlots(may.others, may.perSource))
+		if s.Unix {
+			listen = listenUnix(opts, newSlots(may.socket, may.socket))
+		}
+		bindings = append(bindings, b)
+		group.Go(func() error { b.serve(ctx, s.Server, listen); return nil })
+	}
+	whole := withServers(read, all, bindings...)
 	if opts.Address != "" {
-		group.Go(func() error { address.serve(ctx, Handler(whole), listenTCP(node, others)); return nil })
+		group.Go(func() error {
+			address.serve(ctx, newServer(Handler(whole), opts.Logger), listenTCP(node, others))
+			return nil
+		})
 	}
 	if opts.Socket != "" {
-		group.Go(func() error { path.serve(ctx, socketHandler(opts, whole), listenUnix(opts, socket)); return nil })
+		group.Go(func() error {
+			path.serve(ctx, newServer(socketHandler(opts, whole), opts.Logger), listenUnix(opts, socket))
+			return nil
+		})
 	}
 	group.Go(func() error { warnOfDisplaced(ctx, opts.Logger, all); return nil })
 	_ = group.Wait() // no error is possible
@@ -217,8 +250,7 @@ type binding struct {
 // longer reach the old one, for either of two reasons: the socket was deleted, or an agent
 // that took over has replaced the socket with its own and has died since. Requests in
 // progress continue.
-func (p *binding) serve(ctx context.Context, handler http.Handler, listen listener) {
-	server := newServer(handler, p.log)
+func (p *binding) serve(ctx context.Context, server Server, listen listener) {
 	defer server.Close()
 	tick := time.NewTicker(listenInterval)
 	defer tick.Stop()

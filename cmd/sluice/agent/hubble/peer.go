@@ -1,0 +1,128 @@
+package hubble
+
+import (
+	"cmp"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	peerpb "github.com/cilium/cilium/api/v1/peer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"sluice/filter/policy"
+)
+
+// peerInterval is the time between two looks for changes of the nodes, while a client is told of them.
+const peerInterval = time.Second
+
+// Peers is how the agents of the other nodes are reached: as this one is, at the addresses of their
+// nodes.
+type Peers struct {
+	// Port is the TCP port of all agents. 0 means that there is none: then the only peer is this agent,
+	// at Socket.
+	Port   uint16
+	Socket string
+	// Addr is the address that this agent listens on. If it is not unspecified, it is that of this node
+	// where no Node object is known.
+	Addr netip.Addr
+	// ServerName returns the name in the certificate of a node's agent. nil means that connections are
+	// not encrypted.
+	ServerName func(node string) string
+}
+
+// peer implements Hubble's service Peer.
+type peer struct {
+	peerpb.UnimplementedPeerServer
+	Options
+	calls    chan struct{} // a value for each call of Notify
+	interval time.Duration
+}
+
+// Notify sends the nodes of the cluster, and follows their changes until the client has gone.
+func (p *peer) Notify(_ *peerpb.NotifyRequest, stream peerpb.Peer_NotifyServer) error {
+	select {
+	case p.calls <- struct{}{}:
+		defer func() { <-p.calls }()
+	default:
+		return status.Errorf(codes.ResourceExhausted, "%d clients follow the peers of %s already", maxPeers, p.NodeName)
+	}
+	tick := time.NewTicker(p.interval)
+	defer tick.Stop()
+	var told map[string]*peerpb.ChangeNotification
+	for seen, first := (*policy.Snapshot)(nil), true; ; first = false {
+		if s := p.Snapshot(); first || s != seen {
+			seen = s
+			now := p.peers(s)
+			for _, change := range changes(told, now) {
+				if err := stream.Send(change); err != nil {
+					return err
+				}
+			}
+			told = now
+		}
+		select {
+		case <-stream.Context().Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// peers returns the peers by name. This node is one of them, also if no Node object is known.
+func (p *peer) peers(s *policy.Snapshot) map[string]*peerpb.ChangeNotification {
+	out := make(map[string]*peerpb.ChangeNotification)
+	if p.Peers.Port == 0 {
+		out[p.NodeName] = &peerpb.ChangeNotification{Name: p.NodeName, Address: "unix://" + p.Peers.Socket}
+		return out
+	}
+	if s != nil {
+		for n := range s.Nodes() {
+			i := slices.IndexFunc(n.Addrs, func(a netip.Addr) bool { return a.Is4() || !p.Peers.Addr.Is4() })
+			if i < 0 {
+				continue // a node that is being added has no address yet
+			}
+			out[n.Name] = p.at(n.Name, n.Addrs[i])
+		}
+	}
+	if a := p.Peers.Addr; out[p.NodeName] == nil && a.IsValid() && !a.IsUnspecified() {
+		out[p.NodeName] = p.at(p.NodeName, a)
+	}
+	return out
+}
+
+func (p *peer) at(node string, addr netip.Addr) *peerpb.ChangeNotification {
+	c := &peerpb.ChangeNotification{Name: node, Address: net.JoinHostPort(addr.String(), strconv.Itoa(int(p.Peers.Port)))}
+	if p.Peers.ServerName != nil {
+		c.Tls = &peerpb.TLS{ServerName: p.Peers.ServerName(node)}
+	}
+	return c
+}
+
+// changes returns what to send so that a client that knows the peers was knows the peers now.
+func changes(was, now map[string]*peerpb.ChangeNotification) (out []*peerpb.ChangeNotification) {
+	for name, n := range now {
+		switch o := was[name]; {
+		case o == nil:
+			n.Type = peerpb.ChangeNotificationType_PEER_ADDED
+		case o.GetAddress() != n.GetAddress() || o.GetTls().GetServerName() != n.GetTls().GetServerName():
+			n.Type = peerpb.ChangeNotificationType_PEER_UPDATED
+		default:
+			continue
+		}
+		out = append(out, n)
+	}
+	for name, o := range was {
+		if now[name] == nil {
+			o.Type = peerpb.ChangeNotificationType_PEER_DELETED
+			out = append(out, o)
+		}
+	}
+	slices.SortFunc(out, func(a, b *peerpb.ChangeNotification) int {
+		return cmp.Or(cmp.Compare(a.GetType(), b.GetType()), strings.Compare(a.GetName(), b.GetName()))
+	})
+	return out
+}

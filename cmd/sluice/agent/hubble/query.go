@@ -1,0 +1,150 @@
+package hubble
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	"sluice/filter/flow"
+	"sluice/filter/flow/hubbleflow"
+)
+
+// query is a GetFlowsRequest.
+type query struct {
+	filter       *hubbleflow.Filter
+	mask         mask
+	number       uint64 // 0: no limit
+	first        bool   // number counts from the oldest flow; otherwise it is about the last ones from before
+	follow       bool
+	since, until time.Time // zero: no limit
+	now          time.Time
+	fromNow      bool // nothing from before
+}
+
+func newQuery(req *observerpb.GetFlowsRequest, now time.Time) (q *query, err error) {
+	q = &query{number: req.GetNumber(), first: req.GetFirst(), follow: req.GetFollow(), now: now}
+	if q.number == math.MaxUint64 {
+		q.number = 0 // "hubble observe --all"
+	}
+	q.fromNow = req.GetNumber() == 0 && q.follow && req.GetSince() == nil
+	switch {
+	case q.first && q.follow:
+		return nil, errors.New("first and follow exclude each other: leave out one")
+	case req.GetExtensions() != nil:
+		return nil, errors.New("extensions: Sluice has none: leave it out") //nolint:staticcheck // a name begins it
+	}
+	if req.GetSince() != nil {
+		if err := req.GetSince().CheckValid(); err != nil {
+			return nil, fmt.Errorf("since: %w", err)
+		}
+		q.since = req.GetSince().AsTime()
+	}
+	if req.GetUntil() != nil {
+		if err := req.GetUntil().CheckValid(); err != nil {
+			return nil, fmt.Errorf("until: %w", err)
+		}
+		q.until = req.GetUntil().AsTime()
+	}
+	if q.filter, err = hubbleflow.NewFilter(req.GetWhitelist(), req.GetBlacklist()); err != nil {
+		return nil, err
+	}
+	q.mask, err = newMask(req.GetFieldMask())
+	return q, err
+}
+
+// backlog returns how many records from before the query needs, of those that the log can keep.
+func (q *query) backlog(size int) int {
+	if q.fromNow {
+		return 0
+	}
+	return size
+}
+
+// lastEntries keeps the last flows, and what was left out between them. The zero value keeps nothing.
+type lastEntries struct {
+	max     uint64
+	entries []flow.Entry
+	flows   uint64
+}
+
+func (l *lastEntries) add(e *flow.Entry) error {
+	l.entries = append(l.entries, *e)
+	if e.Kind != flow.LeftOut {
+		l.flows++
+	}
+	for l.flows > l.max {
+		if l.entries[0].Kind != flow.LeftOut {
+			l.flows--
+		}
+		l.entries = l.entries[1:]
+	}
+	return nil
+}
+
+// each gives the entries to send, and forgets them.
+func (l *lastEntries) each(send func(*flow.Entry) error) error {
+	all := l.entries
+	l.entries = nil
+	for i := range all {
+		if err := send(&all[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mask is the set of fields of a flow that a client wants, each with those of its message. nil means
+// all.
+type mask map[protoreflect.Name]mask
+
+func newMask(m *fieldmaskpb.FieldMask) (mask, error) {
+	if len(m.GetPaths()) == 0 {
+		return nil, nil
+	}
+	if !m.IsValid(&flowpb.Flow{}) {
+		return nil, fmt.Errorf("field_mask: %s: a flow has no such field", strings.Join(m.GetPaths(), ", "))
+	}
+	whole := &fieldmaskpb.FieldMask{Paths: append([]string{}, m.GetPaths()...)}
+	whole.Normalize() // a field of a field that is there as a whole is left out
+	out := make(mask)
+	for _, path := range whole.GetPaths() {
+		at := out
+		names := strings.Split(path, ".")
+		for i, name := range names {
+			n := protoreflect.Name(name)
+			if i == len(names)-1 {
+				at[n] = nil
+				break
+			}
+			if at[n] == nil {
+				at[n] = make(mask)
+			}
+			at = at[n]
+		}
+	}
+	return out, nil
+}
+
+// keep clears all other fields of a message.
+func (m mask) keep(message protoreflect.Message) {
+	if m == nil {
+		return
+	}
+	message.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		below, wanted := m[field.Name()]
+		switch {
+		case !wanted:
+			message.Clear(field)
+		case below != nil:
+			below.keep(v.Message())
+		}
+		return true
+	})
+}

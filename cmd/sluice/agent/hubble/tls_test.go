@@ -1,0 +1,127 @@
+package hubble
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"sluice/bench/testbed/authority"
+	"sluice/filter/flow"
+	"sluice/filter/policy"
+)
+
+// call returns the result of a call with a certificate of the authority, or without one.
+func call(t *testing.T, a *authority.Authority, address, server string, certified bool) error {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AddCert(a.Cert)
+	config := &tls.Config{RootCAs: roots, ServerName: server, MinVersion: tls.VersionTLS13}
+	if certified {
+		a.Client("client")
+		cert, err := tls.LoadX509KeyPair(a.Path("client.crt"), a.Path("client.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.Certificates = []tls.Certificate{cert}
+	}
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
+	defer cancel()
+	_, err = observerpb.NewObserverClient(conn).ServerStatus(ctx, &observerpb.ServerStatusRequest{})
+	return err
+}
+
+// Only a client with a certificate is answered, a renewed certificate is used without a restart, and
+// broken files leave the last one.
+func TestTLS(t *testing.T) {
+	a := authority.New(t)
+	a.Server("server", "*.default.hubble-grpc.cilium.io")
+	var log bytes.Buffer
+	listen := Listen{Address: "127.0.0.1:0", TLS: TLSFiles{Cert: a.Path("server.crt"), Key: a.Path("server.key"), ClientCA: a.Path("ca.crt")}}
+	_, server := listen.Servers(Options{Log: flow.NewLog(1, nil), Snapshot: new(policy.Published).Snapshot, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	defer server.Close()
+	l, err := net.Listen("tcp", listen.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go server.Serve(l) //nolint:errcheck // it ends with the test
+	address := l.Addr().String()
+	if err := call(t, a, address, "n1.default.hubble-grpc.cilium.io", true); err != nil {
+		t.Errorf("with a certificate: %v", err)
+	}
+	if err := call(t, a, address, "n1.default.hubble-grpc.cilium.io", false); err == nil {
+		t.Error("without a certificate, the client is answered")
+	}
+	if err := call(t, authority.New(t), address, "n1.default.hubble-grpc.cilium.io", true); err == nil {
+		t.Error("with a certificate of another authority, the client is answered")
+	}
+	a.Server("server", "renewed")
+	if err := call(t, a, address, "renewed", true); err != nil {
+		t.Errorf("after a renewal: %v", err)
+	}
+	if err := os.WriteFile(a.Path("server.crt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := call(t, a, address, "renewed", true); err != nil {
+		t.Errorf("with a broken file: %v", err)
+	}
+	_ = server.Close()
+	if !strings.Contains(log.String(), "cannot read the certificates") {
+		t.Errorf("the log does not tell of the broken file: %s", &log)
+	}
+}
+
+// The name of a node's certificate is made of that of this one.
+func TestServerName(t *testing.T) {
+	a := authority.New(t)
+	files := TLSFiles{Cert: a.Path("server.crt"), Key: a.Path("server.key"), ClientCA: a.Path("ca.crt")}
+	if got := NewCertificates(files, slog.New(slog.DiscardHandler)).ServerName("n1"); got != "" {
+		t.Errorf("without a certificate: %q", got)
+	}
+	for dns, want := range map[string]string{"*.default.hubble-grpc.cilium.io": "n-1.default.hubble-grpc.cilium.io", "sluice": "sluice"} {
+		a.Server("server", dns)
+		if got := NewCertificates(files, slog.New(slog.DiscardHandler)).ServerName("n.1"); got != want {
+			t.Errorf("%s: %q, want %q", dns, got, want)
+		}
+	}
+}
+
+// Flags that contradict each other, or would show the flows to all, are errors with a hint.
+func TestCheck(t *testing.T) {
+	all := TLSFiles{Cert: "c", Key: "k", ClientCA: "a"}
+	for _, tt := range []struct {
+		listen Listen
+		want   string
+	}{
+		{Listen{Socket: "/s"}, ""},
+		{Listen{Address: "127.0.0.1:4244"}, ""},
+		{Listen{Address: "localhost:4244"}, ""},
+		{Listen{Address: "[::1]:4244"}, ""},
+		{Listen{Address: ":4244", TLS: all}, ""},
+		{Listen{Address: ":4244", DisableTLS: true}, ""},
+		{Listen{Address: ":4244"}, "or --hubble-disable-tls"},
+		{Listen{Address: "192.0.2.1:4244"}, "or --hubble-disable-tls"},
+		{Listen{Address: ":4244", TLS: TLSFiles{Cert: "c", Key: "k"}}, "together"},
+		{Listen{Address: ":4244", TLS: all, DisableTLS: true}, "contradicts"},
+		{Listen{TLS: all}, "give it, such as :4244"},
+	} {
+		err := tt.listen.Check()
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %v, want %q", tt.listen, err, tt.want)
+		}
+	}
+}
