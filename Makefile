@@ -53,6 +53,11 @@ test-cluster: ## test the agent with a real API server, and print its latencies 
 	@.ci/setup test
 	PATH='$(CURDIR)/.cache/tools':"$$PATH" SLUICE_TEST_CLUSTER=1 go test -buildvcs=false -count=1 -timeout=30m -p=1 -v -run '^TestCluster' ./watch/kube ./cmd/sluice ./deploy
 
+.PHONY: test-hubble
+test-hubble: ## test Hubble's API with the real hubble and hubble-relay, as root (the first run builds them: 5 minutes)
+	@.ci/setup test
+	SLUICE_TEST_HUBBLE=1 go test -buildvcs=false -count=1 -timeout=30m -v -run '^TestHubble' ./cmd/sluice
+
 # The pages in Chromium: a module of its own, so that no build of Sluice needs what drives a browser.
 BROWSER = bench/testbed/browser
 PICTURES = .github/pictures
