@@ -49,8 +49,14 @@ func TestChartValues(t *testing.T) {
 		"a ServiceMonitor":           {"{httpAddress: ':10301', metrics: {serviceMonitor: {enabled: true}}}", []string{"kind: Service\n", "kind: ServiceMonitor\n"}, []string{"PrometheusRule"}},
 		"alerts for the given names": {"{fullnameOverride: x, nameOverride: rules, metrics: {prometheusRule: {enabled: true}}}", []string{`daemonset="x"`, `job="rules"`}, []string{`="sluice"`}},
 		"labels that repeat":         {"{commonLabels: {a: common, b: common}, podLabels: {a: pod}}", []string{"        a: pod\n        b: common\n", "    a: common\n    b: common\n"}, nil},
-		"a capability":               {"securityContext: {capabilities: {add: [SYS_ADMIN]}}", []string{"- SYS_ADMIN\n"}, []string{"- NET_ADMIN\n"}},
-		"the pod's context":          {"podSecurityContext: {seccompProfile: null}", nil, []string{"RuntimeDefault"}},
+		"no hubble":                  {"{}", nil, []string{"hubble"}},
+		"hubble with TLS": {"hubble: {enabled: true, tlsSecret: certs}", []string{
+			"- --hubble-address=:4244\n", "- --hubble-tls-client-ca=/etc/sluice/hubble/ca.crt\n", "secretName: certs\n", "mountPath: /etc/sluice/hubble\n",
+			"  name: hubble-peer\n", "      port: 443\n", "      targetPort: 4244\n"}, []string{"disable-tls"}},
+		"hubble without TLS": {"hubble: {enabled: true, port: 4000, disableTLS: true}", []string{
+			"- --hubble-address=:4000\n", "- --hubble-disable-tls\n", "      port: 80\n", "      targetPort: 4000\n"}, []string{"hubble-tls", "secretName"}},
+		"a capability":      {"securityContext: {capabilities: {add: [SYS_ADMIN]}}", []string{"- SYS_ADMIN\n"}, []string{"- NET_ADMIN\n"}},
+		"the pod's context": {"podSecurityContext: {seccompProfile: null}", nil, []string{"RuntimeDefault"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := manifestsOf(t, tt.values)
@@ -68,6 +74,14 @@ func TestChartValues(t *testing.T) {
 				t.Log(text)
 			}
 		})
+	}
+}
+
+// The flows are shown to all who reach the nodes only if the values say so.
+func TestHubbleNeedsTLS(t *testing.T) {
+	_, err := renderWith(t, map[string]any{"hubble": map[string]any{"enabled": true}})
+	if err == nil || !strings.Contains(err.Error(), "set hubble.tlsSecret, or hubble.disableTLS if you want that") {
+		t.Errorf("error %v, want one with a hint", err)
 	}
 }
 
@@ -90,6 +104,11 @@ func TestMonitorSelectsTheAgents(t *testing.T) {
 	for key, value := range selectorOf(t, o, "v1 Service", "spec", "selector") {
 		if o.daemonSet.Spec.Template.Labels[key] != value {
 			t.Errorf("the Service selects %s=%s, and the pods have %v", key, value, o.daemonSet.Spec.Template.Labels)
+		}
+	}
+	for key, value := range selectorOf(t, o, "v1 Service hubble-peer", "spec", "selector") {
+		if o.daemonSet.Spec.Template.Labels[key] != value {
+			t.Errorf("hubble-peer selects %s=%s, and the pods have %v", key, value, o.daemonSet.Spec.Template.Labels)
 		}
 	}
 	service := selectorOf(t, o, "v1 Service", "metadata", "labels")

@@ -58,7 +58,7 @@ type objects struct {
 // Those of the Prometheus Operator have no types here.
 func furtherKinds() map[string]any {
 	return map[string]any{
-		"v1 Service": new(corev1.Service), "v1 Pod": new(corev1.Pod), "v1 ConfigMap": new(corev1.ConfigMap),
+		"v1 Service": new(corev1.Service), "v1 Service hubble-peer": new(corev1.Service), "v1 Pod": new(corev1.Pod), "v1 ConfigMap": new(corev1.ConfigMap),
 		"monitoring.coreos.com/v1 ServiceMonitor": &map[string]any{}, "monitoring.coreos.com/v1 PrometheusRule": &map[string]any{},
 	}
 }
@@ -82,7 +82,7 @@ func read(t *testing.T, text []byte) *objects {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var kind metav1.TypeMeta
+		var kind metav1.PartialObjectMetadata
 		if err := sigsyaml.Unmarshal(document, &kind); err != nil {
 			t.Fatalf("%v in\n%s", err, document)
 		}
@@ -90,6 +90,9 @@ func read(t *testing.T, text []byte) *objects {
 			continue // the document has only comments
 		}
 		name := kind.APIVersion + " " + kind.Kind
+		if kind.Name == "hubble-peer" {
+			name += " " + kind.Name // the other Service
+		}
 		target := into[name]
 		if target == nil && o.others[name] == nil {
 			target, o.others[name] = further[name], further[name]
@@ -255,6 +258,12 @@ func TestPodIsConfined(t *testing.T) {
 		}
 		for _, v := range pod.Volumes {
 			if bpf && v.Name == "bpf" && v.HostPath != nil && v.HostPath.Path == "/sys/fs/bpf" {
+				continue
+			}
+			if v.Name == "hubble" && v.Secret != nil {
+				if v.Secret.Optional == nil || !*v.Secret.Optional {
+					t.Error("without the Secret of hubble, no agent would enforce")
+				}
 				continue
 			}
 			if v.HostPath == nil || !strings.HasPrefix(v.HostPath.Path, "/run/") && !strings.HasPrefix(v.HostPath.Path, "/var/run/") {
