@@ -39,6 +39,7 @@ type clusterTestbed struct {
 	admin  *kubernetes.Clientset
 	agent  *agenttest.Agent
 	pods   map[string]*lab.Host
+	socket string // of the agent
 }
 
 // newClusterTestbed starts everything except the agent: pods db, web and other in namespace
@@ -89,6 +90,7 @@ func (s *clusterTestbed) must(err error) {
 // start starts the agent as a user with only the rights that it needs.
 func (s *clusterTestbed) start() {
 	s.t.Helper()
+	s.socket = filepath.Join(s.t.TempDir(), "s")
 	program, err := exec.LookPath("sluice")
 	s.must(err)
 	kubeconfig, err := s.server.Kubeconfig(controlplane.Agent)
@@ -96,7 +98,7 @@ func (s *clusterTestbed) start() {
 	ctx, cancel := context.WithTimeout(s.t.Context(), waitTimeout)
 	defer cancel()
 	s.agent, err = agenttest.Start(ctx, agenttest.Options{Sluice: program, Node: s.Nodes[0], Args: []string{
-		"--kubeconfig", kubeconfig, "--node-name", s.Nodes[0].Name, "--socket", filepath.Join(s.t.TempDir(), "s"),
+		"--kubeconfig", kubeconfig, "--node-name", s.Nodes[0].Name, "--socket", s.socket,
 	}})
 	s.must(err)
 	s.t.Cleanup(s.agent.Kill)

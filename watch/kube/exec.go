@@ -11,9 +11,11 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/go-logr/logr"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/tools/remotecommand"
 	"k8s.io/client-go/util/exec"
+	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream"
 )
 
@@ -46,10 +48,12 @@ func (a *Agents) Run(ctx context.Context, pod AgentPod, command []string, out io
 	if err != nil {
 		return fmt.Errorf("run a command in pod %s: %w", pod, err)
 	}
+	// client-go logs broken streams itself. Here they are part of the error.
+	quiet := klog.NewContext(ctx, logr.Discard())
 	in, hold := io.Pipe()
 	defer hold.Close()
 	failed := &boundedBuffer{left: maxErrorText}
-	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: out, Stderr: failed})
+	err = executor.StreamWithContext(quiet, remotecommand.StreamOptions{Stdin: in, Stdout: out, Stderr: failed})
 	var status exec.CodeExitError
 	switch {
 	case err == nil:
@@ -58,7 +62,7 @@ func (a *Agents) Run(ctx context.Context, pod AgentPod, command []string, out io
 		return &CommandError{status.Code, failed.lines()}
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case apierrors.IsForbidden(err):
+	case apierrors.IsForbidden(err), strings.Contains(err.Error(), "forbidden"): // a refused upgrade is only a text
 		return fmt.Errorf("run a command in pod %s: %w: let this user get and create pods/exec: see the rights in deploy/README.md", pod, err)
 	}
 	return fmt.Errorf("run a command in pod %s: %w", pod, err)
@@ -80,23 +84,24 @@ func (a *Agents) executor(at *url.URL) (remotecommand.Executor, error) {
 	})
 }
 
-// boundedBuffer keeps the first bytes that are written to it.
+// boundedBuffer keeps the first bytes that are written to it. It has no other way in: io.Copy would use
+// the buffer's ReadFrom.
 type boundedBuffer struct {
-	bytes.Buffer
+	kept bytes.Buffer
 	left int
 }
 
 func (b *boundedBuffer) Write(p []byte) (int, error) {
 	n := min(b.left, len(p))
 	b.left -= n
-	b.Buffer.Write(p[:n])
+	b.kept.Write(p[:n])
 	return len(p), nil
 }
 
 // lines returns the lines as one, without the program's name before each.
 func (b *boundedBuffer) lines() string {
 	var all []string
-	for line := range strings.Lines(b.String()) {
+	for line := range strings.Lines(b.kept.String()) {
 		if line = strings.TrimPrefix(strings.TrimSpace(line), "sluice: "); line != "" {
 			all = append(all, line)
 		}

@@ -33,7 +33,7 @@ type enforced struct {
 	settled, judge uint64            // numbers of the last snapshots that the stages, and a sweep, have applied
 }
 
-// inForce is a version of a policy in force. With its key, it takes some 150 bytes.
+// inForce is a version of a policy in force. With its key, it takes some 190 bytes.
 type inForce struct {
 	resource string
 	digest   [16]byte // the first half: it is compared with others, and not with a forger's
