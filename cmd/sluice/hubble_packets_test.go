@@ -15,6 +15,11 @@ import (
 	"testing"
 	"time"
 
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
 	"sluice/bench/testbed/agenttest"
 	"sluice/bench/testbed/authority"
 	"sluice/bench/testbed/hubblecli"
@@ -144,6 +149,50 @@ func lines(text string, words ...string) (found []string) {
 		}
 	}
 	return found
+}
+
+// An agent answers on a socket that only root may open, beside its own.
+func TestHubbleSocketOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	s.write("policies.yaml", policies(demo1))
+	s.start(kernelArgs("--node-name", "node-1")...)
+	path := filepath.Join(filepath.Dir(s.socket), "hubble.sock")
+	s.eventually(t, "the agent listens", func() bool {
+		info, err := os.Stat(path)
+		if err == nil && info.Mode().Perm() != 0o600 {
+			t.Fatalf("%s has the mode %v", path, info.Mode())
+		}
+		return err == nil
+	})
+	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
+	defer cancel()
+	stream, err := observerpb.NewObserverClient(conn).GetFlows(ctx, &observerpb.GetFlowsRequest{
+		Follow: true, Whitelist: []*flowpb.FlowFilter{{DestinationPort: []string{"6379"}, SourcePod: []string{"default/other"}}},
+	})
+	if err == nil {
+		_, err = stream.Header()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := netip.AddrPortFrom(s.hosts["default/db"].IPv4, 6379)
+	for _, from := range []string{"default/web", "default/other"} {
+		s.hosts[from].Connect(t.Context(), "tcp", to, probeTimeout)
+	}
+	a, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := a.GetFlow()
+	if by := f.GetIngressDeniedBy(); f.GetVerdict() != flowpb.Verdict_DROPPED || f.GetSource().GetPodName() != "other" || f.GetNodeName() != "node-1" ||
+		len(by) != 1 || by[0].GetName() != "access-demo1" {
+		t.Errorf("%v", f)
+	}
 }
 
 // The real hubble shows what an agent allows and denies over its unix socket, by each kind of filter,
