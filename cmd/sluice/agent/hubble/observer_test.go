@@ -153,6 +153,21 @@ func TestGetFlows(t *testing.T) {
 	}
 }
 
+// A request ends with what was there when it came, so that it ends on a busy node, too.
+func TestGetFlowsEnds(t *testing.T) {
+	f := newFixture(t, Peers{})
+	f.keep()
+	w := f.log.Watch(0, true)
+	defer w.Close()
+	f.add(flow.Opened, 7200) // after the request
+	for _, req := range []*observerpb.GetFlowsRequest{{}, {Number: 1}} {
+		got, err := f.ports(t.Context(), req)
+		if err != nil || len(got) == 0 || got[len(got)-1] != 5 {
+			t.Errorf("%v, %v", got, err)
+		}
+	}
+}
+
 // A client that follows gets the last flows, those that happen, and how many are missing. While only
 // it watches, and wants denials only, connections are not watched.
 func TestFollow(t *testing.T) {
