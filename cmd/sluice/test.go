@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -152,7 +153,13 @@ func runTests(ctx context.Context, e env, opts testOptions, paths []string) erro
 
 func parseTests(path string) (*expect.File, error) {
 	data, err := os.ReadFile(path)
-	if err != nil {
+	var wrong *os.PathError
+	switch {
+	case errors.Is(err, syscall.EISDIR):
+		return nil, fmt.Errorf("it is a directory: give the files in it, as in %s", filepath.Join(path, "*.yaml"))
+	case errors.As(err, &wrong):
+		return nil, fmt.Errorf("read tests: %w", wrong.Err) // the message begins with the file
+	case err != nil:
 		return nil, fmt.Errorf("read tests: %w", err)
 	}
 	return expect.Parse(data)
