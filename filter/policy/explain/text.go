@@ -158,12 +158,19 @@ func (e *Explanation) writeReasons(b *strings.Builder, from, to string) {
 	e.Ingress.write(b, e.Flow.To, to)
 }
 
+// maxDepends bounds the ranges that the text lists: policies may have thousands.
+const maxDepends = 10
+
 // writeDepends writes which addresses of an end without a known one change the verdict.
 func (e *Explanation) writeDepends(b *strings.Builder) {
 	if len(e.Depends) == 0 {
 		return
 	}
-	for _, a := range e.Depends {
+	for i, a := range e.Depends {
+		if i == maxDepends && len(e.Depends) > maxDepends+1 {
+			fmt.Fprintf(b, "  (%d more ranges have another verdict: JSON lists them)\n", len(e.Depends)-i)
+			break
+		}
 		end := "source"
 		if a.To {
 			end = "destination"
