@@ -52,10 +52,10 @@ func (l *linter) masked(p *lintPolicy, field string, written, read netip.Prefix)
 		"%s has bits set after its prefix, and is read as %s", written, read)
 }
 
-// redundant is a rule, and the rule that makes it redundant.
+// redundant is a rule together with the rule that makes it redundant.
 type redundant struct {
 	rule, by *rule
-	of       *lintPolicy // the policy of by
+	of       *lintPolicy // the policy with the rule by
 }
 
 // covered reports redundant rules: another rule for the same pods already allows all of
@@ -99,7 +99,7 @@ func (l *linter) foundCovered(p, of *lintPolicy, rules []redundant) {
 	l.findings[len(l.findings)-1].Count = len(rules)
 }
 
-// coveredBy returns a rule that makes r redundant.
+// coveredBy returns a rule that makes r redundant, and reports whether there is one.
 func (l *linter) coveredBy(p *lintPolicy, r *rule) (redundant, bool) {
 	if p.subject == nil || p.ordered() || !r.whole {
 		return redundant{}, false
@@ -198,7 +198,7 @@ func follows(h, w labels.Requirement) bool {
 	return false
 }
 
-// has reports whether the requirement lists values, one of which an object must have.
+// has reports whether the requirement lists values of which an object must have one.
 func has(r labels.Requirement) bool {
 	return r.Operator() == selection.In || r.Operator() == selection.Equals || r.Operator() == selection.DoubleEquals
 }

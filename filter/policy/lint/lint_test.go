@@ -60,8 +60,8 @@ func decode(t *testing.T, text string) (o objects) {
 	return o
 }
 
-// check lints policies in the cluster of the manifests, as checkAll does. It leaves out findings
-// about pods that no policy isolates: most tests have such pods.
+// check lints policies in the cluster of the manifests, as checkAll does, but leaves out findings about
+// pods that no policy isolates: most tests have such pods.
 func check(t *testing.T, manifests string, specs ...string) []Finding {
 	t.Helper()
 	return slices.DeleteFunc(checkAll(t, manifests, specs...), func(f Finding) bool { return f.Check == NotIsolated })
@@ -268,7 +268,8 @@ func policyWith(t *testing.T, selector string) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// Git has workloads and not their pods: selectors and ports are checked against templates.
+// Manifests in Git have workloads but not their pods, so Check compares selectors and ports with
+// templates.
 func TestWorkloadsCountAsPods(t *testing.T) {
 	const deployments = `
 deployments:
@@ -285,7 +286,7 @@ deployments:
 	}
 }
 
-// All rules that a policy covers are one finding, with their number.
+// If a policy covers several rules of another one, there is one finding with their number.
 func TestCoveredIsOneFindingForTwoPolicies(t *testing.T) {
 	rules := make([]string, 7)
 	for i := range rules {
