@@ -62,7 +62,7 @@ func (m *Matrix) WriteMarkdown(out io.Writer) error {
 	return err
 }
 
-// stamp returns the date and the digest of the inputs, as far as they are known.
+// stamp returns the date and the digest of the inputs, if they are known.
 func (m *Matrix) stamp() string {
 	var parts []string
 	if !m.Date.IsZero() {
@@ -95,13 +95,13 @@ func writeMarkdownTable(b *strings.Builder, rows [][]string) {
 	}
 }
 
-// escaped returns a text in which Markdown finds no formatting.
+// escaped returns the text with characters escaped that Markdown would take as formatting.
 func escaped(text string) string {
 	return strings.NewReplacer(`\`, `\\`, "|", `\|`, "*", `\*`, "_", `\_`, "<", "&lt;", "~", `\~`, "`", "\\`").Replace(text)
 }
 
-// WriteDot writes a graph in the language of Graphviz: an edge for each pair of which something
-// is open, with the ports.
+// WriteDot writes a graph in the language of Graphviz. It has an edge for each pair for which any port
+// is open, with these ports.
 func (m *Matrix) WriteDot(out io.Writer) error {
 	var b strings.Builder
 	b.WriteString("digraph matrix {\n  rankdir=LR\n  node [shape=box]\n")
@@ -140,7 +140,7 @@ func (m *Matrix) WriteDot(out io.Writer) error {
 	return err
 }
 
-// colorOf has the colors of edges.
+// colorOf has the colors of edges by state.
 var colorOf = map[State]string{Open: "red", Declared: "green", Part: "orange"}
 
 // quoted returns a text as an identifier of Graphviz.
@@ -148,7 +148,7 @@ func quoted(text string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text) + `"`
 }
 
-// union returns the rows and the columns, each once, by namespace.
+// union returns the parties of rows and columns, each once, sorted by namespace.
 func (m *Matrix) union() (all []*Party) {
 	seen := make(map[*Party]bool)
 	for _, list := range [][]*Party{m.From, m.To} {
