@@ -20,11 +20,11 @@ import (
 type File struct {
 	Manifests []string       // directories or files, relative to this file; may be empty
 	NodeIPs   []netip.Addr   // addresses of the node that the tested pods run on; usually none
-	PodRanges []netip.Prefix // ranges that pods without an address will have theirs from
+	PodRanges []netip.Prefix // ranges from which pods without an address will get one
 	Tests     []Test
 }
 
-// Namespaces returns the namespaces that the ends of the tests name. They may contain duplicates.
+// Namespaces returns the namespaces that the ends of the tests name, possibly with duplicates.
 func (f *File) Namespaces() (names []string) {
 	for i := range f.Tests {
 		for _, e := range slices.Concat(f.Tests[i].From, f.Tests[i].To) {
@@ -38,12 +38,12 @@ func (f *File) Namespaces() (names []string) {
 type Test struct {
 	Name     string // never empty: by default, it describes the flows
 	From, To []End
-	Ports    []string // numbers or names; a single empty string for ICMP, or if To has the port
+	Ports    []string // numbers or names; a single empty string for ICMP, or if To implies the port
 	Protocol string
 	Expect   filter.Action
-	// Policy names a policy, as "namespace/name" or "name", that must be a reason for the verdict: one
-	// of its rules allows the flow, or it isolates the end that denies the flow. If Policy is
-	// empty, any reason is accepted.
+	// Policy is the name of a policy, as "namespace/name" or "name", that must be a reason for the
+	// verdict: a rule of it allows the flow, or it isolates the end that denies the flow. An empty
+	// Policy accepts any reason.
 	Policy string
 }
 

@@ -230,7 +230,7 @@ func (t *Test) protocol() (filter.Protocol, error) {
 	case !ok || proto == filter.ICMPv6:
 		return 0, fmt.Errorf("protocol: %q is not supported: write TCP, UDP, SCTP or ICMP", t.Protocol)
 	case proto.HasPorts() && len(t.Ports) == 0 && t.toHasPort():
-		t.Ports = []string{""} // the port of the name
+		t.Ports = []string{""} // To implies the port
 	case proto.HasPorts() && len(t.Ports) == 0:
 		return 0, errors.New("port: it is missing: write a number, the name of a port of the destination, or a list of them")
 	case !proto.HasPorts() && len(t.Ports) > 0:
@@ -241,8 +241,8 @@ func (t *Test) protocol() (filter.Protocol, error) {
 	return proto, nil
 }
 
-// toHasPort reports whether all destinations have a port of their own, as in "db.shop.svc:5432", or
-// lead to those of their backends, as in "ingress/web".
+// toHasPort reports whether each destination implies its port: a name with a port, as in
+// "db.shop.svc:5432", or a route, as in "ingress/web", which leads to the ports of its backends.
 func (t *Test) toHasPort() bool {
 	return len(t.To) > 0 && !slices.ContainsFunc(t.To, func(e End) bool {
 		if inventory.NamesRoute(e.Name) {
