@@ -18,8 +18,9 @@ type Effects struct {
 	Isolates []*policy.Pod
 
 	sizes map[policy.Ref]int // the number of pods of each workload that Opens names
-	// own are the flows from nodes to their own pods at the same ports, which always pass. With
-	// them, a node that the changes allow to reach the other pods of a workload reaches all.
+	// own are the flows from nodes to their own pods at the ports of the changes; these always pass. If
+	// the changes let a node reach all other pods of a workload, own completes them to all pods of the
+	// workload.
 	own []Opening
 }
 
