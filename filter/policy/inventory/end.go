@@ -17,7 +17,7 @@ type End struct {
 	// a range.
 	Name string
 	// Addrs are the addresses, at most one of each family, IPv4 first. For several pods, they
-	// are those of Pod; for a range, they are one of it.
+	// are those of Pod. For a range, Addrs has one address of the range.
 	Addrs []netip.Addr
 	// Assumed reports that the pod has no address yet, so that Addrs are made up.
 	Assumed bool
@@ -52,7 +52,7 @@ func (e *End) Text() string {
 	return e.Name
 }
 
-// address returns the end with an address.
+// address returns the end that has an address: a pod, a node, or the address itself.
 func (v *Inventory) address(addr netip.Addr) *End {
 	e := &End{Name: addr.String(), Addrs: []netip.Addr{addr}, Endpoint: v.Snapshot.Endpoint(addr)}
 	switch {
@@ -69,8 +69,8 @@ func (v *Inventory) address(addr netip.Addr) *End {
 	return e
 }
 
-// asNodeOf returns e as a node if the status of the pod has the address of e as an address of
-// the pod's host. Otherwise it returns e unchanged.
+// asNodeOf returns e as a node if the address of e is a host address in the status of the pod.
+// Otherwise it returns e unchanged.
 func (e *End) asNodeOf(pod *End) *End {
 	if e.Pod != nil || e.Node || e.Range != nil || pod.Pod == nil || !slices.Contains(pod.Pod.Hosts, e.Addrs[0]) {
 		return e
@@ -80,9 +80,9 @@ func (e *End) asNodeOf(pod *End) *End {
 	return &node
 }
 
-// pod returns a pod with its addresses. The parameter to reports whether it is the destination.
-// pod returns an error if the pod has no address, or if one of them has another owner in the
-// snapshot.
+// pod returns a pod with its addresses. If they are not known, it assumes them: those of a
+// destination if to is true, and those of a source otherwise. pod returns an error if the pod has
+// ended, or if one of its addresses has another owner in the snapshot.
 func (v *Inventory) pod(p *policy.Pod, to bool) (*End, error) {
 	name := p.String()
 	e := &End{Name: name, Pod: p, Pods: []*policy.Pod{p}, Workload: v.workloadOf[p]}
@@ -118,8 +118,8 @@ func addressesOf(p *policy.Pod) []netip.Addr {
 }
 
 // group returns the ends of several pods. Pods of a workload that no policy can tell apart
-// are one end, which has the name of the workload if all its pods are in it. Pods that have ended
-// are left out, unless there are no others.
+// become one end, which has the name of the workload if it contains all live pods of the workload.
+// group leaves out pods that have ended, unless all have ended.
 func (v *Inventory) group(pods []*policy.Pod, to bool) ([]*End, error) {
 	if slices.ContainsFunc(pods, alive) {
 		pods = slices.DeleteFunc(slices.Clone(pods), func(p *policy.Pod) bool { return !alive(p) })
@@ -156,8 +156,8 @@ func (v *Inventory) group(pods []*policy.Pod, to bool) ([]*End, error) {
 	return ends, nil
 }
 
-// rename gives an end of several pods the name of their workload, or, if other pods of the
-// workload differ, their own names.
+// rename gives an end of several pods the name of their workload. If the workload has other live
+// pods, the name of the end is a list of its pods.
 func (v *Inventory) rename(e *End) {
 	if len(e.Pods) < 2 {
 		return

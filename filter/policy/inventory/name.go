@@ -36,18 +36,18 @@ var kinds = map[string]string{
 	"tlsroute": "TLSRoute", "tlsroutes": "TLSRoute", "tcproute": "TCPRoute", "tcproutes": "TCPRoute", "udproute": "UDPRoute", "udproutes": "UDPRoute",
 }
 
-// target is what a name stands for: ends, a Service in front of them, or a route.
+// target is the result of a lookup by name: ends, a Service, or exposures.
 type target struct {
 	ends    []*End
 	service *service
-	addr    netip.Addr // the address of the Service that the name is; invalid if it is not an address
-	// exposures are what a route leads to, or the routes of a URL.
+	addr    netip.Addr // the address of the Service, if the user named it by its address
+	// exposures are those of the route or Gateway, or those that take the requests for the URL.
 	exposures []*Exposure
-	port      string // that the name has behind a colon; empty if it has none
+	port      string // the port after the colon in the name; empty if it has none
 }
 
-// find returns what a name stands for. The namespace is that of names without one. The parameter
-// to reports whether the name is of the destination.
+// find looks up a name; see [Question] for its forms. A name without a namespace is looked up in
+// the given one. The ends are destinations if to is true, and sources otherwise.
 func (v *Inventory) find(text, namespace string, to bool) (target, error) {
 	switch text {
 	case "":
@@ -82,14 +82,14 @@ func (v *Inventory) find(text, namespace string, to bool) (target, error) {
 }
 
 // addressLike reports whether a text that cannot be parsed was probably meant as an address or a
-// range. Names may have the same form, so it must not be the first thing to ask.
+// range. Names may have the same form, so look up the text as a name first.
 func addressLike(text string) bool {
 	const digits, hex = "0123456789./", "0123456789abcdefABCDEF:./"
 	return strings.Count(text, ".") >= 3 && strings.Trim(text, digits) == "" || strings.Count(text, ":") >= 2 && strings.Trim(text, hex) == ""
 }
 
-// named finds an object by its name, which may have the kind or the namespace in front, or be the
-// name of a Service in DNS.
+// named finds an object by its name, by "kind/name", "namespace/name" or "namespace/kind/name", or
+// by the DNS name of a Service.
 func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	parts := strings.Split(text, "/")
 	if slices.Contains(parts, "") || len(parts) > 3 {
@@ -136,8 +136,8 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	return target{}, v.notOfKind(kind, namespace, name)
 }
 
-// anyKind finds a name whose kind is not given: a pod, else workloads, else pods whose names
-// begin with it, else a Service, else a Node.
+// anyKind finds an object by a name without a kind. It tries, in this order: a pod, workloads, pods
+// whose names begin with the name and a dash, a Service, a Node, and the DNS name of a Service.
 func (v *Inventory) anyKind(namespace, name string, to bool) (target, error) {
 	if p := v.pods[namespace+"/"+name]; p != nil && !v.ofTemplate(p) {
 		return v.ends([]*policy.Pod{p}, to)
@@ -159,13 +159,13 @@ func (v *Inventory) anyKind(namespace, name string, to bool) (target, error) {
 	return target{}, v.notFound(namespace, name)
 }
 
-// ofTemplate reports whether the inventory has made the pod for a workload.
+// ofTemplate reports whether the inventory has made the pod from the template of a workload.
 func (v *Inventory) ofTemplate(p *policy.Pod) bool {
 	return !slices.Contains(v.Objects.Pods, p)
 }
 
-// podsOf returns the pods of the workloads of a name. If there is none, it returns the pods whose
-// names begin with the name and a dash.
+// podsOf returns the pods of all workloads with this name. If there are none, it returns the pods
+// whose names begin with the name and a dash.
 func (v *Inventory) podsOf(namespace, name string) (pods []*policy.Pod) {
 	for ref, of := range v.workloads {
 		if ref.Namespace == namespace && ref.Name == name {
@@ -192,8 +192,7 @@ func (v *Inventory) ends(pods []*policy.Pod, to bool) (target, error) {
 	return target{ends: ends}, err
 }
 
-// isSelector reports whether a text is a selector of labels, and not a name. Names have none of
-// these characters.
+// isSelector reports whether a text is a label selector. It looks for characters that no name has.
 func isSelector(text string) bool { return strings.ContainsAny(text, "=!*, ") }
 
 // selected returns the pods that a selector matches: "app=web" in the given namespace,

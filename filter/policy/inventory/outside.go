@@ -8,7 +8,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// atAddress returns what has an address: a Service, a pod, a node, or nothing that is known.
+// atAddress returns the owner of an address: a Service, a pod or a node. If the owner is not known,
+// it returns the address itself as an end.
 func (v *Inventory) atAddress(addr netip.Addr) target {
 	if s := v.byAddress[addr]; s != nil && v.Snapshot.Endpoint(addr) == nil {
 		return target{service: s, addr: addr}
@@ -19,8 +20,8 @@ func (v *Inventory) atAddress(addr netip.Addr) target {
 	return target{ends: []*End{v.address(addr)}}
 }
 
-// world returns all addresses outside the cluster, cut where policies tell them apart. The
-// addresses of pods, nodes and Services are not outside.
+// world returns all addresses outside the cluster, as ranges in which all addresses get the same
+// verdicts. The addresses of pods, nodes and Services are not outside.
 func (v *Inventory) world() (ends []*End) {
 	for i, all := range []string{"0.0.0.0/0", "::/0"} {
 		if v4 := i == 0; !v.uses(v4) && (v.beside == nil || !v.beside.uses(v4)) {
@@ -47,11 +48,11 @@ func (v *Inventory) outside(r Range) *End {
 	return &End{Name: r.String(), Addrs: []netip.Addr{addr}, Range: &r}
 }
 
-// documentation are addresses that stand for the world in examples (RFC 5737, RFC 3849).
+// documentation are addresses that are reserved for examples (RFC 5737, RFC 3849).
 var documentation = []string{"203.0.113.9", "198.51.100.9", "192.0.2.9", "2001:db8::9"}
 
-// addrOutside returns an address of a range that nothing in the cluster has: one for
-// documentation if there is one, because people know it as an example.
+// addrOutside returns an address in a range that is neither taken nor assumed; invalid if there is
+// none. It prefers an address for documentation, because people recognize it as an example.
 func (v *Inventory) addrOutside(r Range) netip.Addr {
 	outside := func(a netip.Addr) bool { return !v.taken(a) && !v.assumed[a] }
 	for _, text := range documentation {
@@ -72,8 +73,8 @@ func (v *Inventory) taken(a netip.Addr) bool {
 	return v.Snapshot.Endpoint(a) != nil || v.byAddress[a] != nil || v.byOuter[a] != nil || v.hosts[a] || v.Snapshot.NodeAt(a) != nil
 }
 
-// inRange returns all that has an address in a range: its pods, its nodes, and the addresses that
-// are outside the cluster, cut where policies tell them apart.
+// inRange returns the ends in a range of addresses: its pods, its nodes, and its addresses outside
+// the cluster, as ranges in which all addresses get the same verdicts.
 func (v *Inventory) inRange(p netip.Prefix, to bool) (target, error) {
 	p = p.Masked()
 	var pods []*policy.Pod
