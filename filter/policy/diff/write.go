@@ -10,7 +10,7 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// maxColumn bounds the width to which the text aligns a column.
+// maxColumn bounds the width of an aligned column; wider cells are not aligned.
 const maxColumn = 60
 
 // WriteText writes a line for each change, and a summary.
@@ -52,10 +52,10 @@ func (r *Report) WriteText(out io.Writer) error {
 	return err
 }
 
-// foldAfter is the number of lines above which the Markdown folds a table.
+// foldAfter is the largest number of rows in a table of the Markdown that is not folded.
 const foldAfter = 10
 
-// WriteMarkdown writes tables for the comment on a pull request. Long ones are folded.
+// WriteMarkdown writes the report for a comment on a pull request, and folds long tables.
 func (r *Report) WriteMarkdown(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "**Network policies: %s**\n", r.Summary())
@@ -116,7 +116,7 @@ func coded(names []string) string {
 	return near.List(quoted, maxNames, ", ")
 }
 
-// escaped returns a text in which Markdown finds no formatting.
+// escaped escapes the characters of Markdown that occur in names and texts of the report.
 func escaped(text string) string {
 	return strings.NewReplacer("|", `\|`, "*", `\*`, "_", `\_`, "<", "&lt;").Replace(text)
 }
@@ -133,7 +133,7 @@ type (
 		Policies []jsonPolicy `json:"policies"`
 		Notes    []string     `json:"notes,omitempty"`
 	}
-	// jsonChange is an equal change from each of some parties to each of others, but not from a
+	// jsonChange is the same change from each party in From to each party in To, but not from a
 	// single pod to itself.
 	jsonChange struct {
 		Change  string      `json:"change"` // "opened" or "closed"
@@ -141,8 +141,8 @@ type (
 		To      []string    `json:"to"`
 		Ports   []string    `json:"ports"` // as in "TCP 80", "UDP 8000-8100", "ICMP"
 		Family  string      `json:"family,omitempty"`
-		OwnNode bool        `json:"ownNode,omitempty"` // about pods and the node that they run on
-		Depends bool        `json:"depends,omitempty"` // on addresses that are not known
+		OwnNode bool        `json:"ownNode,omitempty"` // only between pods and the node on which they run
+		Depends bool        `json:"depends,omitempty"` // the change depends on addresses that are not known
 		Causes  []jsonCause `json:"causes"`
 		Why     string      `json:"why"`
 	}

@@ -8,7 +8,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Each kind of routes leads requests to the Services that its rules name.
+// Add converts the backends of each kind of routes into targets.
 func TestTargets(t *testing.T) {
 	tests := map[string]struct{ kind, spec, want string }{
 		"Ingress":                   {"Ingress", "{rules: [{host: a, http: {paths: [{path: /p, backend: {service: {name: s, port: {name: http}}}}]}}]}", "TCP [a]/p ns/s http spec.rules[0].http.paths[0].backend"},
@@ -36,7 +36,7 @@ func TestTargets(t *testing.T) {
 	}
 }
 
-// readAs reads an object of a kind with a spec.
+// readAs converts an object with this kind and spec.
 func readAs(t *testing.T, kind, spec string) (o Objects) {
 	t.Helper()
 	for _, k := range Kinds() {
@@ -52,7 +52,7 @@ func readAs(t *testing.T, kind, spec string) (o Objects) {
 	return o
 }
 
-// Add knows every kind of Kinds.
+// Add converts every kind that Kinds returns.
 func TestAddKnowsTheKinds(t *testing.T) {
 	for _, k := range Kinds() {
 		var o Objects

@@ -135,7 +135,7 @@ func (d dice) spec() (s corev1.PodSpec) {
 	return s
 }
 
-// pod returns a pod; often of a workload, and sometimes without an address.
+// pod returns a pod, often one of a workload, and sometimes one without an address.
 func (d dice) pod(i int) *policy.Pod {
 	o := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pick(d, "one", "two"), Name: fmt.Sprint("p", i), Labels: d.labels()}, Spec: d.spec()}
 	if owner := pick(d, "", "web", "db"); owner != "" {
