@@ -146,7 +146,7 @@ func TestLiveClusterHasTiersAndNodes(t *testing.T) {
 	})
 }
 
-// forbidding refuses requests whose path the function does not allow.
+// forbidding returns a function that refuses requests to paths for which allowed is false.
 func forbidding(allowed func(path string) bool) func(*http.Request) *metav1.Status {
 	return func(r *http.Request) *metav1.Status {
 		if allowed(r.URL.Path) {
@@ -191,8 +191,8 @@ func TestLiveClusterErrors(t *testing.T) {
 	}
 }
 
-// Without -f, commands read the cluster of the current context, and its namespace is that of
-// names and what the answer is limited to.
+// Without -f, commands read the cluster of the current context. The namespace of the context applies to
+// names without a namespace, and limits the answer.
 func TestCurrentContext(t *testing.T) {
 	t.Setenv("KUBECONFIG", liveCluster(t, matrixDir(t, matrixCluster), nil))
 	for name, tt := range map[string]struct {
@@ -229,9 +229,9 @@ func flowsFile(t *testing.T, text string) string {
 	return file
 }
 
-// Files on top of a cluster are as if they were applied to it: they replace objects of the same
-// name, those without a namespace go to the context's, and a new template replaces the pods of a
-// workload.
+// With files and a cluster, the answer is as if the files were applied to the cluster: an object
+// replaces the object of the same name, an object without a namespace goes to the context's, and a
+// changed template of a workload replaces its pods.
 func TestFilesOnTopOfACluster(t *testing.T) {
 	const objects = `
 {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
@@ -277,8 +277,8 @@ func TestFilesOnTopOfACluster(t *testing.T) {
 	ask(t, deployment("app: front"), "deny", "1 pod left out, because a rollout of the new template replaces them: Deployment shop/web")
 }
 
-// A user with rights in one namespace gets the answers about it, and is told what could not be
-// read and what this means, in text and in JSON.
+// A user with rights in only one namespace gets answers about this namespace. Text and JSON name what
+// could not be read, and how this affects the answers.
 func TestRightsInOneNamespace(t *testing.T) {
 	kubeconfig := liveCluster(t, matrixDir(t, matrixCluster), forbidding(func(path string) bool {
 		return strings.Contains(path, "/namespaces/default") || path == "/apis" || strings.HasPrefix(path, "/apis/policy.networking.k8s.io") && !strings.HasSuffix(path, "policies")
@@ -305,7 +305,7 @@ func TestRightsInOneNamespace(t *testing.T) {
 	}
 }
 
-// Shells complete the names of a cluster. What has been made by another object is left out.
+// Shells complete the names of objects in a cluster, except for those that a workload created.
 func TestCompletionOfACluster(t *testing.T) {
 	const objects = `
 {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
@@ -332,8 +332,8 @@ func TestCompletionOfACluster(t *testing.T) {
 	}
 }
 
-// diff compares a cluster with what it would be if manifests were applied, or two directories as if
-// each were applied.
+// diff compares a cluster with the same cluster after manifests are applied. Given two directories, it
+// compares the cluster after each of them is applied.
 func TestDiffOfACluster(t *testing.T) {
 	kubeconfig := liveCluster(t, "examples/cluster", nil)
 	const want = "+ default/web → default/db  all ports but TCP 6379  by default/access-demo1 ingress rule 1 (changed)\n"

@@ -64,7 +64,7 @@ cannot be understood.`,
 	return cmd
 }
 
-// diffArgs checks the arguments of the command.
+// diffArgs checks the number and form of the arguments.
 func diffArgs(cmd *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
@@ -105,7 +105,7 @@ func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error 
 	return nil
 }
 
-// sides reads and compiles what is compared.
+// sides reads and compiles the two sides of the comparison.
 func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, after *compiled, err error) {
 	if slices.Contains(args, manifests.Stdin) && slices.Contains(o.paths, manifests.Stdin) {
 		return nil, nil, errors.New("-f - and the argument - both read the standard input: give a file to one of them")
@@ -136,7 +136,8 @@ func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, 
 	return before, after, havePods(before, after)
 }
 
-// files reads OLD or NEW. The options are those of the base, if there is one.
+// files reads the argument OLD or NEW. If base is not nil, the result has the namespace, the scope and
+// the ranges of base.
 func (o *diffOptions) files(base *loaded, path string, stdin io.Reader) (l loaded, err error) {
 	if base != nil {
 		l = *base
@@ -153,9 +154,9 @@ func (o *diffOptions) files(base *loaded, path string, stdin io.Reader) (l loade
 	return l, err
 }
 
-// applied returns both sides of the comparison: the base, and the base as if the files were applied
-// to it; or, with OLD and NEW, the base as if each were applied. In that case objects of
-// OLD that are not in NEW are deleted.
+// applied returns both sides of the comparison. With one argument, the sides are the base, and the base
+// with the files applied. With OLD and NEW, they are the base with OLD applied, and the base with NEW
+// applied; the second side lacks objects of OLD that are not in NEW.
 func (o *diffOptions) applied(base loaded, files []loaded) []loaded {
 	under := base.Objects
 	sides := []loaded{base}
@@ -170,17 +171,18 @@ func (o *diffOptions) applied(base loaded, files []loaded) []loaded {
 	return sides
 }
 
-// overlaid returns files as if they were applied to other objects.
+// overlaid returns the objects under with the files applied.
 func (o *diffOptions) overlaid(under manifests.Objects, files loaded) loaded {
 	notes := slices.Concat(under.Notes, files.Notes)
 	files.Objects = manifests.Overlay(under, "the cluster", files.Objects)
 	if !o.live() {
-		files.Notes = notes // the note about the cluster is untrue of files
+		files.Notes = notes // Overlay's note says that the base is a cluster, but it is files
 	}
 	return files
 }
 
-// inScope returns an error if a namespace that the answer is limited to is in neither side.
+// inScope returns nil if one of the sides has all namespaces of the scope; otherwise an error names one
+// that the last side lacks.
 func inScope(sides []loaded) (err error) {
 	for i := range sides {
 		if err = sides[i].scopeExists(); err == nil {
@@ -190,7 +192,8 @@ func inScope(sides []loaded) (err error) {
 	return err
 }
 
-// havePods returns an error if one of the sides has no pods: the comparison would be about nothing.
+// havePods returns an error if one of the sides has neither pods nor workloads: there would be nothing
+// to compare.
 func havePods(before, after *compiled) error {
 	for i, m := range []*compiled{before, after} {
 		if len(m.inventory.AllPods()) == 0 {
@@ -201,8 +204,8 @@ func havePods(before, after *compiled) error {
 	return nil
 }
 
-// withoutKnown removes the notes and problems that another side has as well, so that each
-// is printed once.
+// withoutKnown removes the notes and problems that the other side has as well, so that each is printed
+// only once.
 func (m *compiled) withoutKnown(o *compiled) {
 	known := make(map[string]bool)
 	for _, list := range [][]manifests.Problem{o.Notes, o.Outdated, o.problems} {

@@ -50,7 +50,7 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("there is no command %q: the commands are %s", args[0], strings.Join(names, ", "))
 }
 
-// noArgs returns an error for arguments of a command that takes none.
+// noArgs returns an error if there are arguments, for a command without any.
 func noArgs(cmd *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:

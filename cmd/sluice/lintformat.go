@@ -15,7 +15,7 @@ import (
 	"sluice/watch/manifests"
 )
 
-// write writes the report in a format.
+// write writes the report in the given format.
 func (r *lintReport) write(out io.Writer, format string, l *loaded) error {
 	switch format {
 	case "json":
@@ -68,7 +68,8 @@ func (r *lintReport) text(l *loaded) string {
 	return b.String() + r.summary(l)
 }
 
-// summary returns the last lines of the text: what was found, in what.
+// summary returns the last lines of the text: the number of findings, and the objects that were
+// checked.
 func (r *lintReport) summary(l *loaded) string {
 	policies := slices.DeleteFunc(slices.Clone(l.Policies), func(p *policy.Policy) bool { return !l.within(p.Ref.Namespace) })
 	pods := slices.DeleteFunc(slices.Clone(l.Pods), func(p *policy.Pod) bool { return !l.within(p.Namespace) })
@@ -98,7 +99,7 @@ func (r *lintReport) summary(l *loaded) string {
 	return text
 }
 
-// github returns the findings as annotations of GitHub Actions, one a line.
+// github returns the findings as annotations of GitHub Actions, one per line.
 func (r *lintReport) github() string {
 	var b strings.Builder
 	message := strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A")

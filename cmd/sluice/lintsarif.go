@@ -107,7 +107,7 @@ func sarifLevelOf(s lint.Severity) string {
 	return s.String()
 }
 
-// uriOf returns a path as a URI reference, which is relative if the path is.
+// uriOf returns a path as a URI reference. A relative path becomes a relative reference.
 func uriOf(path string) string {
 	u := url.URL{Path: filepath.ToSlash(path)}
 	if filepath.IsAbs(path) {

@@ -8,8 +8,8 @@ import (
 	"sluice/watch/manifests"
 )
 
-// readCluster reads a live cluster. Of what the user may not list in the whole cluster, it reads
-// the given namespaces.
+// readCluster reads a live cluster. If the user may not list a kind in the whole cluster, readCluster
+// lists it in the given namespaces.
 func readCluster(ctx context.Context, t *kube.Target, namespaces []string) (manifests.Objects, error) {
 	slices.Sort(namespaces)
 	namespaces = slices.Compact(namespaces)

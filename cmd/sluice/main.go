@@ -26,13 +26,13 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
-	program        string // how the program is called, as in "kubectl sluice"; empty means sluice
+	program        string // the name by which the program was called, as in "kubectl sluice"; empty means sluice
 }
 
-// name returns how the program is called.
+// name returns the name by which the program was called.
 func (e env) name() string { return cmp.Or(e.program, "sluice") }
 
-// say prints a line to the standard error, with the program's name in front.
+// say prints a line to the standard error, after the program's name.
 func (e env) say(format string, args ...any) {
 	fmt.Fprintf(e.stderr, e.name()+": "+format+"\n", args...)
 }
@@ -66,8 +66,8 @@ func main() {
 	os.Exit(status)
 }
 
-// programName returns how the program is called, by the path of its executable. kubectl runs
-// kubectl-sluice for kubectl sluice.
+// programName returns the name by which the program was called, given the path of its executable. For
+// "kubectl sluice", kubectl runs the executable kubectl-sluice.
 func programName(path string) string {
 	if strings.TrimSuffix(filepath.Base(path), ".exe") == "kubectl-sluice" {
 		return "kubectl sluice"
@@ -84,7 +84,7 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		if cmd == root && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-			return knownCommand(root, args[:1]) // a flag of the command that was meant
+			return knownCommand(root, args[:1]) // the command is misspelled, so its flag is unknown
 		}
 		return flagError(cmd, err)
 	})
@@ -131,7 +131,7 @@ manifests (-f), or the cluster of the kubeconfig's current context.`,
 		Args:          knownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.CompletionOptions.DisableDefaultCmd = true // completionCommand has more
+	root.CompletionOptions.DisableDefaultCmd = true // completionCommand replaces the default one
 	root.PersistentFlags().Var(newChoiceFlag(&color, colorAuto, colorAlways, colorNever), "color", "colors in text: auto (on a terminal, unless $NO_COLOR is set), always or never")
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(commands(e)...)
@@ -142,7 +142,8 @@ manifests (-f), or the cluster of the kubeconfig's current context.`,
 	return root
 }
 
-// renameExamples writes the name by which the program is called into the examples of all commands.
+// renameExamples replaces "sluice" in the examples of all commands by the name by which the program was
+// called.
 func renameExamples(cmd *cobra.Command, name string) {
 	cmd.Example = exampleName.ReplaceAllString(cmd.Example, "${1}"+name+" ")
 	for _, sub := range cmd.Commands() {

@@ -12,16 +12,16 @@ import (
 	"sluice/watch/manifests"
 )
 
-// compiled holds the objects that a command has read, and the inventory of them.
+// compiled holds the objects that a command has read, and their inventory.
 type compiled struct {
 	loaded
 	inventory     *inventory.Inventory
-	misunderstood []policy.Problem // parts that the API server would accept, but that allow nothing
-	nodesMissing  bool             // policies have rules for nodes, and there are no Nodes
+	misunderstood []policy.Problem // parts that the API server would accept, but that cannot be understood and allow nothing
+	nodesMissing  bool             // policies have rules about nodes, but there are no Nodes
 }
 
-// readManifests reads and compiles manifests. node lists the addresses of the
-// pods' node, whose traffic always passes; it may be empty.
+// readManifests reads and compiles manifests. node lists the addresses of the pods' own node, whose
+// traffic always passes; it may be empty.
 func readManifests(node []netip.Addr, paths ...string) (*compiled, error) {
 	objects, problems, err := manifests.Read(paths...)
 	if err != nil {
@@ -45,7 +45,7 @@ func compile(node []netip.Addr, l loaded) *compiled {
 		Services: l.Services, EndpointSlices: l.EndpointSlices, Routing: l.Routing, NodeAddrs: node, PodRanges: l.podRanges, NamespacesUnread: l.namespacesUnread(),
 	})}
 	unread := slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Node"} })
-	m.nodesMissing = m.inventory.NodesMissing() && !unread // what cannot be read is reported anyway
+	m.nodesMissing = m.inventory.NodesMissing() && !unread // other messages report that Nodes could not be read
 	for _, p := range m.inventory.Problems {
 		if !p.Minor && !manifests.CausedBy(p, l.problems) {
 			m.misunderstood = append(m.misunderstood, p)

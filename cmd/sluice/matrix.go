@@ -21,7 +21,7 @@ type matrixOptions struct {
 	format   string
 	by       matrix.By
 	ports    []string
-	from, to []string // namespaces
+	from, to []string // namespaces of --from-namespace and --to-namespace
 	open     bool
 }
 
@@ -129,7 +129,7 @@ func (o *matrixOptions) readMatrix(ctx context.Context, e env) (*compiled, error
 		o.mention(namespace + "/")
 	}
 	if len(given) > 0 && len(o.namespaces) == 0 {
-		o.allNamespaces = true // the namespace of the context does not limit the answer further
+		o.allNamespaces = true // the flags already limit the answer, so the namespace of the context must not
 	}
 	from, err := readInput(ctx, e, nil, &o.input)
 	if err != nil {
@@ -140,7 +140,7 @@ func (o *matrixOptions) readMatrix(ctx context.Context, e env) (*compiled, error
 	return from, named.scopeExists()
 }
 
-// maxLeftOut bounds the lines about pods that are left out. JSON and pages have all of them.
+// maxLeftOut bounds the lines about pods that are left out. JSON and pages list all of them.
 const maxLeftOut = 5
 
 func sayLeftOut(e env, list []matrix.LeftOut) {

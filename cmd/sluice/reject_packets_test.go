@@ -405,7 +405,7 @@ func (pr *prober) answersTo(sendAll func() error) (got []gopacket.Packet) {
 			continue // the bridge's
 		}
 		if icmp, is := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); is && icmp.TypeCode.Type() >= 128 {
-			continue // not an error: neighbour discovery, multicast listeners
+			continue // not an error, but neighbor discovery or multicast listener discovery
 		}
 		got = append(got, p)
 	}

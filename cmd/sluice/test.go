@@ -102,7 +102,7 @@ Cilium, are named ("not read") and do not change the status.`,
 // testedFile is a file of tests and its results.
 type testedFile struct {
 	path    string
-	file    *expect.File // nil if it cannot be read
+	file    *expect.File // nil if the file cannot be read
 	start   time.Time
 	results []testResult
 	notRead []manifests.NotRead
@@ -158,23 +158,23 @@ func parseTests(path string) (*expect.File, error) {
 	case errors.Is(err, syscall.EISDIR):
 		return nil, fmt.Errorf("it is a directory: give the files in it, as in %s", filepath.Join(path, "*.yaml"))
 	case errors.As(err, &wrong):
-		return nil, fmt.Errorf("read tests: %w", wrong.Err) // the message begins with the file
+		return nil, fmt.Errorf("read tests: %w", wrong.Err) // the message begins with the name of the file
 	case err != nil:
 		return nil, fmt.Errorf("read tests: %w", err)
 	}
 	return expect.Parse(data)
 }
 
-// testRun is a run of the command.
+// testRun is one run of the command.
 type testRun struct {
 	env
 	testOptions
-	covered *expect.Coverage // nil if it is not wanted
-	shared  *loaded          // of the flags; nil if the files name the manifests
-	told    bool             // what is wrong with the shared objects has been printed
+	covered *expect.Coverage // nil unless coverage is asked for
+	shared  *loaded          // objects that the flags select; nil if the files of tests name the manifests
+	told    bool             // the problems of the shared objects have been printed
 }
 
-// readShared reads the objects that the flags name, if they do.
+// readShared reads the objects that the flags select, if there are such flags.
 func (r *testRun) readShared(ctx context.Context, files []testedFile) error {
 	if len(r.paths) == 0 && !r.cluster.given() {
 		return nil
@@ -189,8 +189,8 @@ func (r *testRun) readShared(ctx context.Context, files []testedFile) error {
 	return err
 }
 
-// file runs the tests of a file, and prints their results as text if that is wanted. It returns
-// only errors of printing.
+// file runs the tests of a file, and prints their results if the format is text. It returns only errors
+// of printing.
 func (r *testRun) file(ctx context.Context, f *testedFile) error {
 	f.start = time.Now()
 	if f.err == nil {
@@ -212,8 +212,8 @@ func (r *testRun) file(ctx context.Context, f *testedFile) error {
 	return nil
 }
 
-// tests runs the tests of a file. If the manifests could be understood only in part, it sets the
-// results and returns an error.
+// tests runs the tests of a file, and sets its results. It returns an error, in addition to the
+// results, if the manifests could be understood only in part.
 func (r *testRun) tests(ctx context.Context, f *testedFile) error {
 	m, err := r.compile(ctx, f)
 	if err != nil {
@@ -237,7 +237,7 @@ func (r *testRun) tests(ctx context.Context, f *testedFile) error {
 	return m.report(to, "the tests")
 }
 
-// compile reads and compiles the objects that a file of tests is about.
+// compile reads and compiles the objects of a file of tests.
 func (r *testRun) compile(ctx context.Context, f *testedFile) (*compiled, error) {
 	var l loaded
 	if r.shared != nil {

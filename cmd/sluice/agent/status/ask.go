@@ -52,7 +52,7 @@ func Ask(ctx context.Context, path string) (*Status, error) {
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // an incomplete text is better than none
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // on an error, the part of the text that was read is enough
 		return nil, fmt.Errorf("the agent on %s answers %s: %s", path, response.Status, text)
 	}
 	var s Status
