@@ -39,8 +39,8 @@ func (e *Endpoint) Hosts() []netip.Addr {
 	return e.host.list()
 }
 
-// SameClass reports whether no policy can tell the two endpoints apart, except by their
-// addresses. Addresses outside the cluster (nil) are of one class, and so are those of this node.
+// SameClass reports whether policies treat both endpoints alike, unless rules name their addresses. All
+// addresses outside the cluster (nil) are in one class, and so are all addresses of this node.
 func (e *Endpoint) SameClass(o *Endpoint) bool {
 	if e == nil || o == nil {
 		return e == o
@@ -48,12 +48,11 @@ func (e *Endpoint) SameClass(o *Endpoint) bool {
 	return e.class == o.class
 }
 
-// Class identifies the endpoints that SameClass does not tell apart. It is comparable, and has a
-// meaning only within one snapshot.
+// Class identifies a class of SameClass. It is comparable, and is valid only within one snapshot.
 type Class struct{ c *class }
 
-// Class returns the class of the endpoint. It is the zero Class for this node, and for an address
-// outside the cluster.
+// Class returns the class of the endpoint. For this node, and for an address outside the cluster, it
+// returns the zero Class.
 func (e *Endpoint) Class() Class {
 	if e == nil {
 		return Class{}
