@@ -26,9 +26,8 @@ var prefixes = map[string]string{
 	"jobs": "/apis/batch/v1/", "cronjobs": "/apis/batch/v1/",
 }
 
-// ServeHTTP answers list and watch requests for all objects of a kind in the cluster, list
-// requests for those of a namespace, requests to get a Namespace, and requests to get or patch
-// (as JSON patch) a Node.
+// ServeHTTP answers requests to list and watch all objects of a kind in the cluster, to list the
+// objects of a kind in a namespace, to get a Namespace, and to get or patch (as JSON patch) a Node.
 func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	enc := encodingFor(req)
 	if s.opts.Refuse != nil {
@@ -64,8 +63,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	s.list(w, req, r, enc, "")
 }
 
-// namespaceOf returns the namespace whose objects of a resource a request asks for, or "" if it
-// asks for those of the whole cluster.
+// namespaceOf returns the namespace of a request for objects of a resource, or "" if the request is for
+// objects of the whole cluster.
 func namespaceOf(resource string, req *http.Request) string {
 	rest, below := strings.CutPrefix(req.URL.Path, prefixes[resource]+"namespaces/")
 	namespace, in := strings.CutSuffix(rest, "/"+resource)
@@ -79,9 +78,10 @@ func failureStatus(code int32, reason metav1.StatusReason, message string) *meta
 	return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
 }
 
-// list answers with a page of objects: those of a namespace or, if it is empty, all. The token for the next page contains the version of
-// the first page and the name of the next object. Objects may change between pages. This is
-// harmless, because the client then watches from the version of the first page.
+// list answers with a page of objects: those of the namespace, or, if it is empty, all. The token for
+// the next page contains the version of the first page and the name of the next object. Objects may
+// change between pages. This is harmless, because the client then watches from the version of the first
+// page.
 func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc encoding, namespace string) {
 	s.mu.Lock()
 	all, version := r.sorted(), s.version
