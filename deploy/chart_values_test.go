@@ -19,7 +19,7 @@ func valuesOf(t *testing.T, text string) map[string]any {
 	return values
 }
 
-// manifestsOf renders the chart with values, which are YAML.
+// manifestsOf renders the chart with values that are given as YAML.
 func manifestsOf(t *testing.T, values string) string {
 	t.Helper()
 	text, err := renderWith(t, valuesOf(t, values))
@@ -29,7 +29,7 @@ func manifestsOf(t *testing.T, values string) string {
 	return string(text)
 }
 
-// Each value has the effect that its description names.
+// Each value has the effect that its description states.
 func TestChartValues(t *testing.T) {
 	for name, tt := range map[string]struct {
 		values        string
@@ -71,7 +71,7 @@ func TestChartValues(t *testing.T) {
 	}
 }
 
-// A scrape over the network needs an agent that listens there.
+// The chart refuses a scrape over the network unless the agent listens beyond loopback.
 func TestMetricsNeedAnAddress(t *testing.T) {
 	for _, address := range []string{"", "127.0.0.1:10301", "localhost:10301", "[::1]:10301"} {
 		for _, what := range []string{"service", "serviceMonitor"} {
@@ -83,8 +83,8 @@ func TestMetricsNeedAnAddress(t *testing.T) {
 	}
 }
 
-// The Service selects the pods of the DaemonSet, and the ServiceMonitor the Service. The pod of
-// "helm test" belongs to neither.
+// The Service selects the pods of the DaemonSet, and the ServiceMonitor selects the Service. Neither
+// selects the pod of "helm test".
 func TestMonitorSelectsTheAgents(t *testing.T) {
 	o := read(t, render(t, fullValues))
 	for key, value := range selectorOf(t, o, "v1 Service", "spec", "selector") {
@@ -104,7 +104,7 @@ func TestMonitorSelectsTheAgents(t *testing.T) {
 	}
 }
 
-// selectorOf returns the map of strings at a path of an object.
+// selectorOf returns the map of strings at a path in the object of the given kind.
 func selectorOf(t *testing.T, o *objects, kind string, path ...string) map[string]any {
 	t.Helper()
 	text, err := yaml.Marshal(o.others[kind])
@@ -122,13 +122,13 @@ func selectorOf(t *testing.T, o *objects, kind string, path ...string) map[strin
 	return at
 }
 
-// "helm test" asks the agent on its own socket, on the nodes where agents run, with fewer rights
-// than the agent.
+// "helm test" asks an agent over the agent's socket. Its pod runs on a node with an agent, and has
+// fewer rights than the agent.
 func TestHelmTestAsksTheAgent(t *testing.T) {
 	for name, text := range map[string][]byte{"defaults": render(t), "all values": render(t, fullValues)} {
 		t.Run(name, func(t *testing.T) {
 			o := read(t, text)
-			var pod appsv1.DaemonSet // its spec.template has the type of the pod
+			var pod appsv1.DaemonSet // its field spec.template has the type of the pod
 			asYAML, err := yaml.Marshal(map[string]any{"spec": map[string]any{"template": o.others["v1 Pod"]}})
 			if err != nil {
 				t.Fatal(err)
@@ -151,8 +151,8 @@ func TestHelmTestAsksTheAgent(t *testing.T) {
 	}
 }
 
-// The notes name the commands for this release: how to uninstall it, and what to do if it was
-// uninstalled while its rules were to stay.
+// The notes name the commands with the release's name: for uninstalling it, and for the case that it
+// was uninstalled with rules that should stay.
 func TestNotes(t *testing.T) {
 	for name, tt := range map[string]struct {
 		values        string

@@ -50,12 +50,12 @@ type objects struct {
 	role      rbacv1.ClusterRole
 	binding   rbacv1.ClusterRoleBinding
 	daemonSet appsv1.DaemonSet
-	// others has the objects of further kinds, by kind.
+	// others has the objects of other kinds, by API version and kind.
 	others map[string]any
 }
 
-// furtherKinds returns an object of each kind that manifests may have besides those of an agent.
-// Those of the Prometheus Operator have no types here.
+// furtherKinds returns an empty object for each kind that only some of the manifests have. The kinds of
+// the Prometheus Operator are maps, because this package has no types for them.
 func furtherKinds() map[string]any {
 	return map[string]any{
 		"v1 Service": new(corev1.Service), "v1 Pod": new(corev1.Pod), "v1 ConfigMap": new(corev1.ConfigMap),
@@ -147,7 +147,7 @@ func TestBaseEqualsChart(t *testing.T) {
 		m.Labels = map[string]string{"app.kubernetes.io/name": m.Labels["app.kubernetes.io/name"]}
 	}
 	delete(b.daemonSet.Spec.Selector.MatchLabels, "app.kubernetes.io/instance")
-	delete(b.others, "v1 Pod") // the test of "helm test"
+	delete(b.others, "v1 Pod") // the pod of "helm test"
 	if yamlOf(t, a) != yamlOf(t, b) {
 		t.Errorf("the base is\n%+v\nand the chart\n%+v", yamlOf(t, a), yamlOf(t, b))
 	}
@@ -166,8 +166,8 @@ func yamlOf(t *testing.T, o *objects) string {
 	return all.String()
 }
 
-// eachRendering calls f in a subtest for the base, the base with each component, the chart with
-// its default values, and the chart with other values.
+// eachRendering calls f in a subtest for each of these: the base, the base with each component, the
+// chart with its default values, and the chart with other values.
 func eachRendering(t *testing.T, f func(*testing.T, *objects)) {
 	all := map[string][]byte{"base": base(t), "chart": render(t), "chart, all values": render(t, fullValues)}
 	for _, name := range components {
@@ -292,7 +292,8 @@ func TestProbesReachTheAgent(t *testing.T) {
 	})
 }
 
-// argument returns the value of a flag in args: the last one, which counts.
+// argument returns the value of a flag in args. If the flag is given several times, the last one
+// counts.
 func argument(t *testing.T, args []string, flag string) string {
 	t.Helper()
 	for _, a := range slices.Backward(args) {
