@@ -23,7 +23,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// git is a folder as in Git, and a pod that runs.
+// git has manifests as in Git, and running pods.
 const git = `
 - {kind: Namespace, metadata: {name: shop}}
 - {kind: Namespace, metadata: {name: ops}}
@@ -111,7 +111,7 @@ func summary(v *Inventory, flows []Flow) string {
 	return strings.Join(parts, ", ")
 }
 
-// A question may name its ends in the ways in which people do.
+// A question may name its ends in all forms that Question describes.
 func TestNames(t *testing.T) {
 	tests := map[string]struct{ from, to, port, want string }{
 		"workload":                {"deploy/web", "sts/db", "5432", "shop/web > shop/db 5432 allow"},
@@ -152,7 +152,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// An error about a name begins with what is wrong, and suggests what is near.
+// An error about a name states what is wrong, and suggests similar names.
 func TestNamesThatNothingHas(t *testing.T) {
 	tests := map[string]struct{ to, want string }{
 		"namespace":               {"shpo/thing", "there is no namespace shpo: did you mean shop?"},
@@ -190,8 +190,8 @@ func TestNamesThatNothingHas(t *testing.T) {
 	}
 }
 
-// A range of a policy may contain a pod whose address is not known. Elsewhere returns the
-// addresses that matter, and none if the ranges of pods are known to be outside of it.
+// A range of a policy may contain a pod whose address is not known. Elsewhere returns alternatives
+// inside and outside of the range, but only in the pod ranges if these are known.
 func TestElsewhere(t *testing.T) {
 	for _, tt := range []struct{ ranges, want string }{
 		{"", "10.2.0.0/16 except 10.2.3.0/24 allow, 10.2.3.0/24 deny"},
@@ -220,7 +220,7 @@ func TestElsewhere(t *testing.T) {
 	}
 }
 
-// Each workload counts once: by its pods if it has some, else by its template.
+// Each workload has either its live pods or one pod made from its template.
 func TestWorkloadsCountOnce(t *testing.T) {
 	v := read(t, git+`
 - {kind: ReplicaSet, metadata: {namespace: shop, name: web-1, ownerReferences: [{kind: Deployment, name: web, controller: true}]}, spec: {template: {metadata: {labels: {app: web}}}}}
@@ -252,7 +252,8 @@ func TestWorkloadsCountOnce(t *testing.T) {
 	}
 }
 
-// cut keeps every address, and in each range all addresses are in the same prefixes.
+// The ranges that cut returns contain every address once. All addresses of a range are in the same
+// prefixes.
 func TestCut(t *testing.T) {
 	var prefixes []netip.Prefix
 	for _, text := range []string{"10.0.0.0/28", "10.0.0.0/30", "10.0.0.2/32", "10.0.0.8/29", "10.0.0.8/30", "10.0.0.12/30", "fd00::/16"} {
@@ -261,7 +262,7 @@ func TestCut(t *testing.T) {
 	checkCut(t, prefixes, netip.MustParsePrefix("10.0.0.0/27"))
 }
 
-// The same for random prefixes, of which many are inside of others, or equal.
+// TestCutRandomly checks cut with random prefixes. Many are equal or contain each other.
 func TestCutRandomly(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
@@ -284,7 +285,7 @@ func checkCut(t *testing.T, prefixes []netip.Prefix, within netip.Prefix) {
 	t.Helper()
 	m := newMarks(slices.Clone(prefixes))
 	ranges := m.cut(within)
-	around := make(map[string]string) // the text of marks, by the prefixes that contain an address
+	around := make(map[string]string) // the result of marks.around for the addresses in each set of prefixes
 	for a := within.Addr(); within.Contains(a); a = a.Next() {
 		key := containing(prefixes, a)
 		if was, has := around[key]; has && was != m.around(a) {
@@ -326,8 +327,8 @@ func containing(prefixes []netip.Prefix, a netip.Addr) string {
 	return strings.Join(slices.Compact(texts), " ")
 }
 
-// BenchmarkPlaces makes inventories with a pod that has no address, and policies of many ranges:
-// in ns/op, ten times as many ranges should take little more than ten times as long.
+// BenchmarkPlaces makes inventories with a pod that has no address, and policies with many ranges.
+// Ten times as many ranges should take little more than ten times as many ns/op.
 func BenchmarkPlaces(b *testing.B) {
 	for _, n := range []int{27_000, 270_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -348,8 +349,8 @@ func BenchmarkPlaces(b *testing.B) {
 	}
 }
 
-// A pod of the host network has the address of a Node, if Nodes are known. Otherwise it may be
-// anywhere, except where no node can be.
+// A pod of the host network is assumed to have the address of a Node, if Nodes are known and no pod
+// states its node. Otherwise it may have any address that a node can have.
 func TestPlacesOfTheHostNetwork(t *testing.T) {
 	const policies = `
 - kind: NetworkPolicy

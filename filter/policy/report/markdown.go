@@ -70,7 +70,7 @@ func (c cell) markdown() string {
 	return strings.Join(items, ", ")
 }
 
-// escaped returns a text in which Markdown finds no formatting.
+// escaped escapes the characters that Markdown would read as formatting.
 func escaped(text string) string {
 	return strings.NewReplacer(`\`, `\\`, "|", `\|`, "*", `\*`, "_", `\_`, "<", "&lt;", "~", `\~`, "`", "\\`").Replace(text)
 }
