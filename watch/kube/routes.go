@@ -14,10 +14,10 @@ import (
 	"sluice/filter/policy/kuberoute"
 )
 
-// ReadRoutes reads what leads to Services from outside the cluster: Ingresses, and the objects of
-// the Gateway API if the cluster has its kinds. Kinds that could not be read, or only in the given
-// namespaces, are returned as well: they change no verdict, so that they are no error. The error is
-// that of the question which kinds there are.
+// ReadRoutes reads the objects that lead from outside the cluster to Services: those of
+// [kuberoute.Kinds] that the cluster serves. It returns the kinds that could not be read, or that
+// could be read only in the given namespaces, as Unread: they change no verdict, so they are not an
+// error. It returns an error only if it cannot ask the API server for its kinds.
 func ReadRoutes(ctx context.Context, config *rest.Config, namespaces ...string) (kuberoute.Objects, []Unread, error) {
 	var o kuberoute.Objects
 	c, err := newJSONClient(ctx, config)
@@ -32,10 +32,10 @@ func ReadRoutes(ctx context.Context, config *rest.Config, namespaces ...string) 
 	for _, k := range kuberoute.Kinds() {
 		i := slices.IndexFunc(all, func(r served) bool { return r.group == k.Group && r.kind == k.Name })
 		if i < 0 {
-			continue // without the kind, there are no objects of it
+			continue // the cluster does not serve the kind
 		}
 		if !slices.Contains(k.Versions, all[i].version) {
-			all[i].version = k.Versions[0] // a version that is newer than this one: the server converts
+			all[i].version = k.Versions[0] // Sluice does not know the version: request one that it knows, to which the server converts
 		}
 		only, err := c.routes(&o, k, all[i], namespaces)
 		if err != nil {
@@ -52,8 +52,8 @@ func routeReason(err error, only []string) string {
 	return err.Error()
 }
 
-// routeEffect says what it means for answers that a kind was not read; only lists the namespaces in
-// which it was.
+// routeEffect states how answers are affected because a kind was not read. only are the namespaces in
+// which it was read.
 func routeEffect(k kuberoute.Kind, only []string) string {
 	switch {
 	case k.InCluster:
@@ -66,8 +66,8 @@ func routeEffect(k kuberoute.Kind, only []string) string {
 	return "what is reached from outside the cluster through them is not known"
 }
 
-// routes reads the objects of a kind: those of the whole cluster or, if the user may not, those of
-// the given namespaces. With an error, it returns the namespaces that could be read.
+// routes reads the objects of a kind in the whole cluster. If the user may not list them there, it
+// reads those in the given namespaces, and returns the error with the namespaces that it has read.
 func (c jsonClient) routes(o *kuberoute.Objects, k kuberoute.Kind, r served, namespaces []string) (only []string, err error) {
 	if err = c.pages(o, k, r, ""); !errors.Is(err, errForbidden) || k.InCluster {
 		return nil, err
@@ -80,7 +80,7 @@ func (c jsonClient) routes(o *kuberoute.Objects, k kuberoute.Kind, r served, nam
 	return only, err
 }
 
-// pages reads the objects of a kind, page by page: those of a namespace or, if it is empty, all.
+// pages reads the objects of a kind in a namespace, page by page. An empty namespace means all.
 func (c jsonClient) pages(o *kuberoute.Objects, k kuberoute.Kind, r served, namespace string) error {
 	path := "/apis/" + r.group + "/" + r.version + "/"
 	if namespace != "" {

@@ -10,8 +10,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// ReadRoutes reads the kinds that the cluster has, page by page, in the version that it serves. What the
-// user may not list, it lists in the given namespaces, and reports.
+// ReadRoutes reads the kinds that the cluster serves, page by page, in the version that the cluster
+// serves. If the user may not list a kind, ReadRoutes lists it in the given namespaces, and reports it.
 func TestReadRoutes(t *testing.T) {
 	const kinds = `{"kind": "APIGroupDiscoveryList", "items": [
 		{"metadata": {"name": "networking.k8s.io"}, "versions": [{"version": "v1", "resources": [

@@ -13,8 +13,8 @@ type Kind struct {
 	Name  string `json:"kind"`
 }
 
-// NotRead describes what was not read of a kind: skipped objects that may change what is allowed,
-// or objects that the user may not read in a cluster.
+// NotRead is a kind of which objects were not read: Sluice skips them although they may change what
+// is allowed, or the user may not read them in a cluster.
 type NotRead struct {
 	Kind
 	Count  int    `json:"count,omitempty"`  // number of skipped objects; 0 if it is not known
@@ -46,8 +46,7 @@ func (n NotRead) why() string {
 // TextOf lists the skipped objects in one line. It returns "" if there are none.
 func TextOf(passed []NotRead) string { return strings.Join(LinesOf(passed), "; ") }
 
-// LinesOf lists what was not read, with one line for all kinds that have the same reason and
-// effect.
+// LinesOf lists the kinds in lines. Kinds with the same reason and effect share a line.
 func LinesOf(passed []NotRead) []string {
 	var whys, whats []string
 	for _, n := range passed {

@@ -13,7 +13,7 @@ import (
 // chartFile is the file that makes a directory the source of a Helm chart.
 const chartFile = "Chart.yaml"
 
-// renderHint returns a hint to render with a program, as in "helm template CHART".
+// renderHint returns a hint to render the files first with a program, as in "helm template CHART".
 func (h reading) renderHint(program string) string {
 	if h.command == "" {
 		return "render it first, as in: " + program + " > FILE"
@@ -21,9 +21,9 @@ func (h reading) renderHint(program string) string {
 	return "render it first: " + program + " | " + h.command + " -f -"
 }
 
-// unrendered returns a problem if the files of a directory are not what a cluster gets: the
-// source of a Helm chart, or a kustomization that changes what its files say. Otherwise it
-// returns nil.
+// unrendered returns a problem if the files of a directory must be rendered before they are applied
+// to a cluster: they are the source of a Helm chart, or a kustomization changes what they say.
+// Otherwise it returns nil.
 func unrendered(dir, command string) *Problem {
 	detail, program := "", ""
 	if info, err := os.Stat(filepath.Join(dir, chartFile)); err == nil && info.Mode().IsRegular() {
@@ -40,9 +40,9 @@ func unrendered(dir, command string) *Problem {
 // kustomizationFiles are the names under which kustomize finds a kustomization.
 var kustomizationFiles = []string{"kustomization.yaml", "kustomization.yml", "Kustomization"}
 
-// kustomized returns what the kustomization of a directory changes, as in "namespace, patches".
-// It returns "" if there is none, or if it only lists files of the directory, so that the files
-// are what a cluster gets.
+// kustomized names the fields by which the kustomization of a directory changes what its files say,
+// as in "namespace, patches". It returns "" if there is no kustomization, or if it changes nothing on
+// which answers depend, such as one that only lists files.
 func kustomized(dir string) string {
 	for _, name := range kustomizationFiles {
 		data, err := os.ReadFile(filepath.Join(dir, name))
@@ -61,8 +61,8 @@ func kustomized(dir string) string {
 	return ""
 }
 
-// changesOf lists the fields of a kustomization that change which objects there are, or what
-// policies depend on.
+// changesOf lists the fields of a kustomization that add objects from elsewhere, or that may change a
+// part of an object on which policies depend.
 func changesOf(kustomization map[string]any) (changes []string) {
 	harmless := []string{
 		"apiVersion", "kind", "metadata", "images", "replicas", "commonAnnotations", "configMapGenerator", "secretGenerator",

@@ -46,7 +46,7 @@ func workloadKindOf(name string) *workloadKind {
 	return nil
 }
 
-// checkTemplate checks what decisions need of a template.
+// checkTemplate checks the fields of a template on which decisions depend.
 func checkTemplate(t *corev1.PodTemplateSpec, c *checker) {
 	if t == nil {
 		c.problem("spec.template", "it is missing", "write the template of the pods")
