@@ -52,7 +52,7 @@ func Checks() []About {
 		{Except, Warning, "an exception that is outside of its cidr, or leaves nothing of it", false},
 		{WithoutForce, Warning, "rules of a direction that policyTypes leaves out", false},
 		{NoNamespace, Info, "a peer in a namespace that is not among the objects", false},
-		{HostBits, Info, "a CIDR with bits behind its prefix, which are ignored", false},
+		{HostBits, Warning, "a CIDR with bits behind its prefix, which are ignored", false},
 		{Covered, Info, "rules that allow only what another policy or rule allows already", false},
 		{OneSidedPart, Info, "a peer or a port of a rule of which nothing passes, although others do", false},
 		{NotIsolated, Info, "pods in a namespace with policies that no policy isolates in ingress", false},
