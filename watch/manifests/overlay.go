@@ -104,8 +104,8 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// rolledOut returns the workloads in files from whose templates decisions would see other pods than
-// the cluster has.
+// rolledOut returns the workloads in files whose templates make pods that are not equal for decisions
+// to the pods of the cluster; see samePods.
 func rolledOut(cluster, files *Objects) map[policy.Ref]bool {
 	before := make(map[policy.Ref]*policy.Pod, len(cluster.Workloads))
 	for _, w := range cluster.Workloads {

@@ -176,10 +176,10 @@ type wording struct {
 // maxMissing bounds the number of parties that a word names as exceptions.
 const maxMissing = 2
 
-// take appends a word for the parties for which the function of returns true, and removes them from
-// left. It does so only if there are at least least such parties, and left has all of them or lacks few
-// of many, which the text then names as exceptions. If the only one that left lacks is the party on the
-// other side of the changes, take appends rest instead of word.
+// take appends a word for all parties that match the predicate of, and removes them from left. The
+// parameter least is the minimum number of such parties. left must contain all of them, or all but a
+// few of many, which the word then names as exceptions. If left lacks only the party on the other side
+// of the changes, take appends rest instead of word.
 func (w *wording) take(word, rest string, least int, of func(*reach.Party) bool) {
 	left := make(map[*reach.Match]bool, len(w.left))
 	for _, x := range w.left {

@@ -11,10 +11,9 @@ import (
 	"sluice/filter/policy"
 )
 
-// Class identifies ends that policies cannot tell apart: flows from and to them have the same
-// verdicts. Two verdicts do not depend on policies alone and may differ: a pod always gets the
-// packets of its own node, and reaches its own address. A Class is comparable, and has a meaning
-// only within one inventory.
+// Class identifies ends that policies cannot tell apart. Flows from and to ends of one class have the
+// same verdicts, with two exceptions: a pod always gets the packets of its own node, and always reaches
+// its own address. A Class is comparable, and has a meaning only within one inventory.
 type Class struct {
 	endpoint policy.Class
 	node     bool

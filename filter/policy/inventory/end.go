@@ -23,7 +23,7 @@ type End struct {
 	Assumed bool
 	// Pod is the pod with these addresses; nil for addresses of a node or outside the cluster.
 	Pod *policy.Pod
-	// Pods are all pods that the end stands for, Pod first; empty if Pod is nil.
+	// Pods are all pods of the end, Pod first; empty if Pod is nil.
 	Pods []*policy.Pod
 	// Workload is the workload of the pods; zero if there is none.
 	Workload policy.Ref
@@ -32,9 +32,9 @@ type End struct {
 	// Node is set for a node, and for a pod of the host network: such a pod has the addresses
 	// of its node, and policies treat it as the node.
 	Node bool
-	// NodeName is the name of the Node object whose status has the address. If there is none, but
-	// the status of a pod has the address as its host's, NodeName is "of " and the pod's name.
-	// Otherwise it is empty.
+	// NodeName is the name of the Node whose status has the address. Without such a Node, it is
+	// "of " and the name of a pod in whose status the address is that of the host; empty if there is
+	// no such pod either.
 	NodeName string
 	// Range is set for a range of addresses outside the cluster, all of which get the same
 	// verdicts.

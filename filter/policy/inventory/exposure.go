@@ -38,7 +38,7 @@ type Exposure struct {
 	protocol filter.Protocol
 }
 
-// Backend is an endpoint behind a Service.
+// Backend is an endpoint of a Service, with its port.
 type Backend struct {
 	*End
 	Port uint16

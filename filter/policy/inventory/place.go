@@ -38,8 +38,8 @@ func (v *Inventory) podRanges(v4 bool) []netip.Prefix {
 }
 
 // uses reports whether the cluster uses IPv4 if v4 is true, or IPv6 otherwise: whether a pod, Node,
-// pod range or Service has an address of the family. If there is no address at all, those of the
-// inventory in beside count; without these as well, the cluster uses IPv4 only.
+// pod range or Service has an address of the family. A cluster without any address uses the families
+// of the inventory in beside; if that has no address either, only IPv4.
 func (v *Inventory) uses(v4 bool) bool {
 	used, known := v.addressed(v4)
 	switch {
@@ -133,7 +133,7 @@ func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
 func (v *Inventory) findPlaces(ranges []netip.Prefix, host bool) []Range {
 	type place struct {
 		Range
-		depth int // the number of ranges and selectors of policies around it
+		depth int // the number of ranges and node selectors of policies that match it
 	}
 	var found []place
 	seen := make(map[string]bool)

@@ -85,7 +85,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 	for i := p.Bits(); i < len(b)*8; i++ {
 		b[i/8] |= 0x80 >> (i % 8)
 	}
-	a, _ := netip.AddrFromSlice(b) // the length is that of an address
+	a, _ := netip.AddrFromSlice(b) // cannot fail: b has the length of an address
 	return a
 }
 

@@ -133,8 +133,8 @@ func (v *Inventory) classOf(kind, name string) *kuberoute.Class {
 	return v.Routing.Classes[i]
 }
 
-// behindAddress returns the pods behind the first Service that has one of these addresses or host
-// names. The addresses are in the status of the object of.
+// behindAddress returns the endpoints of the first Service that has one of these addresses or host
+// names, which are from the status of the route or Gateway that the parameter of names.
 func (v *Inventory) behindAddress(addrs []netip.Addr, names []string, of policy.Ref) Senders {
 	if len(addrs)+len(names) == 0 {
 		return Senders{}
@@ -154,7 +154,7 @@ func (v *Inventory) behindAddress(addrs []netip.Addr, names []string, of policy.
 	return Senders{}
 }
 
-// podsBehind returns the pods behind all ports of a Service.
+// podsBehind returns the pods that are endpoints of any port of a Service.
 func (v *Inventory) podsBehind(s *service) (pods []*policy.Pod) {
 	for _, e := range v.backends(s) {
 		for _, p := range e.Pods {

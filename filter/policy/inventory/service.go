@@ -226,7 +226,7 @@ func (s *service) name(addr netip.Addr) string {
 	return s.text() + " is a Service"
 }
 
-// backend is an endpoint behind a Service, with its port.
+// backend is an endpoint of a Service, with its port.
 type backend struct {
 	end  *End
 	port uint16

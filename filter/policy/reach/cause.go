@@ -9,7 +9,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// State is how a policy of the old cluster differs from that of the new one.
+// State states whether a policy differs between the old and the new cluster.
 type State uint8
 
 // The states.

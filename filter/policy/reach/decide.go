@@ -151,8 +151,8 @@ func combined(outcomes []*Outcome) Verdict {
 	return Mixed
 }
 
-// outcome decides about a port. What the policies of one end decide depends only on the address of
-// the other end. So if each side allows a denied flow at some address of its peer, the flow is allowed
+// outcome decides about a port. The decision of one end's policies depends only on the address of the
+// other end. So if each side allows a denied flow at some address of its peer, the flow is allowed
 // between these two addresses.
 func (m *Map) outcome(r route, proto filter.Protocol, port uint16) outcome {
 	o := outcome{verdict: m.verdict(r.flow, proto, port)}

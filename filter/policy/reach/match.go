@@ -139,8 +139,8 @@ func byWorkload(parties []*Party) map[policy.Ref][]*Party {
 }
 
 // replicas links the parties of one workload: first parties that have a pod of the same name; then
-// parties whose remaining pods have equal labels. It links each party that has no link after that
-// with all parties of the other cluster, because its pods may have replaced any of theirs.
+// parties whose remaining pods have equal labels; finally each party without a link with all parties of
+// the workload in the other cluster, because each pod may have replaced any other.
 func (l links) replicas(before, after []*Party) {
 	names := func(p *Party) (names []string) {
 		for _, pod := range p.Pods {

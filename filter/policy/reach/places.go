@@ -6,9 +6,9 @@ import (
 )
 
 // places are the verdicts about a flow at all addresses that its ends may have. A place is a set of
-// addresses that policies do not tell apart. What the policies of one end decide depends only on the
-// place of the other end. So a flow is allowed if src is true for the place of the source, and dst is
-// true for the place of the destination.
+// addresses that policies do not tell apart. The decision of one end's policies depends only on the
+// place of the other end. So the flow is allowed if src is true for the place of the source, and dst
+// is true for the place of the destination.
 type places struct {
 	src map[string]bool // by the place of the source: whether the policies of the destination allow the flow
 	dst map[string]bool // by the place of the destination: whether the policies of the source allow the flow

@@ -78,9 +78,9 @@ func (w *words) single(set []*reach.Party, left map[*reach.Party]bool) (names []
 	return names
 }
 
-// take removes from left all parties for which the function of returns true, and returns the word for
-// them. It does so only if there are at least least of them, and left has all of them or lacks few of
-// many, which the text then names as exceptions. Otherwise it returns nil.
+// take returns a word for all parties that match the predicate of, and removes them from left. The
+// parameter least is the minimum number of such parties. left must contain all of them, or all but a
+// few of many, which the word then names as exceptions. Otherwise take returns nil.
 func (w *words) take(left map[*reach.Party]bool, word string, least int, of func(*reach.Party) bool) []string {
 	var all, missing []*reach.Party
 	for _, p := range w.report.parties {
