@@ -20,8 +20,7 @@ type End struct {
 	// Name is a name in the form of [inventory.Question]. If it is set, the other fields are empty.
 	Name string
 	// Namespace and Labels select pods; the Namespace "*" selects all namespaces. Without Labels, they
-	// select all pods of the Namespace. Without a Namespace, it is the one of names without a
-	// namespace: Cluster.Namespace.
+	// select all pods of the Namespace. If only Labels are set, the namespace is Cluster.Namespace.
 	Namespace string
 	Labels    labels.Set
 	// Not lists ends to leave out. Names in it without a namespace are in Namespace. If no other field
