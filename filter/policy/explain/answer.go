@@ -366,8 +366,7 @@ func (c *Change) answer() *ChangeAnswer {
 }
 
 // Why returns the reasons for a verdict about a flow in one line, without looking at policies. fromPod
-// reports whether the source is a pod. It matters if the reason is own-node: the pod's node is then the
-// destination, and otherwise the source.
+// reports whether the source is a pod. If the reason is own-node, the other end is the pod's own node.
 func Why(v filter.Verdict, fromPod bool) string {
 	return Outcome{Reason: v.Reason.String(), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress), toNode: fromPod}.Why()
 }

@@ -10,8 +10,8 @@ import (
 
 // mergeAllowed joins explanations of flows that the same rules allow, although different policies
 // isolate the pods. If each app of a namespace has a policy, a question about all pods of the namespace
-// then has one answer, instead of one per app. Only text is merged so: JSON names the policies of each
-// pod.
+// then has one answer, instead of one per app. Only text output uses it: JSON names the policies of
+// each pod.
 func mergeAllowed(all []Explanation) []Explanation {
 	alike := func(a, b *Explanation) bool {
 		return a.rank() == b.rank() && a.Verdict.Action == filter.Allow && len(a.Depends)+len(b.Depends) == 0 && a.samePort(b) && a.allowedBy() == b.allowedBy()
@@ -36,8 +36,8 @@ next:
 	return joined
 }
 
-// allowedBy returns the text of the reasons without the policies that isolate the pods, and without
-// policies that were not evaluated: neither matter to an allowed flow.
+// allowedBy returns the text of the reasons without the policies that only isolate the pods or were not
+// evaluated: these do not matter to an allowed flow.
 func (e *Explanation) allowedBy() string {
 	bare := *e
 	bare.Egress, bare.Ingress = e.Egress.withoutIsolation(), e.Ingress.withoutIsolation()
@@ -70,7 +70,7 @@ func (s *Side) keepCommon(o *Side) {
 	s.Policies, s.others = common(s.Policies, o.Policies, s.others || o.others)
 	s.Tiers = slices.Clone(s.Tiers)
 	for i := range s.Tiers {
-		t, u := &s.Tiers[i], &o.Tiers[i] // alike explanations have the same tiers
+		t, u := &s.Tiers[i], &o.Tiers[i] // explanations that are alike have the same tiers
 		t.Policies, t.others = common(t.Policies, u.Policies, t.others || u.others)
 	}
 }

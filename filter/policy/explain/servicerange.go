@@ -7,7 +7,7 @@ import (
 )
 
 // serviceRanges are the ranges from which common installers assign addresses to Services: kubeadm and
-// EKS, EKS, k3s, MicroK8s.
+// EKS (the first), EKS (the second), k3s and MicroK8s.
 var serviceRanges = []string{"10.96.0.0/12", "172.20.0.0/16", "10.43.0.0/16", "10.152.183.0/24"}
 
 // beside4 and beside6 are lengths of prefixes. An address in the same prefix as the address of a
