@@ -40,8 +40,8 @@ const (
 	Metadata     = "metadata-address" // a range of Internet addresses that contains the metadata address
 	PodRange     = "pod-address"      // an ipBlock of addresses of pods or Services
 	NotIsolated  = "not-isolated"     // pods that no policy isolates
-	OneSided     = "one-sided"        // a rule none of whose flows the other end allows
-	OneSidedPart = "one-sided-part"   // a peer or a port of a rule with flows none of which the other end allows
+	OneSided     = "one-sided"        // a rule; the other end allows none of its flows
+	OneSidedPart = "one-sided-part"   // a peer or a port of a rule; the other end allows none of its flows
 
 	// Checks of ways from outside the cluster.
 	NoBackend     = "no-backend"     // a route to a Service, or to a port of a Service, that does not exist

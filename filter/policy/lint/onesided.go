@@ -22,8 +22,8 @@ import (
 // nothing passes for one item of a rule (a peer or a port), but something passes for other items, the
 // finding is [OneSidedPart], whose severity is only Info.
 //
-// If the rule has one peer that selects pods, and its other peers are blocks of addresses, the finding
-// names this peer instead of the rule.
+// If the rule also has peers that the check ignores, such as blocks of addresses, the finding names the
+// first peer none of whose flows passes, instead of the rule.
 //
 // The check ignores peers that match no pods, blocks of addresses, and flows that another policy of the
 // rule's own end denies: the checks no-match, pod-address and shadowed report these.
@@ -45,7 +45,7 @@ type class struct {
 type oneSidedRule struct {
 	p       *lintPolicy
 	r       *rule
-	field   string // field of the rule, or of its only peer that selects pods
+	field   string // field of the rule, or of its first one-sided peer
 	example *oneWay
 	lacks   *lintPolicy // the policy that denies at the other end
 }
