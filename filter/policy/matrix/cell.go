@@ -47,8 +47,8 @@ type Cell struct {
 	Answers []Answer `json:"answers"`
 	// OwnNode has the answers for pods and their own node, if they differ from Answers.
 	OwnNode []Answer `json:"ownNode,omitempty"`
-	// Pairs counts the pairs of members by state, if one of the parties has several members; otherwise
-	// it is nil.
+	// Pairs counts the pairs of members by state, for namespaces and for parties with several members;
+	// otherwise it is nil.
 	Pairs map[State]int `json:"pairs,omitempty"`
 
 	spans []span

@@ -28,7 +28,7 @@ type page struct {
 	Kinds []pageKind `json:"kinds"`
 	Rows  [][]int    `json:"rows"`  // runs of equal cells; each run has two numbers, the kind and the number of cells
 	RowOf []int      `json:"rowOf"` // for each row, its index in Rows
-	Own   [][3]int   `json:"own"`   // row, column and kind of each cell from a party to itself; Rows lacks these cells
+	Own   [][3]int   `json:"own"`   // row, column and kind of each cell from a party to itself; in Rows, these cells have the kind of a neighbor
 
 	kinds  map[kindKey]int
 	equal  map[string]int // indexes in Kinds by content
