@@ -73,7 +73,7 @@ func checksHelp(ordered bool) string {
 }
 
 func runLint(ctx context.Context, e env, opts *lintOptions) error {
-	if err := knownChecks(opts.ignore); err != nil {
+	if err := ignorable(opts.ignore); err != nil {
 		return fmt.Errorf("--ignore: %w", err)
 	}
 	m, err := readInput(ctx, e, nil, &opts.input)

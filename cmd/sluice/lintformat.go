@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -111,11 +113,24 @@ func (r *lintReport) github() string {
 		case f.Line > 0 && f.File == manifests.StdinName:
 			text = fmt.Sprintf("line %d of the %s: %s", f.Line, f.File, text)
 		case f.Line > 0:
-			where = fmt.Sprintf("file=%s,line=%d,", property.Replace(f.File), f.Line)
+			where = fmt.Sprintf("file=%s,line=%d,", property.Replace(filepath.ToSlash(fromHere(f.File))), f.Line)
 		}
 		fmt.Fprintf(&b, "::%s %stitle=%s::%s\n", level, where, property.Replace("sluice lint: "+f.Check), message.Replace(text))
 	}
 	return b.String()
+}
+
+// fromHere returns an absolute path below the working directory relative to it, and other paths
+// unchanged. The services that show reports know files by their paths in the repository.
+func fromHere(path string) string {
+	dir, err := os.Getwd()
+	if err != nil || !filepath.IsAbs(path) {
+		return path
+	}
+	if rel, err := filepath.Rel(dir, path); err == nil && filepath.IsLocal(rel) {
+		return rel
+	}
+	return path
 }
 
 // message returns the finding in one line, without its file.

@@ -54,7 +54,7 @@ func reportOf(e env, m *compiled, ignore []string) *lintReport {
 		if !l.concerns(f.Object) || m.uncertain(f.Check) {
 			continue
 		}
-		if slices.Contains(ignore, f.Check) || f.Check != lint.Manifest && ignores.has(f.Object, f.Check) {
+		if f.Check != lint.Manifest && (slices.Contains(ignore, f.Check) || ignores.has(f.Object, f.Check)) {
 			r.Counts.Ignored++
 			continue
 		}
@@ -139,7 +139,8 @@ func (m *compiled) uncertain(check string) bool {
 // are as in "Pod shop/web".
 type ignores map[string][]string
 
-// ignoredBy reads the annotations of all objects. It prints a note for each check that does not exist.
+// ignoredBy reads the annotations of all objects. It prints a note for each check that does not exist,
+// or that cannot be ignored.
 func ignoredBy(e env, l *loaded) ignores {
 	all := make(ignores)
 	add := func(object, text string) {
@@ -149,7 +150,7 @@ func ignoredBy(e env, l *loaded) ignores {
 		for _, check := range strings.Split(text, ",") {
 			all[object] = append(all[object], strings.TrimSpace(check))
 		}
-		if err := knownChecks(all[object]); err != nil && l.concerns(object) {
+		if err := ignorable(all[object]); err != nil && l.concerns(object) {
 			e.say("note: %s, metadata.annotations[%q]: %v", object, policy.LintIgnoreAnnotation, err)
 		}
 	}
@@ -172,14 +173,17 @@ func (i ignores) has(object, check string) bool {
 	return slices.Contains(i[object], check) || strings.Contains(name, "/") && slices.Contains(i["Namespace "+namespace], check)
 }
 
-// knownChecks returns an error if a check does not exist.
-func knownChecks(names []string) error {
+// ignorable returns an error if a check does not exist, or cannot be ignored.
+func ignorable(names []string) error {
 	var all []string
 	for _, c := range lint.Checks() {
 		all = append(all, c.ID)
 	}
 	for _, name := range names {
-		if slices.Contains(all, name) {
+		switch {
+		case name == lint.Manifest:
+			return fmt.Errorf("%s cannot be ignored: the other checks rely on objects that can be read, and the API server would reject these", name)
+		case slices.Contains(all, name):
 			continue
 		}
 		if best, ok := near.Name(name, all); ok {

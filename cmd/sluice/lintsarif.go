@@ -89,7 +89,7 @@ func (r *lintReport) sarif() sarifLog {
 		result := sarifResult{Rule: f.Check, RuleIndex: index[f.Check], Level: sarifLevelOf(f.Severity), Message: sarifMessage{f.message()}}
 		var at sarifLocation
 		if f.Line > 0 && f.File != manifests.StdinName {
-			at.Physical = &sarifPhysical{sarifArtifact{uriOf(f.File)}, &sarifRegion{f.Line}}
+			at.Physical = &sarifPhysical{sarifArtifact{uriOf(fromHere(f.File))}, &sarifRegion{f.Line}}
 		}
 		if name := cmp.Or(f.Object, f.File); name != "" {
 			at.Logical = []sarifLogical{{name}}

@@ -69,11 +69,11 @@ func newJUnitSuite(f *testedFile) junitSuite {
 	sum.add(f)
 	s := junitSuite{
 		Name: f.path, Tests: sum.tests(), Failed: sum.failed, Errors: sum.errors,
-		File: f.path, Time: seconds(f.took()), Start: f.start.UTC().Format("2006-01-02T15:04:05"),
+		File: fromHere(f.path), Time: seconds(f.took()), Start: f.start.UTC().Format("2006-01-02T15:04:05"),
 	}
 	for i := range f.results {
 		r := &f.results[i].Result
-		c := junitCase{Name: r.Test.Name, Class: f.path, File: f.path, Time: seconds(f.results[i].took)}
+		c := junitCase{Name: r.Test.Name, Class: f.path, File: fromHere(f.path), Time: seconds(f.results[i].took)}
 		switch {
 		case r.Err != nil:
 			c.Error = &junitFault{r.Err.Error(), resultText(r)}
@@ -83,7 +83,7 @@ func newJUnitSuite(f *testedFile) junitSuite {
 		s.Cases = append(s.Cases, c)
 	}
 	if f.err != nil {
-		s.Cases = append(s.Cases, junitCase{Name: "the file and its manifests", Class: f.path, File: f.path, Time: seconds(0), Error: &junitFault{"they cannot be relied on", f.err.Error()}})
+		s.Cases = append(s.Cases, junitCase{Name: "the file and its manifests", Class: f.path, File: fromHere(f.path), Time: seconds(0), Error: &junitFault{"they cannot be relied on", f.err.Error()}})
 	}
 	return s
 }

@@ -106,6 +106,7 @@ func Check(v *inventory.Inventory) []Finding {
 		l.policy(p, v)
 		l.podAddresses(p, v)
 	}
+	l.covered()
 	l.notIsolated(v)
 	l.oneSided(v)
 	l.routes(v)
@@ -132,7 +133,6 @@ func (l *linter) policy(p *lintPolicy, v *inventory.Inventory) {
 			l.shadowed(p, &p.rules[d][i])
 		}
 	}
-	l.covered(p)
 }
 
 // problems reports the parts of policies and annotations that cannot be understood.
