@@ -151,7 +151,20 @@ func functions(all *template.Template) template.FuncMap {
 		"merge": func(into, from map[string]any) map[string]any {
 			return overwrite(into, overwrite(overwrite(map[string]any{}, from), into))
 		},
-		"mergeOverwrite":  overwrite,
+		"mergeOverwrite": overwrite,
+		"concat":         func(a, b []any) []any { return slices.Concat(a, b) },
+		"uniq": func(list []any) (all []any) {
+			for _, v := range list {
+				if !slices.Contains(all, v) {
+					all = append(all, v)
+				}
+			}
+			return all
+		},
+		"set": func(m map[string]any, key string, v any) map[string]any {
+			m[key] = v
+			return m
+		},
 		"regexMatch":      func(pattern, text string) bool { return regexp.MustCompile(pattern).MatchString(text) },
 		"regexFind":       func(pattern, text string) string { return regexp.MustCompile(pattern).FindString(text) },
 		"regexReplaceAll": func(pattern, text, by string) string { return regexp.MustCompile(pattern).ReplaceAllString(text, by) },

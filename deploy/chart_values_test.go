@@ -49,7 +49,8 @@ func TestChartValues(t *testing.T) {
 		"a ServiceMonitor":           {"{httpAddress: ':10301', metrics: {serviceMonitor: {enabled: true}}}", []string{"kind: Service\n", "kind: ServiceMonitor\n"}, []string{"PrometheusRule"}},
 		"alerts for the given names": {"{fullnameOverride: x, nameOverride: rules, metrics: {prometheusRule: {enabled: true}}}", []string{`daemonset="x"`, `job="rules"`}, []string{`="sluice"`}},
 		"labels that repeat":         {"{commonLabels: {a: common, b: common}, podLabels: {a: pod}}", []string{"        a: pod\n        b: common\n", "    a: common\n    b: common\n"}, nil},
-		"a capability":               {"securityContext: {capabilities: {add: [SYS_ADMIN]}}", []string{"- SYS_ADMIN\n"}, []string{"- NET_ADMIN\n"}},
+		"a capability":               {"securityContext: {capabilities: {add: [SYS_ADMIN]}}", []string{"add:\n              - NET_ADMIN\n              - NET_RAW\n              - BPF\n              - SYS_ADMIN\n"}, nil},
+		"a capability that it has":   {"{kernelCache: 'off', guard: 'off', securityContext: {capabilities: {add: [NET_RAW, SYS_ADMIN]}}}", []string{"add:\n              - NET_ADMIN\n              - NET_RAW\n              - SYS_ADMIN\n"}, nil},
 		"the pod's context":          {"podSecurityContext: {seccompProfile: null}", nil, []string{"RuntimeDefault"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -80,6 +81,23 @@ func TestMetricsNeedAnAddress(t *testing.T) {
 				t.Errorf("%s with the address %q: error %v, want one with a hint", what, address, err)
 			}
 		}
+	}
+}
+
+// The chart refuses what the API server refuses: a rolling update without a surge and without
+// unavailable pods, or with both.
+func TestRollingUpdateNeedsOneNumber(t *testing.T) {
+	for values, right := range map[string]bool{
+		"{maxSurge: 0, maxUnavailable: 0}": false, "{maxSurge: 0%, maxUnavailable: 0}": false, "{maxSurge: 1, maxUnavailable: 1}": false,
+		"{maxSurge: 10%, maxUnavailable: 0}": true, "{maxSurge: 0, maxUnavailable: 1}": true, "{maxSurge: 0, maxUnavailable: 10%}": true,
+	} {
+		_, err := renderWith(t, valuesOf(t, "updateStrategy: {rollingUpdate: "+values+"}"))
+		if refused := err != nil && strings.Contains(err.Error(), "set exactly one of the two to 0"); refused == right {
+			t.Errorf("%s: error %v", values, err)
+		}
+	}
+	if _, err := renderWith(t, valuesOf(t, "updateStrategy: {type: OnDelete, rollingUpdate: {maxSurge: 0}}")); err != nil {
+		t.Errorf("the numbers do not matter for OnDelete: %v", err)
 	}
 }
 

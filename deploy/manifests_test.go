@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -344,6 +345,29 @@ func TestHelmRendersAsTheTestsDo(t *testing.T) {
 				t.Errorf("Helm renders\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
 			}
 		})
+	}
+}
+
+// The commands of the READMEs install, without Helm, the image that the lines before them build.
+func TestReadmesInstallTheirImage(t *testing.T) {
+	daemonSet, err := os.ReadFile(filepath.Join(baseDir, "daemonset.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"../README.md", "README.md"} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		image := regexp.MustCompile(`make image IMAGE=(\S+)`).FindSubmatch(text)
+		replace := regexp.MustCompile(`kubectl kustomize deploy/kustomize/base \| sed 's\|(\S+)\|(\S+)\|' \| kubectl apply -f -`).FindSubmatch(text)
+		if image == nil || replace == nil {
+			t.Errorf("%s builds %q and replaces %q", path, image, replace)
+			continue
+		}
+		if installed := bytes.ReplaceAll(daemonSet, replace[1], replace[2]); !bytes.Contains(installed, append([]byte("image: "), append(image[1], '\n')...)) {
+			t.Errorf("%s builds %s and installs\n%s", path, image[1], installed)
+		}
 	}
 }
 
