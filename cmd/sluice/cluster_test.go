@@ -305,6 +305,44 @@ func TestRightsInOneNamespace(t *testing.T) {
 	}
 }
 
+// Where the user may not read a namespace, an error does not claim that the namespace or a name in it
+// does not exist, but names the right that is missing.
+func TestRightsThatNamesNeed(t *testing.T) {
+	dir := matrixDir(t, matrixCluster)
+	kubeconfig := liveCluster(t, dir, forbidding(func(path string) bool {
+		return strings.Contains(path, "/namespaces/default") || path == "/apis" || path == "/api/v1" || path == "/apis/apps/v1"
+	}))
+	tests := filepath.Join(dir, "pci_test.yaml")
+	if err := os.WriteFile(tests, []byte("tests: [{from: web, to: db.pci.svc, port: 80, expect: deny}]"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const pods = "this user may not list pods in namespace pci: allow it by a Role there, or by a ClusterRole"
+	for _, tt := range []struct{ command, want string }{
+		{"explain --from web --port 80 --to pci/vault", "to: pci/vault could not be looked up: " + pods},
+		{"explain --from web --port 80 --to pci/deploy/vault", "to: Deployment pci/vault could not be looked up: this user may not list deployments in namespace pci"},
+		{"explain --from web --port 80 --to ns/pci", "to: the pods of namespace pci could not be looked up: " + pods},
+		{"explain --from web --port 80 --to pci/app=vault", "to: pci/app=vault could not be looked up: " + pods},
+		{"explain --from web --port 80 --to */app=vault", "to: */app=vault could not be looked up: this user may list pods only in default: allow it in all namespaces by a ClusterRole"},
+		{"explain --from web --port 80 --to db.pci.svc", "to: Service pci/db could not be looked up: this user may not list services in namespace pci"},
+		{"explain --from web --port 80 --to svc/db.pci", "to: Service pci/db could not be looked up: this user may not list services in namespace pci"},
+		{"explain --from node/n1 --port 80 --to web", "from: Node n1 could not be looked up: this user may not list nodes: allow it by a ClusterRole"},
+		{"explain --from web --port 80 --to dbb", "to: there is no pod or workload default/dbb: did you mean default/db?"},
+		{"matrix -n default,pci", "namespace pci could not be read: " + pods},
+		{"matrix --from-namespace default --to-namespace pci", "namespace pci could not be read: " + pods},
+		{"lint -n default,pci", "namespace pci could not be read: " + pods},
+		{"report -n default,pci", "namespace pci could not be read: " + pods},
+		{"diff -n default,pci " + dir, "namespace pci could not be read: " + pods},
+		{"test " + tests, "to: Service pci/db could not be looked up: this user may not list services in namespace pci"},
+	} {
+		t.Run(tt.command, func(t *testing.T) {
+			status, stdout, stderr := sluice(t, append(strings.Fields(tt.command), "--kubeconfig", kubeconfig)...)
+			if status != exitFailed || !strings.Contains(stdout+stderr, tt.want) || strings.Contains(stdout+stderr, "there is no namespace") {
+				t.Errorf("status %d, %s%s", status, stdout, stderr)
+			}
+		})
+	}
+}
+
 // Shells complete the names of objects in a cluster, except for those that a workload created.
 func TestCompletionOfACluster(t *testing.T) {
 	const objects = `

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/near"
 	"sluice/watch/kube"
 	"sluice/watch/manifests"
@@ -103,7 +104,7 @@ func (in *input) alsoStdin(flag, value string) error {
 // may not list all pods may still have the right to list the pods of these namespaces.
 func (in *input) mention(names ...string) {
 	for _, name := range names {
-		if namespace, _, has := strings.Cut(strings.TrimPrefix(name, "ns/"), "/"); has && !strings.ContainsAny(namespace, ".:") {
+		if namespace := inventory.NamespaceIn(name); namespace != "" {
 			in.mentioned = append(in.mentioned, namespace)
 		}
 	}
@@ -115,7 +116,7 @@ func (in *input) read(ctx context.Context, stdin io.Reader) (loaded, error) {
 	if err != nil {
 		return loaded{}, err
 	}
-	return l, l.scopeExists()
+	return l, cmp.Or(in.scopeRead(&l), l.scopeExists())
 }
 
 // readAll is like read, but does not check that the namespaces of the scope exist: diff checks this for
@@ -210,6 +211,37 @@ func (l *loaded) scopeExists() error {
 // namespacesUnread reports whether the user may not list namespaces.
 func (l *loaded) namespacesUnread() bool {
 	return slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Namespace"} })
+}
+
+// forbidden returns the kinds of which not all objects could be read, because the user lacks the right.
+func (l *loaded) forbidden() (all []inventory.Unread) {
+	for _, n := range l.NotRead {
+		if n.Forbidden && n.Kind != (manifests.Kind{Name: "Namespace"}) {
+			all = append(all, inventory.Unread{Kind: n.Name, Only: n.Only})
+		}
+	}
+	return all
+}
+
+// scopeRead returns an error if the pods or the policies of a namespace of the scope could not be read,
+// for a command whose answer is about these namespaces.
+func (in *input) scopeRead(l *loaded) error {
+	if !in.scoped() {
+		return nil
+	}
+	return l.readIn(l.scope)
+}
+
+// readIn returns an error if the pods or the policies of one of the namespaces could not be read.
+func (l *loaded) readIn(namespaces []string) error {
+	for _, u := range l.forbidden() {
+		for _, namespace := range namespaces {
+			if (u.Kind == "Pod" || u.Kind == "NetworkPolicy") && !slices.Contains(u.Only, namespace) {
+				return fmt.Errorf("namespace %s could not be read: %w", namespace, u.Missing(namespace))
+			}
+		}
+	}
+	return nil
 }
 
 // around returns the namespaces to read if the user may not list objects of the whole cluster.

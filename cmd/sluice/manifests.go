@@ -42,7 +42,8 @@ func readInput(ctx context.Context, e env, node []netip.Addr, in *input) (*compi
 func compile(node []netip.Addr, l loaded) *compiled {
 	m := &compiled{loaded: l, inventory: inventory.New(inventory.Objects{
 		Namespaces: l.Namespaces, Pods: l.Pods, Nodes: l.Nodes, Workloads: l.Workloads, Policies: l.Policies,
-		Services: l.Services, EndpointSlices: l.EndpointSlices, Routing: l.Routing, NodeAddrs: node, PodRanges: l.podRanges, NamespacesUnread: l.namespacesUnread(),
+		Services: l.Services, EndpointSlices: l.EndpointSlices, Routing: l.Routing, NodeAddrs: node, PodRanges: l.podRanges,
+		NamespacesUnread: l.namespacesUnread(), Unread: l.forbidden(),
 	})}
 	unread := slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Node"} })
 	m.nodesMissing = m.inventory.NodesMissing() && !unread // other messages report that Nodes could not be read

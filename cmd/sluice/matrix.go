@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -126,7 +127,7 @@ func (o *matrixOptions) readMatrix(ctx context.Context, e env) (*compiled, error
 		if namespace == "" {
 			return nil, errors.New("--from-namespace or --to-namespace is empty: give the name of a namespace")
 		}
-		o.mention(namespace + "/")
+		o.mention("ns/" + namespace)
 	}
 	if len(given) > 0 && len(o.namespaces) == 0 {
 		o.allNamespaces = true // the flags already limit the answer, so the namespace of the context must not
@@ -137,7 +138,7 @@ func (o *matrixOptions) readMatrix(ctx context.Context, e env) (*compiled, error
 	}
 	named := from.loaded
 	named.scope = given
-	return from, named.scopeExists()
+	return from, cmp.Or(named.readIn(given), named.scopeExists())
 }
 
 // maxLeftOut bounds the lines about pods that are left out. JSON and pages list all of them.

@@ -97,6 +97,7 @@ func (r *onetime) read(ctx context.Context, k *kind) error {
 	}
 	r.Unread = append(r.Unread, Unread{
 		Group: k.group.Group, Kind: k.name, Err: failure,
+		Forbidden: apierrors.IsForbidden(failure), Only: only,
 		Reason: unreadReason(apierrors.IsForbidden(failure), only), Effect: r.effectOf(k, only),
 	})
 	return nil

@@ -40,9 +40,11 @@ func askedKind(name, resource string, group schema.GroupVersion, object, list ru
 // Unread is a kind of objects that could not be read, or that could be read only in some namespaces.
 type Unread struct {
 	Group, Kind string
-	Reason      string // why it could not be read, as in "forbidden outside of namespace shop"
-	Effect      string // what this means for answers
-	Err         error  // the error of the request for the objects of the whole cluster
+	Forbidden   bool     // the user lacks the right to list the kind in the whole cluster
+	Only        []string // the namespaces in which it was read nevertheless
+	Reason      string   // why it could not be read, as in "forbidden outside of namespace shop"
+	Effect      string   // what this means for answers
+	Err         error    // the error of the request for the objects of the whole cluster
 }
 
 // unreadReason states why a kind was not read. only are the namespaces in which it was read.

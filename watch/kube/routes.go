@@ -39,7 +39,10 @@ func ReadRoutes(ctx context.Context, config *rest.Config, namespaces ...string) 
 		}
 		only, err := c.routes(&o, k, all[i], namespaces)
 		if err != nil {
-			unread = append(unread, Unread{Group: k.Group, Kind: k.Name, Reason: routeReason(err, only), Effect: routeEffect(k, only), Err: err})
+			unread = append(unread, Unread{
+				Group: k.Group, Kind: k.Name, Forbidden: errors.Is(err, errForbidden), Only: only,
+				Reason: routeReason(err, only), Effect: routeEffect(k, only), Err: err,
+			})
 		}
 	}
 	return o, unread, nil

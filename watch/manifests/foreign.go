@@ -19,7 +19,11 @@ type NotRead struct {
 	Kind
 	Count  int    `json:"count,omitempty"`  // number of skipped objects; 0 if it is not known
 	Reason string `json:"reason,omitempty"` // as in "forbidden outside of namespace shop"; empty if the kind is not supported
-	Effect string `json:"effect,omitempty"` // what this means for answers; empty if the objects may change what is allowed
+	// Forbidden is true if the user lacks the right to list the kind in a whole cluster. Only are the
+	// namespaces in which it was read nevertheless.
+	Forbidden bool     `json:"-"`
+	Only      []string `json:"-"`
+	Effect    string   `json:"effect,omitempty"` // what this means for answers; empty if the objects may change what is allowed
 }
 
 func (n NotRead) String() string { return n.what() + n.why() }

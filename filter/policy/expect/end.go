@@ -105,11 +105,8 @@ func (e End) base(c *Cluster, to bool) (inventory.Target, error) {
 
 // Namespaces returns the namespaces in the names of the end.
 func (e End) Namespaces() (names []string) {
-	switch namespace, _, has := strings.Cut(strings.TrimPrefix(e.Name, "ns/"), "/"); {
-	case has || strings.HasPrefix(e.Name, "ns/"):
+	if namespace := cmp.Or(e.Namespace, inventory.NamespaceIn(e.Name)); namespace != "" && namespace != "*" {
 		names = append(names, namespace)
-	case e.Namespace != "":
-		names = append(names, e.Namespace)
 	}
 	for _, n := range e.Not {
 		names = append(names, n.Namespaces()...)

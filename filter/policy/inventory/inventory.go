@@ -43,6 +43,8 @@ type Objects struct {
 	// NamespacesUnread reports that not all Namespaces could be read, so that one that is missing
 	// in Namespaces may exist.
 	NamespacesUnread bool
+	// Unread are the other kinds of which not all objects could be read.
+	Unread []Unread
 	// Limits bound the memory of policies; nil means the default limits.
 	Limits *policy.Limits
 }

@@ -133,6 +133,10 @@ func TestNames(t *testing.T) {
 		"short name in DNS":       {"ops/exporter", "db.shop:5432", "", "ops/exporter > shop/db 5432 deny"},
 		"svc and DNS":             {"web", "svc/db.shop", "5432", "shop/web > shop/db 5432 allow"},
 		"ClusterIP":               {"web", "10.96.0.5", "5432", "shop/web > shop/db 5432 allow"},
+		"ClusterIP, port, proto":  {"web", "10.96.0.5:5432/tcp", "", "shop/web > shop/db 5432 allow"},
+		"address and UDP":         {"web", "8.8.8.8:53/udp", "", "shop/web > 8.8.8.8 53 allow"},
+		"IPv6 address and UDP":    {"2001:db8::1", "[2001:db8::2]:53/udp", "53", "2001:db8::1 > 2001:db8::2 53 allow"},
+		"Service and protocol":    {"web", "svc/db:5432/TCP", "5432/tcp", "shop/web > shop/db 5432 allow"},
 		"ClusterIP and port":      {"web", "10.96.0.5:5432", "", "shop/web > shop/db 5432 allow"},
 		"node":                    {"node/n1", "db", "5432", "n1 > shop/db 5432 deny"},
 		"world":                   {"world", "db", "5432", "world > shop/db 5432 deny, 10.2.0.0/16 except 10.2.3.0/24 > shop/db 5432 allow, 10.2.3.0/24 > shop/db 5432 deny, 198.51.100.0/24 > shop/db 5432 allow"},
@@ -152,6 +156,20 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// NamespaceIn finds the namespace in each form of names.
+func TestNamespaceIn(t *testing.T) {
+	for text, want := range map[string]string{
+		"shop/web": "shop", "shop/deploy/web": "shop", "ns/shop": "shop", "deploy/web": "", "web": "", "app=web": "", "shop/app=web": "shop",
+		"*/app=web": "", "app.kubernetes.io/name=web": "", "db.shop": "shop", "db.shop.svc:80": "shop", "svc/db.shop": "shop",
+		"db-0.db.shop.svc.cluster.local": "shop", "8.8.8.8:53/udp": "", "10.0.0.0/8": "", "fd00::/8": "", "[fd00::1]:53/udp": "",
+		"https://shop.example.com/cart": "", "svc/db:53/udp": "", "world": "", "shop.example.com": "",
+	} {
+		if got := NamespaceIn(text); got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+}
+
 // An error about a name states what is wrong, and suggests similar names.
 func TestNamesThatNothingHas(t *testing.T) {
 	tests := map[string]struct{ to, want string }{
@@ -167,6 +185,11 @@ func TestNamesThatNothingHas(t *testing.T) {
 		"only a Service":          {"deploy/mail", "there is no Deployment shop/mail: did you mean shop/service/mail?"},
 		"kind and near":           {"deploy/wbe", "there is no pod or workload shop/wbe: did you mean shop/web?"},
 		"two ports":               {"db.shop.svc:5432", "but the port is also given as 80"},
+		"two ports and UDP":       {"8.8.8.8:53/udp", "but the port is also given as 80"},
+		"not a port":              {"8.8.8.8:http/udp", "but the port is also given as 80"},
+		"world with a port":       {"world:443", "world has no ports of its own: write world, and the port 443 as the port of the flow"},
+		"world in capitals":       {"WORLD", "there is no end WORLD: write world for every address outside the cluster"},
+		"internet":                {"internet", "write world"},
 		"Service":                 {"svc/dc", "there is no Service shop/dc: did you mean svc/db in namespace shop?"},
 		"Service in DNS":          {"dc.shop.svc:80", "there is no Service shop/dc"},
 		"svc and DNS":             {"svc/db.shpo", "there is no namespace shpo: did you mean shop?"},

@@ -61,7 +61,15 @@ func (v *Inventory) namesIn(namespace string) []string {
 
 func (v *Inventory) noNamespace(name string) error {
 	all := v.namespaceNames()
-	if best, ok := near.Name(name, all); ok {
+	best, ok := near.Name(name, all)
+	if v.NamespacesUnread {
+		hint := "allow it by a ClusterRole, or correct the name"
+		if ok {
+			hint = "did you mean " + best + "?"
+		}
+		return fmt.Errorf("nothing was found in namespace %s, which may not exist, as this user may not list namespaces: %s", name, hint)
+	}
+	if ok {
 		return fmt.Errorf("there is no namespace %s: did you mean %s?", name, best)
 	}
 	return fmt.Errorf("there is no namespace %s: the namespaces here are %s", name, near.List(all, 8, ", "))
@@ -70,6 +78,9 @@ func (v *Inventory) noNamespace(name string) error {
 // notOfKind returns the error for an object that does not exist. It suggests objects of other kinds
 // with the same name in the same namespace.
 func (v *Inventory) notOfKind(kind, namespace, name string) error {
+	if err := v.hidden(kind, namespace, fmt.Sprintf("%s %s/%s", kind, namespace, name)); err != nil {
+		return err
+	}
 	var others []string
 	for ref := range v.workloads {
 		if ref.Namespace == namespace && ref.Name == name {
@@ -96,6 +107,9 @@ func (v *Inventory) notOfKind(kind, namespace, name string) error {
 // namespace; without one, a similar name in the given namespace; without both, the names in it.
 func (v *Inventory) notFound(namespace, name string) error {
 	what := namespace + "/" + name
+	if err := v.hidden("Pod", namespace, what); err != nil {
+		return err
+	}
 	if len(v.pods) == 0 {
 		return fmt.Errorf("there is no pod %s, nor any other: add Pods or workloads to the manifests, or write an IP address", what)
 	}
@@ -112,7 +126,7 @@ func (v *Inventory) notFound(namespace, name string) error {
 	switch {
 	case !v.hasNamespace(namespace) && len(elsewhere) == 0:
 		return v.noNamespace(namespace)
-	case len(elsewhere) > 0 && !v.hasNamespace(namespace):
+	case len(elsewhere) > 0 && !v.hasNamespace(namespace) && !v.NamespacesUnread:
 		return fmt.Errorf("there is no namespace %s: did you mean %s?", namespace, near.List(elsewhere, 5, " or "))
 	case len(elsewhere) > 0:
 		return fmt.Errorf("there is no pod or workload %s: did you mean %s?", what, near.List(elsewhere, 5, " or "))

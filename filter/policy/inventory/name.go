@@ -67,18 +67,45 @@ func (v *Inventory) find(text, namespace string, to bool) (target, error) {
 	if p, err := netip.ParsePrefix(text); err == nil {
 		return v.inRange(p, to)
 	}
-	if at, err := netip.ParseAddrPort(text); err == nil {
-		t := v.atAddress(at.Addr().Unmap().WithZone(""))
-		t.port = fmt.Sprint(at.Port())
+	if addr, port, is := addressAndPort(text); is {
+		t := v.atAddress(addr)
+		t.port = port
 		return t, nil
 	}
 	name, port, _ := strings.Cut(text, ":")
 	t, err := v.named(name, namespace, to)
+	if meant := worldLike(text); err != nil && meant != nil {
+		return target{}, meant
+	}
 	if err != nil && addressLike(text) {
 		return target{}, fmt.Errorf("%s is neither an IP address nor a range: write them as in 10.0.0.1, fd00::1 or 10.0.0.0/8", text)
 	}
 	t.port = port
 	return t, err
+}
+
+// worldLike returns an error if a text was probably meant as World. Objects may have the same name, so
+// look up the text as a name first.
+func worldLike(text string) error {
+	name, port, has := strings.Cut(text, ":")
+	switch {
+	case name == World && has:
+		return fmt.Errorf("%s has no ports of its own: write %s, and the port %s as the port of the flow", World, World, port)
+	case strings.EqualFold(text, World) || strings.EqualFold(text, "internet"):
+		return fmt.Errorf("there is no end %s: write %s for every address outside the cluster", text, World)
+	}
+	return nil
+}
+
+// addressAndPort splits an address and its port, as in "10.0.0.1:53/udp" or "[fd00::1]:53". The port
+// may be any text.
+func addressAndPort(text string) (addr netip.Addr, port string, is bool) {
+	host, port, is := strings.Cut(text, ":")
+	if inner, bracketed := strings.CutPrefix(text, "["); bracketed {
+		host, port, is = strings.Cut(inner, "]:")
+	}
+	addr, err := netip.ParseAddr(host)
+	return addr.Unmap().WithZone(""), port, is && err == nil && port != ""
 }
 
 // addressLike reports whether a text that cannot be parsed was probably meant as an address or a
@@ -154,7 +181,8 @@ func (v *Inventory) anyKind(namespace, name string, to bool) (target, error) {
 	if s, namespace := v.inDNS(name); s != nil {
 		return target{service: s}, nil
 	} else if namespace != "" {
-		return target{}, fmt.Errorf("there is no Service %s: %s", namespace, v.serviceHint(namespace))
+		in, name, _ := strings.Cut(namespace, "/")
+		return v.serviceNamed(in, name)
 	}
 	return target{}, v.notFound(namespace, name)
 }
@@ -216,6 +244,13 @@ func (v *Inventory) selected(text, namespace string, to bool) (target, error) {
 		}
 	}
 	if len(pods) == 0 {
+		what := text
+		if selector == "*" {
+			what = "the pods of " + namespaceWords(namespace)
+		}
+		if err := v.hidden("Pod", namespace, what); err != nil {
+			return target{}, err
+		}
 		if namespace != "*" && !v.hasNamespace(namespace) {
 			return target{}, v.noNamespace(namespace)
 		}
@@ -241,6 +276,9 @@ func (v *Inventory) inNamespace(name string, to bool) (target, error) {
 func (v *Inventory) node(name string) (target, error) {
 	n := v.Snapshot.Node(name)
 	if n == nil {
+		if err := v.hidden("Node", "", "Node "+name); err != nil {
+			return target{}, err
+		}
 		var names []string
 		for n := range v.Snapshot.Nodes() {
 			names = append(names, n.Name)

@@ -58,6 +58,9 @@ func (v *Inventory) routeNamed(kind, namespace, name string) (target, error) {
 
 // noRoute returns the error for a route that does not exist. It suggests a similar name.
 func (v *Inventory) noRoute(ref policy.Ref) error {
+	if err := v.hidden(ref.Kind, ref.Namespace, ref.Object()); err != nil {
+		return err
+	}
 	var all []string
 	for _, r := range v.Routing.Routes {
 		if r.Ref.Kind == ref.Kind {

@@ -78,6 +78,9 @@ func (v *Inventory) serviceNamed(namespace, name string) (target, error) {
 	if s := v.services[namespace+"/"+name]; s != nil {
 		return target{service: s}, nil
 	}
+	if err := v.hidden("Service", namespace, fmt.Sprintf("Service %s/%s", namespace, name)); err != nil {
+		return target{}, err
+	}
 	if !v.hasNamespace(namespace) {
 		return target{}, v.noNamespace(namespace)
 	}

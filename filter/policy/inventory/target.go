@@ -187,11 +187,12 @@ func (t Target) settlePort(q *Question) error {
 	if t.port == "" {
 		return nil
 	}
-	number, _, _ := strings.Cut(q.Port, "/")
+	asked, askedProto, hasProto := strings.Cut(q.Port, "/")
+	own, ownProto, _ := strings.Cut(t.port, "/")
 	switch {
-	case q.Port == "":
+	case q.Port == "" || asked == own && !hasProto:
 		q.Port = t.port
-	case number != t.port && q.Port != t.port:
+	case asked != own || ownProto != "" && !strings.EqualFold(askedProto, ownProto):
 		return fmt.Errorf("to: %s has a port, but the port is also given as %s: leave one out", t.text, q.Port)
 	}
 	return nil
