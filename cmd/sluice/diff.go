@@ -85,6 +85,12 @@ func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error 
 		return err
 	}
 	report := diff.New(reach.Compare(before.inventory, after.inventory), before.scope)
+	notRead := notReadOf(before.NotRead, after.NotRead)
+	before.NotRead, after.NotRead = nil, nil // after gets those of both, so that each is printed once
+	for _, n := range notRead {
+		report.NotRead = append(report.NotRead, n)
+		after.NotRead = append(after.NotRead, n.withSide())
+	}
 	write := map[string]func(*diff.Report, io.Writer) error{
 		"text": (*diff.Report).WriteText, "json": (*diff.Report).WriteJSON, "markdown": (*diff.Report).WriteMarkdown,
 	}[opts.format]
@@ -114,6 +120,9 @@ func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, 
 	if len(args) == 1 || len(o.paths) > 0 || o.cluster.given() {
 		l, err := o.readAll(ctx, e.stdin)
 		if err != nil {
+			return nil, nil, err
+		}
+		if err := l.readIn(l.scope); err != nil {
 			return nil, nil, err
 		}
 		base = &l
@@ -220,9 +229,5 @@ func (m *compiled) withoutKnown(o *compiled) {
 		known[o.located(p).Error()] = true
 	}
 	m.misunderstood = slices.DeleteFunc(slices.Clone(m.misunderstood), func(p policy.Problem) bool { return known[m.located(p).Error()] })
-	for _, n := range o.NotRead {
-		known[n.String()] = true
-	}
-	m.NotRead = slices.DeleteFunc(slices.Clone(m.NotRead), func(n manifests.NotRead) bool { return known[n.String()] })
 	m.nodesMissing = m.nodesMissing && !o.nodesMissing
 }

@@ -117,6 +117,9 @@ func (r *lintReport) github() string {
 		}
 		fmt.Fprintf(&b, "::%s %stitle=%s::%s\n", level, where, property.Replace("sluice lint: "+f.Check), message.Replace(text))
 	}
+	for _, line := range manifests.LinesOf(r.NotRead) {
+		fmt.Fprintf(&b, "::notice title=%s::%s\n", property.Replace("sluice lint: not read"), message.Replace(notReadText(line)))
+	}
 	return b.String()
 }
 
@@ -131,6 +134,11 @@ func fromHere(path string) string {
 		return rel
 	}
 	return path
+}
+
+// notReadText describes a line of manifests.LinesOf as a notification.
+func notReadText(line string) string {
+	return "not read, so that there are no findings about it: " + line
 }
 
 // message returns the finding in one line, without its file.

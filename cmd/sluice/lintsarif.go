@@ -18,8 +18,17 @@ type (
 		Runs    []sarifRun `json:"runs"`
 	}
 	sarifRun struct {
-		Tool    sarifTool     `json:"tool"`
-		Results []sarifResult `json:"results"`
+		Tool        sarifTool         `json:"tool"`
+		Invocations []sarifInvocation `json:"invocations,omitempty"`
+		Results     []sarifResult     `json:"results"`
+	}
+	sarifInvocation struct {
+		Successful    bool                `json:"executionSuccessful"`
+		Notifications []sarifNotification `json:"toolExecutionNotifications"`
+	}
+	sarifNotification struct {
+		Level   string       `json:"level"`
+		Message sarifMessage `json:"message"`
 	}
 	sarifTool struct {
 		Driver sarifDriver `json:"driver"`
@@ -96,6 +105,13 @@ func (r *lintReport) sarif() sarifLog {
 		}
 		result.Locations = []sarifLocation{at}
 		run.Results = append(run.Results, result)
+	}
+	if len(r.NotRead) > 0 {
+		invocation := sarifInvocation{Successful: true}
+		for _, line := range manifests.LinesOf(r.NotRead) {
+			invocation.Notifications = append(invocation.Notifications, sarifNotification{"warning", sarifMessage{notReadText(line)}})
+		}
+		run.Invocations = []sarifInvocation{invocation}
 	}
 	return sarifLog{"https://json.schemastore.org/sarif-2.1.0.json", "2.1.0", []sarifRun{run}}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/owenrumney/go-sarif/v3/pkg/report/v210/sarif"
 
 	"sluice/filter/policy/lint"
+	"sluice/watch/manifests"
 )
 
 // The output is valid against the schema of SARIF 2.1.0, even if findings lack a file or a line, and it
@@ -19,7 +20,7 @@ func TestSarifIsValid(t *testing.T) {
 		{Check: lint.Manifest, Severity: lint.Error, File: "/abs/y.yaml", Detail: "a"},
 		{Check: lint.Covered, Severity: lint.Info, File: "https://192.0.2.1:6443", Object: "NetworkPolicy default/x", Detail: "a", Hint: "b"},
 	}}
-	for name, r := range map[string]lintReport{"findings": r, "none": {}} {
+	for name, r := range map[string]lintReport{"findings": r, "none": {}, "not read": {NotRead: []manifests.NotRead{{Kind: manifests.Kind{Group: "cilium.io", Name: "CiliumNetworkPolicy"}, Count: 1}}}} {
 		log := r.sarif()
 		if err := validateSarif(t, log); err != nil {
 			t.Errorf("%s: %v", name, err)

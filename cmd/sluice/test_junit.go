@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"sluice/watch/manifests"
 )
 
 // The types below are the elements of JUnit's XML that CI tools read. Each file of tests is a
@@ -28,6 +30,7 @@ type junitSuite struct {
 	Time   string      `xml:"time,attr"`      // in seconds
 	Start  string      `xml:"timestamp,attr"` // as in ISO 8601, in UTC
 	Cases  []junitCase `xml:"testcase"`
+	Err    string      `xml:"system-err,omitempty"` // the kinds of objects that were not read
 }
 
 type junitCase struct {
@@ -84,6 +87,9 @@ func newJUnitSuite(f *testedFile) junitSuite {
 	}
 	if f.err != nil {
 		s.Cases = append(s.Cases, junitCase{Name: "the file and its manifests", Class: f.path, File: fromHere(f.path), Time: seconds(0), Error: &junitFault{"they cannot be relied on", f.err.Error()}})
+	}
+	for _, line := range manifests.LinesOf(f.notRead) {
+		s.Err += "not read: " + line + "\n"
 	}
 	return s
 }

@@ -26,6 +26,8 @@ type Report struct {
 	Policies []reach.PolicyState
 	// Notes describe what was not compared.
 	Notes []string
+	// NotRead lists objects that were not read, so that the comparison may lack changes.
+	NotRead []fmt.Stringer
 
 	changes []reach.Change
 }
@@ -107,10 +109,14 @@ func (r *Report) addNotes(d *reach.Diff) {
 // Summary counts the changes in one line: "2 pairs opened, 1 closed; 1 way from outside opened".
 func (r *Report) Summary() string {
 	ways := r.waySummary()
+	text := cmp.Or(ways, r.pairSummary())
 	if ways != "" && r.Opened+r.Closed > 0 {
-		return r.pairSummary() + "; " + ways
+		text = r.pairSummary() + "; " + ways
 	}
-	return cmp.Or(ways, r.pairSummary())
+	if len(r.NotRead) > 0 {
+		text += " (not everything was read)"
+	}
+	return text
 }
 
 func (r *Report) pairSummary() string {

@@ -59,6 +59,12 @@ const foldAfter = 10
 func (r *Report) WriteMarkdown(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "**Network policies: %s**\n", r.Summary())
+	for i, n := range r.NotRead {
+		if i == 0 {
+			b.WriteString("\n> Not read, so that changes of what they allow or deny are missing here:\n")
+		}
+		fmt.Fprintf(&b, "> - %s\n", escaped(n.String()))
+	}
 	for _, opens := range []bool{true, false} {
 		r.table(&b, opens)
 	}
@@ -132,6 +138,8 @@ type (
 		Gone     []string     `json:"gone"`
 		Policies []jsonPolicy `json:"policies"`
 		Notes    []string     `json:"notes,omitempty"`
+		// NotRead are the kinds of objects that were not read, each with the side.
+		NotRead []fmt.Stringer `json:"notRead,omitempty"`
 	}
 	// jsonChange is the same change from each party in From to each party in To, but not from a
 	// single pod to itself.
@@ -169,7 +177,7 @@ type (
 
 // WriteJSON writes the changes with the names of all parties.
 func (r *Report) WriteJSON(out io.Writer) error {
-	j := jsonReport{Opened: r.Opened, Closed: r.Closed, Changes: []jsonChange{}, New: namesOf(r.New), Gone: namesOf(r.Gone), Policies: []jsonPolicy{}, Notes: r.Notes}
+	j := jsonReport{Opened: r.Opened, Closed: r.Closed, Changes: []jsonChange{}, New: namesOf(r.New), Gone: namesOf(r.Gone), Policies: []jsonPolicy{}, Notes: r.Notes, NotRead: r.NotRead}
 	for i := range r.Lines {
 		j.Changes = append(j.Changes, jsonOf(&r.Lines[i]))
 	}

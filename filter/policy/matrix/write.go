@@ -105,6 +105,9 @@ func escaped(text string) string {
 func (m *Matrix) WriteDot(out io.Writer) error {
 	var b strings.Builder
 	b.WriteString("digraph matrix {\n  rankdir=LR\n  node [shape=box]\n")
+	if len(m.NotRead) > 0 {
+		fmt.Fprintf(&b, "  label=%s\n", quoted("not read: "+textOf(m.NotRead)))
+	}
 	seen := make(map[string]bool)
 	for _, c := range m.Flows {
 		if c.State.Open() {
