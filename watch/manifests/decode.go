@@ -235,6 +235,9 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 	case "Service":
 		extra(p, text, kind, &corev1.Service{})
 	case "EndpointSlice":
+		if now := discoveryv1.SchemeGroupVersion.String(); apiVersion == "discovery.k8s.io/v1beta1" {
+			p.outdate(kind+" "+p.nameIn(text, kind), at, apiVersion, "1.25", now, "write "+now)
+		}
 		extra(p, text, kind, &discoveryv1.EndpointSlice{})
 	default:
 		if k := policyKindOf(kind); k != nil {
@@ -391,11 +394,8 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	}
 	switch {
 	case apiVersion == version, policies != nil && apiVersion != "" && apiVersion == policies.also:
-	case policies != nil && apiVersion != "" && apiVersion == policies.former:
-		p.outdated = append(p.outdated, Problem{
-			File: p.path, Document: p.document, Object: object, Field: at + "apiVersion",
-			Detail: fmt.Sprintf("%q was removed in Kubernetes %s; it is read as %s", apiVersion, policies.removed, version), Hint: "write " + version,
-		})
+	case removedIn(name, apiVersion) != "":
+		p.outdate(object, at, apiVersion, removedIn(name, apiVersion), version, "write "+version)
 	default:
 		detail := "it is missing"
 		if apiVersion != "" {

@@ -30,8 +30,16 @@ func routeKindOf(group, name string) *kuberoute.Kind {
 // unknown version with a note.
 func (p *parser) route(k *kuberoute.Kind, apiVersion string, text []byte, at string) {
 	version, same := strings.CutPrefix(apiVersion, k.Group+"/")
-	if !same || !slices.Contains(k.Versions, version) {
-		p.note(k.Name+" "+p.nameIn(text, k.Name), at+"apiVersion", fmt.Sprintf("%q is not read", apiVersion), "write "+k.Group+"/"+k.Versions[0])
+	name, present := k.Name+" "+p.nameIn(text, k.Name), k.Group+"/"+k.Versions[0]
+	switch removed := routeRemovedIn(k, apiVersion); {
+	case removed != "" && k.Name == "Ingress":
+		p.outdate(name, at, apiVersion, removed, present, "write "+present+", and in backends service.name and service.port instead of serviceName and servicePort")
+		p.formerIngress(text, at)
+		return
+	case removed != "":
+		p.outdate(name, at, apiVersion, removed, present, "write "+present)
+	case !same || !slices.Contains(k.Versions, version):
+		p.note(name, at+"apiVersion", fmt.Sprintf("%q is not read, and answers lack the way in from outside that it opens", apiVersion), "write "+present)
 		return
 	}
 	object := k.New()

@@ -15,7 +15,7 @@ func TestRoutes(t *testing.T) {
 		"an older version": {"{apiVersion: gateway.networking.k8s.io/v1alpha2, kind: TLSRoute, metadata: {name: a}}", "TLSRoute default/a", "", ""},
 		"of OpenShift":     {"{apiVersion: route.openshift.io/v1, kind: Route, metadata: {name: a}, spec: {to: {kind: Service, name: b, weight: 1}, tls: {termination: edge}, hots: b}}", "Route default/a", "", "spec.hots: there is no such field; it is ignored: write host"},
 		"in a list":        {"{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRouteList, items: [{metadata: {name: a}}]}", "HTTPRoute default/a", "", ""},
-		"another version":  {"{apiVersion: networking.k8s.io/v1beta1, kind: Ingress, metadata: {name: a}}", "", "", `Ingress default/a, apiVersion: "networking.k8s.io/v1beta1" is not read: write networking.k8s.io/v1`},
+		"another version":  {"{apiVersion: networking.k8s.io/v2, kind: Ingress, metadata: {name: a}}", "", "", `Ingress default/a, apiVersion: "networking.k8s.io/v2" is not read, and answers lack the way in from outside that it opens: write networking.k8s.io/v1`},
 		"an unknown field": {"{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: a}, spec: {hostNames: [b]}}", "HTTPRoute default/a", "", "spec.hostNames: there is no such field; it is ignored: write hostnames"},
 		"a wrong type":     {"{apiVersion: gateway.networking.k8s.io/v1, kind: TCPRoute, metadata: {name: a}, spec: {rules: {}}}", "TCPRoute default/a", "spec.rules: it is an object: write a list", ""},
 		"no port":          {"{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: a}, spec: {rules: [{http: {paths: [{backend: {service: {name: b}}}]}}]}}", "Ingress default/a", "spec.rules[0].http.paths[0].backend.service.port: it is missing", ""},
