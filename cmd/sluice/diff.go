@@ -138,7 +138,7 @@ func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, 
 	if base != nil {
 		sides = o.applied(*base, sides)
 	}
-	if err := inScope(sides); err != nil {
+	if err := scopeIn(sides[0].scope, sides...); err != nil {
 		return nil, nil, err
 	}
 	before, after = compile(nil, sides[0]), compile(nil, sides[1])
@@ -188,17 +188,6 @@ func (o *diffOptions) overlaid(under manifests.Objects, files loaded) loaded {
 		files.Notes = notes // Overlay's note says that the base is a cluster, but it is files
 	}
 	return files
-}
-
-// inScope returns nil if one of the sides has all namespaces of the scope; otherwise an error names one
-// that the last side lacks.
-func inScope(sides []loaded) (err error) {
-	for i := range sides {
-		if err = sides[i].scopeExists(); err == nil {
-			return nil
-		}
-	}
-	return err
 }
 
 // havePods returns an error if one of the sides has neither pods nor workloads: there would be nothing

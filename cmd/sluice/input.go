@@ -185,18 +185,20 @@ func (in *input) settle(l *loaded, t *kube.Target) {
 // scopeExists returns an error if there is neither a Namespace nor any object for a namespace of the
 // scope.
 func (l *loaded) scopeExists() error {
-	if l.namespacesUnread() {
-		return nil
-	}
+	return scopeIn(l.scope, *l)
+}
+
+// scopeIn returns an error for a namespace of the scope that none of the inputs has.
+func scopeIn(scope []string, inputs ...loaded) error {
 	there := make(map[string]bool)
-	for object := range l.Origins {
-		kind, name, _ := strings.Cut(object, " ")
-		if namespace, _, in := strings.Cut(name, "/"); in || kind == "Namespace" {
-			there[namespace] = true
+	for _, l := range inputs {
+		if l.namespacesUnread() {
+			return nil
 		}
+		l.addNamespaces(there)
 	}
 	names := slices.Sorted(maps.Keys(there))
-	for _, namespace := range l.scope {
+	for _, namespace := range scope {
 		if there[namespace] {
 			continue
 		}
@@ -206,6 +208,16 @@ func (l *loaded) scopeExists() error {
 		return fmt.Errorf("there is no namespace %s: the namespaces here are %s", namespace, near.List(names, 8, ", "))
 	}
 	return nil
+}
+
+// addNamespaces adds the namespaces that are objects of the input, or have objects of it.
+func (l *loaded) addNamespaces(to map[string]bool) {
+	for object := range l.Origins {
+		kind, name, _ := strings.Cut(object, " ")
+		if namespace, _, in := strings.Cut(name, "/"); in || kind == "Namespace" {
+			to[namespace] = true
+		}
+	}
 }
 
 // namespacesUnread reports whether the user may not list namespaces.

@@ -38,7 +38,8 @@ const maxAnswer = 64 << 20
 // "pods".
 type served struct {
 	group, version, kind, name string
-	namespaced                 bool // the objects are in namespaces
+	namespaced                 bool     // the objects are in namespaces
+	others                     []string // other versions that the server serves, as far as it lists them
 }
 
 // CountOthers counts the objects of each kind for which match() returns true. If the user may not
@@ -164,17 +165,20 @@ func (c jsonClient) resources() ([]served, error) {
 		return nil, err
 	}
 	var all []served
-	seen := make(map[[2]string]bool) // the first version of a kind wins: the server lists the preferred one first
+	seen := make(map[[2]string]int) // index in all: the server lists the preferred version of a kind first
 	add := func(r served) {
-		if key := [2]string{r.group, r.kind}; !seen[key] {
-			seen[key] = true
-			all = append(all, r)
+		key := [2]string{r.group, r.kind}
+		if i, is := seen[key]; is {
+			all[i].others = append(all[i].others, r.version)
+			return
 		}
+		seen[key] = len(all)
+		all = append(all, r)
 	}
 	for _, g := range answer.Items {
 		for _, v := range g.Versions {
 			for _, r := range v.Resources {
-				add(served{g.Metadata.Name, v.Version, r.ResponseKind.Kind, r.Resource, r.Scope == "Namespaced"})
+				add(served{g.Metadata.Name, v.Version, r.ResponseKind.Kind, r.Resource, r.Scope == "Namespaced", nil})
 			}
 		}
 	}
@@ -185,7 +189,7 @@ func (c jsonClient) resources() ([]served, error) {
 		}
 		for _, r := range list.APIResources {
 			if !strings.Contains(r.Name, "/") {
-				add(served{g.Name, g.PreferredVersion.Version, r.Kind, r.Name, r.Namespaced})
+				add(served{g.Name, g.PreferredVersion.Version, r.Kind, r.Name, r.Namespaced, nil})
 			}
 		}
 	}

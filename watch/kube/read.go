@@ -111,7 +111,6 @@ func (r *onetime) list(ctx context.Context, k *kind) error {
 // listOptional reads the policies of a kind that the cluster may lack, in the version that the cluster
 // serves.
 func (r *onetime) listOptional(ctx context.Context, k *kind) error {
-	before := r.Policies
 	for attempt := 1; ; attempt++ {
 		version, err := r.client.discover(ctx, k, true)
 		if err != nil {
@@ -124,7 +123,7 @@ func (r *onetime) listOptional(ctx context.Context, k *kind) error {
 		if err == nil || !apierrors.IsNotFound(err) || attempt == readAttempts {
 			return err
 		}
-		r.Policies = before // the version is not served any more: ask again
+		// The version is not served any more: ask again.
 	}
 }
 
@@ -187,8 +186,14 @@ func (o *Objects) needNodes() bool {
 }
 
 // pages reads all objects of a kind in a namespace, page by page. An empty namespace means the whole
-// cluster.
-func (r *onetime) pages(ctx context.Context, k *kind, version schema.GroupVersion, namespace string) error {
+// cluster. After an error, r has none of them.
+func (r *onetime) pages(ctx context.Context, k *kind, version schema.GroupVersion, namespace string) (err error) {
+	before := r.Objects
+	defer func() {
+		if err != nil {
+			r.Objects = before
+		}
+	}()
 	for opts := (metav1.ListOptions{Limit: pageSize}); ; {
 		list, err := r.client.listIn(ctx, k, version, namespace, opts)
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -34,10 +35,11 @@ func ReadRoutes(ctx context.Context, config *rest.Config, namespaces ...string) 
 		if i < 0 {
 			continue // the cluster does not serve the kind
 		}
-		if !slices.Contains(k.Versions, all[i].version) {
-			all[i].version = k.Versions[0] // Sluice does not know the version: request one that it knows, to which the server converts
+		var only []string
+		r, err := all[i].inVersion(k.Versions)
+		if err == nil {
+			only, err = c.routes(&o, k, r, namespaces)
 		}
-		only, err := c.routes(&o, k, all[i], namespaces)
 		if err != nil {
 			unread = append(unread, Unread{
 				Group: k.Group, Kind: k.Name, Forbidden: errors.Is(err, errForbidden), Only: only,
@@ -46,6 +48,19 @@ func ReadRoutes(ctx context.Context, config *rest.Config, namespaces ...string) 
 		}
 	}
 	return o, unread, nil
+}
+
+// inVersion returns the kind in the first of the versions that the server serves. It returns an error if
+// the server serves none of them.
+func (r served) inVersion(known []string) (served, error) {
+	serves := append([]string{r.version}, r.others...)
+	for _, version := range known {
+		if slices.Contains(serves, version) {
+			r.version = version
+			return r, nil
+		}
+	}
+	return r, fmt.Errorf("the cluster serves it only as %s, which this version of Sluice does not know", strings.Join(serves, ", "))
 }
 
 func routeReason(err error, only []string) string {
@@ -76,19 +91,24 @@ func (c jsonClient) routes(o *kuberoute.Objects, k kuberoute.Kind, r served, nam
 		return nil, err
 	}
 	for _, namespace := range namespaces {
-		if c.pages(o, k, r, namespace) == nil {
+		switch in := c.pages(o, k, r, namespace); {
+		case in == nil:
 			only = append(only, namespace)
+		case !errors.Is(in, errForbidden):
+			return only, in
 		}
 	}
 	return only, err
 }
 
-// pages reads the objects of a kind in a namespace, page by page. An empty namespace means all.
+// pages reads the objects of a kind in a namespace, page by page. An empty namespace means all. After an
+// error, it has added none of them.
 func (c jsonClient) pages(o *kuberoute.Objects, k kuberoute.Kind, r served, namespace string) error {
 	path := "/apis/" + r.group + "/" + r.version + "/"
 	if namespace != "" {
 		path += "namespaces/" + url.PathEscape(namespace) + "/"
 	}
+	var objects []metav1.Object
 	for query := (url.Values{"limit": {fmt.Sprint(pageSize)}}); ; {
 		var list struct {
 			metav1.ListMeta `json:"metadata"`
@@ -102,9 +122,12 @@ func (c jsonClient) pages(o *kuberoute.Objects, k kuberoute.Kind, r served, name
 			if err := json.Unmarshal(item, object); err != nil {
 				return fmt.Errorf("the API server sent an unexpected %s: %w", k.Name, err)
 			}
-			o.Add(object)
+			objects = append(objects, object)
 		}
 		if list.Continue == "" {
+			for _, object := range objects {
+				o.Add(object)
+			}
 			return nil
 		}
 		query.Set("continue", list.Continue)

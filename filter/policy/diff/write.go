@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"sluice/filter/policy/near"
+	"sluice/filter/policy/reach"
 )
 
 // maxColumn bounds the width of an aligned column; wider cells are not aligned.
@@ -63,7 +64,7 @@ func (r *Report) WriteMarkdown(out io.Writer) error {
 		if i == 0 {
 			b.WriteString("\n> Not read, so that changes of what they allow or deny are missing here:\n")
 		}
-		fmt.Fprintf(&b, "> - %s\n", escaped(n.String()))
+		fmt.Fprintf(&b, "> - %s\n", reach.Markdown(n.String()))
 	}
 	for _, opens := range []bool{true, false} {
 		r.table(&b, opens)
@@ -71,11 +72,11 @@ func (r *Report) WriteMarkdown(out io.Writer) error {
 	if details := r.details(); len(details) > 0 {
 		b.WriteString("\n")
 		for _, line := range details {
-			fmt.Fprintf(&b, "- %s\n", escaped(line))
+			fmt.Fprintf(&b, "- %s\n", reach.Markdown(line))
 		}
 	}
 	for _, note := range r.Notes {
-		fmt.Fprintf(&b, "\n> %s\n", escaped(note))
+		fmt.Fprintf(&b, "\n> %s\n", reach.Markdown(note))
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
@@ -85,12 +86,12 @@ func (r *Report) table(b *strings.Builder, opens bool) {
 	var rows []string
 	for _, l := range r.Lines {
 		if l.Opens == opens {
-			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", coded(l.From), coded(l.To), escaped(l.Ports), escaped(l.By)))
+			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", coded(l.From), coded(l.To), reach.Markdown(l.Ports), reach.Markdown(l.By)))
 		}
 	}
 	for _, w := range r.Ways {
 		if w.Opens == opens {
-			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", outside, coded([]string{w.To}), escaped(w.Port), escaped(w.by())))
+			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", outside, coded([]string{w.To}), reach.Markdown(w.Port), reach.Markdown(w.by())))
 		}
 	}
 	if len(rows) == 0 {
@@ -120,11 +121,6 @@ func coded(names []string) string {
 		quoted[i] = "`" + n + "`"
 	}
 	return near.List(quoted, maxNames, ", ")
-}
-
-// escaped escapes the characters of Markdown that occur in names and texts of the report.
-func escaped(text string) string {
-	return strings.NewReplacer("|", `\|`, "*", `\*`, "_", `\_`, "<", "&lt;").Replace(text)
 }
 
 // The JSON form.

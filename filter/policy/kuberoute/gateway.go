@@ -90,9 +90,11 @@ func (r *Route) http(rules []gatewayv1.HTTPRouteRule, names []gatewayv1.Hostname
 		}
 		paths := []string{}
 		for _, m := range rule.Matches {
+			path := "" // a match without a path takes every path
 			if m.Path != nil {
-				paths = append(paths, value(m.Path.Value))
+				path = value(m.Path.Value)
 			}
+			paths = append(paths, path)
 		}
 		r.backends(i, refs, hostNames(names), paths...)
 	}
@@ -107,9 +109,11 @@ func (r *Route) grpc(rules []gatewayv1.GRPCRouteRule, names []gatewayv1.Hostname
 		}
 		paths := []string{}
 		for _, m := range rule.Matches {
+			path := ""
 			if m.Method != nil {
-				paths = append(paths, strings.TrimSuffix("/"+value(m.Method.Service)+"/"+value(m.Method.Method), "/"))
+				path = strings.TrimSuffix("/"+value(m.Method.Service)+"/"+value(m.Method.Method), "/")
 			}
+			paths = append(paths, path)
 		}
 		r.backends(i, refs, hostNames(names), paths...)
 	}

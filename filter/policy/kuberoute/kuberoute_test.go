@@ -16,6 +16,8 @@ func TestTargets(t *testing.T) {
 		"without matches":           {"HTTPRoute", "{rules: [{backendRefs: [{name: s, namespace: other, port: 80}]}]}", "TCP [] other/s 80 spec.rules[0].backendRefs[0]"},
 		"a header":                  {"HTTPRoute", "{rules: [{matches: [{headers: [{name: a, value: b}]}], backendRefs: [{name: s, port: 80}]}]}", "TCP [] ns/s 80 spec.rules[0].backendRefs[0]"},
 		"GRPCRoute":                 {"GRPCRoute", "{rules: [{matches: [{method: {service: a.B, method: C}}, {method: {service: a.D}}], backendRefs: [{name: s, port: 80}]}]}", "TCP []/a.B/C ns/s 80 spec.rules[0].backendRefs[0]\nTCP []/a.D ns/s 80 spec.rules[0].backendRefs[0]"},
+		"a path, and a header":      {"HTTPRoute", "{rules: [{matches: [{path: {value: /p}}, {headers: [{name: a, value: b}]}], backendRefs: [{name: s, port: 80}]}]}", "TCP []/p ns/s 80 spec.rules[0].backendRefs[0]\nTCP [] ns/s 80 spec.rules[0].backendRefs[0]"},
+		"a method, and a header":    {"GRPCRoute", "{rules: [{matches: [{method: {service: a.B}}, {headers: [{name: a, value: b}]}], backendRefs: [{name: s, port: 80}]}]}", "TCP []/a.B ns/s 80 spec.rules[0].backendRefs[0]\nTCP [] ns/s 80 spec.rules[0].backendRefs[0]"},
 		"TLSRoute":                  {"TLSRoute", "{hostnames: [a], rules: [{backendRefs: [{name: s, port: 443}]}]}", "TCP [a] ns/s 443 spec.rules[0].backendRefs[0]"},
 		"TCPRoute":                  {"TCPRoute", "{rules: [{backendRefs: [{name: s, port: 443}, {name: r}]}]}", "TCP [] ns/s 443 spec.rules[0].backendRefs[0]\nTCP [] ns/r  spec.rules[0].backendRefs[1]"},
 		"UDPRoute":                  {"UDPRoute", "{rules: [{backendRefs: [{name: s, port: 53}]}]}", "UDP [] ns/s 53 spec.rules[0].backendRefs[0]"},

@@ -6,6 +6,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"sluice/filter/policy/reach"
 )
 
 // WriteCSV writes a line for each pair and answer.
@@ -33,27 +35,27 @@ func (m *Matrix) WriteMarkdown(out io.Writer) error {
 	} else {
 		for _, t := range m.tables() {
 			if t.title != "" {
-				b.WriteString("### " + escaped(t.title) + "\n\n")
+				b.WriteString("### " + reach.Markdown(t.title) + "\n\n")
 			}
 			writeMarkdownTable(&b, m.cells(t))
 			b.WriteString("\n")
 		}
 	}
-	fmt.Fprintf(&b, "%s%s.\n%s\nPairs: %s.\n", legend, escaped(m.marks()), m.ownNodes(), m.sumText())
+	fmt.Fprintf(&b, "%s%s.\n%s\nPairs: %s.\n", legend, reach.Markdown(m.marks()), m.ownNodes(), m.sumText())
 	if lines := m.outside(); len(lines) > 0 {
 		b.WriteString("\nReached from outside:\n\n")
 		for _, line := range lines {
-			fmt.Fprintf(&b, "- %s\n", escaped(line))
+			fmt.Fprintf(&b, "- %s\n", reach.Markdown(line))
 		}
 	}
 	if len(m.LeftOut) > 0 {
 		b.WriteString("\nLeft out:\n\n")
 		for _, l := range m.LeftOut {
-			fmt.Fprintf(&b, "- %s: %s\n", escaped(l.Pod), escaped(l.Why))
+			fmt.Fprintf(&b, "- %s: %s\n", reach.Markdown(l.Pod), reach.Markdown(l.Why))
 		}
 	}
 	if len(m.NotRead) > 0 {
-		fmt.Fprintf(&b, "\nNot read: %s\n", escaped(textOf(m.NotRead)))
+		fmt.Fprintf(&b, "\nNot read: %s\n", reach.Markdown(textOf(m.NotRead)))
 	}
 	if text := m.stamp(); text != "" {
 		b.WriteString("\n" + text + "\n")
@@ -86,18 +88,13 @@ func (m *Matrix) listMarkdown(b *strings.Builder) {
 func writeMarkdownTable(b *strings.Builder, rows [][]string) {
 	for i, row := range rows {
 		for _, cell := range row {
-			b.WriteString("| " + escaped(cell) + " ")
+			b.WriteString("| " + reach.Markdown(cell) + " ")
 		}
 		b.WriteString("|\n")
 		if i == 0 {
 			b.WriteString(strings.Repeat("| --- ", len(row)) + "|\n")
 		}
 	}
-}
-
-// escaped returns the text with characters escaped that Markdown would take as formatting.
-func escaped(text string) string {
-	return strings.NewReplacer(`\`, `\\`, "|", `\|`, "*", `\*`, "_", `\_`, "<", "&lt;", "~", `\~`, "`", "\\`").Replace(text)
 }
 
 // WriteDot writes a graph in the language of Graphviz. It has an edge for each pair for which any port
