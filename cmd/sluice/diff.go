@@ -59,7 +59,7 @@ cannot be understood.`,
 	flags := cmd.Flags()
 	addInputFlags(cmd, &opts.input)
 	addScopeFlags(cmd, &opts.input)
-	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "markdown"), "output", "o", "text, json or markdown")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "markdown", "md"), "output", "o", "text, json or markdown (md)")
 	flags.Var(newChoiceFlag(&opts.failOn, "opened", "closed", "any", "none"), "fail-on", "exit with status 1 if something is opened, closed, any of them, or none")
 	return cmd
 }
@@ -92,7 +92,7 @@ func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error 
 		after.NotRead = append(after.NotRead, n.withSide())
 	}
 	write := map[string]func(*diff.Report, io.Writer) error{
-		"text": (*diff.Report).WriteText, "json": (*diff.Report).WriteJSON, "markdown": (*diff.Report).WriteMarkdown,
+		"text": (*diff.Report).WriteText, "json": (*diff.Report).WriteJSON, "markdown": (*diff.Report).WriteMarkdown, "md": (*diff.Report).WriteMarkdown,
 	}[opts.format]
 	if err := write(report, e.stdout); err != nil {
 		return fmt.Errorf("write the comparison: %w", err)

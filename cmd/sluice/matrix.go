@@ -74,7 +74,7 @@ be understood.`,
 	addInputFlags(cmd, &opts.input)
 	addScopeFlags(cmd, &opts.input)
 	flags.Lookup("namespace").Usage = "only flows from or to this `NAMESPACE` (repeatable, or a list with commas); for a cluster, the default is the context's"
-	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "csv", "dot", "markdown", "html"), "output", "o", "text, json, csv, dot, markdown or html")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "csv", "dot", "markdown", "md", "html"), "output", "o", "text, json, csv, dot, markdown (md) or html")
 	flags.Var(newChoiceFlag(&opts.by, matrix.ByNamespace, matrix.ByWorkload, matrix.ByPod), "by", "what rows and columns are: namespace, workload or pod")
 	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "only this `PORT`, such as 80 or 53/udp (repeatable)")
 	flags.StringSliceVar(&opts.from, "from-namespace", nil, "only flows from this `NAMESPACE` (repeatable)")
@@ -116,7 +116,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 
 func writeMatrix(out io.Writer, m *matrix.Matrix, format string) error {
 	return map[string]func(io.Writer) error{
-		"text": m.WriteText, "json": m.WriteJSON, "csv": m.WriteCSV, "dot": m.WriteDot, "markdown": m.WriteMarkdown, "html": m.WriteHTML,
+		"text": m.WriteText, "json": m.WriteJSON, "csv": m.WriteCSV, "dot": m.WriteDot, "markdown": m.WriteMarkdown, "md": m.WriteMarkdown, "html": m.WriteHTML,
 	}[format](out)
 }
 

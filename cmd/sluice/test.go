@@ -30,7 +30,7 @@ func testCommand(e env) *cobra.Command {
 		Use:   "test FILE...",
 		Short: "Test policies against expectations",
 		Long: `Test compares policies with expectations, by the same decision that judges packets. A
-file names the manifests, relative to itself, and the expectations:
+file (- is the standard input) names the manifests, relative to itself, and the expectations:
 
   manifests: [./deploy]
   tests:
@@ -81,12 +81,7 @@ Cilium, are named ("not read") and do not change the status.`,
   sluice test -v --coverage --junit report.xml tests/*.yaml
   sluice test --context production policies_test.yaml
   sluice test --context production -f ./policies policies_test.yaml`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return errors.New("give one or more files of tests, as in: sluice test policies_test.yaml")
-			}
-			return nil
-		},
+		Args: testArgs,
 		RunE: func(cmd *cobra.Command, files []string) error { return runTests(cmd.Context(), e, opts, files) },
 	}
 	flags := cmd.Flags()
@@ -97,6 +92,18 @@ Cilium, are named ("not read") and do not change the status.`,
 	flags.BoolVar(&opts.coverage, "coverage", false, "also print which policies and rules no test touches")
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text or json")
 	return cmd
+}
+
+// testArgs checks the number of the arguments.
+func testArgs(_ *cobra.Command, args []string) error {
+	twice := slices.Index(args, manifests.Stdin)
+	switch {
+	case len(args) == 0:
+		return errors.New("give one or more files of tests, as in: sluice test policies_test.yaml")
+	case twice >= 0 && slices.Contains(args[twice+1:], manifests.Stdin):
+		return errors.New("the argument - is given twice, and the standard input can be read only once")
+	}
+	return nil
 }
 
 // testedFile is a file of tests and its results.
@@ -116,10 +123,16 @@ type testResult struct {
 }
 
 func runTests(ctx context.Context, e env, opts testOptions, paths []string) error {
+	if slices.Contains(paths, manifests.Stdin) && slices.Contains(opts.paths, manifests.Stdin) {
+		return errors.New("-f - and the argument - both read the standard input: give a file to one of them")
+	}
 	files := make([]testedFile, len(paths))
 	for i, path := range paths {
 		files[i].path = path
-		files[i].file, files[i].err = parseTests(path)
+		if path == manifests.Stdin {
+			files[i].path = manifests.StdinName
+		}
+		files[i].file, files[i].err = parseTests(path, e.stdin)
 	}
 	run := testRun{env: e, testOptions: opts}
 	if opts.coverage {
@@ -151,7 +164,15 @@ func runTests(ctx context.Context, e env, opts testOptions, paths []string) erro
 	return nil
 }
 
-func parseTests(path string) (*expect.File, error) {
+// parseTests parses a file of tests, or the standard input.
+func parseTests(path string, stdin io.Reader) (*expect.File, error) {
+	if path == manifests.Stdin {
+		data, err := io.ReadAll(stdin)
+		if err != nil {
+			return nil, fmt.Errorf("read tests: %w", err)
+		}
+		return expect.Parse(data)
+	}
 	data, err := os.ReadFile(path)
 	var wrong *os.PathError
 	switch {

@@ -271,7 +271,22 @@ func (p *parser) kindless(h head, text []byte, at string) {
 			}
 		}
 	}
+	if _, tests := fields["tests"].([]any); tests && onlyTests(fields) {
+		p.logger.Debug("file of tests skipped", "file", p.path, "document", p.document)
+		return
+	}
 	p.note("", strings.TrimSuffix(at, "."), "it has no kind and is skipped", "if it is meant to be an object, write apiVersion and kind")
+}
+
+// onlyTests reports whether a document without a kind has only fields of a file for "sluice test": such
+// files are often beside the manifests.
+func onlyTests(fields map[string]any) bool {
+	for name := range fields {
+		if !slices.Contains([]string{"manifests", "nodeIPs", "podCIDRs", "tests"}, name) {
+			return false
+		}
+	}
+	return true
 }
 
 // isList reports whether an object is a list: its kind ends in "List" and it has items, or

@@ -27,6 +27,9 @@ type File struct {
 // Namespaces returns the namespaces that the ends of the tests name, possibly with duplicates.
 func (f *File) Namespaces() (names []string) {
 	for i := range f.Tests {
+		if f.Tests[i].Wrong != nil {
+			continue
+		}
 		for _, e := range slices.Concat(f.Tests[i].From, f.Tests[i].To) {
 			names = append(names, e.Namespaces()...)
 		}
@@ -45,6 +48,9 @@ type Test struct {
 	// verdict: a rule of it allows the flow, or it isolates the end that denies the flow. An empty
 	// Policy accepts any reason.
 	Policy string
+	// Wrong lists the mistakes in the text of the test, each with the field and a hint. A test with
+	// mistakes does not run. It is nil if there are none.
+	Wrong error
 }
 
 // flaw describes how the verdict of a flow differs from the expectation, or returns "" if

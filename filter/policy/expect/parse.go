@@ -87,8 +87,8 @@ func (l *list) check(field, missing string) error {
 	return nil
 }
 
-// Parse parses a file of expectations. Its error lists all mistakes, each with the test, the
-// field and a hint.
+// Parse parses a file of expectations. Its error lists all mistakes outside of the tests, each with the
+// field and a hint. A mistake in a test concerns only this test: see [Test.Wrong].
 func Parse(data []byte) (*File, error) {
 	if several(data) {
 		return nil, errors.New("there are several YAML documents: write a file for each")
@@ -124,12 +124,8 @@ func Parse(data []byte) (*File, error) {
 	}
 	for i, one := range raw.Tests {
 		t, wrong := parseTest(one)
-		name := fmt.Sprintf("test %d", i+1)
-		if t.Name != "" {
-			name += " (" + t.Name + ")"
-		}
-		for _, err := range wrong {
-			errs = append(errs, fmt.Errorf("%s, %w", name, err))
+		if t.Wrong = errors.Join(wrong...); t.Wrong != nil && t.Name == "" {
+			t.Name = fmt.Sprintf("test %d", i+1)
 		}
 		f.Tests = append(f.Tests, t)
 	}

@@ -53,9 +53,16 @@ func (t *Test) Run(c *Cluster) Result {
 		run.Namespace = metav1.NamespaceDefault
 	}
 	r := Result{Test: t}
+	if r.Err = t.Wrong; r.Err != nil {
+		return r
+	}
 	if t.Policy != "" {
 		if title := t.policyIn(run.Namespace); !c.Explain.HasPolicy(title) {
-			r.Err = fmt.Errorf("policy: there is no policy %s in the manifests: correct the name, or add it", title)
+			hint := "correct the name, or add it"
+			if best, ok := near.Name(title, c.Explain.PolicyTitles()); ok {
+				hint = "did you mean " + best + "?"
+			}
+			r.Err = fmt.Errorf("policy: there is no policy %s in the manifests: %s", title, hint)
 			return r
 		}
 	}

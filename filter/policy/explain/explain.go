@@ -300,6 +300,16 @@ func (c *Cluster) HasPolicy(title string) bool {
 	return false
 }
 
+// PolicyTitles returns the titles of all policies, as HasPolicy takes them.
+func (c *Cluster) PolicyTitles() []string {
+	titles := make([]string, 0, len(c.policies))
+	for _, p := range c.policies {
+		titles = append(titles, titleOf(p))
+	}
+	slices.Sort(titles)
+	return titles
+}
+
 func titleOf(p *policy.Policy) string { return filter.PolicyTitle(p.Tier, p.Ref.String()) }
 
 func (c *Cluster) side(d filter.Direction, f Flow, v filter.Verdict) Side {
