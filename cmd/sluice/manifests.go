@@ -9,6 +9,7 @@ import (
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
 	"sluice/filter/policy/inventory"
+	"sluice/filter/policy/near"
 	"sluice/watch/manifests"
 )
 
@@ -45,6 +46,7 @@ func compile(node []netip.Addr, l loaded) *compiled {
 		Services: l.Services, EndpointSlices: l.EndpointSlices, Routing: l.Routing, NodeAddrs: node, PodRanges: l.podRanges,
 		NamespacesUnread: l.namespacesUnread(), Unread: l.forbidden(),
 	})}
+	m.Notes = append(slices.Clip(m.Notes), leftOut(m.inventory)...)
 	unread := slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Node"} })
 	m.nodesMissing = m.inventory.NodesMissing() && !unread // other messages report that Nodes could not be read
 	for _, p := range m.inventory.Problems {
@@ -53,6 +55,22 @@ func compile(node []netip.Addr, l loaded) *compiled {
 		}
 	}
 	return m
+}
+
+// leftOut returns notes about the ranges of policies whose address family no pod is taken to have.
+func leftOut(v *inventory.Inventory) (notes []manifests.Problem) {
+	for _, out := range v.LeftOut() {
+		var names []string
+		for _, p := range out.Policies {
+			names = append(names, p.Object())
+		}
+		note := manifests.Problem{File: near.List(names, 3, ", "), Detail: out.Family + " ranges are left out, because no object has " + out.Family + " addresses", Hint: "if pods have them, give their ranges (--pod-cidr)"}
+		if out.Known {
+			note.Detail = out.Family + " ranges are for addresses that no pod here has; pods without an address are taken to have no " + out.Family + " address either"
+		}
+		notes = append(notes, note)
+	}
+	return notes
 }
 
 // cluster returns the cluster for explanations. A policy that could be read only in part has

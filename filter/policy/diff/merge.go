@@ -158,7 +158,7 @@ func (m *merger) words(set, others []*reach.Match) (words []string) {
 		w.take(ns+"/*", "the rest of "+ns+"/*", 2, func(p *reach.Party) bool { return isPod(p) && p.Namespace == ns })
 	}
 	w.take("all nodes", "all other nodes", 2, func(p *reach.Party) bool { return p.Kind == reach.Nodes })
-	w.take("everything outside", "everything else outside", 2, func(p *reach.Party) bool { return p.Kind == reach.Outside })
+	w.take("everything outside", "everything else outside", 2, func(p *reach.Party) bool { return p.Kind == reach.Outside && !p.PodRange })
 	for _, x := range w.left {
 		w.words = append(w.words, name(x))
 	}

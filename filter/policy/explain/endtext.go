@@ -49,6 +49,8 @@ func endsText(flows []Flow, endOf func(Flow) *End, addrOf func(filter.Key) netip
 	if len(ranges) > 0 {
 		text := rangesText(ranges)
 		switch {
+		case !slices.ContainsFunc(ranges, func(e *End) bool { return !e.PodRange }):
+			text += " (in the range of the pods, but no pod here has it)"
 		case text == inventory.World:
 			text += " (every address outside the cluster)"
 		case strings.Contains(text, "/") && !strings.Contains(text, " "):
@@ -69,13 +71,24 @@ func endText(e *End, addrs []netip.Addr) string {
 			return e.Name + " (node " + e.NodeName + ")"
 		case e.Node:
 			return e.Name + " (this node)"
+		case e.PodRange:
+			return e.Name + " (in the range of the pods, but no pod here has it)"
 		}
 		return e.Name + " (no pod)"
 	}
 	if e.Assumed {
-		return e.Name + " (" + strings.Join(append(unknownWords(e), "address not known"), ", ") + ")"
+		return e.Name + " (" + strings.Join(append(unknownWords(e), unknownAddress(e, addrs)), ", ") + ")"
 	}
 	return e.Name + " (" + addressText(e, addrs) + ")"
+}
+
+// unknownAddress names the family of the flows if the end has the other one as well: the verdicts
+// of the two may differ.
+func unknownAddress(e *End, addrs []netip.Addr) string {
+	if len(e.Addrs) == 2 && len(addrs) == 1 {
+		return familyOf(addrs[0]) + " address not known"
+	}
+	return "address not known"
 }
 
 // shortText names ends without their addresses.

@@ -196,6 +196,9 @@ func (s *Side) write(b *strings.Builder, end *End, name string) {
 	case s.Pod == "" && end.Node:
 		fmt.Fprintln(b, "has a node's address, which no policy isolates")
 		return
+	case s.Pod == "" && end.PodRange:
+		fmt.Fprintln(b, "is in the range of the pods, but no pod here has it, so it is not known which policies isolate it")
+		return
 	case s.Pod == "" && end.Range != nil:
 		fmt.Fprintln(b, "is outside the cluster, so no policy isolates it")
 		return

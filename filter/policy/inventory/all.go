@@ -25,10 +25,6 @@ func (v *Inventory) PodsOf(workload policy.Ref) []*policy.Pod { return v.workloa
 // if one of its addresses belongs to another pod.
 func (v *Inventory) EndOf(p *policy.Pod, to bool) (*End, error) { return v.pod(p, to) }
 
-// Outside returns all addresses outside the cluster, as ranges in which all addresses get the same
-// verdicts. The first range of each family has the addresses in no range of a policy; its name is World.
-func (v *Inventory) Outside() []*End { return v.world() }
-
 // NodeEnds returns the nodes, sorted by name: those of Node objects, those in the status of pods,
 // and a node with the name "node" for the addresses in NodeAddrs that no other node has. Each
 // node has its first address of each family. Further addresses are ends of their own.

@@ -39,6 +39,9 @@ type End struct {
 	// Range is set for a range of addresses outside the cluster, all of which get the same
 	// verdicts.
 	Range *Range
+	// PodRange reports that the address, or the range, is in a known range of pods, but that no known pod
+	// has it. Policies of such a pod are not known.
+	PodRange bool
 }
 
 // ByAddress reports whether the end is named by its address.
@@ -66,6 +69,7 @@ func (v *Inventory) address(addr netip.Addr) *End {
 	if n := v.Snapshot.NodeAt(addr); n != nil && v.byAddress[addr] == nil {
 		e.Node, e.NodeName = true, n.Name
 	}
+	e.PodRange = !e.Node && v.isPodRange(addr)
 	return e
 }
 

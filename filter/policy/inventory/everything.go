@@ -64,7 +64,7 @@ func (v *Inventory) Everything(to bool) []*End {
 			ends = append(ends, e)
 		}
 	}
-	return append(ends, v.world()...)
+	return append(ends, v.Outside()...)
 }
 
 // FlowsBetween returns the flows between two ends: one for each address family that both have.

@@ -4,7 +4,7 @@
 //
 // Manifests in Git have no pods of workloads, and the Pods that they do have lack an address. The
 // inventory makes a pod for each workload without pods, and assumes an address for each pod without
-// one. If a policy has a range that may or may not contain such a pod, [Inventory.Elsewhere] returns
+// one: one of each family that any object mentions, see [Inventory.LeftOut]. If a policy has a range that may or may not contain such a pod, [Inventory.Elsewhere] returns
 // the flow for the other addresses that may get another verdict.
 package inventory
 
@@ -75,6 +75,9 @@ type Inventory struct {
 	hosts      map[netip.Addr]bool // the addresses of nodes in the status of pods
 	nodesAt    map[netip.Addr][]*policy.Node
 
+	families      [2]bool             // the address families that the cluster uses, IPv4 first
+	podsAddressed bool                // a pod has an address, so that families does not depend on policies
+	inPodRanges   []netip.Prefix      // the known ranges of pods, disjoint and sorted
 	beside        *Inventory          // the inventory that this one is compared with; nil if there is none
 	nodeSelectors []labels.Selector   // the node selectors of the policies, each once, sorted
 	places        [2][]Range          // by family, IPv4 first: the ranges of pods, as findPlaces cuts them

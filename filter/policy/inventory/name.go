@@ -53,7 +53,10 @@ func (v *Inventory) find(text, namespace string, to bool) (target, error) {
 	case "":
 		return target{}, errors.New("it is missing: write namespace/name of a pod or a workload, or an IP address")
 	case World:
-		return target{ends: v.world()}, nil
+		if ends := v.world(); len(ends) > 0 {
+			return target{ends: ends}, nil
+		}
+		return target{}, errors.New("no address is outside the cluster: the ranges of the pods contain all")
 	}
 	if t, is, err := v.atURL(text); is {
 		return t, err

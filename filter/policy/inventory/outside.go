@@ -21,31 +21,67 @@ func (v *Inventory) atAddress(addr netip.Addr) target {
 }
 
 // world returns all addresses outside the cluster, as ranges in which all addresses get the same
-// verdicts. The addresses of pods, nodes and Services are not outside.
-func (v *Inventory) world() (ends []*End) {
+// verdicts. The addresses of pods, nodes and Services are not outside, nor are the known ranges of pods.
+func (v *Inventory) world() []*End {
+	return slices.DeleteFunc(v.Outside(), func(e *End) bool { return e.PodRange })
+}
+
+// Outside returns all addresses outside the cluster, as ranges in which all addresses get the same
+// verdicts. The first range of each family has the addresses in no range of a policy; its name is World.
+// Ranges of policies inside the ranges of pods follow, with PodRange set: a policy may let in pods that
+// are not known.
+func (v *Inventory) Outside() (ends []*End) {
+	var unknown []*End
 	for i, all := range []string{"0.0.0.0/0", "::/0"} {
-		if v4 := i == 0; !v.uses(v4) && (v.beside == nil || !v.beside.uses(v4)) {
+		if !v.families[i] {
 			continue
 		}
-		for j, r := range v.marks.cut(netip.MustParsePrefix(all)) {
-			if e := v.outside(r); e != nil {
-				if j == 0 && e.Range.Prefix.Bits() == 0 {
+		for _, r := range v.marks.cut(netip.MustParsePrefix(all)) {
+			e := v.outside(r)
+			switch {
+			case e == nil || e.PodRange && r.Prefix.Bits() == 0:
+			case e.PodRange:
+				e.Name = "unknown pods in " + e.Name
+				unknown = append(unknown, e)
+			default:
+				if r.Prefix.Bits() == 0 {
 					e.Name = World
 				}
 				ends = append(ends, e)
 			}
 		}
 	}
-	return ends
+	return append(ends, unknown...)
 }
 
-// outside returns the addresses of a range that are outside the cluster; nil if there are none.
+// outside returns the addresses of a range that are outside the cluster. If there are none, it returns
+// those in the ranges of pods that no known pod has; nil if there are none of these either.
 func (v *Inventory) outside(r Range) *End {
-	addr := v.addrOutside(r)
+	e := &End{Name: r.String(), Range: &r}
+	addr := v.addrOutside(r.without(v.inPodRanges))
+	if !addr.IsValid() {
+		addr, e.PodRange = v.addrOutside(r), true
+	}
 	if !addr.IsValid() {
 		return nil
 	}
-	return &End{Name: r.String(), Addrs: []netip.Addr{addr}, Range: &r}
+	e.Addrs = []netip.Addr{addr}
+	return e
+}
+
+// isPodRange reports whether an address is in a known range of pods.
+func (v *Inventory) isPodRange(a netip.Addr) bool {
+	return slices.ContainsFunc(v.inPodRanges, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// setPodRanges sets the known ranges of pods: in a comparison, those of both inventories, so that the
+// same addresses are outside both.
+func (v *Inventory) setPodRanges() {
+	ranges := v.KnownPodRanges()
+	if v.beside != nil {
+		ranges = append(ranges, v.beside.KnownPodRanges()...)
+	}
+	v.inPodRanges = newMarks(ranges).outermost()
 }
 
 // documentation are addresses that are reserved for examples (RFC 5737, RFC 3849).

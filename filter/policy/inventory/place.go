@@ -17,19 +17,13 @@ var private = []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.
 // podRanges returns the ranges in which pods may have their addresses: of IPv4 if v4 is true, and
 // of IPv6 otherwise.
 func (v *Inventory) podRanges(v4 bool) []netip.Prefix {
-	ranges := slices.Clone(v.PodRanges)
-	for _, n := range v.Nodes {
-		ranges = append(ranges, n.Ranges...)
-	}
 	other := func(p netip.Prefix) bool { return p.Addr().Is4() != v4 }
-	if ranges = slices.DeleteFunc(ranges, other); len(ranges) > 0 {
-		return ranges
+	ranges := slices.DeleteFunc(v.KnownPodRanges(), other)
+	if len(ranges) == 0 && v.beside != nil && !v.PodRangesKnown() {
+		ranges = slices.DeleteFunc(v.beside.KnownPodRanges(), other)
 	}
-	switch {
-	case !v.uses(v4):
-		return nil
-	case v.beside != nil && !v.PodRangesKnown() && v.beside.PodRangesKnown():
-		return v.beside.podRanges(v4)
+	if len(ranges) > 0 || !v.mayUse(v4) {
+		return ranges
 	}
 	for _, text := range private {
 		ranges = append(ranges, netip.MustParsePrefix(text))
@@ -37,61 +31,26 @@ func (v *Inventory) podRanges(v4 bool) []netip.Prefix {
 	return slices.DeleteFunc(ranges, other)
 }
 
-// uses reports whether the cluster uses IPv4 if v4 is true, or IPv6 otherwise: whether a pod, Node,
-// pod range or Service has an address of the family. A cluster without any address uses the families
-// of the inventory in beside; if that has no address either, only IPv4.
-func (v *Inventory) uses(v4 bool) bool {
-	used, known := v.addressed(v4)
-	switch {
-	case known:
-		return used
-	case v.beside != nil:
-		other, known := v.beside.addressed(v4)
-		return other || !known && v4
-	}
-	return v4
-}
-
 // PodRangesKnown reports whether the objects state the ranges from which pods get their addresses.
 func (v *Inventory) PodRangesKnown() bool {
 	return len(v.PodRanges) > 0 || slices.ContainsFunc(v.Nodes, func(n *policy.Node) bool { return len(n.Ranges) > 0 })
-}
-
-// addressed reports whether an object has an address of the family, and whether an object has an
-// address of any family.
-func (v *Inventory) addressed(v4 bool) (used, known bool) {
-	see := func(a netip.Addr) {
-		known, used = true, used || a.Is4() == v4
-	}
-	for _, p := range v.Objects.Pods {
-		for _, a := range p.Addrs {
-			see(a)
-		}
-	}
-	for _, n := range v.Nodes {
-		for _, a := range n.Addrs {
-			see(a)
-		}
-		for _, r := range n.Ranges {
-			see(r.Addr())
-		}
-	}
-	for _, r := range v.PodRanges {
-		see(r.Addr())
-	}
-	for a := range v.byAddress {
-		see(a)
-	}
-	return used, known
 }
 
 // notNodes are the ranges in which a node cannot have its address: the kubelet rejects loopback,
 // link-local and multicast addresses (validateNodeIP).
 var notNodes = []string{"127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"}
 
-// canBeNode reports whether a node may have its address in a range.
-func canBeNode(r Range) bool {
-	return !slices.ContainsFunc(notNodes, func(text string) bool {
+// notPods are the ranges in which no pod has its address, although they are for private use: AWS has
+// reserved this one for its own services, such as the instance metadata at fd00:ec2::254.
+var notPods = []string{"fd00:ec2::/32"}
+
+// canBe reports whether an address in a range may be that of a pod, or of a node if host is true.
+func canBe(r Range, host bool) bool {
+	not := notPods
+	if host {
+		not = slices.Concat(notNodes, notPods)
+	}
+	return !slices.ContainsFunc(not, func(text string) bool {
 		p := netip.MustParsePrefix(text)
 		return p.Bits() <= r.Prefix.Bits() && p.Contains(r.Prefix.Addr())
 	})
@@ -104,8 +63,18 @@ func (v *Inventory) onNodes() bool {
 	return v.NodesKnown() && !slices.ContainsFunc(v.Objects.Pods, func(p *policy.Pod) bool { return p.Node != "" || len(p.Hosts) > 0 })
 }
 
+// nodesHave reports whether a Node has an address of a family.
+func (v *Inventory) nodesHave(v4 bool) bool {
+	for a := range v.nodesAt {
+		if a.Is4() == v4 {
+			return true
+		}
+	}
+	return false
+}
+
 // hostRanges returns the ranges in which pods of the host network may have their addresses of a
-// family: the addresses of the Nodes if onNodes is true; otherwise all, those for private use first.
+// family: the addresses of the Nodes, which may have none of it, if onNodes is true; otherwise all, those for private use first.
 func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
 	if v.onNodes() {
 		for _, n := range v.Nodes {
@@ -116,7 +85,10 @@ func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
 			}
 		}
 	}
-	if len(ranges) > 0 || !v.uses(v4) {
+	if v.onNodes() && !v.nodesHave(v4) {
+		return nil
+	}
+	if len(ranges) > 0 || !v.mayUse(v4) {
 		return ranges
 	}
 	for _, text := range append(slices.Clone(private), "0.0.0.0/0", "::/0") {
@@ -129,7 +101,7 @@ func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
 
 // findPlaces cuts ranges where policies tell addresses apart. Of the pieces that the same ranges and
 // node selectors of policies match, it keeps only one. The first piece matches the fewest of them, as
-// most pods do. If host is true, findPlaces leaves out addresses that a node cannot have.
+// most pods do. It leaves out addresses that a pod, or a node if host is true, cannot have.
 func (v *Inventory) findPlaces(ranges []netip.Prefix, host bool) []Range {
 	type place struct {
 		Range
@@ -139,7 +111,7 @@ func (v *Inventory) findPlaces(ranges []netip.Prefix, host bool) []Range {
 	seen := make(map[string]bool)
 	for _, r := range ranges {
 		for _, c := range v.marks.cut(r) {
-			if host && !canBeNode(c) {
+			if !canBe(c, host) {
 				continue
 			}
 			if key := v.around(c.first()); !seen[key] {
@@ -190,23 +162,31 @@ func (v *Inventory) addrBeside(r Range, host bool, skip int, other netip.Addr) n
 // assume returns addresses for a pod without one, one of each family that the cluster uses. They
 // differ for a destination (to is true) and a source, and for pods of the host network (host is true).
 func (v *Inventory) assume(to, host bool) (addrs []netip.Addr) {
-	skip := 0
-	if to {
-		skip = 1
-	}
-	for _, places := range v.placesOf(host) {
-		if len(places) > 0 {
-			if a := v.addrIn(places[0], host, skip); a.IsValid() {
-				addrs = append(addrs, a)
-			}
+	for i, used := range v.families {
+		if a := v.assumeIn(i, to, host); used && a.IsValid() {
+			addrs = append(addrs, a)
 		}
 	}
 	return addrs
 }
 
+// assumeIn returns the address of one family for a pod without one: IPv4 if family is 0, IPv6 if it is
+// 1. It is invalid if pods can have none.
+func (v *Inventory) assumeIn(family int, to, host bool) netip.Addr {
+	skip := 0
+	if to {
+		skip = 1
+	}
+	places := v.placesOf(host)[family]
+	if len(places) == 0 {
+		return netip.Addr{}
+	}
+	return v.addrIn(places[0], host, skip)
+}
+
 // Beside returns a copy of the inventory for a comparison with o: it also tells apart the addresses
-// and the nodes that policies of o tell apart. If it has no address, it assumes the address families
-// of o; if it has no pod ranges, those of o.
+// and the nodes that policies of o tell apart, it assumes the address families of both, and the pod
+// ranges of o if it has none.
 func (v *Inventory) Beside(o *Inventory) *Inventory {
 	out := *v
 	out.beside, out.exposures, out.sendersBy = o, nil, nil
@@ -224,6 +204,8 @@ func addressless(p *policy.Pod) bool {
 
 // place sets places, hostPlaces and assumed, if a pod has no address.
 func (v *Inventory) place() {
+	v.setFamilies()
+	v.setPodRanges()
 	v.assumed = make(map[netip.Addr]bool)
 	if !slices.ContainsFunc(v.AllPods(), addressless) {
 		return
@@ -232,9 +214,9 @@ func (v *Inventory) place() {
 		v.places[i] = v.findPlaces(v.podRanges(v4), false)
 		v.hostPlaces[i] = v.findPlaces(v.hostRanges(v4), true)
 	}
-	for _, to := range []bool{false, true} {
-		for _, a := range append(v.assume(to, false), v.assume(to, true)...) {
-			v.assumed[a] = true
+	for family := range v.places {
+		for _, to := range []bool{false, true} {
+			v.assumed[v.assumeIn(family, to, false)], v.assumed[v.assumeIn(family, to, true)] = true, true
 		}
 	}
 }

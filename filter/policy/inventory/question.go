@@ -134,6 +134,7 @@ func isPortError(err error) bool {
 // between returns the flows from one end to another.
 func (v *Inventory) between(from, to *End, port string, proto filter.Protocol) (flows []Flow, err error) {
 	from, to = from.asNodeOf(to), to.asNodeOf(from)
+	from, to = v.inFamilyOf(from, to, false), v.inFamilyOf(to, from, true)
 	number, err := v.port(port, proto, to)
 	if err != nil {
 		return nil, portError{fmt.Errorf("port: %w", err)}
@@ -159,12 +160,7 @@ func keyOf(src, dst netip.Addr, proto filter.Protocol, port uint16) filter.Key {
 	return filter.NewKey(src, dst, proto, port)
 }
 
-func families(e *End) string {
-	if e.Addrs[0].Is4() {
-		return "IPv4"
-	}
-	return "IPv6"
-}
+func families(e *End) string { return familyNames[familyOf(e.Addrs[0])] }
 
 // port returns the number of a port, which text states as a number or as a name that the destination
 // gives to it.

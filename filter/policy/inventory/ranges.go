@@ -79,6 +79,24 @@ func (r Range) Addrs(yield func(netip.Addr) bool) {
 	}
 }
 
+// without returns r without the prefixes, which are masked, disjoint and sorted.
+func (r Range) without(prefixes []netip.Prefix) Range {
+	var cut []netip.Prefix
+	for _, p := range prefixes {
+		switch {
+		case !p.Overlaps(r.Prefix):
+		case p.Bits() <= r.Prefix.Bits():
+			return Range{Prefix: r.Prefix, Except: []netip.Prefix{r.Prefix}}
+		default:
+			cut = append(cut, p)
+		}
+	}
+	if len(cut) == 0 {
+		return r
+	}
+	return Range{Prefix: r.Prefix, Except: newMarks(append(cut, r.Except...)).outermost()}
+}
+
 // lastOf returns the last address of a prefix.
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
@@ -135,6 +153,16 @@ func newMarks(prefixes []netip.Prefix) marks {
 // comparePrefixes orders masked prefixes by address, and a prefix before those that it contains.
 func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+// outermost returns the marks that no other mark contains.
+func (m marks) outermost() (out []netip.Prefix) {
+	for i, p := range m.prefixes {
+		if m.outer[i] == unmarked {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // contains returns the smallest mark that contains an address, out of mark i and the marks that

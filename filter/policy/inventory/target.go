@@ -66,7 +66,7 @@ func (v *Inventory) All(to bool) (Target, error) {
 			return Target{}, err
 		}
 	}
-	t.ends = slices.Concat(t.ends, v.NodeEnds(), v.world())
+	t.ends = slices.Concat(t.ends, v.NodeEnds(), v.Outside())
 	return t, nil
 }
 

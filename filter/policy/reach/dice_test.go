@@ -184,6 +184,14 @@ func (d dice) objects() (o inventory.Objects) {
 	return o
 }
 
+// bare removes the addresses of the pods, as in Git: their families are then those that policies mention.
+func bare(o inventory.Objects) inventory.Objects {
+	for _, p := range o.Pods {
+		p.Addrs, p.Hosts = nil, nil
+	}
+	return o
+}
+
 func (d dice) policies() (all []*policy.Policy) {
 	for i := range 1 + d.IntN(4) {
 		all = append(all, d.policy(fmt.Sprint("policy", i)))

@@ -46,6 +46,9 @@ type Party struct {
 	Nodes []string
 	// Ranges are the addresses outside the cluster: one range, but the world has one of each family.
 	Ranges []inventory.Range
+	// PodRange reports that the range is in a known range of pods: the party stands for pods that are not
+	// known, and not for addresses outside the cluster. Its kind is Outside, since no policy isolates it.
+	PodRange bool
 	// Ports are the ports that the containers of the pods declare, sorted by number.
 	Ports []policy.NamedPort
 	// Assumed reports that the addresses of the pods are not known.
@@ -242,7 +245,7 @@ func (m *Map) addOutside() {
 			world.ends[0], world.Ranges = &both, append(world.Ranges, *e.Range)
 			continue
 		}
-		p := &Party{Name: e.Name, Kind: Outside, Ranges: []inventory.Range{*e.Range}, ends: []*inventory.End{e}, class: &class{}}
+		p := &Party{Name: e.Name, Kind: Outside, PodRange: e.PodRange, Ranges: []inventory.Range{*e.Range}, ends: []*inventory.End{e}, class: &class{}}
 		if e.Name == inventory.World {
 			world = p
 			continue

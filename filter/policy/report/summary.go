@@ -228,7 +228,7 @@ func many(w *words, set []*reach.Party) string {
 // outsiders returns the peers outside the cluster.
 func (s *sum) outsiders() (all []*reach.Party) {
 	for _, p := range slices.Concat(s.open, s.maybe) {
-		if p.Kind == reach.Outside {
+		if p.Kind == reach.Outside && !p.PodRange {
 			all = append(all, p)
 		}
 	}

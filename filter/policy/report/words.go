@@ -42,7 +42,7 @@ func (w *words) of(set []*reach.Party) (names []string) {
 	case !within && scoped:
 		take("everything else", 4, func(*reach.Party) bool { return true })
 	}
-	take("every address outside the cluster", 2, func(p *reach.Party) bool { return p.Kind == reach.Outside })
+	take("every address outside the cluster", 2, func(p *reach.Party) bool { return p.Kind == reach.Outside && !p.PodRange })
 	take("every node", 2, func(p *reach.Party) bool { return p.Kind == reach.Nodes })
 	if !within {
 		take("every other pod", 4, isPod)
