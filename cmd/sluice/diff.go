@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -142,7 +144,7 @@ func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, 
 		return nil, nil, err
 	}
 	before, after = compile(nil, sides[0]), compile(nil, sides[1])
-	return before, after, havePods(before, after)
+	return before, after, havePods(args, before, after)
 }
 
 // files reads the argument OLD or NEW. If base is not nil, the result has the namespace, the scope and
@@ -159,8 +161,23 @@ func (o *diffOptions) files(base *loaded, path string, stdin io.Reader) (l loade
 			return loaded{}, err
 		}
 	}
-	l.Objects, l.problems, err = manifests.Input{Paths: []string{path}, Stdin: stdin, Namespace: l.namespace, Scope: l.scope, Command: o.command.CommandPath()}.Read()
+	if path == os.DevNull {
+		return l, nil // nothing, as git diff writes it
+	}
+	l.Objects, l.problems, err = manifests.Input{Paths: []string{path}, Stdin: stdin, Namespace: l.namespace, Scope: l.scope, Command: o.command.CommandPath(), Pipe: o.pipe(path)}.Read()
 	return l, err
+}
+
+// pipe returns the command with the standard input instead of an argument.
+func (o *diffOptions) pipe(path string) string {
+	words := []string{o.command.CommandPath()}
+	for _, arg := range o.command.Flags().Args() {
+		if arg == path {
+			arg = manifests.Stdin
+		}
+		words = append(words, arg)
+	}
+	return strings.Join(words, " ")
 }
 
 // applied returns both sides of the comparison. With one argument, the sides are the base, and the base
@@ -190,11 +207,11 @@ func (o *diffOptions) overlaid(under manifests.Objects, files loaded) loaded {
 	return files
 }
 
-// havePods returns an error if one of the sides has neither pods nor workloads: there would be nothing
-// to compare.
-func havePods(before, after *compiled) error {
+// havePods returns an error if one of the sides has neither pods nor workloads, unless its argument is
+// the empty file /dev/null: there would be nothing to compare.
+func havePods(args []string, before, after *compiled) error {
 	for i, m := range []*compiled{before, after} {
-		if len(m.inventory.AllPods()) == 0 {
+		if len(m.inventory.AllPods()) == 0 && (len(args) < 2 || args[i] != os.DevNull) {
 			return fmt.Errorf("%s has no pods or workloads, so that there is nothing that its policies are about: give what both have with -f, as in diff -f ./workloads OLD NEW, or compare with a cluster by --context",
 				[]string{"OLD", "NEW"}[i])
 		}

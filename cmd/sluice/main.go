@@ -135,11 +135,43 @@ manifests (-f), or the cluster of the kubeconfig's current context.`,
 	root.PersistentFlags().Var(newChoiceFlag(&color, colorAuto, colorAlways, colorNever), "color", "colors in text: auto (on a terminal, unless $NO_COLOR is set), always or never")
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(commands(e)...)
+	root.SetHelpCommand(helpCommand(root))
 	root.InitDefaultVersionFlag()
 	root.Flags().Lookup("version").Usage = "print the version"
 	renameExamples(root, e.name())
 	completeFlags(root)
 	return root
+}
+
+// helpCommand returns the command "help". Unlike that of cobra, it fails for an unknown command.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [command]",
+		Short: "Help about any command",
+		Long:  "Help prints the help of a command.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if found, _, err := root.Find(args); err == nil && found != root {
+				return nil
+			}
+			return knownCommand(root, args)
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, begun string) (names []string, _ cobra.ShellCompDirective) {
+			for _, c := range root.Commands() {
+				if len(args) == 0 && c.IsAvailableCommand() && strings.HasPrefix(c.Name(), begun) {
+					names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, _, err := root.Find(args)
+			if err != nil {
+				return err
+			}
+			cmd.InitDefaultHelpFlag() // so that the help lists the flag
+			return cmd.Help()
+		},
+	}
 }
 
 // renameExamples replaces "sluice" in the examples of all commands by the name by which the program was

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -37,6 +38,9 @@ type Input struct {
 	Scope []string
 	// Command is the running command, as in "sluice lint", for hints; empty means sluice.
 	Command string
+	// Pipe is the command that reads the standard input in the place of one of Paths, for hints; empty
+	// means Command with -f -.
+	Pipe string
 }
 
 // Read reads directories with their subdirectories, and single files. See [Input.Read].
@@ -72,6 +76,7 @@ type reader struct {
 
 func newReader(in Input) *reader {
 	in.Command = cmp.Or(in.Command, "sluice")
+	in.Pipe = cmp.Or(in.Pipe, in.Command+" -f -")
 	return &reader{Input: in, seen: make(map[string]bool)}
 }
 
@@ -91,7 +96,7 @@ func (r *reader) read() (Objects, []Problem, error) {
 }
 
 func (r *reader) how() reading {
-	return reading{templates: true, namespace: r.Namespace, command: r.Command}
+	return reading{templates: true, namespace: r.Namespace, command: r.Pipe}
 }
 
 // path reads a path.
@@ -101,8 +106,10 @@ func (r *reader) path(path string) error {
 	switch {
 	case path == Stdin:
 		err = r.stdin()
+	case path == os.DevNull:
+		err = fmt.Errorf("%s has no objects: give a file that has some, or a directory of such files", path)
 	case strings.HasPrefix(path, "http://"), strings.HasPrefix(path, "https://"):
-		err = fmt.Errorf("%s is a URL: download it, as in: curl -fsSL %s | %s -f -", path, path, r.Command)
+		err = fmt.Errorf("%s is a URL: download it, as in: curl -fsSL %s | %s", path, path, r.Pipe)
 	default:
 		err = r.files(path)
 	}
@@ -111,6 +118,9 @@ func (r *reader) path(path string) error {
 	}
 	if r.empty == nil && !slices.ContainsFunc(r.contents[first:], (*content).hasText) {
 		r.empty = fmt.Errorf("%s has no objects: give a directory with files *.yaml, *.yml or *.json, or a single file", path)
+		if info, err := os.Stat(path); err == nil && !info.IsDir() {
+			r.empty = fmt.Errorf("%s has no objects: give a file that has some, or a directory of such files", path)
+		}
 		if path == Stdin {
 			r.empty = errors.New("the standard input has no objects: check the command before the pipe")
 		}
@@ -147,7 +157,7 @@ func (r *reader) stdin() error {
 
 // files reads a directory or a file.
 func (r *reader) files(path string) error {
-	l := lister{skip: func(dir string) *Problem { return unrendered(dir, r.Command) }}
+	l := lister{skip: func(dir string) *Problem { return unrendered(dir, r.Pipe) }}
 	found, err := l.list(path)
 	if err != nil && strings.Contains(path, ",") {
 		return fmt.Errorf("%w: repeat -f for each path, as in: -f %s", err, strings.ReplaceAll(path, ",", " -f "))

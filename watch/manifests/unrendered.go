@@ -18,7 +18,7 @@ func (h reading) renderHint(program string) string {
 	if h.command == "" {
 		return "render it first, as in: " + program + " > FILE"
 	}
-	return "render it first: " + program + " | " + h.command + " -f -"
+	return "render it first: " + program + " | " + h.command
 }
 
 // unrendered returns a problem if the files of a directory must be rendered before they are applied

@@ -48,13 +48,14 @@ func New(d *reach.Diff, namespaces []string) *Report {
 	within := func(m *reach.Match) bool {
 		return len(namespaces) == 0 || slices.Contains(namespaces, m.Party().Namespace)
 	}
-	r := &Report{Policies: d.Policies}
+	r := &Report{}
 	for _, c := range d.Changes {
 		if within(c.From) || within(c.To) {
 			r.changes = append(r.changes, c)
 		}
 	}
 	r.count()
+	r.addPolicies(d.Policies, namespaces)
 	for _, m := range d.Matches {
 		switch {
 		case !within(m):
@@ -71,6 +72,22 @@ func New(d *reach.Diff, namespaces []string) *Report {
 	r.Ways = compareWays(waysOf(d.Old.Inventory(), inNamespace), waysOf(d.New.Inventory(), inNamespace))
 	r.addNotes(d)
 	return r
+}
+
+// addPolicies adds those of the policies that are in the namespaces or in none, and those that cause a
+// change.
+func (r *Report) addPolicies(policies []reach.PolicyState, namespaces []string) {
+	causes := make(map[string]bool)
+	for i := range r.changes {
+		for _, c := range r.changes[i].Causes {
+			causes[c.Policy] = true
+		}
+	}
+	for _, p := range policies {
+		if len(namespaces) == 0 || p.Namespace == "" || slices.Contains(namespaces, p.Namespace) || causes[p.Policy] {
+			r.Policies = append(r.Policies, p)
+		}
+	}
 }
 
 // count sets Opened and Closed.

@@ -58,7 +58,7 @@ func endsText(flows []Flow, endOf func(Flow) *End, addrOf func(filter.Key) netip
 		}
 		texts = append(texts, text)
 	}
-	return near.List(texts, 2*maxEnds, ", ")
+	return near.List(texts, 2*maxEnds, separatorOf(texts))
 }
 
 // endText names an end and the addresses of its flows.
@@ -108,7 +108,16 @@ func listText(flows []Flow, endOf func(Flow) *End, n int) string {
 	if len(ranges) > 0 {
 		names = append(names, rangesText(ranges))
 	}
-	return near.List(names, n, ", ")
+	return near.List(names, n, separatorOf(names))
+}
+
+// separatorOf returns what separates the items of a list: a semicolon if commas within an item, such
+// as those between the exceptions of a range, could be read as separators.
+func separatorOf(items []string) string {
+	if slices.ContainsFunc(items, func(item string) bool { return strings.Contains(item, " except ") }) {
+		return "; "
+	}
+	return ", "
 }
 
 // unknownWords describes an end whose address is assumed.
@@ -163,7 +172,7 @@ func rangesText(ends []*End) string {
 			texts = append(texts, text)
 		}
 	}
-	return near.List(texts, 2*maxEnds, ", ")
+	return near.List(texts, 2*maxEnds, separatorOf(texts))
 }
 
 // EndAnswer is the JSON form of an end.

@@ -96,14 +96,17 @@ const maxBackends = 5
 func viaText(all []Explanation) string {
 	via := all[0].Flow.Via
 	var ends []string
-	denied := make(map[string]bool)
+	denied, depends := make(map[string]bool), make(map[string]bool)
 	for i := range all {
 		for _, f := range all[i].flows() {
 			end := fmt.Sprintf("%s port %d", f.To.Name, f.Key.Port)
 			if !slices.Contains(ends, end) {
 				ends = append(ends, end)
 			}
-			if all[i].Verdict.Action == filter.Deny {
+			switch all[i].verdict() {
+			case Depends:
+				depends[end] = true
+			case filter.Deny.String():
 				denied[end] = true
 			}
 		}
@@ -116,8 +119,11 @@ func viaText(all []Explanation) string {
 		name = fmt.Sprintf("port %d of nodes is Service %s port %d", via.NodePort, via.Service, via.Port)
 	}
 	slices.Sort(ends)
-	return fmt.Sprintf("%s → %s: decisions see the endpoints behind a Service (%s, %d denied)\n",
-		name, near.List(ends, maxBackends, ", "), count(len(ends), "endpoint", "endpoints"), len(denied))
+	counts := fmt.Sprintf("%s, %d denied", count(len(ends), "endpoint", "endpoints"), len(denied))
+	if len(depends) > 0 {
+		counts += fmt.Sprintf(", %d depends", len(depends))
+	}
+	return fmt.Sprintf("%s → %s: decisions see the endpoints behind a Service (%s)\n", name, near.List(ends, maxBackends, ", "), counts)
 }
 
 // text formats an explanation.
@@ -228,7 +234,9 @@ func (s *Side) write(b *strings.Builder, end *End, name string) {
 }
 
 // several reports whether a text names several pods.
-func several(names string) bool { return strings.Contains(names, ", ") }
+func several(names string) bool {
+	return strings.Contains(names, ", ") || strings.Contains(names, "; ")
+}
 
 // policyList names at most n policies. If others is true, it adds that some pods have further policies.
 func policyList(names []string, n int, others bool) string {

@@ -187,6 +187,7 @@ func TestNamesThatNothingHas(t *testing.T) {
 		"two ports":               {"db.shop.svc:5432", "but the port is also given as 80"},
 		"two ports and UDP":       {"8.8.8.8:53/udp", "but the port is also given as 80"},
 		"not a port":              {"8.8.8.8:http/udp", "but the port is also given as 80"},
+		"selector with -l":        {"-l app=web", "is not a selector: leave out -l: app=web"},
 		"world with a port":       {"world:443", "world has no ports of its own: write world, and the port 443 as the port of the flow"},
 		"world in capitals":       {"WORLD", "there is no end WORLD: write world for every address outside the cluster"},
 		"internet":                {"internet", "write world"},

@@ -237,7 +237,11 @@ func (v *Inventory) selected(text, namespace string, to bool) (target, error) {
 	if selector != "*" {
 		var err error
 		if sel, err = labels.Parse(selector); err != nil {
-			return target{}, fmt.Errorf("%q is not a selector: %w: write it as kubectl get -l does, such as app=web", selector, err)
+			if rest, is := strings.CutPrefix(selector, "-l"); is {
+				return target{}, fmt.Errorf("%q is not a selector: leave out -l: %s", selector, strings.TrimSpace(rest))
+			}
+			why, _, _ := strings.Cut(err.Error(), " (e.g.") // examples and regular expressions follow
+			return target{}, fmt.Errorf("%q is not a selector: %s: write it as kubectl get -l does, such as app=web", selector, why)
 		}
 	}
 	var pods []*policy.Pod

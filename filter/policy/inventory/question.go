@@ -190,11 +190,18 @@ func (v *Inventory) port(text string, proto filter.Protocol, to *End) (uint16, e
 
 func namedPort(to *End, text string, proto filter.Protocol) (uint16, error) {
 	var have []string
+	var of filter.Protocol // of a port with this name, if it has another protocol
 	for _, p := range to.Endpoint.NamedPorts() {
 		if p.Name == text && p.Protocol == proto {
 			return p.Number, nil
 		}
+		if p.Name == text {
+			of = p.Protocol
+		}
 		have = append(have, fmt.Sprintf("%s (%s %d)", p.Name, p.Protocol, p.Number))
+	}
+	if of != 0 {
+		return 0, fmt.Errorf("%s has no %s port named %q, but one of %s: write %s/%s", to.Name, proto, text, of, text, strings.ToLower(of.String()))
 	}
 	if len(have) == 0 {
 		return 0, fmt.Errorf("%s has no port named %q, and no other named port: write the number", to.Name, text)

@@ -252,6 +252,9 @@ func (s *service) port(text string, proto filter.Protocol) (int, error) {
 	if len(have) == 0 {
 		return 0, fmt.Errorf("the Service %s has no port", s.text())
 	}
+	if text == "" {
+		return 0, fmt.Errorf("port: it is missing: write one of those of the Service %s: %s", s.text(), near.List(have, 8, ", "))
+	}
 	return 0, fmt.Errorf("the Service %s has no %s port %q: write one of %s", s.text(), proto, text, near.List(have, 8, ", "))
 }
 

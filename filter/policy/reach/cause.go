@@ -83,6 +83,8 @@ func (c Cause) String() string {
 type PolicyState struct {
 	Policy string // its title
 	State  State
+	// Namespace is that of the policy; empty for a ClusterNetworkPolicy.
+	Namespace string
 }
 
 // statesOf returns the state of each policy, by name, and a list of the policies that are not Same.
@@ -107,7 +109,7 @@ func statesOf(before, after []*policy.Policy) (states map[string]State, differ [
 	for _, p := range slices.Concat(after, before) {
 		if name := p.Ref.String(); states[name] != Same && !seen[name] {
 			seen[name] = true
-			differ = append(differ, PolicyState{filter.PolicyTitle(p.Tier, name), states[name]})
+			differ = append(differ, PolicyState{filter.PolicyTitle(p.Tier, name), states[name], p.Ref.Namespace})
 		}
 	}
 	slices.SortFunc(differ, func(a, b PolicyState) int { return strings.Compare(a.Policy, b.Policy) })
