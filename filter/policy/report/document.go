@@ -177,6 +177,9 @@ func (r *Report) open(w *words, d filter.Direction) part {
 	var nothing []*reach.Party
 	for _, g := range r.groups(d) {
 		t := table{Heading: strings.Join(w.of(g.members), ", "), Head: head}
+		if g.members[0].Kind == reach.HostPods {
+			t.Rows = append(t.Rows, []cell{text("nodes and addresses outside the cluster"), text("all ports"), {Items: []string{"policies do not apply"}, Lines: true, Warn: true}, text()})
+		}
 		for _, row := range g.rows {
 			t.Rows = append(t.Rows, r.rowCells(w, row))
 		}
@@ -230,7 +233,7 @@ type group struct {
 func (r *Report) groups(d filter.Direction) (all []*group) {
 	known := make(map[string]*group)
 	for _, m := range r.Members {
-		key := ""
+		key := fmt.Sprintln(m.Kind == reach.HostPods)
 		var rows []*Row
 		for _, row := range m.side(d).Open {
 			if row.natural() {

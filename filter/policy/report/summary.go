@@ -238,6 +238,8 @@ func (s *sum) outsiders() (all []*reach.Party) {
 // internet returns the part of the first sentence that is about the Internet.
 func (s *sum) internet() string {
 	switch {
+	case slices.ContainsFunc(s.open, isWorld) && len(s.isolated(true)) == 0:
+		return "the Internet gets in, to workloads that no policy isolates"
 	case slices.ContainsFunc(s.open, isWorld):
 		return "policies let the Internet in"
 	case slices.ContainsFunc(s.maybe, isWorld):
@@ -248,18 +250,37 @@ func (s *sum) internet() string {
 	return "nothing on the Internet reaches it directly"
 }
 
-// outside returns the sentence about addresses outside the cluster, or none.
+// isolated returns the members that exchange something with the world, and about which a policy decides
+// (true) or none does (false).
+func (s *sum) isolated(is bool) (set []*reach.Party) {
+	for _, m := range s.report.Members {
+		if slices.Contains(s.world, m.Party) && m.side(s.direction).Isolated() == is {
+			set = append(set, m.Party)
+		}
+	}
+	return set
+}
+
+// outside returns the sentences about addresses outside the cluster, or none.
 func (s *sum) outside(w *words) []sentence {
-	verb, limit := "Policies let the Internet in, to ", "Outside the cluster, only %s can get in."
+	let, open, limit := "Policies let the Internet in, to ", "The Internet gets in: no policy isolates ", "Outside the cluster, only %s can get in."
 	if s.direction == filter.Egress {
-		verb, limit = "Policies let out to the Internet: ", "Outside the cluster, it can reach only %s."
+		let, open, limit = "Policies let out to the Internet: ", "The Internet can be reached: no policy isolates ", "Outside the cluster, it can reach only %s."
 	}
 	if len(s.world) > 0 {
-		text := verb + s.few(w, s.world) + "."
-		if !slices.ContainsFunc(s.open, isWorld) {
-			text += " This depends on addresses that are not known."
+		var all []sentence
+		for _, isolated := range []bool{true, false} {
+			set := s.isolated(isolated)
+			if len(set) == 0 {
+				continue
+			}
+			text := map[bool]string{true: let, false: open}[isolated] + s.few(w, set) + "."
+			if !slices.ContainsFunc(s.open, isWorld) {
+				text += " This depends on addresses that are not known."
+			}
+			all = append(all, sentence{Text: text, Warn: true})
 		}
-		return []sentence{{Text: text, Warn: true}}
+		return all
 	}
 	if ranges := s.outsiders(); len(ranges) > 0 {
 		return []sentence{{Text: fmt.Sprintf(limit, s.few(w, ranges))}}
