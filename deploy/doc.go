@@ -3,7 +3,9 @@
 //	Dockerfile        the image, for builders with access to a registry
 //	image             builds the image without a registry
 //	kustomize/base    the DaemonSet and its RBAC objects
-//	kustomize/startup-taint  a component: keep pods off new nodes until an agent is ready
+//	kustomize/startup-taint     a component: keep pods off new nodes until an agent is ready
+//	kustomize/monitoring        a component: what the Prometheus Operator needs
+//	kustomize/kernel-cache-off  a component: the kernel remembers no verdicts
 //	helm/sluice       the base as a Helm chart
 //	monitoring        a Grafana dashboard and alert rules for Prometheus
 //

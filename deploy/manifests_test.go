@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -50,13 +51,25 @@ type objects struct {
 	role      rbacv1.ClusterRole
 	binding   rbacv1.ClusterRoleBinding
 	daemonSet appsv1.DaemonSet
+	// others has the objects of other kinds, by API version and kind.
+	others map[string]any
+}
+
+// furtherKinds returns an empty object for each kind that only some of the manifests have. The kinds of
+// the Prometheus Operator are maps, because this package has no types for them.
+func furtherKinds() map[string]any {
+	return map[string]any{
+		"v1 Service": new(corev1.Service), "v1 Pod": new(corev1.Pod), "v1 ConfigMap": new(corev1.ConfigMap),
+		"monitoring.coreos.com/v1 ServiceMonitor": &map[string]any{}, "monitoring.coreos.com/v1 PrometheusRule": &map[string]any{},
+	}
 }
 
 // read decodes manifests into the types of the API. It fails the test if a manifest has an unknown
 // field, or if a kind is missing, unknown or repeated.
 func read(t *testing.T, text []byte) *objects {
 	t.Helper()
-	o := &objects{}
+	o := &objects{others: map[string]any{}}
+	further := furtherKinds()
 	into := map[string]any{
 		"v1 ServiceAccount": &o.account, "apps/v1 DaemonSet": &o.daemonSet,
 		"rbac.authorization.k8s.io/v1 ClusterRole":        &o.role,
@@ -79,6 +92,9 @@ func read(t *testing.T, text []byte) *objects {
 		}
 		name := kind.APIVersion + " " + kind.Kind
 		target := into[name]
+		if target == nil && o.others[name] == nil {
+			target, o.others[name] = further[name], further[name]
+		}
 		if target == nil {
 			t.Fatalf("unexpected or second %s", name)
 		}
@@ -132,6 +148,7 @@ func TestBaseEqualsChart(t *testing.T) {
 		m.Labels = map[string]string{"app.kubernetes.io/name": m.Labels["app.kubernetes.io/name"]}
 	}
 	delete(b.daemonSet.Spec.Selector.MatchLabels, "app.kubernetes.io/instance")
+	delete(b.others, "v1 Pod") // the pod of "helm test"
 	if yamlOf(t, a) != yamlOf(t, b) {
 		t.Errorf("the base is\n%+v\nand the chart\n%+v", yamlOf(t, a), yamlOf(t, b))
 	}
@@ -140,7 +157,7 @@ func TestBaseEqualsChart(t *testing.T) {
 func yamlOf(t *testing.T, o *objects) string {
 	t.Helper()
 	var all strings.Builder
-	for _, v := range []any{o.account, o.role, o.binding, o.daemonSet} {
+	for _, v := range []any{o.account, o.role, o.binding, o.daemonSet, o.others} {
 		text, err := sigsyaml.Marshal(v)
 		if err != nil {
 			t.Fatal(err)
@@ -150,10 +167,14 @@ func yamlOf(t *testing.T, o *objects) string {
 	return all.String()
 }
 
-// eachRendering calls f in a subtest for the base, the base with the startup taint, the chart with
-// its default values, and the chart with other values.
+// eachRendering calls f in a subtest for each of these: the base, the base with each component, the
+// chart with its default values, and the chart with other values.
 func eachRendering(t *testing.T, f func(*testing.T, *objects)) {
-	for name, text := range map[string][]byte{"base": base(t), "base with the startup taint": withTaint(t), "chart": render(t), "chart, all values": render(t, fullValues)} {
+	all := map[string][]byte{"base": base(t), "chart": render(t), "chart, all values": render(t, fullValues)}
+	for _, name := range components {
+		all["base with "+name] = withComponent(t, name)
+	}
+	for name, text := range all {
 		t.Run(name, func(t *testing.T) { f(t, read(t, text)) })
 	}
 }
@@ -200,7 +221,7 @@ func TestRoleIsSmall(t *testing.T) {
 func TestPodIsConfined(t *testing.T) {
 	eachRendering(t, func(t *testing.T, o *objects) {
 		pod := o.daemonSet.Spec.Template.Spec
-		if !pod.HostNetwork || pod.HostPID || pod.HostIPC || len(pod.Containers) != 1 || len(pod.InitContainers) != 0 {
+		if !pod.HostNetwork || pod.HostPID || pod.HostIPC || len(pod.Containers) != 1 {
 			t.Errorf("the pod is %+v", pod)
 		}
 		if len(pod.Tolerations) == 0 || pod.PriorityClassName == "" {
@@ -214,7 +235,8 @@ func TestPodIsConfined(t *testing.T) {
 		if *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || len(s.Capabilities.Drop) != 1 || s.Capabilities.Drop[0] != "ALL" {
 			t.Errorf("the container's security context is %+v", s)
 		}
-		want, bpf := []corev1.Capability{"NET_ADMIN", "NET_RAW"}, argument(t, c.Args, "--kernel-cache") != "off"
+		want := []corev1.Capability{"NET_ADMIN", "NET_RAW"}
+		bpf := argument(t, c.Args, "--kernel-cache") != "off" || !slices.Contains(c.Args, "--guard=off")
 		if bpf {
 			want = append(want, "BPF")
 		}
@@ -224,7 +246,7 @@ func TestPodIsConfined(t *testing.T) {
 		if len(c.Ports) != 0 {
 			t.Error("with a port on the host, two agents could not run side by side during an update")
 		}
-		if r := o.daemonSet.Spec.UpdateStrategy.RollingUpdate; r.MaxSurge.IntValue() != 1 || r.MaxUnavailable.IntValue() != 0 {
+		if r := o.daemonSet.Spec.UpdateStrategy.RollingUpdate; slices.Contains([]string{"", "0", "0%"}, r.MaxSurge.String()) || r.MaxUnavailable.IntValue() != 0 {
 			t.Errorf("an update leaves a node without an agent: %+v", r)
 		}
 		for label, value := range o.daemonSet.Spec.Selector.MatchLabels {
@@ -271,10 +293,11 @@ func TestProbesReachTheAgent(t *testing.T) {
 	})
 }
 
-// argument returns the value of a flag in args.
+// argument returns the value of a flag in args. If the flag is given several times, the last one
+// counts.
 func argument(t *testing.T, args []string, flag string) string {
 	t.Helper()
-	for _, a := range args {
+	for _, a := range slices.Backward(args) {
 		if v, ok := strings.CutPrefix(a, flag+"="); ok {
 			return v
 		}
@@ -325,11 +348,36 @@ func TestHelmRendersAsTheTestsDo(t *testing.T) {
 	}
 }
 
+// The commands of the READMEs install, without Helm, the image that the lines before them build.
+func TestReadmesInstallTheirImage(t *testing.T) {
+	daemonSet, err := os.ReadFile(filepath.Join(baseDir, "daemonset.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"../README.md", "README.md"} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		image := regexp.MustCompile(`make image IMAGE=(\S+)`).FindSubmatch(text)
+		replace := regexp.MustCompile(`kubectl kustomize deploy/kustomize/base \| sed 's\|(\S+)\|(\S+)\|' \| kubectl apply -f -`).FindSubmatch(text)
+		if image == nil || replace == nil {
+			t.Errorf("%s builds %q and replaces %q", path, image, replace)
+			continue
+		}
+		if installed := bytes.ReplaceAll(daemonSet, replace[1], replace[2]); !bytes.Contains(installed, append([]byte("image: "), append(image[1], '\n')...)) {
+			t.Errorf("%s builds %s and installs\n%s", path, image[1], installed)
+		}
+	}
+}
+
 // The schema rejects values that would not work.
 func TestHelmRefusesBadValues(t *testing.T) {
 	for _, bad := range []string{
 		"fail=shut", "onExit=stay", "hold=1", "iptables=ebtables", "queues=-1", "httpAddress=9999", "runDir=run",
-		"startupTaint=a=b:NoSchedule", "sysctlProblems=ignore", "guard=maybe", "log.level=loud", "image.pullPolicy=Sometimes", "podCIDRs={10.0.0.0}", "extraArgs={x}", "hodl=1s", "log.verdict=all",
+		"startupTaint=a=b:NoSchedule", "queues=65536", "podCIDRs={10.0.0.0/99}", "podCIDRs={1::2::3/64}", "httpAddress=127.0.0.1:65536",
+		"podLabels.app\\.kubernetes\\.io/name=x", "commonLabels.helm\\.sh/chart=x", "image.digest=sha256:12", "updateStrategy.type=Recreate", "updateStrategy.rollingUpdate.maxSurge=101%",
+		"fullnameOverride=A_b", "metrics.serviceMonitor.interval=soon", "extraVolumes[0].nme=x", "sysctlProblems=ignore", "guard=maybe", "log.level=loud", "image.pullPolicy=Sometimes", "podCIDRs={10.0.0.0}", "extraArgs={x}", "hodl=1s", "log.verdict=all",
 	} {
 		t.Run(bad, func(t *testing.T) {
 			if _, err := tool(t, "helm", helmArgs("--set", bad)...); err == nil || !strings.Contains(err.Error(), "schema") {

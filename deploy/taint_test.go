@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,22 +18,29 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-const (
-	taintComponent = "kustomize/startup-taint/kustomization.yaml"
-	taintOverlay   = "testdata/startup-taint"
-)
+// components are the components of kustomize. Each has an overlay in testdata.
+var components = []string{"startup-taint", "monitoring", "kernel-cache-off"}
 
-// withTaint returns the base with the component's patches, as kustomize applies them.
+// withTaint returns the base with the startup taint.
 func withTaint(t *testing.T) []byte {
 	t.Helper()
+	return withComponent(t, "startup-taint")
+}
+
+// withComponent returns the base with the patches and resources of a component, as kustomize applies
+// them.
+func withComponent(t *testing.T, name string) []byte {
+	t.Helper()
+	dir := filepath.Join("kustomize", name)
 	var component struct {
 		metav1.TypeMeta `json:",inline"`
+		Resources       []string `json:"resources"`
 		Patches         []struct {
 			Target struct{ Group, Version, Kind, Name string }
 			Patch  string
 		}
 	}
-	readYAML(t, taintComponent, &component)
+	readYAML(t, filepath.Join(dir, "kustomization.yaml"), &component)
 	used := make([]bool, len(component.Patches))
 	var all []byte
 	for reader := yaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(base(t)))); ; {
@@ -54,7 +63,14 @@ func withTaint(t *testing.T) []byte {
 		all = append(append(all, "---\n"...), document...)
 	}
 	if i := slices.Index(used, false); i >= 0 {
-		t.Errorf("%s: patch %d matches no object of the base", taintComponent, i)
+		t.Errorf("%s: patch %d matches no object of the base", name, i)
+	}
+	for _, file := range component.Resources {
+		text, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(append(all, "---\n"...), text...)
 	}
 	return all
 }
@@ -76,7 +92,7 @@ func apply(t *testing.T, document []byte, text string) []byte {
 	}
 	to, err := patch.Apply(from)
 	if err != nil {
-		t.Fatalf("%s: %v", taintComponent, err)
+		t.Fatal(err)
 	}
 	return append(to, '\n')
 }
@@ -121,12 +137,44 @@ func TestStartupTaintIsTolerated(t *testing.T) {
 	}
 }
 
-func TestKustomizeBuildsTheStartupTaint(t *testing.T) {
-	out, err := tool(t, "kustomize", "build", taintOverlay)
+// kustomize renders each component as the tests do, and all of them together.
+func TestKustomizeBuildsTheComponents(t *testing.T) {
+	for _, name := range components {
+		t.Run(name, func(t *testing.T) {
+			out, err := tool(t, "kustomize", "build", filepath.Join("testdata", name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a, b := read(t, out), read(t, withComponent(t, name)); yamlOf(t, a) != yamlOf(t, b) {
+				t.Errorf("kustomize builds\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
+			}
+		})
+	}
+}
+
+// The component kernel-cache-off changes one argument of the agent, and keeps everything that the guard
+// needs. The chart does the same if the value kernelCache is off.
+func TestKernelCacheOffChangesOnlyTheCache(t *testing.T) {
+	plain, off := read(t, base(t)), read(t, withComponent(t, "kernel-cache-off"))
+	chart, err := renderWith(t, map[string]any{"kernelCache": "off"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a, b := read(t, out), read(t, withTaint(t)); yamlOf(t, a) != yamlOf(t, b) {
-		t.Errorf("kustomize builds\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
+	for name, o := range map[string]*objects{"component": off, "chart": read(t, chart)} {
+		if args := o.daemonSet.Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--kernel-cache=off") || slices.Contains(args, "--guard=off") {
+			t.Errorf("%s: the arguments are %q", name, args)
+		}
+		for i, v := range plain.daemonSet.Spec.Template.Spec.Volumes {
+			if got := o.daemonSet.Spec.Template.Spec.Volumes; i >= len(got) || got[i].Name != v.Name {
+				t.Errorf("%s: the volume %s is missing", name, v.Name)
+			}
+		}
+	}
+	args := off.daemonSet.Spec.Template.Spec.Containers[0].Args
+	if i := slices.Index(args, "--kernel-cache=off"); i >= 0 {
+		args[i] = "--kernel-cache=auto"
+	}
+	if got, want := yamlOf(t, off), yamlOf(t, plain); got != want {
+		t.Errorf("without the argument, the component makes\n%s\nwant the base\n%s", got, want)
 	}
 }

@@ -58,7 +58,8 @@ var arrows = []arrow{
 		from:  []string{"sluice/filter/...", "sluice/cache/...", "sluice/bench/baseline"},
 		never: []string{"k8s.io/api/networking/v1"},
 		except: map[string][]string{
-			"sluice/filter/policy/netpol": {"k8s.io/api/networking/v1"},
+			"sluice/filter/policy/netpol":    {"k8s.io/api/networking/v1"},
+			"sluice/filter/policy/kuberoute": {"k8s.io/api/networking/v1"}, // Ingress
 		},
 		why: "only its reader knows the fields of a kind of policy",
 	},
@@ -71,12 +72,18 @@ var arrows = []arrow{
 		why: "only its reader knows the fields of a kind of policy",
 	},
 	{
+		from:   []string{"sluice/filter/...", "sluice/cache/...", "sluice/bench/..."},
+		never:  []string{"sigs.k8s.io/gateway-api/..."},
+		except: map[string][]string{"sluice/filter/policy/kuberoute": {"sigs.k8s.io/gateway-api/apis/v1"}},
+		why:    "only its reader knows the fields of a kind of routes",
+	},
+	{
 		from:  []string{"sluice/..."},
 		never: []string{"sigs.k8s.io/network-policy-api/pkg/...", "sigs.k8s.io/network-policy-api/conformance/..."},
 		why:   "the types of the API need nothing but apimachinery, and the rest of its module half a cluster",
 	},
 	{
-		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod"},
+		from:  []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod", "sluice/filter/policy/kuberoute", "sluice/filter/policy/reach", "sluice/filter/policy/report"},
 		never: []string{"net", "net/http", "os", "os/exec", "io", "io/fs", "time", "syscall", "unsafe"},
 		except: map[string][]string{
 			"sluice/filter/policy": {"time"}, // Synchronize polls, for the reason given there
@@ -84,7 +91,7 @@ var arrows = []arrow{
 		why: "the decision is pure: it has no clock and does no I/O",
 	},
 	{
-		from: []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod"}, through: true,
+		from: []string{"sluice/filter", "sluice/filter/packet", "sluice/filter/policy", "sluice/filter/policy/netpol", "sluice/filter/policy/clusterpolicy", "sluice/filter/policy/kubepod", "sluice/filter/policy/kuberoute", "sluice/filter/policy/reach", "sluice/filter/policy/report"}, through: true,
 		never: []string{
 			"k8s.io/client-go/...", "github.com/vishvananda/netlink/...", "github.com/mdlayher/netlink/...", "github.com/ti-mo/...",
 			"github.com/florianl/...", "github.com/coreos/go-iptables/...", "github.com/cilium/ebpf/...", "github.com/spf13/cobra/...",

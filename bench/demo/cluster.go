@@ -55,15 +55,17 @@ var namespaces = []struct {
 type cluster struct {
 	lab   *lab.Lab
 	hosts []*host // hosts in the order of the table's rows
+	// families are the address families that the pods have, as indexes in Host.Addrs.
+	families []int
 }
 
 // build builds the lab and starts the servers. The caller must close it.
-func build() (*cluster, error) {
+func build(families []int) (*cluster, error) {
 	l, err := lab.New(lab.Options{})
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{lab: l, hosts: []*host{
+	c := &cluster{lab: l, families: families, hosts: []*host{
 		{name: "default/web", labels: map[string]string{"role": "frontend"}, ports: []uint16{80}, portName: map[uint16]string{80: "http"}},
 		{name: "default/api", labels: map[string]string{"role": "backend"}, ports: []uint16{80, 8080}, portName: map[uint16]string{8080: "http"}},
 		{name: "default/db", labels: map[string]string{"role": "db"}, ports: []uint16{6379, 9121}},
@@ -128,7 +130,7 @@ func (c *cluster) manifests() (string, error) {
 	}
 	for _, h := range c.hosts {
 		if h.isPod() {
-			objects = append(objects, h.pod())
+			objects = append(objects, h.pod(c.families))
 		}
 	}
 	var documents []string
@@ -142,21 +144,22 @@ func (c *cluster) manifests() (string, error) {
 	return strings.Join(documents, "---\n"), nil
 }
 
-// pod returns the API object of a host that is a pod.
-func (h *host) pod() corev1.Pod {
+// pod returns the API object of a host that is a pod, with its addresses of these families.
+func (h *host) pod(families []int) corev1.Pod {
 	namespace, name, _ := strings.Cut(h.name, "/")
 	container := corev1.Container{Name: name, Image: "demo"}
 	for _, port := range slices.Sorted(maps.Keys(h.portName)) {
 		container.Ports = append(container.Ports, corev1.ContainerPort{Name: h.portName[port], ContainerPort: int32(port)})
 	}
+	status := corev1.PodStatus{Phase: corev1.PodRunning}
+	for _, family := range families {
+		status.PodIPs = append(status.PodIPs, corev1.PodIP{IP: h.Addrs()[family].String()})
+	}
+	status.PodIP = status.PodIPs[0].IP
 	return corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: h.labels},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{container}},
-		Status: corev1.PodStatus{
-			Phase:  corev1.PodRunning,
-			PodIP:  h.IPv4.String(),
-			PodIPs: []corev1.PodIP{{IP: h.IPv4.String()}, {IP: h.IPv6.String()}},
-		},
+		Status:     status,
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -106,7 +107,7 @@ func TestAllStepsAreAsExpected(t *testing.T) {
 	}
 	for line := range strings.Lines(shownInReadme(t)) {
 		if line != "...\n" && !strings.Contains(stdout.String(), line) {
-			t.Errorf("the README shows a line that is not in the output: %s", line)
+			t.Errorf("README.md shows a line that is not in the output: %s", line)
 		}
 	}
 	if strings.Contains(stdout.String(), "\x1b") {
@@ -117,17 +118,17 @@ func TestAllStepsAreAsExpected(t *testing.T) {
 	}
 }
 
-// shownInReadme returns the part of the demo's output, one step, that the README shows.
+// shownInReadme returns the part of the demo's output that README.md shows: one step.
 func shownInReadme(t *testing.T) string {
 	t.Helper()
-	text, err := os.ReadFile("../../README.md")
+	text, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, step, found := strings.Cut(string(text), "```\n── ")
 	step, _, ended := strings.Cut(step, "```\n")
 	if !found || !ended {
-		t.Fatal("no step was found in the README")
+		t.Fatal("no step was found in README.md")
 	}
 	return "── " + step
 }
@@ -203,6 +204,36 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// With the flag keep, the lab of one step stays until the interrupt. The commands that the demo prints
+// work in it, also if pods have only IPv6 addresses.
+func TestKept(t *testing.T) {
+	needSluice(t)
+	checkTempDir(t)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	shown := &interrupter{at: "sluice explain"}
+	shown.stop = func() {
+		defer stop()
+		text := shown.seen.String()
+		connect := regexp.MustCompile(`(?m)^  (nsenter .* && echo reached)$`).FindStringSubmatch(text)
+		explain := regexp.MustCompile(`(?m)^  (\S*sluice explain .*)$`).FindStringSubmatch(text)
+		if connect == nil || explain == nil {
+			t.Errorf("there are no commands in\n%s", text)
+			return
+		}
+		for command, want := range map[string]string{connect[1]: "reached", explain[1]: "allow (rule): default/web (fd"} {
+			if out, err := exec.Command("bash", "-c", command).CombinedOutput(); err != nil || !strings.HasPrefix(string(out), want) {
+				t.Errorf("%s: %v\n%s", command, err, out)
+			}
+		}
+	}
+	var stderr bytes.Buffer
+	status := run(ctx, env{stdout: shown, stderr: &stderr}, []string{"--sluice", sluice, "--step", "both", "--family", "ipv6", "--keep"})
+	if text := shown.seen.String(); status != 0 || strings.Contains(text, "over IPv4") || !strings.Contains(text, "All as expected: 1 steps, 136 attempts") {
+		t.Errorf("exit status %d: %s%s", status, text, stderr.String())
+	}
+}
+
 func TestAgentThatCannotStart(t *testing.T) {
 	lab.Require(t)
 	checkTempDir(t)
@@ -222,6 +253,7 @@ func TestFlags(t *testing.T) {
 	for args, want := range map[string]string{
 		"--stop":       "flag provided but not defined: -stop (see --help)",
 		"--step nope":  "give one of no-policy, access-demo1,",
+		"--family v6":  "give ipv4, ipv6 or both",
 		"access-demo1": "give only flags",
 	} {
 		var stdout, stderr bytes.Buffer

@@ -53,6 +53,9 @@ func TestExpectationsAndPoliciesCanBeRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if len(st.policies) == 0 {
+			continue // the demo writes no file for a step without policies
+		}
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "policies.yaml"), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -73,7 +76,7 @@ func TestExpectationsAndPoliciesCanBeRead(t *testing.T) {
 // useless, and could be a typing error.
 func TestEveryExpectationDecidesSomething(t *testing.T) {
 	lab.Require(t)
-	c, err := build()
+	c, err := build([]int{0, 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -35,8 +36,15 @@ const (
 
 // options are the demo's flags.
 type options struct {
-	sluice, step       string
-	keepGoing, verbose bool
+	sluice, step             string
+	families                 []int // families to probe, as indexes in Host.Addrs
+	keep, keepGoing, verbose bool
+}
+
+// result is the outcome of the demo.
+type result struct {
+	wrong int  // probes that did not meet their expectation
+	kept  bool // the lab was kept until the interrupt
 }
 
 func main() {
@@ -52,18 +60,18 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
-	var wrong int
+	var r result
 	if err == nil {
-		wrong, err = runDemo(ctx, e, o)
+		r, err = runDemo(ctx, e, o)
 	}
 	switch {
 	case err != nil:
 		fmt.Fprintf(e.stderr, "demo: %v\n", err)
 		return exitFailed
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && !r.kept:
 		fmt.Fprintln(e.stderr, "demo: interrupted; everything is cleaned up")
 		return exitInterrupted
-	case wrong > 0:
+	case r.wrong > 0:
 		return exitWrong
 	}
 	return 0
@@ -73,13 +81,15 @@ func parse(e env, args []string) (o options, err error) {
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // the error is returned and reported once
 	fs.StringVar(&o.sluice, "sluice", "bin/sluice", "the `file` to run as sluice")
-	fs.StringVar(&o.step, "step", "", "show only this `step`")
+	fs.StringVar(&o.step, "step", "", "show only this `step`: "+strings.Join(stepNames(), ", "))
+	family := fs.String("family", "both", "the address `family` of the pods: ipv4, ipv6, or both")
+	fs.BoolVar(&o.keep, "keep", false, "after the last step, keep the node, the pods and the agent until Ctrl-C, to try more")
 	fs.BoolVar(&o.keepGoing, "keep-going", false, "show the other steps after one that is not as expected")
 	fs.BoolVar(&o.verbose, "verbose", false, "show the agent's log as well")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		fs.SetOutput(e.stdout)
-		fmt.Fprintln(e.stdout, "Shows Sluice enforcing NetworkPolicies on real packets, between network namespaces. Needs root.\n\n  bin/demo --sluice bin/sluice\n  bin/demo --step access-demo1 --verbose\n\nFlags:")
+		fmt.Fprintln(e.stdout, "Shows Sluice enforcing NetworkPolicies on real packets, between network namespaces. Needs root.\n\n  bin/demo --sluice bin/sluice\n  bin/demo --step access-demo1 --verbose\n  bin/demo --step both --family ipv6 --keep\n\nFlags:")
 		fs.PrintDefaults()
 		return o, err
 	case err != nil:
@@ -87,37 +97,52 @@ func parse(e env, args []string) (o options, err error) {
 	case fs.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q: give only flags (see --help)", fs.Arg(0))
 	}
-	_, err = selectSteps(o.step)
+	if _, err := selectSteps(o.step); err != nil {
+		return o, err
+	}
+	o.families, err = parseFamily(*family)
 	return o, err
 }
 
-// runDemo builds the lab, runs the steps, and removes everything. It returns the number of
-// probes that did not meet their expectation.
-func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
+// parseFamily returns the address families that the name stands for, as indexes in Host.Addrs.
+func parseFamily(name string) ([]int, error) {
+	switch name {
+	case "ipv4":
+		return []int{0}, nil
+	case "ipv6":
+		return []int{1}, nil
+	case "both":
+		return []int{0, 1}, nil
+	}
+	return nil, fmt.Errorf("--family %q: give ipv4, ipv6 or both", name)
+}
+
+// runDemo builds the lab, runs the steps, and removes everything.
+func runDemo(ctx context.Context, e env, o options) (r result, err error) {
 	if os.Geteuid() != 0 {
-		return 0, errors.New("this needs root, because it makes network namespaces and iptables rules in them: try sudo make demo")
+		return r, errors.New("this needs root, because it makes network namespaces and iptables rules in them: try sudo make demo")
 	}
 	for _, name := range []string{"iptables", "ip6tables"} {
 		if _, err := exec.LookPath(name); err != nil {
-			return 0, fmt.Errorf("%s is missing: install the package iptables", name)
+			return r, fmt.Errorf("%s is missing: install the package iptables", name)
 		}
 	}
 	// Make the path absolute: exec would look up a name without a slash in PATH.
 	if o.sluice, err = filepath.Abs(o.sluice); err != nil {
-		return 0, fmt.Errorf("find sluice: %w", err)
+		return r, fmt.Errorf("find sluice: %w", err)
 	}
 	if _, err := os.Stat(o.sluice); err != nil {
-		return 0, fmt.Errorf("find sluice: %w: build it with go build -o bin/sluice ./cmd/sluice, or name it with --sluice", err)
+		return r, fmt.Errorf("find sluice: %w: build it with go build -o bin/sluice ./cmd/sluice, or name it with --sluice", err)
 	}
 	began := time.Now()
-	c, err := build()
+	c, err := build(o.families)
 	if err != nil {
-		return 0, err
+		return r, err
 	}
 	defer func() { err = errors.Join(err, c.lab.Close()) }()
 	dir, err := os.MkdirTemp("", "sluice-demo-")
 	if err != nil {
-		return 0, fmt.Errorf("make a directory for manifests: %w", err)
+		return r, fmt.Errorf("make a directory for manifests: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
@@ -126,18 +151,22 @@ func runDemo(ctx context.Context, e env, o options) (wrong int, err error) {
 	s := &runner{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
 	selected, _ := selectSteps(o.step) // parse has checked the name
 	if err = s.open(ctx, o.sluice, o.verbose); err == nil {
-		wrong, err = s.runSteps(ctx, selected)
+		r.wrong, err = s.runSteps(ctx, selected)
 	}
 	if errors.Is(err, context.Canceled) {
 		err = nil // after an interrupt, run() finds ctx canceled and returns exitInterrupted
 	}
+	if err == nil && ctx.Err() == nil {
+		p.summary(s.shown, len(selected), s.probed, r.wrong, time.Since(began))
+		if r.kept = o.keep; r.kept {
+			p.kept(c, dir, o.sluice)
+			<-ctx.Done()
+		}
+	}
 	if s.agent != nil {
 		err = errors.Join(err, s.agent.Stop())
 	}
-	if err == nil && ctx.Err() == nil {
-		p.summary(s.shown, len(selected), s.probed, wrong, time.Since(began))
-	}
-	return wrong, err
+	return r, err
 }
 
 // sharedWriter serializes writes, so that lines of the demo and of the agent's log do not

@@ -83,16 +83,49 @@ func (p *printer) intro(c *cluster) {
 		case h.isOutside():
 			what = append(what, "outside")
 		}
-		p.printf("  %-12s %-11s %-15s  %s", h.name, h.IPv4, h.IPv6, strings.Join(what, ", "))
+		p.printf("  %-12s %s  %s", h.name, c.addrText(h), strings.Join(what, ", "))
 	}
 	p.printf("")
 	p.wrap(`Sluice follows a directory of manifests. Each step saves a file with policies there. As
 		soon as they are in force, every host opens a TCP connection and sends a UDP datagram
-		to every port of every other host, over IPv4 and over IPv6.`)
+		to every port of every other host, over ` + c.familyText() + ".")
 	p.printf("\nIn the tables, the client is on the left and the server above:")
 	p.printf("  %s   is reached by TCP and UDP      %s   is reached only by TCP", p.paint(green, "yes"), p.paint(yellow, "TCP"))
 	p.printf("  %s    is not reached; the letter refers to the reason below the table", p.paint(red, "no"))
 	p.printf("  %s     is not tried: such packets do not pass the node", p.paint(faint, "."))
+}
+
+// addrText returns the addresses of a host, in columns.
+func (c *cluster) addrText(h *host) string {
+	var texts []string
+	for _, family := range c.families {
+		texts = append(texts, fmt.Sprintf("%-*s", [...]int{11, 15}[family], h.Addrs()[family]))
+	}
+	return strings.Join(texts, " ")
+}
+
+// familyText names the address families of the probes.
+func (c *cluster) familyText() string {
+	var names []string
+	for _, family := range c.families {
+		names = append(names, familyNames[family])
+	}
+	return strings.Join(names, " and over ")
+}
+
+// kept prints how to use the lab, which stays until the interrupt.
+func (p *printer) kept(c *cluster, dir, sluice string) {
+	p.printf("\n%s", p.paint(bold, "The node, the pods and the agent are kept until you press Ctrl-C. In another terminal, as root:"))
+	p.printf("\nChange the policies; they are in force when the file is saved:\n  %s/policies.yaml", dir)
+	p.printf("\nEnter a host:")
+	for _, h := range c.hosts {
+		p.printf("  nsenter --net=/proc/%d/fd/%d   # %s", os.Getpid(), h.NetNS(), h.name)
+	}
+	web, db := c.hosts[0], c.hosts[2]
+	addr := db.Addrs()[c.families[0]]
+	p.printf("\nConnect from %s to %s, and ask what is allowed and why:", web.name, db.name)
+	p.printf("  nsenter --net=/proc/%d/fd/%d timeout 2 bash -c '</dev/tcp/%s/%d' && echo reached", os.Getpid(), web.NetNS(), addr, db.ports[0])
+	p.printf("  %s explain -f %s --from %s --to %s --port %d", sluice, dir, web.name, db.name, db.ports[0])
 }
 
 // labels returns the text followed by the labels of a namespace.

@@ -33,9 +33,10 @@ type probe struct {
 }
 
 func (p probe) String() string {
-	family := [...]string{"IPv4", "IPv6"}[p.family]
-	return p.from.name + " -> " + p.to.String() + "/" + strings.ToUpper(p.network) + " over " + family
+	return p.from.name + " -> " + p.to.String() + "/" + strings.ToUpper(p.network) + " over " + familyNames[p.family]
 }
+
+var familyNames = [...]string{"IPv4", "IPv6"}
 
 // flow returns the flow of the probe, as the agent logs it.
 func (p probe) flow() flow {
@@ -64,7 +65,7 @@ func (c *cluster) probes() (ps []probe) {
 				continue
 			}
 			for _, network := range networks {
-				for family := range 2 {
+				for _, family := range c.families {
 					ps = append(ps, probe{from, to, network, family})
 				}
 			}

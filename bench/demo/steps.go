@@ -131,11 +131,14 @@ func selectSteps(name string) ([]step, error) {
 	}
 	i := slices.IndexFunc(steps, func(s step) bool { return s.name == name })
 	if i < 0 {
-		var names []string
-		for _, s := range steps {
-			names = append(names, s.name)
-		}
-		return nil, fmt.Errorf("--step %q: give one of %s", name, strings.Join(names, ", "))
+		return nil, fmt.Errorf("--step %q: give one of %s", name, strings.Join(stepNames(), ", "))
 	}
 	return steps[i : i+1], nil
+}
+
+func stepNames() (names []string) {
+	for _, s := range steps {
+		names = append(names, s.name)
+	}
+	return names
 }

@@ -1,15 +1,13 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"slices"
+	"fmt"
 
 	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
 
 	"sluice/watch/kube"
-	"sluice/watch/manifests"
 )
 
 // clusterOptions select the cluster to read.
@@ -29,54 +27,12 @@ func (o clusterOptions) config() (*rest.Config, error) {
 	return kube.Config(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
 }
 
-// input selects the objects that a command reads: directories of manifests, or a live
-// cluster.
-type input struct {
-	dirs    []string
-	cluster clusterOptions
-}
-
-func addInputFlags(fs *pflag.FlagSet, in *input) {
-	fs.StringArrayVarP(&in.dirs, "filename", "f", nil, "`DIR` with manifests, or a single file (repeatable)")
-	addClusterFlags(fs, &in.cluster)
-}
-
-// read returns all objects, and the problems for which the API server would reject objects.
-func (in input) read(ctx context.Context) (manifests.Objects, []manifests.Problem, error) {
-	switch {
-	case len(in.dirs) > 0 && in.cluster.given():
-		return manifests.Objects{}, nil, errors.New("-f cannot be combined with --kubeconfig or --context: give only one source")
-	case slices.Contains(in.dirs, ""):
-		return manifests.Objects{}, nil, errors.New("-f is empty: give a directory of manifests, or a single file")
-	case len(in.dirs) > 0:
-		return manifests.Read(in.dirs...)
-	case !in.cluster.given():
-		return manifests.Objects{}, nil, errors.New("give a directory of manifests with -f DIR (--filename), or a cluster with --kubeconfig FILE or --context NAME")
+// target returns the cluster that the flags select. Without flags, it returns the cluster that kubectl
+// would use.
+func (o clusterOptions) target() (*kube.Target, error) {
+	t, err := kube.FindTarget(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
+	if errors.Is(err, kube.ErrNoCluster) {
+		return nil, fmt.Errorf("there is nothing to read: give manifests with -f DIR (--filename; - is the standard input), or a cluster with --kubeconfig FILE or --context NAME; %w", err)
 	}
-	config, err := in.cluster.config()
-	if err != nil {
-		return manifests.Objects{}, nil, err
-	}
-	found, err := kube.Read(ctx, config)
-	if err != nil {
-		return manifests.Objects{}, nil, err
-	}
-	objects := manifests.FromCluster(config.Host, found.Namespaces, found.Pods, found.Policies)
-	objects.Nodes = found.Nodes
-	if found.NodesErr != nil {
-		objects.Notes = append(objects.Notes, manifests.Problem{
-			File: config.Host, Detail: "cannot list the Nodes: a pod's own node is known only by the addresses in the pod's status",
-			Hint: "allow this user to list nodes, to learn which other addresses the nodes have",
-		})
-	}
-	others, err := kube.CountOthers(ctx, config, func(group, kind string) bool {
-		return manifests.Restricting(manifests.Kind{Group: group, Name: kind})
-	})
-	for _, o := range others {
-		objects.NotRead = append(objects.NotRead, manifests.NotRead{Kind: manifests.Kind{Group: o.Group, Name: o.Kind}, Count: o.Count})
-	}
-	if err != nil {
-		objects.Notes = append(objects.Notes, manifests.Problem{File: config.Host, Detail: err.Error(), Hint: "allow sluice to list them, to learn whether they may change what is allowed"})
-	}
-	return objects, nil, nil
+	return t, err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -26,6 +27,8 @@ type flowLine struct {
 	To       string   `json:"to"`
 	Port     portText `json:"port"`
 	Protocol string   `json:"protocol"`
+
+	logged string // the verdict in the agent's log, if the line is from there
 }
 
 // portText is a port in the input: a number or a name.
@@ -54,19 +57,19 @@ type flowError struct {
 	Error    string          `json:"error"`
 }
 
-// explainFlows answers the flows of --flows in order. It returns an error if a flow could not
-// be answered.
-func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
+// explainFlows answers the flows of --flows in order, and reports whether all are allowed. It returns
+// an error if it could not answer a flow.
+func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool, err error) {
 	in := e.stdin
 	if opts.flows != "-" {
 		f, err := os.Open(opts.flows)
 		if err != nil {
-			return fmt.Errorf("read flows: %w", err)
+			return false, fmt.Errorf("read flows: %w", err)
 		}
 		defer f.Close() // the file is only read, so an error is harmless
 		in = f
 	}
-	x := flowExplainer{cluster: c, out: bufio.NewWriter(e.stdout)}
+	x := flowExplainer{cluster: c, namespace: opts.question.Namespace, out: bufio.NewWriter(e.stdout)}
 	x.answer = textAnswers{x.out}
 	if opts.format == "json" {
 		enc := json.NewEncoder(x.out)
@@ -74,27 +77,39 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (err error) {
 		x.answer = jsonAnswers{enc}
 	}
 	if err := x.run(bufio.NewReaderSize(in, maxFlowLine)); err != nil {
-		return err
+		return false, err
+	}
+	if x.skipped > 0 {
+		e.say("note: skipped %s of the log without a flow", count(x.skipped, "line", "lines"))
 	}
 	if x.failed > 0 {
-		return fmt.Errorf("%s of %d could not be answered", count(x.failed, "flow", "flows"), x.flows)
+		return false, fmt.Errorf("%s of %d could not be answered", count(x.failed, "flow", "flows"), x.flows)
 	}
-	return nil
+	return x.allowed == x.flows, nil
 }
 
 // flowExplainer answers one flow after the other. To save time, its answers do not give reasons in
 // words: without them, a decision takes less time than reading the flow.
 type flowExplainer struct {
-	cluster       *explain.Cluster
-	out           *bufio.Writer
-	answer        answerWriter
-	line          int // number of the current line
-	flows, failed int // number of all flows, and of flows that could not be answered
+	cluster   *explain.Cluster
+	namespace string // namespace of names without one
+	out       *bufio.Writer
+	answer    answerWriter
+	line      int // number of the current line
+	// Counts of all flows, of allowed flows, of flows that could not be answered, and of lines of a log
+	// without a flow.
+	flows, allowed, failed, skipped int
+}
+
+// flowAnswer is the answer about a flow.
+type flowAnswer struct {
+	explain.Answer
+	Logged string `json:"logged,omitempty"` // the verdict in the agent's log, if the flow is from there
 }
 
 // answerWriter writes answers in one format.
 type answerWriter interface {
-	answered(explain.Answer) error
+	answered(flowAnswer) error
 	failed(flowError) error
 }
 
@@ -132,23 +147,70 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 
 // flow answers one line. It returns an error only if it cannot write.
 func (x *flowExplainer) flow(text []byte) error {
+	f, isFlow := readLogLine(text)
+	if !isFlow {
+		x.skipped++
+		return nil
+	}
+	var err error
+	if f == nil {
+		f, err = readFlow(text)
+	}
 	x.flows++
-	f, err := readFlow(text)
 	if err == nil {
 		var a explain.Answer
-		if a, err = x.cluster.Answer(explain.Question{From: f.From, To: f.To, Port: string(f.Port), Protocol: f.Protocol}); err == nil {
-			return x.answer.answered(a)
+		if a, err = x.ask(f); err == nil {
+			if a.Verdict == filter.Allow.String() {
+				x.allowed++
+			}
+			return x.answer.answered(flowAnswer{a, f.logged})
 		}
 	}
 	x.failed++
 	return x.fail(text, err)
 }
 
+// ask answers a flow. If a pod in a log does not exist any more, ask uses the other pods of its
+// workload, which it finds by the beginning of the name.
+func (x *flowExplainer) ask(f *flowLine) (explain.Answer, error) {
+	q := explain.Question{From: f.From, To: f.To, Port: string(f.Port), Protocol: f.Protocol, Namespace: x.namespace}
+	a, err := x.cluster.Answer(q)
+	for first := err; err != nil && f.logged != ""; {
+		if !x.shorten(&q) {
+			return a, first
+		}
+		a, err = x.cluster.Answer(q)
+	}
+	return a, err
+}
+
+// shorten replaces the name of a pod that does not exist by the name of its workload. It returns false
+// if the workload does not exist either, or if all names are known.
+func (x *flowExplainer) shorten(q *explain.Question) bool {
+	for _, name := range []*string{&q.From, &q.To} {
+		if _, err := netip.ParseAddr(*name); err == nil || x.cluster.Knows(*name) {
+			continue
+		}
+		for short := *name; ; {
+			dash := strings.LastIndexByte(short, '-')
+			if dash <= strings.IndexByte(short, '/') {
+				return false
+			}
+			if short = short[:dash]; x.cluster.Knows(short) {
+				*name = short
+				break
+			}
+		}
+		return true
+	}
+	return false
+}
+
 // readFlow parses a line. It rejects unknown fields: if it ignored a misspelled field, the
 // answer would be for a flow that the user did not mean.
-func readFlow(text []byte) (flowLine, error) {
-	var f flowLine
-	strict, err := kjson.UnmarshalStrict(text, &f)
+func readFlow(text []byte) (*flowLine, error) {
+	f := new(flowLine)
+	strict, err := kjson.UnmarshalStrict(text, f)
 	if err != nil {
 		var wrong *json.UnmarshalTypeError
 		if errors.As(err, &wrong) && wrong.Field != "" {
@@ -190,26 +252,45 @@ func (x *flowExplainer) fail(text []byte, err error) error {
 // jsonAnswers writes one line of JSON per answer.
 type jsonAnswers struct{ enc *json.Encoder }
 
-func (w jsonAnswers) answered(a explain.Answer) error { return w.enc.Encode(a) }
-func (w jsonAnswers) failed(f flowError) error        { return w.enc.Encode(f) }
+func (w jsonAnswers) answered(a flowAnswer) error { return w.enc.Encode(a) }
+func (w jsonAnswers) failed(f flowError) error    { return w.enc.Encode(f) }
 
 // textAnswers writes one line of text per answer.
 type textAnswers struct{ out io.Writer }
 
-func (w textAnswers) answered(a explain.Answer) error {
+func (w textAnswers) answered(a flowAnswer) error {
 	port := a.Protocol
 	if a.Port != 0 {
 		port += fmt.Sprint(" ", a.Port)
 	}
+	why := whyText(&a.Answer)
+	if a.Logged != "" && a.Logged != a.Verdict {
+		why += "; logged: " + a.Logged
+	}
+	_, err := fmt.Fprintf(w.out, "%-5s  %s to %s, %s: %s\n", a.Verdict, a.From, a.To, port, why)
+	return err
+}
+
+// whyText returns the reasons for an answer in one line.
+func whyText(a *explain.Answer) string {
 	why := a.Why()
-	if a.Service != "" {
+	if a.Otherwise != "" {
+		why = fmt.Sprintf("%s in %s, %s otherwise (%s)", a.Depends[0].Verdict, a.Depends[0].Range, a.Otherwise, why)
+	}
+	parts := func(all []explain.Answer) string {
 		denied := 0
-		for _, b := range a.Backends {
-			if b.Verdict == filter.Deny.String() {
+		for i := range all {
+			if all[i].Verdict == filter.Deny.String() {
 				denied++
 			}
 		}
-		why = fmt.Sprintf("Service %s, %s, %d denied; %s", a.Service, count(len(a.Backends), "endpoint", "endpoints"), denied, why)
+		return fmt.Sprintf("%d denied; ", denied)
+	}
+	switch {
+	case a.Service != "":
+		why = fmt.Sprintf("Service %s, %s, %s%s", a.Service, count(len(a.Backends), "endpoint", "endpoints"), parts(a.Backends), why)
+	case len(a.Pairs) > 0:
+		why = fmt.Sprintf("%s, %s%s", count(len(a.Pairs), "pair of ends", "pairs of ends"), parts(a.Pairs), why)
 	}
 	if len(a.Families) > 0 {
 		why = ""
@@ -223,8 +304,7 @@ func (w textAnswers) answered(a explain.Answer) error {
 	for _, n := range a.Notes {
 		why += "; note: " + n
 	}
-	_, err := fmt.Fprintf(w.out, "%-5s  %s to %s, %s: %s\n", a.Verdict, a.From, a.To, port, why)
-	return err
+	return why
 }
 
 func (w textAnswers) failed(f flowError) error {

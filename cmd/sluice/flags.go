@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,6 +15,9 @@ import (
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
+		if hint := selectorHint(cmd, unknown.GetSpecifiedName()); hint != "" {
+			return fmt.Errorf("%w: %s (see: %s --help)", err, hint, cmd.CommandPath())
+		}
 		var names []string
 		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
 		if best, ok := near.Name(unknown.GetSpecifiedName(), names); ok {
@@ -31,6 +33,15 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 	}
 	return fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())
+}
+
+// selectorHint returns what to write instead of the flags that kubectl has for labels. It is empty for
+// other flags, and for commands without ends of flows.
+func selectorHint(cmd *cobra.Command, flag string) string {
+	if cmd.Flags().Lookup("from") == nil || flag != "l" && flag != "selector" {
+		return ""
+	}
+	return "write labels as an end, as in --from app=web or --to shop/app=web"
 }
 
 // knownCommand returns an error for an unknown subcommand. The error names the subcommand that
@@ -49,6 +60,19 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 		return fmt.Errorf("there is no command %q: did you mean %s %s?", args[0], cmd.CommandPath(), best)
 	}
 	return fmt.Errorf("there is no command %q: the commands are %s", args[0], strings.Join(names, ", "))
+}
+
+// noArgs returns an error if there are arguments, for a command without any.
+func noArgs(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case cmd.Flags().Lookup("filename") != nil:
+		return fmt.Errorf("%s takes no arguments: give manifests with -f %s", cmd.Name(), args[0])
+	case cmd.Flags().Lookup("manifests") != nil:
+		return fmt.Errorf("%s takes no arguments: give manifests with --manifests %s", cmd.Name(), args[0])
+	}
+	return fmt.Errorf("%s takes no arguments: remove %s", cmd.Name(), args[0])
 }
 
 // newNameKey is the key of the annotation with which a deprecated flag names its successor.
@@ -88,10 +112,10 @@ func (v renamedValue) Set(text string) error {
 }
 
 // noticeOldNames prints a notice for each flag that the user gave under its old name.
-func noticeOldNames(out io.Writer, fs *pflag.FlagSet) {
+func noticeOldNames(e env, fs *pflag.FlagSet) {
 	fs.Visit(func(f *pflag.Flag) {
 		if now := f.Annotations[newNameKey]; now != nil {
-			fmt.Fprintf(out, "sluice: --%s is deprecated: use --%s\n", f.Name, now[0])
+			e.say("--%s is deprecated: use --%s", f.Name, now[0])
 		}
 	})
 }

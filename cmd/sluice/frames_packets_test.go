@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -85,7 +87,7 @@ func newFrameFuzz(t *testing.T, opts lab.Options, seed uint64) *frameFuzz {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.snapshot = m.snapshot
+	f.snapshot = m.inventory.Snapshot
 	for i, family := range []struct{ addr, device string }{{"10.99.0.1/32", "vxlan.4"}, {"fd00:99::1/128", "vxlan.6"}} {
 		local := s.Nodes[0].Addrs()[i]
 		for _, args := range [][]string{

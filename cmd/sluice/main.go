@@ -6,12 +6,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -22,6 +26,15 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
+	program        string // the name by which the program was called, as in "kubectl sluice"; empty means sluice
+}
+
+// name returns the name by which the program was called.
+func (e env) name() string { return cmp.Or(e.program, "sluice") }
+
+// say prints a line to the standard error, after the program's name.
+func (e env) say(format string, args ...any) {
+	fmt.Fprintf(e.stderr, e.name()+": "+format+"\n", args...)
 }
 
 // exitError ends the command with an exit status. run() prints the field "err". If the command
@@ -48,9 +61,18 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	status := run(ctx, env{os.Stdin, os.Stdout, os.Stderr, os.Getenv}, os.Args[1:])
+	status := run(ctx, env{os.Stdin, os.Stdout, os.Stderr, os.Getenv, programName(os.Args[0])}, os.Args[1:])
 	stop()
 	os.Exit(status)
+}
+
+// programName returns the name by which the program was called, given the path of its executable. For
+// "kubectl sluice", kubectl runs the executable kubectl-sluice.
+func programName(path string) string {
+	if strings.TrimSuffix(filepath.Base(path), ".exe") == "kubectl-sluice" {
+		return "kubectl sluice"
+	}
+	return "sluice"
 }
 
 // run is the whole program as a function of its environment. It returns the exit status.
@@ -60,6 +82,12 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if cmd == root && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+			return knownCommand(root, args[:1]) // the command is misspelled, so its flag is unknown
+		}
+		return flagError(cmd, err)
+	})
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -67,7 +95,7 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	exit := exitError{status: exitFailed, err: err}
 	errors.As(err, &exit)
 	if exit.err != nil {
-		fmt.Fprintf(e.stderr, "sluice: %v\n", err)
+		e.say("%v", err)
 	}
 	return exit.status
 }
@@ -77,6 +105,8 @@ func init() { cobra.EnableCommandSorting = false }
 
 // rootCommand returns the command sluice with all subcommands.
 func rootCommand(e env) *cobra.Command {
+	color, paint := colorAuto, &painter{out: e.stdout}
+	e.stdout = paint
 	root := &cobra.Command{
 		Use:   "sluice",
 		Short: "Enforce Kubernetes NetworkPolicy on a node, and show what policies allow and why",
@@ -85,21 +115,76 @@ the first packet of every new pod connection and leaves the rest of the connecti
 kernel.
 
 The same decision answers without packets: explain one flow, test your policies,
-draw the matrix of who can reach whom, lint.`,
+draw the matrix of who can reach whom, report to an auditor, lint. These commands read
+manifests (-f), or the cluster of the kubeconfig's current context.`,
 		Example: `  sluice run --manifests ./policies                 enforce, from a directory of manifests
   sluice explain -f ./policies --from default/web --to default/db --port 6379`,
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) { noticeOldNames(e.stderr, cmd.Flags()) },
+		Version:     versionLine(),
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: e.name()},
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			noticeOldNames(e, cmd.Flags())
+			paint.on = color.wanted(e, paint.out)
+		},
 
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          knownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(flagError)
+	root.CompletionOptions.DisableDefaultCmd = true // completionCommand replaces the default one
+	root.PersistentFlags().Var(newChoiceFlag(&color, colorAuto, colorAlways, colorNever), "color", "colors in text: auto (on a terminal, unless $NO_COLOR is set), always or never")
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(commands(e)...)
+	root.SetHelpCommand(helpCommand(root))
+	root.InitDefaultVersionFlag()
+	root.Flags().Lookup("version").Usage = "print the version"
+	renameExamples(root, e.name())
+	completeFlags(root)
 	return root
 }
+
+// helpCommand returns the command "help". Unlike that of cobra, it fails for an unknown command.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [command]",
+		Short: "Help about any command",
+		Long:  "Help prints the help of a command.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if found, _, err := root.Find(args); err == nil && found != root {
+				return nil
+			}
+			return knownCommand(root, args)
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, begun string) (names []string, _ cobra.ShellCompDirective) {
+			for _, c := range root.Commands() {
+				if len(args) == 0 && c.IsAvailableCommand() && strings.HasPrefix(c.Name(), begun) {
+					names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, _, err := root.Find(args)
+			if err != nil {
+				return err
+			}
+			cmd.InitDefaultHelpFlag() // so that the help lists the flag
+			return cmd.Help()
+		},
+	}
+}
+
+// renameExamples replaces "sluice" in the examples of all commands by the name by which the program was
+// called.
+func renameExamples(cmd *cobra.Command, name string) {
+	cmd.Example = exampleName.ReplaceAllString(cmd.Example, "${1}"+name+" ")
+	for _, sub := range cmd.Commands() {
+		renameExamples(sub, name)
+	}
+}
+
+// exampleName matches the program's name at the beginning of a command in an example.
+var exampleName = regexp.MustCompile(`(?m)(^ *|[|] )sluice `)
 
 // commands returns the subcommands in the order of the help.
 func commands(e env) []*cobra.Command {
@@ -108,9 +193,12 @@ func commands(e env) []*cobra.Command {
 		explainCommand(e),
 		testCommand(e),
 		matrixCommand(e),
+		diffCommand(e),
+		reportCommand(e),
 		lintCommand(e),
 		statusCommand(e),
 		rulesCommand(e),
+		completionCommand(e),
 		versionCommand(e),
 	}
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -103,8 +105,7 @@ func sluice(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	return status, out.String(), errs.String()
 }
 
-// For every port of every protocol, the matrix has the same verdict as Decide, either in the
-// entry of that port or in the entry for all other ports.
+// For every port of every protocol, the matrix has the same verdict as Decide.
 func TestMatrixMatchesDecideAtEveryPort(t *testing.T) {
 	for name, text := range map[string]string{"NetworkPolicies": matrixCluster, "tiers": matrixCluster + matrixTiers} {
 		t.Run(name, func(t *testing.T) { matchesDecide(t, matrixDir(t, text)) })
@@ -119,8 +120,8 @@ func matchesDecide(t *testing.T, dir string) {
 	store := policy.NewStore()
 	objects.Apply(store)
 	snapshot, _ := store.Commit()
-	status, stdout, stderr := sluice(t, "matrix", "-f", dir, "-o", "json")
-	if status != 0 || !strings.Contains(stderr, "left out: 1 pod ") {
+	status, stdout, stderr := sluice(t, "matrix", "-f", dir, "-o", "json", "--by", "pod")
+	if status != 0 || stderr != "" {
 		t.Fatalf("status %d, %s", status, stderr)
 	}
 	var m matrix.Matrix
@@ -128,56 +129,50 @@ func matchesDecide(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	addrs := make(map[string][]netip.Addr)
-	for _, p := range m.Pods {
-		addrs[p.String()] = p.Addresses
+	for _, p := range m.From {
+		for _, a := range p.Addresses {
+			addrs[p.Name] = append(addrs[p.Name], netip.MustParseAddr(a))
+		}
 	}
-	if len(m.Pods) != 4 || len(m.Flows) != 16 {
-		t.Fatalf("%d pods, %d flows", len(m.Pods), len(m.Flows))
-	}
+	checked := 0
 	for _, c := range m.Flows {
-		want := func(proto filter.Protocol, port uint16) string {
-			return decideAll(snapshot, addrs[c.From], addrs[c.To], proto, port)
+		if addrs[c.From] == nil || addrs[c.To] == nil || c.State == matrix.Self {
+			continue
 		}
-		said := make(map[string]string)
-		for _, p := range c.Ports {
-			said[fmt.Sprintf("%s %d", p.Protocol, p.Number)] = p.Verdict
-		}
+		checked++
 		for _, proto := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
 			for port := 1; port <= 65535; port++ {
-				got, own := said[fmt.Sprintf("%s %d", proto, port)]
-				if !own {
-					got = otherAt(c.Other, proto, port)
-				}
-				if w := want(proto, uint16(port)); got != w {
-					t.Fatalf("%s to %s, %s %d: %s, want %s", c.From, c.To, proto, port, got, w)
+				want := decideAll(snapshot, addrs[c.From], addrs[c.To], proto, uint16(port))
+				if got := verdictAt(c, proto, port); got != want {
+					t.Fatalf("%s to %s, %s %d: %s, want %s", c.From, c.To, proto, port, got, want)
 				}
 			}
 		}
-		if got, w := otherAt(c.Other, filter.ICMP, 0), want(filter.ICMP, 0); got != w {
-			t.Errorf("%s to %s, ICMP: %s, want %s", c.From, c.To, got, w)
+		if got, want := verdictAt(c, filter.ICMP, 0), decideAll(snapshot, addrs[c.From], addrs[c.To], filter.ICMP, 0); got != want {
+			t.Errorf("%s to %s, ICMP: %s, want %s", c.From, c.To, got, want)
 		}
+	}
+	// Five pods, one of them in the host network: each to the four others.
+	if checked != 5*4 {
+		t.Errorf("%d pairs of pods were checked", checked)
 	}
 }
 
-// otherAt returns the verdict for a port that has no entry of its own.
-func otherAt(o *matrix.Other, proto filter.Protocol, port int) string {
-	holds := func(text string) bool {
-		name, ports, some := strings.Cut(text, " ")
-		var low, high int
-		if n, _ := fmt.Sscanf(ports, "%d-%d", &low, &high); n == 1 {
-			high = low
+// verdictAt returns the verdict about a port.
+func verdictAt(c *matrix.Cell, proto filter.Protocol, port int) string {
+	for _, a := range c.Answers {
+		for _, text := range a.Ports {
+			name, ports, some := strings.Cut(text, " ")
+			var low, high int
+			if n, _ := fmt.Sscanf(ports, "%d-%d", &low, &high); n == 1 {
+				high = low
+			}
+			if name == proto.String() && (!some || low <= port && port <= high) {
+				return a.Verdict
+			}
 		}
-		return name == proto.String() && (!some || low <= port && port <= high)
 	}
-	switch {
-	case len(o.Allowed)+len(o.OneFamily) == 0:
-		return o.Verdict
-	case slices.ContainsFunc(o.Allowed, holds):
-		return "allow"
-	case slices.ContainsFunc(o.OneFamily, holds):
-		return "mixed"
-	}
-	return "deny"
+	return "missing"
 }
 
 // decideAll returns the verdict for all pairs of addresses with the same family. If the
@@ -204,10 +199,11 @@ func decideAll(s *policy.Snapshot, from, to []netip.Addr, proto filter.Protocol,
 func TestMatrixText(t *testing.T) {
 	_, stdout, _ := sluice(t, "matrix", "-f", matrixDir(t, matrixCluster))
 	want := []string{
-		"FROM \\ TO    default/db                      default/web  shop/cart   shop/old",
-		"default/db   self                            all          all         all",
-		"shop/cart    6379*,SCTP,7000-7001*           -            self        all",
-		"default/web  6379,8000-8049,60000-65535/UDP  self         1-8049,UDP  1-8049,UDP",
+		"FROM \\ TO    default/db                      default/web  shop/agent  shop/cart   shop/old    world",
+		"default/db   self                            all          all         all         all         all",
+		"default/web  6379,8000-8049,60000-65535/UDP  self         1-8049,UDP  1-8049,UDP  1-8049,UDP  1-8049,UDP",
+		"shop/cart    6379*,7000-7001*,SCTP           -            all         self        all         all",
+		"world        -                               -                        all         all",
 	}
 	for _, line := range want {
 		if !strings.Contains(stdout, line+"\n") {
@@ -226,7 +222,7 @@ metadata: {name: cart, namespace: shop}
 spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}]}]}
 `)
 	status, stdout, stderr := sluice(t, "matrix", "-f", dir)
-	if want := "default/db   self                            all          all*          -\n"; status != 0 || !strings.Contains(stdout, want) {
+	if want := "default/db                     self                            all          all         all*          -         all         all\n"; status != 0 || !strings.Contains(stdout, want) {
 		t.Errorf("status %d, there is no line %q in\n%s%s", status, want, stdout, stderr)
 	}
 }
@@ -236,13 +232,12 @@ func TestMatrixOfAskedPorts(t *testing.T) {
 	for _, line := range []string{
 		"default/db   self        6379,8050,53/UDP",
 		"default/web  6379        self",
+		"shop/cart    6379*       -",
+		"world        -           -",
 	} {
 		if !strings.Contains(stdout, line+"\n") {
 			t.Errorf("there is no line %q in\n%s", line, stdout)
 		}
-	}
-	if strings.Contains(stdout, "shop/") {
-		t.Errorf("pods of another namespace:\n%s", stdout)
 	}
 }
 
@@ -253,7 +248,7 @@ func TestMatrixNumbersTheColumnsOfWideTables(t *testing.T) {
 	}
 	_, stdout, _ := sluice(t, "matrix", "-f", matrixDir(t, text.String()))
 	first, _, _ := strings.Cut(stdout, "\n")
-	if len(first) > 250 || !strings.Contains(stdout, "\n1 default/pod-with-a-long-name-0") {
+	if len(first) > 250 || !strings.Contains(stdout, "\n30 default/pod-with-a-long-name-9 ") {
 		t.Errorf("the header is %q", first)
 	}
 }
@@ -264,31 +259,41 @@ func TestMatrixPageIsSelfContained(t *testing.T) {
 	if status != 0 {
 		t.Fatal(stderr)
 	}
-	if found := regexp.MustCompile(`(?i)(src|href)\s*=|https?://|@import|url\(|fetch\(`).FindString(html); found != "" {
+	if found := regexp.MustCompile(`(?i)src\s*=|href\s*=\s*["'][^#]|https?://|@import|url\(|fetch\(`).FindString(html); found != "" {
 		t.Errorf("the page refers to something else: %s", found)
 	}
 	var p struct {
-		Pods  []any    `json:"pods"`
-		Ports []string `json:"ports"`
-		Kinds []any    `json:"kinds"`
-		Cells []int    `json:"cells"`
+		Parties []any    `json:"parties"`
+		Ports   []string `json:"ports"`
+		Kinds   []any    `json:"kinds"`
+		Rows    [][]int  `json:"rows"`
+		RowOf   []int    `json:"rowOf"`
 	}
-	raw := regexp.MustCompile(`const data = (\{.*\});`).FindStringSubmatch(html)
+	raw := regexp.MustCompile(`id="data">([^<]*)</script>`).FindStringSubmatch(html)
 	if raw == nil {
 		t.Fatal("there is no data in the page")
 	}
-	if err := json.Unmarshal([]byte(raw[1]), &p); err != nil {
+	data, err := gzip.NewReader(base64.NewDecoder(base64.StdEncoding, strings.NewReader(raw[1])))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if len(p.Pods) != 4 || len(p.Cells) != 16 || slices.Max(p.Cells) >= len(p.Kinds) {
-		t.Errorf("%d pods, %d cells, %d kinds", len(p.Pods), len(p.Cells), len(p.Kinds))
+	if err := json.NewDecoder(data).Decode(&p); err != nil {
+		t.Fatal(err)
 	}
-	if want := []string{"53/UDP", "6379", "8050"}; !slices.Equal(p.Ports, want) {
+	if len(p.Parties) != 6 || len(p.RowOf) != 6 || slices.Max(p.RowOf) >= len(p.Rows) || len(p.Kinds) == 0 {
+		t.Errorf("%d parties, %d rows of %d, %d kinds", len(p.Parties), len(p.RowOf), len(p.Rows), len(p.Kinds))
+	}
+	if !strings.Contains(html, ">inputs <code>sha256:") {
+		t.Error("the page has no digest of the inputs")
+	}
+	if want := []string{"UDP 53", "TCP 6379", "TCP 8050"}; !slices.Equal(p.Ports, want) {
 		t.Errorf("ports %v, want %v", p.Ports, want)
 	}
 }
 
 func TestMatrixUsageErrors(t *testing.T) {
+	t.Setenv("KUBECONFIG", "none")
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	dir := matrixDir(t, matrixCluster)
 	tests := map[string]struct {
 		args    []string
@@ -298,9 +303,9 @@ func TestMatrixUsageErrors(t *testing.T) {
 		"port":         {[]string{"-f", dir, "--port", "http"}, exitFailed, "1 to 65535"},
 		"port 0":       {[]string{"-f", dir, "--port", "0"}, exitFailed, "1 to 65535"},
 		"protocol":     {[]string{"-f", dir, "--port", "80/icmp"}, exitFailed, "sctp"},
-		"format":       {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "give one of text, json, html"},
+		"format":       {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "give one of text, json, csv, dot, markdown, html"},
 		"no directory": {[]string{"-f", filepath.Join(dir, "none")}, exitFailed, "no such file"},
-		"no pods":      {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "status.podIPs"},
+		"no namespace": {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "the namespaces here are default, shop"},
 		"no flag":      {nil, exitFailed, "filename"},
 		"broken":       {[]string{"-f", matrixDir(t, matrixCluster+"---\na: [\n")}, exitFailed, "correct the YAML"},
 	}

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -262,6 +264,6 @@ func BenchmarkPodStart(b *testing.B) {
 	s := newPodStarter(b)
 	b.ResetTimer()
 	s.run(b.N)
-	report(b, "delay", s.delay)
+	reportDurations(b, "delay", s.delay)
 	b.ReportMetric(float64(slices.Max(s.delay).Microseconds())/1000, "delay-ms-max")
 }

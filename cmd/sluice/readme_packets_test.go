@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -31,13 +33,13 @@ func shapeOf(text string) (msg, fields string) {
 	return msg, strings.Join(names, " ")
 }
 
-// The README's log lines have the same messages and fields as log lines of the agent in this
-// test, and the README's status has the same lines as that agent's status.
+// telemetryPage has samples of the log and of the status.
+const telemetryPage = "cmd/sluice/agent/telemetry/README.md"
+
+// The log lines on the page have the messages and fields that the agent in this test logs, and the
+// status on the page has the lines of that agent's status.
 func TestReadmeLogOnPackets(t *testing.T) {
-	text, err := os.ReadFile(readmePath)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := onePage(t, telemetryPage)
 	s := newTestbed(t)
 	s.write("policies.yaml", policies("default/out: {podSelector: {matchLabels: {role: backend}}, policyTypes: [Egress]}"))
 	s.start("--kernel-cache", "on", "--log-verdicts", "denied")
@@ -47,27 +49,27 @@ func TestReadmeLogOnPackets(t *testing.T) {
 		written[l.Text("msg")+": "+strings.Join(slices.Sorted(maps.Keys(l)), " ")] = true
 	}
 	_, printed, _ := sluice(t, "status", "--socket", s.socket)
-	lines, logs, statuses := strings.Split(string(text), "\n"), 0, 0
-	for _, b := range readmeBlocks(lines) {
-		for _, c := range readmeCommands(lines[b.first:b.end]) {
+	logs, statuses := 0, 0
+	for _, b := range p.blocks() {
+		for _, c := range readmeCommands(p.lines[b.first:b.end]) {
 			switch {
-			case b.root && strings.Contains(c.line, "sluice run"):
+			case b.notRun && strings.Contains(c.line, "sluice run"):
 				for line := range strings.Lines(c.output) {
 					logs++
 					if msg, fields := shapeOf(line); !written[msg+": "+fields] {
 						t.Errorf("the agent writes no line like %s", line)
 					}
 				}
-			case b.root && strings.Contains(c.line, "sluice status"):
+			case b.notRun && strings.Contains(c.line, "sluice status"):
 				statuses++
 				if got, want := wordsOf(printed), wordsOf(c.output); got != want {
-					t.Errorf("the status is\n%s\nand the README shows\n%s", printed, c.output)
+					t.Errorf("the status is\n%s\nand the page shows\n%s", printed, c.output)
 				}
 			}
 		}
 	}
 	if logs == 0 || statuses == 0 {
-		t.Errorf("found %d log lines and %d statuses in the README, want some of each", logs, statuses)
+		t.Errorf("found %d log lines and %d statuses on the page, want some of each", logs, statuses)
 	}
 }
 
@@ -80,7 +82,8 @@ func wordsOf(status string) string {
 	return strings.Join(strings.Fields(value.ReplaceAllString(status, "")), " ")
 }
 
-// The example of the README, unchanged, on real packets. It has only IPv4 addresses.
+// The example on the page about policies works on real packets without changes. It has only IPv4
+// addresses.
 func TestReadmeTiersOnPackets(t *testing.T) {
 	s := &testbed{Lab: lab.ForTest(t, lab.Options{}), t: t, dir: t.TempDir(), socket: filepath.Join(t.TempDir(), "s"), hosts: make(map[string]*lab.Host)}
 	if err := os.CopyFS(s.dir, os.DirFS("examples/tiers")); err != nil {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -400,7 +402,7 @@ func (pr *prober) answersTo(sendAll func() error) (got []gopacket.Packet) {
 			continue // the bridge's
 		}
 		if icmp, is := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); is && icmp.TypeCode.Type() >= 128 {
-			continue // not an error: neighbour discovery, multicast listeners, and redirects, which contain the packet
+			continue // not an error, but neighbor discovery, multicast listener discovery, or a redirect, which contains the packet
 		}
 		if icmp, is := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); is && icmp.TypeCode.Type() == layers.ICMPv4TypeRedirect {
 			continue

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -121,15 +123,15 @@ func BenchmarkRevoke(b *testing.B) {
 					save = append(save, passed.Sub(saved))
 					s.save("policies.yaml", "")
 				}
-				report(b, "publish", publish)
-				report(b, "save", save)
+				reportDurations(b, "publish", publish)
+				reportDurations(b, "save", save)
 			})
 		}
 	}
 }
 
-// report reports the median and the 99th percentile.
-func report(b *testing.B, name string, all []time.Duration) {
+// reportDurations reports the median and the 99th percentile.
+func reportDurations(b *testing.B, name string, all []time.Duration) {
 	slices.Sort(all)
 	for _, p := range []int{50, 99} {
 		b.ReportMetric(float64(all[min(len(all)-1, len(all)*p/100)].Microseconds())/1000, fmt.Sprintf("%s-ms-p%d", name, p))

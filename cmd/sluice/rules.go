@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -11,18 +9,15 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"sluice/cache/bpf"
-	"sluice/cache/conntrack"
-	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter"
-	"sluice/filter/guard"
 	"sluice/filter/iptables"
 )
 
 func rulesCommand(e env) *cobra.Command {
 	var opts iptables.Options
-	var remove, inWords bool
-	var bpffs, pins, socket string
+	var inWords bool
+	var pins string
+	var removal removal
 	var denial filter.Denial
 	cmd := &cobra.Command{
 		Use:   "rules",
@@ -64,17 +59,13 @@ was removed; otherwise it is 0, and 2 if something cannot be removed.`,
   sluice rules --queues 2 --fail open
   sluice rules --deny-with reject --words
   sluice rules --remove                             # as root`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := opts.Validate(); err != nil {
 				return err
 			}
-			if remove {
-				warned := warnOfAgent(cmd.Context(), e.stderr, socket)
-				if err := runRemove(cmd.Context(), e.stdout, opts, bpffs); err != nil || !warned {
-					return err
-				}
-				return exitError{status: exitFindings}
+			if removal.wanted {
+				return removal.run(cmd.Context(), e, opts)
 			}
 			opts.Reject = denial == filter.DenialReject
 			return printRules(e.stdout, withPins(opts, pins), inWords)
@@ -87,9 +78,7 @@ was removed; otherwise it is 0, and 2 if something cannot be removed.`,
 	cmd.Flags().BoolVar(&opts.BridgePorts, "bridge-ports", false, "with --deny-with reject, also print the rules about ports of a bridge, as they are where the kernel has br_netfilter")
 	cmd.Flags().Var((*prefixesFlag)(&opts.NodeSources), "node-sources", "also print the rules that judge what pods with these addresses send to their node")
 	cmd.Flags().BoolVar(&inWords, "words", false, "print before each rule, in a comment, what it does")
-	addBPFFSFlag(cmd.Flags(), &bpffs)
-	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "with --remove, the `PATH` of the socket of an agent that may still run; empty disables the check")
-	cmd.Flags().BoolVar(&remove, "remove", false, "remove everything that an agent has left")
+	removal.addFlags(cmd.Flags())
 	return cmd
 }
 
@@ -107,77 +96,6 @@ func printRules(out io.Writer, opts iptables.Options, inWords bool) error {
 		return fmt.Errorf("write the rules: %w", err)
 	}
 	return nil
-}
-
-// warnOfAgent prints a warning if an agent still runs, which would restore the rules. It
-// reports whether it has printed one. An agent that does not answer in time counts as running.
-func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
-	if socket == "" {
-		return false
-	}
-	s, err := telemetry.Ask(ctx, socket)
-	switch {
-	case errors.Is(err, telemetry.ErrNoAgent):
-		return false
-	case err != nil:
-		fmt.Fprintf(out, "sluice: warning: an agent may still run and restore what is removed: %v\n", err)
-	case s.Process == 0:
-		fmt.Fprintln(out, "sluice: warning: an agent still runs (in another container) and restores what is removed: stop it first")
-	default:
-		fmt.Fprintf(out, "sluice: warning: an agent still runs (process %d) and restores what is removed: stop it first\n", s.Process)
-	}
-	return true
-}
-
-// runRemove removes everything that an agent has left in the kernel. It prints what was
-// removed, even if it could not remove everything.
-func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs string) error {
-	removed, err := removeAll(ctx, opts, bpffs)
-	var b strings.Builder
-	for _, line := range removed {
-		fmt.Fprintf(&b, "removed %s\n", line)
-	}
-	if len(removed) == 0 && err == nil {
-		b.WriteString("There was nothing to remove.\n")
-	}
-	if _, werr := io.WriteString(out, b.String()); werr != nil {
-		err = errors.Join(err, fmt.Errorf("write what was removed: %w", werr))
-	}
-	return err
-}
-
-// removeAll removes rules, guard, programs and marks, and returns a line for each thing that
-// it has removed. The rules come first, because they mark connections and call the programs.
-func removeAll(ctx context.Context, opts iptables.Options, bpffs string) (removed []string, err error) {
-	tables, err := iptables.OpenAll(ctx)
-	if err == nil {
-		removed, err = iptables.Cleanup(ctx, tables)
-	}
-	if errors.Is(err, iptables.ErrPrivilege) {
-		return removed, err // the other removals would fail for the same reason
-	}
-	guarded, guardErr := guard.Cleanup(bpffs)
-	for _, name := range guarded.Interfaces {
-		removed = append(removed, "the guard of interface "+name)
-	}
-	if guarded.Pins != "" {
-		removed = append(removed, "the programs pinned in "+guarded.Pins)
-	}
-	err = errors.Join(err, guardErr)
-	dirs, pinsErr := bpf.RemoveStale(bpffs)
-	for _, dir := range dirs {
-		removed = append(removed, "the programs pinned in "+dir)
-	}
-	err = errors.Join(err, pinsErr)
-	table, openErr := conntrack.Open(conntrack.Options{})
-	if openErr != nil {
-		return removed, errors.Join(err, openErr)
-	}
-	cleared, clearErr := conntrack.ClearMarks(ctx, table, opts.Mask())
-	if cleared > 0 {
-		removed = append(removed, "the marks of "+count(cleared, "connection", "connections"))
-	}
-	return removed, errors.Join(err, clearErr, table.Close())
 }
 
 // addPinsFlag adds the flag --kernel-cache-pins.

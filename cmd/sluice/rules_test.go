@@ -1,9 +1,12 @@
+//go:build linux
+
 package main
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -18,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sluice/bench/testbed/lab"
+	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/iptables"
 )
@@ -220,6 +224,14 @@ func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 		}
 	}
 	check("without an agent", 0, "", "nothing to remove")
+	killed, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed.SetUnlinkOnClose(false)
+	killed.Close()
+	check("after a killed agent", 0, "", "removed the socket "+path)
+	check("after the removal", 0, "", "nothing to remove")
 	createLeftovers(t, node)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -228,7 +240,7 @@ func TestRulesRemoveWarnsOfAgents(t *testing.T) {
 		telemetry.Serve(ctx, telemetry.Options{Socket: path}, func() *telemetry.State { return &telemetry.State{Now: time.Now()} })
 	}()
 	for end := time.Now().Add(waitTimeout); ; time.Sleep(time.Millisecond) {
-		if _, err := telemetry.Ask(ctx, path); err == nil {
+		if _, err := status.Ask(ctx, path); err == nil {
 			break
 		} else if time.Now().After(end) {
 			t.Fatal(err)

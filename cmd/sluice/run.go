@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -7,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
@@ -49,7 +52,7 @@ answers new connections whose verdict it remembers, and those that no policy con
 		Example: `  sluice run --manifests ./policies
   sluice run --manifests ./policies --log-verdicts denied
   sluice run --kubeconfig /etc/kubernetes/agent.conf --node-name node-1 --on-exit keep`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := opts.Rules.Validate(); err != nil {
 				return err
@@ -65,6 +68,11 @@ answers new connections whose verdict it remembers, and those that no policy con
 			}
 			if slices.Contains(opts.Manifests, "") {
 				return fmt.Errorf("--manifests is empty: give a directory of manifests, or a single file")
+			}
+			for _, path := range opts.Manifests { // check the files before changing anything on the node
+				if _, err := os.Stat(path); err != nil {
+					return fmt.Errorf("follow manifests: %w: give an existing directory, or a single file", err)
+				}
 			}
 			if opts.NodeName == "" {
 				opts.NodeName = nodeName(e)
@@ -96,6 +104,7 @@ namespace says otherwise: drop, or reject (TCP gets a reset, all else an ICMP er
 func newLogger(e env, opts runOptions) *slog.Logger {
 	o := &slog.HandlerOptions{Level: opts.logLevel, ReplaceAttr: omitEmpty}
 	if opts.logFormat == "json" {
+		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr { return withUnit(omitEmpty(groups, a)) }
 		return slog.New(slog.NewJSONHandler(e.stderr, o))
 	}
 	return slog.New(slog.NewTextHandler(e.stderr, o))
@@ -117,6 +126,15 @@ func omitEmpty(_ []string, a slog.Attr) slog.Attr {
 	default:
 	}
 	return a
+}
+
+// withUnit writes a duration in milliseconds, with the unit in its key, as in "wait_ms". Without it,
+// slog writes nanoseconds in JSON, without a unit.
+func withUnit(a slog.Attr) slog.Attr {
+	if a.Value.Kind() != slog.KindDuration {
+		return a
+	}
+	return slog.Float64(a.Key+"_ms", float64(a.Value.Duration())/float64(time.Millisecond))
 }
 
 // runOptions are the options of the agent, and options that only the command uses.

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"sluice/watch/manifests"
 )
@@ -102,6 +105,17 @@ func TestNoEmptyAttributes(t *testing.T) {
 			if !strings.Contains(text, want) {
 				t.Errorf("%s: no %q in %s", format, want, text)
 			}
+		}
+	}
+}
+
+// In JSON, keys of durations contain the unit.
+func TestDurationsHaveUnits(t *testing.T) {
+	for format, want := range map[string]string{"text": "wait=1.5ms", "json": `"wait_ms":1.5`} {
+		var out strings.Builder
+		newLogger(env{stderr: &out}, runOptions{logFormat: format}).Info("waited", "wait", 1500*time.Microsecond)
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%s: no %s in %s", format, want, out.String())
 		}
 	}
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -12,6 +14,7 @@ import (
 	"sluice/cache"
 	"sluice/cache/bpf"
 	"sluice/cmd/sluice/agent"
+	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
@@ -77,7 +80,7 @@ that is the node's own (Linux 6.6). auto is on where the kernel supports it`)
 func addServeFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.HTTPAddress = telemetry.DefaultAddress
 	fs.Var((*addressFlag)(&opts.HTTPAddress), "http-address", "the address of /metrics, /healthz, /readyz and, for callers on this node, /debug/; empty disables it")
-	fs.StringVar(&opts.Socket, "socket", telemetry.DefaultSocket, "`PATH` of the unix socket for sluice status, and for the agent that takes over; empty disables it")
+	fs.StringVar(&opts.Socket, "socket", status.DefaultSocket, "`PATH` of the unix socket for sluice status, and for the agent that takes over; empty disables it")
 }
 
 // addressFlag is an address to listen on; it may be empty.

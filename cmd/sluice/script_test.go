@@ -13,9 +13,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestMain makes sluice a command that the scripts can run.
+// TestMain makes sluice a command that scripts can run, also as a plugin of kubectl.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"sluice": main})
+	testscript.Main(m, map[string]func(){"sluice": main, "kubectl-sluice": main})
 }
 
 // The scripts in testdata/script run the real command as users do. If SLUICE_UPDATE_SCRIPTS is
@@ -176,5 +176,25 @@ func TestExitStatuses(t *testing.T) {
 				t.Errorf("status %d, want %d: %s", status, tt.status, stderr)
 			}
 		})
+	}
+}
+
+// Each message begins with the name by which the program was called, because env.say writes it.
+func TestMessagesHaveTheProgramsName(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") || file == "rules_remove_linux.go" { // the commands in these files run on nodes only
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), `"sluice: `) || strings.Contains(string(text), `"sluice:"`) {
+			t.Errorf("%s has messages that begin with sluice: use env.say", file)
+		}
 	}
 }

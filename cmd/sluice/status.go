@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/spf13/cobra"
+	"sluice/cmd/sluice/agent/status"
 
-	"sluice/cmd/sluice/agent/telemetry"
+	"github.com/spf13/cobra"
 )
 
 // statusOutput is the format of the status.
@@ -36,9 +36,9 @@ readiness probe. It ignores problems in policies, and an agent in another contai
 not count as ready.`,
 		Example: `  sluice status
   sluice status -o json`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := telemetry.Ask(cmd.Context(), socket)
+			s, err := status.Ask(cmd.Context(), socket)
 			if err != nil {
 				return err
 			}
@@ -48,7 +48,7 @@ not count as ready.`,
 			return printStatus(e, s, output)
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", telemetry.DefaultSocket, "`PATH` of the agent's socket")
+	cmd.Flags().StringVar(&socket, "socket", status.DefaultSocket, "`PATH` of the agent's socket")
 	cmd.Flags().BoolVar(&self, "self", false, "print only whether the agent in this container is ready")
 	cmd.Flags().VarP(newChoiceFlag(&output, statusText, statusJSON), "output", "o", "text or json")
 	return cmd
@@ -56,7 +56,7 @@ not count as ready.`,
 
 // printStatus writes the status. It returns exitFindings if the agent is not ready or has
 // problems.
-func printStatus(e env, s *telemetry.Status, output statusOutput) error {
+func printStatus(e env, s *status.Status, output statusOutput) error {
 	var err error
 	switch output {
 	case statusJSON:
@@ -77,7 +77,7 @@ func printStatus(e env, s *telemetry.Status, output statusOutput) error {
 
 // probe answers a readiness probe: it returns an error if the agent in this container is not
 // ready.
-func probe(e env, s *telemetry.Status) error {
+func probe(e env, s *status.Status) error {
 	switch {
 	case s.Process == 0:
 		return exitError{exitFindings, errors.New("another agent answers: this one has not taken over yet")}

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"sluice/bench/testbed/lab"
+	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
 )
 
@@ -55,13 +58,13 @@ func TestStatusAndMetricsOnPackets(t *testing.T) {
 			t.Fatalf("%s: %v, want %v", pod, r.Outcome, want)
 		}
 	}
-	ask := func(wantStatus int) *telemetry.Status {
+	ask := func(wantStatus int) *status.Status {
 		t.Helper()
-		status, stdout, stderr := sluice(t, "status", "--socket", s.socket, "-o", "json")
-		if status != wantStatus {
-			t.Fatalf("status %d, want %d: %s%s", status, wantStatus, stdout, stderr)
+		exit, stdout, stderr := sluice(t, "status", "--socket", s.socket, "-o", "json")
+		if exit != wantStatus {
+			t.Fatalf("status %d, want %d: %s%s", exit, wantStatus, stdout, stderr)
 		}
-		var got telemetry.Status
+		var got status.Status
 		if err := json.Unmarshal([]byte(stdout), &got); err != nil {
 			t.Fatal(err)
 		}

@@ -1,100 +1,157 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"sluice/filter/policy/expect"
-	"sluice/filter/policy/explain"
+	"sluice/watch/manifests"
 )
 
-// maxShown bounds the number of flows that are explained for a failed test.
-const maxShown = 3
+type testOptions struct {
+	input
+	format, junit     string
+	verbose, coverage bool
+}
 
 func testCommand(e env) *cobra.Command {
-	var junit string
-	var verbose bool
+	opts := testOptions{format: "text"}
 	cmd := &cobra.Command{
 		Use:   "test FILE...",
 		Short: "Test policies against expectations",
 		Long: `Test compares policies with expectations, by the same decision that judges packets. A
-file names the manifests, relative to itself, and the expectations:
+file (- is the standard input) names the manifests, relative to itself, and the expectations:
 
-  manifests: [./policies]
+  manifests: [./deploy]
   tests:
   - name: the frontend reaches the database
-    from: default/web
-    to: default/db
-    port: 6379
+    from: shop/web
+    to: db.shop.svc
+    port: 5432
     expect: allow
-  - name: no other pod does, on any port
-    from: [default/job, 203.0.113.9]
-    to: default/db
-    port: [6379, 80]
+  - name: only the payment service reaches pci
+    from: {not: shop/pay}
+    to: {namespace: pci}
+    port: [8443, 53/udp]
     expect: deny
-    policy: default/access-demo1
+    policy: pci/default-deny
 
-from and to are pods (namespace/name, or name in namespace default) or IP addresses;
+from and to are ends as for explain: pods and workloads (shop/web, deploy/web), labels
+(app=web, shop/app=web), Services, addresses, ranges, nodes, ns/shop for all pods of a
+namespace, and world. An end can also be an object:
+
+  {namespace: shop, labels: {app: pay}}  pods by labels; namespace "*" is every namespace
+  {namespace: shop}                      all pods of a namespace
+  {not: shop/pay}                        all but this: all other pods, the nodes (also for
+                                         pods of the host network), and all addresses outside
+  {namespace: shop, not: [pay, web]}     all pods of a namespace but these
+
 port is a number or the name of a port of the destination. Each may be a list: the
-expectation is for every combination, and for both families of dual-stack pods.
+expectation is for every combination, for all pods that an end has, and for both families of
+dual-stack pods. Of several ends, those flows are left out about which policies do not
+decide: from a pod to itself and, with "not", between a pod and its own node.
 protocol is TCP, UDP, SCTP or ICMP, by default TCP. policy is optional. It must be the
 reason: one of its rules allows or denies the flow, or it is among the policies that
 isolate the end that denies. A ClusterNetworkPolicy is written with its tier, as in
 admin/platform. nodeIPs, beside manifests, are the addresses of the node of the pods.
+
+A workload in Git has no address. If a verdict depends on it, the test is an error, which
+names the range that settles it: write it to podCIDRs, beside manifests, or give --pod-cidr.
+
+With -f, --kubeconfig or --context, the tests are about those objects instead of the
+manifests of the files, which may be missing then; with both, about the cluster as if -f were
+applied to it. --coverage lists the policies and rules that no test touches: that neither
+isolate an end of a flow nor match it.
 
 Flows that differ from the expectation are explained. The exit status is 1 if a test
 failed, and 2 if a test could not run, or if parts of the manifests cannot be understood.
 Objects of other kinds that may change what is allowed, such as policies of Calico or
 Cilium, are named ("not read") and do not change the status.`,
 		Example: `  sluice test policies_test.yaml
-  sluice test -v --junit report.xml tests/*.yaml`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return errors.New("give one or more files of tests, as in: sluice test policies_test.yaml")
-			}
-			return nil
-		},
-		RunE: func(_ *cobra.Command, files []string) error { return runTests(e, files, junit, verbose) },
+  sluice test -v --coverage --junit report.xml tests/*.yaml
+  sluice test --context production policies_test.yaml
+  sluice test --context production -f ./policies policies_test.yaml`,
+		Args: testArgs,
+		RunE: func(cmd *cobra.Command, files []string) error { return runTests(cmd.Context(), e, opts, files) },
 	}
-	cmd.Flags().StringVar(&junit, "junit", "", "also write a report in JUnit's XML to this `FILE`")
-	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "also print the tests that pass")
+	flags := cmd.Flags()
+	addInputFlags(cmd, &opts.input)
+	addNamespaceFlag(cmd, &opts.input)
+	flags.StringVar(&opts.junit, "junit", "", "also write a report in JUnit's XML to this `FILE`")
+	flags.BoolVarP(&opts.verbose, "verbose", "v", false, "also print the tests that pass")
+	flags.BoolVar(&opts.coverage, "coverage", false, "also print which policies and rules no test touches")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json"), "output", "o", "text or json")
 	return cmd
+}
+
+// testArgs checks the number of the arguments.
+func testArgs(_ *cobra.Command, args []string) error {
+	twice := slices.Index(args, manifests.Stdin)
+	switch {
+	case len(args) == 0:
+		return errors.New("give one or more files of tests, as in: sluice test policies_test.yaml")
+	case twice >= 0 && slices.Contains(args[twice+1:], manifests.Stdin):
+		return errors.New("the argument - is given twice, and the standard input can be read only once")
+	}
+	return nil
 }
 
 // testedFile is a file of tests and its results.
 type testedFile struct {
 	path    string
-	results []expect.Result
+	file    *expect.File // nil if the file cannot be read
+	start   time.Time
+	results []testResult
+	notRead []manifests.NotRead
 	err     error // the reason why the tests could not run, or why their results are not reliable
 }
 
-func runTests(e env, paths []string, junit string, verbose bool) error {
-	var files []testedFile
-	for _, path := range paths {
-		f := testedFile{path: path}
-		f.results, f.err = runTestFile(e, path)
-		for i := range f.results {
-			if err := printResult(e.stdout, path, &f.results[i], verbose); err != nil {
-				return fmt.Errorf("write the results: %w", err)
-			}
+// testResult is the result of a test, and how long the test took.
+type testResult struct {
+	expect.Result
+	took time.Duration
+}
+
+func runTests(ctx context.Context, e env, opts testOptions, paths []string) error {
+	if slices.Contains(paths, manifests.Stdin) && slices.Contains(opts.paths, manifests.Stdin) {
+		return errors.New("-f - and the argument - both read the standard input: give a file to one of them")
+	}
+	files := make([]testedFile, len(paths))
+	for i, path := range paths {
+		files[i].path = path
+		if path == manifests.Stdin {
+			files[i].path = manifests.StdinName
 		}
-		if f.err != nil {
-			fmt.Fprintf(e.stderr, "sluice: %s: %s\n", path, strings.ReplaceAll(f.err.Error(), "\n", "\nsluice: "+path+": "))
+		files[i].file, files[i].err = parseTests(path, e.stdin)
+	}
+	run := testRun{env: e, testOptions: opts}
+	if opts.coverage {
+		run.covered = &expect.Coverage{}
+	}
+	if err := run.readShared(ctx, files); err != nil {
+		return err
+	}
+	for i := range files {
+		if err := run.file(ctx, &files[i]); err != nil {
+			return fmt.Errorf("write the results: %w", err)
 		}
-		files = append(files, f)
 	}
 	sum := sumOf(files)
-	if _, err := fmt.Fprintln(e.stdout, sum); err != nil {
+	if err := run.finish(files, sum); err != nil {
 		return fmt.Errorf("write the results: %w", err)
 	}
-	if junit != "" {
-		if err := writeJUnit(junit, files); err != nil {
+	if opts.junit != "" {
+		if err := writeJUnit(opts.junit, files); err != nil {
 			return err
 		}
 	}
@@ -107,34 +164,123 @@ func runTests(e env, paths []string, junit string, verbose bool) error {
 	return nil
 }
 
-// runTestFile runs the tests of a file. If the manifests could be understood only in part, it
-// returns both results and an error.
-func runTestFile(e env, path string) ([]expect.Result, error) {
+// parseTests parses a file of tests, or the standard input.
+func parseTests(path string, stdin io.Reader) (*expect.File, error) {
+	if path == manifests.Stdin {
+		data, err := io.ReadAll(stdin)
+		if err != nil {
+			return nil, fmt.Errorf("read tests: %w", err)
+		}
+		return expect.Parse(data)
+	}
 	data, err := os.ReadFile(path)
-	if err != nil {
+	var wrong *os.PathError
+	switch {
+	case errors.Is(err, syscall.EISDIR):
+		return nil, fmt.Errorf("it is a directory: give the files in it, as in %s", filepath.Join(path, "*.yaml"))
+	case errors.As(err, &wrong):
+		return nil, fmt.Errorf("read tests: %w", wrong.Err) // the message begins with the name of the file
+	case err != nil:
 		return nil, fmt.Errorf("read tests: %w", err)
 	}
-	f, err := expect.Parse(data)
-	if err != nil {
-		return nil, err
+	return expect.Parse(data)
+}
+
+// testRun is one run of the command.
+type testRun struct {
+	env
+	testOptions
+	covered *expect.Coverage // nil unless coverage is asked for
+	shared  *loaded          // objects that the flags select; nil if the files of tests name the manifests
+	told    bool             // the problems of the shared objects have been printed
+}
+
+// readShared reads the objects that the flags select, if there are such flags.
+func (r *testRun) readShared(ctx context.Context, files []testedFile) error {
+	if len(r.paths) == 0 && !r.cluster.given() {
+		return nil
 	}
-	var dirs []string
-	for _, dir := range f.Manifests {
-		if !filepath.IsAbs(dir) {
-			dir = filepath.Join(filepath.Dir(path), dir)
+	for i := range files {
+		if files[i].file != nil {
+			r.mentioned = append(r.mentioned, files[i].file.Namespaces()...)
 		}
-		dirs = append(dirs, dir)
 	}
-	m, err := readManifests(f.NodeIPs, dirs...)
+	l, err := r.read(ctx, r.stdin)
+	r.shared = &l
+	return err
+}
+
+// file runs the tests of a file, and prints their results if the format is text. It returns only errors
+// of printing.
+func (r *testRun) file(ctx context.Context, f *testedFile) error {
+	f.start = time.Now()
+	if f.err == nil {
+		f.err = r.tests(ctx, f)
+	}
+	for i := range f.results {
+		if r.format != "text" {
+			break
+		}
+		if err := printResult(r.stdout, f.path, &f.results[i].Result, r.verbose); err != nil {
+			return err
+		}
+	}
+	if f.err != nil {
+		for line := range strings.SplitSeq(f.err.Error(), "\n") {
+			r.say("%s: %s", f.path, line)
+		}
+	}
+	return nil
+}
+
+// tests runs the tests of a file, and sets its results. It returns an error, in addition to the
+// results, if the manifests could be understood only in part.
+func (r *testRun) tests(ctx context.Context, f *testedFile) error {
+	m, err := r.compile(ctx, f)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	c := m.cluster()
-	var results []expect.Result
-	for i := range f.Tests {
-		results = append(results, f.Tests[i].Run(c))
+	c := &expect.Cluster{Inventory: m.inventory, Explain: m.cluster(), Namespace: m.namespace, Coverage: r.covered}
+	if r.covered != nil {
+		r.covered.Add(m.Policies)
 	}
-	return results, m.report(e, "the tests")
+	for i := range f.file.Tests {
+		start := time.Now()
+		result := f.file.Tests[i].Run(c)
+		f.results = append(f.results, testResult{result, time.Since(start)})
+	}
+	f.notRead = m.NotRead
+	to := r.env
+	if r.told {
+		to.stderr = io.Discard
+	}
+	r.told = r.shared != nil
+	return m.report(to, "the tests")
+}
+
+// compile reads and compiles the objects of a file of tests.
+func (r *testRun) compile(ctx context.Context, f *testedFile) (*compiled, error) {
+	var l loaded
+	if r.shared != nil {
+		l = *r.shared
+	} else {
+		in := r.input
+		for _, dir := range f.file.Manifests {
+			if !filepath.IsAbs(dir) {
+				dir = filepath.Join(filepath.Dir(f.path), dir)
+			}
+			in.paths = append(in.paths, dir)
+		}
+		if len(in.paths) == 0 {
+			return nil, errors.New("manifests: it is missing: write the directories or files of the policies, relative to this file, or give -f DIR or --context NAME")
+		}
+		var err error
+		if l, err = in.read(ctx, r.stdin); err != nil {
+			return nil, err
+		}
+	}
+	l.podRanges = slices.Concat(l.podRanges, f.file.PodRanges)
+	return compile(f.file.NodeIPs, l), nil
 }
 
 // tally counts tests. A file that could not run counts as one error.
@@ -152,7 +298,7 @@ func (t tally) String() string {
 
 func (t *tally) add(f *testedFile) {
 	for i := range f.results {
-		switch r := &f.results[i]; {
+		switch r := &f.results[i].Result; {
 		case r.Err != nil:
 			t.errors++
 		case r.Passed():
@@ -172,44 +318,4 @@ func sumOf(files []testedFile) tally {
 		t.add(&files[i])
 	}
 	return t
-}
-
-// printResult prints the result of a test, with the reasons unless it passed. It prints
-// passed tests only if the parameter "verbose" is set.
-func printResult(out io.Writer, path string, r *expect.Result, verbose bool) error {
-	word := "FAIL "
-	switch {
-	case r.Err != nil:
-		word = "ERROR"
-	case r.Passed() && !verbose:
-		return nil
-	case r.Passed():
-		word = "ok   "
-	}
-	_, err := fmt.Fprintf(out, "%s %s: %s\n%s", word, path, r.Test.Name, indent(resultText(r)))
-	return err
-}
-
-// resultText returns the reasons why a test did not pass; empty if it passed.
-func resultText(r *expect.Result) string {
-	var b strings.Builder
-	for i, f := range r.Failures {
-		if i == maxShown {
-			fmt.Fprintf(&b, "and %s not as expected\n", count(len(r.Failures)-i, "other flow", "other flows"))
-			break
-		}
-		fmt.Fprintf(&b, "%s\n%s", f.Detail, explain.Text(f.Explanations))
-	}
-	if r.Err != nil {
-		fmt.Fprintln(&b, r.Err)
-	}
-	return b.String()
-}
-
-func indent(text string) string {
-	var b strings.Builder
-	for line := range strings.Lines(text) {
-		b.WriteString("      " + line)
-	}
-	return b.String()
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -41,17 +42,48 @@ func version() string {
 	return revision[:min(12, len(revision))] + dirty
 }
 
+// versionLine returns the text that sluice version prints.
+func versionLine() string {
+	v := versionInfo()
+	return fmt.Sprintf("sluice %s %s %s", v.Version, v.Go, v.Platform)
+}
+
+// versions is the JSON that sluice version prints.
+type versions struct {
+	Version  string `json:"version"`
+	Go       string `json:"go"`       // version of the compiler, as in "go1.26.8"
+	Platform string `json:"platform"` // as in "linux/amd64"
+}
+
+func versionInfo() versions {
+	return versions{version(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+}
+
 func versionCommand(e env) *cobra.Command {
-	return &cobra.Command{
+	format := "text"
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Long: `Version prints the version of the program, which is that of its module or the commit,
 and what it was built with and for.`,
-		Example: `  sluice version`,
-		Args:    cobra.NoArgs,
+		Example: `  sluice version
+  sluice version -o json`,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintf(e.stdout, "sluice %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
+			var err error
+			if format == "json" {
+				enc := json.NewEncoder(e.stdout)
+				enc.SetIndent("", "  ")
+				err = enc.Encode(versionInfo())
+			} else {
+				_, err = fmt.Fprintln(e.stdout, versionLine())
+			}
+			if err != nil {
+				return fmt.Errorf("write the version: %w", err)
+			}
+			return nil
 		},
 	}
+	cmd.Flags().VarP(newChoiceFlag(&format, "text", "json"), "output", "o", "text or json")
+	return cmd
 }

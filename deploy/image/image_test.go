@@ -38,11 +38,11 @@ func program(t *testing.T) string {
 func TestImage(t *testing.T) {
 	sluice := program(t)
 	archive := filepath.Join(t.TempDir(), "image.tar")
-	if err := build(sluice, "localhost/sluice:test", "test", archive); err != nil {
+	if err := build([]string{sluice}, image{name: "localhost/sluice:test", version: "test"}, target{archive: archive}); err != nil {
 		t.Fatal(err)
 	}
 	again := filepath.Join(t.TempDir(), "again.tar")
-	if err := build(sluice, "localhost/sluice:test", "test", again); err != nil {
+	if err := build([]string{sluice}, image{name: "localhost/sluice:test", version: "test"}, target{archive: again}); err != nil {
 		t.Fatal(err)
 	}
 	if sum(t, archive) != sum(t, again) {
@@ -164,20 +164,26 @@ func unpack(t *testing.T, archive string) (root string) {
 	}
 	root = t.TempDir()
 	for i, layer := range manifest.Layers {
-		zip, err := gzip.NewReader(bytes.NewReader(blobs[follow(layer)]))
-		if err != nil {
-			t.Fatal(err)
-		}
-		plain, err := io.ReadAll(zip)
-		if err != nil {
-			t.Fatal(err)
-		}
+		plain := gunzip(t, blobs[follow(layer)])
 		if got := fmt.Sprintf("sha256:%x", sha256.Sum256(plain)); got != config.RootFS.DiffIDs[i] {
 			t.Errorf("layer %d is %s, want %s", i, got, config.RootFS.DiffIDs[i])
 		}
 		eachFile(t, bytes.NewReader(plain), func(h *tar.Header, content []byte) { extract(t, root, h, content) })
 	}
 	return root
+}
+
+func gunzip(t *testing.T, packed []byte) []byte {
+	t.Helper()
+	zip, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := io.ReadAll(zip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plain
 }
 
 func eachFile(t *testing.T, in io.Reader, f func(*tar.Header, []byte)) {
@@ -227,17 +233,17 @@ func TestBuildErrors(t *testing.T) {
 	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := build(script, "localhost/sluice:test", "test", out); err == nil || !strings.Contains(err.Error(), "build it for Linux") {
+	if err := build([]string{script}, image{name: "localhost/sluice:test", version: "test"}, target{archive: out}); err == nil || !strings.Contains(err.Error(), "build it for Linux") {
 		t.Errorf("with a script instead of a program: error %v", err)
 	}
 	shell, err := exec.LookPath("sh")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := build(shell, "localhost/sluice:test", "test", out); err == nil || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
+	if err := build([]string{shell}, image{name: "localhost/sluice:test", version: "test"}, target{archive: out}); err == nil || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
 		t.Errorf("with a program that needs libraries: error %v", err)
 	}
-	if err := newTree().addProgram("no-such-program"); err == nil || !strings.Contains(err.Error(), "install it") {
+	if err := newTree("/", "amd64").addProgram("no-such-program"); err == nil || !strings.Contains(err.Error(), "install it") {
 		t.Errorf("with a program that does not exist: error %v", err)
 	}
 	err = writeImage(io.Discard, image{name: "localhost:5000/sluice"})
@@ -262,7 +268,7 @@ func TestTreeKeepsLinks(t *testing.T) {
 	if err := os.WriteFile(file, []byte("x"), 0o640); err != nil {
 		t.Fatal(err)
 	}
-	tr := newTree()
+	tr := newTree("/", "")
 	got, known, err := tr.add(filepath.Join(dir, "a"))
 	if err != nil || known || got != file {
 		t.Errorf("add returns %q, %t, %v; want %q, false", got, known, err, file)

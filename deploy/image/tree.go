@@ -20,6 +20,8 @@ const maxLinks = 40
 
 // tree holds the files of a layer, by absolute path.
 type tree struct {
+	root    root   // the directory from which add takes files
+	arch    string // the architecture for which programs and libraries must be built
 	entries map[string]entry
 	loaders map[string]bool // directories that contain libxtables, which loads extensions
 }
@@ -31,7 +33,9 @@ type entry struct {
 	mode fs.FileMode
 }
 
-func newTree() *tree { return &tree{entries: make(map[string]entry), loaders: make(map[string]bool)} }
+func newTree(from root, arch string) *tree {
+	return &tree{root: from, arch: arch, entries: make(map[string]entry), loaders: make(map[string]bool)}
+}
 
 // addDir adds a directory and its parents.
 func (t *tree) addDir(path string) {
@@ -48,16 +52,15 @@ func (t *tree) put(path, file string) {
 	t.entries[path] = entry{file: file, mode: 0o755}
 }
 
-// add adds a file of this machine at its own path, with all symbolic links on the path. It returns
-// the path of the file itself, with all links resolved. The second result reports whether the
-// tree already had the file.
+// add adds a file below the root under the same path, with all symbolic links on the path. It returns
+// the path of the file with all links resolved. known reports whether the tree already had the file.
 func (t *tree) add(path string) (file string, known bool, err error) {
 	rest := strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
 	at := "/"
 	for links := 0; len(rest) > 0; {
 		next := filepath.Join(at, rest[0])
 		rest = rest[1:]
-		info, err := os.Lstat(next)
+		info, err := os.Lstat(t.root.path(next))
 		if err != nil {
 			return "", false, fmt.Errorf("add %s: %w", path, err)
 		}
@@ -66,7 +69,7 @@ func (t *tree) add(path string) (file string, known bool, err error) {
 			if links++; links > maxLinks {
 				return "", false, fmt.Errorf("add %s: too many links", path)
 			}
-			to, err := os.Readlink(next)
+			to, err := os.Readlink(t.root.path(next))
 			if err != nil {
 				return "", false, fmt.Errorf("add %s: %w", path, err)
 			}
@@ -81,7 +84,7 @@ func (t *tree) add(path string) (file string, known bool, err error) {
 		case info.Mode().IsRegular() && len(rest) == 0:
 			_, known = t.entries[next]
 			t.addDir(filepath.Dir(next))
-			t.entries[next] = entry{file: next, mode: info.Mode().Perm()}
+			t.entries[next] = entry{file: t.root.path(next), mode: info.Mode().Perm()}
 			return next, known, nil
 		default:
 			return "", false, fmt.Errorf("add %s: %s is not a file", path, next)
@@ -99,16 +102,33 @@ func (t *tree) addIfThere(path string) error {
 	return err
 }
 
-// addProgram finds a program in PATH or /usr/sbin, and adds it with the libraries that it loads.
+// addProgram finds a program, and adds it with the libraries that it loads.
 func (t *tree) addProgram(name string) error {
-	path, err := exec.LookPath(name)
+	path, err := t.find(name)
 	if err != nil {
-		path, err = exec.LookPath(filepath.Join("/usr/sbin", name)) // this directory is often not in PATH
-	}
-	if err != nil {
-		return fmt.Errorf("find %s: %w: install it (Debian, Ubuntu: apt-get install iptables)", name, err)
+		return err
 	}
 	return t.addLinked(path)
+}
+
+// find returns the path of a program. On this machine, it looks in PATH and in /usr/sbin, which is
+// often not in PATH. Below another root, it looks only in /usr/sbin.
+func (t *tree) find(name string) (string, error) {
+	inSbin := filepath.Join("/usr/sbin", name)
+	if t.root != "/" {
+		if _, err := os.Lstat(t.root.path(inSbin)); err != nil {
+			return "", fmt.Errorf("find %s: %w: make the root with deploy/image/sysroot", name, err)
+		}
+		return inSbin, nil
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path, err = exec.LookPath(inSbin)
+	}
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w: install it (Debian, Ubuntu: apt-get install iptables)", name, err)
+	}
+	return path, nil
 }
 
 // addLinked adds a program or library, and all libraries that the loader loads with it.
@@ -117,7 +137,10 @@ func (t *tree) addLinked(path string) error {
 	if err != nil || known {
 		return err
 	}
-	needs, err := needed(file)
+	if err := checkMachine(t.root, file, t.arch); err != nil {
+		return err
+	}
+	needs, err := needed(t.root, file)
 	if err != nil {
 		return err
 	}
@@ -136,7 +159,7 @@ func (t *tree) addLinked(path string) error {
 // time from the directory xtables, which is next to libxtables.
 func (t *tree) addExtensions() error {
 	for dir := range t.loaders {
-		found, err := filepath.Glob(filepath.Join(dir, "xtables", "*.so"))
+		found, err := filepath.Glob(t.root.path(filepath.Join(dir, "xtables", "*.so")))
 		if err != nil {
 			return fmt.Errorf("find the extensions of iptables: %w", err)
 		}
@@ -144,7 +167,7 @@ func (t *tree) addExtensions() error {
 			return fmt.Errorf("find the extensions of iptables: there are none in %s", filepath.Join(dir, "xtables"))
 		}
 		for _, f := range found {
-			if err := t.addLinked(f); err != nil {
+			if err := t.addLinked(t.root.strip(f)); err != nil {
 				return err
 			}
 		}
@@ -190,4 +213,28 @@ func (e entry) writeTar(w *tar.Writer, name string) error {
 	}
 	_, err = io.Copy(w, f)
 	return err
+}
+
+// writeDir writes the files below a directory, where they must not exist yet.
+func (t *tree) writeDir(dir string) error {
+	for _, path := range slices.Sorted(maps.Keys(t.entries)) {
+		if err := t.entries[path].writeFile(filepath.Join(dir, path)); err != nil {
+			return fmt.Errorf("write %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+func (e entry) writeFile(path string) error {
+	switch {
+	case e.link != "":
+		return os.Symlink(e.link, path)
+	case e.file == "":
+		return os.MkdirAll(path, e.mode)
+	}
+	content, err := os.ReadFile(e.file)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, content, e.mode)
 }

@@ -1,6 +1,6 @@
 // Package event names the log lines that programs wait for. A log message may be reworded
 // at any time. The name of an event does not change, and neither do the attributes that
-// README.md lists for it.
+// cmd/sluice/agent/telemetry/README.md lists for it.
 package event
 
 import "log/slog"

@@ -16,6 +16,7 @@ import (
 
 const (
 	root    = "../.."
+	page    = "cmd/sluice/agent/telemetry/README.md"
 	imports = "sluice/filter/event"
 )
 
@@ -104,7 +105,7 @@ func TestEventsAreLoggedAndDocumented(t *testing.T) {
 			t.Errorf("the agent does not log event.%s", name)
 		}
 		if !slices.Contains(documents, value) {
-			t.Errorf("README.md does not list event %s", value)
+			t.Errorf("%s does not list event %s", page, value)
 		}
 		if values[value] {
 			t.Errorf("two events are %q", value)
@@ -113,7 +114,7 @@ func TestEventsAreLoggedAndDocumented(t *testing.T) {
 	}
 	for _, value := range documents {
 		if !values[value] {
-			t.Errorf("README.md lists %s, which is not an event", value)
+			t.Errorf("%s lists %s, which is not an event", page, value)
 		}
 	}
 	if len(events) == 0 {
@@ -123,16 +124,16 @@ func TestEventsAreLoggedAndDocumented(t *testing.T) {
 
 var row = regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\|")
 
-// documented returns the events in the table of README.md.
+// documented returns the events in the table of the page.
 func documented(t *testing.T) (values []string) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	text, err := os.ReadFile(filepath.Join(root, page))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, found := strings.Cut(string(text), "### Events in the log\n")
+	_, section, found := strings.Cut(string(text), "## Events in the log\n")
 	if !found {
-		t.Fatal("README.md has no section about events in the log")
+		t.Fatalf("%s has no section about events in the log", page)
 	}
 	section, _, _ = strings.Cut(section, "\n#")
 	for _, m := range row.FindAllStringSubmatch(section, -1) {
@@ -142,8 +143,8 @@ func documented(t *testing.T) (values []string) {
 }
 
 // Tests, the demo and the benchmarks do not depend on the messages of the agent's log,
-// which may be reworded. Two files are excepted: the test that compares the log in
-// README.md with the agent's, and the test of the log reader itself.
+// which may be reworded. Two files are excepted: the test that compares the log on
+// a page with the agent's, and the test of the log reader itself.
 func TestMessagesAreNotRead(t *testing.T) {
 	may := []string{"readme_packets_test.go", "agent_test.go"}
 	for _, s := range sources(t) {

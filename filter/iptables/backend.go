@@ -1,3 +1,5 @@
+//go:build linux
+
 package iptables
 
 import (
@@ -45,7 +47,7 @@ func findTools(ctx context.Context, f Family) []tool {
 	if path, err := lookPath(plain.name); err == nil {
 		plain.path, plain.backend = path, Legacy
 		// Versions before 1.8 support only the legacy backend and do not print its name.
-		if out, err := exec.CommandContext(ctx, path, "--version").Output(); err == nil && strings.Contains(string(out), "nf_tables") {
+		if out, err := command(ctx, path, "--version").Output(); err == nil && strings.Contains(string(out), "nf_tables") {
 			plain.backend = NFT
 		}
 	}
@@ -84,7 +86,7 @@ func usage(ctx context.Context, tools []tool) (use, error) {
 		if err != nil {
 			return use{}, err
 		}
-		out, err := exec.CommandContext(ctx, path).Output()
+		out, err := command(ctx, path).Output()
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
 		}

@@ -2,9 +2,6 @@ package iptables
 
 import (
 	"fmt"
-	"regexp"
-	"slices"
-	"strconv"
 	"sync"
 )
 
@@ -48,31 +45,4 @@ func (m *Manager) Forged() (sum uint64, err error) {
 		sum += t.forged.add(n)
 	}
 	return sum, nil
-}
-
-// countedDrop matches a DROP rule as iptables prints it with its counters.
-var countedDrop = regexp.MustCompile(`-c (\d+) \d+ -j DROP$`)
-
-// Dropped returns the number of packets that the rules of a chain have dropped since the chain was
-// written, 0 if the chain does not exist.
-func (k *kernelTable) Dropped(chain string) (packets uint64, err error) {
-	lines, err := k.reader.ListWithCounters(k.in.table, chain)
-	if err != nil {
-		// The error does not reveal that the chain is missing: iptables-nft reports a missing
-		// chain as incompatible.
-		if chains, listErr := k.reader.ListChains(k.in.table); listErr == nil && !slices.Contains(chains, chain) {
-			return 0, nil
-		}
-		return 0, fmt.Errorf("list the counters of %s %s: %w", k.in.table, chain, explain(err))
-	}
-	for _, line := range lines {
-		if m := countedDrop.FindStringSubmatch(line); m != nil {
-			n, err := strconv.ParseUint(m[1], 10, 64)
-			if err != nil {
-				return 0, fmt.Errorf("read the counter of %q: %w", line, err)
-			}
-			packets += n
-		}
-	}
-	return packets, nil
 }

@@ -1,9 +1,10 @@
+//go:build linux
+
 package iptables
 
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strings"
 )
@@ -88,7 +89,7 @@ func listing(ctx context.Context, path, table string, wait []string, chain ...st
 	ctx, cancel := context.WithTimeoutCause(ctx, restoreTimeout, errSlow)
 	defer cancel()
 	args := slices.Concat([]string{"-t", table, "-n", "-v"}, wait, []string{"-L"}, chain)
-	out, err := exec.CommandContext(ctx, path, args...).Output()
+	out, err := command(ctx, path, args...).Output()
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx) // more helpful than "killed"

@@ -1,8 +1,9 @@
+//go:build linux
+
 package iptables
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -161,20 +162,6 @@ func (r nftRule) text(chain string) string {
 	return text
 }
 
-// handleSign precedes a handle in the text of a rule.
-const handleSign = "@"
-
-// handleOf parses a line of a transaction. If the line deletes a rule by its handle, handleOf
-// returns the rule's chain, the handle and true.
-func handleOf(line string) (chain string, handle uint64, is bool) {
-	words := strings.Fields(line)
-	if len(words) < 3 || words[0] != "-D" {
-		return "", 0, false
-	}
-	n, err := fmt.Sscanf(words[2], handleSign+"%d", &handle)
-	return words[1], handle, n == 1 && err == nil
-}
-
 // withHandles rewrites a transaction: in each line that deletes a rule by its text, it replaces
 // the text with the rule's handle. The text must have the form that [nftRule.text] returns. If
 // the rule of such a line does not exist, withHandles omits the line. All other lines stay
@@ -205,9 +192,3 @@ func (t nftTable) withHandles(text string) (string, error) {
 	}
 	return out.String(), nil
 }
-
-var handleInRule = regexp.MustCompile(` ` + handleSign + `\d+`)
-
-// withoutHandle removes the handle from a rule's text, for comparisons: a rule that is written
-// again gets a new handle.
-func withoutHandle(rule string) string { return handleInRule.ReplaceAllString(rule, "") }

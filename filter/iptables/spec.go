@@ -1,6 +1,10 @@
 package iptables
 
-import "strings"
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
 
 // leadsTo reports whether a rule, as iptables prints it, has a jump or goto to a chain for
 // which match() returns true.
@@ -46,3 +50,23 @@ func splitRule(rule string) []string {
 	}
 	return words
 }
+
+// handleSign precedes a handle in the text of a rule.
+const handleSign = "@"
+
+// handleOf parses a line of a transaction. If the line deletes a rule by its handle, handleOf
+// returns the rule's chain, the handle and true.
+func handleOf(line string) (chain string, handle uint64, is bool) {
+	words := strings.Fields(line)
+	if len(words) < 3 || words[0] != "-D" {
+		return "", 0, false
+	}
+	n, err := fmt.Sscanf(words[2], handleSign+"%d", &handle)
+	return words[1], handle, n == 1 && err == nil
+}
+
+var handleInRule = regexp.MustCompile(` ` + handleSign + `\d+`)
+
+// withoutHandle removes the handle from a rule's text, for comparisons: a rule that is written
+// again gets a new handle.
+func withoutHandle(rule string) string { return handleInRule.ReplaceAllString(rule, "") }

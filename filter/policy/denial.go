@@ -16,6 +16,11 @@ import (
 // are denied: drop or reject.
 const DenyWithAnnotation = "sluice/deny-with"
 
+// LintIgnoreAnnotation is an annotation of a policy, a workload or a namespace. Its value lists checks
+// of lint, separated by commas; lint does not report findings of these checks about the object. It
+// affects no decision.
+const LintIgnoreAnnotation = "sluice/ignore"
+
 // ReadDenial reads DenyWithAnnotation. Another value than drop and reject counts as unset, and
 // known is false.
 func ReadDenial(annotations map[string]string) (d filter.Denial, known bool) {
@@ -63,9 +68,11 @@ func (p *Policy) Annotate(annotations map[string]string) {
 }
 
 // Annotate calls Policy.Annotate for Form, and makes Source.Read call it for each policy that it
-// reads. The digest then depends on the annotation. Without DenyWithAnnotation, Annotate does
-// nothing.
+// reads. The digest then depends on the annotation. Annotate also sets LintIgnore of Form.
 func (e *Encoded) Annotate(annotations map[string]string) {
+	if e.Form != nil {
+		e.Form.LintIgnore = annotations[LintIgnoreAnnotation]
+	}
 	text, has := annotations[DenyWithAnnotation]
 	if !has {
 		return

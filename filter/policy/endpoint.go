@@ -38,3 +38,24 @@ func (e *Endpoint) Hosts() []netip.Addr {
 	}
 	return e.host.list()
 }
+
+// SameClass reports whether policies treat both endpoints alike, unless rules name their addresses. All
+// addresses outside the cluster (nil) are in one class, and so are all addresses of this node.
+func (e *Endpoint) SameClass(o *Endpoint) bool {
+	if e == nil || o == nil {
+		return e == o
+	}
+	return e.class == o.class
+}
+
+// Class identifies a class of SameClass. It is comparable, and is valid only within one snapshot.
+type Class struct{ c *class }
+
+// Class returns the class of the endpoint. For this node, and for an address outside the cluster, it
+// returns the zero Class.
+func (e *Endpoint) Class() Class {
+	if e == nil {
+		return Class{}
+	}
+	return Class{e.class}
+}

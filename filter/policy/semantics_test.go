@@ -49,7 +49,7 @@ func one(name, policies, flows string) semanticsCase {
 	return semanticsCase{name, []step{{policies: policies, flows: flows}}}
 }
 
-// The two policies of the demo that README.md shows.
+// Two policies of the demo.
 const (
 	accessDemo1 = `default/access-demo1: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}], ports: [{port: 6379}]}]}`
 	accessDemo2 = `default/access-demo2: {podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: 6379}]}]}`

@@ -21,9 +21,9 @@ type client struct {
 	groups map[schema.GroupVersion]*rest.RESTClient
 }
 
-// newClient returns a client that decodes objects with the given codecs.
-func newClient(config *rest.Config, codecs func(*runtime.Scheme) runtime.NegotiatedSerializer) (*client, error) {
-	c := &client{scheme: newScheme(), groups: make(map[schema.GroupVersion]*rest.RESTClient)}
+// newClient returns a client for the given kinds that decodes objects with the given codecs.
+func newClient(config *rest.Config, of []*kind, codecs func(*runtime.Scheme) runtime.NegotiatedSerializer) (*client, error) {
+	c := &client{scheme: newScheme(of), groups: make(map[schema.GroupVersion]*rest.RESTClient)}
 	config = rest.CopyConfig(config)
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
@@ -32,7 +32,7 @@ func newClient(config *rest.Config, codecs func(*runtime.Scheme) runtime.Negotia
 	if err != nil {
 		return nil, fmt.Errorf("connect to the Kubernetes API at %s: %w", config.Host, err)
 	}
-	for _, k := range kinds {
+	for _, k := range of {
 		for _, version := range k.versions() {
 			if c.groups[version] != nil {
 				continue
@@ -58,10 +58,10 @@ func configFor(config *rest.Config, k *kind, version schema.GroupVersion) *rest.
 	return config
 }
 
-// newScheme returns a scheme with only the types that the client requests.
-func newScheme() *runtime.Scheme {
+// newScheme returns a scheme with only the types of the given kinds.
+func newScheme(of []*kind) *runtime.Scheme {
 	s := runtime.NewScheme()
-	for _, k := range kinds {
+	for _, k := range of {
 		for _, version := range k.versions() {
 			s.AddKnownTypes(version, k.types[:]...)
 			metav1.AddToGroupVersion(s, version)
@@ -74,9 +74,15 @@ func (c *client) request(k *kind, version schema.GroupVersion, opts *metav1.List
 	return c.groups[version].Get().Resource(k.resource).VersionedParams(opts, runtime.NewParameterCodec(c.scheme))
 }
 
-// list requests one page of objects.
+// list requests one page of the objects of the whole cluster.
 func (c *client) list(ctx context.Context, k *kind, version schema.GroupVersion, opts metav1.ListOptions) (runtime.Object, error) {
-	return c.request(k, version, &opts).Timeout(pageTimeout).Do(ctx).Get()
+	return c.listIn(ctx, k, version, "", opts)
+}
+
+// listIn requests one page of the objects of a namespace, or of the whole cluster if the
+// namespace is empty.
+func (c *client) listIn(ctx context.Context, k *kind, version schema.GroupVersion, namespace string, opts metav1.ListOptions) (runtime.Object, error) {
+	return c.request(k, version, &opts).NamespaceIfScoped(namespace, namespace != "").Timeout(pageTimeout).Do(ctx).Get()
 }
 
 // watch opens a watch. If the watch breaks off, its last event contains the error, as

@@ -284,3 +284,34 @@ func TestConfig(t *testing.T) {
 		})
 	}
 }
+
+// TestFindTarget checks that FindTarget returns the cluster that kubectl would use.
+func TestFindTarget(t *testing.T) {
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config")
+	const text = `apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "https://192.0.2.1:6443"}}]
+users: [{name: u, user: {token: t}}]
+contexts: [{name: one, context: {cluster: c, user: u, namespace: shop}}, {name: two, context: {cluster: c, user: u}}]
+current-context: one
+`
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "none")+string(filepath.ListSeparator)+config)
+	if target, err := FindTarget(ConfigOptions{}); err != nil || target.String() != "context one" || target.Namespace != "shop" || target.Host != "https://192.0.2.1:6443" {
+		t.Errorf("current context: %v, %v", target, err)
+	}
+	if target, err := FindTarget(ConfigOptions{Context: "two"}); err != nil || target.String() != "context two" || target.Namespace != "" {
+		t.Errorf("another context: %v, %v", target, err)
+	}
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
+	if _, err := FindTarget(ConfigOptions{}); !errors.Is(err, ErrNoCluster) || !strings.Contains(err.Error(), "none") {
+		t.Errorf("no kubeconfig: %v", err)
+	}
+	if target, err := FindTarget(ConfigOptions{Kubeconfig: config}); err != nil || target.Context != "one" {
+		t.Errorf("a file: %v, %v", target, err)
+	}
+}

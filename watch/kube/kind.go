@@ -25,6 +25,11 @@ type kind struct {
 	// optional reports that the kind is defined by a CustomResourceDefinition, which a
 	// cluster may lack. A server serves its objects only as JSON.
 	optional bool
+	// inCluster reports that the objects are in no namespace.
+	inCluster bool
+	// asked reports that only commands read the objects, to answer questions: packets do not depend
+	// on them.
+	asked bool
 	// types are the API's types of an object and of a list.
 	types  [2]runtime.Object
 	slim   func(o runtime.Object, shared *pools) object
@@ -34,7 +39,7 @@ type kind struct {
 
 var (
 	namespaceKind = &kind{
-		name: "Namespace", resource: "namespaces", group: corev1.SchemeGroupVersion,
+		name: "Namespace", resource: "namespaces", group: corev1.SchemeGroupVersion, inCluster: true,
 		types:  [2]runtime.Object{&corev1.Namespace{}, &corev1.NamespaceList{}},
 		slim:   func(o runtime.Object, _ *pools) object { return slimNamespace(o.(*corev1.Namespace)) },
 		remove: func(s *policy.Store, _, name string) { s.DeleteNamespace(name) },
@@ -46,7 +51,7 @@ var (
 		remove: (*policy.Store).DeletePod,
 	}
 	nodeKind = &kind{
-		name: "Node", resource: "nodes", group: corev1.SchemeGroupVersion,
+		name: "Node", resource: "nodes", group: corev1.SchemeGroupVersion, inCluster: true,
 		types:  [2]runtime.Object{&corev1.Node{}, &corev1.NodeList{}},
 		slim:   func(o runtime.Object, _ *pools) object { return slimNode(o.(*corev1.Node)) },
 		remove: func(s *policy.Store, _, name string) { s.DeleteNodeObject(name) },
@@ -67,10 +72,10 @@ func (k *kind) versions() []schema.GroupVersion {
 	return append([]schema.GroupVersion{k.group}, k.older...)
 }
 
-// optionalPolicyKind returns k as a kind that a cluster may lack, or serve in an older
-// version only.
+// optionalPolicyKind changes k into a kind of policies without a namespace that a cluster may lack,
+// or serve only in an older version.
 func optionalPolicyKind(k *kind, older ...string) *kind {
-	k.optional = true
+	k.optional, k.inCluster = true, true
 	for _, version := range older {
 		k.older = append(k.older, schema.GroupVersion{Group: k.group.Group, Version: version})
 	}

@@ -95,7 +95,7 @@ func New(config *rest.Config, opts Options) (*Source, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	c, err := newClient(config, func(s *runtime.Scheme) runtime.NegotiatedSerializer {
+	c, err := newClient(config, kinds, func(s *runtime.Scheme) runtime.NegotiatedSerializer {
 		return newSlimSerializer(serializer.NewCodecFactory(s).WithoutConversion())
 	})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -19,6 +20,7 @@ import (
 type Others struct {
 	Group, Kind string
 	Count       int
+	Reason      string // why Count lacks some objects; empty if it has all
 }
 
 // discovery is the Accept header that requests all kinds in one response. Servers before
@@ -34,50 +36,78 @@ const maxAnswer = 64 << 20
 
 // served is a kind that the API server serves. name is the name of its resource, as in
 // "pods".
-type served struct{ group, version, kind, name string }
+type served struct {
+	group, version, kind, name string
+	namespaced                 bool     // the objects are in namespaces
+	others                     []string // other versions that the server serves, as far as it lists them
+}
 
-// CountOthers counts the objects of each kind for which match() returns true. If it cannot list
-// some of these kinds, it returns the counts of the remaining kinds, and an error that names
-// the kinds that it could not list.
-func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool) ([]Others, error) {
-	base, _, err := rest.DefaultServerUrlFor(config)
+// CountOthers counts the objects of each kind for which match() returns true. If the user may not
+// list a kind in the whole cluster, it counts the objects in the given namespaces, and sets Reason.
+func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool, namespaces ...string) ([]Others, error) {
+	c, err := newJSONClient(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("find other kinds of objects: %w", err)
 	}
-	transport, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return nil, fmt.Errorf("find other kinds of objects: %w", err)
-	}
-	c := jsonClient{ctx: ctx, base: base, http: transport}
 	all, err := c.resources()
 	if err != nil {
 		return nil, fmt.Errorf("find other kinds of objects: %w", err)
 	}
 	var found []Others
-	var refused []string
 	for _, r := range all {
 		known := slices.ContainsFunc(kinds, func(k *kind) bool { return k.group.Group == r.group && k.name == r.kind })
 		if known || !match(r.group, r.kind) {
 			continue
 		}
-		switch n, err := c.count(r); {
-		case err != nil:
-			refused = append(refused, fmt.Sprintf("%s of %s (%v)", r.kind, r.group, err))
-		case n > 0:
-			found = append(found, Others{r.group, r.kind, n})
+		if o := c.countAll(r, namespaces); o.Count > 0 || o.Reason != "" {
+			found = append(found, o)
 		}
-	}
-	if len(refused) > 0 {
-		return found, fmt.Errorf("list objects of other kinds: %s", strings.Join(refused, "; "))
 	}
 	return found, nil
 }
+
+// countAll counts the objects of a kind. If the user may not list them in the whole cluster, it
+// counts those in the given namespaces.
+func (c jsonClient) countAll(r served, namespaces []string) Others {
+	o := Others{Group: r.group, Kind: r.kind}
+	var err error
+	if o.Count, err = c.count(r, ""); err == nil {
+		return o
+	}
+	o.Reason = err.Error()
+	if !errors.Is(err, errForbidden) {
+		return o
+	}
+	var only []string
+	for _, namespace := range namespaces {
+		if !r.namespaced {
+			break
+		}
+		if n, err := c.count(r, namespace); err == nil {
+			o.Count, only = o.Count+n, append(only, namespace)
+		}
+	}
+	o.Reason = unreadReason(true, only)
+	return o
+}
+
+// errForbidden is the error of a request that the user has no right to make.
+var errForbidden = errors.New("forbidden")
 
 // jsonClient sends requests to an API server and decodes the responses as JSON.
 type jsonClient struct {
 	ctx  context.Context
 	base *url.URL
 	http *http.Client
+}
+
+func newJSONClient(ctx context.Context, config *rest.Config) (jsonClient, error) {
+	base, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return jsonClient{}, err
+	}
+	transport, err := rest.HTTPClientFor(config)
+	return jsonClient{ctx: ctx, base: base, http: transport}, err
 }
 
 // get requests a path and decodes the response into the value to which the last argument
@@ -103,6 +133,8 @@ func (c jsonClient) get(path string, query url.Values, accept string, into any) 
 		return cmp.Or(context.Cause(ctx), err)
 	case answer.StatusCode == http.StatusNotFound:
 		return nil
+	case answer.StatusCode == http.StatusForbidden:
+		return errForbidden
 	case answer.StatusCode != http.StatusOK:
 		return fmt.Errorf("the API server responds with %s", answer.Status)
 	}
@@ -121,6 +153,7 @@ func (c jsonClient) resources() ([]served, error) {
 				Version   string `json:"version"`
 				Resources []struct {
 					Resource     string `json:"resource"`
+					Scope        string `json:"scope"`
 					ResponseKind struct {
 						Kind string `json:"kind"`
 					} `json:"responseKind"`
@@ -132,17 +165,20 @@ func (c jsonClient) resources() ([]served, error) {
 		return nil, err
 	}
 	var all []served
-	seen := make(map[[2]string]bool) // the first version of a kind wins: the server lists the preferred one first
+	seen := make(map[[2]string]int) // index in all: the server lists the preferred version of a kind first
 	add := func(r served) {
-		if key := [2]string{r.group, r.kind}; !seen[key] {
-			seen[key] = true
-			all = append(all, r)
+		key := [2]string{r.group, r.kind}
+		if i, is := seen[key]; is {
+			all[i].others = append(all[i].others, r.version)
+			return
 		}
+		seen[key] = len(all)
+		all = append(all, r)
 	}
 	for _, g := range answer.Items {
 		for _, v := range g.Versions {
 			for _, r := range v.Resources {
-				add(served{g.Metadata.Name, v.Version, r.ResponseKind.Kind, r.Resource})
+				add(served{g.Metadata.Name, v.Version, r.ResponseKind.Kind, r.Resource, r.Scope == "Namespaced", nil})
 			}
 		}
 	}
@@ -153,19 +189,23 @@ func (c jsonClient) resources() ([]served, error) {
 		}
 		for _, r := range list.APIResources {
 			if !strings.Contains(r.Name, "/") {
-				add(served{g.Name, g.PreferredVersion.Version, r.Kind, r.Name})
+				add(served{g.Name, g.PreferredVersion.Version, r.Kind, r.Name, r.Namespaced, nil})
 			}
 		}
 	}
 	return all, nil
 }
 
-// count counts the objects of a kind, page by page.
-func (c jsonClient) count(r served) (int, error) {
+// count counts the objects of a kind in a namespace, page by page. An empty namespace means all.
+func (c jsonClient) count(r served, namespace string) (int, error) {
+	path := "/apis/" + r.group + "/" + r.version + "/"
+	if namespace != "" {
+		path += "namespaces/" + namespace + "/"
+	}
 	n := 0
 	for query := (url.Values{"limit": {fmt.Sprint(pageSize)}}); ; {
 		var list metav1.PartialObjectMetadataList
-		if err := c.get("/apis/"+r.group+"/"+r.version+"/"+r.name, query, partial, &list); err != nil {
+		if err := c.get(path+r.name, query, partial, &list); err != nil {
 			return 0, err
 		}
 		n += len(list.Items)

@@ -21,7 +21,8 @@ func TestCountOthers(t *testing.T) {
 		{"metadata": {"name": "example.org"}, "versions": [{"version": "v2", "resources": [{"resource": "things", "responseKind": {"kind": "Thing"}}]}]},
 		{"metadata": {"name": "projectcalico.org"}, "versions": [
 			{"version": "v3", "resources": [
-				{"resource": "networkpolicies", "responseKind": {"kind": "NetworkPolicy"}}, {"resource": "secretpolicies", "responseKind": {"kind": "GlobalNetworkPolicy"}}]},
+				{"resource": "networkpolicies", "responseKind": {"kind": "NetworkPolicy"}}, {"resource": "secretpolicies", "responseKind": {"kind": "GlobalNetworkPolicy"}},
+				{"resource": "staged", "scope": "Namespaced", "responseKind": {"kind": "StagedNetworkPolicy"}}]},
 			{"version": "v1", "resources": [{"resource": "networkpolicies", "responseKind": {"kind": "NetworkPolicy"}}]}]}]}`
 	for name, old := range map[string]bool{"aggregated": false, "one by one": true} {
 		t.Run(name, func(t *testing.T) {
@@ -35,9 +36,12 @@ func TestCountOthers(t *testing.T) {
 				case path == "/apis/example.org/v2":
 					answer = `{"resources": [{"name": "things", "kind": "Thing"}, {"name": "things/status", "kind": "NetworkPolicy"}]}`
 				case path == "/apis/projectcalico.org/v3":
-					answer = `{"resources": [{"name": "networkpolicies", "kind": "NetworkPolicy"}, {"name": "secretpolicies", "kind": "GlobalNetworkPolicy"}]}`
+					answer = `{"resources": [{"name": "networkpolicies", "kind": "NetworkPolicy"}, {"name": "secretpolicies", "kind": "GlobalNetworkPolicy"},
+						{"name": "staged", "namespaced": true, "kind": "StagedNetworkPolicy"}]}`
 				case path == "/apis/projectcalico.org/v3/networkpolicies" && r.URL.Query().Get("continue") == "":
 					answer = `{"metadata": {"continue": "more"}, "items": [{}, {}]}`
+				case path == "/apis/projectcalico.org/v3/namespaces/shop/staged":
+					answer = `{"items": [{}, {}]}`
 				case path == "/apis/projectcalico.org/v3/networkpolicies":
 					answer = `{"items": [{}]}`
 				default:
@@ -47,12 +51,14 @@ func TestCountOthers(t *testing.T) {
 			}))
 			defer server.Close()
 			match := func(_, kind string) bool { return strings.HasSuffix(kind, "NetworkPolicy") }
-			found, err := CountOthers(t.Context(), &rest.Config{Host: server.URL}, match)
-			if want := []Others{{"projectcalico.org", "NetworkPolicy", 3}}; !reflect.DeepEqual(found, want) {
-				t.Errorf("found %v, want %v", found, want)
+			found, err := CountOthers(t.Context(), &rest.Config{Host: server.URL}, match, "shop", "pci")
+			want := []Others{
+				{"projectcalico.org", "NetworkPolicy", 3, ""},
+				{"projectcalico.org", "GlobalNetworkPolicy", 0, "forbidden"},
+				{"projectcalico.org", "StagedNetworkPolicy", 2, "forbidden outside of namespace shop"},
 			}
-			if err == nil || !strings.Contains(err.Error(), "GlobalNetworkPolicy of projectcalico.org (the API server responds with 403") {
-				t.Errorf("error for a kind that may not be listed: %v", err)
+			if err != nil || !reflect.DeepEqual(found, want) {
+				t.Errorf("found %v, want %v; %v", found, want, err)
 			}
 		})
 	}

@@ -72,7 +72,7 @@ func filler(seed int64) *randfill.Filler {
 // encode encodes an object as the API server does.
 func encode(t testing.TB, o runtime.Object) []byte {
 	t.Helper()
-	scheme := newScheme()
+	scheme := newScheme(kinds)
 	codecs := serializer.NewCodecFactory(scheme)
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
 	raw, err := runtime.Encode(codecs.EncoderForVersion(info.Serializer, corev1.SchemeGroupVersion), o)
@@ -84,7 +84,7 @@ func encode(t testing.TB, o runtime.Object) []byte {
 
 func testDecoder(t testing.TB) decoder {
 	t.Helper()
-	codecs := serializer.NewCodecFactory(newScheme()).WithoutConversion()
+	codecs := serializer.NewCodecFactory(newScheme(kinds)).WithoutConversion()
 	info, _ := runtime.SerializerInfoForMediaType(codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
 	return newSlimSerializer(codecs).DecoderToVersion(info.Serializer, nil).(decoder)
 }

@@ -1,7 +1,6 @@
 package manifests
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -90,35 +89,61 @@ func (c *checker) undecodable(text []byte, object any, at string, err error) {
 // such as metadata.annotations, keyed adds the key of the first such value, as the decoder does
 // not.
 func keyed(text []byte, path string) string {
-	if !strings.HasSuffix(path, "annotations") && !strings.HasSuffix(path, "abels") {
+	ofStrings := func(suffix string) bool { return strings.HasSuffix(path, suffix) }
+	var whole any
+	if !slices.ContainsFunc([]string{"annotations", "abels", "elector"}, ofStrings) || json.Unmarshal(text, &whole) != nil {
 		return path
 	}
-	raw := json.RawMessage(text)
-	for name := range strings.SplitSeq(path, ".") {
-		raw = object(raw)[name] // nil from here on if the path goes through a list
-	}
-	values := object(raw)
-	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if value := bytes.TrimSpace(values[key]); len(value) > 0 && value[0] != '"' && string(value) != "null" {
-			return fmt.Sprintf("%s[%q]", path, key)
+	return path + keyBelow(whole, strings.Split(path, "."))
+}
+
+// keyBelow looks in the object at path for the first key whose value is not a string, and returns
+// it in brackets, as in `["pod-template-hash"]`; "" if there is none. It looks at each item of a
+// list, because the paths of encoding/json have no indexes.
+func keyBelow(value any, path []string) string {
+	switch v := value.(type) {
+	case []any:
+		for _, item := range v {
+			if key := keyBelow(item, path); key != "" {
+				return key
+			}
+		}
+	case map[string]any:
+		if len(path) > 0 {
+			return keyBelow(v[path[0]], path[1:])
+		}
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			if _, is := v[key].(string); !is && v[key] != nil {
+				return fmt.Sprintf("[%q]", key)
+			}
 		}
 	}
-	return path
+	return ""
 }
 
 // annotations notes annotations that are probably meant for Sluice, and have no effect.
 func (c *checker) annotations(o metav1.Object, kind string) {
 	for _, key := range slices.Sorted(maps.Keys(o.GetAnnotations())) {
 		applies := c.kind != nil || kind == "Namespace"
-		if key == policy.DenyWithAnnotation && applies || !likeDenyWith(key) {
+		ignores := key == policy.LintIgnoreAnnotation && kind != "Pod" && kind != "Node"
+		if ignores || key == policy.DenyWithAnnotation && applies || !likeDenyWith(key) {
 			continue
 		}
-		detail, hint := "Sluice has no such annotation; it has no effect", "write "+policy.DenyWithAnnotation
+		detail, hint := "Sluice has no such annotation; it has no effect", "write "+meantAnnotation(key)
 		if !applies {
 			detail, hint = "it has no effect on a "+kind, "annotate the policy or the namespace"
 		}
 		c.p.note(c.object, fmt.Sprintf("%smetadata.annotations[%q]", c.at, key), detail, hint)
 	}
+}
+
+// meantAnnotation returns the annotation of Sluice that was probably meant by an unknown key.
+func meantAnnotation(key string) string {
+	_, name, _ := strings.Cut(key, "/")
+	if _, similar := near.Name(name, []string{"ignore"}); similar {
+		return policy.LintIgnoreAnnotation
+	}
+	return policy.DenyWithAnnotation
 }
 
 // likeDenyWith reports whether the key of an annotation is, or is similar to, that which tells

@@ -2,11 +2,13 @@ package manifests
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -30,6 +32,7 @@ type item struct {
 	name     string // "NetworkPolicy default/x"
 	object   metav1.Object
 	policies *policyKind // nil if the object is not a policy
+	outside  bool        // the object leads from outside the cluster to Services
 	origin   Origin
 }
 
@@ -38,14 +41,29 @@ type parser struct {
 	content
 	path     string
 	document int
+	template bool // a problem reports that the file has a template
 	logger   *slog.Logger
+	reading
+}
+
+// reading states how to read files.
+type reading struct {
+	// templates reports that workloads and routes are read, which help to answer questions. An agent
+	// that follows manifests skips them: it decides by running pods, and a mistake in a workload
+	// must not hold up the policies of the same file.
+	templates bool
+	namespace string // namespace of objects that state none; empty means default
+	command   string // for hints: a command that can read the standard input, as in "sluice lint"; empty if there is none
 }
 
 // parse parses the content of a file. It parses each document separately, so that a broken
 // document does not hide the others. Everything in data becomes an object, a problem or a
 // note, no matter how the documents are separated.
-func parse(path string, data []byte, logger *slog.Logger) *content {
-	p := &parser{path: path, logger: logger}
+func parse(path string, data []byte, how reading, logger *slog.Logger) *content {
+	p := &parser{path: path, logger: logger, reading: how}
+	if how.templates {
+		p.file, p.source = path, data
+	}
 	data, flaw := plainText(data)
 	if flaw != "" {
 		p.problem("", flaw, "save it as text, in UTF-8")
@@ -58,12 +76,16 @@ func parse(path string, data []byte, logger *slog.Logger) *content {
 		}
 		p.document++
 		text, err := toJSON(d.text)
+		if err != nil && p.template {
+			continue // a problem already states that the whole file must be rendered first
+		}
 		if err != nil {
 			// Parse again with blank lines in front, so that the error contains the line
 			// number in the file. Only broken documents pay for this.
 			_, err = toJSON(append(bytes.Repeat([]byte("\n"), d.line), d.text...))
 			message := strings.TrimPrefix(fmt.Sprint(err), "error converting YAML to JSON: ")
-			p.problem("", message, syntaxHint(d, message))
+			p.template = d.isTemplate()
+			p.problem("", message, p.syntaxHint(d, message))
 			continue
 		}
 		p.object(text, "", metav1.TypeMeta{}, 0)
@@ -192,7 +214,14 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 		return
 	}
 	if isList(kind, h.Items) {
+		p.listed = true
 		p.list(text, at, apiVersion, kind, depth+1)
+		return
+	}
+	p.objects++
+	group, _, _ := strings.Cut(apiVersion, "/")
+	if k := routeKindOf(group, kind); k != nil && p.templates {
+		p.route(k, apiVersion, text, at)
 		return
 	}
 	kind, understood := p.known(apiVersion, kind, at, text)
@@ -206,10 +235,15 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 	case "Service":
 		extra(p, text, kind, &corev1.Service{})
 	case "EndpointSlice":
+		if now := discoveryv1.SchemeGroupVersion.String(); apiVersion == "discovery.k8s.io/v1beta1" {
+			p.outdate(kind+" "+p.nameIn(text, kind), at, apiVersion, "1.25", now, "write "+now)
+		}
 		extra(p, text, kind, &discoveryv1.EndpointSlice{})
 	default:
 		if k := policyKindOf(kind); k != nil {
 			p.policy(k, text, at, understood)
+		} else if w := workloadKindOf(kind); w != nil {
+			w.add(p, text, at)
 		}
 	}
 }
@@ -218,7 +252,11 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 // the values of a chart.
 func (p *parser) kindless(h head, text []byte, at string) {
 	if h.APIVersion != nil || h.Kind != nil || h.Metadata != nil || h.Spec != nil {
-		p.problem(at+"kind", "it is missing", "write the kind of the object, such as NetworkPolicy")
+		hint := "write the kind of the object, such as NetworkPolicy"
+		if filepath.Base(p.path) == chartFile {
+			hint = p.renderHint("helm template CHART")
+		}
+		p.problem(at+"kind", "it is missing", hint)
 		return
 	}
 	var fields map[string]any
@@ -233,7 +271,22 @@ func (p *parser) kindless(h head, text []byte, at string) {
 			}
 		}
 	}
+	if _, tests := fields["tests"].([]any); tests && onlyTests(fields) {
+		p.logger.Debug("file of tests skipped", "file", p.path, "document", p.document)
+		return
+	}
 	p.note("", strings.TrimSuffix(at, "."), "it has no kind and is skipped", "if it is meant to be an object, write apiVersion and kind")
+}
+
+// onlyTests reports whether a document without a kind has only fields of a file for "sluice test": such
+// files are often beside the manifests.
+func onlyTests(fields map[string]any) bool {
+	for name := range fields {
+		if !slices.Contains([]string{"manifests", "nodeIPs", "podCIDRs", "tests"}, name) {
+			return false
+		}
+	}
+	return true
 }
 
 // isList reports whether an object is a list: its kind ends in "List" and it has items, or
@@ -296,7 +349,7 @@ func (p *parser) unlisted(err error, at, kind string) {
 
 // wanted returns the name and the API version of a supported kind that affects decisions.
 // It ignores the case of kind. For any other kind, it returns "".
-func wanted(kind string) (name, version string) {
+func (p *parser) wanted(kind string) (name, version string) {
 	switch strings.ToLower(kind) {
 	case "namespace":
 		return "Namespace", "v1"
@@ -308,6 +361,9 @@ func wanted(kind string) (name, version string) {
 	if k := policyKindOf(kind); k != nil {
 		return k.name, k.version.String()
 	}
+	if w := workloadKindOf(kind); w != nil && p.templates {
+		return w.name, w.version
+	}
 	return "", ""
 }
 
@@ -316,7 +372,7 @@ func wanted(kind string) (name, version string) {
 // isolate nothing. It reports such a mistake as a problem and returns false as the second
 // result, so that the rules of the policy allow nothing.
 func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, understood bool) {
-	name, version := wanted(kind)
+	name, version := p.wanted(kind)
 	policies := policyKindOf(name)
 	group, _, hasGroup := strings.Cut(apiVersion, "/")
 	home := policyKindIn(group)
@@ -337,7 +393,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 		return "", true
 	case name == "" && home.retired[kind] != "":
 		p.pass(Kind{group, kind}, apiVersion, at)
-		p.note(kind+" "+nameIn(text, home.name), at+"kind", "this kind is not read: "+home.name+" has replaced it", home.retired[kind])
+		p.note(kind+" "+p.nameIn(text, home.name), at+"kind", "this kind is not read: "+home.name+" has replaced it", home.retired[kind])
 		return "", true
 	case name == "":
 		if !slices.Contains(home.siblings, kind) {
@@ -345,7 +401,7 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 		}
 		return "", true
 	}
-	object := name + " " + nameIn(text, name)
+	object := name + " " + p.nameIn(text, name)
 	understood = true
 	if kind != name {
 		p.report(Problem{Object: object, Field: at + "kind", Detail: fmt.Sprintf("%q is not the name of the kind", kind), Effect: policies.closedEffect(), Hint: "write " + name})
@@ -353,13 +409,14 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	}
 	switch {
 	case apiVersion == version, policies != nil && apiVersion != "" && apiVersion == policies.also:
-	case policies != nil && apiVersion != "" && apiVersion == policies.former:
-		p.outdated = append(p.outdated, Problem{
-			File: p.path, Document: p.document, Object: object, Field: at + "apiVersion",
-			Detail: fmt.Sprintf("%q was removed in Kubernetes %s; it is read as %s", apiVersion, policies.removed, version), Hint: "write " + version,
-		})
+	case removedIn(name, apiVersion) != "":
+		p.outdate(object, at, apiVersion, removedIn(name, apiVersion), version, "write "+version)
 	default:
-		p.report(Problem{Object: object, Field: at + "apiVersion", Detail: fmt.Sprintf("%q is not the version of a %s", apiVersion, name), Effect: policies.closedEffect(), Hint: "write " + version})
+		detail := "it is missing"
+		if apiVersion != "" {
+			detail = fmt.Sprintf("%q is not the version of a %s", apiVersion, name)
+		}
+		p.report(Problem{Object: object, Field: at + "apiVersion", Detail: detail, Effect: policies.closedEffect(), Hint: "write " + version})
 		understood = false
 	}
 	return name, understood
@@ -367,9 +424,12 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 
 // nameIn returns the name of the object for messages. Parts that cannot be read are
 // omitted.
-func nameIn(text []byte, kind string) string {
+func (p *parser) nameIn(text []byte, kind string) string {
 	var o metav1.PartialObjectMetadata
 	_ = kjson.UnmarshalCaseSensitivePreserveInts(text, &o) // unreadable parts stay empty: they are reported elsewhere
+	if o.Name != "" && o.Namespace == "" {
+		o.Namespace = p.namespace
+	}
 	return nameOf(kind, &o)
 }
 
@@ -393,7 +453,7 @@ func nameOf(kind string, o metav1.Object) string {
 // add decodes, defaults and checks one object. It keeps the object unless its name or
 // namespace cannot be read.
 func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, check func(T, *checker)) {
-	c := &checker{p: p, at: at, object: kind + " " + nameIn(text, kind), text: text}
+	c := &checker{p: p, at: at, object: kind + " " + p.nameIn(text, kind), text: text}
 	c.check(object, kind)
 	check(object, c)
 	if !c.unidentified {
@@ -405,7 +465,7 @@ func add[T metav1.Object](p *parser, text []byte, at, kind string, object T, che
 // false (see parser.known), the policy allows nothing.
 func (p *parser) policy(k *policyKind, text []byte, at string, understood bool) {
 	object := k.empty()
-	c := &checker{p: p, at: at, object: k.name + " " + nameIn(text, k.name), text: text, kind: k}
+	c := &checker{p: p, at: at, object: k.name + " " + p.nameIn(text, k.name), text: text, kind: k}
 	c.check(object, k.name)
 	c.closed = c.closed || !understood
 	k.check(object, c)
@@ -426,9 +486,7 @@ func (c *checker) check(object metav1.Object, kind string) {
 	}
 	switch {
 	case !c.inCluster:
-		if object.GetNamespace() == "" {
-			object.SetNamespace(metav1.NamespaceDefault)
-		}
+		c.p.place(object)
 	case object.GetNamespace() != "":
 		c.p.note(c.object, c.at+"metadata.namespace", "a "+kind+" is in no namespace; it is ignored", "remove it")
 		object.SetNamespace("")
@@ -441,15 +499,22 @@ func (c *checker) check(object metav1.Object, kind string) {
 // object.
 func extra[T metav1.Object](p *parser, text []byte, kind string, object T) {
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, object); err != nil {
-		p.note(kind+" "+nameIn(text, kind), "", "it cannot be read: "+strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")
+		p.note(kind+" "+p.nameIn(text, kind), "", "it cannot be read: "+strings.TrimPrefix(err.Error(), "json: "), "write the object as the API documents it")
 		return
 	}
-	if object.GetNamespace() == "" {
-		object.SetNamespace(metav1.NamespaceDefault)
-	}
+	p.place(object)
 	if object.GetName() != "" {
 		p.keep(&item{object: object}, kind)
 	}
+}
+
+// place sets the namespace of an object that states none to the one in which kubectl would create it.
+func (p *parser) place(o metav1.Object) {
+	if o.GetNamespace() != "" {
+		return
+	}
+	p.placed++
+	o.SetNamespace(cmp.Or(p.namespace, metav1.NamespaceDefault))
 }
 
 func (p *parser) keep(it *item, kind string) {

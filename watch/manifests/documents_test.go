@@ -346,9 +346,9 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		alone := parse("f", data, slog.New(slog.DiscardHandler))
+		alone := parse("f", data, reading{templates: true}, slog.New(slog.DiscardHandler))
 		for _, mark := range []string{"\n---\n", "\r---\r", "\n"} {
-			c := parse("f", slices.Concat(data, []byte(mark+closed)), slog.New(slog.DiscardHandler))
+			c := parse("f", slices.Concat(data, []byte(mark+closed)), reading{templates: true}, slog.New(slog.DiscardHandler))
 			for _, p := range slices.Concat(c.problems, c.notes, c.holes) {
 				if p.Detail == "" || p.Hint == "" {
 					t.Errorf("incomplete: %+v", p)

@@ -19,6 +19,12 @@ type content struct {
 	outdated []Problem // former API versions, which are still supported here
 	holes    []Problem // empty fields in policy rules: legal, but they allow everything
 	notRead  []NotRead // skipped objects that may change what is allowed
+	objects  int       // number of objects of any kind, including skipped ones
+	again    bool      // the file was read before, through another path
+	listed   bool      // the file has a list, possibly an empty one
+	placed   int       // number of objects without a namespace
+	file     string    // name of the file, for source
+	source   []byte    // the text, for Lines; nil in Follow, which does not need it
 }
 
 // listing is the result of listing a directory.
@@ -38,17 +44,21 @@ type listing struct {
 // ConfigMap is one. It also returns irregular files with the name of a manifest, so that
 // reading them reports the problem.
 func list(dir string, visit func(dir string)) (listing, error) {
+	return (&lister{visit: visit}).list(dir)
+}
+
+func (l *lister) list(dir string) (listing, error) {
 	info, err := os.Stat(dir)
 	if err != nil {
 		return listing{}, fmt.Errorf("read manifests: %w", err)
 	}
 	if !info.IsDir() {
-		if visit != nil {
-			visit(filepath.Dir(dir))
+		if l.visit != nil {
+			l.visit(filepath.Dir(dir))
 		}
 		return listing{paths: []string{dir}}, nil
 	}
-	l := lister{visit: visit, seen: make(map[string]bool)}
+	l.seen = make(map[string]bool)
 	if err := l.directory(dir); err != nil {
 		return listing{}, fmt.Errorf("read manifests: %w", err)
 	}
@@ -59,7 +69,9 @@ func list(dir string, visit func(dir string)) (listing, error) {
 type lister struct {
 	listing
 	visit func(dir string)
-	seen  map[string]bool // real paths of directories; links may form a cycle
+	// skip, if not nil, returns a problem if a directory must not be read, and nil otherwise.
+	skip func(dir string) *Problem
+	seen map[string]bool // real paths of directories; links may form a cycle
 }
 
 func (l *lister) directory(dir string) error {
@@ -77,6 +89,12 @@ func (l *lister) directory(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
+	}
+	if l.skip != nil {
+		if p := l.skip(dir); p != nil {
+			l.problems = append(l.problems, *p)
+			return nil
+		}
 	}
 	for _, e := range entries {
 		l.entry(filepath.Join(dir, e.Name()), e)

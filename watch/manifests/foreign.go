@@ -13,23 +13,58 @@ type Kind struct {
 	Name  string `json:"kind"`
 }
 
-// NotRead counts the skipped objects of a kind that may change what is allowed.
+// NotRead is a kind of which objects were not read: Sluice skips them although they may change what
+// is allowed, or the user may not read them in a cluster.
 type NotRead struct {
 	Kind
-	Count int `json:"count"`
+	Count  int    `json:"count,omitempty"`  // number of skipped objects; 0 if it is not known
+	Reason string `json:"reason,omitempty"` // as in "forbidden outside of namespace shop"; empty if the kind is not supported
+	// Forbidden is true if the user lacks the right to list the kind in a whole cluster. Only are the
+	// namespaces in which it was read nevertheless.
+	Forbidden bool     `json:"-"`
+	Only      []string `json:"-"`
+	Effect    string   `json:"effect,omitempty"` // what this means for answers; empty if the objects may change what is allowed
 }
 
-func (n NotRead) String() string {
-	return fmt.Sprintf("%d %s of %s", n.Count, n.Name, cmp.Or(n.Group, "the core API"))
+func (n NotRead) String() string { return n.what() + n.why() }
+
+func (n NotRead) what() string {
+	text := fmt.Sprintf("%s of %s", n.Name, cmp.Or(n.Group, "the core API"))
+	if n.Count > 0 {
+		return fmt.Sprintf("%d %s", n.Count, text)
+	}
+	return text
+}
+
+func (n NotRead) why() string {
+	text := ""
+	if n.Reason != "" {
+		text = " (" + n.Reason + ")"
+	}
+	if n.Effect != "" {
+		text += ": " + n.Effect
+	}
+	return text
 }
 
 // TextOf lists the skipped objects in one line. It returns "" if there are none.
-func TextOf(passed []NotRead) string {
-	texts := make([]string, len(passed))
-	for i, n := range passed {
-		texts[i] = n.String()
+func TextOf(passed []NotRead) string { return strings.Join(LinesOf(passed), "; ") }
+
+// LinesOf lists the kinds in lines. Kinds with the same reason and effect share a line.
+func LinesOf(passed []NotRead) []string {
+	var whys, whats []string
+	for _, n := range passed {
+		i := slices.Index(whys, n.why())
+		if i < 0 {
+			whys, whats = append(whys, n.why()), append(whats, n.what())
+			continue
+		}
+		whats[i] += ", " + n.what()
 	}
-	return strings.Join(texts, ", ")
+	for i := range whats {
+		whats[i] += whys[i]
+	}
+	return whats
 }
 
 // Restricting reports whether objects of this kind may affect which packets are allowed, as
@@ -54,6 +89,10 @@ func Restricting(k Kind) bool {
 		return strings.HasSuffix(k.Group, "k8s.aws")
 	case "AuthorizationPolicy": // Istio, Linkerd
 		return k.Group == "security.istio.io" || k.Group == "policy.linkerd.io"
+	case "ServerAuthorization": // Linkerd
+		return k.Group == "policy.linkerd.io"
+	case "ServiceIntentions": // Consul
+		return k.Group == "consul.hashicorp.com"
 	case "MeshTrafficPermission", "TrafficPermission": // Kuma
 		return k.Group == "kuma.io"
 	}
@@ -74,7 +113,7 @@ func core(kind string) bool {
 func (p *parser) pass(k Kind, version, at string) {
 	p.logger.Debug("object of another kind skipped", "file", p.path, "document", p.document, "at", at, "apiVersion", version, "kind", k.Name)
 	if Restricting(k) || k.Group == "" && version == "v1" && !core(k.Name) {
-		p.notRead = append(p.notRead, NotRead{k, 1})
+		p.notRead = append(p.notRead, NotRead{Kind: k, Count: 1})
 	}
 }
 

@@ -160,6 +160,9 @@ func TestAnnotationsThatHaveNoEffect(t *testing.T) {
 		{fmt.Sprintf(holdAdmin, `, annotations: {deny-with: drop}`, ""), `metadata.annotations["deny-with"]`, "write sluice/deny-with"},
 		{fmt.Sprintf(holdShop, `, annotations: {sluice.dev/deny-with: drop}`), `metadata.annotations["sluice.dev/deny-with"]`, "write sluice/deny-with"},
 		{fmt.Sprintf(holdShop, `, annotations: {sluice/mode: drop}`), `metadata.annotations["sluice/mode"]`, "write sluice/deny-with"},
+		{fmt.Sprintf(holdTeam, `, annotations: {sluice/ignore: covered}`, ""), "", ""},
+		{fmt.Sprintf(holdTeam, `, annotations: {sluice/ignores: covered}`, ""), `metadata.annotations["sluice/ignores"]`, "write sluice/ignore"},
+		{`{apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {sluice/ignore: covered}}}`, `metadata.annotations["sluice/ignore"]`, "annotate the policy or the namespace"},
 		{`{apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {sluice/deny-with: drop}}}`, `metadata.annotations["sluice/deny-with"]`, "annotate the policy or the namespace"},
 	} {
 		objects, problems := read(t, map[string]string{"a.yaml": tt.text})

@@ -1,10 +1,11 @@
-// Package manifests reads Namespaces, Pods, Nodes, NetworkPolicies and ClusterNetworkPolicies
-// from a directory of YAML and JSON files, with the defaulting and checks of the API server.
+// Package manifests reads Namespaces, Pods, workloads, Nodes, Services, routes from outside the
+// cluster, NetworkPolicies and ClusterNetworkPolicies from a directory of YAML and JSON files, with
+// the defaulting and checks of the API server.
 //
-// [Read] reads once. [Follow] also reports changes. In both, a mistake never silently
-// allows anything: everything that cannot be understood is a [Problem], and a policy that
-// cannot be read allows nothing. If a file breaks while it is followed, its last good state
-// stays in force.
+// [Read] reads once. [Follow] also reports changes, and skips workloads and routes. In both, a
+// mistake never silently allows anything: everything that cannot be understood is a [Problem], and
+// a policy that cannot be read allows nothing. If a file becomes invalid while Follow runs, its last
+// good state stays in force.
 //
 // Objects of other kinds are skipped. Skipped objects that may change what is allowed are
 // counted.
@@ -14,15 +15,16 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
+	"sluice/filter/policy/kuberoute"
 )
 
 // Objects are the objects of a directory, in the order of files and documents. They are
@@ -32,11 +34,14 @@ type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
 	Nodes      []*policy.Node
+	Workloads  []*kubepod.Workload // read by Read, but not by Follow: they do not affect packets
 	Policies   []*policy.Policy
 
 	// The objects behind the addresses of Services. They do not affect decisions.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
+	// Routing are the objects that lead from outside the cluster to Services. Only Read reads them.
+	Routing kuberoute.Objects
 
 	// Origins maps the text form of each object, such as "NetworkPolicy default/x" or
 	// "Namespace x", to its origin.
@@ -46,6 +51,8 @@ type Objects struct {
 	Outdated []Problem // former API versions, which are still supported here
 	Holes    []Problem // empty fields in policy rules, which allow everything
 	NotRead  []NotRead // skipped kinds that may change what is allowed, in the order of the files
+
+	sources map[string][]byte // text by file, for Lines; nil if the objects are from Follow or from a cluster
 }
 
 // Origin is the place of an object in the directory.
@@ -54,21 +61,11 @@ type Origin struct {
 	Document int    // number of the document in the file, from 1; 0 if the file has no documents
 }
 
-// FromCluster returns the given objects of a live cluster. In Origins, each object has origin as
-// its File.
-func FromCluster(origin string, namespaces []*corev1.Namespace, podObjects []*corev1.Pod, policies []*policy.Policy) Objects {
-	o := Objects{Namespaces: namespaces, Pods: kubepod.ReadAll(podObjects), Policies: policies, Origins: make(map[string]Origin)}
-	note := func(kind string, object metav1.Object) {
-		o.Origins[kind+" "+nameOf(kind, object)] = Origin{File: origin}
-	}
-	for _, n := range namespaces {
-		note("Namespace", n)
-	}
-	for _, p := range podObjects {
-		note("Pod", p)
-	}
-	for _, p := range policies {
-		o.Origins[p.Ref.Object()] = Origin{File: origin}
+// FromCluster returns o, the objects of a live cluster, with Origins whose File is the given origin.
+func FromCluster(origin string, o Objects) Objects {
+	o.Origins = make(map[string]Origin)
+	for _, key := range o.keys() {
+		o.Origins[key] = Origin{File: origin}
 	}
 	return o
 }
@@ -81,10 +78,12 @@ type Problem struct {
 	Field    string // as in "spec.ingress[0].from"; empty for the whole document
 	Detail   string // what is wrong
 	Effect   string // what the object does because of that; empty if that goes without saying
-	Hint     string // how to correct it
+	Hint     string // how to correct it; empty if there is nothing to correct
 	// InForce names what Follow keeps in force because of the problem, as in "the last good
 	// state of the file". It is empty if the problem is not from Follow.
 	InForce string
+
+	unrendered bool // the file or directory is not read, because it must be rendered first
 }
 
 // What returns the detail with the effect.
@@ -108,7 +107,11 @@ func (p Problem) Error() string {
 			b.WriteString(part)
 		}
 	}
-	return b.String() + ": " + p.What() + ": " + p.Hint
+	b.WriteString(": " + p.What())
+	if p.Hint != "" {
+		b.WriteString(": " + p.Hint)
+	}
+	return b.String()
 }
 
 // LogValue logs the parts of the problem as separate attributes.
@@ -123,43 +126,6 @@ func (p Problem) LogValue() slog.Value {
 	)
 }
 
-// Read reads directories with their subdirectories, and single files. In directories it
-// reads the files *.yaml, *.yml and *.json whose names do not begin with a dot.
-//
-// Read skips what it cannot understand, and returns it as problems. It returns an error
-// only if a directory cannot be opened. Of several objects with the same name, Read takes the
-// first one, in the order of dirs, then of paths, then of documents.
-func Read(dirs ...string) (Objects, []Problem, error) {
-	var contents []*content
-	seen := make(map[string]bool)
-	for _, dir := range dirs {
-		found, err := list(dir, nil)
-		if err != nil {
-			return Objects{}, nil, err
-		}
-		contents = append(contents, &content{problems: found.problems})
-		for _, path := range found.paths {
-			if key := filepath.Clean(path); !seen[key] { // the same file may be found through several of the directories
-				seen[key] = true
-				o := opener{limit: maxRead, pipes: path == dir}
-				contents = append(contents, o.readFile(path, slog.Default()))
-			}
-		}
-	}
-	m := merge(contents)
-	var problems []Problem
-	objects := m.objects()
-	for _, c := range contents {
-		problems = append(problems, c.problems...)
-		objects.Notes = append(objects.Notes, c.notes...)
-		objects.Outdated = append(objects.Outdated, c.outdated...)
-		objects.Holes = append(objects.Holes, c.holes...)
-	}
-	objects.Notes = append(objects.Notes, m.notes...)
-	objects.NotRead = sumNotRead(contents)
-	return objects, append(problems, m.problems...), nil
-}
-
 // merged is the combined content of several files.
 type merged struct {
 	items    []*item
@@ -172,25 +138,18 @@ type merged struct {
 // the same name, it takes the first one.
 func merge(contents []*content) *merged {
 	m := &merged{byName: make(map[string]*item)}
+	var doubles []double
 	for _, c := range contents {
 		for _, it := range c.items {
 			if first := m.byName[it.name]; first != nil {
-				twice := Problem{
-					File: it.origin.File, Document: it.origin.Document, Object: it.name, Field: "metadata.name",
-					Detail: fmt.Sprintf("the same object is in %s, document %d, which takes precedence", first.origin.File, first.origin.Document),
-					Hint:   "delete one of the two, or give it another name", InForce: "the object that takes precedence",
-				}
-				if it.decides() {
-					m.problems = append(m.problems, twice)
-				} else {
-					m.notes = append(m.notes, twice)
-				}
+				doubles = append(doubles, double{first, it})
 				continue
 			}
 			m.byName[it.name] = it
 			m.items = append(m.items, it)
 		}
 	}
+	m.addDoubles(doubles)
 	return m
 }
 
@@ -200,7 +159,7 @@ func (it *item) decides() bool {
 	case *corev1.Service, *discoveryv1.EndpointSlice:
 		return false
 	}
-	return true
+	return !it.outside
 }
 
 func (m *merged) objects() Objects {
@@ -213,6 +172,10 @@ func (m *merged) objects() Objects {
 
 func (o *Objects) add(it *item) {
 	o.Origins[it.name] = it.origin
+	if it.outside {
+		o.Routing.Add(it.object)
+		return
+	}
 	if it.policies != nil {
 		o.Policies = append(o.Policies, it.policies.read(it.object))
 		return
@@ -224,6 +187,11 @@ func (o *Objects) add(it *item) {
 		o.Pods = append(o.Pods, kubepod.Read(object))
 	case *corev1.Node:
 		o.Nodes = append(o.Nodes, kubepod.ReadNode(object))
+	case *appsv1.Deployment, *appsv1.StatefulSet, *appsv1.DaemonSet, *appsv1.ReplicaSet,
+		*batchv1.Job, *batchv1.CronJob, *corev1.ReplicationController:
+		if !kubepod.Finished(it.object) { // as in a dump of a cluster
+			o.Workloads = append(o.Workloads, kubepod.ReadWorkload(it.object))
+		}
 	case *corev1.Service:
 		o.Services = append(o.Services, object)
 	case *discoveryv1.EndpointSlice:

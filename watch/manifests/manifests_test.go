@@ -33,7 +33,7 @@ func put(t *testing.T, path, text string) {
 
 func read(t *testing.T, files map[string]string) (Objects, []Problem) {
 	t.Helper()
-	objects, problems, err := Read(write(t, files))
+	objects, problems, err := newReader(Input{Paths: []string{write(t, files)}}).read() // no error if there is nothing to read
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestReadFindsManifests(t *testing.T) {
 			"values.yaml": "replicas: 3\n",
 			"text.yaml":   "- 1\n- 2\n",
 			"web.yaml":    web,
-		}, "Pod default/web"},
+		}, "Deployment default/a, Ingress default/a, Pod default/web"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

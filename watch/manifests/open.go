@@ -29,6 +29,8 @@ const (
 type opener struct {
 	limit int64
 	pipes bool // also read pipes: the shell passes one for <(command)
+
+	reading // how to parse the content
 }
 
 // read reads a file. If it fails, hint describes how to correct the cause.
@@ -150,5 +152,5 @@ func (o opener) readFile(path string, logger *slog.Logger) *content {
 	if err != nil {
 		return &content{problems: []Problem{{File: path, Detail: err.Error(), Hint: hint}}}
 	}
-	return parse(path, data, logger)
+	return parse(path, data, o.reading, logger)
 }

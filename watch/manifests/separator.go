@@ -17,10 +17,16 @@ var (
 	almostLine = regexp.MustCompile(`^[ \t]*[-–—][ \t]*[-–—][-–— \t]*(#.*)?$`)
 )
 
+// isTemplate reports whether the document contains "{{", as Go templates do.
+func (d document) isTemplate() bool { return bytes.Contains(d.text, []byte("{{")) }
+
 // syntaxHint returns a hint for a document that is not valid YAML. Often it contains two
 // objects with a mistyped separator: to the parser, "----" is text.
-func syntaxHint(d document, message string) string {
+func (p *parser) syntaxHint(d document, message string) string {
 	const hint = "correct the YAML"
+	if d.isTemplate() {
+		return "this is a template: " + p.renderHint("helm template CHART")
+	}
 	m := errorLine.FindStringSubmatch(message)
 	if m == nil {
 		return hint

@@ -10,11 +10,15 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
 
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -23,9 +27,9 @@ import (
 	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 )
 
-// Object is an object of one of the served kinds: Pods, Namespaces, Nodes, NetworkPolicies
-// and ClusterNetworkPolicies. A ClusterNetworkPolicy has the type of v1beta1, in whichever
-// version clients read it.
+// Object is an object of one of the served kinds: Pods, Namespaces, Nodes, NetworkPolicies,
+// ClusterNetworkPolicies, Services, EndpointSlices and workloads. A ClusterNetworkPolicy always has the
+// Go type of v1beta1; clients may read it in any served version.
 type Object interface {
 	runtime.Object
 	metav1.Object
@@ -82,6 +86,15 @@ func New(opts Options) *Server {
 		{name: "namespaces", empty: &corev1.Namespace{}, list: &corev1.NamespaceList{}},
 		{name: "nodes", empty: &corev1.Node{}, list: &corev1.NodeList{}},
 		{name: "networkpolicies", empty: &networkingv1.NetworkPolicy{}, list: &networkingv1.NetworkPolicyList{}},
+		{name: "services", empty: &corev1.Service{}, list: &corev1.ServiceList{}},
+		{name: "endpointslices", empty: &discoveryv1.EndpointSlice{}, list: &discoveryv1.EndpointSliceList{}},
+		{name: "deployments", empty: &appsv1.Deployment{}, list: &appsv1.DeploymentList{}},
+		{name: "statefulsets", empty: &appsv1.StatefulSet{}, list: &appsv1.StatefulSetList{}},
+		{name: "daemonsets", empty: &appsv1.DaemonSet{}, list: &appsv1.DaemonSetList{}},
+		{name: "replicasets", empty: &appsv1.ReplicaSet{}, list: &appsv1.ReplicaSetList{}},
+		{name: "jobs", empty: &batchv1.Job{}, list: &batchv1.JobList{}},
+		{name: "cronjobs", empty: &batchv1.CronJob{}, list: &batchv1.CronJobList{}},
+		{name: "replicationcontrollers", empty: &corev1.ReplicationController{}, list: &corev1.ReplicationControllerList{}},
 		{name: clusterPolicies, empty: &v1beta1.ClusterNetworkPolicy{}, list: &v1beta1.ClusterNetworkPolicyList{}},
 	} {
 		r.objects, r.watchers = make(map[types.NamespacedName]*stored), make(map[*watcher]struct{})
@@ -90,20 +103,14 @@ func New(opts Options) *Server {
 	return s
 }
 
-func resourceOf(o Object) string {
-	switch o.(type) {
-	case *corev1.Pod:
-		return "pods"
-	case *corev1.Namespace:
-		return "namespaces"
-	case *corev1.Node:
-		return "nodes"
-	case *networkingv1.NetworkPolicy:
-		return "networkpolicies"
-	case *v1beta1.ClusterNetworkPolicy:
-		return clusterPolicies
+// resourceOf returns the resource of an object, such as "pods".
+func (s *Server) resourceOf(o Object) *resource {
+	for _, r := range s.resources {
+		if reflect.TypeOf(r.empty) == reflect.TypeOf(o) {
+			return r
+		}
 	}
-	return fmt.Sprintf("%T", o)
+	panic(fmt.Sprintf("apiserver: objects of type %T are not served", o))
 }
 
 // Set creates objects, or replaces objects with the same names. The server keeps the
@@ -112,7 +119,7 @@ func (s *Server) Set(objects ...Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range objects {
-		r := s.resources[resourceOf(o)]
+		r := s.resourceOf(o)
 		event := watch.Added
 		if r.objects[nameOf(o)] != nil {
 			event = watch.Modified
@@ -126,7 +133,7 @@ func (s *Server) Delete(objects ...Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range objects {
-		r := s.resources[resourceOf(o)]
+		r := s.resourceOf(o)
 		if old := r.objects[nameOf(o)]; old != nil {
 			s.record(r, watch.Deleted, old.copy())
 		}
@@ -137,7 +144,7 @@ func (s *Server) Delete(objects ...Object) {
 func (s *Server) Get(o Object) Object {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if st := s.resources[resourceOf(o)].objects[nameOf(o)]; st != nil {
+	if st := s.resourceOf(o).objects[nameOf(o)]; st != nil {
 		return st.copy()
 	}
 	return nil

@@ -21,10 +21,13 @@ import (
 // prefixes are the paths of the served API groups.
 var prefixes = map[string]string{
 	"pods": "/api/v1/", "namespaces": "/api/v1/", "nodes": "/api/v1/", "networkpolicies": "/apis/networking.k8s.io/v1/",
+	"services": "/api/v1/", "replicationcontrollers": "/api/v1/", "endpointslices": "/apis/discovery.k8s.io/v1/",
+	"deployments": "/apis/apps/v1/", "statefulsets": "/apis/apps/v1/", "daemonsets": "/apis/apps/v1/", "replicasets": "/apis/apps/v1/",
+	"jobs": "/apis/batch/v1/", "cronjobs": "/apis/batch/v1/",
 }
 
-// ServeHTTP answers list and watch requests for all objects of a kind in the cluster, and
-// requests to get or patch (as JSON patch) a Node.
+// ServeHTTP answers requests to list and watch all objects of a kind in the cluster, to list the
+// objects of a kind in a namespace, to get a Namespace, and to get or patch (as JSON patch) a Node.
 func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	enc := encodingFor(req)
 	if s.opts.Refuse != nil {
@@ -39,8 +42,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	slash := strings.LastIndexByte(req.URL.Path, '/')
 	name := req.URL.Path[slash+1:]
 	r := s.resources[name]
-	if r == nil && req.URL.Path[:slash] == prefixes["nodes"]+"nodes" {
-		s.object(w, req, s.resources["nodes"], types.NamespacedName{Name: name}, enc)
+	for _, resource := range []string{"nodes", "namespaces"} {
+		if r == nil && req.URL.Path[:slash] == prefixes[resource]+resource {
+			s.object(w, req, s.resources[resource], types.NamespacedName{Name: name}, enc)
+			return
+		}
+	}
+	if namespace := namespaceOf(name, req); r != nil && namespace != "" {
+		s.list(w, req, r, enc, namespace)
 		return
 	}
 	if r == nil || req.URL.Path != s.pathOf(name, req) {
@@ -51,20 +60,35 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		s.watch(w, req, r, enc)
 		return
 	}
-	s.list(w, req, r, enc)
+	s.list(w, req, r, enc, "")
+}
+
+// namespaceOf returns the namespace of a request for objects of a resource, or "" if the request is for
+// objects of the whole cluster.
+func namespaceOf(resource string, req *http.Request) string {
+	rest, below := strings.CutPrefix(req.URL.Path, prefixes[resource]+"namespaces/")
+	namespace, in := strings.CutSuffix(rest, "/"+resource)
+	if !below || !in || strings.Contains(namespace, "/") {
+		return ""
+	}
+	return namespace
 }
 
 func failureStatus(code int32, reason metav1.StatusReason, message string) *metav1.Status {
 	return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
 }
 
-// list answers with a page of objects. The token for the next page contains the version of
-// the first page and the name of the next object. Objects may change between pages. This is
-// harmless, because the client then watches from the version of the first page.
-func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc encoding) {
+// list answers with a page of objects: those of the namespace, or, if it is empty, all. The token for
+// the next page contains the version of the first page and the name of the next object. Objects may
+// change between pages. This is harmless, because the client then watches from the version of the first
+// page.
+func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc encoding, namespace string) {
 	s.mu.Lock()
 	all, version := r.sorted(), s.version
 	s.mu.Unlock()
+	if namespace != "" {
+		all = slices.DeleteFunc(all, func(o *stored) bool { return o.object.GetNamespace() != namespace })
+	}
 	if token, err := base64.RawURLEncoding.DecodeString(req.FormValue("continue")); err == nil && len(token) > 0 {
 		v, rest, _ := strings.Cut(string(token), " ")
 		version, _ = strconv.ParseUint(v, 10, 64)

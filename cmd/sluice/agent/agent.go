@@ -72,7 +72,7 @@ type agent struct {
 	mu    sync.Mutex // never held during I/O
 	phase phase
 
-	status
+	records
 }
 
 // phase is the phase of an agent's life. Only the goroutine of run() changes it.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"sluice/cmd/sluice/agent/telemetry"
+	"sluice/cmd/sluice/agent/status"
 )
 
 // If the agent that reads the queues has a different --socket, the new agent reaches only
@@ -50,7 +50,7 @@ func TestHungAgentIsNamed(t *testing.T) {
 	_, takeover := requestYield(t.Context(), path, timeout)
 	ctx, cancel := within(t.Context(), timeout, "to answer")
 	defer cancel()
-	_, status := telemetry.Ask(ctx, path)
+	_, status := status.Ask(ctx, path)
 	for what, tt := range map[string]struct {
 		err  error
 		want []string

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/event"
 	"sluice/filter/policy"
@@ -223,7 +224,7 @@ func (n *nodeNetwork) report() {
 }
 
 // outsideProblem describes the pods outside of all ranges.
-func (n *nodeNetwork) outsideProblem() telemetry.Problem {
+func (n *nodeNetwork) outsideProblem() status.Problem {
 	const most = 3
 	var some []string
 	for _, addr := range n.outside[:min(len(n.outside), most)] {
@@ -236,7 +237,7 @@ func (n *nodeNetwork) outsideProblem() telemetry.Problem {
 	if set, derived := n.ranges(); len(set)+len(derived) > 0 {
 		known = fmt.Sprintf("they are %s", join(slices.Concat(set, derived)))
 	}
-	return telemetry.Problem{
+	return status.Problem{
 		Kind: "ranges", Where: "of this node's pods",
 		Detail: fmt.Sprintf("they do not contain %s (%s): a pod that starts at such an address is open until the API reports it", strings.Join(some, ", "), known),
 		Hint:   "give --pod-cidrs (podCIDRs in the chart) the ranges that this node's pods get their addresses from",
@@ -260,7 +261,7 @@ func (n *nodeNetwork) addTo(s *telemetry.State, onSysctl SysctlProblems) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, p := range n.settings {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "sysctl", Where: p.Setting + ", " + p.Where, Detail: p.Detail, Hint: p.Hint})
+		s.Problems = append(s.Problems, status.Problem{Kind: "sysctl", Where: p.Setting + ", " + p.Where, Detail: p.Detail, Hint: p.Hint})
 		if onSysctl == UnreadySysctls {
 			s.Bypassed = append(s.Bypassed, p.Setting+": "+p.Detail)
 		}

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
@@ -62,7 +63,7 @@ func testNetwork(t *testing.T, network *node.Network) *nodeNetwork {
 	return n
 }
 
-func (n *nodeNetwork) problems(kind string) (found []telemetry.Problem) {
+func (n *nodeNetwork) problems(kind string) (found []status.Problem) {
 	var s telemetry.State
 	n.addTo(&s, UnreadySysctls)
 	for _, p := range s.Problems {

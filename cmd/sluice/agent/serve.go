@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter"
 	"sluice/filter/policy"
@@ -17,8 +18,8 @@ import (
 	"sluice/watch/manifests"
 )
 
-// status holds what the agent records for sluice status, metrics and probes.
-type status struct {
+// records holds what the agent records for sluice status, metrics and probes.
+type records struct {
 	started   time.Time
 	sources   []watch.Source
 	ready     atomic.Pointer[time.Time] // when the agent was first ready
@@ -64,7 +65,7 @@ func (a *agent) serve(ctx context.Context) {
 // state returns the current state of the agent.
 func (a *agent) state() *telemetry.State {
 	s := &telemetry.State{
-		Settings: telemetry.Settings{
+		Settings: status.Settings{
 			Version: a.opts.Version, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
 			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit), DenyWith: a.opts.Denial.Or(filter.DenialDrop).String(),
 		},
@@ -75,7 +76,7 @@ func (a *agent) state() *telemetry.State {
 		RepairFailures: a.manager.RepairFailures(), Reduced: a.manager.Reduced(),
 	}
 	if left := a.otherBackend.Load(); left != nil {
-		s.Problems = append(s.Problems, telemetry.Problem{Kind: "rules", Where: "of the other backend", Detail: (*left).Error()})
+		s.Problems = append(s.Problems, status.Problem{Kind: "rules", Where: "of the other backend", Detail: (*left).Error()})
 	}
 	s.Kernel = a.kernelStats()
 	s.Guard, s.Unguarded = a.guardStats()
@@ -105,7 +106,7 @@ func (a *agent) state() *telemetry.State {
 	}
 	a.network.addTo(s, a.opts.SysctlProblems)
 	for _, c := range a.controller.Clashes() {
-		s.Problems = append(s.Problems, telemetry.Problem{
+		s.Problems = append(s.Problems, status.Problem{
 			Kind: "address", Where: c.Addr.String(), Detail: fmt.Sprintf("the live pods %s claim it; %s gets it", c.Pods(), c.Winner),
 			Hint: "delete the pod that does not have the address, or correct its status",
 		})
@@ -128,8 +129,8 @@ func (a *agent) brokenManifests() []manifests.Problem {
 }
 
 // problemOf returns a problem of the policy store as the status shows it.
-func problemOf(p policy.Problem) telemetry.Problem {
-	out := telemetry.Problem{Kind: "policy", Where: nameOf(p.Policy) + ", " + p.Field, Detail: p.What(), Hint: p.Hint}
+func problemOf(p policy.Problem) status.Problem {
+	out := status.Problem{Kind: "policy", Where: nameOf(p.Policy) + ", " + p.Field, Detail: p.What(), Hint: p.Hint}
 	if p.Policy.Kind == "Namespace" {
 		out.Kind, out.Where = "namespace", p.Policy.Name+", "+p.Field
 	}
@@ -143,8 +144,8 @@ func (a *agent) reportedByManifests(p policy.Problem) bool {
 }
 
 // manifestProblem returns a problem of a manifest as the status shows it.
-func manifestProblem(p manifests.Problem) telemetry.Problem {
-	return telemetry.Problem{Kind: "manifest", Where: location(p), Detail: p.What(), Hint: p.Hint, InForce: p.InForce}
+func manifestProblem(p manifests.Problem) status.Problem {
+	return status.Problem{Kind: "manifest", Where: location(p), Detail: p.What(), Hint: p.Hint, InForce: p.InForce}
 }
 
 // nameOf returns the name of a policy in the status, with its kind if it is in no namespace.
@@ -179,10 +180,10 @@ func location(p manifests.Problem) string {
 	return text
 }
 
-func watches(kinds []kube.KindHealth) []telemetry.Watch {
-	var all []telemetry.Watch
+func watches(kinds []kube.KindHealth) []status.Watch {
+	var all []status.Watch
 	for _, k := range kinds {
-		w := telemetry.Watch{Kind: k.Kind, Optional: k.Optional, Version: k.Version, Synced: k.Synced, Since: k.Since, Events: k.Events, Restarts: k.Restarts, Errors: k.Errors}
+		w := status.Watch{Kind: k.Kind, Optional: k.Optional, Version: k.Version, Synced: k.Synced, Since: k.Since, Events: k.Events, Restarts: k.Restarts, Errors: k.Errors}
 		if k.Err != nil {
 			w.Broken = k.Err.Error()
 		}

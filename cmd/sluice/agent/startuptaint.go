@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"sluice/cmd/sluice/agent/telemetry"
+	"sluice/cmd/sluice/agent/status"
 	"sluice/watch/kube"
 )
 
@@ -22,15 +22,15 @@ func (a *agent) enforces() bool {
 }
 
 // taintProblems returns a problem if source cannot remove the startup taint.
-func (a *agent) taintProblems(source *kube.Source) []telemetry.Problem {
+func (a *agent) taintProblems(source *kube.Source) []status.Problem {
 	err := source.StartupTaintError()
 	if err == nil {
 		return nil
 	}
-	p := telemetry.Problem{Kind: "taint", Where: a.opts.StartupTaint + " of Node " + a.opts.NodeName, Detail: err.Error()}
+	p := status.Problem{Kind: "taint", Where: a.opts.StartupTaint + " of Node " + a.opts.NodeName, Detail: err.Error()}
 	var trouble *kube.APIError
 	if errors.As(err, &trouble) {
 		p.Detail, p.Hint = fmt.Sprintf("cannot be removed, so that no pods are scheduled here: %v", trouble.Cause), trouble.Hint
 	}
-	return []telemetry.Problem{p}
+	return []status.Problem{p}
 }

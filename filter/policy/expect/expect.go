@@ -18,98 +18,54 @@ import (
 
 // File is a file of expectations.
 type File struct {
-	Manifests []string     // directories or files, relative to this file
-	NodeIPs   []netip.Addr // addresses of the node that the tested pods run on; usually none
+	Manifests []string       // directories or files, relative to this file; may be empty
+	NodeIPs   []netip.Addr   // addresses of the node that the tested pods run on; usually none
+	PodRanges []netip.Prefix // ranges from which pods without an address will get one
 	Tests     []Test
+}
+
+// Namespaces returns the namespaces that the ends of the tests name, possibly with duplicates.
+func (f *File) Namespaces() (names []string) {
+	for i := range f.Tests {
+		if f.Tests[i].Wrong != nil {
+			continue
+		}
+		for _, e := range slices.Concat(f.Tests[i].From, f.Tests[i].To) {
+			names = append(names, e.Namespaces()...)
+		}
+	}
+	return names
 }
 
 // Test is an expectation that must hold for every combination of From, To and Ports.
 type Test struct {
-	Name     string   // never empty: by default, it describes the flows
-	From, To []string // as in an explain.Question
-	Ports    []string // numbers or names; for ICMP, a single empty string
+	Name     string // never empty: by default, it describes the flows
+	From, To []End
+	Ports    []string // numbers or names; a single empty string for ICMP, or if To implies the port
 	Protocol string
 	Expect   filter.Action
-	// Policy names a policy, as "namespace/name", that must be a reason for the verdict: one
-	// of its rules allows the flow, or it isolates the end that denies the flow. If Policy is
-	// empty, any reason is accepted.
+	// Policy is the name of a policy, as "namespace/name" or "name", that must be a reason for the
+	// verdict: a rule of it allows the flow, or it isolates the end that denies the flow. An empty
+	// Policy accepts any reason.
 	Policy string
-}
-
-// Result is the result of a test.
-type Result struct {
-	Test     *Test
-	Flows    int       // number of decided flows
-	Failures []Failure // differences from the expectation
-	Err      error     // not nil if a flow could not be decided
-}
-
-// Passed reports whether all flows were decided as expected.
-func (r *Result) Passed() bool { return r.Err == nil && len(r.Failures) == 0 }
-
-// Failure is a flow with an unexpected verdict.
-type Failure struct {
-	Detail       string // the expected verdict, and the actual one
-	Explanations []explain.Explanation
-}
-
-// Run decides the flows of a test.
-func (t *Test) Run(c *explain.Cluster) Result {
-	r := Result{Test: t}
-	if t.Policy != "" && !c.HasPolicy(t.Policy) {
-		r.Err = fmt.Errorf("policy: there is no policy %s in the manifests: correct the name, or add it", t.Policy)
-		return r
-	}
-	for _, from := range t.From {
-		for _, to := range t.To {
-			for _, port := range t.Ports {
-				q := explain.Question{From: from, To: to, Port: port, Protocol: t.Protocol}
-				if r.Err = t.ask(c, q, &r); r.Err != nil {
-					return r
-				}
-			}
-		}
-	}
-	return r
-}
-
-// ask decides all flows of a question, and adds a failure to r if one is not as expected.
-func (t *Test) ask(c *explain.Cluster, q explain.Question, r *Result) error {
-	flows, err := c.Flows(q)
-	if err != nil {
-		return err
-	}
-	detail := ""
-	for _, f := range flows {
-		r.Flows++
-		if flaw := t.flaw(c, f); flaw != "" && detail == "" {
-			detail = flaw
-		}
-	}
-	if detail == "" {
-		return nil
-	}
-	failure := Failure{Detail: detail}
-	for _, f := range flows {
-		failure.Explanations = append(failure.Explanations, c.Explain(f))
-	}
-	r.Failures = append(r.Failures, failure)
-	return nil
+	// Wrong lists the mistakes in the text of the test, each with the field and a hint. A test with
+	// mistakes does not run. It is nil if there are none.
+	Wrong error
 }
 
 // flaw describes how the verdict of a flow differs from the expectation, or returns "" if
 // the verdict is as expected.
-func (t *Test) flaw(c *explain.Cluster, f explain.Flow) string {
-	v := c.Decide(f)
+func (t *Test) flaw(c *Cluster, f explain.Flow, v filter.Verdict) string {
+	policy := t.policyIn(c.Namespace)
 	switch {
 	case v.Action != t.Expect:
 		return fmt.Sprintf("expected %s, got %s", t.Expect, v.Action)
-	case t.Policy == "" || t.isReason(c, f, v):
+	case t.Policy == "" || isReason(c.Explain, policy, f, v):
 		return ""
 	case v.Action == filter.Allow:
-		return fmt.Sprintf("expected to be allowed by %s, but no rule of it allows this flow", t.Policy)
+		return fmt.Sprintf("expected to be allowed by %s, but no rule of it allows this flow", policy)
 	}
-	return fmt.Sprintf("expected to be denied by %s, but %s", t.Policy, denier(v))
+	return fmt.Sprintf("expected to be denied by %s, but %s", policy, denier(v))
 }
 
 // denier describes what denies a flow: "admin/platform denies it", "no rule of default/db allows it".
@@ -130,8 +86,8 @@ func denier(v filter.Verdict) string {
 // isReason reports whether the policy is a reason for the verdict. It checks all rules that
 // allow the flow, because the verdict names only one of them. The text may name two policies:
 // admin/platform is also the NetworkPolicy platform of the namespace admin. Either is a reason.
-func (t *Test) isReason(c *explain.Cluster, f explain.Flow, v filter.Verdict) bool {
-	ofPolicy := func(r filter.Rule) bool { return r.PolicyTitle() == t.Policy }
+func isReason(c *explain.Cluster, policy string, f explain.Flow, v filter.Verdict) bool {
+	ofPolicy := func(r filter.Rule) bool { return r.PolicyTitle() == policy }
 	if v.Action == filter.Allow {
 		return slices.ContainsFunc(c.Allowing(f, filter.Egress), ofPolicy) || slices.ContainsFunc(c.Allowing(f, filter.Ingress), ofPolicy)
 	}
@@ -142,6 +98,6 @@ func (t *Test) isReason(c *explain.Cluster, f explain.Flow, v filter.Verdict) bo
 		case side.Rule != nil:
 			return ofPolicy(*side.Rule)
 		}
-		return slices.Contains(side.Isolation.Policies, t.Policy)
+		return slices.Contains(side.Isolation.Policies, policy)
 	})
 }

@@ -1,6 +1,8 @@
 package expect_test
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"sluice/filter/policy"
 	"sluice/filter/policy/expect"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -35,9 +38,8 @@ const policies = `
   spec: {podSelector: {matchLabels: {role: db}}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}
 `
 
-func cluster(t *testing.T) *explain.Cluster {
+func cluster(t *testing.T) *expect.Cluster {
 	t.Helper()
-	var o explain.Objects
 	var p []*corev1.Pod
 	var n []*networkingv1.NetworkPolicy
 	for text, into := range map[string]any{pods: &p, policies: &n} {
@@ -45,16 +47,12 @@ func cluster(t *testing.T) *explain.Cluster {
 			t.Fatal(err)
 		}
 	}
-	o.Pods, o.Policies = kubepod.ReadAll(p), netpol.ReadAll(n)
-	w := policy.NewStore()
-	for _, pod := range o.Pods {
-		w.SetPod(pod)
-	}
-	for _, np := range o.Policies {
-		w.SetPolicy(np)
-	}
-	s, _ := w.Commit()
-	return explain.New(s, o)
+	v := inventory.New(inventory.Objects{Pods: kubepod.ReadAll(p), Policies: netpol.ReadAll(n)})
+	return clusterOf(v)
+}
+
+func clusterOf(v *inventory.Inventory) *expect.Cluster {
+	return &expect.Cluster{Inventory: v, Explain: explain.New(v, v.Problems)}
 }
 
 // A test passes, fails or cannot run.
@@ -79,7 +77,7 @@ func TestRun(t *testing.T) {
 		{"isolates the other end", `{from: web, to: db, port: 80, expect: deny, policy: out}`, 2, []string{"expected to be denied by default/out, but no rule of default/access-demo1, default/four, default/same allows it"}, ""},
 		{"allowed with no policy", `{from: web, to: job, port: 80, expect: allow, policy: out}`, 2, []string{"expected to be allowed by default/out, but no rule of it allows this flow"}, ""},
 		{"itself", `{from: db, to: db, port: 80, expect: allow}`, 2, nil, ""},
-		{"no such policy", `{from: web, to: db, port: 80, expect: deny, policy: access-demo}`, 0, nil, "there is no policy default/access-demo"},
+		{"no such policy", `{from: web, to: db, port: 80, expect: deny, policy: access-demo}`, 0, nil, "there is no policy default/access-demo in the manifests: did you mean default/access-demo1?"},
 		{"no such pod", `{from: [web, wbe], to: db, port: 6379, expect: allow}`, 2, nil, "did you mean default/web"},
 	}
 	for _, tt := range tests {
@@ -90,9 +88,9 @@ func TestRun(t *testing.T) {
 			}
 			r := f.Tests[0].Run(cluster(t))
 			var details []string
-			for _, failure := range r.Failures {
+			for i, failure := range r.Failures {
 				details = append(details, failure.Detail)
-				if len(failure.Explanations) == 0 {
+				if i < 3 && len(failure.Explanations) == 0 {
 					t.Error("a failure is not explained")
 				}
 			}
@@ -112,12 +110,10 @@ func TestRun(t *testing.T) {
 // The text "admin/x" names two policies: the ClusterNetworkPolicy x of the tier Admin, and the
 // NetworkPolicy x of the namespace admin. A denial by either of them is the expected one.
 func TestTextOfTwoPolicies(t *testing.T) {
-	var o explain.Objects
-	w := policy.NewStore()
+	var o inventory.Objects
 	for name, addr := range map[string]string{"a": "10.0.0.1", "b": "10.0.0.2"} {
 		p := &policy.Pod{Namespace: "admin", Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
 		o.Pods = append(o.Pods, p)
-		w.SetPod(p)
 	}
 	everyPod := policy.Peer{Namespaces: labels.Everything(), Pods: labels.Everything()}
 	o.Policies = []*policy.Policy{{
@@ -127,15 +123,12 @@ func TestTextOfTwoPolicies(t *testing.T) {
 		Ref: policy.Ref{Kind: "NetworkPolicy", Namespace: "admin", Name: "x"}, Tier: policy.NetworkPolicy, Subject: policy.Subject{Namespace: "admin", Pods: labels.Everything()},
 		Isolates: [2]bool{filter.Ingress: true},
 	}}
-	for _, p := range o.Policies {
-		w.SetPolicy(p)
-	}
-	s, _ := w.Commit()
+	v := inventory.New(o)
 	f, err := expect.Parse([]byte("manifests: x\ntests:\n- {from: admin/a, to: admin/b, port: [80, 81], expect: deny, policy: admin/x}"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r := f.Tests[0].Run(explain.New(s, o)); !r.Passed() || r.Flows != 2 {
+	if r := f.Tests[0].Run(clusterOf(v)); !r.Passed() || r.Flows != 2 {
 		t.Errorf("%d flows, %v, failures %+v", r.Flows, r.Err, r.Failures)
 	}
 }
@@ -154,7 +147,7 @@ tests:
 	}
 	one, two := f.Tests[0], f.Tests[1]
 	if strings.Join(f.Manifests, " ") != "./a b.yaml" || f.NodeIPs[0].String() != "192.0.2.1" || one.Name != "one" ||
-		strings.Join(one.To, " ") != "a/b 10.0.0.1" || strings.Join(one.Ports, " ") != "80 http" || one.Policy != "default/p" {
+		one.To[0].Name+" "+one.To[1].Name != "a/b 10.0.0.1" || strings.Join(one.Ports, " ") != "80 http" || one.Policy != "p" {
 		t.Errorf("%+v", f)
 	}
 	if two.Name != "web to db, ICMP: allow" || len(two.Ports) != 1 || two.Ports[0] != "" {
@@ -167,31 +160,45 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 	const good = "{name: good, from: web, to: db, port: 80, expect: deny}"
 	tests := map[string]struct{ text, says string }{
 		"not YAML":         {"tests: [", "correct the YAML"},
-		"a list":           {"- a", "it is a list: write an object with manifests, nodeIPs, tests"},
-		"empty":            {"", "manifests: it is missing"},
+		"a list":           {"- a", "it is a list: write an object with manifests, nodeIPs, podCIDRs, tests"},
+		"empty":            {"", "tests: there are none"},
 		"no tests":         {"manifests: x", "tests: there are none"},
 		"tests no list":    {"manifests: x\ntests: " + good, "tests: it is an object: write a list"},
 		"two documents":    {"manifests: x\ntests: [" + good + "]\n---\nmanifests: x\n", "several YAML documents"},
-		"no manifests":     {"tests: [" + good + "]", "manifests: it is missing: write the directories or files"},
+		"pod range":        {"podCIDRs: [10.0.0.0]\ntests: [" + good + "]", `podCIDRs: "10.0.0.0" is not a CIDR: write one`},
 		"field":            {"manifest: x\ntests: [" + good + "]", "manifest: there is no such field: write manifests"},
 		"doubled":          {"manifests: x\nmanifests: y\ntests: [" + good + "]", "already set"},
 		"node":             {"manifests: x\nnodeIPs: [here]\ntests: [" + good + "]", `nodeIPs: "here" is not an IP address`},
-		"field of a test":  {"manifests: x\ntests: [" + good + ", {name: two, form: web}]", "test 2 (two), form: there is no such field: write from"},
+		"field of a test":  {"manifests: x\ntests: [" + good + ", {name: two, form: web}]", "two, form: there is no such field: write from"},
 		"odd field":        {"manifests: x\ntests: [{reason: web}]", "test 1, reason: there is no such field: the fields here are name, from"},
-		"no from":          {"manifests: x\ntests: [{name: some, to: db, port: 80, expect: deny}]", "test 1 (some), from: it is missing: write namespace/name"},
+		"no from":          {"manifests: x\ntests: [{name: some, to: db, port: 80, expect: deny}]", "some, from: it is missing: write namespace/name"},
 		"null":             {"manifests: x\ntests: [{from: [web, null], to: db, port: 80, expect: deny}]", "from: null is neither a string nor a number"},
-		"an object":        {"manifests: x\ntests: [{from: {a: b}, to: db, port: 80, expect: deny}]", `from: {"a":"b"} is neither`},
+		"an object":        {"manifests: x\ntests: [{from: {a: b}, to: db, port: 80, expect: deny}]", "from.a: there is no such field: the fields here are namespace, labels, not"},
+		"field of an end":  {"manifests: x\ntests: [{from: {namspace: b}, to: db, port: 80, expect: deny}]", "from.namspace: there is no such field: write namespace"},
+		"empty end":        {"manifests: x\ntests: [{from: {}, to: db, port: 80, expect: deny}]", "from: it is an empty object: write namespace, labels or not"},
+		"empty not":        {"manifests: x\ntests: [{from: {not: []}, to: db, port: 80, expect: deny}]", "from.not: it is missing"},
+		"not in not":       {"manifests: x\ntests: [{from: {not: {not: a}}, to: db, port: 80, expect: deny}]", "from.not.not: it is inside of another not"},
+		"bad label":        {"manifests: x\ntests: [{from: {labels: {app: a b}}, to: db, port: 80, expect: deny}]", "from.labels: "},
+		"number as label":  {"manifests: x\ntests: [{from: {labels: {tier: 1}}, to: db, port: 80, expect: deny}]", "from.labels: it is a number: write a string, in quotes"},
 		"no port":          {"manifests: x\ntests: [{from: web, to: db, expect: deny}]", "port: it is missing: write a number"},
 		"port of ICMP":     {"manifests: x\ntests: [{from: web, to: db, protocol: icmp, port: 8, expect: deny}]", "port: ICMP has no ports"},
 		"protocol":         {"manifests: x\ntests: [{from: web, to: db, protocol: http, port: 8, expect: deny}]", `protocol: "http" is not supported: write TCP`},
 		"protocol's type":  {"manifests: x\ntests: [{from: web, to: db, protocol: 6, port: 8, expect: deny}]", "protocol: it is a number: write a string, in quotes"},
 		"no expectation":   {"manifests: x\ntests: [{from: web, to: db, port: 8}]", "expect: it is missing: write allow or deny"},
 		"odd expectation":  {"manifests: x\ntests: [{from: web, to: db, port: 8, expect: allowed}]", `expect: "allowed" is neither: write allow or deny`},
-		"several mistakes": {"manifests: x\ntests: [{to: db, port: 8, expect: maybe}, {from: web}]", "test 2, port: it is missing"},
+		"several mistakes": {"manifests: x\ntests: [{to: db, port: 8, expect: maybe}, {from: web}]", "test 2, to: it is missing"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if _, err := expect.Parse([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.says) {
+			f, err := expect.Parse([]byte(tt.text))
+			if err == nil {
+				for i := range f.Tests {
+					if wrong := f.Tests[i].Wrong; wrong != nil {
+						err = errors.Join(err, fmt.Errorf("%s, %w", f.Tests[i].Name, wrong))
+					}
+				}
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("%v\nwant %q", err, tt.says)
 			}
 		})

@@ -9,11 +9,11 @@ import (
 	"slices"
 	"strings"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/near"
 )
 
@@ -21,22 +21,23 @@ import (
 type fileText struct {
 	Manifests list              `json:"manifests"`
 	NodeIPs   list              `json:"nodeIPs"`
+	PodCIDRs  list              `json:"podCIDRs"`
 	Tests     []json.RawMessage `json:"tests"`
 }
 
 // testText is the form of a Test in YAML.
 type testText struct {
-	Name     string `json:"name"`
-	From     list   `json:"from"`
-	To       list   `json:"to"`
-	Port     list   `json:"port"`
-	Protocol string `json:"protocol"`
-	Expect   string `json:"expect"`
-	Policy   string `json:"policy"`
+	Name     string          `json:"name"`
+	From     json.RawMessage `json:"from"`
+	To       json.RawMessage `json:"to"`
+	Port     list            `json:"port"`
+	Protocol string          `json:"protocol"`
+	Expect   string          `json:"expect"`
+	Policy   string          `json:"policy"`
 }
 
 var (
-	fileFields = []string{"manifests", "nodeIPs", "tests"}
+	fileFields = []string{"manifests", "nodeIPs", "podCIDRs", "tests"}
 	testFields = []string{"name", "from", "to", "port", "protocol", "expect", "policy"}
 )
 
@@ -86,8 +87,8 @@ func (l *list) check(field, missing string) error {
 	return nil
 }
 
-// Parse parses a file of expectations. Its error lists all mistakes, each with the test, the
-// field and a hint.
+// Parse parses a file of expectations. Its error lists all mistakes outside of the tests, each with the
+// field and a hint. A mistake in a test concerns only this test: see [Test.Wrong].
 func Parse(data []byte) (*File, error) {
 	if several(data) {
 		return nil, errors.New("there are several YAML documents: write a file for each")
@@ -102,8 +103,7 @@ func Parse(data []byte) (*File, error) {
 	}
 	f := &File{Manifests: raw.Manifests.texts}
 	errs := []error{
-		raw.Manifests.check("manifests", "write the directories or files of the policies, relative to this file"),
-		raw.NodeIPs.check("nodeIPs", ""),
+		raw.Manifests.check("manifests", ""), raw.NodeIPs.check("nodeIPs", ""), raw.PodCIDRs.check("podCIDRs", ""),
 	}
 	for _, text := range raw.NodeIPs.texts {
 		addr, err := netip.ParseAddr(text)
@@ -112,17 +112,20 @@ func Parse(data []byte) (*File, error) {
 		}
 		f.NodeIPs = append(f.NodeIPs, addr)
 	}
+	for _, text := range raw.PodCIDRs.texts {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("podCIDRs: %q is not a CIDR: write one, such as 10.244.0.0/16", text))
+		}
+		f.PodRanges = append(f.PodRanges, p.Masked())
+	}
 	if len(raw.Tests) == 0 {
 		errs = append(errs, errors.New("tests: there are none: write at least one, with from, to, port and expect"))
 	}
 	for i, one := range raw.Tests {
 		t, wrong := parseTest(one)
-		name := fmt.Sprintf("test %d", i+1)
-		if t.Name != "" {
-			name += " (" + t.Name + ")"
-		}
-		for _, err := range wrong {
-			errs = append(errs, fmt.Errorf("%s, %w", name, err))
+		if t.Wrong = errors.Join(wrong...); t.Wrong != nil && t.Name == "" {
+			t.Name = fmt.Sprintf("test %d", i+1)
 		}
 		f.Tests = append(f.Tests, t)
 	}
@@ -188,12 +191,11 @@ func parseTest(text []byte) (Test, []error) {
 	if errs := decode(text, &raw, testFields); len(errs) > 0 {
 		return Test{Name: raw.Name}, errs // do not report a field as missing if it is only misspelt
 	}
-	t := Test{
-		Name: raw.Name, From: raw.From.texts, To: raw.To.texts, Ports: raw.Port.texts,
-		Protocol: raw.Protocol, Policy: raw.Policy,
-	}
-	const end = "write namespace/name of a pod, or an IP address"
-	errs := []error{raw.From.check("from", end), raw.To.check("to", end), raw.Port.check("port", "")}
+	t := Test{Name: raw.Name, Ports: raw.Port.texts, Protocol: raw.Protocol, Policy: raw.Policy}
+	var errs, wrong []error
+	t.From, errs = parseEnds("from", raw.From)
+	t.To, wrong = parseEnds("to", raw.To)
+	errs = append(append(errs, wrong...), raw.Port.check("port", ""))
 	proto, err := t.protocol()
 	errs = append(errs, err)
 	switch strings.ToLower(raw.Expect) {
@@ -205,9 +207,6 @@ func parseTest(text []byte) (Test, []error) {
 		errs = append(errs, errors.New("expect: it is missing: write allow or deny"))
 	default:
 		errs = append(errs, fmt.Errorf("expect: %q is neither: write allow or deny", raw.Expect))
-	}
-	if t.Policy != "" && !strings.Contains(t.Policy, "/") {
-		t.Policy = metav1.NamespaceDefault + "/" + t.Policy
 	}
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if t.Name == "" && len(errs) == 0 {
@@ -226,6 +225,8 @@ func (t *Test) protocol() (filter.Protocol, error) {
 	switch {
 	case !ok || proto == filter.ICMPv6:
 		return 0, fmt.Errorf("protocol: %q is not supported: write TCP, UDP, SCTP or ICMP", t.Protocol)
+	case proto.HasPorts() && len(t.Ports) == 0 && t.toHasPort():
+		t.Ports = []string{""} // To implies the port
 	case proto.HasPorts() && len(t.Ports) == 0:
 		return 0, errors.New("port: it is missing: write a number, the name of a port of the destination, or a list of them")
 	case !proto.HasPorts() && len(t.Ports) > 0:
@@ -236,10 +237,22 @@ func (t *Test) protocol() (filter.Protocol, error) {
 	return proto, nil
 }
 
+// toHasPort reports whether each destination implies its port: a name with a port, as in
+// "db.shop.svc:5432", or a route, as in "ingress/web", which leads to the ports of its backends.
+func (t *Test) toHasPort() bool {
+	return len(t.To) > 0 && !slices.ContainsFunc(t.To, func(e End) bool {
+		if inventory.NamesRoute(e.Name) {
+			return false
+		}
+		_, err := netip.ParseAddr(e.Name)
+		return err == nil || !strings.Contains(e.Name, ":") || strings.Contains(e.Name, "::/")
+	})
+}
+
 // describe returns a name for a test without one.
 func (t *Test) describe(proto filter.Protocol) string {
-	name := fmt.Sprintf("%s to %s, %s", strings.Join(t.From, ", "), strings.Join(t.To, ", "), proto)
-	if proto.HasPorts() {
+	name := fmt.Sprintf("%s to %s, %s", joined(t.From), joined(t.To), proto)
+	if proto.HasPorts() && t.Ports[0] != "" {
 		name += " " + strings.Join(t.Ports, ", ")
 	}
 	return name + ": " + t.Expect.String()

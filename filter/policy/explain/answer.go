@@ -1,8 +1,10 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"sluice/filter"
@@ -12,8 +14,13 @@ import (
 // Answer is the JSON form of the answer about a flow. Rules are numbered from 0, as in the
 // fields of a policy.
 type Answer struct {
-	From     string `json:"from"`
-	To       string `json:"to"`
+	From string `json:"from"`
+	To   string `json:"to"`
+	// Sources and Destinations describe the ends in detail. They are set if there are several ends, or
+	// if an end is more than a single pod or address.
+	Sources      []EndAnswer `json:"sources,omitempty"`
+	Destinations []EndAnswer `json:"destinations,omitempty"`
+
 	Port     uint16 `json:"port,omitempty"`
 	Protocol string `json:"protocol"`
 	Outcome
@@ -22,19 +29,34 @@ type Answer struct {
 	Families []Family `json:"families,omitempty"`
 	// Service is set if To is the address of a Service. Backends then has the answer for
 	// each of its endpoints, and Outcome is that of a denied endpoint, if there is one.
-	Service  string   `json:"service,omitempty"` // "namespace/name"
-	Backends []Answer `json:"backends,omitempty"`
+	Service string `json:"service,omitempty"` // "namespace/name"
+	// Routes are set if To is a route, such as an Ingress, or a URL. LeadsNowhere lists the backends of
+	// the route that do not exist.
+	Routes       []RouteAnswer `json:"routes,omitempty"`
+	LeadsNowhere []string      `json:"leadsNowhere,omitempty"`
+	Backends     []Answer      `json:"backends,omitempty"`
+	// Pairs is set if the question has several ends that policies treat differently: it has one answer
+	// for all pairs of ends with the same verdict and reasons. Outcome is then the outcome of a denied
+	// pair, if there is one.
+	Pairs []Answer `json:"pairs,omitempty"`
 }
 
 // Outcome is a verdict, with the policies and rules that caused it.
 type Outcome struct {
-	Verdict   string     `json:"verdict"` // "allow" or "deny"
+	Verdict   string     `json:"verdict"` // "allow", "deny" or "depends"
 	Reason    string     `json:"reason"`
 	Answer    string     `json:"answer,omitempty"` // "reject" if the sender of a denied packet gets an answer
 	Egress    SideAnswer `json:"egress"`
 	Ingress   SideAnswer `json:"ingress"`
-	Addresses []Pair     `json:"addresses"` // the addresses of the flows with this outcome
+	Addresses []Pair     `json:"addresses"` // the known addresses of the flows with this outcome; never null
 	Notes     []string   `json:"notes,omitempty"`
+	// Depends is set if the verdict depends on an unknown address. It lists the ranges of addresses for
+	// which the verdict differs; Otherwise is the verdict for all other addresses.
+	Depends   []DependsAnswer `json:"depends,omitempty"`
+	Otherwise string          `json:"otherwise,omitempty"`
+	// Effects are the side effects of the changes; null if there are none, or if unknown addresses or
+	// names keep the changes from being made.
+	Effects *EffectsAnswer `json:"effects,omitempty"`
 
 	toNode bool // the source is a pod; so with the reason own-node, the destination is its node
 }
@@ -43,6 +65,15 @@ type Outcome struct {
 type Pair struct {
 	From netip.Addr `json:"from"`
 	To   netip.Addr `json:"to"`
+}
+
+// DependsAnswer is the verdict if the address of an end is in Range.
+type DependsAnswer struct {
+	End     string `json:"end"`   // the end with the unknown address: "from" or "to"
+	Range   string `json:"range"` // as in "10.2.0.0/16 except 10.2.3.0/24"
+	Verdict string `json:"verdict"`
+	Reason  string `json:"reason"`
+	Why     string `json:"why"`
 }
 
 // Family is the outcome of one address family.
@@ -103,8 +134,9 @@ type ChangeAnswer struct {
 	Object string `json:"object"` // as in "ClusterNetworkPolicy platform"
 	Field  string `json:"field"`
 	Before *int   `json:"before,omitempty"` // index in the field that the addition must come before
-	Add    any    `json:"add,omitempty"`
-	Hint   string `json:"hint,omitempty"` // if an existing field must be corrected instead
+	Add    any    `json:"add,omitempty"`    // an item to add to the list Field, or several
+	Apply  any    `json:"apply,omitempty"`  // a complete policy to apply instead; Field is then empty
+	Hint   string `json:"hint,omitempty"`   // what to do if there is nothing to add, such as correcting the field
 
 	Notes []string `json:"notes,omitempty"` // what else it allows, and other ways, in words
 }
@@ -116,92 +148,139 @@ func (c *Cluster) Answer(q Question) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	verdicts := make([]filter.Verdict, 0, 2)
+	all := make([]Explanation, 0, len(flows))
 	for _, f := range flows {
-		verdicts = append(verdicts, c.Decide(f))
-	}
-	return answer(flows, verdicts, func(i int) Outcome { return c.outcome(flows[i], verdicts[i]) }), nil
-}
-
-// NewAnswer returns the JSON form of the explanations of one question, with all reasons.
-func NewAnswer(all []Explanation) Answer {
-	var flows []Flow
-	var verdicts []filter.Verdict
-	for _, e := range all {
-		flows, verdicts = append(flows, e.Flow), append(verdicts, e.Verdict)
-	}
-	return answer(flows, verdicts, func(i int) Outcome {
-		o := plainOutcome(flows[i], verdicts[i])
-		o.Notes = all[i].Notes
-		o.Egress.Details, o.Ingress.Details = all[i].Egress.details(), all[i].Ingress.details()
-		return o
-	})
-}
-
-// answer combines the outcomes of both address families.
-func answer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
-	first := flows[0]
-	if first.Via != nil {
-		return viaAnswer(flows, verdicts, outcomeOf)
-	}
-	a := Answer{From: first.From.Name, To: first.To.Name, Port: first.Key.Port, Protocol: first.Key.Protocol.String(), Outcome: outcomeOf(0)}
-	if len(flows) == 1 {
-		return a
-	}
-	if verdicts[0] == verdicts[1] {
-		a.Addresses = append(a.Addresses, pair(flows[1]))
-		return a
-	}
-	for i, f := range flows {
-		o := outcomeOf(i)
-		a.Families = append(a.Families, Family{familyOf(f), o})
-	}
-	if verdicts[1].Action == filter.Deny && verdicts[0].Action == filter.Allow {
-		a.Outcome = a.Families[1].Outcome
-	}
-	return a
-}
-
-// viaAnswer combines the outcomes of all endpoints of a Service.
-func viaAnswer(flows []Flow, verdicts []filter.Verdict, outcomeOf func(int) Outcome) Answer {
-	via := flows[0].Via
-	a := Answer{
-		From: flows[0].From.Name, To: via.Addr.String(), Port: via.Port, Protocol: flows[0].Key.Protocol.String(),
-		Outcome: outcomeOf(0), Service: via.Service,
-	}
-	for i, f := range flows {
-		b := Answer{From: f.From.Name, To: f.To.Name, Port: f.Key.Port, Protocol: f.Key.Protocol.String(), Outcome: outcomeOf(i)}
-		if verdicts[i].Action == filter.Deny && a.Verdict != b.Verdict {
-			a.Outcome = b.Outcome
+		v := c.Decide(f)
+		if n := len(all); n > 0 && samePair(all[n-1].Flow, f) && all[n-1].Verdict == v && len(all[n-1].Depends) == 0 {
+			all[n-1].Others = append(all[n-1].Others, f)
+			continue
 		}
-		a.Backends = append(a.Backends, b)
+		all = append(all, Explanation{Flow: f, Verdict: v, Notes: c.notes(f, v), Depends: c.depends(f, v)})
+	}
+	return answer(all).named(q), nil
+}
+
+// named sets the names of ends that the answer lacks, because it is about several ends, to those in the
+// question.
+func (a Answer) named(q Question) Answer {
+	a.From, a.To = cmp.Or(a.From, q.From), cmp.Or(a.To, q.To)
+	return a
+}
+
+// NewAnswer returns the JSON form of the explanations of a question, with all reasons. It merges the
+// explanations; see [Merge].
+func NewAnswer(q Question, all []Explanation) Answer { return answer(Merge(all)).named(q) }
+
+// answer combines explanations into one Answer.
+func answer(all []Explanation) Answer {
+	pairs := pairAnswers(all)
+	first := all[0].Flow
+	if len(pairs) == 1 && first.Via == nil {
+		return pairs[0]
+	}
+	a := Answer{From: pairs[0].From, To: pairs[0].To, Port: pairs[0].Port, Protocol: pairs[0].Protocol, Outcome: pairs[0].Outcome}
+	for i, p := range pairs {
+		if a.From != p.From {
+			a.From = ""
+		}
+		if a.To != p.To {
+			a.To = ""
+		}
+		if severity(p.Verdict) < severity(a.Verdict) {
+			a.Outcome = pairs[i].Outcome
+		}
+	}
+	if first.Via == nil {
+		a.Pairs = pairs
+		return a
+	}
+	if a.Backends, a.Routes = pairs, routeAnswers(all); len(a.Routes) > 0 {
+		a.To, a.LeadsNowhere = "", brokenOf(all)
+		return a
+	}
+	a.To, a.Service, a.Port, a.Backends = first.Via.Service, first.Via.Service, first.Via.Port, pairs
+	if first.Via.NodePort != 0 {
+		a.To, a.Port = "", first.Via.NodePort // named sets To as in the question
+	}
+	if first.Via.Addr.IsValid() {
+		a.To = first.Via.Addr.String()
 	}
 	return a
 }
 
-func familyOf(f Flow) string {
-	if f.Key.SrcAddr().Is4() {
+// severity returns the rank of a verdict. The lowest rank among the answers is the verdict about the
+// whole question.
+func severity(verdict string) int {
+	return slices.Index([]string{filter.Deny.String(), Depends, filter.Allow.String()}, verdict)
+}
+
+// pairAnswers returns an answer for each explanation. It combines the explanations of both address
+// families of the same ends.
+func pairAnswers(all []Explanation) (pairs []Answer) {
+	for i := range all {
+		e := &all[i]
+		a := Answer{
+			From: strings.Join(e.froms(), ", "), To: strings.Join(e.tos(), ", "), Port: e.Flow.Key.Port, Protocol: e.Flow.Key.Protocol.String(),
+			Sources: endAnswers(e.flows(), source), Destinations: endAnswers(e.flows(), destination), Outcome: e.outcome(),
+		}
+		other := slices.IndexFunc(pairs, func(p Answer) bool {
+			return p.From == a.From && p.To == a.To && p.Port == a.Port && len(p.Addresses) > 0 && len(a.Addresses) > 0 && p.family() != a.family()
+		})
+		if other < 0 {
+			pairs = append(pairs, a)
+			continue
+		}
+		pairs[other].addFamily(a)
+	}
+	return pairs
+}
+
+func (o *Outcome) family() string { return familyOf(o.Addresses[0].From) }
+
+// addFamily adds the answer about the other address family.
+func (a *Answer) addFamily(o Answer) {
+	a.Families = []Family{{a.family(), a.Outcome}, {o.family(), o.Outcome}}
+	slices.SortFunc(a.Families, func(x, y Family) int { return strings.Compare(x.Family, y.Family) })
+	if severity(o.Verdict) < severity(a.Verdict) {
+		a.Outcome = o.Outcome
+	}
+}
+
+func familyOf(a netip.Addr) string {
+	if a.Is4() {
 		return "IPv4"
 	}
 	return "IPv6"
 }
 
-func pair(f Flow) Pair { return Pair{f.Key.SrcAddr(), f.Key.DstAddr()} }
-
-func (c *Cluster) outcome(f Flow, v filter.Verdict) Outcome {
-	o := plainOutcome(f, v)
-	o.Notes = c.notes(f, v)
+// outcome returns the verdict with its reasons. An explanation without tiers has no details.
+func (e *Explanation) outcome() Outcome {
+	v := e.Verdict
+	o := Outcome{
+		Verdict: e.verdict(), Reason: v.Reason.String(), Answer: answerOf(v), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress),
+		Addresses: []Pair{}, Notes: e.Notes, Effects: e.Effects.answer(), toNode: e.Flow.From.Pod != nil,
+	}
+	for _, f := range e.flows() {
+		if real(f.From) && real(f.To) {
+			o.Addresses = append(o.Addresses, Pair{f.Key.SrcAddr(), f.Key.DstAddr()})
+		}
+	}
+	for _, a := range e.Depends {
+		end := "from"
+		if a.To {
+			end = "to"
+		}
+		o.Otherwise = v.Action.String()
+		o.Depends = append(o.Depends, DependsAnswer{end, a.Range.String(), a.Verdict.Action.String(), a.Verdict.Reason.String(), a.Why()})
+	}
+	if e.explained {
+		o.Egress.Details, o.Ingress.Details = e.Egress.details(), e.Ingress.details()
+	}
 	return o
 }
 
-// plainOutcome returns the outcome without its notes.
-func plainOutcome(f Flow, v filter.Verdict) Outcome {
-	return Outcome{
-		Verdict: v.Action.String(), Reason: v.Reason.String(), Answer: answerOf(v),
-		Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress),
-		Addresses: []Pair{pair(f)}, toNode: f.From.Pod != nil,
-	}
-}
+// real reports whether the addresses of an end are its own, and not assumed or examples from a range.
+func real(e *End) bool { return !e.Assumed && e.Range == nil }
 
 func sideAnswer(s filter.Side) SideAnswer {
 	a := SideAnswer{Policies: []string{}} // [] in JSON, not null
@@ -253,24 +332,43 @@ func (s *Side) details() *Details {
 		}
 		d.Nearest = append(d.Nearest, n)
 	}
-	if c := s.Change; c != nil {
-		d.Change = &ChangeAnswer{Policy: c.Policy.String(), Object: c.Policy.Object(), Field: c.Field, Add: c.Add, Notes: c.Notes}
-		if c.Before != nil {
-			d.Change.Before = &c.Before.Index
-		}
-		if c.Problem != nil {
-			d.Change.Field, d.Change.Hint = c.Problem.Field, c.Problem.What()+": "+c.Problem.Hint
-		}
-	}
+	d.Change = s.Change.answer()
 	for _, p := range s.Problems {
 		d.Problems = append(d.Problems, p.Error())
 	}
 	return d
 }
 
-// Why returns the reasons for a verdict in one line. It needs no policies.
-func Why(v filter.Verdict) string {
-	return Outcome{Reason: v.Reason.String(), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress)}.Why()
+func (c *Change) answer() *ChangeAnswer {
+	if c == nil {
+		return nil
+	}
+	a := &ChangeAnswer{Policy: c.Policy.String(), Field: c.Field, Hint: c.Hint, Notes: c.Notes}
+	if c.Policy != (policy.Ref{}) {
+		a.Object = c.Policy.Object()
+	}
+	if c.Before != nil {
+		a.Before = &c.Before.Index
+	}
+	switch {
+	case c.Problem != nil:
+		a.Field, a.Hint = c.Problem.Field, c.Problem.What()+": "+c.Problem.Hint
+	case c.New != nil:
+		a.Apply = c.Add()[0]
+	case c.Written():
+		if items := c.Add(); len(items) == 1 {
+			a.Add = items[0]
+		} else {
+			a.Add = items
+		}
+	}
+	return a
+}
+
+// Why returns the reasons for a verdict about a flow in one line, without looking at policies. fromPod
+// reports whether the source is a pod. If the reason is own-node, the other end is the pod's own node.
+func Why(v filter.Verdict, fromPod bool) string {
+	return Outcome{Reason: v.Reason.String(), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress), toNode: fromPod}.Why()
 }
 
 // Why returns the reasons in one line. It numbers rules from 1.

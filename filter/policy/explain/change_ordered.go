@@ -3,6 +3,7 @@ package explain
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"sluice/filter"
@@ -18,20 +19,22 @@ func (c *Cluster) orderedChange(s *Side, f Flow, t *Step) *Change {
 	decider := t.Rule.Rule
 	p := c.policies[decider.Policy]
 	if problem := c.deniesFor(p, decider); problem != nil {
-		return &Change{Policy: p.Ref, Problem: problem}
+		return &Change{Policy: p.Ref, Direction: s.Direction, Problem: problem}
+	}
+	if hint := unknownPeer(s, f); hint != "" {
+		return &Change{Direction: s.Direction, Hint: hint}
+	}
+	if s.Direction == filter.Ingress && f.From.Pod == nil {
+		return &Change{Policy: p.Ref, Direction: s.Direction, Hint: fmt.Sprintf("narrow %s of %s: an ingress rule of its kind names pods, and cannot name addresses such as %s", ruleField(decider), p.Ref.Object(), f.From.Name)}
 	}
 	var nearest *RuleMatch
 	if len(s.Nearest) > 0 {
 		nearest = &s.Nearest[0]
 	}
-	rule := c.ruleOf(s, f, decider.Policy, nearest)
-	rule.Action = policy.Accept
-	for i := range rule.Peers {
-		rule.Peers[i] = asOrdered(rule.Peers[i])
-	}
+	rule := policy.Rule{Action: policy.Accept, Peers: []policy.Peer{asOrdered(c.peerOf(s.Direction, f, decider.Policy, nearest))}, Ports: portsOf(f.Key)}
 	return &Change{
-		Policy: p.Ref, Field: "spec." + s.Direction.String(), Before: &decider,
-		Rule: rule, Add: clusterpolicy.WriteRule(s.Direction, rule), Notes: append(portless(f, "protocols"), c.otherWays(s, p)...),
+		Policy: p.Ref, Direction: s.Direction, Field: "spec." + s.Direction.String(), Before: &decider, Rule: rule,
+		Notes: append(portless(f, "protocols"), c.otherWays(s, p)...),
 	}
 }
 
@@ -41,7 +44,7 @@ func portless(f Flow, field string) []string {
 	if f.Key.Transport == filter.Ported {
 		return nil
 	}
-	return []string{fmt.Sprintf("this also opens every port of every protocol: only a rule without %s matches %s", field, portText(f.Key))}
+	return []string{fmt.Sprintf("only a rule without %s matches this flow, so this opens every port of every protocol", field)}
 }
 
 // deniesFor returns the problem because of which the rule r of p denies: a problem of the rule,
@@ -88,10 +91,32 @@ func (c *Cluster) otherWays(s *Side, p *policy.Policy) (notes []string) {
 	return append(notes, fmt.Sprintf("or override the tier Baseline with a NetworkPolicy that selects %s and allows the flow; it denies all other %s", s.Pod, s.Direction))
 }
 
-// asOrdered returns a peer with the fields that ordered rules use: a block becomes a network.
+// maxNetworks is the largest number of networks that the API allows in a peer.
+const maxNetworks = 25
+
+// asOrdered converts a peer to the fields of ordered rules: a block becomes a list of networks. If the
+// list would be longer than the API allows, it is one network that includes the exceptions.
 func asOrdered(p policy.Peer) policy.Peer {
-	if p.Block != nil {
-		return policy.Peer{Networks: []netip.Prefix{p.Block.CIDR}}
+	if p.Block == nil {
+		return p
 	}
-	return p
+	all := without(p.Block.CIDR.Masked(), p.Block.Except)
+	if len(all) == 0 || len(all) > maxNetworks {
+		all = []netip.Prefix{p.Block.CIDR.Masked()}
+	}
+	return policy.Peer{Networks: all}
+}
+
+// without returns prefixes that cover p without its exceptions.
+func without(p netip.Prefix, except []netip.Prefix) []netip.Prefix {
+	if slices.ContainsFunc(except, func(e netip.Prefix) bool { return e.Bits() <= p.Bits() && e.Contains(p.Addr()) }) {
+		return nil
+	}
+	if !slices.ContainsFunc(except, p.Overlaps) {
+		return []netip.Prefix{p}
+	}
+	half := p.Addr().AsSlice()
+	half[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	upper, _ := netip.AddrFromSlice(half) // half has the length of an address, so this never fails
+	return append(without(netip.PrefixFrom(p.Addr(), p.Bits()+1), except), without(netip.PrefixFrom(upper, p.Bits()+1), except)...)
 }

@@ -8,76 +8,59 @@ package explain
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
-
-	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/labels"
+	"strings"
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
+	"sluice/filter/policy/near"
 )
 
-// Objects are the objects from which a snapshot was made, and their problems. The defaults of
-// the API server must be set in the objects.
-type Objects struct {
-	Namespaces []*corev1.Namespace
-	Pods       []*policy.Pod
-	Policies   []*policy.Policy
-	Problems   []policy.Problem
-
-	// The endpoints behind the addresses of Services; both may be empty.
-	Services       []*corev1.Service
-	EndpointSlices []*discoveryv1.EndpointSlice
-}
+type (
+	// Question is the question of package inventory.
+	Question = inventory.Question
+	// Flow is the flow of package inventory.
+	Flow = inventory.Flow
+	// End is the end of package inventory.
+	End = inventory.End
+)
 
 // Cluster explains flows. It must not be used concurrently.
 type Cluster struct {
-	snapshot   *policy.Snapshot
-	namespaces map[string]labels.Set
-	pods       map[string]*policy.Pod // pods by "namespace/name"
-	policies   map[string]*policy.Policy
-	tiers      [filter.NumTiers][]*policy.Policy // those with ordered rules, in their order
-	problems   map[string][]policy.Problem       // by policy
-	ends       map[string]*End                   // pods of earlier questions
-	services   map[netip.Addr]*service
+	inventory *inventory.Inventory
+	snapshot  *policy.Snapshot
+	policies  map[string]*policy.Policy
+	tiers     [filter.NumTiers][]*policy.Policy // policies with ordered rules, in the order of evaluation
+	problems  map[string][]policy.Problem       // by the name of the policy
 }
 
-// New returns the cluster of a snapshot and the objects from which it was made.
-func New(s *policy.Snapshot, o Objects) *Cluster {
+// New returns a Cluster for an inventory. problems are the parts of its policies that cannot be
+// understood, and that explanations show as reasons.
+func New(v *inventory.Inventory, problems []policy.Problem) *Cluster {
 	c := &Cluster{
-		snapshot:   s,
-		namespaces: make(map[string]labels.Set, len(o.Namespaces)),
-		pods:       make(map[string]*policy.Pod, len(o.Pods)),
-		policies:   make(map[string]*policy.Policy, len(o.Policies)),
-		tiers:      byTier(o.Policies),
-		problems:   make(map[string][]policy.Problem),
-		ends:       make(map[string]*End),
-		services:   make(map[netip.Addr]*service),
+		inventory: v,
+		snapshot:  v.Snapshot,
+		policies:  make(map[string]*policy.Policy, len(v.Policies)),
+		tiers:     byTier(v.Policies),
+		problems:  make(map[string][]policy.Problem),
 	}
-	c.addServices(o.Services, o.EndpointSlices)
-	for _, ns := range o.Namespaces {
-		c.namespaces[ns.Name] = ns.Labels
-	}
-	for _, p := range o.Pods {
-		c.pods[p.String()] = p
-	}
-	for _, p := range o.Policies {
+	for _, p := range v.Policies {
 		c.policies[p.Ref.String()] = p
 	}
-	for _, p := range o.Problems {
+	for _, p := range problems {
 		name := p.Policy.String()
 		c.problems[name] = append(c.problems[name], p)
 	}
 	return c
 }
 
-// namespaceLabels returns the labels of a namespace, including the label with its name,
-// which every namespace has.
-func (c *Cluster) namespaceLabels(name string) labels.Set {
-	return labels.Merge(c.namespaces[name], labels.Set{corev1.LabelMetadataName: name})
-}
+// Flows returns the flows that a question is about; see [inventory.Inventory.Flows].
+func (c *Cluster) Flows(q Question) ([]Flow, error) { return c.inventory.Flows(q) }
+
+// Knows reports whether name is the name of a pod or a workload, or the part of such a name before a
+// dash.
+func (c *Cluster) Knows(name string) bool { return c.inventory.Knows(name) }
 
 // Explanation is a verdict and its reasons.
 type Explanation struct {
@@ -86,7 +69,30 @@ type Explanation struct {
 	Egress  Side // the source's side
 	Ingress Side // the destination's side
 	Notes   []string
+	// Others are further flows with the same verdict and reasons; see [Merge].
+	Others []Flow
+	// Depends lists the verdicts about the flow that differ from Verdict, for addresses that an end
+	// with an assumed address may have.
+	Depends []Alternative
+	// Effects are the side effects of the changes of both sides; nil before [Cluster.Advise] has
+	// computed them.
+	Effects *Effects
+
+	explained bool   // Explain has set the reasons
+	settle    string // what to add so that the addresses of Depends become known; empty if nothing helps
 }
+
+// Alternative is the verdict about a flow if an end has another address than the assumed one.
+type Alternative struct {
+	inventory.Alternative
+	Verdict filter.Verdict
+}
+
+// Why returns the reasons for the verdict in one line.
+func (a *Alternative) Why() string { return Why(a.Verdict, a.Flow.From.Pod != nil) }
+
+// flows returns all flows of the explanation.
+func (e *Explanation) flows() []Flow { return append([]Flow{e.Flow}, e.Others...) }
 
 // Side is the part of an explanation about one direction.
 type Side struct {
@@ -110,6 +116,7 @@ type Side struct {
 	Problems []policy.Problem
 
 	allows bool
+	others bool // some of the pods are isolated by further policies; see mergeAllowed
 }
 
 // Allows reports whether the side allows the flow.
@@ -120,21 +127,80 @@ func (s *Side) Allows() bool { return s.allows }
 const maxNearest = 3
 
 // Decide returns the verdict for a flow.
-func (c *Cluster) Decide(f Flow) filter.Verdict { return c.snapshot.Decide(f.Key) }
+func (c *Cluster) Decide(f Flow) filter.Verdict { return c.inventory.Decide(f) }
 
 // Explain returns the verdict for a flow, with its reasons.
 func (c *Cluster) Explain(f Flow) Explanation {
-	e := Explanation{Flow: f, Verdict: c.snapshot.Decide(f.Key)}
+	e := Explanation{Flow: f, Verdict: c.inventory.Decide(f), explained: true}
 	e.Egress = c.side(filter.Egress, f, e.Verdict)
 	e.Ingress = c.side(filter.Ingress, f, e.Verdict)
 	e.Notes = c.notes(f, e.Verdict)
+	e.Depends = c.depends(f, e.Verdict)
+	e.settle = c.settle(e.Depends)
 	return e
+}
+
+// depends returns the verdicts that differ from v, for other addresses that the ends may have. It
+// returns none if both addresses are known.
+func (c *Cluster) depends(f Flow, v filter.Verdict) (all []Alternative) {
+	if !f.From.Assumed && !f.To.Assumed {
+		return nil
+	}
+	for _, a := range c.inventory.Elsewhere(f) {
+		if other := c.inventory.Decide(a.Flow); other.Action != v.Action {
+			all = append(all, Alternative{a, other})
+		}
+	}
+	return all
+}
+
+// settle tells what a user can add so that the addresses become known on which a verdict depends.
+func (c *Cluster) settle(depends []Alternative) string {
+	var pods, nodes bool
+	for _, a := range depends {
+		end := a.Flow.From
+		if a.To {
+			end = a.Flow.To
+		}
+		pods, nodes = pods || !end.Node, nodes || end.Node
+	}
+	var hints []string
+	if pods && !c.inventory.PodRangesKnown() {
+		hints = append(hints, "give the ranges of the pods (--pod-cidr)")
+	}
+	if nodes && !c.inventory.NodesKnown() {
+		hints = append(hints, "add the Nodes, as from kubectl get nodes -o yaml")
+	}
+	return strings.Join(hints, ", and ")
+}
+
+// ExplainAll answers a question: it explains its flows with [Cluster.ExplainFlows].
+func (c *Cluster) ExplainAll(q Question) ([]Explanation, error) {
+	flows, err := c.Flows(q)
+	if err != nil {
+		return nil, err
+	}
+	return c.ExplainFlows(flows), nil
+}
+
+// ExplainFlows explains flows, merges explanations with the same verdict and reasons, and computes the
+// side effects of the changes.
+func (c *Cluster) ExplainFlows(flows []Flow) []Explanation {
+	all := make([]Explanation, len(flows))
+	for i, f := range flows {
+		all[i] = c.Explain(f)
+	}
+	all = Merge(all)
+	for i := range all {
+		c.Advise(&all[i])
+	}
+	return all
 }
 
 // notes returns warnings about a verdict that may differ on a real node, and says which policies
 // disagree about the answer.
 func (c *Cluster) notes(f Flow, v filter.Verdict) []string {
-	return slices.Concat(c.missingNamespaces(f), linkLocal(f, v), c.dropPrevails(v))
+	return slices.Concat(c.missingNamespaces(f), linkLocal(f, v), c.dropPrevails(v), c.fromOutside(f), untranslated(f), c.maybeService(f))
 }
 
 // dropPrevails returns a note if some of the policies that deny the flow would reject it, and it is
@@ -158,13 +224,14 @@ func (c *Cluster) dropPrevails(v filter.Verdict) []string {
 		return nil
 	}
 	return []string{fmt.Sprintf("the packet is dropped, not rejected: %s of %s is drop, and prevails over reject of %s",
-		policy.DenyWithAnnotation, some(drop, maxNearest, ", "), some(reject, maxNearest, ", "))}
+		policy.DenyWithAnnotation, near.List(drop, maxNearest, ", "), near.List(reject, maxNearest, ", "))}
 }
 
-// missingNamespaces returns a warning for each end in a namespace without an object, if policies
-// depend on its labels.
+// missingNamespaces returns a warning for each end whose namespace has no Namespace object, if policies
+// depend on its labels. It returns none if not all Namespaces could be read, because the command has
+// reported that.
 func (c *Cluster) missingNamespaces(f Flow) (found []string) {
-	if !c.snapshot.NeedsNamespaces() {
+	if !c.snapshot.NeedsNamespaces() || c.inventory.NamespacesUnread {
 		return nil
 	}
 	for _, e := range []*End{f.From, f.To} {
@@ -173,7 +240,7 @@ func (c *Cluster) missingNamespaces(f Flow) (found []string) {
 		}
 		name := e.Pod.Namespace
 		text := fmt.Sprintf("there is no Namespace %s, so it counts as a namespace without labels, and policies select namespaces by labels: add the Namespace", name)
-		if _, is := c.namespaces[name]; !is && !slices.Contains(found, text) {
+		if !c.inventory.HasNamespace(name) && !slices.Contains(found, text) {
 			found = append(found, text)
 		}
 	}
@@ -191,7 +258,7 @@ func linkLocal(f Flow, v filter.Verdict) []string {
 	var found []string
 	for _, e := range []*End{f.From, f.To} {
 		for _, a := range e.Addrs {
-			if e.Pod == nil && !e.Node && a.IsLinkLocalUnicast() {
+			if e.Pod == nil && !e.Node && (e.Range == nil || e.Range.Prefix.IsSingleIP()) && a.IsLinkLocalUnicast() {
 				found = append(found, fmt.Sprintf("%s may be an address of the pod's own node, such as that of a node-local DNS cache. "+
 					"If so, the flow is allowed: ask again with the node's addresses (--node-ip %s, nodeIPs)", a, a))
 			}
@@ -203,7 +270,7 @@ func linkLocal(f Flow, v filter.Verdict) []string {
 // Allowing lists all rules of one direction that allow the flow. The list is empty if the
 // pod is not isolated.
 func (c *Cluster) Allowing(f Flow, d filter.Direction) []filter.Rule {
-	v := c.snapshot.Decide(f.Key)
+	v := c.inventory.Decide(f)
 	side := v.Ingress
 	if d == filter.Egress {
 		side = v.Egress
@@ -233,15 +300,24 @@ func (c *Cluster) HasPolicy(title string) bool {
 	return false
 }
 
+// PolicyTitles returns the titles of all policies, as HasPolicy takes them.
+func (c *Cluster) PolicyTitles() []string {
+	titles := make([]string, 0, len(c.policies))
+	for _, p := range c.policies {
+		titles = append(titles, titleOf(p))
+	}
+	slices.Sort(titles)
+	return titles
+}
+
 func titleOf(p *policy.Policy) string { return filter.PolicyTitle(p.Tier, p.Ref.String()) }
 
 func (c *Cluster) side(d filter.Direction, f Flow, v filter.Verdict) Side {
-	guarded, given := f.Key.SrcAddr(), v.Egress
+	e, given := f.From.Endpoint, v.Egress
 	if d == filter.Ingress {
-		guarded, given = f.Key.DstAddr(), v.Ingress
+		e, given = f.To.Endpoint, v.Ingress
 	}
 	s := Side{Direction: d, allows: given.Allows()}
-	e := c.snapshot.Endpoint(guarded)
 	if e == nil || e.IsNode() {
 		return s
 	}

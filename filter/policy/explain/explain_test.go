@@ -122,7 +122,7 @@ func TestWords(t *testing.T) {
 		}},
 		{"other namespace", `ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]`, "cart.shop db tcp 6379", []string{
 			"allows pods with role=frontend in namespace default; shop/cart is in namespace shop\n",
-			"    - namespaceSelector:\n        matchLabels:\n          kubernetes.io/metadata.name: shop\n      podSelector:\n        matchLabels:\n          role: frontend\n",
+			"    - from:\n      - namespaceSelector:\n          matchLabels:\n            kubernetes.io/metadata.name: shop\n        podSelector:\n          matchLabels:\n            role: frontend\n      ports:\n      - port: 6379\n",
 		}},
 		{"both selectors", `ingress: [{from: [{podSelector: {matchLabels: {tier: x}}, namespaceSelector: {matchLabels: {project: other}}}]}]`, "cart.shop db tcp 6379", []string{
 			"allows pods with tier=x in namespaces with project=other; namespace shop has project=myproject, and shop/cart has no label tier",
@@ -134,10 +134,10 @@ func TestWords(t *testing.T) {
 			"10.1.2.3 (no pod) to default/db (10.0.0.1)",
 			"egress: 10.1.2.3 is not a pod, so no policy isolates it",
 			"allows addresses in 10.0.0.0/8 except 10.1.0.0/16; 10.1.2.3 is in 10.1.0.0/16, which is excluded",
-			"    - ipBlock:\n        cidr: 10.1.2.3/32\n",
+			"    - from:\n      - ipBlock:\n          cidr: 10.1.2.3/32\n      ports:\n      - port: 6379\n",
 		}},
 		{"outside of a block", `ingress: [{from: [{podSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8}}]}]`, "203.0.113.9 db tcp 6379", []string{
-			"allows addresses in 10.0.0.0/8; 203.0.113.9 is outside it (nor is it one of 1 other peer)",
+			"allows addresses in 10.0.0.0/8; 203.0.113.9 is outside it (the other peer of the rule does not match either)\n",
 		}},
 		{"an address and a selector", `ingress: [{from: [{podSelector: {}}]}]`, "203.0.113.9 db tcp 6379", []string{
 			"allows every pod in namespace default; 203.0.113.9 is not the address of a pod",
@@ -179,7 +179,7 @@ func TestWords(t *testing.T) {
 			"first correct spec.ingress[0].ports[1].port of NetworkPolicy default/x: take the quotes away to mean the number: port: 80\n",
 		}},
 		{"a broken rule beside the nearest", `ingress: [{ports: [{port: 6379}]}, {from: [{podSelector: {matchLabels: {a: b}}}], ports: [{port: "80"}]}]`, "web db tcp 80", []string{
-			"to allow the ingress: add to spec.ingress[0].ports of NetworkPolicy default/x\n",
+			"to allow the ingress: apply this NetworkPolicy, for example with kubectl apply -f -\n",
 		}},
 		{"a number that is not a port", `ingress: [{ports: [{port: 70000}]}]`, "web db tcp 80", []string{
 			"not understood: default/x, spec.ingress[0].ports[0].port: 70000 is not a port\n", "write a number from 1 to 65535",
@@ -234,12 +234,11 @@ func TestManyRulesAreCounted(t *testing.T) {
 
 func TestQuestionsThatHaveNoAnswer(t *testing.T) {
 	tests := map[string]struct{ question, says string }{
-		"no pod":              {"default/wbe db tcp 80", "from: there is no pod default/wbe: did you mean default/web?"},
-		"in other namespace":  {"cart db tcp 80", "there is no pod default/cart: did you mean shop/cart?"},
-		"nothing like it":     {"web nowhere/thing tcp 80", "to: there is no pod nowhere/thing: write one of default/db"},
-		"too many parts":      {"a/b/c db tcp 80", "neither a pod nor an address"},
+		"no pod":              {"default/wbe db tcp 80", "from: there is no pod or workload default/wbe: did you mean default/web?"},
+		"in other namespace":  {"cart db tcp 80", "there is no pod or workload default/cart: did you mean shop/cart?"},
+		"nothing like it":     {"web nowhere/thing tcp 80", "to: there is no namespace nowhere: the namespaces here are default, shop"},
+		"too many parts":      {"a/b/c/d db tcp 80", "neither a name nor an address"},
 		"ended":               {"shop/done db tcp 80", "pod shop/done has ended (Succeeded)"},
-		"no address":          {"shop/new db tcp 80", "pod shop/new has no address: add status.podIPs"},
 		"address of another":  {"shop/early db tcp 80", "the address 10.0.0.6 of pod shop/early belongs to shop/late"},
 		"families":            {"shop/cart shop/old tcp 80", "shop/cart has only IPv4, shop/old only IPv6"},
 		"protocol":            {"web db tpc 80", `protocol: "tpc" is not supported: write TCP, UDP, SCTP or ICMP`},

@@ -12,6 +12,7 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -34,7 +35,7 @@ func TestTooLargePolicy(t *testing.T) {
 		want     []string
 	}{
 		"only one":       {policy.Limits{Policy: 4 << 10}, []*networkingv1.NetworkPolicy{many}, []string{tooLarge, "to allow the ingress: shrink NetworkPolicy default/big: split it"}},
-		"beside another": {policy.Limits{Policy: 4 << 10}, []*networkingv1.NetworkPolicy{many, small}, []string{tooLarge, "default/small has no ingress rule", "add to spec.ingress of NetworkPolicy default/small"}},
+		"beside another": {policy.Limits{Policy: 4 << 10}, []*networkingv1.NetworkPolicy{many, small}, []string{tooLarge, "default/small has no ingress rule", "to allow the ingress: apply this NetworkPolicy", "\n      podSelector:\n        matchLabels:\n          app: db\n"}},
 		"of all":         {policy.Limits{Policies: 4 << 10}, []*networkingv1.NetworkPolicy{many}, []string{tooLarge, "shrink NetworkPolicy default/big: make fewer or smaller policies"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -53,7 +54,7 @@ func TestTooLargePolicy(t *testing.T) {
 			if near := all[0].Ingress.Nearest; len(near) > 0 {
 				t.Errorf("the answer names the rules %v of a policy that is not in force", near)
 			}
-			a := explain.NewAnswer(all)
+			a := explain.NewAnswer(explain.Question{}, all)
 			if d := a.Ingress.Details; slices.Contains(d.Empty, "default/big") || len(d.Problems) != 1 {
 				t.Errorf("in JSON: %+v", d)
 			}
@@ -71,23 +72,15 @@ func policyOf(t *testing.T, name, spec string) *networkingv1.NetworkPolicy {
 // limited returns a cluster of two pods and some policies, with the given limits.
 func limited(t *testing.T, l policy.Limits, policies []*networkingv1.NetworkPolicy) *explain.Cluster {
 	t.Helper()
-	w := policy.NewStore()
-	w.SetLimits(l)
-	o := explain.Objects{Policies: netpol.ReadAll(policies)}
+	o := inventory.Objects{Policies: netpol.ReadAll(policies), Limits: &l}
 	for i, name := range []string{"db", "web"} {
-		p := kubepod.Read(podOf(t, name, fmt.Sprintf("10.0.0.%d", i+1)))
-		w.SetPod(p)
-		o.Pods = append(o.Pods, p)
+		o.Pods = append(o.Pods, kubepod.Read(podOf(t, name, fmt.Sprintf("10.0.0.%d", i+1))))
 	}
-	for _, p := range o.Policies {
-		w.SetPolicy(p)
-	}
-	s, _ := w.Commit()
-	o.Problems = w.Problems()
-	return explain.New(s, o)
+	v := inventory.New(o)
+	return explain.New(v, v.Problems)
 }
 
 func podOf(t *testing.T, name, addr string) *corev1.Pod {
 	t.Helper()
-	return decode(t, fmt.Sprintf("{metadata: {namespace: default, name: %s}, status: {podIPs: [{ip: %s}]}}", name, addr), &corev1.Pod{})
+	return decode(t, fmt.Sprintf("{metadata: {namespace: default, name: %s, labels: {app: %[1]s}}, status: {podIPs: [{ip: %s}]}}", name, addr), &corev1.Pod{})
 }

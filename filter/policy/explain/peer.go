@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/near"
 )
 
 // A mismatch between the flow and a peer of a rule has a score, and the peer with the lowest
@@ -38,7 +39,10 @@ func (h *matcher) peers(items []policy.Peer, field string) (string, *Mismatch) {
 		}
 	}
 	if n := len(items) - 1; n > 0 && nearest.field == "" {
-		nearest.Flow += fmt.Sprintf(" (nor is it one of %s)", count(n, "other peer", "other peers"))
+		nearest.Flow += " (the other peer of the rule does not match either)"
+		if n > 1 {
+			nearest.Flow = strings.Replace(nearest.Flow, "the other peer of the rule does", fmt.Sprintf("the %d other peers of the rule do", n), 1)
+		}
 	}
 	return nearest.Allows, nearest
 }
@@ -54,7 +58,7 @@ func (h *matcher) peerItem(p *policy.Peer, field string) (string, *Mismatch) {
 	case p.Nodes != nil:
 		return h.nodes(p.Nodes)
 	case len(p.Names) > 0:
-		says := "the names " + some(p.Names, 5, ", ")
+		says := "the names " + near.List(p.Names, 5, ", ")
 		return says, &Mismatch{Part: "peer", Allows: says, Flow: "names are not supported and match nothing", score: otherKind}
 	}
 	return h.pods(p)
@@ -69,10 +73,10 @@ func (h *matcher) networks(list []netip.Prefix) (string, *Mismatch) {
 			return "addresses in " + texts[i], nil
 		}
 	}
-	says := "addresses in " + some(texts, 5, ", ")
-	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.addr.String() + " is outside it", score: 2}
+	says := "addresses in " + near.List(texts, 5, ", ")
+	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.outside("it"), score: 2}
 	if len(list) > 1 {
-		lack.Flow = h.addr.String() + " is in none of them"
+		lack.Flow = h.outside("all of them")
 	}
 	if h.peer.Pod != nil {
 		lack.score = otherAddress
@@ -89,18 +93,21 @@ func (h *matcher) pods(p *policy.Peer) (string, *Mismatch) {
 	says := h.podWords(pods, namespaces)
 	lack := &Mismatch{Part: "peer", Allows: says, keys: keysOf(pods)}
 	switch {
-	case h.peer.Node && !h.peer.byAddress():
+	case h.peer.Node && !h.peer.ByAddress():
 		lack.Flow, lack.score = fmt.Sprintf("%s is in the host network and has its node's address, which no selector matches", h.peer.Name), otherKind
 		return says, lack
 	case h.peer.Pod == nil:
 		lack.Flow, lack.score = h.peer.Name+" is not the address of a pod", otherKind
+		if h.peer.Range != nil {
+			lack.Flow = "these are not addresses of pods"
+		}
 		return says, lack
 	}
 	var flaws []string
-	ns, name := h.peer.Pod.Namespace, h.peer.Pod.String()
+	ns, name := h.peer.Pod.Namespace, podName(h.peer)
 	switch {
 	case namespaces != nil:
-		if missing := missing(namespaces, h.c.namespaceLabels(ns)); len(missing) > 0 {
+		if missing := missing(namespaces, h.c.inventory.NamespaceLabels(ns)); len(missing) > 0 {
 			flaws = append(flaws, "namespace "+ns+" has "+strings.Join(missing, " and "))
 			lack.score += len(missing)
 		}
@@ -144,16 +151,16 @@ func (h *matcher) block(b *policy.Block) (string, *Mismatch) {
 		for i, e := range b.Except {
 			texts[i] = e.String()
 		}
-		says += " except " + some(texts, 5, ", ")
+		says += " except " + near.List(texts, 5, ", ")
 	}
 	lack := &Mismatch{Part: "peer", Allows: says}
 	for _, e := range b.Except {
 		if e.Contains(h.addr) && lack.score == 0 {
-			lack.Flow, lack.score = fmt.Sprintf("%s is in %s, which is excluded", h.addr, e.Masked()), 1
+			lack.Flow, lack.score = h.inside(e.Masked()), 1
 		}
 	}
 	if !cidr.Contains(h.addr) {
-		lack.Flow, lack.score = h.addr.String()+" is outside it", 2
+		lack.Flow, lack.score = h.outside("it"), 2
 		if h.peer.Pod != nil {
 			lack.score = otherAddress
 		}
@@ -162,6 +169,28 @@ func (h *matcher) block(b *policy.Block) (string, *Mismatch) {
 		return says, nil
 	}
 	return says, lack
+}
+
+// outside records that the peer's address is outside of the addresses that the rule names.
+func (h *matcher) outside(of string) string {
+	switch {
+	case h.peer.Range != nil:
+		return "these addresses are outside " + of
+	case h.peer.Assumed:
+		return fmt.Sprintf("%s has no known address, and is taken to be outside %s", h.peer.Name, of)
+	}
+	return fmt.Sprintf("%s is outside %s", h.addr, of)
+}
+
+// inside records that the peer's address is in the exception e.
+func (h *matcher) inside(e netip.Prefix) string {
+	switch {
+	case h.peer.Range != nil:
+		return fmt.Sprintf("these addresses are in %s, which is excluded", e)
+	case h.peer.Assumed:
+		return fmt.Sprintf("%s has no known address, and is taken to be in %s, which is excluded", h.peer.Name, e)
+	}
+	return fmt.Sprintf("%s is in %s, which is excluded", h.addr, e)
 }
 
 // nodes matches the address of the peer against those of the nodes that a selector matches.
@@ -176,6 +205,12 @@ func (h *matcher) nodes(sel labels.Selector) (string, *Mismatch) {
 		}
 	}
 	lack := &Mismatch{Part: "peer", Allows: says, Flow: h.addr.String() + " is not the address of a known node", score: otherAddress}
+	switch {
+	case h.peer.Range != nil:
+		lack.Flow = "these are not addresses of a known node"
+	case h.peer.Assumed:
+		lack.Flow = h.peer.Name + " has no known address"
+	}
 	if n := h.c.snapshot.NodeAt(h.addr); n != nil {
 		missing := missing(sel, n.Labels)
 		lack.Flow, lack.score = "node "+n.Name+" has "+strings.Join(missing, " and "), len(missing)

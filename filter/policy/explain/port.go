@@ -7,6 +7,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/near"
 )
 
 // ports matches the ports of a rule against the port of the flow. It returns a description
@@ -32,7 +33,7 @@ func (h *matcher) ports(items []policy.PortRange, field string) (string, *Mismat
 	if len(all) == 0 {
 		return "", unreadable("port", field)
 	}
-	lack := &Mismatch{Part: "port", Allows: some(all, 8, ", "), Flow: "the flow is to " + portText(h.key)}
+	lack := &Mismatch{Part: "port", Allows: near.List(all, 8, ", "), Flow: "the flow is to " + portText(h.key)}
 	switch h.key.Transport {
 	case filter.Portless:
 		lack.Flow = "the flow is " + h.key.Protocol.String() + ", which only " + h.ruleWithoutPorts()
@@ -90,7 +91,7 @@ func (h *matcher) portItem(port *policy.PortRange) (says, name string, matches b
 }
 
 func (h *matcher) namedPorts() []policy.NamedPort {
-	return h.c.snapshot.Endpoint(h.key.DstAddr()).NamedPorts()
+	return h.to.Endpoint.NamedPorts()
 }
 
 func (h *matcher) lookUp(name string, proto filter.Protocol) (uint16, bool) {
@@ -105,6 +106,9 @@ func (h *matcher) lookUp(name string, proto filter.Protocol) (uint16, bool) {
 // nameWords describes what the given port names mean on the destination.
 func (h *matcher) nameWords(names []string) string {
 	if h.to.Pod == nil {
+		if h.to.Range != nil {
+			return ", and addresses outside the cluster have no port names"
+		}
 		return ", and " + h.to.Name + " is not a pod, so it has no port names"
 	}
 	var have, all []string
@@ -117,14 +121,14 @@ func (h *matcher) nameWords(names []string) string {
 			}
 		}
 	}
-	name := h.to.Pod.String()
+	name := podName(h.to)
 	switch {
 	case len(have) > 0:
 		return ", and " + name + " has " + strings.Join(have, ", ")
 	case len(all) > 0:
-		return fmt.Sprintf(", and %s has no port named %s; it has %s", name, some(names, 5, " or "), some(all, 5, ", "))
+		return fmt.Sprintf(", and %s has no port named %s; it has %s", name, near.List(names, 5, " or "), near.List(all, 5, ", "))
 	}
-	return fmt.Sprintf(", and %s has no port named %s, and no other named port", name, some(names, 5, " or "))
+	return fmt.Sprintf(", and %s has no port named %s, and no other named port", name, near.List(names, 5, " or "))
 }
 
 // portText describes the flow's destination port: "TCP 80", "ICMP".

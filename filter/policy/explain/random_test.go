@@ -17,6 +17,7 @@ import (
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -201,24 +202,14 @@ type objects struct {
 
 // clusterOf compiles the objects.
 func clusterOf(from objects) (*explain.Cluster, *policy.Snapshot) {
-	w := policy.NewStore()
-	w.AssumeNodeAddrs()
-	o := explain.Objects{Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Policies: append(netpol.ReadAll(from.Policies), from.Ordered...)}
-	for _, ns := range o.Namespaces {
-		w.SetNamespace(ns.Name, ns.Labels)
-	}
-	for _, n := range from.Nodes {
-		w.SetNodeObject(n)
-	}
-	for _, p := range o.Pods {
-		w.SetPod(p)
-	}
-	for _, p := range o.Policies {
-		w.SetPolicy(p)
-	}
-	s, _ := w.Commit()
-	o.Problems = w.Problems()
-	return explain.New(s, o), s
+	v := inventoryOf(from)
+	return explain.New(v, v.Problems), v.Snapshot
+}
+
+func inventoryOf(from objects) *inventory.Inventory {
+	return inventory.New(inventory.Objects{
+		Namespaces: from.Namespaces, Pods: kubepod.ReadAll(from.Pods), Nodes: from.Nodes, Policies: append(netpol.ReadAll(from.Policies), from.Ordered...),
+	})
 }
 
 // An explanation must agree with the decision: if a side denies, every rule has a mismatch,
@@ -257,9 +248,9 @@ func TestExplanationsAgreeWithDecide(t *testing.T) {
 					for _, t := range s.Tiers {
 						seen[fmt.Sprint(t.Tier, " ", t.Result)]++
 					}
-					if s.Change != nil && s.Change.Problem == nil {
-						changed, _ := clusterOf(apply(o, s))
-						if again := changed.Explain(f); !sideOf(again.Verdict, s.Direction).Allows() {
+					if s.Change.Written() {
+						changed := inventoryOf(apply(o, s))
+						if again := explain.New(changed, changed.Problems).Explain(changed.Move(f)); !sideOf(again.Verdict, s.Direction).Allows() {
 							t.Fatalf("seed %d, %s: the change does not allow the %s\n%s", seed, f.Key, s.Direction, explain.Text([]explain.Explanation{e}))
 						}
 						seen["changed"]++
@@ -363,32 +354,41 @@ func apply(o objects, s explain.Side) objects {
 			o.Ordered[i] = &changed
 		}
 	}
+	if s.Change.New != nil {
+		o.Policies = append(o.Policies, s.Change.Add()[0].(*networkingv1.NetworkPolicy))
+		return o
+	}
 	for i, p := range o.Policies {
 		if netpol.Ref(p.Namespace, p.Name) != s.Change.Policy {
 			continue
 		}
 		p = p.DeepCopy()
 		o.Policies[i] = p
-		switch add := s.Change.Add.(type) {
-		case networkingv1.NetworkPolicyIngressRule:
-			p.Spec.Ingress = append(p.Spec.Ingress, add)
-		case networkingv1.NetworkPolicyEgressRule:
-			p.Spec.Egress = append(p.Spec.Egress, add)
-		case networkingv1.NetworkPolicyPeer:
-			at := s.Nearest[0].Rule.Index
-			if s.Direction == filter.Egress {
-				p.Spec.Egress[at].To = append(p.Spec.Egress[at].To, add)
-			} else {
-				p.Spec.Ingress[at].From = append(p.Spec.Ingress[at].From, add)
-			}
-		case networkingv1.NetworkPolicyPort:
-			at := s.Nearest[0].Rule.Index
-			if s.Direction == filter.Egress {
-				p.Spec.Egress[at].Ports = append(p.Spec.Egress[at].Ports, add)
-			} else {
-				p.Spec.Ingress[at].Ports = append(p.Spec.Ingress[at].Ports, add)
-			}
+		for _, item := range s.Change.Add() {
+			addItem(p, s, item)
 		}
 	}
 	return o
+}
+
+// addItem adds an item in the form of the API to a list of a policy.
+func addItem(p *networkingv1.NetworkPolicy, s explain.Side, item any) {
+	switch add := item.(type) {
+	case networkingv1.NetworkPolicyIngressRule:
+		p.Spec.Ingress = append(p.Spec.Ingress, add)
+	case networkingv1.NetworkPolicyEgressRule:
+		p.Spec.Egress = append(p.Spec.Egress, add)
+	case networkingv1.NetworkPolicyPeer:
+		if at := s.Change.To.Index; s.Direction == filter.Egress {
+			p.Spec.Egress[at].To = append(p.Spec.Egress[at].To, add)
+		} else {
+			p.Spec.Ingress[at].From = append(p.Spec.Ingress[at].From, add)
+		}
+	case networkingv1.NetworkPolicyPort:
+		if at := s.Change.To.Index; s.Direction == filter.Egress {
+			p.Spec.Egress[at].Ports = append(p.Spec.Egress[at].Ports, add)
+		} else {
+			p.Spec.Ingress[at].Ports = append(p.Spec.Ingress[at].Ports, add)
+		}
+	}
 }

@@ -10,7 +10,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter"
-	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -56,15 +56,8 @@ func serviceCluster(t *testing.T) *Cluster {
 	if err := yaml.UnmarshalStrict([]byte(behindServices), &o); err != nil {
 		t.Fatal(err)
 	}
-	w := policy.NewStore()
-	for _, p := range o.Pods {
-		w.SetPod(kubepod.Read(p))
-	}
-	for _, p := range o.Policies {
-		w.SetPolicy(netpol.Read(p))
-	}
-	s, _ := w.Commit()
-	return New(s, Objects{Pods: kubepod.ReadAll(o.Pods), Policies: netpol.ReadAll(o.Policies), Services: o.Services, EndpointSlices: o.EndpointSlices})
+	v := inventory.New(inventory.Objects{Pods: kubepod.ReadAll(o.Pods), Policies: netpol.ReadAll(o.Policies), Services: o.Services, EndpointSlices: o.EndpointSlices})
+	return New(v, v.Problems)
 }
 
 // Decisions never see the address of a Service, so a question about such an address is
@@ -126,7 +119,7 @@ func TestAnswerOfAService(t *testing.T) {
 		all = append(all, c.Explain(f))
 	}
 	text := Text(all)
-	for _, want := range []string{"10.96.0.7 port 80 is Service lab/db: decisions see the endpoints behind it", "2 endpoints, 1 denied", "deny (ingress-denied): lab/web (10.0.0.1) to 10.0.0.3 (pod lab/db-1), TCP 6380"} {
+	for _, want := range []string{"10.96.0.7 port 80 is Service lab/db → lab/db-0 port 6379, lab/db-1 port 6380: decisions see the endpoints behind a Service (2 endpoints, 1 denied)", "deny (ingress-denied): lab/web (10.0.0.1) to lab/db-1 (10.0.0.3), TCP 6380"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the text does not contain %q:\n%s", want, text)
 		}
@@ -154,7 +147,7 @@ func TestNotesAboutNodeLocalAddresses(t *testing.T) {
 		if got := strings.Join(e.Notes, "\n"); (got == "") != (tt.note == "") || !strings.Contains(got, tt.note) {
 			t.Errorf("%v: notes %q, want %q in them", tt.q, got, tt.note)
 		}
-		if a := NewAnswer([]Explanation{e}); len(a.Notes) != len(e.Notes) || strings.Contains(Text([]Explanation{e}), "note: ") != (tt.note != "") {
+		if a := NewAnswer(Question{}, []Explanation{e}); len(a.Notes) != len(e.Notes) || strings.Contains(Text([]Explanation{e}), "note: ") != (tt.note != "") {
 			t.Errorf("%v: the answer has notes %q, the text is\n%s", tt.q, a.Notes, Text([]Explanation{e}))
 		}
 	}

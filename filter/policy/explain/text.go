@@ -3,114 +3,195 @@ package explain
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
 	"sigs.k8s.io/yaml"
 
 	"sluice/filter"
+	"sluice/filter/policy/near"
 )
 
-// Text formats the explanations of one question for people: the verdict in one line, then
-// both directions, then the change that would allow the flow. It combines both address
-// families if their verdicts are the same. It numbers rules from 1.
+// Text formats the explanations of one question for users: the verdict in one line, then both
+// directions, then the changes that would allow the flow, with their side effects. It merges the
+// explanations; see [Merge]. It numbers rules from 1.
 func Text(all []Explanation) string {
-	if len(all) > 0 && all[0].Flow.Via != nil {
-		return viaText(all)
-	}
-	if len(all) == 2 && all[0].Verdict == all[1].Verdict {
-		return all[0].text(all[1].Flow)
-	}
+	all = mergeAllowed(Merge(all))
 	var parts []string
-	for _, e := range all {
-		parts = append(parts, e.text())
+	for i := range all {
+		parts = append(parts, all[i].text())
 	}
-	return strings.Join(parts, "\n")
+	head := ""
+	switch {
+	case len(exposuresOf(all)) > 0:
+		head = routeText(all)
+	case len(all) > 0 && all[0].Flow.Via != nil:
+		head = viaText(all)
+	case len(all) > 1:
+		head = countText(all)
+	}
+	return head + strings.Join(parts, "\n")
 }
 
-// maxBackends bounds the endpoints of a Service that are explained one by one.
+// samePair reports whether two flows are between the same ends.
+func samePair(a, b Flow) bool { return a.From.Name == b.From.Name && a.To.Name == b.To.Name }
+
+// maxCounted bounds the ends that the heading of several answers lists for a verdict.
+const maxCounted = 12
+
+// countText counts the answers to a question by verdict. If there are more than a few, it also lists
+// the ends in which they differ.
+func countText(all []Explanation) string {
+	var counts []string
+	var lists strings.Builder
+	for i := 0; i < len(all); {
+		n := i
+		for n < len(all) && all[n].verdict() == all[i].verdict() {
+			n++
+		}
+		counts = append(counts, fmt.Sprintf("%d %s", n-i, all[i].verdict()))
+		if text := differing(all, all[i:n]); len(all) > maxEnds && text != "" {
+			fmt.Fprintf(&lists, "  %s: %s\n", all[i].verdict(), text)
+		}
+		i = n
+	}
+	return fmt.Sprintf("%d different answers: %s\n%s\n", len(all), strings.Join(counts, ", "), lists.String())
+}
+
+// differing names the ends of the explanations some: the sources if all explanations have the same
+// destinations, the destinations if all have the same sources. Otherwise it returns "".
+func differing(all, some []Explanation) string {
+	same := func(ends func(*Explanation) []string) bool {
+		return !slices.ContainsFunc(all, func(e Explanation) bool { return !slices.Equal(ends(&e), ends(&all[0])) })
+	}
+	var flows []Flow
+	for i := range some {
+		flows = append(flows, some[i].flows()...)
+	}
+	switch {
+	case same((*Explanation).tos):
+		return listText(flows, source, maxCounted)
+	case same((*Explanation).froms):
+		return listText(flows, destination, maxCounted)
+	}
+	return ""
+}
+
+// Depends is the verdict about a flow that is allowed for some addresses of an end, and denied for
+// others.
+const Depends = "depends"
+
+// verdict returns the verdict in one word.
+func (e *Explanation) verdict() string {
+	if len(e.Depends) > 0 {
+		return Depends
+	}
+	return e.Verdict.Action.String()
+}
+
+// maxBackends bounds the endpoints that the heading about a Service lists.
 const maxBackends = 5
 
-// viaText explains a flow to the address of a Service. It begins with the endpoints that
-// are denied.
+// viaText returns the heading of the answers about a Service.
 func viaText(all []Explanation) string {
 	via := all[0].Flow.Via
-	denied := 0
-	sorted := slices.Clone(all)
-	slices.SortStableFunc(sorted, func(a, b Explanation) int { return int(a.Verdict.Action) - int(b.Verdict.Action) })
-	for _, e := range all {
-		if e.Verdict.Action == filter.Deny {
-			denied++
+	var ends []string
+	denied, depends := make(map[string]bool), make(map[string]bool)
+	for i := range all {
+		for _, f := range all[i].flows() {
+			end := fmt.Sprintf("%s port %d", f.To.Name, f.Key.Port)
+			if !slices.Contains(ends, end) {
+				ends = append(ends, end)
+			}
+			switch all[i].verdict() {
+			case Depends:
+				depends[end] = true
+			case filter.Deny.String():
+				denied[end] = true
+			}
 		}
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s port %d is Service %s: decisions see the endpoints behind it, not its address (%s, %d denied)\n",
-		via.Addr, via.Port, via.Service, count(len(all), "endpoint", "endpoints"), denied)
-	for i, e := range sorted {
-		if i == maxBackends {
-			fmt.Fprintf(&b, "and %s\n", count(len(all)-i, "more endpoint", "more endpoints"))
-			break
-		}
-		b.WriteString(e.text())
+	name := fmt.Sprintf("Service %s port %d", via.Service, via.Port)
+	if via.Addr.IsValid() {
+		name = fmt.Sprintf("%s port %d is Service %s", via.Addr, via.Port, via.Service)
 	}
-	return b.String()
+	if via.NodePort != 0 {
+		name = fmt.Sprintf("port %d of nodes is Service %s port %d", via.NodePort, via.Service, via.Port)
+	}
+	slices.Sort(ends)
+	counts := fmt.Sprintf("%s, %d denied", count(len(ends), "endpoint", "endpoints"), len(denied))
+	if len(depends) > 0 {
+		counts += fmt.Sprintf(", %d depends", len(depends))
+	}
+	return fmt.Sprintf("%s → %s: decisions see the endpoints behind a Service (%s)\n", name, near.List(ends, maxBackends, ", "), counts)
 }
 
-// text formats the explanation of e.Flow. The flows in "others" have the same explanation.
-func (e *Explanation) text(others ...Flow) string {
-	flows := append([]Flow{e.Flow}, others...)
+// text formats an explanation.
+func (e *Explanation) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s (%s): %s to %s, %s\n", e.Verdict.Action, e.Verdict.Reason,
-		endText(e.Flow.From, flows, filter.Key.SrcAddr), endText(e.Flow.To, flows, filter.Key.DstAddr), portText(e.Flow.Key))
-	switch {
-	case e.Verdict.Reason == filter.SameAddress, e.Verdict.Reason == filter.OwnNode && !e.Egress.ordered():
-		fmt.Fprintf(&b, "  %s: no policy applies\n", plainOutcome(e.Flow, e.Verdict).Why())
-		return b.String()
+	reason := e.Verdict.Reason.String()
+	if len(e.Depends) > 0 {
+		reason = "address not known"
 	}
-	if e.Verdict.Reject {
-		answer := "an ICMP error"
-		if e.Flow.Key.Protocol == filter.TCP {
-			answer = "a TCP reset"
-		}
-		fmt.Fprintf(&b, "  rejected: the sender gets %s\n", answer)
-	}
-	e.Egress.write(&b, e.Flow.From)
-	e.Ingress.write(&b, e.Flow.To)
+	fmt.Fprintf(&b, "%s (%s): %s to %s, %s\n", e.verdict(), reason, e.sourceText(), e.destinationText(), portText(e.Flow.Key))
+	flows := e.flows()
+	e.writeReasons(&b, shortText(flows, source), shortText(flows, destination))
 	for _, n := range e.Notes {
 		fmt.Fprintf(&b, "note: %s\n", n)
 	}
 	for _, s := range []*Side{&e.Egress, &e.Ingress} {
 		s.writeChange(&b)
 	}
+	e.writeEffects(&b)
 	return b.String()
 }
 
-// endText names an end and the addresses of its flows.
-func endText(e *End, flows []Flow, addrOf func(filter.Key) netip.Addr) string {
-	if e.byAddress() {
-		switch {
-		case e.Pod != nil:
-			return fmt.Sprintf("%s (pod %s/%s)", e.Name, e.Pod.Namespace, e.Pod.Name)
-		case e.NodeName != "":
-			return e.Name + " (node " + e.NodeName + ")"
-		case e.Node:
-			return e.Name + " (this node)"
+// writeReasons writes what decided on both sides. The parameters from and to are the names of the ends.
+func (e *Explanation) writeReasons(b *strings.Builder, from, to string) {
+	e.writeDepends(b)
+	switch {
+	case e.Verdict.Reason == filter.SameAddress, e.Verdict.Reason == filter.OwnNode && !e.Egress.ordered():
+		fmt.Fprintf(b, "  %s: no policy applies\n", e.outcome().Why())
+		return
+	}
+	if e.Verdict.Reject {
+		answer := "an ICMP error"
+		if e.Flow.Key.Protocol == filter.TCP {
+			answer = "a TCP reset"
 		}
-		return e.Name + " (no pod)"
+		fmt.Fprintf(b, "  rejected: the sender gets %s\n", answer)
 	}
-	var addrs []string
-	for _, f := range flows {
-		addrs = append(addrs, addrOf(f.Key).String())
-	}
-	return e.Name + " (" + strings.Join(addrs, ", ") + ")"
+	e.Egress.write(b, e.Flow.From, from)
+	e.Ingress.write(b, e.Flow.To, to)
 }
 
-func (s *Side) write(b *strings.Builder, end *End) {
-	name := s.Pod
-	if name == "" {
-		name = end.Name
+// maxDepends bounds the ranges that the text lists: policies may have thousands.
+const maxDepends = 10
+
+// writeDepends writes for which addresses of an end with an assumed address the verdict differs.
+func (e *Explanation) writeDepends(b *strings.Builder) {
+	if len(e.Depends) == 0 {
+		return
 	}
+	for i, a := range e.Depends {
+		if i == maxDepends && len(e.Depends) > maxDepends+1 {
+			fmt.Fprintf(b, "  (%d more ranges have another verdict: JSON lists them)\n", len(e.Depends)-i)
+			break
+		}
+		end := "source"
+		if a.To {
+			end = "destination"
+		}
+		fmt.Fprintf(b, "  %s if the address of the %s %s: %s\n", a.Verdict.Action, end, a.Range.Where(), a.Why())
+	}
+	fmt.Fprintf(b, "  %s otherwise, for the reasons below", e.Verdict.Action)
+	if e.settle != "" {
+		fmt.Fprintf(b, "; to know, %s", e.settle)
+	}
+	fmt.Fprintln(b)
+}
+
+func (s *Side) write(b *strings.Builder, end *End, name string) {
 	if s.ordered() {
 		fmt.Fprintf(b, "  %s: %s: ", s.Direction, name)
 		s.writeTiers(b)
@@ -121,14 +202,28 @@ func (s *Side) write(b *strings.Builder, end *End) {
 	case s.Pod == "" && end.Node:
 		fmt.Fprintln(b, "has a node's address, which no policy isolates")
 		return
+	case s.Pod == "" && end.PodRange:
+		fmt.Fprintln(b, "is in the range of the pods, but no pod here has it, so it is not known which policies isolate it")
+		return
+	case s.Pod == "" && end.Range != nil:
+		fmt.Fprintln(b, "is outside the cluster, so no policy isolates it")
+		return
 	case s.Pod == "":
 		fmt.Fprintln(b, "is not a pod, so no policy isolates it")
 		return
-	case len(s.Policies) == 0:
-		fmt.Fprintln(b, "is not isolated: no policy selects it in this direction")
+	case len(s.Policies) == 0 && !s.others:
+		be, them := "is", "it"
+		if several(name) {
+			be, them = "are", "them"
+		}
+		fmt.Fprintf(b, "%s not isolated: no policy selects %s in this direction\n", be, them)
 		return
 	}
-	fmt.Fprintf(b, "is isolated by %s", strings.Join(s.Policies, ", "))
+	be := "is"
+	if several(name) {
+		be = "are"
+	}
+	fmt.Fprintf(b, "%s isolated by %s", be, policyList(s.Policies, len(s.Policies), s.others))
 	if s.Allowed != nil {
 		fmt.Fprintf(b, "\n    %s allows it: %s\n", ruleTitle(&s.Allowed.Rule), s.Allowed.matches())
 	} else {
@@ -136,6 +231,22 @@ func (s *Side) write(b *strings.Builder, end *End) {
 		s.writeNearest(b, "    ")
 	}
 	s.writeProblems(b)
+}
+
+// several reports whether a text names several pods.
+func several(names string) bool {
+	return strings.Contains(names, ", ") || strings.Contains(names, "; ")
+}
+
+// policyList names at most n policies. If others is true, it adds that some pods have further policies.
+func policyList(names []string, n int, others bool) string {
+	switch {
+	case !others:
+		return near.List(names, n, ", ")
+	case len(names) == 0:
+		return "policies of their own"
+	}
+	return strings.Join(names[:min(n, len(names))], ", ") + " and others"
 }
 
 // writeProblems writes what cannot be understood in the policies that were evaluated.
@@ -197,6 +308,9 @@ func (s *Side) writeChange(b *strings.Builder) {
 	switch {
 	case c == nil:
 		return
+	case c.Hint != "":
+		fmt.Fprintf(b, "to allow the %s: %s\n", s.Direction, c.Hint)
+		return
 	case c.Problem != nil && c.Problem.TooLarge:
 		fmt.Fprintf(b, "to allow the %s: shrink %s: %s\n", s.Direction, c.Policy.Object(), c.Problem.Hint)
 		return
@@ -204,19 +318,38 @@ func (s *Side) writeChange(b *strings.Builder) {
 		fmt.Fprintf(b, "to allow the %s: first correct %s of %s: %s\n", s.Direction, cmp.Or(c.Problem.Field, "the manifest"), c.Policy.Object(), c.Problem.Hint)
 		return
 	}
-	if c.Before != nil {
+	switch {
+	case c.New != nil:
+		fmt.Fprintf(b, "to allow the %s: apply this NetworkPolicy, for example with kubectl apply -f -\n", s.Direction)
+	case c.Before != nil:
 		fmt.Fprintf(b, "to allow the %s: add before %s of %s\n", s.Direction, ruleField(*c.Before), c.Policy.Object())
-	} else {
+	default:
 		fmt.Fprintf(b, "to allow the %s: add to %s of %s\n", s.Direction, c.Field, c.Policy.Object())
 	}
-	text, err := yaml.Marshal([]any{c.Add})
-	if err != nil {
-		text = []byte(err.Error()) // these API types always marshal
-	}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(c.yaml()) {
 		fmt.Fprintf(b, "    %s", line)
 	}
 	for _, n := range c.Notes {
 		fmt.Fprintf(b, "  %s\n", n)
 	}
+}
+
+// yaml returns what to add, as YAML: items of a list, or a complete policy.
+func (c *Change) yaml() string {
+	var from any = c.Add()
+	if c.New != nil {
+		from = c.Add()[0]
+	}
+	text, err := yaml.Marshal(from)
+	if err != nil {
+		return err.Error() // never happens: these API types can be marshaled
+	}
+	return string(text)
+}
+
+// text returns the complete text of the change.
+func (c *Change) text() string {
+	var b strings.Builder
+	(&Side{Direction: c.Direction, Change: c}).writeChange(&b)
+	return b.String()
 }

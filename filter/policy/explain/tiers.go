@@ -17,6 +17,8 @@ type Step struct {
 	// OwnNode reports that the tier was not evaluated because the destination is the pod's
 	// own node.
 	OwnNode bool
+
+	others bool // further policies decide about some of the pods; see mergeAllowed
 }
 
 // Result is what a tier decided, as in JSON.
@@ -65,7 +67,7 @@ func (c *Cluster) selects(p *policy.Policy, pod *policy.Pod) bool {
 	case pod == nil || !p.Subject.Pods.Matches(pod.Labels):
 		return false
 	case p.Subject.Namespaces != nil:
-		return p.Subject.Namespaces.Matches(c.namespaceLabels(pod.Namespace))
+		return p.Subject.Namespaces.Matches(c.inventory.NamespaceLabels(pod.Namespace))
 	}
 	return p.Subject.Namespace == pod.Namespace
 }
@@ -74,7 +76,7 @@ func (c *Cluster) selects(p *policy.Policy, pod *policy.Pod) bool {
 // tiers without a policy for the pod. It keeps the tier NetworkPolicy if that tier was
 // evaluated and ordered rules exist for the pod.
 func (c *Cluster) steps(d filter.Direction, f Flow, e *policy.Endpoint, given filter.Side) []Step {
-	pod := c.pods[e.String()]
+	pod := c.inventory.Pod(e.String())
 	var steps []Step
 	decided, ordered := false, false
 	for t := policy.Admin; t < filter.NumTiers; t++ {

@@ -10,6 +10,7 @@ import (
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
+	"sluice/filter/policy/inventory"
 )
 
 // clusterPolicy returns a policy for the pods of namespace default that match a selector.
@@ -98,7 +99,7 @@ allow (rule): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 80
       default/x rule 1 allows it: every peer, TCP 80
     Baseline: not evaluated (baseline/closed)
 `},
-		"passed by Admin, denied by a NetworkPolicy": {[]*policy.Policy{platform}, map[string]string{"x": "{podSelector: {}, ingress: [{ports: [{port: 80}]}]}"}, "shop/cart db tcp 81", `
+		"passed by Admin, denied by a NetworkPolicy": {[]*policy.Policy{platform}, map[string]string{"x": "{podSelector: {matchLabels: {role: db}}, ingress: [{from: [{namespaceSelector: {}}], ports: [{port: 80}]}]}"}, "shop/cart db tcp 81", `
 deny (ingress-denied): shop/cart (10.0.0.3) to default/db (10.0.0.1), TCP 81
   egress: shop/cart is not isolated: no policy selects it in this direction
   ingress: default/db: denied by the tier NetworkPolicy
@@ -239,14 +240,14 @@ func TestOrderedWords(t *testing.T) {
 			"      to:\n      - networks:\n        - 203.0.113.9/32\n",
 		}},
 		"networks": {clusterPolicy("x", policy.Admin, 3, all, egress(rule("", policy.Accept, networks("192.0.2.0/24", "198.51.100.0/24")), rule("", policy.Deny, everyNetwork))), "web 203.0.113.9 tcp 80", []string{
-			"admin/x rule 1 allows addresses in 192.0.2.0/24, 198.51.100.0/24; 203.0.113.9 is in none of them\n",
+			"admin/x rule 1 allows addresses in 192.0.2.0/24, 198.51.100.0/24; 203.0.113.9 is outside all of them\n",
 		}},
 		"names": {clusterPolicy("x", policy.Admin, 3, all, egress(rule("", policy.Accept, policy.Peer{Names: []string{"a.example"}}), rule("", policy.Deny, everyNetwork))), "web 203.0.113.9 tcp 80", []string{
 			"admin/x rule 1 allows the names a.example; names are not supported and match nothing\n",
 		}},
 		"ICMP": {clusterPolicy("x", policy.Admin, 3, all, ingress(tcp(rule("", policy.Accept, everyPod), 80), rule("", policy.Deny, everyPod))), "web db icmp", []string{
 			"admin/x rule 1 allows TCP 80; the flow is ICMP, which only a rule without protocols matches\n",
-			"    - action: Accept\n      from:\n      - pods:\n          namespaceSelector:\n            matchLabels:\n              kubernetes.io/metadata.name: default\n          podSelector:\n            matchLabels:\n              role: backend\n  this also opens every port of every protocol: only a rule without protocols matches ICMP\n  or",
+			"    - action: Accept\n      from:\n      - pods:\n          namespaceSelector:\n            matchLabels:\n              kubernetes.io/metadata.name: default\n          podSelector:\n            matchLabels:\n              role: backend\n  only a rule without protocols matches this flow, so this opens every port of every protocol\n  or",
 		}},
 		"a malformed subject": {closed, "web db tcp 80", []string{
 			"Admin: denied by admin/x rule 1: every peer, every port\n    not understood: ClusterNetworkPolicy x, spec.subject: it has no field\n",
@@ -271,4 +272,24 @@ func networks(texts ...string) (p policy.Peer) {
 		p.Networks = append(p.Networks, netip.MustParsePrefix(text))
 	}
 	return p
+}
+
+// A missing Namespace is noted only if all Namespaces could be read.
+func TestNotesAboutMissingNamespaces(t *testing.T) {
+	var both []*policy.Pod
+	for i, name := range []string{"web", "db"} {
+		both = append(both, &policy.Pod{Namespace: "lab", Name: name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})}})
+	}
+	quarantine := clusterPolicy("x", policy.Admin, 3, labels.Everything(), ingress(rule("", policy.Deny, pods(""))))
+	quarantine.Subject.Namespaces = labels.SelectorFromSet(labels.Set{"quarantine": "yes"})
+	for unread, want := range map[bool]string{false: "there is no Namespace lab", true: ""} {
+		c := explain.New(inventory.New(inventory.Objects{Pods: both, Policies: []*policy.Policy{quarantine}, NamespacesUnread: unread}), nil)
+		all, err := c.ExplainAll(explain.Question{From: "lab/web", To: "lab/db", Port: "53"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(all[0].Notes, "\n"); (got == "") != (want == "") || !strings.HasPrefix(got, want) {
+			t.Errorf("with unread %v, notes %q, want %q", unread, got, want)
+		}
+	}
 }

@@ -31,13 +31,13 @@ func (s *Side) writeStep(b *strings.Builder, t *Step) {
 	for i, p := range t.Policies {
 		titles[i] = filter.PolicyTitle(t.Tier, p)
 	}
-	names := some(titles, 8, ", ")
+	names := policyList(titles, 8, t.others)
 	switch {
 	case t.OwnNode:
 		fmt.Fprintln(b, "does not apply to the pod's own node")
 	case t.Result == NotEvaluated:
 		fmt.Fprintf(b, "not evaluated (%s)\n", names)
-	case len(titles) == 0:
+	case len(titles) == 0 && !t.others:
 		fmt.Fprintln(b, "no policy selects it")
 	case t.Tier == policy.NetworkPolicy:
 		fmt.Fprintf(b, "isolated by %s", names)

@@ -22,7 +22,7 @@ func read(o *corev1.Pod) policy.Pod {
 	p := policy.Pod{
 		Namespace: o.Namespace, Name: o.Name, Labels: o.Labels, Node: o.Spec.NodeName,
 		Created: o.CreationTimestamp.UnixNano(), Ending: o.DeletionTimestamp != nil,
-		HostNetwork: o.Spec.HostNetwork, Ports: ports(&o.Spec),
+		HostNetwork: o.Spec.HostNetwork, Ports: ports(&o.Spec), Owner: ownerOf(o),
 		NotReady: slices.ContainsFunc(o.Status.Conditions, func(c corev1.PodCondition) bool {
 			return c.Type == corev1.PodReady && c.Status == corev1.ConditionFalse
 		}),

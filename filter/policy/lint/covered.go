@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
+
+	"sluice/filter/policy/near"
 )
 
 // exceptions reports exceptions that exclude nothing from their cidr, or all of it.
@@ -50,12 +53,106 @@ func (l *linter) masked(p *lintPolicy, field string, written, read netip.Prefix)
 		"%s has bits set after its prefix, and is read as %s", written, read)
 }
 
+// redundant is a rule together with the rule that makes it redundant.
+type redundant struct {
+	rule, by *rule
+	of       *lintPolicy // the policy with the rule by
+}
+
 // covered reports redundant rules: another rule for the same pods already allows all of
 // their flows. It compares the text of the policies, not their effect on the current pods:
-// two selectors that happen to match the same pods are not equal.
-func (l *linter) covered(p *lintPolicy, r *rule) {
-	if p.subject == nil || p.ordered() || !r.whole {
+// two selectors that happen to match the same pods are not equal. There is one finding for all
+// rules that a policy covers.
+func (l *linter) covered() {
+	var order []*lintPolicy
+	all := make(map[*lintPolicy][]coveredRules)
+	for _, p := range l.policies {
+		for _, c := range l.coveredRules(p) {
+			if all[c.of] == nil {
+				order = append(order, c.of)
+			}
+			all[c.of] = append(all[c.of], c)
+		}
+	}
+	for _, of := range order {
+		var several []coveredRules
+		for _, c := range all[of] {
+			if c.p == of || strings.Contains(c.p.LintIgnore, Covered) {
+				l.foundCovered(c.p, of, c.rules) // must not count in a finding about another policy
+				continue
+			}
+			several = append(several, c)
+		}
+		if len(several) == 1 {
+			l.foundCovered(several[0].p, of, several[0].rules)
+		} else if len(several) > 1 {
+			l.coversSeveral(of, several)
+		}
+	}
+}
+
+// coveredRules are the rules of the policy p that the policy "of" covers.
+type coveredRules struct {
+	p, of *lintPolicy
+	rules []redundant
+}
+
+// coveredRules returns the redundant rules of p, by the policy that covers them.
+func (l *linter) coveredRules(p *lintPolicy) (all []coveredRules) {
+	for d := range p.rules {
+		for i := range p.rules[d] {
+			c, is := l.coveredBy(p, &p.rules[d][i])
+			if !is {
+				continue
+			}
+			at := slices.IndexFunc(all, func(o coveredRules) bool { return o.of == c.of })
+			if at < 0 {
+				at = len(all)
+				all = append(all, coveredRules{p: p, of: c.of})
+			}
+			all[at].rules = append(all[at].rules, c)
+		}
+	}
+	return all
+}
+
+// coversSeveral reports a policy that covers rules of several others, as one finding about it: often it
+// is the wider one by mistake, and a finding for each of the others would hide this.
+func (l *linter) coversSeveral(of *lintPolicy, several []coveredRules) {
+	var fields []string
+	for _, c := range several {
+		for _, r := range c.rules {
+			fields = append(fields, c.p.text+" "+r.rule.field)
+		}
+	}
+	l.found(Covered, of, several[0].rules[0].by.field, "narrow it, or remove the others", "it allows everything that %d rules of %d other policies allow: %s",
+		len(fields), len(several), near.List(fields, 5, ", "))
+	l.findings[len(l.findings)-1].Count = len(fields)
+}
+
+func (l *linter) foundCovered(p, of *lintPolicy, rules []redundant) {
+	whose := "this policy"
+	if of != p {
+		whose = of.Ref.Object()
+	}
+	first := rules[0]
+	if len(rules) == 1 {
+		l.found(Covered, p, first.rule.field, "remove it, or narrow the other one", "%s of %s allows everything that it allows", first.by.field, whose)
 		return
+	}
+	fields := make([]string, len(rules))
+	for i, c := range rules {
+		fields[i] = c.rule.field
+	}
+	l.found(Covered, p, first.rule.field, "remove them, or narrow the others", "%d rules allow only what %s allows already, such as by %s: %s",
+		len(rules), whose, first.by.field, near.List(fields, 5, ", "))
+	l.findings[len(l.findings)-1].Count = len(rules)
+}
+
+// coveredBy returns a rule that makes r redundant, and reports whether there is one.
+func (l *linter) coveredBy(p *lintPolicy, r *rule) (redundant, bool) {
+	if p.subject == nil || p.ordered() || !r.whole {
+		return redundant{}, false
 	}
 	for _, o := range l.policies {
 		if o.ordered() || o.namespace != p.namespace || o.subject == nil || !within(p.subject, o.subject) {
@@ -69,14 +166,10 @@ func (l *linter) covered(p *lintPolicy, r *rule) {
 			if r.covers(by) && within(o.subject, p.subject) && (p.text < o.text || p == o && r.index < by.index) {
 				continue // the rules cover each other: report only the later one, which is not r
 			}
-			whose := "this policy"
-			if o != p {
-				whose = o.Ref.Object()
-			}
-			l.found(Covered, p, r.field, "remove it, or narrow the other one", "%s of %s allows everything that it allows", by.field, whose)
-			return
+			return redundant{r, by, o}, true
 		}
 	}
+	return redundant{}, false
 }
 
 // covers reports whether r matches every flow that o matches.
@@ -136,17 +229,16 @@ func follows(h, w labels.Requirement) bool {
 	if h.Key() != w.Key() {
 		return false
 	}
-	has := h.Operator() == selection.In || h.Operator() == selection.Equals || h.Operator() == selection.DoubleEquals
 	switch w.Operator() {
 	case selection.Exists:
-		return has || h.Operator() == selection.Exists
+		return has(h) || h.Operator() == selection.Exists
 	case selection.DoesNotExist:
 		return h.Operator() == selection.DoesNotExist
 	case selection.In, selection.Equals, selection.DoubleEquals:
-		return has && values(w).IsSuperset(values(h))
+		return has(h) && values(w).IsSuperset(values(h))
 	case selection.NotIn:
 		switch {
-		case has:
+		case has(h):
 			return values(h).Intersection(values(w)).Len() == 0
 		case h.Operator() == selection.NotIn:
 			return values(h).IsSuperset(values(w))
@@ -154,4 +246,9 @@ func follows(h, w labels.Requirement) bool {
 		return h.Operator() == selection.DoesNotExist
 	}
 	return false
+}
+
+// has reports whether the requirement lists values of which an object must have one.
+func has(r labels.Requirement) bool {
+	return r.Operator() == selection.In || r.Operator() == selection.Equals || r.Operator() == selection.DoubleEquals
 }

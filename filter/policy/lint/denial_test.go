@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/netpol"
 )
 
@@ -17,7 +18,7 @@ func TestDenyWith(t *testing.T) {
 		meta := metav1.ObjectMeta{Name: "shop", Annotations: map[string]string{policy.DenyWithAnnotation: value}}
 		p := &networkingv1.NetworkPolicy{ObjectMeta: meta}
 		p.Namespace = "shop"
-		found := Check([]*corev1.Namespace{{ObjectMeta: meta}}, nil, nil, []*policy.Policy{netpol.Read(p)})
+		found := Check(inventory.New(inventory.Objects{Namespaces: []*corev1.Namespace{{ObjectMeta: meta}}, Policies: []*policy.Policy{netpol.Read(p)}}))
 		n := 0
 		for _, f := range found {
 			if f.Check == DenyWith {

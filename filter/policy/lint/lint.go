@@ -13,28 +13,45 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
 )
 
 // The checks: the values of Finding.Check.
 const (
-	SameAddress  = "same-address"  // an address that several live pods claim
-	Invalid      = "invalid"       // a part that is not understood and therefore allows nothing
-	NoMatch      = "no-match"      // a selector that matches nothing
-	NoPort       = "no-port"       // a named port that no destination has
-	NoDNS        = "no-dns"        // policies isolate egress and allow something, but not DNS
-	Except       = "except"        // an exception that excludes nothing, or everything
-	HostBits     = "host-bits"     // a CIDR with host bits, which have no effect
-	Covered      = "covered"       // a rule that another rule makes redundant
-	WithoutForce = "without-force" // rules of a direction that policyTypes does not include
-	SamePriority = "same-priority" // policies of a tier whose order the API leaves open
-	Shadowed     = "shadowed"      // a rule that never decides, because an earlier one does
-	Unreachable  = "unreachable"   // rules of the tier Baseline for pods that are all isolated
-	DenyWith     = "deny-with"     // an unknown value of the annotation sluice/deny-with
-	Names        = "names"         // domain names, which are not supported
+	SameAddress  = "same-address"     // an address that several live pods claim
+	Invalid      = "invalid"          // a part that cannot be understood and therefore allows nothing
+	NoMatch      = "no-match"         // a selector that matches nothing
+	NoNamespace  = "no-namespace"     // a peer in a namespace that does not exist
+	NoPort       = "no-port"          // a named port that no destination has
+	NoDNS        = "no-dns"           // policies isolate egress and allow something, but not DNS
+	Except       = "except"           // an exception that excludes nothing, or everything
+	HostBits     = "host-bits"        // a CIDR with host bits, which have no effect
+	Covered      = "covered"          // a rule that another rule makes redundant
+	WithoutForce = "without-force"    // rules of a direction that policyTypes does not include
+	SamePriority = "same-priority"    // policies of a tier whose order the API leaves open
+	Shadowed     = "shadowed"         // a rule that never decides, because an earlier one does
+	Unreachable  = "unreachable"      // rules of the tier Baseline for pods that are all isolated
+	DenyWith     = "deny-with"        // an unknown value of the annotation sluice/deny-with
+	Names        = "names"            // domain names as peers, which Sluice does not support
+	OrNotAnd     = "or-not-and"       // two peers of a rule where one peer with both selectors was probably meant
+	Undeclared   = "undeclared-port"  // a port that no container of the selected pods declares
+	Metadata     = "metadata-address" // a range of Internet addresses that contains the metadata address
+	PodRange     = "pod-address"      // an ipBlock of addresses of pods or Services
+	NotIsolated  = "not-isolated"     // pods that no policy isolates
+	OneSided     = "one-sided"        // a rule; the other end allows none of its flows
+	OneSidedPart = "one-sided-part"   // a peer or a port of a rule; the other end allows none of its flows
+
+	// Checks of ways from outside the cluster.
+	NoBackend     = "no-backend"     // a route to a Service, or to a port of a Service, that does not exist
+	RouteDenied   = "route-denied"   // a way from outside on which the policies of the pods deny everything
+	ClientAddress = "client-address" // a Service whose policies allow clients, although the packets of clients arrive with the address of a node
+
+	// Findings of the reader of manifests; Check does not return them.
+	Manifest   = "manifest"    // a part that cannot be read, or that the API server would reject
+	APIVersion = "api-version" // an API version that Kubernetes no longer serves, and that Sluice still reads
+	Empty      = "empty"       // a field of a rule that is present but empty: the API server drops such fields
 )
 
 // Finding is a part of a policy that is probably wrong.
@@ -44,6 +61,7 @@ type Finding struct {
 	Field  string // as in "spec.ingress[0].from[1].podSelector"
 	Detail string // what is unusual
 	Hint   string // how to correct it
+	Count  int    // number of rules or pods that the finding is about; 0 if it is about one
 }
 
 // Error formats the finding in one line.
@@ -69,29 +87,57 @@ type linter struct {
 	findings   []Finding
 }
 
-// Check lints the policies. The findings are sorted by policy. The objects must be
-// complete, with the API server's defaulting applied. Check does not modify them.
-func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.Node, policies []*policy.Policy) []Finding {
-	l := &linter{namespaces: make(map[string]*namespace), nodes: nodes}
-	store := policy.NewStore()
-	for _, o := range namespaces {
+// Check lints the policies of an inventory, and sorts the findings by object. It treats a workload
+// without pods as a pod of its template.
+func Check(v *inventory.Inventory) []Finding {
+	l := &linter{namespaces: make(map[string]*namespace), nodes: v.Nodes}
+	for _, o := range v.Namespaces {
 		l.namespaces[o.Name] = newNamespace(o.Name, o.Labels)
-		if _, wrong := policy.NamespaceDenial(o.Name, o.Annotations); wrong != nil {
-			l.findings = append(l.findings, Finding{DenyWith, wrong.Policy.Object(), wrong.Field, wrong.What(), wrong.Hint})
-		}
 	}
-	for _, o := range pods {
-		l.addPod(o)
-		store.SetPod(o)
+	for _, o := range v.AllPods() {
+		l.addPod(o, v.WorkloadOf(o))
 	}
-	for _, o := range policies {
-		store.SetPolicy(o)
+	for _, o := range v.Policies {
 		l.policies = append(l.policies, newPolicy(o))
 	}
 	slices.SortFunc(l.policies, func(a, b *lintPolicy) int { return cmp.Compare(a.text, b.text) })
+	l.problems(v)
+	for _, p := range l.policies {
+		l.policy(p, v)
+		l.podAddresses(p, v)
+	}
+	l.covered()
+	l.notIsolated(v)
+	l.oneSided(v)
+	l.routes(v)
+	l.clashes(v)
+	slices.SortStableFunc(l.findings, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
+	return l.findings
+}
 
-	store.Commit() // so that Problems includes the policies that are too large
-	for _, p := range store.Problems() {
+// policy runs the checks that are about a single policy.
+func (l *linter) policy(p *lintPolicy, v *inventory.Inventory) {
+	l.matches(p)
+	l.priority(p)
+	l.isolated(p)
+	l.directions(p)
+	l.dns(p)
+	for d := range p.rules {
+		for i := range p.rules[d] {
+			l.portNames(p, &p.rules[d][i])
+			l.exceptions(p, &p.rules[d][i])
+			l.hostBits(p, &p.rules[d][i])
+			l.orNotAnd(p, &p.rules[d][i])
+			l.undeclared(p, &p.rules[d][i])
+			l.metadata(p, &p.rules[d][i], v)
+			l.shadowed(p, &p.rules[d][i])
+		}
+	}
+}
+
+// problems reports the parts of policies and annotations that cannot be understood.
+func (l *linter) problems(v *inventory.Inventory) {
+	for _, p := range v.Problems {
 		check := Invalid
 		switch {
 		case strings.HasSuffix(p.Field, ".domainNames"):
@@ -99,34 +145,21 @@ func Check(namespaces []*corev1.Namespace, pods []*policy.Pod, nodes []*policy.N
 		case p.Field == policy.DenyWithField:
 			check = DenyWith
 		}
-		l.findings = append(l.findings, Finding{check, p.Policy.Object(), p.Field, p.What(), p.Hint})
+		l.findings = append(l.findings, Finding{Check: check, Object: p.Policy.Object(), Field: p.Field, Detail: p.What(), Hint: p.Hint})
 	}
-	for _, p := range l.policies {
-		l.matches(p)
-		l.priority(p)
-		l.isolated(p)
-		l.directions(p)
-		l.dns(p)
-		for d := range p.rules {
-			for i := range p.rules[d] {
-				l.portNames(p, &p.rules[d][i])
-				l.exceptions(p, &p.rules[d][i])
-				l.hostBits(p, &p.rules[d][i])
-				l.covered(p, &p.rules[d][i])
-				l.shadowed(p, &p.rules[d][i])
-			}
-		}
-	}
-	for _, c := range store.Clashes() {
+}
+
+// clashes reports addresses that several pods claim.
+func (l *linter) clashes(v *inventory.Inventory) {
+	for _, c := range v.Clashes {
 		for _, o := range c.Others {
 			l.findings = append(l.findings, Finding{
-				SameAddress, "Pod " + o, "status.podIPs", fmt.Sprintf("its address %s also belongs to the live pod %s, which takes precedence", c.Addr, c.Winner),
-				"correct its status, or remove the pod that no longer exists",
+				Check: SameAddress, Object: "Pod " + o, Field: "status.podIPs",
+				Detail: fmt.Sprintf("its address %s also belongs to the live pod %s, which takes precedence", c.Addr, c.Winner),
+				Hint:   "correct its status, or remove the pod that no longer exists",
 			})
 		}
 	}
-	slices.SortStableFunc(l.findings, func(a, b Finding) int { return cmp.Compare(a.Object, b.Object) })
-	return l.findings
 }
 
 func (l *linter) found(check string, p *lintPolicy, field, hint, detail string, args ...any) {

@@ -1,9 +1,13 @@
 package lint
 
 import (
+	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/network-policy-api/apis/v1beta1"
@@ -11,6 +15,7 @@ import (
 
 	"sluice/filter/policy"
 	"sluice/filter/policy/clusterpolicy"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
 )
@@ -42,6 +47,9 @@ type objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
+
+	Deployments []*appsv1.Deployment
+	Services    []*corev1.Service
 }
 
 func decode(t *testing.T, text string) (o objects) {
@@ -52,9 +60,21 @@ func decode(t *testing.T, text string) (o objects) {
 	return o
 }
 
-// check lints policies in the cluster of the manifests. Each policy has the form
-// "namespace/name: spec", or "name: spec" for a ClusterNetworkPolicy.
+// check lints policies in the cluster of the manifests, as checkAll does, but leaves out findings about
+// pods that no policy isolates: most tests have such pods.
 func check(t *testing.T, manifests string, specs ...string) []Finding {
+	t.Helper()
+	return slices.DeleteFunc(checkAll(t, manifests, specs...), func(f Finding) bool { return f.Check == NotIsolated })
+}
+
+// checkAll lints policies in the cluster of the manifests. Each policy has the form
+// "namespace/name: spec", or "name: spec" for a ClusterNetworkPolicy.
+func checkAll(t *testing.T, manifests string, specs ...string) []Finding {
+	t.Helper()
+	return Check(inventory.New(decodeAll(t, manifests, specs)))
+}
+
+func decodeAll(t *testing.T, manifests string, specs []string) inventory.Objects {
 	t.Helper()
 	o := decode(t, manifests)
 	var ordered []*policy.Policy
@@ -77,7 +97,11 @@ func check(t *testing.T, manifests string, specs ...string) []Finding {
 		}
 		o.Policies = append(o.Policies, p)
 	}
-	return Check(o.Namespaces, kubepod.ReadAll(o.Pods), nodes, append(netpol.ReadAll(o.Policies), ordered...))
+	objects := inventory.Objects{PodRanges: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Services: o.Services, Namespaces: o.Namespaces, Pods: kubepod.ReadAll(o.Pods), Nodes: nodes, Policies: append(netpol.ReadAll(o.Policies), ordered...)}
+	for _, d := range o.Deployments {
+		objects.Workloads = append(objects.Workloads, kubepod.ReadWorkload(d))
+	}
+	return objects
 }
 
 // nodes are the nodes of the cluster.
@@ -105,13 +129,15 @@ func TestFindings(t *testing.T) {
 		"peer of host network":           {[]string{"shop/p: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: agent}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].podSelector", "app=agent"},
 		"namespace of host network":      {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: edge}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].namespaceSelector", "edge/proxy and 1 more"},
 		"namespaces match nothing":       {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: yours}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].namespaceSelector", "project is myproject there"},
+		"namespace by a wrong name":      {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: shpo}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].namespaceSelector", "kubernetes.io/metadata.name is"},
+		"namespace of others":            {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}, podSelector: {matchLabels: {a: b}}}]}]}"}, NoNamespace, "spec.ingress[0].from[0].namespaceSelector", "there is no namespace monitoring"},
 		"pods of namespaces":             {[]string{"default/p: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {project: myproject}}, podSelector: {matchLabels: {role: frontend}}}]}]}"}, NoMatch, "spec.ingress[0].from[0].podSelector", "namespace shop"},
 		"named port":                     {[]string{"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: http}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "redis of TCP"},
 		"named port of another protocol": {[]string{"default/p: {podSelector: {matchLabels: {role: db}}, ingress: [{ports: [{port: redis, protocol: UDP}]}]}"}, NoPort, "spec.ingress[0].ports[0].port", "redis of TCP"},
 		"named port of the peer":         {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {project: myproject}}}], ports: [{port: redis}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "http of TCP"},
 		"named port outside":             {[]string{allowDNS, "default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 192.0.2.0/24}}], ports: [{port: http}]}]}"}, NoPort, "spec.egress[0].ports[0].port", "only pods have port names"},
 		"no DNS":                         {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "port 53"},
-		"no DNS, all ports of a pod":     {[]string{"default/p: {podSelector: {}, egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"}, NoDNS, "spec.egress", "port 53"},
+		"no DNS, all ports of a pod":     {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"}, NoDNS, "spec.egress", "port 53"},
 		"DNS only over UDP":              {[]string{"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 443}, {port: 53, protocol: UDP}]}]}"}, NoDNS, "spec.egress", "only over UDP"},
 		"DNS for other pods":             {[]string{strings.Replace(allowDNS, "{}", "{matchLabels: {role: db}}", 1), "default/p: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: [{ports: [{port: 443}]}]}"}, NoDNS, "spec.egress", "look up"},
 		"exception outside":              {[]string{"default/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 192.168.0.0/16]}}]}]}"}, Except, "spec.ingress[0].from[0].ipBlock.except[1]", "outside"},
@@ -168,7 +194,7 @@ func TestNoFindings(t *testing.T) {
 	tests := map[string][]string{
 		"the two scenarios":             {demo1, demo2},
 		"deny all":                      {denyAll},
-		"deny all and open some":        {denyAll, demo1, allowDNS},
+		"deny all and open some":        {denyAll, demo1, allowDNS, "default/web: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {role: db}}}]}]}"},
 		"allow all":                     {"default/p: {podSelector: {}, ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}"},
 		"everyone in the namespace":     {"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}"},
 		"DNS of the system":             {"default/p: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}, {port: 53}]}]}"},
@@ -240,4 +266,80 @@ func policyWith(t *testing.T, selector string) *networkingv1.NetworkPolicy {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// Manifests in Git have workloads but not their pods, so Check compares selectors and ports with
+// templates.
+func TestWorkloadsCountAsPods(t *testing.T) {
+	const deployments = `
+deployments:
+- metadata: {namespace: default, name: web}
+  spec: {template: {metadata: {labels: {app: web}}, spec: {containers: [{ports: [{name: http, containerPort: 80, protocol: TCP}]}]}}}
+`
+	found := check(t, deployments, "default/p: {podSelector: {matchLabels: {app: wbe}}}",
+		"default/q: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: htp}]}]}")
+	if len(found) != 2 || found[0].Check != NoMatch || !strings.Contains(found[0].Hint, "app is web there") || found[1].Check != NoPort {
+		t.Errorf("found %v", found)
+	}
+	for _, f := range check(t, deployments, "default/p: {podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: http}]}]}") {
+		t.Error(f)
+	}
+}
+
+// If a policy covers several rules of another one, there is one finding with their number.
+func TestCoveredIsOneFindingForTwoPolicies(t *testing.T) {
+	rules := make([]string, 7)
+	for i := range rules {
+		rules[i] = fmt.Sprintf("{from: [{podSelector: {}}], ports: [{port: %d}]}", 80+i)
+	}
+	found := check(t, cluster, "default/all: {podSelector: {}, ingress: [{}]}", "default/p: {podSelector: {}, ingress: ["+strings.Join(rules, ", ")+"]}")
+	if len(found) != 1 || found[0].Count != 7 || found[0].Field != "spec.ingress[0]" || !strings.Contains(found[0].Detail, "7 rules") ||
+		!strings.Contains(found[0].Detail, "spec.ingress[4] and 2 more") {
+		t.Errorf("found %+v", found)
+	}
+}
+
+// A policy that covers several others is one finding, about that policy, with the number of rules.
+func TestPolicyThatCoversSeveralIsOneFinding(t *testing.T) {
+	var specs []string
+	for _, ns := range []string{"default", "other"} {
+		specs = append(specs, ns+"/all: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}")
+		for _, role := range []string{"db", "frontend", "web"} {
+			specs = append(specs, fmt.Sprintf("%s/%s: {podSelector: {matchLabels: {role: %s}}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}]}", ns, role, role))
+		}
+	}
+	found := slices.DeleteFunc(check(t, cluster, specs...), func(f Finding) bool { return f.Check != Covered })
+	if len(found) != 2 {
+		t.Fatalf("found %+v", found)
+	}
+	for i, ns := range []string{"default", "other"} {
+		f := found[i]
+		want := fmt.Sprintf("it allows everything that 3 rules of 3 other policies allow: %s/db spec.ingress[0], %[1]s/frontend spec.ingress[0], %[1]s/web spec.ingress[0]", ns)
+		if f.Object != "NetworkPolicy "+ns+"/all" || f.Field != "spec.ingress[0]" || f.Count != 3 || f.Detail != want {
+			t.Errorf("found %+v, want %s", f, want)
+		}
+	}
+}
+
+// A policy with the annotation against the check does not count in the finding about the policy that
+// covers it.
+func TestIgnoredPolicyDoesNotCountAsCovered(t *testing.T) {
+	objects := decodeAll(t, cluster, []string{
+		"default/all: {podSelector: {}, ingress: [{}]}",
+		"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}", "default/q: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}",
+	})
+	for _, p := range objects.Policies {
+		if p.Ref.Name == "q" {
+			p.LintIgnore = Covered
+		}
+	}
+	var about []string
+	for _, f := range Check(inventory.New(objects)) {
+		if f.Check == Covered {
+			about = append(about, f.Object)
+		}
+	}
+	if !slices.Equal(about, []string{"NetworkPolicy default/p", "NetworkPolicy default/q"}) {
+		t.Errorf("findings about %v", about)
+	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
 )
 
 // dice makes small random clusters, in which rules often cover each other.
@@ -101,7 +102,7 @@ func TestReportedRulesNeverDecide(t *testing.T) {
 		}
 		s, _ := w.Commit()
 		deciding := decidingRules(s)
-		for _, f := range Check(namespaces, pods, nil, policies) {
+		for _, f := range Check(inventory.New(inventory.Objects{Namespaces: namespaces, Pods: pods, Policies: policies})) {
 			if f.Check != Shadowed && f.Check != Unreachable {
 				continue
 			}

@@ -31,6 +31,11 @@ type pod struct {
 	addrs  []netip.Addr
 	host   bool // the pod is in the host network: no policy isolates it, and no selector matches it
 	ports  map[portName]bool
+	all    []policy.NamedPort // all ports that its containers declare
+
+	ended    bool
+	workload string // "namespace/name" of its workload, or of the pod itself
+	object   string // the workload or the pod, as in Finding.Object
 }
 
 type portName struct {
@@ -38,15 +43,18 @@ type portName struct {
 	protocol filter.Protocol
 }
 
-// addPod adds a pod. Ended pods are included, because a selector that matches them is not a
-// mistake.
-func (l *linter) addPod(o *policy.Pod) {
+// addPod adds a pod. The parameter of is its workload, or zero if it has none. Ended pods are included,
+// because a selector that matches them is not a mistake.
+func (l *linter) addPod(o *policy.Pod, of policy.Ref) {
 	ns := l.namespaces[o.Namespace]
 	if ns == nil {
 		ns = newNamespace(o.Namespace, nil)
 		l.namespaces[o.Namespace] = ns
 	}
-	p := &pod{name: o.Name, ns: ns, labels: o.Labels, addrs: o.Addrs, host: o.HostNetwork, ports: make(map[portName]bool)}
+	p := &pod{name: o.Name, ns: ns, labels: o.Labels, addrs: o.Addrs, host: o.HostNetwork, ports: make(map[portName]bool), all: o.Ports, ended: o.Ended != "", workload: o.String(), object: "Pod " + o.String()}
+	if of != (policy.Ref{}) {
+		p.workload, p.object = of.Namespace+"/"+of.Name, of.Object()
+	}
 	for _, port := range o.Ports {
 		if port.Name != "" {
 			p.ports[portName{port.Name, port.Protocol}] = true

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
+	"sluice/filter/policy/near"
 )
 
 // matches reports selectors that match nothing.
@@ -70,6 +71,7 @@ func (l *linter) peerMatches(p *lintPolicy, d filter.Direction, x *peer) {
 		return // manifests seldom include the system's pods
 	case len(inside) == 0 && x.own:
 		return // subjectMatches reports that the policy's namespace does not exist
+	case len(inside) == 0 && l.absent(p, x):
 	case len(inside) == 0:
 		l.found(NoMatch, p, x.field+x.nsField, "write labels that the namespace has"+l.nearLabels(x.namespace, l.namespaceLabels()),
 			"no namespace matches %s", x.namespace)
@@ -93,6 +95,32 @@ func (l *linter) peerMatches(p *lintPolicy, d filter.Direction, x *peer) {
 		l.found(NoMatch, p, x.field+x.podField, "write labels that the pods have"+l.nearLabels(x.pods, l.labelsIn(inside...)),
 			"no pod of namespace %s matches %s", strings.Join(inside, ", "), x.pods)
 	}
+}
+
+// absent reports a peer that selects namespaces by name if none of the names exists: such a namespace
+// is probably in manifests that were not read. It returns false if the peer also has other selectors,
+// or if one of the names is similar to that of an existing namespace: the selector is probably wrong
+// then.
+func (l *linter) absent(p *lintPolicy, x *peer) bool {
+	requirements, _ := x.namespace.Requirements()
+	var names []string
+	for _, r := range requirements {
+		if r.Key() != corev1.LabelMetadataName || !has(r) {
+			return false
+		}
+		names = append(names, r.ValuesUnsorted()...)
+	}
+	var all []string
+	for name := range l.namespaces {
+		all = append(all, name)
+	}
+	if len(names) == 0 || slices.ContainsFunc(names, func(n string) bool { _, similar := near.Name(n, all); return similar }) {
+		return false
+	}
+	slices.Sort(names)
+	l.found(NoNamespace, p, x.field+x.nsField, "add its manifests (-f), or write the name of a namespace"+l.knownNamespaces(),
+		"there is no namespace %s, so nothing is known about its pods", near.List(names, 3, ", "))
+	return true
 }
 
 // hostPods are pods of the host network.

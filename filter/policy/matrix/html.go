@@ -1,117 +1,142 @@
 package matrix
 
 import (
-	_ "embed"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	_ "embed" // for the files of the page
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"html/template"
 	"io"
-	"slices"
-	"strconv"
 	"strings"
+	"time"
 )
 
-//go:embed matrix.html
-var matrixHTML string
+//go:embed page/page.html
+var pageHTML string
 
-var matrixPage = template.Must(template.New("matrix").Parse(matrixHTML))
+//go:embed page/page.css
+var pageCSS string
 
-// page is the matrix in the HTML page. It holds each kind of cell once, since most cells are
-// equal: 200 pods have 40,000 cells.
-type page struct {
-	Pods  []pagePod      `json:"pods"`
-	Ports []string       `json:"ports"` // labels of all ports, for the filter
-	Kinds [][]pageAnswer `json:"kinds"`
-	Cells []int          `json:"cells"` // index in Kinds for each pair of pods, by row
+// The script of the page consists of three files, in this order: the data of the table, the table, and
+// the rest.
+var (
+	//go:embed page/model.js
+	modelJS string
+	//go:embed page/grid.js
+	gridJS string
+	//go:embed page/page.js
+	pageJS string
+)
 
-	NotRead string `json:"-"` // names of objects that were not read and may change verdicts
+// document is the input of the page's template.
+type document struct {
+	// CSP is the page's content security policy. It allows only the page's own style and script, so
+	// that no name in a manifest can run as code, and the page neither loads nor sends anything.
+	CSP      string
+	Style    template.CSS
+	Script   template.JS
+	Data     template.HTML // the page as JSON, compressed, in Base64
+	About    string        // what the matrix is restricted to; empty if it is not restricted
+	Date     string
+	Inputs   string
+	LeftOut  []LeftOut
+	NotRead  []string
+	TooLarge bool // there are too many cells to expand namespaces into workloads
 }
 
-type pagePod struct {
-	Namespace string   `json:"ns"`
-	Name      string   `json:"name"`
-	Addresses []string `json:"addrs"`
-	Egress    []string `json:"egress"`
-	Ingress   []string `json:"ingress"`
-	// The titles of policies with ordered rules that may decide about the pod.
-	OrderedEgress  []string `json:"orderedEgress,omitempty"`
-	OrderedIngress []string `json:"orderedIngress,omitempty"`
+// WriteHTML writes the matrix as an HTML page that loads no other resources. Rows of namespaces expand
+// into workloads, and rows of workloads into groups of pods that policies treat differently; in a
+// matrix by pod, they expand into all pods.
+func (m *Matrix) WriteHTML(out io.Writer) error {
+	t, err := template.New("matrix").Parse(pageHTML)
+	if err != nil {
+		return err
+	}
+	below := m.below()
+	p := newPage(below)
+	p.By = m.By
+	data, err := packed(p)
+	if err != nil {
+		return err
+	}
+	style, script := "\n"+pageCSS, "\n"+modelJS+gridJS+pageJS
+	d := document{
+		CSP:   fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; base-uri 'none'; form-action 'none'", hashOf(style), hashOf(script)),
+		Style: template.CSS(style), Script: template.JS(script), Data: template.HTML(data),
+		About: m.about(), Inputs: m.Inputs, LeftOut: m.LeftOut, TooLarge: below.By == ByNamespace,
+	}
+	if !m.Date.IsZero() {
+		d.Date = m.Date.UTC().Format(time.RFC3339)
+	}
+	for _, n := range m.NotRead {
+		d.NotRead = append(d.NotRead, n.String())
+	}
+	return t.Execute(out, d)
 }
 
-// pageAnswer is the verdict of a cell about one port, or, with an empty Label, about all
-// ports that have no answer of their own.
-type pageAnswer struct {
-	Label   string `json:"port"`
-	Name    string `json:"name,omitempty"`
-	Verdict string `json:"verdict"`
-	Why     string `json:"why"`
+// hashOf returns the hash of a style or script, in the form of a content security policy.
+func hashOf(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// WriteHTML writes the matrix as an HTML page that loads no other resources.
-func (m *Matrix) WriteHTML(out io.Writer) error { return matrixPage.Execute(out, newPage(m)) }
-
-func newPage(m *Matrix) page {
-	p := page{Cells: make([]int, 0, len(m.Flows)), NotRead: textOf(m.NotRead)}
-	labels := make(map[Port]bool)
-	for _, o := range m.Pods {
-		pod := pagePod{Namespace: o.Namespace, Name: o.Name, Egress: o.Egress, Ingress: o.Ingress, OrderedEgress: o.OrderedEgress, OrderedIngress: o.OrderedIngress}
-		for _, a := range o.Addresses {
-			pod.Addresses = append(pod.Addresses, a.String())
-		}
-		p.Pods = append(p.Pods, pod)
-		for _, port := range o.Ports {
-			port.Name = "" // the page's filter lists only numbers, because a number may have many names
-			labels[port] = true
-		}
+// packed returns the page as compressed JSON in Base64. Compression shrinks the reasons to a tenth,
+// because they repeat each other: those of 1,000 pods have several MB.
+func packed(p *page) (string, error) {
+	var b bytes.Buffer
+	z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
+	if err != nil {
+		return "", err
 	}
-	p.Ports = sortedLabels(labels)
-	kinds := make(map[string]int)
-	for _, c := range m.Flows {
-		var key strings.Builder
-		answers := make([]pageAnswer, 0, len(c.Ports)+1)
-		for _, port := range c.Ports {
-			answers = append(answers, pageAnswer{port.Port.String(), port.Name, port.Verdict, port.Why})
-		}
-		if c.Other != nil {
-			answers = append(answers, pageAnswer{"", "", c.Other.Verdict, c.Other.Why})
-		}
-		for _, a := range answers {
-			key.WriteString(a.Label + "\x00" + a.Name + "\x00" + a.Verdict + "\x00" + a.Why + "\x00")
-		}
-		kind, known := kinds[key.String()]
-		if !known {
-			kind = len(p.Kinds)
-			kinds[key.String()] = kind
-			p.Kinds = append(p.Kinds, answers)
-		}
-		p.Cells = append(p.Cells, kind)
+	if err := json.NewEncoder(z).Encode(p); err != nil {
+		return "", err
 	}
-	return p
+	if err := z.Close(); err != nil {
+		return "", err
+	}
+	return base64.StdEncoding.EncodeToString(b.Bytes()), nil
 }
 
-func sortedLabels(ports map[Port]bool) []string {
-	labels := []string{} // not nil: in JSON an empty list is [] and not null
-	for p := range ports {
-		labels = append(labels, p.String())
+// below returns the matrix by workload, whose cells a page by namespace shows when a namespace expands.
+// It returns m if m is not by namespace, or if there would be too many cells.
+func (m *Matrix) below() *Matrix {
+	if m.By != ByNamespace {
+		return m
 	}
-	number := func(label string) int {
-		n, _, _ := strings.Cut(label, "/")
-		i, _ := strconv.Atoi(n) // a label begins with a number
-		return i
+	o := m.options
+	o.By = ByWorkload
+	all := newMatrix(m.reach, o)
+	if all.Size() > MaxCells {
+		return m
 	}
-	slices.SortFunc(labels, func(a, b string) int {
-		if d := number(a) - number(b); d != 0 {
-			return d
-		}
-		return strings.Compare(a, b)
-	})
-	return labels
+	return all
 }
 
-// textOf joins the names of objects that were not read.
-func textOf(list []fmt.Stringer) string {
-	texts := make([]string, len(list))
-	for i, n := range list {
-		texts[i] = n.String()
+// about describes what the matrix is restricted to. It returns "" if the matrix is not restricted.
+func (m *Matrix) about() string {
+	o := &m.options
+	var parts []string
+	add := func(before string, list []string) {
+		if len(list) > 0 {
+			parts = append(parts, before+strings.Join(list, ", "))
+		}
 	}
-	return strings.Join(texts, ", ")
+	add("from or to ", o.Namespaces)
+	add("from ", o.From)
+	add("to ", o.To)
+	var ports []string
+	for _, p := range o.Ports {
+		ports = append(ports, p.String())
+	}
+	add("at port ", ports)
+	if o.OnlyOpen {
+		parts = append(parts, "without what is closed")
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return "Only flows " + strings.Join(parts, "; ")
 }

@@ -1,5 +1,5 @@
-// Package matrix computes which pods can reach each other at which ports, and writes the
-// result as text, JSON or an HTML page. The verdicts are those of Snapshot.Decide.
+// Package matrix shows who can reach whom at which ports, as a table, a list, JSON, CSV, a graph or
+// an HTML page. The answers are those of package reach.
 package matrix
 
 import (
@@ -7,41 +7,79 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
+	"sluice/filter/policy/reach"
 )
 
-// MaxPods is the largest number of pods for which New computes the cells. With more pods, New
-// returns a matrix without cells: n pods would have n*n cells.
-const MaxPods = 2000
+// MaxCells bounds the cells that New computes: n pods have n*n cells. If there are more, New returns a
+// matrix without flows.
+const MaxCells = 4_000_000
 
-// Matrix holds a verdict for each pair of pods and each port.
+// By tells what the rows and columns of a matrix are.
+type By string
+
+// The values of By. In each case, nodes and addresses outside the cluster also have rows and columns.
+const (
+	ByNamespace By = "namespace"
+	ByWorkload  By = "workload" // workloads, and pods without a workload
+	ByPod       By = "pod"
+)
+
+// Options restrict a matrix.
+type Options struct {
+	By         By       // empty means ByWorkload
+	Ports      []Port   // if not empty, only these ports
+	Namespaces []string // if not empty, only flows whose source or destination is in one of these namespaces
+	From, To   []string // if not empty, only flows from namespaces in From, or to namespaces in To
+	OnlyOpen   bool     // only pairs for which something is allowed
+}
+
+// Matrix has an answer for each pair of a source (row) and a destination (column).
 type Matrix struct {
-	Pods  []*Pod  `json:"pods"`
-	Flows []*Cell `json:"flows"` // a cell from each pod to each, in the order of Pods
+	By     By     `json:"by"`
+	Inputs string `json:"inputs,omitempty"` // digest of the objects that were read
+	// Date is the time at which the objects were read, for pages. JSON omits it, so that equal inputs
+	// give equal outputs.
+	Date time.Time `json:"-"`
+
+	From  []*Party `json:"from"`  // the rows
+	To    []*Party `json:"to"`    // the columns
+	Flows []*Cell  `json:"flows"` // sorted by row; without pairs about which policies do not decide
+	// LeftOut lists the pods without a row and a column.
+	LeftOut []LeftOut `json:"leftOut"`
 	// NotRead lists objects that were not read and may change verdicts.
 	NotRead []fmt.Stringer `json:"notRead,omitempty"`
 
-	// LeftOut counts pods without an address of their own.
-	LeftOut int `json:"-"`
-
-	snapshot *policy.Snapshot
-	policies map[string][2][]portSpan // ports that the rules of a policy name, by policy and direction
-	spans    map[spanKey][]portSpan
+	options Options
+	reach   *reach.Map
+	at      map[[2]*Party]*Cell
 }
 
-// Port is a port to decide about.
+// LeftOut is a pod that has no address of its own.
+type LeftOut struct {
+	Pod string `json:"pod"`
+	Why string `json:"why"`
+}
+
+// Port is a port that the question names or that containers declare.
 type Port struct {
 	Number   uint16 `json:"port"`
 	Protocol string `json:"protocol"`
 	Name     string `json:"name,omitempty"`
 
 	proto filter.Protocol
+}
+
+// NewPort returns a port of a protocol.
+func NewPort(number uint16, p filter.Protocol) Port {
+	return Port{Number: number, Protocol: p.String(), proto: p}
 }
 
 // String returns the port in its short form, such as "80" or "53/UDP".
@@ -52,148 +90,91 @@ func (p Port) String() string {
 	return strconv.Itoa(int(p.Number)) + "/" + p.Protocol
 }
 
-// The verdicts about a port of a cell. "mixed" means that the flow is allowed for one address
-// family and denied for the other. In the type Other, which covers many ports, "mixed" may also
-// mean that some of these ports are allowed and some are denied.
-const (
-	allowed = "allow"
-	denied  = "deny"
-	mixed   = "mixed"
-)
-
-// Answer is the verdict about one port of a destination, or about all ports that are not
-// listed.
-type Answer struct {
-	Verdict string `json:"verdict"`
-	Reason  string `json:"reason"`
-	Why     string `json:"why"` // the policies and rules that decide
+// New computes the matrix of an inventory.
+func New(v *inventory.Inventory, o Options) *Matrix {
+	o.By = cmp.Or(o.By, ByWorkload)
+	return newMatrix(reach.New(v), o)
 }
 
-// Cell is the answer for one pair of pods.
-type Cell struct {
-	From  string     `json:"from"`
-	To    string     `json:"to"`
-	Ports []PortCell `json:"ports"`
-	Other *Other     `json:"other,omitempty"` // the answer about all ports that are not in the field Ports
-}
-
-// PortCell is the answer about one port.
-type PortCell struct {
-	Port
-	Answer
-}
-
-// Other is the answer about all ports that have no PortCell.
-type Other struct {
-	Answer
-	// Allowed and OneFamily are set if the verdicts differ. They list the open ports, and the
-	// ports that are open for only one address family, as in "TCP 8000-8100", "UDP", "ICMP".
-	// All other ports are closed.
-	Allowed   []string `json:"allowed,omitempty"`
-	OneFamily []string `json:"oneFamily,omitempty"`
-}
-
-// NewPort returns a port of a protocol.
-func NewPort(number uint16, p filter.Protocol) Port {
-	return Port{Number: number, Protocol: p.String(), proto: p}
-}
-
-// Options restrict a matrix.
-type Options struct {
-	Ports      []Port   // if not empty, only these ports of every pod
-	Namespaces []string // if not empty, only pods of these namespaces
-}
-
-// New computes the matrix of the pods that have an address of their own.
-func New(s *policy.Snapshot, pods []*policy.Pod, policies []*policy.Policy, o Options) *Matrix {
-	m := &Matrix{snapshot: s, policies: policyPorts(policies), spans: make(map[spanKey][]portSpan)}
-	for _, p := range pods {
-		if len(o.Namespaces) == 0 || slices.Contains(o.Namespaces, p.Namespace) {
-			m.add(p, o.Ports)
+func newMatrix(r *reach.Map, o Options) *Matrix {
+	b := newBuilder(r, o.Ports)
+	m := &Matrix{By: o.By, Flows: []*Cell{}, LeftOut: []LeftOut{}, options: o, reach: r, at: make(map[[2]*Party]*Cell)}
+	for _, l := range b.reach.LeftOut {
+		if m.concerns(l.Pod.Namespace, l.Pod.Namespace) || m.concerns(l.Pod.Namespace, "") || m.concerns("", l.Pod.Namespace) {
+			m.LeftOut = append(m.LeftOut, LeftOut{l.Pod.String(), whyLeftOut(l)})
 		}
 	}
-	slices.SortFunc(m.Pods, func(a, b *Pod) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
-	if len(m.Pods) <= MaxPods {
-		m.fill(len(o.Ports) > 0)
+	all := partiesOf(b.reach, o.By)
+	exposed(r.Inventory(), all)
+	m.From, m.To = chosen(all, o.From), chosen(all, o.To)
+	if len(m.From)*len(m.To) <= MaxCells {
+		m.fill(b)
 	}
 	return m
 }
 
-// add adds a pod, unless it has no address of its own.
-func (m *Matrix) add(o *policy.Pod, asked []Port) {
-	p := &Pod{Namespace: o.Namespace, Name: o.Name, Ports: asked}
-	for _, addr := range o.Addrs {
-		// Pods of the host network and pods that have ended own no address, although their
-		// status has one.
-		if owner := m.snapshot.Endpoint(addr); owner.String() == p.String() && !slices.Contains(p.Addresses, addr) {
-			p.Addresses, p.endpoint = append(p.Addresses, addr), owner
-		}
+func whyLeftOut(l reach.LeftOut) string {
+	if l.Pod.Ended != "" {
+		return "it has ended (" + l.Pod.Ended + ")"
 	}
-	if p.endpoint == nil {
-		m.LeftOut++
-		return
-	}
-	if len(asked) == 0 {
-		p.Ports = declaredPorts(o)
-	}
-	p.Egress, p.Ingress = p.endpoint.Policies(filter.Egress, policy.NetworkPolicy), p.endpoint.Policies(filter.Ingress, policy.NetworkPolicy)
-	for _, d := range []filter.Direction{filter.Egress, filter.Ingress} {
-		for t := policy.Admin; t < filter.NumTiers; t++ {
-			p.deciding[d] = append(p.deciding[d], p.endpoint.Policies(d, t)...)
-		}
-		p.decidingText[d] = strings.Join(p.deciding[d], " ")
-	}
-	p.OrderedEgress, p.OrderedIngress = p.ordered(filter.Egress), p.ordered(filter.Ingress)
-	m.Pods = append(m.Pods, p)
+	return l.Why.Error()
 }
 
-// Pod is a pod of the matrix: a row and a column.
-type Pod struct {
-	Namespace string       `json:"namespace"`
-	Name      string       `json:"name"`
-	Addresses []netip.Addr `json:"addresses"`
-	Ports     []Port       `json:"ports,omitempty"`
-	Egress    []string     `json:"egressPolicies,omitempty"`  // policies that isolate it
-	Ingress   []string     `json:"ingressPolicies,omitempty"` // policies that isolate it
-	// The policies of the tiers Admin and Baseline that may decide about the pod, in the order
-	// of their evaluation.
-	OrderedEgress  []string `json:"orderedEgressPolicies,omitempty"`
-	OrderedIngress []string `json:"orderedIngressPolicies,omitempty"`
+// Size returns the number of cells.
+func (m *Matrix) Size() int { return len(m.From) * len(m.To) }
 
-	endpoint *policy.Endpoint
-	// The policies of all tiers that may decide about the pod, by direction. The names are
-	// those that verdicts use.
-	deciding     [2][]string
-	decidingText [2]string
+// concerns reports whether the matrix includes flows from one namespace to another. For nodes and
+// addresses outside the cluster, the namespace is empty.
+func (m *Matrix) concerns(from, to string) bool {
+	o := &m.options
+	among := func(list []string, namespace string) bool { return len(list) == 0 || slices.Contains(list, namespace) }
+	return among(o.From, from) && among(o.To, to) && (among(o.Namespaces, from) || among(o.Namespaces, to))
 }
 
-// ordered returns the titles of the policies with ordered rules, such as "admin/platform".
-func (p *Pod) ordered(d filter.Direction) (titles []string) {
-	for _, t := range []policy.Tier{policy.Admin, policy.Baseline} {
-		for _, name := range p.endpoint.Policies(d, t) {
-			titles = append(titles, filter.PolicyTitle(t, name))
+func chosen(all []*Party, namespaces []string) (some []*Party) {
+	for _, p := range all {
+		if len(namespaces) == 0 || slices.Contains(namespaces, p.Namespace) {
+			some = append(some, p)
 		}
 	}
-	return titles
+	return some
 }
 
-func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
-
-// declaredPorts lists the ports that a pod declares, sorted by number.
-func declaredPorts(o *policy.Pod) []Port {
-	var ports []Port
-	for _, p := range o.Ports {
-		same := func(o Port) bool { return o.Number == p.Number && o.proto == p.Protocol }
-		if !slices.ContainsFunc(ports, same) {
-			ports = append(ports, Port{p.Number, p.Protocol.String(), p.Name, p.Protocol})
+// fill computes the cells.
+func (m *Matrix) fill(b *builder) {
+	open := make(map[*Party]bool)
+	for _, from := range m.From {
+		for _, to := range m.To {
+			if !m.concerns(from.Namespace, to.Namespace) {
+				continue
+			}
+			c := b.cell(from, to)
+			if c == nil || m.options.OnlyOpen && !c.State.Open() {
+				continue
+			}
+			m.Flows, m.at[[2]*Party{from, to}] = append(m.Flows, c), c
+			open[from], open[to] = true, true
 		}
 	}
-	slices.SortFunc(ports, func(a, b Port) int {
-		return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.proto, b.proto))
-	})
-	return ports
+	if m.options.OnlyOpen {
+		unused := func(p *Party) bool { return !open[p] }
+		m.From, m.To = slices.DeleteFunc(m.From, unused), slices.DeleteFunc(m.To, unused)
+	}
+}
+
+// Sum counts the cells of each state.
+func (m *Matrix) Sum() map[State]int {
+	sum := make(map[State]int)
+	for _, c := range m.Flows {
+		sum[c.State]++
+	}
+	return sum
+}
+
+// sumText returns the counts as in "2 open, 1 only at declared ports, 1 in part, 5 closed".
+func (m *Matrix) sumText() string {
+	sum := m.Sum()
+	return fmt.Sprintf("%d open, %d only at declared ports, %d in part, %d closed", sum[Open], sum[Declared], sum[Part], sum[Closed])
 }
 
 // WriteJSON writes the matrix as JSON.
@@ -202,4 +183,19 @@ func (m *Matrix) WriteJSON(out io.Writer) error {
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
 	return enc.Encode(m)
+}
+
+// declaredPorts converts named ports to Ports without duplicates, sorted by number.
+func declaredPorts(list []policy.NamedPort) []Port {
+	var ports []Port
+	for _, p := range list {
+		same := func(o Port) bool { return o.Number == p.Number && o.proto == p.Protocol }
+		if !slices.ContainsFunc(ports, same) {
+			ports = append(ports, Port{p.Number, p.Protocol.String(), p.Name, p.Protocol})
+		}
+	}
+	slices.SortFunc(ports, func(a, b Port) int {
+		return cmp.Or(cmp.Compare(a.Number, b.Number), strings.Compare(a.Protocol, b.Protocol))
+	})
+	return ports
 }

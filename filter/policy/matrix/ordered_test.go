@@ -2,6 +2,7 @@ package matrix_test
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -9,11 +10,11 @@ import (
 
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/matrix"
 )
 
-// No container declares a port, so Flow.Other has the answers about all ports. Where ordered
-// rules are for some of them, it has an answer for each range of ports. The reasons name the
+// If several ordered rules decide about different ports, each reason has an answer of its own, with the
 // tier and the rule.
 func TestOrderedRules(t *testing.T) {
 	peers := []policy.Peer{{Namespaces: labels.Everything(), Pods: labels.Everything()}}
@@ -24,7 +25,6 @@ func TestOrderedRules(t *testing.T) {
 		{Name: "team", Action: policy.Pass, Peers: peers, Ports: tcp(85, 86)},
 		{Name: "old", Action: policy.Deny, Peers: peers, Ports: tcp(80, 90)},
 	}
-	w := policy.NewStore()
 	policies := []*policy.Policy{
 		{
 			Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: "platform"}, Tier: policy.Admin, Rules: [2][]policy.Rule{filter.Ingress: rules},
@@ -40,24 +40,19 @@ func TestOrderedRules(t *testing.T) {
 		{Namespace: "a", Name: "db", Labels: labels.Set{"app": "db"}, Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
 		{Namespace: "a", Name: "web", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}},
 	}
-	for _, p := range policies {
-		w.SetPolicy(p)
-	}
-	for _, p := range pods {
-		w.SetPod(p)
-	}
-	s, _ := w.Commit()
-	m := matrix.New(s, pods, policies, matrix.Options{})
-	if db := m.Pods[0]; !slices.Equal(db.OrderedIngress, []string{"admin/platform", "baseline/closed"}) || db.OrderedEgress != nil || db.Ingress != nil {
+	m := matrix.New(inventory.New(inventory.Objects{Pods: pods, Policies: policies}), matrix.Options{})
+	if db := m.From[0]; !slices.Equal(db.OrderedIngress, []string{"admin/platform", "baseline/closed"}) || db.OrderedEgress != nil || db.Ingress != nil {
 		t.Errorf("the policies of db are %v and %v, isolated by %v", db.OrderedIngress, db.OrderedEgress, db.Ingress)
 	}
-	toDB := m.Flows[2].Other
-	want := []string{"TCP 1-79", "TCP 85", "TCP 91-65535", "UDP", "SCTP", "ICMP"}
-	if m.Flows[2].To != "a/db" || !slices.Equal(toDB.Allowed, want) {
-		t.Errorf("to %s, %v are open, want %v", m.Flows[2].To, toDB.Allowed, want)
+	i := slices.IndexFunc(m.Flows, func(c *matrix.Cell) bool { return c.From == "a/web" && c.To == "a/db" })
+	got := m.Flows[i].Answers
+	want := []matrix.Answer{
+		{Ports: []string{"TCP 1-79", "TCP 91-65535", "UDP", "SCTP", "ICMP"}, Verdict: "allow", Why: "egress: not isolated; ingress: not isolated"},
+		{Ports: []string{"TCP 85"}, Verdict: "allow", Why: `egress: not isolated; ingress: passed by admin/platform rule 1 "team", then not isolated`},
+		{Ports: []string{"TCP 80-84", "TCP 87-90"}, Verdict: "deny", Why: `egress: not isolated; ingress: denied by admin/platform rule 2 "old"`},
+		{Ports: []string{"TCP 86"}, Verdict: "deny", Why: `egress: not isolated; ingress: passed by admin/platform rule 1 "team", then denied by baseline/closed rule 1`},
 	}
-	const why = `TCP 1-79, TCP 85, TCP 91-65535, UDP, SCTP, ICMP: egress: not isolated; ingress: not isolated; else: egress: not isolated; ingress: denied by admin/platform rule 2 "old"`
-	if toDB.Why != why {
-		t.Errorf("the reason is %s\nwant %s", toDB.Why, why)
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the answers are\n%v, want\n%v", got, want)
 	}
 }

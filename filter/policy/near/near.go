@@ -3,6 +3,7 @@
 package near
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -46,6 +47,15 @@ func distance(a, b string) int {
 		}
 	}
 	return rows[len(a)][len(b)]
+}
+
+// List joins texts. If there are more than n texts, it joins the first n, and appends how many are left
+// out.
+func List(texts []string, n int, sep string) string {
+	if len(texts) <= n {
+		return strings.Join(texts, sep)
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(texts[:n], sep), len(texts)-n)
 }
 
 // Kind translates the JSON decoder's name for a kind of value into a word that authors of

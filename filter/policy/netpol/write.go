@@ -29,6 +29,28 @@ func WriteRule(d filter.Direction, r policy.Rule) any {
 	return networkingv1.NetworkPolicyIngressRule{From: peers, Ports: ports}
 }
 
+// WritePolicy returns a whole policy in the form of the API, a *NetworkPolicy.
+func WritePolicy(p *policy.Policy) any {
+	out := &networkingv1.NetworkPolicy{
+		TypeMeta:   metav1.TypeMeta{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: Kind},
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Ref.Namespace, Name: p.Ref.Name},
+		Spec:       networkingv1.NetworkPolicySpec{PodSelector: *writeSelector(p.Subject.Pods)},
+	}
+	if p.Isolates[filter.Ingress] {
+		out.Spec.PolicyTypes = append(out.Spec.PolicyTypes, networkingv1.PolicyTypeIngress)
+	}
+	if p.Isolates[filter.Egress] {
+		out.Spec.PolicyTypes = append(out.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+	}
+	for _, r := range p.Rules[filter.Ingress] {
+		out.Spec.Ingress = append(out.Spec.Ingress, WriteRule(filter.Ingress, r).(networkingv1.NetworkPolicyIngressRule))
+	}
+	for _, r := range p.Rules[filter.Egress] {
+		out.Spec.Egress = append(out.Spec.Egress, WriteRule(filter.Egress, r).(networkingv1.NetworkPolicyEgressRule))
+	}
+	return out
+}
+
 // WritePeer returns a peer in the form of the API, a NetworkPolicyPeer.
 func WritePeer(p policy.Peer) any { return writePeer(p) }
 

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"sluice/cmd/sluice/agent/status"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/prometheus/common/expfmt"
@@ -75,7 +77,7 @@ func TestMetricsOfANewAgent(t *testing.T) {
 
 // sluice_problems also counts problems of kinds that are not in problemKinds.
 func TestEveryProblemIsCounted(t *testing.T) {
-	text := string(gathered(t, &State{Now: noon, Problems: []Problem{{Kind: "sysctl"}, {Kind: "new"}, {Kind: "new"}}}))
+	text := string(gathered(t, &State{Now: noon, Problems: []status.Problem{{Kind: "sysctl"}, {Kind: "new"}, {Kind: "new"}}}))
 	for _, want := range []string{`sluice_problems{kind="sysctl"} 1`, `sluice_problems{kind="new"} 2`} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("there is no %q in\n%s", want, text)

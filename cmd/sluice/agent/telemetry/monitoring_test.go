@@ -43,8 +43,8 @@ func expressions(t *testing.T) []expression {
 	for _, g := range rules.Groups {
 		for _, r := range g.Rules {
 			all = append(all, expression{"alert " + r.Alert, r.Expr})
-			if r.Alert == "" || r.Annotations["summary"] == "" || r.Annotations["description"] == "" || r.Labels["severity"] == "" {
-				t.Errorf("the alert %q lacks a name, summary, description or severity: %+v", r.Alert, r)
+			if r.Alert == "" || r.Annotations["summary"] == "" || r.Annotations["description"] == "" || r.Annotations["runbook"] == "" || r.Labels["severity"] == "" {
+				t.Errorf("the alert %q lacks a name, summary, description, runbook or severity: %+v", r.Alert, r)
 			}
 		}
 	}
@@ -179,6 +179,22 @@ func checkMatchers(t *testing.T, e expression, f *dto.MetricFamily, text string)
 			if !slices.Contains(there, want) {
 				t.Errorf("%s: %s never has %s=%q, but %q", e.place, f.GetName(), label, want, there)
 			}
+		}
+	}
+}
+
+// An agent that has ended has no series, so no condition on its own metrics can hold. These alerts
+// still fire then.
+func TestAlertsOnAgentsThatAreGone(t *testing.T) {
+	var texts []string
+	for _, e := range expressions(t) {
+		texts = append(texts, e.text)
+	}
+	for _, want := range []string{
+		`up{job="sluice"} == 0`, "absent(sluice_build_info)", "count(sluice_ready == 1) or vector(0)", "count by (version) (sluice_build_info)",
+	} {
+		if !slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(text, want) }) {
+			t.Errorf("no alert has %s", want)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"sluice/cmd/sluice/agent/status"
 	"sluice/filter/event"
 )
 
@@ -252,11 +253,11 @@ func (p *binding) report(ctx context.Context, err error) {
 }
 
 // problems returns a problem if the agent has warned that it cannot listen.
-func (p *binding) problems() []Problem {
+func (p *binding) problems() []status.Problem {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.failed == nil || !p.warned {
 		return nil
 	}
-	return []Problem{{Kind: "listen", Where: p.name, Detail: p.failed.Error(), Hint: p.hint}}
+	return []status.Problem{{Kind: "listen", Where: p.name, Detail: p.failed.Error(), Hint: p.hint}}
 }

@@ -1,24 +1,15 @@
 package telemetry
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
-
-// DefaultSocket is the path of the socket for sluice status.
-const DefaultSocket = "/run/sluice/sluice.sock"
 
 // occupant is the kind of process that may already listen on the socket's path.
 type occupant uint8
@@ -119,71 +110,4 @@ func (s *socket) Close() error {
 		_ = os.Remove(s.path) // a stale socket does no harm
 	}
 	return s.Listener.Close()
-}
-
-// ErrNoAgent is wrapped by errors of Ask if no agent listens on the socket.
-var ErrNoAgent = errors.New("no agent answers")
-
-// askTimeout bounds the wait for an agent's status.
-const askTimeout = 5 * time.Second
-
-// Ask requests the status of the agent that listens on a socket. The error wraps ErrNoAgent if
-// no agent listens there.
-func Ask(ctx context.Context, path string) (*Status, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("it took longer than %v to answer", askTimeout))
-	defer cancel()
-	process := 0
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-		if err == nil {
-			process = listenerOf(conn)
-		}
-		return conn, err
-	}}
-	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/status", nil)
-	if err != nil {
-		return nil, fmt.Errorf("ask the agent: %w", err)
-	}
-	response, err := transport.RoundTrip(request)
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return nil, fmt.Errorf("%w on %s: start sluice run on this node, or name its socket with --socket", ErrNoAgent, path)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("only its owner may open the agent's socket %s: ask as root", path)
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("ask the agent on %s: %w", path, context.Cause(ctx))
-	case err != nil:
-		return nil, fmt.Errorf("ask the agent on %s: %w", path, err)
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 200)) // an incomplete text is better than none
-		return nil, fmt.Errorf("the agent on %s answers %s: %s", path, response.Status, text)
-	}
-	var s Status
-	if err := json.NewDecoder(response.Body).Decode(&s); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return nil, fmt.Errorf("read the answer of the agent on %s: %w", path, err)
-	}
-	s.Process = process
-	return &s, nil
-}
-
-// listenerOf returns the PID of the listening process, in this process's PID namespace. It is
-// 0 for a process outside of the namespace (unix(7), SO_PEERCRED), and after an error.
-func listenerOf(conn net.Conn) int {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return 0
-	}
-	var peer *unix.Ucred
-	if ctl := raw.Control(func(fd uintptr) {
-		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); ctl != nil || err != nil {
-		return 0
-	}
-	return int(peer.Pid)
 }

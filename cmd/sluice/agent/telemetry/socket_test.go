@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"sluice/cmd/sluice/agent/status"
 	"sluice/filter/event"
 )
 
@@ -41,10 +42,10 @@ func served(t *testing.T, opts Options, s *State) (stop func()) {
 }
 
 // answered calls Ask until an agent answers, and returns its status.
-func answered(t *testing.T, path string) *Status {
+func answered(t *testing.T, path string) *status.Status {
 	t.Helper()
 	for end := time.Now().Add(testTimeout); ; time.Sleep(time.Millisecond) {
-		s, err := Ask(t.Context(), path)
+		s, err := status.Ask(t.Context(), path)
 		if err == nil {
 			return s
 		}
@@ -77,7 +78,7 @@ func TestAsk(t *testing.T) {
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		t.Errorf("the socket still exists after the agent has ended: %v", err)
 	}
-	if _, err := Ask(t.Context(), path); err == nil || !strings.Contains(err.Error(), "no agent answers") {
+	if _, err := status.Ask(t.Context(), path); err == nil || !strings.Contains(err.Error(), "no agent answers") {
 		t.Errorf("Ask without an agent: %v", err)
 	}
 }
@@ -98,7 +99,7 @@ func stale(t *testing.T, path string) {
 func TestStaleSocketIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sluice.sock")
 	stale(t, path)
-	if _, err := Ask(t.Context(), path); err == nil || !strings.Contains(err.Error(), "no agent answers") {
+	if _, err := status.Ask(t.Context(), path); err == nil || !strings.Contains(err.Error(), "no agent answers") {
 		t.Errorf("Ask on a stale socket: %v", err)
 	}
 	served(t, Options{Socket: path}, busyState(t))
@@ -110,12 +111,12 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 func TestSocketInUseIsLeftAlone(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "sluice.sock")
-	stopFirst := served(t, Options{Socket: path}, &State{Settings: Settings{PID: 1}})
+	stopFirst := served(t, Options{Socket: path}, &State{Settings: status.Settings{PID: 1}})
 	answered(t, path)
 	if _, err := listenSocket(path, stranger); err == nil || !strings.Contains(err.Error(), "another agent listens") {
 		t.Errorf("a second agent on the same path: %v", err)
 	}
-	served(t, Options{Socket: path}, &State{Settings: Settings{PID: 2}})
+	served(t, Options{Socket: path}, &State{Settings: status.Settings{PID: 2}})
 	if s := answered(t, path); s.PID != 1 {
 		t.Errorf("process %d answers, want the first", s.PID)
 	}
@@ -163,10 +164,10 @@ func TestSuccessorKeepsItsSocket(t *testing.T) {
 // dies, the predecessor gets the socket back.
 func TestSocketGoesToTheSuccessor(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sluice.sock")
-	served(t, Options{Socket: path}, &State{Settings: Settings{PID: 1}})
+	served(t, Options{Socket: path}, &State{Settings: status.Settings{PID: 1}})
 	answered(t, path)
 	displace := func() bool { return true }
-	stop := served(t, Options{Socket: path, TookOver: displace}, &State{Settings: Settings{PID: 2}})
+	stop := served(t, Options{Socket: path, TookOver: displace}, &State{Settings: status.Settings{PID: 2}})
 	awaitPID(t, path, 2)
 	stop()
 	awaitPID(t, path, 1)
@@ -293,7 +294,7 @@ func TestBindingFailsForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logged := &lines{first: make(chan struct{})}
 		p := &binding{name: "there", hint: "free it", log: slog.New(slog.NewTextHandler(logged, nil))}
-		given := &State{Problems: make([]Problem, 1, 4)}
+		given := &State{Problems: make([]status.Problem, 1, 4)}
 		read := withServers(func() *State { return given }, nil, p, &binding{name: "elsewhere"})
 		check := func(warnings, problems int) {
 			t.Helper()

@@ -12,6 +12,7 @@ import (
 	"sluice/cache"
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
+	"sluice/cmd/sluice/agent/status"
 	"sluice/filter"
 	"sluice/filter/engine"
 	"sluice/filter/guard"
@@ -65,7 +66,7 @@ func snapshot(t *testing.T) *policy.Snapshot {
 // busyState returns the state of a healthy agent whose counters are not zero.
 func busyState(t *testing.T) *State {
 	s := &State{
-		Settings: Settings{
+		Settings: status.Settings{
 			Version: "v1.2.3", PID: 42, Sources: []string{"manifests ./policies"},
 			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep", DenyWith: "reject",
 		},
@@ -79,7 +80,7 @@ func busyState(t *testing.T) *State {
 		Queue:       queue.Stats{Allowed: 90, Denied: 10, Stale: 1, Panics: 2, Restarts: 3, Dropped: 4, Overflow: 30, OverflowDropped: 9, Pending: 5, Held: 50, HoldExpired: 6, HoldRejected: 7},
 		Waiting:     5, Repairs: 6, Unlogged: 7,
 		Rejudged: conntrack.Result{Evaluated: 20, Allowed: 8, Revoked: 2, Restored: 1, Passes: 3, Duration: 1500 * time.Millisecond},
-		Watches: []Watch{
+		Watches: []status.Watch{
 			{Kind: "Pod", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 100, Restarts: 1, Errors: 2},
 			{Kind: "NetworkPolicy", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 5},
 			{Kind: "ClusterNetworkPolicy", Optional: true, Version: "v1beta1", Synced: true, Since: noon.Add(-3 * time.Hour), Events: 1},
@@ -115,7 +116,7 @@ func TestUnready(t *testing.T) {
 	}{
 		"well":             {func(*State) {}, ""},
 		"no list":          {func(s *State) { s.Ready, s.Watches[1].Synced = time.Time{}, false }, "the list of NetworkPolicies has not been read yet"},
-		"no list, and why": {func(s *State) { s.Ready, s.Watches[0] = time.Time{}, Watch{Kind: "Pod", Broken: "refused"} }, "the list of Pods has not been read yet: refused"},
+		"no list, and why": {func(s *State) { s.Ready, s.Watches[0] = time.Time{}, status.Watch{Kind: "Pod", Broken: "refused"} }, "the list of Pods has not been read yet: refused"},
 		"a list is missing": {func(s *State) { s.Watches[2].Synced, s.Watches[2].Broken, s.Watches[2].Since = false, "refused", noon },
 			"the list of ClusterNetworkPolicies has not been read yet: refused"},
 		"no rules":       {func(s *State) { s.Ready = time.Time{} }, "the rules are not in place yet"},

@@ -15,6 +15,7 @@ import (
 	"sluice/cache"
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
+	"sluice/cmd/sluice/agent/status"
 	"sluice/filter/engine"
 	"sluice/filter/guard"
 	"sluice/filter/policy"
@@ -23,7 +24,7 @@ import (
 
 // State is the state of an agent at one moment.
 type State struct {
-	Settings
+	status.Settings
 	Now     time.Time
 	Started time.Time
 	Ready   time.Time // when the agent was first ready; zero before
@@ -49,7 +50,7 @@ type State struct {
 	// the guard is up to date.
 	Unguarded string
 
-	Watches []Watch
+	Watches []status.Watch
 	Failing []string // tables in which the rules cannot be kept in place, each with the reason
 	Reduced []string // tables in which the rules lack a part, each with the reason
 	// Bypassed lists those kernel settings that let packets bypass iptables and make the agent
@@ -57,57 +58,8 @@ type State struct {
 	Bypassed       []string
 	SysctlProblems int // number of settings that let packets bypass iptables, whether or not they make the agent unready
 	PodsOutside    int // number of addresses outside of all pod ranges that belong to this node's pods
-	Problems       []Problem
+	Problems       []status.Problem
 	NotRead        string // objects that the agent does not read, but that may change what is allowed
-}
-
-// Settings are the options of an agent that sluice status shows.
-type Settings struct {
-	Version string   `json:"version"`
-	PID     int      `json:"pid"`
-	Sources []string `json:"sources"` // sources of policies and pods
-	Tables  string   `json:"tables"`  // tables that hold the rules
-	Queues  int      `json:"queues"`
-	Fail    string   `json:"fail"`
-	OnExit  string   `json:"onExit"`
-	// DenyWith is how the node denies packets: drop, or reject.
-	DenyWith string `json:"denyWith"`
-}
-
-// Watch is the state of the watch for one kind of object.
-type Watch struct {
-	Kind string `json:"kind"`
-	// Optional reports that a cluster may lack the kind. Version is then the version of the
-	// API that the agent follows; it is empty if the kind is not installed.
-	Optional bool      `json:"optional,omitempty"`
-	Version  string    `json:"version,omitempty"`
-	Synced   bool      `json:"synced"` // the list has been read
-	Broken   string    `json:"broken,omitempty"`
-	Since    time.Time `json:"since"` // when the watch broke or recovered
-	Events   uint64    `json:"events"`
-	Restarts uint64    `json:"restarts"`
-	Errors   uint64    `json:"errors"`
-}
-
-// Problem is a condition that the user should correct.
-type Problem struct {
-	Kind   string `json:"kind"`  // policy, namespace, address, manifest, watch, rules, taint, sysctl, ranges or listen
-	Where  string `json:"where"` // the object of that kind, and the field in it
-	Detail string `json:"detail"`
-	Hint   string `json:"hint,omitempty"` // how to correct it
-	// InForce names what stays in force because of a broken manifest.
-	InForce string `json:"inForce,omitempty"`
-}
-
-func (p Problem) String() string {
-	text := fmt.Sprintf("%s %s: %s", p.Kind, p.Where, p.Detail)
-	if p.Hint != "" {
-		text += ": " + p.Hint
-	}
-	if p.InForce != "" {
-		text += " (in force: " + p.InForce + ")"
-	}
-	return text
 }
 
 // watchTimeout is the time after which a broken watch makes the agent unready. A restart of
@@ -118,7 +70,7 @@ const watchTimeout = time.Minute
 func (s *State) Unready() string {
 	for _, w := range s.Watches {
 		if !w.Synced { // also after a start without an optional kind
-			return fmt.Sprintf("the list of %s has not been read yet%s", plural(w.Kind), because(w.Broken))
+			return fmt.Sprintf("the list of %s has not been read yet%s", w.Kinds(), because(w.Broken))
 		}
 	}
 	if s.Ready.IsZero() {
@@ -132,7 +84,7 @@ func (s *State) Unready() string {
 	}
 	for _, w := range s.Watches {
 		if w.Broken != "" && s.Now.Sub(w.Since) > watchTimeout {
-			return fmt.Sprintf("the watch of %s has been broken since %s%s", plural(w.Kind), w.Since.Format(time.RFC3339), because(w.Broken))
+			return fmt.Sprintf("the watch of %s has been broken since %s%s", w.Kinds(), w.Since.Format(time.RFC3339), because(w.Broken))
 		}
 	}
 	return ""
@@ -147,18 +99,18 @@ func because(reason string) string {
 
 // AllProblems returns Problems and those that follow from other fields: broken watches, and
 // rules or a guard that cannot be kept up to date.
-func (s *State) AllProblems() []Problem {
-	all := append([]Problem{}, s.Problems...)
+func (s *State) AllProblems() []status.Problem {
+	all := append([]status.Problem{}, s.Problems...)
 	for _, w := range s.Watches {
 		if w.Broken != "" {
-			all = append(all, Problem{Kind: "watch", Where: w.Kind, Detail: w.Broken})
+			all = append(all, status.Problem{Kind: "watch", Where: w.Kind, Detail: w.Broken})
 		}
 	}
 	for _, table := range append(append([]string{}, s.Failing...), s.Reduced...) {
-		all = append(all, Problem{Kind: "rules", Where: "of the node", Detail: table})
+		all = append(all, status.Problem{Kind: "rules", Where: "of the node", Detail: table})
 	}
 	if s.Unguarded != "" {
-		all = append(all, Problem{Kind: "rules", Where: "of pods' interfaces", Detail: s.Unguarded})
+		all = append(all, status.Problem{Kind: "rules", Where: "of pods' interfaces", Detail: s.Unguarded})
 	}
 	return all
 }
