@@ -181,6 +181,9 @@ func (d dice) objects() (o inventory.Objects) {
 	if d.one(4) {
 		o.NodeAddrs = []netip.Addr{netip.MustParseAddr(pick(d, "192.0.2.7", "192.0.2.50"))}
 	}
+	if d.one(4) {
+		o = bare(o)
+	}
 	return o
 }
 

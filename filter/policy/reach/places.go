@@ -1,6 +1,8 @@
 package reach
 
 import (
+	"slices"
+
 	"sluice/filter"
 	"sluice/filter/policy/inventory"
 )
@@ -14,7 +16,7 @@ type places struct {
 	dst map[string]bool // by the place of the destination: whether the policies of the source allow the flow
 }
 
-// anyPlace is the place of an address that is known; see aligned.
+// anyPlace is the place of an address that is known or does not matter; see aligned.
 const anyPlace = ""
 
 // places returns the verdicts of a family about the first port of a span.
@@ -30,8 +32,8 @@ func (f *flows) places(family int, s Span) places {
 			continue
 		}
 		v := f.m.verdict(r.flow, s.Protocol, s.Low)
-		p.src[f.m.placeOf(r.flow, false)] = v.Ingress.Allows()
-		p.dst[f.m.placeOf(r.flow, true)] = v.Egress.Allows()
+		p.src[f.m.placeIn(&r, false)] = v.Ingress.Allows()
+		p.dst[f.m.placeIn(&r, true)] = v.Egress.Allows()
 		for _, at := range r.elsewhere {
 			v := f.m.verdict(at.Flow, s.Protocol, s.Low)
 			if at.To {
@@ -42,6 +44,16 @@ func (f *flows) places(family int, s Span) places {
 		}
 	}
 	return p
+}
+
+// placeIn is placeOf for the flow of a route. If the route has no alternative for that end, the verdict is
+// the same at all of its places, so that it is anyPlace: in the other cluster, the verdict may depend on
+// the place.
+func (m *Map) placeIn(r *route, to bool) string {
+	if !slices.ContainsFunc(r.elsewhere, func(at inventory.Alternative) bool { return at.To == to }) {
+		return anyPlace
+	}
+	return m.placeOf(r.flow, to)
 }
 
 // placeOf returns the place of an end of a flow: of the destination if to is true, and of the source

@@ -129,11 +129,7 @@ func spansOf(pair *reach.Pair, from, to someone) []reach.Span {
 func TestBetweenAgreesWithDecide(t *testing.T) {
 	checked, depends, own := 0, 0, 0
 	for seed := range uint64(650) {
-		o := newDice(seed).objects()
-		if seed%4 == 3 {
-			o = bare(o)
-		}
-		v := inventory.New(o)
+		v := inventory.New(newDice(seed).objects())
 		m := reach.New(v)
 		all := everyone(t, m)
 		seen := make(map[*reach.Outcome][2]bool) // the actions found for each outcome that depends on addresses
