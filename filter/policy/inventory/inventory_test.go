@@ -117,6 +117,8 @@ func TestNames(t *testing.T) {
 		"workload":                {"deploy/web", "sts/db", "5432", "shop/web > shop/db 5432 allow"},
 		"without a kind":          {"web", "shop/db", "sql", "shop/web > shop/db 5432 allow"},
 		"kind and namespace":      {"shop/deploy/web", "shop/statefulset/db", "5432", "shop/web > shop/db 5432 allow"},
+		"kind with its group":     {"deployment.apps/web", "statefulsets.apps/db", "5432", "shop/web > shop/db 5432 allow"},
+		"ReplicaSet":              {"rs/cart-7d9c", "db", "5432", "shop/cart > shop/db 5432 deny"},
 		"CronJob":                 {"cj/backup", "db", "5432", "shop/backup > shop/db 5432 deny"},
 		"replicas that are equal": {"cart", "db", "5432", "shop/cart > shop/db 5432 deny"},
 		"replicas that differ":    {"pay-1", "web", "80", "shop/pay-1-a > shop/web 80 allow, shop/pay-1-b > shop/web 80 deny"},

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/near"
 )
 
@@ -128,12 +129,12 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	kind := ""
 	switch len(parts) {
 	case 3: // namespace/kind/name
-		namespace, kind = parts[0], kinds[strings.ToLower(parts[1])]
+		namespace, kind = parts[0], kindOf(parts[1])
 		if kind == "" {
 			return target{}, fmt.Errorf("%q is not a kind: write one of pod, deploy, sts, ds, rs, rc, job, cronjob, svc, ingress, httproute", parts[1])
 		}
 	case 2:
-		if kind = kinds[strings.ToLower(parts[0])]; kind == "" || v.hasNamespace(parts[0]) && v.has(parts[0], parts[1]) {
+		if kind = kindOf(parts[0]); kind == "" || v.hasNamespace(parts[0]) && v.has(parts[0], parts[1]) {
 			namespace, kind = parts[0], ""
 		}
 	}
@@ -160,10 +161,44 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	if isRoute(kind) {
 		return v.routeNamed(kind, namespace, name)
 	}
-	if pods := v.workloads[policy.Ref{Kind: kind, Namespace: namespace, Name: name}]; len(pods) > 0 {
+	if pods := v.madeBy(policy.Ref{Kind: kind, Namespace: namespace, Name: name}); len(pods) > 0 {
 		return v.ends(pods, to)
 	}
 	return target{}, v.notOfKind(kind, namespace, name)
+}
+
+// kindOf returns the kind that a word stands for, as in "deploy" or "deployments.apps"; empty if it
+// stands for none.
+func kindOf(word string) string {
+	word, _, _ = strings.Cut(word, ".")
+	return kinds[strings.ToLower(word)]
+}
+
+// replicaSetOf returns the ReplicaSet of a pod of a Deployment: its name is that of the Deployment with
+// the hash of the pod's template behind.
+func replicaSetOf(p *policy.Pod) policy.Ref {
+	if hash := p.Labels["pod-template-hash"]; p.Owner.Kind == "Deployment" && hash != "" {
+		return policy.Ref{Kind: "ReplicaSet", Namespace: p.Namespace, Name: p.Owner.Name + "-" + hash}
+	}
+	return policy.Ref{}
+}
+
+// madeBy returns the pods of a workload. A workload that another one has made, such as the ReplicaSet of
+// a Deployment, has the pods that it owns; if there are none, those of the other one.
+func (v *Inventory) madeBy(workload policy.Ref) []*policy.Pod {
+	if pods := v.workloads[workload]; len(pods) > 0 {
+		return pods
+	}
+	var pods []*policy.Pod
+	for _, p := range v.AllPods() {
+		if p.Owner == workload || replicaSetOf(p) == workload {
+			pods = append(pods, p)
+		}
+	}
+	if i := slices.IndexFunc(v.Workloads, func(w *kubepod.Workload) bool { return w.Ref == workload }); len(pods) == 0 && i >= 0 {
+		return v.workloads[v.Workloads[i].Owner]
+	}
+	return pods
 }
 
 // anyKind finds an object by a name without a kind. It tries, in this order: a pod, workloads, pods
