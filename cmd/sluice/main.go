@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -81,6 +82,9 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	root.SetArgs(args)
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
+	if len(args) > 0 && args[0] == cobra.ShellCompRequestCmd {
+		root.SetOut(unquoted{e.stdout})
+	}
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		if cmd == root && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
@@ -98,6 +102,17 @@ func run(ctx context.Context, e env, args []string) (status int) {
 		e.say("%v", err)
 	}
 	return exit.status
+}
+
+// unquoted leaves out the backquotes that mark the name of a value in the text of a flag: completion
+// prints the text as it is.
+type unquoted struct{ out io.Writer }
+
+func (u unquoted) Write(text []byte) (int, error) {
+	if _, err := u.out.Write(bytes.ReplaceAll(text, []byte("`"), nil)); err != nil {
+		return 0, err
+	}
+	return len(text), nil
 }
 
 // The help lists the commands in the order in which commands() returns them, not by name.

@@ -110,6 +110,8 @@ func (r *reader) path(path string) error {
 		err = fmt.Errorf("%s has no objects: give a file that has some, or a directory of such files", path)
 	case strings.HasPrefix(path, "http://"), strings.HasPrefix(path, "https://"):
 		err = fmt.Errorf("%s is a URL: download it, as in: curl -fsSL %s | %s", path, path, r.Pipe)
+	case slices.Contains(kustomizationFiles, filepath.Base(path)) && kustomizationIn(path) != nil:
+		err = fmt.Errorf("%s is a kustomization and has no objects: %s", path, r.how().renderHint("kustomize build "+filepath.Dir(path)))
 	default:
 		err = r.files(path)
 	}

@@ -45,20 +45,25 @@ var kustomizationFiles = []string{"kustomization.yaml", "kustomization.yml", "Ku
 // which answers depend, such as one that only lists files.
 func kustomized(dir string) string {
 	for _, name := range kustomizationFiles {
-		data, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			continue // there is no such file, or reading it as a manifest reports the error
+		if fields := kustomizationIn(filepath.Join(dir, name)); fields != nil {
+			return strings.Join(changesOf(fields), ", ")
 		}
-		var fields map[string]any
-		if err := yaml.Unmarshal(data, &fields); err != nil {
-			continue // reading it as a manifest reports the error
-		}
-		if version, _ := fields["apiVersion"].(string); version != "" && !strings.HasPrefix(version, "kustomize.config.k8s.io/") {
-			continue // an object of another kind, such as Flux's
-		}
-		return strings.Join(changesOf(fields), ", ")
 	}
 	return ""
+}
+
+// kustomizationIn returns the fields of a kustomization. It returns nil if the file is none: if there is
+// no such file, or it has an object of another kind, such as Flux's. Reading the file as a manifest
+// reports its errors.
+func kustomizationIn(path string) (fields map[string]any) {
+	data, err := os.ReadFile(path)
+	if err != nil || yaml.Unmarshal(data, &fields) != nil {
+		return nil
+	}
+	if version, _ := fields["apiVersion"].(string); version != "" && !strings.HasPrefix(version, "kustomize.config.k8s.io/") {
+		return nil
+	}
+	return fields
 }
 
 // changesOf lists the fields of a kustomization that add objects from elsewhere, or that may change a
