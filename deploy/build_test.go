@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// Every target that builds sluice gives it the version. So a build for a demo or a benchmark does not
-// replace bin/sluice by one that does not know its version.
+// Every target of the Makefile that builds sluice sets the version. Without this, a build for a demo or
+// a benchmark would replace bin/sluice by a program that does not know its version.
 func TestBuildsHaveTheVersion(t *testing.T) {
 	text, err := os.ReadFile("../Makefile")
 	if err != nil {
@@ -30,8 +30,8 @@ func TestBuildsHaveTheVersion(t *testing.T) {
 	}
 }
 
-// Without a tag, without a repository and with one of another user, the version is one that a release
-// can have.
+// make finds a version that is valid for a release, also in a repository without a tag, in a repository
+// of another user, and without a repository.
 func TestMakeKnowsTheVersion(t *testing.T) {
 	if _, err := exec.LookPath("make"); err != nil {
 		t.Skip("needs make")
@@ -48,8 +48,8 @@ func TestMakeKnowsTheVersion(t *testing.T) {
 		t.Helper()
 		cmd := exec.Command(name, args...)
 		cmd.Dir = dir
-		// Neither a repository above the directory counts, nor the user's settings, nor the version
-		// that a make gave that runs this test.
+		// Ignore a repository above the directory, the user's settings of git, and the version that
+		// make passes if make runs this test.
 		cmd.Env = []string{
 			"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "GIT_CONFIG_NOSYSTEM=1", "GIT_CEILING_DIRECTORIES=" + filepath.Dir(dir),
 			"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.org", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.org",
@@ -101,9 +101,9 @@ var (
 	use       = regexp.MustCompile(`\$\{?([A-Z_]+)\}?`)
 )
 
-// The Dockerfiles can be built without an argument: every argument that builders do not set has a
-// default, each base image is one that needs no registry's name, what they copy exists, and what they
-// run is what "make image" runs.
+// The Dockerfiles can be built without arguments: each argument has a default, or is one that builders
+// set; the names of base images need no registry's host; and the files to copy exist. They run the same
+// steps as "make image".
 func TestDockerfilesBuildAsTheyStand(t *testing.T) {
 	for _, path := range []string{"Dockerfile", "bench/Dockerfile"} {
 		t.Run(path, func(t *testing.T) {
@@ -111,7 +111,7 @@ func TestDockerfilesBuildAsTheyStand(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Builders set these (BuildKit, "Automatic platform ARGs in the global scope").
+			// Builders set these arguments (BuildKit, "Automatic platform ARGs in the global scope").
 			known := map[string]bool{"BUILDPLATFORM": true}
 			for _, m := range dockerArg.FindAllStringSubmatch(string(text), -1) {
 				for _, arg := range strings.Fields(m[1]) {

@@ -11,7 +11,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// The README of the chart lists every value with its default and the comment of values.yaml.
+// The README of the chart lists every value, with its default and its comment in values.yaml.
 func TestChartReadme(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(chartDir, "values.yaml"))
 	if err != nil {
@@ -27,8 +27,8 @@ func TestChartReadme(t *testing.T) {
 	section(t, filepath.Join(chartDir, "README.md"), "values", out.String())
 }
 
-// describe writes a row for each value of a map: for those with a comment of their own, and for the
-// values in others.
+// describe writes a row for each value that has a comment. If a map has no comment, describe writes
+// rows for the values in it.
 func describe(t *testing.T, out *strings.Builder, path string, values *yaml.Node) {
 	t.Helper()
 	for i := 0; i < len(values.Content); i += 2 {
@@ -56,8 +56,8 @@ func describe(t *testing.T, out *strings.Builder, path string, values *yaml.Node
 	}
 }
 
-// commentText returns the text of a comment. Of several comments, it returns the last: those
-// before are separated by an empty line, and are about a group of values.
+// commentText returns the text of the last of several comments that empty lines separate. The comments
+// before it are about a group of values.
 func commentText(comment string) string {
 	paragraphs := strings.Split(comment, "\n\n")
 	var words []string

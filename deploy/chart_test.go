@@ -24,7 +24,7 @@ var release = map[string]any{"Name": "sluice", "Namespace": "kube-system", "Serv
 // fullValues sets every value to something other than its default.
 const fullValues = "testdata/full-values.yaml"
 
-// files are the files of the chart, as Helm provides them as .Files.
+// files provides the files of the chart, as Helm's .Files does.
 type files struct{}
 
 // Get returns the content of a file.
@@ -33,8 +33,8 @@ func (files) Get(name string) (string, error) {
 	return string(text), err
 }
 
-// render renders the chart's manifests as Helm does: every template, in order of their names, with
-// the values of the files merged over the defaults.
+// render renders the chart's manifests as Helm does: all templates in the order of their names, with
+// the values of the given files merged over the defaults.
 func render(t *testing.T, valueFiles ...string) []byte {
 	t.Helper()
 	var over []map[string]any
@@ -50,7 +50,7 @@ func render(t *testing.T, valueFiles ...string) []byte {
 	return text
 }
 
-// renderWith is like render, with values that are merged over the defaults.
+// renderWith is like render, with values that are given as maps.
 func renderWith(t *testing.T, over ...map[string]any) ([]byte, error) {
 	t.Helper()
 	all, data := templates(t, over...)
@@ -67,7 +67,7 @@ func renderWith(t *testing.T, over ...map[string]any) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// templates returns the chart's templates, by path, and the data for them.
+// templates returns the chart's templates by path, and the data to execute them with.
 func templates(t *testing.T, over ...map[string]any) (*template.Template, map[string]any) {
 	t.Helper()
 	var values map[string]any
@@ -151,14 +151,27 @@ func functions(all *template.Template) template.FuncMap {
 		"merge": func(into, from map[string]any) map[string]any {
 			return overwrite(into, overwrite(overwrite(map[string]any{}, from), into))
 		},
-		"mergeOverwrite":  overwrite,
+		"mergeOverwrite": overwrite,
+		"concat":         func(a, b []any) []any { return slices.Concat(a, b) },
+		"uniq": func(list []any) (all []any) {
+			for _, v := range list {
+				if !slices.Contains(all, v) {
+					all = append(all, v)
+				}
+			}
+			return all
+		},
+		"set": func(m map[string]any, key string, v any) map[string]any {
+			m[key] = v
+			return m
+		},
 		"regexMatch":      func(pattern, text string) bool { return regexp.MustCompile(pattern).MatchString(text) },
 		"regexFind":       func(pattern, text string) string { return regexp.MustCompile(pattern).FindString(text) },
 		"regexReplaceAll": func(pattern, text, by string) string { return regexp.MustCompile(pattern).ReplaceAllString(text, by) },
 	}
 }
 
-// overwrite merges the values of its second argument into the map in its first, and returns it.
+// overwrite merges the map over into the map into, and returns into.
 func overwrite(into, over map[string]any) map[string]any {
 	merge(into, over)
 	return into
@@ -263,7 +276,7 @@ func TestChartGolden(t *testing.T) {
 	golden(t, "testdata/chart-full.yaml", withoutDashboard(t, render(t, fullValues)))
 }
 
-// withoutDashboard replaces the dashboard in manifests, which has a thousand lines, by its name.
+// withoutDashboard replaces the dashboard in manifests by its name, because it has a thousand lines.
 func withoutDashboard(t *testing.T, text []byte) []byte {
 	t.Helper()
 	content, err := files{}.Get("files/dashboard.json")

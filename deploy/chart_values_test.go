@@ -19,7 +19,7 @@ func valuesOf(t *testing.T, text string) map[string]any {
 	return values
 }
 
-// manifestsOf renders the chart with values, which are YAML.
+// manifestsOf renders the chart with values that are given as YAML.
 func manifestsOf(t *testing.T, values string) string {
 	t.Helper()
 	text, err := renderWith(t, valuesOf(t, values))
@@ -29,7 +29,7 @@ func manifestsOf(t *testing.T, values string) string {
 	return string(text)
 }
 
-// Each value has the effect that its description names.
+// Each value has the effect that its description states.
 func TestChartValues(t *testing.T) {
 	for name, tt := range map[string]struct {
 		values        string
@@ -55,8 +55,9 @@ func TestChartValues(t *testing.T) {
 			"  name: hubble-peer\n", "      port: 443\n", "      targetPort: 4244\n"}, []string{"disable-tls"}},
 		"hubble without TLS": {"hubble: {enabled: true, port: 4000, disableTLS: true}", []string{
 			"- --hubble-address=:4000\n", "- --hubble-disable-tls\n", "      port: 80\n", "      targetPort: 4000\n"}, []string{"hubble-tls", "secretName"}},
-		"a capability":      {"securityContext: {capabilities: {add: [SYS_ADMIN]}}", []string{"- SYS_ADMIN\n"}, []string{"- NET_ADMIN\n"}},
-		"the pod's context": {"podSecurityContext: {seccompProfile: null}", nil, []string{"RuntimeDefault"}},
+		"a capability":             {"securityContext: {capabilities: {add: [SYS_ADMIN]}}", []string{"add:\n              - NET_ADMIN\n              - NET_RAW\n              - BPF\n              - SYS_ADMIN\n"}, nil},
+		"a capability that it has": {"{kernelCache: 'off', guard: 'off', securityContext: {capabilities: {add: [NET_RAW, SYS_ADMIN]}}}", []string{"add:\n              - NET_ADMIN\n              - NET_RAW\n              - SYS_ADMIN\n"}, nil},
+		"the pod's context":        {"podSecurityContext: {seccompProfile: null}", nil, []string{"RuntimeDefault"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := manifestsOf(t, tt.values)
@@ -97,8 +98,25 @@ func TestMetricsNeedAnAddress(t *testing.T) {
 	}
 }
 
-// The Service selects the pods of the DaemonSet, and the ServiceMonitor the Service. The pod of
-// "helm test" belongs to neither.
+// The chart refuses what the API server refuses: a rolling update without a surge and without
+// unavailable pods, or with both.
+func TestRollingUpdateNeedsOneNumber(t *testing.T) {
+	for values, right := range map[string]bool{
+		"{maxSurge: 0, maxUnavailable: 0}": false, "{maxSurge: 0%, maxUnavailable: 0}": false, "{maxSurge: 1, maxUnavailable: 1}": false,
+		"{maxSurge: 10%, maxUnavailable: 0}": true, "{maxSurge: 0, maxUnavailable: 1}": true, "{maxSurge: 0, maxUnavailable: 10%}": true,
+	} {
+		_, err := renderWith(t, valuesOf(t, "updateStrategy: {rollingUpdate: "+values+"}"))
+		if refused := err != nil && strings.Contains(err.Error(), "set exactly one of the two to 0"); refused == right {
+			t.Errorf("%s: error %v", values, err)
+		}
+	}
+	if _, err := renderWith(t, valuesOf(t, "updateStrategy: {type: OnDelete, rollingUpdate: {maxSurge: 0}}")); err != nil {
+		t.Errorf("the numbers do not matter for OnDelete: %v", err)
+	}
+}
+
+// The Service selects the pods of the DaemonSet, and the ServiceMonitor selects the Service. Neither
+// selects the pod of "helm test".
 func TestMonitorSelectsTheAgents(t *testing.T) {
 	o := read(t, render(t, fullValues))
 	for key, value := range selectorOf(t, o, "v1 Service", "spec", "selector") {
@@ -123,7 +141,7 @@ func TestMonitorSelectsTheAgents(t *testing.T) {
 	}
 }
 
-// selectorOf returns the map of strings at a path of an object.
+// selectorOf returns the map of strings at a path in the object of the given kind.
 func selectorOf(t *testing.T, o *objects, kind string, path ...string) map[string]any {
 	t.Helper()
 	text, err := yaml.Marshal(o.others[kind])
@@ -141,13 +159,13 @@ func selectorOf(t *testing.T, o *objects, kind string, path ...string) map[strin
 	return at
 }
 
-// "helm test" asks the agent on its own socket, on the nodes where agents run, with fewer rights
-// than the agent.
+// "helm test" asks an agent over the agent's socket. Its pod runs on a node with an agent, and has
+// fewer rights than the agent.
 func TestHelmTestAsksTheAgent(t *testing.T) {
 	for name, text := range map[string][]byte{"defaults": render(t), "all values": render(t, fullValues)} {
 		t.Run(name, func(t *testing.T) {
 			o := read(t, text)
-			var pod appsv1.DaemonSet // its spec.template has the type of the pod
+			var pod appsv1.DaemonSet // its field spec.template has the type of the pod
 			asYAML, err := yaml.Marshal(map[string]any{"spec": map[string]any{"template": o.others["v1 Pod"]}})
 			if err != nil {
 				t.Fatal(err)
@@ -170,8 +188,8 @@ func TestHelmTestAsksTheAgent(t *testing.T) {
 	}
 }
 
-// The notes name the commands for this release: how to uninstall it, and what to do if it was
-// uninstalled while its rules were to stay.
+// The notes name the commands with the release's name: for uninstalling it, and for the case that it
+// was uninstalled with rules that should stay.
 func TestNotes(t *testing.T) {
 	for name, tt := range map[string]struct {
 		values        string

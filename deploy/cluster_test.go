@@ -9,7 +9,7 @@ import (
 	"sluice/bench/testbed/controlplane"
 )
 
-// A real API server takes the chart, with its default values and with all values, and the commands in
+// A real API server accepts the chart, with its default values and with all values set. The commands in
 // the notes work: the upgrade before an uninstallation, and the uninstallation.
 func TestClusterTakesTheChart(t *testing.T) {
 	server := controlplane.ForTest(t, nil)
@@ -23,7 +23,7 @@ func TestClusterTakesTheChart(t *testing.T) {
 	}
 	for name, values := range map[string][]string{
 		"defaults": nil,
-		// The cluster does not have the Prometheus Operator's kinds.
+		// the cluster lacks the Prometheus Operator's kinds
 		"all values": {"--values", fullValues, "--set", "metrics.serviceMonitor.enabled=false,metrics.prometheusRule.enabled=false"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -54,7 +54,7 @@ func TestClusterTakesTheChart(t *testing.T) {
 	}
 }
 
-// A real API server takes the DaemonSet of the base, of its components and of the chart.
+// A real API server accepts the DaemonSet of the base, of each component, and of the chart.
 func TestClusterTakesTheDaemonSets(t *testing.T) {
 	client, err := controlplane.ForTest(t, nil).Client(controlplane.Admin)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -50,12 +51,12 @@ type objects struct {
 	role      rbacv1.ClusterRole
 	binding   rbacv1.ClusterRoleBinding
 	daemonSet appsv1.DaemonSet
-	// others has the objects of further kinds, by kind.
+	// others has the objects of other kinds, by API version and kind.
 	others map[string]any
 }
 
-// furtherKinds returns an object of each kind that manifests may have besides those of an agent.
-// Those of the Prometheus Operator have no types here.
+// furtherKinds returns an empty object for each kind that only some of the manifests have. The kinds of
+// the Prometheus Operator are maps, because this package has no types for them.
 func furtherKinds() map[string]any {
 	return map[string]any{
 		"v1 Service": new(corev1.Service), "v1 Service hubble-peer": new(corev1.Service), "v1 Pod": new(corev1.Pod), "v1 ConfigMap": new(corev1.ConfigMap),
@@ -150,7 +151,7 @@ func TestBaseEqualsChart(t *testing.T) {
 		m.Labels = map[string]string{"app.kubernetes.io/name": m.Labels["app.kubernetes.io/name"]}
 	}
 	delete(b.daemonSet.Spec.Selector.MatchLabels, "app.kubernetes.io/instance")
-	delete(b.others, "v1 Pod") // the test of "helm test"
+	delete(b.others, "v1 Pod") // the pod of "helm test"
 	if yamlOf(t, a) != yamlOf(t, b) {
 		t.Errorf("the base is\n%+v\nand the chart\n%+v", yamlOf(t, a), yamlOf(t, b))
 	}
@@ -169,8 +170,8 @@ func yamlOf(t *testing.T, o *objects) string {
 	return all.String()
 }
 
-// eachRendering calls f in a subtest for the base, the base with each component, the chart with
-// its default values, and the chart with other values.
+// eachRendering calls f in a subtest for each of these: the base, the base with each component, the
+// chart with its default values, and the chart with other values.
 func eachRendering(t *testing.T, f func(*testing.T, *objects)) {
 	all := map[string][]byte{"base": base(t), "chart": render(t), "chart, all values": render(t, fullValues)}
 	for _, name := range components {
@@ -301,7 +302,8 @@ func TestProbesReachTheAgent(t *testing.T) {
 	})
 }
 
-// argument returns the value of a flag in args: the last one, which counts.
+// argument returns the value of a flag in args. If the flag is given several times, the last one
+// counts.
 func argument(t *testing.T, args []string, flag string) string {
 	t.Helper()
 	for _, a := range slices.Backward(args) {
@@ -352,6 +354,29 @@ func TestHelmRendersAsTheTestsDo(t *testing.T) {
 				t.Errorf("Helm renders\n%s\nand the test\n%s", yamlOf(t, a), yamlOf(t, b))
 			}
 		})
+	}
+}
+
+// The commands of the READMEs install, without Helm, the image that the lines before them build.
+func TestReadmesInstallTheirImage(t *testing.T) {
+	daemonSet, err := os.ReadFile(filepath.Join(baseDir, "daemonset.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"../README.md", "README.md"} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		image := regexp.MustCompile(`make image IMAGE=(\S+)`).FindSubmatch(text)
+		replace := regexp.MustCompile(`kubectl kustomize deploy/kustomize/base \| sed 's\|(\S+)\|(\S+)\|' \| kubectl apply -f -`).FindSubmatch(text)
+		if image == nil || replace == nil {
+			t.Errorf("%s builds %q and replaces %q", path, image, replace)
+			continue
+		}
+		if installed := bytes.ReplaceAll(daemonSet, replace[1], replace[2]); !bytes.Contains(installed, append([]byte("image: "), append(image[1], '\n')...)) {
+			t.Errorf("%s builds %s and installs\n%s", path, image[1], installed)
+		}
 	}
 }
 

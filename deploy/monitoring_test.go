@@ -30,7 +30,7 @@ func alerts(t *testing.T) (r rules) {
 	return r
 }
 
-// The PrometheusRule of kustomize has the alerts of the rule file.
+// The PrometheusRule of the kustomize component has the same alerts as the rule file.
 func TestPrometheusRuleHasTheAlerts(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(monitoringDir, "alerts.yaml"))
 	if err != nil {
@@ -67,7 +67,7 @@ spec:
 	}
 }
 
-// The README of the monitoring lists every alert, with what it means and what to do.
+// The README of the monitoring lists every alert, with its meaning and what to do about it.
 func TestMonitoringReadme(t *testing.T) {
 	var out bytes.Buffer
 	for _, group := range alerts(t).Groups {
@@ -87,8 +87,8 @@ func orDefault(text, fallback string) string {
 	return text
 }
 
-// section compares the text between two comments of a Markdown file, "<!-- name -->" and
-// "<!-- end of name -->", with want. With -update, it writes want there.
+// section compares the text between the comments "<!-- name -->" and "<!-- end of name -->" of a
+// Markdown file with want. With -update, it writes want there.
 func section(t *testing.T, path, name, want string) {
 	t.Helper()
 	text, err := os.ReadFile(path)

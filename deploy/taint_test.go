@@ -18,7 +18,7 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-// components are the components of kustomize, each with an overlay in testdata.
+// components are the components of kustomize. Each has an overlay in testdata.
 var components = []string{"startup-taint", "monitoring", "kernel-cache-off"}
 
 // withTaint returns the base with the startup taint.
@@ -27,7 +27,7 @@ func withTaint(t *testing.T) []byte {
 	return withComponent(t, "startup-taint")
 }
 
-// withComponent returns the base with a component's patches and resources, as kustomize applies
+// withComponent returns the base with the patches and resources of a component, as kustomize applies
 // them.
 func withComponent(t *testing.T, name string) []byte {
 	t.Helper()
@@ -137,7 +137,7 @@ func TestStartupTaintIsTolerated(t *testing.T) {
 	}
 }
 
-// kustomize builds the components as the tests do, also all of them together.
+// kustomize renders each component as the tests do, and all of them together.
 func TestKustomizeBuildsTheComponents(t *testing.T) {
 	for _, name := range components {
 		t.Run(name, func(t *testing.T) {
@@ -152,8 +152,8 @@ func TestKustomizeBuildsTheComponents(t *testing.T) {
 	}
 }
 
-// The component kernel-cache-off changes one argument of the agent, and keeps what the guard needs.
-// The chart does the same with kernelCache off.
+// The component kernel-cache-off changes one argument of the agent, and keeps everything that the guard
+// needs. The chart does the same if the value kernelCache is off.
 func TestKernelCacheOffChangesOnlyTheCache(t *testing.T) {
 	plain, off := read(t, base(t)), read(t, withComponent(t, "kernel-cache-off"))
 	chart, err := renderWith(t, map[string]any{"kernelCache": "off"})

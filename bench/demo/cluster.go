@@ -55,7 +55,7 @@ var namespaces = []struct {
 type cluster struct {
 	lab   *lab.Lab
 	hosts []*host // hosts in the order of the table's rows
-	// families are the address families of the pods, as indexes in Host.Addrs.
+	// families are the address families that the pods have, as indexes in Host.Addrs.
 	families []int
 }
 

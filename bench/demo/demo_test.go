@@ -118,7 +118,7 @@ func TestAllStepsAreAsExpected(t *testing.T) {
 	}
 }
 
-// shownInReadme returns the part of the demo's output, one step, that README.md shows.
+// shownInReadme returns the part of the demo's output that README.md shows: one step.
 func shownInReadme(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("README.md")
@@ -204,8 +204,8 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// The lab of one step is kept until the interrupt, with pods that have only IPv6 addresses. The
-// commands that the demo shows work there.
+// With the flag keep, the lab of one step stays until the interrupt. The commands that the demo prints
+// work in it, also if pods have only IPv6 addresses.
 func TestKept(t *testing.T) {
 	needSluice(t)
 	checkTempDir(t)

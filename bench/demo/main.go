@@ -37,11 +37,11 @@ const (
 // options are the demo's flags.
 type options struct {
 	sluice, step             string
-	families                 []int // that are probed: indexes in Host.Addrs
+	families                 []int // families to probe, as indexes in Host.Addrs
 	keep, keepGoing, verbose bool
 }
 
-// result is how the demo went.
+// result is the outcome of the demo.
 type result struct {
 	wrong int  // probes that did not meet their expectation
 	kept  bool // the lab was kept until the interrupt
@@ -104,7 +104,7 @@ func parse(e env, args []string) (o options, err error) {
 	return o, err
 }
 
-// parseFamily returns the families of a name, as indexes in Host.Addrs.
+// parseFamily returns the address families that the name stands for, as indexes in Host.Addrs.
 func parseFamily(name string) ([]int, error) {
 	switch name {
 	case "ipv4":

@@ -104,7 +104,7 @@ func (c *cluster) addrText(h *host) string {
 	return strings.Join(texts, " ")
 }
 
-// familyText names the families that are probed.
+// familyText names the address families of the probes.
 func (c *cluster) familyText() string {
 	var names []string
 	for _, family := range c.families {
@@ -113,7 +113,7 @@ func (c *cluster) familyText() string {
 	return strings.Join(names, " and over ")
 }
 
-// kept tells how to use the lab, which is kept until the interrupt.
+// kept prints how to use the lab, which stays until the interrupt.
 func (p *printer) kept(c *cluster, dir, sluice string) {
 	p.printf("\n%s", p.paint(bold, "The node, the pods and the agent are kept until you press Ctrl-C. In another terminal, as root:"))
 	p.printf("\nChange the policies; they are in force when the file is saved:\n  %s/policies.yaml", dir)

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// schema is a part of the schema of the chart's values.
+// schema is a part of the JSON schema of the chart's values.
 type schema struct {
 	Properties map[string]schema
 	Items      *schema
@@ -35,7 +35,7 @@ func chartSchema(t *testing.T) (s schema) {
 	return s
 }
 
-// runFlag returns a flag of "sluice run".
+// runFlag returns a flag of the command "sluice run".
 func runFlag(t *testing.T, name string) *pflag.Flag {
 	t.Helper()
 	cmd, _, err := rootCommand(env{getenv: func(string) string { return "" }}).Find([]string{"run"})
@@ -49,7 +49,7 @@ func runFlag(t *testing.T, name string) *pflag.Flag {
 	return f
 }
 
-// The words that the schema allows for a value are those of its flag.
+// For a value that sets a flag, the schema allows exactly the words that the flag allows.
 func TestChartSchemaHasTheWordsOfFlags(t *testing.T) {
 	s := chartSchema(t)
 	for flag, part := range map[string]schema{
@@ -70,7 +70,7 @@ func TestChartSchemaHasTheWordsOfFlags(t *testing.T) {
 	}
 }
 
-// The schema refuses what the flag of a value refuses, and nothing else.
+// For a value that sets a flag, the schema refuses exactly the numbers that the flag refuses.
 func TestChartSchemaHasTheBoundsOfFlags(t *testing.T) {
 	s := chartSchema(t)
 	most := s.Properties["queues"].Maximum

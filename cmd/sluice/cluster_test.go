@@ -146,7 +146,7 @@ func TestLiveClusterHasTiersAndNodes(t *testing.T) {
 	})
 }
 
-// forbidding refuses requests whose path the function does not allow.
+// forbidding returns a function that refuses requests to paths for which allowed is false.
 func forbidding(allowed func(path string) bool) func(*http.Request) *metav1.Status {
 	return func(r *http.Request) *metav1.Status {
 		if allowed(r.URL.Path) {
@@ -191,8 +191,8 @@ func TestLiveClusterErrors(t *testing.T) {
 	}
 }
 
-// Without -f, commands read the cluster of the current context, and its namespace is that of
-// names and what the answer is limited to.
+// Without -f, commands read the cluster of the current context. The namespace of the context applies to
+// names without a namespace, and limits the answer.
 func TestCurrentContext(t *testing.T) {
 	t.Setenv("KUBECONFIG", liveCluster(t, matrixDir(t, matrixCluster), nil))
 	for name, tt := range map[string]struct {
@@ -229,9 +229,9 @@ func flowsFile(t *testing.T, text string) string {
 	return file
 }
 
-// Files on top of a cluster are as if they were applied to it: they replace objects of the same
-// name, those without a namespace go to the context's, and a new template replaces the pods of a
-// workload.
+// With files and a cluster, the answer is as if the files were applied to the cluster: an object
+// replaces the object of the same name, an object without a namespace goes to the context's, and a
+// changed template of a workload replaces its pods.
 func TestFilesOnTopOfACluster(t *testing.T) {
 	const objects = `
 {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
@@ -277,8 +277,8 @@ func TestFilesOnTopOfACluster(t *testing.T) {
 	ask(t, deployment("app: front"), "deny", "1 pod left out, because a rollout of the new template replaces them: Deployment shop/web")
 }
 
-// A user with rights in one namespace gets the answers about it, and is told what could not be
-// read and what this means, in text and in JSON.
+// A user with rights in only one namespace gets answers about this namespace. Text and JSON name what
+// could not be read, and how this affects the answers.
 func TestRightsInOneNamespace(t *testing.T) {
 	kubeconfig := liveCluster(t, matrixDir(t, matrixCluster), forbidding(func(path string) bool {
 		return strings.Contains(path, "/namespaces/default") || path == "/apis" || strings.HasPrefix(path, "/apis/policy.networking.k8s.io") && !strings.HasSuffix(path, "policies")
@@ -305,7 +305,45 @@ func TestRightsInOneNamespace(t *testing.T) {
 	}
 }
 
-// Shells complete the names of a cluster. What has been made by another object is left out.
+// Where the user may not read a namespace, an error does not claim that the namespace or a name in it
+// does not exist, but names the right that is missing.
+func TestRightsThatNamesNeed(t *testing.T) {
+	dir := matrixDir(t, matrixCluster)
+	kubeconfig := liveCluster(t, dir, forbidding(func(path string) bool {
+		return strings.Contains(path, "/namespaces/default") || path == "/apis" || path == "/api/v1" || path == "/apis/apps/v1"
+	}))
+	tests := filepath.Join(dir, "pci_test.yaml")
+	if err := os.WriteFile(tests, []byte("tests: [{from: web, to: db.pci.svc, port: 80, expect: deny}]"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const pods = "this user may not list pods in namespace pci: allow it by a Role there, or by a ClusterRole"
+	for _, tt := range []struct{ command, want string }{
+		{"explain --from web --port 80 --to pci/vault", "to: pci/vault could not be looked up: " + pods},
+		{"explain --from web --port 80 --to pci/deploy/vault", "to: Deployment pci/vault could not be looked up: this user may not list deployments in namespace pci"},
+		{"explain --from web --port 80 --to ns/pci", "to: the pods of namespace pci could not be looked up: " + pods},
+		{"explain --from web --port 80 --to pci/app=vault", "to: pci/app=vault could not be looked up: " + pods},
+		{"explain --from web --port 80 --to */app=vault", "to: */app=vault could not be looked up: this user may list pods only in default: allow it in all namespaces by a ClusterRole"},
+		{"explain --from web --port 80 --to db.pci.svc", "to: Service pci/db could not be looked up: this user may not list services in namespace pci"},
+		{"explain --from web --port 80 --to svc/db.pci", "to: Service pci/db could not be looked up: this user may not list services in namespace pci"},
+		{"explain --from node/n1 --port 80 --to web", "from: Node n1 could not be looked up: this user may not list nodes: allow it by a ClusterRole"},
+		{"explain --from web --port 80 --to dbb", "to: there is no pod or workload default/dbb: did you mean default/db?"},
+		{"matrix -n default,pci", "namespace pci could not be read: " + pods},
+		{"matrix --from-namespace default --to-namespace pci", "namespace pci could not be read: " + pods},
+		{"lint -n default,pci", "namespace pci could not be read: " + pods},
+		{"report -n default,pci", "namespace pci could not be read: " + pods},
+		{"diff -n default,pci " + dir, "namespace pci could not be read: " + pods},
+		{"test " + tests, "to: Service pci/db could not be looked up: this user may not list services in namespace pci"},
+	} {
+		t.Run(tt.command, func(t *testing.T) {
+			status, stdout, stderr := sluice(t, append(strings.Fields(tt.command), "--kubeconfig", kubeconfig)...)
+			if status != exitFailed || !strings.Contains(stdout+stderr, tt.want) || strings.Contains(stdout+stderr, "there is no namespace") {
+				t.Errorf("status %d, %s%s", status, stdout, stderr)
+			}
+		})
+	}
+}
+
+// Shells complete the names of objects in a cluster, except for those that a workload created.
 func TestCompletionOfACluster(t *testing.T) {
 	const objects = `
 {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
@@ -332,8 +370,8 @@ func TestCompletionOfACluster(t *testing.T) {
 	}
 }
 
-// diff compares a cluster with what it would be if manifests were applied, or two directories as if
-// each were applied.
+// diff compares a cluster with the same cluster after manifests are applied. Given two directories, it
+// compares the cluster after each of them is applied.
 func TestDiffOfACluster(t *testing.T) {
 	kubeconfig := liveCluster(t, "examples/cluster", nil)
 	const want = "+ default/web → default/db  all ports but TCP 6379  by default/access-demo1 ingress rule 1 (changed)\n"

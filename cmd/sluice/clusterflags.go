@@ -27,8 +27,8 @@ func (o clusterOptions) config() (*rest.Config, error) {
 	return kube.Config(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
 }
 
-// target returns the cluster that the flags select or, without flags, the one that kubectl would
-// use.
+// target returns the cluster that the flags select. Without flags, it returns the cluster that kubectl
+// would use.
 func (o clusterOptions) target() (*kube.Target, error) {
 	t, err := kube.FindTarget(kube.ConfigOptions{Kubeconfig: o.kubeconfig, Context: o.context, Version: version()})
 	if errors.Is(err, kube.ErrNoCluster) {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/term"
 )
 
-// When the output has colors.
+// colorMode is a value of the flag --color: it decides when the output has colors.
 type colorMode string
 
 const (
@@ -18,7 +18,7 @@ const (
 	colorNever  colorMode = "never"
 )
 
-// wanted reports whether to print colors to a writer.
+// wanted reports whether output to the writer gets colors.
 func (m colorMode) wanted(e env, out io.Writer) bool {
 	if m != colorAuto {
 		return m == colorAlways
@@ -30,23 +30,23 @@ func (m colorMode) wanted(e env, out io.Writer) bool {
 	return is && term.IsTerminal(int(f.Fd()))
 }
 
-// painter colors the words of a command's text by which people find the answer: verdicts at the
-// beginning of lines, results of tests, and findings. It passes all else through, such as JSON and
-// pages, whose lines have no such beginning.
+// painter colors those words of a command's text that carry the answer: verdicts at the beginning of
+// lines, results of tests, and findings. Other output, such as JSON and pages, passes unchanged,
+// because its lines do not match paints.
 type painter struct {
 	out  io.Writer
 	on   bool
-	rest bool // the next byte continues a line
+	rest bool // the next byte continues a line that is partly written
 }
 
-// The colors of paints: codes of ECMA-48.
+// The codes of colors in ECMA-48.
 const (
 	red    = "31"
 	green  = "32"
 	yellow = "33"
 )
 
-// paints are the colored parts of lines: the first group of each expression.
+// paints are the parts of lines to color: the first group of each expression.
 var paints = []struct {
 	part  *regexp.Regexp
 	color string
@@ -55,8 +55,8 @@ var paints = []struct {
 	{regexp.MustCompile(`^(deny|FAIL|ERROR|error)\b`), red},
 	{regexp.MustCompile(`^(depends|warning)\b`), yellow},
 	{regexp.MustCompile(`^([1-9]\d* findings?)\b`), red},
-	{regexp.MustCompile(`^(\+ .* → .*)`), green}, // what opens
-	{regexp.MustCompile(`^(- .* → .*)`), red},    // what closes
+	{regexp.MustCompile(`^(\+ .* → .*)`), green}, // a flow that a diff opens
+	{regexp.MustCompile(`^(- .* → .*)`), red},    // a flow that a diff closes
 	{regexp.MustCompile(`^(\+) .* → `), green},
 	{regexp.MustCompile(`^(-) .* → `), red},
 	{regexp.MustCompile(`(\[[a-z]+(?:-[a-z]+)*\])$`), yellow}, // the check of a finding

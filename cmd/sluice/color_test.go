@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Colors are for the words that answer, and do not depend on how the text is written.
+// painter colors the words that carry the answer, however the text is split into writes.
 func TestPainter(t *testing.T) {
 	const text = "allow (rule): a to b\ndeny: c\n  allow\nallowed\nok    f: x\nFAIL  f: y\nERROR f: z\n2 passed, 1 failed\n2 passed, 0 failed\n" +
 		"f.yaml: P\n  spec: bad  [no-match]\n      hint: x\n1 finding in 1 policy\n0 findings in 1 policy\n{\"verdict\": \"deny\"}\n+ a → b  TCP 1\n- a → b\n- item\n"
@@ -37,7 +37,7 @@ func TestPainter(t *testing.T) {
 	}
 }
 
-// Without a terminal there are no colors, unless they are asked for.
+// Output that is not a terminal gets no colors, unless --color asks for them.
 func TestColorFlag(t *testing.T) {
 	dir := matrixDir(t, matrixCluster)
 	ask := []string{"explain", "-f", dir, "--from", "web", "--to", "db", "--port", "6379"}

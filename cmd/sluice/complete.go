@@ -22,8 +22,8 @@ const completionTimeout = 2 * time.Second
 
 var errCompletion = fmt.Errorf("the API server has not answered within %v", completionTimeout)
 
-// pluginScript is the program kubectl_complete-sluice. kubectl runs it to complete the arguments
-// of kubectl sluice.
+// pluginScript is the program kubectl_complete-sluice. kubectl runs it to complete the arguments of
+// "kubectl sluice".
 const pluginScript = "#!/bin/sh\nexec kubectl-sluice __complete \"$@\"\n"
 
 func completionCommand(e env) *cobra.Command {
@@ -67,11 +67,11 @@ the PATH.`,
 	}
 }
 
-// completeFlags lets shells complete the values of the flags of a command and of all below it.
+// completeFlags registers completions for the values of the flags of a command and of its subcommands.
 func completeFlags(cmd *cobra.Command) {
 	cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
 		if complete := completionOf(f); complete != nil {
-			_ = cmd.RegisterFlagCompletionFunc(f.Name, complete) // fails only if it is registered twice
+			_ = cmd.RegisterFlagCompletionFunc(f.Name, complete) // fails only if a completion is already registered
 		}
 	})
 	if cmd.ValidArgsFunction == nil && len(cmd.ValidArgs) == 0 && !cmd.HasSubCommands() && cmd.Args != nil && cmd.Args(cmd, []string{"x"}) != nil {
@@ -82,7 +82,8 @@ func completeFlags(cmd *cobra.Command) {
 	}
 }
 
-// completionOf returns how to complete the values of a flag; nil if they are files.
+// completionOf returns the function that completes the values of a flag. It returns nil if the values
+// are files, which shells complete themselves.
 func completionOf(f *pflag.Flag) cobra.CompletionFunc {
 	if words := strings.Split(f.Value.Type(), "|"); len(words) > 1 {
 		return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
@@ -105,7 +106,7 @@ func completionOf(f *pflag.Flag) cobra.CompletionFunc {
 }
 
 func completeContexts(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	file, _ := cmd.Flags().GetString("kubeconfig") // without the flag, it is empty
+	file, _ := cmd.Flags().GetString("kubeconfig") // empty if the command has no such flag
 	names, err := kube.Contexts(kube.ConfigOptions{Kubeconfig: file})
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
@@ -119,8 +120,8 @@ func completeNamespaces(cmd *cobra.Command, _ []string, _ string) ([]string, cob
 	return in.namespaceNames(ctx), cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeNames completes the name of an end: the names in the default namespace, the namespaces,
-// and the names in a namespace that is already written.
+// completeNames completes the name of an end. Without a namespace, it offers the names in the default
+// namespace, and the namespaces; after "NAMESPACE/", the names in that namespace.
 func completeNames(cmd *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {
 	in, ctx, done := completionInput(cmd)
 	defer done()
@@ -135,7 +136,7 @@ func completeNames(cmd *cobra.Command, _ []string, begun string) ([]string, cobr
 	if slices.ContainsFunc(names, func(name string) bool { return !strings.HasSuffix(name, "/") }) {
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace // a name follows
+	return names, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace // a name follows the namespace
 }
 
 func prefixed(prefix string, names []string) []string {
@@ -145,20 +146,20 @@ func prefixed(prefix string, names []string) []string {
 	return names
 }
 
-// completionSource are the objects whose names complete a command line: those of the files or, if
-// there are none, of the cluster.
+// completionSource has the objects whose names complete a command line: those of the files, and those
+// of the cluster that the command would read.
 type completionSource struct {
-	objects   []string // as in "Pod shop/web"; nil if there are no files
+	objects   []string // objects of the files, as in "Pod shop/web"; nil if there are no files
 	target    *kube.Target
 	namespace string
 }
 
-// completionInput returns the source for a command line that is not complete. Nothing is reported:
-// there is nowhere to print it. The source must not be used after done.
+// completionInput returns the source for an incomplete command line. It reports no errors, because a
+// completion has no place to print them. The source must not be used after calling done.
 func completionInput(cmd *cobra.Command) (s completionSource, ctx context.Context, done func()) {
 	ctx, done = context.WithTimeoutCause(cmd.Context(), completionTimeout, errCompletion)
 	flags := cmd.Flags()
-	paths, _ := flags.GetStringArray("filename") // missing flags are empty
+	paths, _ := flags.GetStringArray("filename") // empty if the command has no such flag
 	file, _ := flags.GetString("kubeconfig")
 	name, _ := flags.GetString("context")
 	s.namespace = "default"
@@ -181,7 +182,8 @@ func completionInput(cmd *cobra.Command) (s completionSource, ctx context.Contex
 	return s, ctx, done
 }
 
-// names returns the names of pods, workloads and Services in a namespace; empty means the default.
+// names returns the names of pods, workloads and Services in a namespace. An empty namespace means the
+// default one.
 func (s completionSource) names(ctx context.Context, namespace string) []string {
 	if namespace == "" {
 		namespace = s.namespace
@@ -195,7 +197,7 @@ func (s completionSource) names(ctx context.Context, namespace string) []string 
 		}
 	}
 	if s.target != nil {
-		found, _ := kube.Names(ctx, s.target.Config, namespace) // without them, those of the files remain
+		found, _ := kube.Names(ctx, s.target.Config, namespace) // on an error, only the names in files are offered
 		for _, n := range found {
 			names[n.Name] = true
 		}
@@ -203,7 +205,7 @@ func (s completionSource) names(ctx context.Context, namespace string) []string 
 	return slices.Sorted(maps.Keys(names))
 }
 
-// nameable reports whether an object of a kind is found by its name alone.
+// nameable reports whether users can name an object of this kind without its kind.
 func nameable(kind string) bool {
 	switch kind {
 	case "EndpointSlice", "Ingress", "Gateway", "ReferenceGrant":
@@ -221,7 +223,7 @@ func (s completionSource) namespaceNames(ctx context.Context) []string {
 		}
 	}
 	if s.target != nil {
-		found, _ := kube.NamespaceNames(ctx, s.target.Config) // without them, those of the files remain
+		found, _ := kube.NamespaceNames(ctx, s.target.Config) // on an error, only the namespaces in files are offered
 		for _, n := range found {
 			names[n] = true
 		}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -59,12 +61,12 @@ cannot be understood.`,
 	flags := cmd.Flags()
 	addInputFlags(cmd, &opts.input)
 	addScopeFlags(cmd, &opts.input)
-	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "markdown"), "output", "o", "text, json or markdown")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "markdown", "md"), "output", "o", "text, json or markdown (md)")
 	flags.Var(newChoiceFlag(&opts.failOn, "opened", "closed", "any", "none"), "fail-on", "exit with status 1 if something is opened, closed, any of them, or none")
 	return cmd
 }
 
-// diffArgs checks the arguments of the command.
+// diffArgs checks the number and form of the arguments.
 func diffArgs(cmd *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
@@ -85,8 +87,14 @@ func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error 
 		return err
 	}
 	report := diff.New(reach.Compare(before.inventory, after.inventory), before.scope)
+	notRead := notReadOf(before.NotRead, after.NotRead)
+	before.NotRead, after.NotRead = nil, nil // after gets those of both, so that each is printed once
+	for _, n := range notRead {
+		report.NotRead = append(report.NotRead, n)
+		after.NotRead = append(after.NotRead, n.withSide())
+	}
 	write := map[string]func(*diff.Report, io.Writer) error{
-		"text": (*diff.Report).WriteText, "json": (*diff.Report).WriteJSON, "markdown": (*diff.Report).WriteMarkdown,
+		"text": (*diff.Report).WriteText, "json": (*diff.Report).WriteJSON, "markdown": (*diff.Report).WriteMarkdown, "md": (*diff.Report).WriteMarkdown,
 	}[opts.format]
 	if err := write(report, e.stdout); err != nil {
 		return fmt.Errorf("write the comparison: %w", err)
@@ -105,7 +113,7 @@ func runDiff(ctx context.Context, e env, opts diffOptions, args []string) error 
 	return nil
 }
 
-// sides reads and compiles what is compared.
+// sides reads and compiles the two sides of the comparison.
 func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, after *compiled, err error) {
 	if slices.Contains(args, manifests.Stdin) && slices.Contains(o.paths, manifests.Stdin) {
 		return nil, nil, errors.New("-f - and the argument - both read the standard input: give a file to one of them")
@@ -114,6 +122,9 @@ func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, 
 	if len(args) == 1 || len(o.paths) > 0 || o.cluster.given() {
 		l, err := o.readAll(ctx, e.stdin)
 		if err != nil {
+			return nil, nil, err
+		}
+		if err := l.readIn(l.scope); err != nil {
 			return nil, nil, err
 		}
 		base = &l
@@ -129,14 +140,15 @@ func (o *diffOptions) sides(ctx context.Context, e env, args []string) (before, 
 	if base != nil {
 		sides = o.applied(*base, sides)
 	}
-	if err := inScope(sides); err != nil {
+	if err := scopeIn(sides[0].scope, sides...); err != nil {
 		return nil, nil, err
 	}
 	before, after = compile(nil, sides[0]), compile(nil, sides[1])
-	return before, after, havePods(before, after)
+	return before, after, havePods(args, before, after)
 }
 
-// files reads OLD or NEW. The options are those of the base, if there is one.
+// files reads the argument OLD or NEW. If base is not nil, the result has the namespace, the scope and
+// the ranges of base.
 func (o *diffOptions) files(base *loaded, path string, stdin io.Reader) (l loaded, err error) {
 	if base != nil {
 		l = *base
@@ -149,13 +161,28 @@ func (o *diffOptions) files(base *loaded, path string, stdin io.Reader) (l loade
 			return loaded{}, err
 		}
 	}
-	l.Objects, l.problems, err = manifests.Input{Paths: []string{path}, Stdin: stdin, Namespace: l.namespace, Scope: l.scope, Command: o.command.CommandPath()}.Read()
+	if path == os.DevNull {
+		return l, nil // nothing, as git diff writes it
+	}
+	l.Objects, l.problems, err = manifests.Input{Paths: []string{path}, Stdin: stdin, Namespace: l.namespace, Scope: l.scope, Command: o.command.CommandPath(), Pipe: o.pipe(path)}.Read()
 	return l, err
 }
 
-// applied returns both sides of the comparison: the base, and the base as if the files were applied
-// to it; or, with OLD and NEW, the base as if each were applied. In that case objects of
-// OLD that are not in NEW are deleted.
+// pipe returns the command with the standard input instead of an argument.
+func (o *diffOptions) pipe(path string) string {
+	words := []string{o.command.CommandPath()}
+	for _, arg := range o.command.Flags().Args() {
+		if arg == path {
+			arg = manifests.Stdin
+		}
+		words = append(words, arg)
+	}
+	return strings.Join(words, " ")
+}
+
+// applied returns both sides of the comparison. With one argument, the sides are the base, and the base
+// with the files applied. With OLD and NEW, they are the base with OLD applied, and the base with NEW
+// applied; the second side lacks objects of OLD that are not in NEW.
 func (o *diffOptions) applied(base loaded, files []loaded) []loaded {
 	under := base.Objects
 	sides := []loaded{base}
@@ -170,30 +197,21 @@ func (o *diffOptions) applied(base loaded, files []loaded) []loaded {
 	return sides
 }
 
-// overlaid returns files as if they were applied to other objects.
+// overlaid returns the objects under with the files applied.
 func (o *diffOptions) overlaid(under manifests.Objects, files loaded) loaded {
 	notes := slices.Concat(under.Notes, files.Notes)
 	files.Objects = manifests.Overlay(under, "the cluster", files.Objects)
 	if !o.live() {
-		files.Notes = notes // the note about the cluster is untrue of files
+		files.Notes = notes // Overlay's note says that the base is a cluster, but it is files
 	}
 	return files
 }
 
-// inScope returns an error if a namespace that the answer is limited to is in neither side.
-func inScope(sides []loaded) (err error) {
-	for i := range sides {
-		if err = sides[i].scopeExists(); err == nil {
-			return nil
-		}
-	}
-	return err
-}
-
-// havePods returns an error if one of the sides has no pods: the comparison would be about nothing.
-func havePods(before, after *compiled) error {
+// havePods returns an error if one of the sides has neither pods nor workloads, unless its argument is
+// the empty file /dev/null: there would be nothing to compare.
+func havePods(args []string, before, after *compiled) error {
 	for i, m := range []*compiled{before, after} {
-		if len(m.inventory.AllPods()) == 0 {
+		if len(m.inventory.AllPods()) == 0 && (len(args) < 2 || args[i] != os.DevNull) {
 			return fmt.Errorf("%s has no pods or workloads, so that there is nothing that its policies are about: give what both have with -f, as in diff -f ./workloads OLD NEW, or compare with a cluster by --context",
 				[]string{"OLD", "NEW"}[i])
 		}
@@ -201,8 +219,8 @@ func havePods(before, after *compiled) error {
 	return nil
 }
 
-// withoutKnown removes the notes and problems that another side has as well, so that each
-// is printed once.
+// withoutKnown removes the notes and problems that the other side has as well, so that each is printed
+// only once.
 func (m *compiled) withoutKnown(o *compiled) {
 	known := make(map[string]bool)
 	for _, list := range [][]manifests.Problem{o.Notes, o.Outdated, o.problems} {
@@ -217,9 +235,5 @@ func (m *compiled) withoutKnown(o *compiled) {
 		known[o.located(p).Error()] = true
 	}
 	m.misunderstood = slices.DeleteFunc(slices.Clone(m.misunderstood), func(p policy.Problem) bool { return known[m.located(p).Error()] })
-	for _, n := range o.NotRead {
-		known[n.String()] = true
-	}
-	m.NotRead = slices.DeleteFunc(slices.Clone(m.NotRead), func(n manifests.NotRead) bool { return known[n.String()] })
 	m.nodesMissing = m.nodesMissing && !o.nodesMissing
 }

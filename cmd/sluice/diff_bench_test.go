@@ -15,8 +15,8 @@ import (
 	"sluice/bench/testbed/cluster"
 )
 
-// BenchmarkDiff runs sluice diff on two directories with 300 pods and 90 policies each, of which
-// a tenth differs.
+// BenchmarkDiff runs sluice diff on two directories with 300 pods and 90 policies each; a tenth of the
+// policies differ.
 func BenchmarkDiff(b *testing.B) {
 	old, now := clusterDir(b, 1, 90), clusterDir(b, 1, 81)
 	var out, errs bytes.Buffer

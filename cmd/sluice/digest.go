@@ -20,8 +20,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// digest returns a digest of the objects that an answer is about, as in "sha256:5b1f…". It depends
-// on what the objects mean, and not on the files that they are from, nor on their order.
+// digest returns a digest of the objects that were read, as in "sha256:5b1f…". It depends on the
+// meaning of the objects, but not on the files that contain them, nor on their order.
 func (l *loaded) digest() (string, error) {
 	var all []digestItem
 	add(&all, "Namespace", l.Namespaces, func(o *corev1.Namespace) (string, any) { return o.Name, labelsOf(o) })
@@ -50,8 +50,8 @@ func (l *loaded) digest() (string, error) {
 	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// digestPod and digestNode have the fields that answers depend on. Empty fields are left out, so
-// that it does not matter where an object is from.
+// digestPod and digestNode have the fields on which answers depend. JSON omits empty fields, so that
+// the digest is the same for objects from files and from a cluster.
 type (
 	digestPod struct {
 		Labels                map[string]string  `json:",omitempty"`
@@ -73,8 +73,8 @@ func digestPodOf(p *policy.Pod) digestPod {
 	return digestPod{p.Labels, p.Addrs, p.Hosts, p.Ports, p.Node, p.HostNetwork, p.NotReady, p.Owner, p.Ended}
 }
 
-// digestPolicyOf returns what a policy means, for a NetworkPolicy that is understood: the API server
-// adds defaults to its text.
+// digestPolicyOf returns the meaning of a policy. For a NetworkPolicy without problems, this is not its
+// text, because the API server adds defaults to the text.
 func digestPolicyOf(p *policy.Policy) any {
 	if p.Tier != policy.NetworkPolicy || len(p.Problems) > 0 {
 		return p.Digest
@@ -82,7 +82,7 @@ func digestPolicyOf(p *policy.Policy) any {
 	return []any{netpol.WritePolicy(p), p.Denial}
 }
 
-// labelsOf returns the labels of a namespace, without the one that the API server adds.
+// labelsOf returns the labels of a namespace, except for the one that the API server adds.
 func labelsOf(o *corev1.Namespace) map[string]string {
 	set := maps.Clone(o.Labels)
 	if delete(set, corev1.LabelMetadataName); len(set) == 0 {

@@ -167,7 +167,7 @@ func runExplain(ctx context.Context, e env, opts explainOptions) error {
 func explainOne(out io.Writer, m *compiled, opts explainOptions) (allowed bool, err error) {
 	all, err := m.cluster().ExplainAll(opts.question)
 	if err != nil {
-		return false, err // not wrapped: the error begins with the name of the flag
+		return false, err // not wrapped, because the error begins with the name of the flag
 	}
 	answer := explain.NewAnswer(opts.question, all)
 	if opts.format == "json" {

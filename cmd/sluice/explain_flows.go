@@ -28,7 +28,7 @@ type flowLine struct {
 	Port     portText `json:"port"`
 	Protocol string   `json:"protocol"`
 
-	logged string // the verdict, if the line is of the agent's log
+	logged string // the verdict in the agent's log, if the line is from there
 }
 
 // portText is a port in the input: a number or a name.
@@ -57,8 +57,8 @@ type flowError struct {
 	Error    string          `json:"error"`
 }
 
-// explainFlows answers the flows of --flows in order, and reports whether all are allowed. It
-// returns an error if a flow could not be answered.
+// explainFlows answers the flows of --flows in order, and reports whether all are allowed. It returns
+// an error if it could not answer a flow.
 func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool, err error) {
 	in := e.stdin
 	if opts.flows != "-" {
@@ -92,19 +92,19 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool,
 // words: without them, a decision takes less time than reading the flow.
 type flowExplainer struct {
 	cluster   *explain.Cluster
-	namespace string // of names without one
+	namespace string // namespace of names without one
 	out       *bufio.Writer
 	answer    answerWriter
 	line      int // number of the current line
-	// The numbers of all flows, of those that are allowed, of those that could not be answered,
-	// and of lines of a log that are about no flow.
+	// Counts of all flows, of allowed flows, of flows that could not be answered, and of lines of a log
+	// without a flow.
 	flows, allowed, failed, skipped int
 }
 
 // flowAnswer is the answer about a flow.
 type flowAnswer struct {
 	explain.Answer
-	Logged string `json:"logged,omitempty"` // the verdict in the log that the flow is from
+	Logged string `json:"logged,omitempty"` // the verdict in the agent's log, if the flow is from there
 }
 
 // answerWriter writes answers in one format.
@@ -170,8 +170,8 @@ func (x *flowExplainer) flow(text []byte) error {
 	return x.fail(text, err)
 }
 
-// ask answers a flow. The pods of a log may be gone, and others of their workloads be there: it
-// then asks for those, by the beginning of the name.
+// ask answers a flow. If a pod in a log does not exist any more, ask uses the other pods of its
+// workload, which it finds by the beginning of the name.
 func (x *flowExplainer) ask(f *flowLine) (explain.Answer, error) {
 	q := explain.Question{From: f.From, To: f.To, Port: string(f.Port), Protocol: f.Protocol, Namespace: x.namespace}
 	a, err := x.cluster.Answer(q)
@@ -184,8 +184,8 @@ func (x *flowExplainer) ask(f *flowLine) (explain.Answer, error) {
 	return a, err
 }
 
-// shorten replaces a pod that does not exist by its workload. It returns false if there is
-// none.
+// shorten replaces the name of a pod that does not exist by the name of its workload. It returns false
+// if the workload does not exist either, or if all names are known.
 func (x *flowExplainer) shorten(q *explain.Question) bool {
 	for _, name := range []*string{&q.From, &q.To} {
 		if _, err := netip.ParseAddr(*name); err == nil || x.cluster.Knows(*name) {
@@ -271,7 +271,7 @@ func (w textAnswers) answered(a flowAnswer) error {
 	return err
 }
 
-// whyText returns the reasons of an answer in one line.
+// whyText returns the reasons for an answer in one line.
 func whyText(a *explain.Answer) string {
 	why := a.Why()
 	if a.Otherwise != "" {

@@ -8,8 +8,8 @@ import (
 	"sluice/filter/event"
 )
 
-// logLine is a line of the agent's log in JSON. Lines of other events have only the first two
-// fields.
+// logLine is a line of the agent's log in JSON. A line about another event than a verdict has only the
+// first two fields.
 type logLine struct {
 	Msg       *string    `json:"msg"`
 	Event     event.Name `json:"event"`
@@ -23,9 +23,9 @@ type logLine struct {
 	To        string     `json:"to"`
 }
 
-// readLogLine returns the flow of a line of the agent's log. If the line is not of a log, the
-// flow is nil. isFlow is false for a line of a log that is about no flow: another event, or a
-// packet whose addresses or port could not be read.
+// readLogLine returns the flow in a line of the agent's log. isFlow is false if the line is from a log,
+// but has no flow: it is about another event, or about a packet whose addresses or port could not be
+// read. If the line is not from a log, f is nil and isFlow is true.
 func readLogLine(text []byte) (f *flowLine, isFlow bool) {
 	var l logLine
 	if json.Unmarshal(text, &l) != nil || l.Msg == nil {
@@ -47,6 +47,6 @@ func readLogLine(text []byte) (f *flowLine, isFlow bool) {
 	return f, true
 }
 
-// isPodName reports whether a name in the log is that of a pod, "namespace/name", and not of the
-// node.
+// isPodName reports whether a name in the log has the form "namespace/name" of pods. The name of the
+// node does not have it.
 func isPodName(name string) bool { return strings.Count(name, "/") == 1 }

@@ -15,6 +15,9 @@ import (
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
+		if hint := selectorHint(cmd, unknown.GetSpecifiedName()); hint != "" {
+			return fmt.Errorf("%w: %s (see: %s --help)", err, hint, cmd.CommandPath())
+		}
 		var names []string
 		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
 		if best, ok := near.Name(unknown.GetSpecifiedName(), names); ok {
@@ -30,6 +33,15 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 	}
 	return fmt.Errorf("%w (see: %s --help)", err, cmd.CommandPath())
+}
+
+// selectorHint returns what to write instead of the flags that kubectl has for labels. It is empty for
+// other flags, and for commands without ends of flows.
+func selectorHint(cmd *cobra.Command, flag string) string {
+	if cmd.Flags().Lookup("from") == nil || flag != "l" && flag != "selector" {
+		return ""
+	}
+	return "write labels as an end, as in --from app=web or --to shop/app=web"
 }
 
 // knownCommand returns an error for an unknown subcommand. The error names the subcommand that
@@ -50,7 +62,7 @@ func knownCommand(cmd *cobra.Command, args []string) error {
 	return fmt.Errorf("there is no command %q: the commands are %s", args[0], strings.Join(names, ", "))
 }
 
-// noArgs returns an error for arguments of a command that takes none.
+// noArgs returns an error if there are arguments, for a command without any.
 func noArgs(cmd *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:

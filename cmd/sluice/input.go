@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/near"
 	"sluice/watch/kube"
 	"sluice/watch/manifests"
@@ -26,23 +27,23 @@ type input struct {
 	recursive     bool
 	podRanges     []string
 	cluster       clusterOptions
-	namespaces    []string // of -n
+	namespaces    []string // values of -n
 	allNamespaces bool
 	mentioned     []string       // namespaces that the question names
-	command       *cobra.Command // which reads the objects
+	command       *cobra.Command // the command that reads the objects
 }
 
 // loaded is what a command has read.
 type loaded struct {
 	manifests.Objects
-	problems []manifests.Problem // for which the API server would reject an object
-	// namespace is that of names without one.
+	problems []manifests.Problem // reasons for which the API server would reject an object
+	// namespace is the namespace of names without one.
 	namespace string
-	// scope are the namespaces that the answer is limited to; empty if it is not limited.
+	// scope lists the namespaces to which the answer is limited; empty if it is not limited.
 	scope []string
-	// podRanges are the ranges of --pod-cidr.
+	// podRanges are the values of --pod-cidr.
 	podRanges []netip.Prefix
-	// cluster is the name of the live cluster that was read; empty if none was.
+	// cluster is the name of the live cluster that was read; empty if no cluster was read.
 	cluster string
 }
 
@@ -57,13 +58,13 @@ func addInputFlags(cmd *cobra.Command, in *input) {
 	addClusterFlags(fs, &in.cluster)
 }
 
-// addNamespaceFlag adds -n for a command whose answer is about the flows that are asked for.
+// addNamespaceFlag adds -n to a command whose answer is about flows that the user names.
 func addNamespaceFlag(cmd *cobra.Command, in *input) {
 	cmd.Flags().StringSliceVarP(&in.namespaces, "namespace", "n", nil,
 		"`NAMESPACE` of names without one, and of objects in files without one; the default is the context's, or default")
 }
 
-// addScopeFlags adds -n and -A for a command whose answer is about all that it has read.
+// addScopeFlags adds -n and -A to a command whose answer is about everything that it reads.
 func addScopeFlags(cmd *cobra.Command, in *input) {
 	fs := cmd.Flags()
 	fs.StringSliceVarP(&in.namespaces, "namespace", "n", nil,
@@ -71,7 +72,7 @@ func addScopeFlags(cmd *cobra.Command, in *input) {
 	fs.BoolVarP(&in.allNamespaces, "all-namespaces", "A", false, "do not limit the answer to namespaces, which is the default for files")
 }
 
-// live reports whether a cluster is read.
+// live reports whether the command reads a cluster.
 func (in *input) live() bool { return len(in.paths) == 0 || in.cluster.given() }
 
 // validate returns an error if the flags contradict each other.
@@ -91,8 +92,7 @@ func (in *input) validate() error {
 	return nil
 }
 
-// alsoStdin returns an error if both -f and another flag with the given value read the standard
-// input.
+// alsoStdin returns an error if -f and the given value of another flag both read the standard input.
 func (in *input) alsoStdin(flag, value string) error {
 	if value == manifests.Stdin && slices.Contains(in.paths, manifests.Stdin) {
 		return fmt.Errorf("-f - and %s - both read the standard input: give a file to one of them", flag)
@@ -100,11 +100,11 @@ func (in *input) alsoStdin(flag, value string) error {
 	return nil
 }
 
-// mention adds the namespaces of names such as "shop/web". A user who may not list all pods may
-// be allowed to list those.
+// mention adds the namespaces of names such as "shop/web" to those that the question names. A user who
+// may not list all pods may still have the right to list the pods of these namespaces.
 func (in *input) mention(names ...string) {
 	for _, name := range names {
-		if namespace, _, has := strings.Cut(strings.TrimPrefix(name, "ns/"), "/"); has && !strings.ContainsAny(namespace, ".:") {
+		if namespace := inventory.NamespaceIn(name); namespace != "" {
 			in.mentioned = append(in.mentioned, namespace)
 		}
 	}
@@ -116,11 +116,11 @@ func (in *input) read(ctx context.Context, stdin io.Reader) (loaded, error) {
 	if err != nil {
 		return loaded{}, err
 	}
-	return l, l.scopeExists()
+	return l, cmp.Or(in.scopeRead(&l), l.scopeExists())
 }
 
-// readAll is like read, but the namespaces of the scope may not exist: diff finds them in what it
-// compares.
+// readAll is like read, but does not check that the namespaces of the scope exist: diff checks this for
+// both sides.
 func (in *input) readAll(ctx context.Context, stdin io.Reader) (l loaded, err error) {
 	if err := in.validate(); err != nil {
 		return loaded{}, err
@@ -154,8 +154,8 @@ func (in *input) readAll(ctx context.Context, stdin io.Reader) (l loaded, err er
 	return l, nil
 }
 
-// readLive reads the cluster, and takes the defaults of its context. It returns the name of the
-// cluster, as in "context production".
+// readLive reads the cluster, and sets the namespace and the scope to those of its context if flags do
+// not set them. It returns the name of the cluster, as in "context production".
 func (in *input) readLive(ctx context.Context, l *loaded) (name string, err error) {
 	target, err := in.cluster.target()
 	if err == nil {
@@ -164,7 +164,7 @@ func (in *input) readLive(ctx context.Context, l *loaded) (name string, err erro
 		l.Objects, err = readCluster(ctx, target, append(slices.Clone(in.mentioned), l.around()...))
 	}
 	if err != nil && !in.cluster.given() && !errors.Is(err, kube.ErrNoCluster) {
-		err = fmt.Errorf("%w; or give manifests with -f DIR", err) // the cluster may not be meant
+		err = fmt.Errorf("%w; or give manifests with -f DIR", err) // the user may not have meant a cluster
 	}
 	return name, err
 }
@@ -172,7 +172,7 @@ func (in *input) readLive(ctx context.Context, l *loaded) (name string, err erro
 // scoped reports whether the command has the flags of addScopeFlags.
 func (in *input) scoped() bool { return in.command.Flags().Lookup("all-namespaces") != nil }
 
-// settle takes the defaults of the cluster's context.
+// settle sets the namespace and the scope to those of the cluster's context if flags do not set them.
 func (in *input) settle(l *loaded, t *kube.Target) {
 	if l.namespace == "" {
 		l.namespace = cmp.Or(t.Namespace, metav1.NamespaceDefault)
@@ -182,20 +182,23 @@ func (in *input) settle(l *loaded, t *kube.Target) {
 	}
 }
 
-// scopeExists returns an error if a namespace of the scope does not exist, nor anything in it.
+// scopeExists returns an error if there is neither a Namespace nor any object for a namespace of the
+// scope.
 func (l *loaded) scopeExists() error {
-	if l.namespacesUnread() {
-		return nil
-	}
+	return scopeIn(l.scope, *l)
+}
+
+// scopeIn returns an error for a namespace of the scope that none of the inputs has.
+func scopeIn(scope []string, inputs ...loaded) error {
 	there := make(map[string]bool)
-	for object := range l.Origins {
-		kind, name, _ := strings.Cut(object, " ")
-		if namespace, _, in := strings.Cut(name, "/"); in || kind == "Namespace" {
-			there[namespace] = true
+	for _, l := range inputs {
+		if l.namespacesUnread() {
+			return nil
 		}
+		l.addNamespaces(there)
 	}
 	names := slices.Sorted(maps.Keys(there))
-	for _, namespace := range l.scope {
+	for _, namespace := range scope {
 		if there[namespace] {
 			continue
 		}
@@ -207,12 +210,53 @@ func (l *loaded) scopeExists() error {
 	return nil
 }
 
-// namespacesUnread reports whether the user may not read which namespaces there are.
+// addNamespaces adds the namespaces that are objects of the input, or have objects of it.
+func (l *loaded) addNamespaces(to map[string]bool) {
+	for object := range l.Origins {
+		kind, name, _ := strings.Cut(object, " ")
+		if namespace, _, in := strings.Cut(name, "/"); in || kind == "Namespace" {
+			to[namespace] = true
+		}
+	}
+}
+
+// namespacesUnread reports whether the user may not list namespaces.
 func (l *loaded) namespacesUnread() bool {
 	return slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Namespace"} })
 }
 
-// around returns the namespaces to read if the user may not read the whole cluster.
+// forbidden returns the kinds of which not all objects could be read, because the user lacks the right.
+func (l *loaded) forbidden() (all []inventory.Unread) {
+	for _, n := range l.NotRead {
+		if n.Forbidden && n.Kind != (manifests.Kind{Name: "Namespace"}) {
+			all = append(all, inventory.Unread{Kind: n.Name, Only: n.Only})
+		}
+	}
+	return all
+}
+
+// scopeRead returns an error if the pods or the policies of a namespace of the scope could not be read,
+// for a command whose answer is about these namespaces.
+func (in *input) scopeRead(l *loaded) error {
+	if !in.scoped() {
+		return nil
+	}
+	return l.readIn(l.scope)
+}
+
+// readIn returns an error if the pods or the policies of one of the namespaces could not be read.
+func (l *loaded) readIn(namespaces []string) error {
+	for _, u := range l.forbidden() {
+		for _, namespace := range namespaces {
+			if (u.Kind == "Pod" || u.Kind == "NetworkPolicy") && !slices.Contains(u.Only, namespace) {
+				return fmt.Errorf("namespace %s could not be read: %w", namespace, u.Missing(namespace))
+			}
+		}
+	}
+	return nil
+}
+
+// around returns the namespaces to read if the user may not list objects of the whole cluster.
 func (l *loaded) around() []string {
 	if len(l.scope) > 0 {
 		return l.scope
@@ -220,12 +264,13 @@ func (l *loaded) around() []string {
 	return []string{l.namespace}
 }
 
-// within reports whether the answer is about a namespace, or about what is in none.
+// within reports whether the answer includes a namespace. It always includes objects without a
+// namespace.
 func (l *loaded) within(namespace string) bool {
 	return namespace == "" || len(l.scope) == 0 || slices.Contains(l.scope, namespace)
 }
 
-// concerns reports whether the answer is about an object, as in "Pod shop/web".
+// concerns reports whether the answer includes an object, such as "Pod shop/web".
 func (l *loaded) concerns(object string) bool {
 	kind, name, _ := strings.Cut(object, " ")
 	namespace, _, has := strings.Cut(name, "/")

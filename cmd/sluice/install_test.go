@@ -26,7 +26,7 @@ func TestMakeInstall(t *testing.T) {
 		}
 		return string(out)
 	}
-	run("go", "build", "-buildvcs=false", "-o", program, "./cmd/sluice") // quicker than make build
+	run("go", "build", "-buildvcs=false", "-o", program, "./cmd/sluice") // faster than make build
 	makeArgs := []string{"--no-print-directory", "--old-file=build", "PROGRAM=" + program, "DESTDIR=" + root, "PREFIX=/usr"}
 	run("make", append(makeArgs, "install")...)
 	want := []string{

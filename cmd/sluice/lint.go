@@ -10,7 +10,7 @@ import (
 	"sluice/filter/policy/lint"
 )
 
-// lintOptions are the flags of lint.
+// lintOptions has the values of the flags of lint.
 type lintOptions struct {
 	input
 	format string
@@ -60,7 +60,8 @@ The annotation not-isolated of a workload leaves it out of the finding about its
 	return cmd
 }
 
-// checksHelp lists the checks about NetworkPolicies, or about ClusterNetworkPolicies.
+// checksHelp lists the checks about ClusterNetworkPolicies if ordered is true, and otherwise those
+// about NetworkPolicies.
 func checksHelp(ordered bool) string {
 	var b strings.Builder
 	for _, c := range lint.Checks() {
@@ -72,7 +73,7 @@ func checksHelp(ordered bool) string {
 }
 
 func runLint(ctx context.Context, e env, opts *lintOptions) error {
-	if err := knownChecks(opts.ignore); err != nil {
+	if err := ignorable(opts.ignore); err != nil {
 		return fmt.Errorf("--ignore: %w", err)
 	}
 	m, err := readInput(ctx, e, nil, &opts.input)

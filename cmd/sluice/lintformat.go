@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -15,7 +17,7 @@ import (
 	"sluice/watch/manifests"
 )
 
-// write writes the report in a format.
+// write writes the report in the given format.
 func (r *lintReport) write(out io.Writer, format string, l *loaded) error {
 	switch format {
 	case "json":
@@ -68,7 +70,8 @@ func (r *lintReport) text(l *loaded) string {
 	return b.String() + r.summary(l)
 }
 
-// summary returns the last lines of the text: what was found, in what.
+// summary returns the last lines of the text: the number of findings, and the objects that were
+// checked.
 func (r *lintReport) summary(l *loaded) string {
 	policies := slices.DeleteFunc(slices.Clone(l.Policies), func(p *policy.Policy) bool { return !l.within(p.Ref.Namespace) })
 	pods := slices.DeleteFunc(slices.Clone(l.Pods), func(p *policy.Pod) bool { return !l.within(p.Namespace) })
@@ -98,7 +101,7 @@ func (r *lintReport) summary(l *loaded) string {
 	return text
 }
 
-// github returns the findings as annotations of GitHub Actions, one a line.
+// github returns the findings as annotations of GitHub Actions, one per line.
 func (r *lintReport) github() string {
 	var b strings.Builder
 	message := strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A")
@@ -110,11 +113,32 @@ func (r *lintReport) github() string {
 		case f.Line > 0 && f.File == manifests.StdinName:
 			text = fmt.Sprintf("line %d of the %s: %s", f.Line, f.File, text)
 		case f.Line > 0:
-			where = fmt.Sprintf("file=%s,line=%d,", property.Replace(f.File), f.Line)
+			where = fmt.Sprintf("file=%s,line=%d,", property.Replace(filepath.ToSlash(fromHere(f.File))), f.Line)
 		}
 		fmt.Fprintf(&b, "::%s %stitle=%s::%s\n", level, where, property.Replace("sluice lint: "+f.Check), message.Replace(text))
 	}
+	for _, line := range manifests.LinesOf(r.NotRead) {
+		fmt.Fprintf(&b, "::notice title=%s::%s\n", property.Replace("sluice lint: not read"), message.Replace(notReadText(line)))
+	}
 	return b.String()
+}
+
+// fromHere returns an absolute path below the working directory relative to it, and other paths
+// unchanged. The services that show reports know files by their paths in the repository.
+func fromHere(path string) string {
+	dir, err := os.Getwd()
+	if err != nil || !filepath.IsAbs(path) {
+		return path
+	}
+	if rel, err := filepath.Rel(dir, path); err == nil && filepath.IsLocal(rel) {
+		return rel
+	}
+	return path
+}
+
+// notReadText describes a line of manifests.LinesOf as a notification.
+func notReadText(line string) string {
+	return "not read, so that there are no findings about it: " + line
 }
 
 // message returns the finding in one line, without its file.

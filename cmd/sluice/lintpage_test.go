@@ -12,11 +12,11 @@ import (
 	"sluice/filter/policy/lint"
 )
 
-// lintPage is the page about the checks of lint.
+// lintPage is the page that describes the checks of lint.
 const lintPage = "filter/policy/lint/README.md"
 
-// The page about the checks has a section for each, with its severity and an example. The example
-// has the finding that the page shows, and no other; what the page calls right has none. With
+// The page has a section for each check, with its severity and examples. lint prints exactly the
+// findings that the page shows for an example, and none for a corrected example. With
 // SLUICE_UPDATE_SCRIPTS set, the test writes the findings to the page.
 func TestLintPage(t *testing.T) {
 	p := onePage(t, lintPage)
@@ -60,7 +60,7 @@ func TestLintPage(t *testing.T) {
 		}
 		lines = append(lines, p.lines[b.first:b.end]...)
 	}
-	sections = append(sections, lint.Invalid) // files have no example of it
+	sections = append(sections, lint.Invalid) // no example in a file can have this finding
 	slices.Sort(checks)
 	slices.Sort(sections)
 	if sections = slices.Compact(sections); !slices.Equal(checks, sections) {
@@ -74,7 +74,7 @@ func TestLintPage(t *testing.T) {
 	}
 }
 
-// checkExample compares the findings of an example with those that the page shows.
+// checkExample compares the findings about an example with the findings on the page.
 func checkExample(t *testing.T, id, got, want string) {
 	t.Helper()
 	if got != want && os.Getenv("SLUICE_UPDATE_SCRIPTS") == "" {
@@ -85,7 +85,8 @@ func checkExample(t *testing.T, id, got, want string) {
 	}
 }
 
-// lintExample lints an example. Most of them leave pods of the cluster open.
+// lintExample runs lint on an example. It ignores the check not-isolated, except in the example of this
+// check, because most examples have pods that no policy isolates.
 func lintExample(t *testing.T, id, cluster, policies string) (printed string) {
 	t.Helper()
 	t.Run(id, func(t *testing.T) { printed = lintIn(t, id, cluster, policies) })
@@ -111,7 +112,7 @@ func lintIn(t *testing.T, id, cluster, policies string) string {
 	return out.String()
 }
 
-// The help lists each check with its severity and what it finds.
+// The help lists each check with its severity and its summary.
 func TestLintHelp(t *testing.T) {
 	var out bytes.Buffer
 	if s := run(t.Context(), env{stdout: &out, stderr: &out, getenv: func(string) string { return "" }}, []string{"lint", "--help"}); s != 0 {

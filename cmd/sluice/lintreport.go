@@ -14,7 +14,7 @@ import (
 
 // finding is a part of a file that cannot be read, or that is probably not intended.
 type finding struct {
-	Check    string        `json:"check"` // name of the check, as in the help
+	Check    string        `json:"check"` // id of the check, as in the help
 	Severity lint.Severity `json:"severity"`
 	File     string        `json:"file,omitempty"`
 	Line     int           `json:"line,omitempty"`     // from 1
@@ -23,29 +23,28 @@ type finding struct {
 	Field    string        `json:"field,omitempty"`
 	Detail   string        `json:"detail"`
 	Hint     string        `json:"hint"`
-	Count    int           `json:"count,omitempty"` // number of places that the finding stands for, if there are several
+	Count    int           `json:"count,omitempty"` // number of rules or pods that the finding is about, if there are several
 }
 
 // lintReport is what lint has found.
 type lintReport struct {
 	Findings []finding           `json:"findings"`
 	Counts   lintCounts          `json:"counts"`
-	NotRead  []manifests.NotRead `json:"notRead"` // what may change what is allowed
+	NotRead  []manifests.NotRead `json:"notRead"` // kinds of objects that were not read, although they may change what is allowed
 }
 
-// lintCounts are the numbers of findings.
+// lintCounts has the numbers of findings.
 type lintCounts struct {
 	Error   int `json:"error"`
 	Warning int `json:"warning"`
 	Info    int `json:"info"`
-	Ignored int `json:"ignored"` // those that are left out
+	Ignored int `json:"ignored"` // findings that the user has chosen to ignore
 }
 
-// reportOf lints what has been read. The parameter ignore lists the checks whose findings are left
-// out.
+// reportOf lints the objects. The parameter ignore lists checks whose findings the report omits.
 func reportOf(e env, m *compiled, ignore []string) *lintReport {
 	l := &m.loaded
-	r := &lintReport{Findings: []finding{}, NotRead: l.NotRead} // not nil, so that JSON has [] and not null
+	r := &lintReport{Findings: []finding{}, NotRead: l.NotRead} // not nil, so that JSON has [] instead of null
 	if r.NotRead == nil {
 		r.NotRead = []manifests.NotRead{}
 	}
@@ -55,7 +54,7 @@ func reportOf(e env, m *compiled, ignore []string) *lintReport {
 		if !l.concerns(f.Object) || m.uncertain(f.Check) {
 			continue
 		}
-		if slices.Contains(ignore, f.Check) || f.Check != lint.Manifest && ignores.has(f.Object, f.Check) {
+		if f.Check != lint.Manifest && (slices.Contains(ignore, f.Check) || ignores.has(f.Object, f.Check)) {
 			r.Counts.Ignored++
 			continue
 		}
@@ -81,7 +80,7 @@ func (c *lintCounts) add(s lint.Severity) {
 	}
 }
 
-// failsOn reports whether there are findings of a severity, or of a higher one.
+// failsOn reports whether there are findings of at least the given severity.
 func (r *lintReport) failsOn(severity string) bool {
 	switch severity {
 	case lint.Error.String():
@@ -109,7 +108,7 @@ func lintFindings(m *compiled) (found []finding) {
 	}
 	for _, f := range lint.Check(m.inventory) {
 		at := m.Origins[f.Object]
-		if !broken[at] { // otherwise the object was read only in part, so the finding may be wrong
+		if !broken[at] { // a finding about an object that was only read in part may be wrong
 			found = append(found, finding{Check: f.Check, File: at.File, Document: at.Document, Object: f.Object, Field: f.Field, Detail: f.Detail, Hint: f.Hint, Count: f.Count})
 		}
 	}
@@ -124,9 +123,8 @@ func lintFindings(m *compiled) (found []finding) {
 	return found
 }
 
-// uncertain reports whether the findings of a check may be wrong, because objects that it depends
-// on could not be read, or were read only in part. Whether both ends of a flow allow it depends on
-// all policies.
+// uncertain reports whether the findings of a check may be wrong, because objects that matter to it
+// could not be read, or were only read in part. All policies matter to checks of both ends of a flow.
 func (m *compiled) uncertain(check string) bool {
 	twoEnds := check == lint.OneSided || check == lint.OneSidedPart
 	if twoEnds && slices.ContainsFunc(m.problems, func(p manifests.Problem) bool { return strings.Contains(p.Object, "NetworkPolicy ") }) {
@@ -137,10 +135,12 @@ func (m *compiled) uncertain(check string) bool {
 	})
 }
 
-// ignores are the checks that the annotation of each object lists, by its text form.
+// ignores lists, for each object with the annotation, the checks that the annotation names. The keys
+// are as in "Pod shop/web".
 type ignores map[string][]string
 
-// ignoredBy reads the annotations. It says which checks do not exist.
+// ignoredBy reads the annotations of all objects. It prints a note for each check that does not exist,
+// or that cannot be ignored.
 func ignoredBy(e env, l *loaded) ignores {
 	all := make(ignores)
 	add := func(object, text string) {
@@ -150,7 +150,7 @@ func ignoredBy(e env, l *loaded) ignores {
 		for _, check := range strings.Split(text, ",") {
 			all[object] = append(all[object], strings.TrimSpace(check))
 		}
-		if err := knownChecks(all[object]); err != nil && l.concerns(object) {
+		if err := ignorable(all[object]); err != nil && l.concerns(object) {
 			e.say("note: %s, metadata.annotations[%q]: %v", object, policy.LintIgnoreAnnotation, err)
 		}
 	}
@@ -166,21 +166,24 @@ func ignoredBy(e env, l *loaded) ignores {
 	return all
 }
 
-// has reports whether the findings of a check about an object are left out.
+// has reports whether the report omits the findings of a check about an object.
 func (i ignores) has(object, check string) bool {
 	_, name, _ := strings.Cut(object, " ")
 	namespace, _, _ := strings.Cut(name, "/")
 	return slices.Contains(i[object], check) || strings.Contains(name, "/") && slices.Contains(i["Namespace "+namespace], check)
 }
 
-// knownChecks returns an error if a check does not exist.
-func knownChecks(names []string) error {
+// ignorable returns an error if a check does not exist, or cannot be ignored.
+func ignorable(names []string) error {
 	var all []string
 	for _, c := range lint.Checks() {
 		all = append(all, c.ID)
 	}
 	for _, name := range names {
-		if slices.Contains(all, name) {
+		switch {
+		case name == lint.Manifest:
+			return fmt.Errorf("%s cannot be ignored: the other checks rely on objects that can be read, and the API server would reject these", name)
+		case slices.Contains(all, name):
 			continue
 		}
 		if best, ok := near.Name(name, all); ok {

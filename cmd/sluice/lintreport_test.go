@@ -7,7 +7,7 @@ import (
 	"sluice/watch/manifests"
 )
 
-// Checks that need objects which could not be read have no findings.
+// A check has no findings if objects that matter to it could not be read.
 func TestLintUncertain(t *testing.T) {
 	forbidden := func(name string) loaded {
 		var l loaded
@@ -15,7 +15,7 @@ func TestLintUncertain(t *testing.T) {
 		return l
 	}
 	foreign := forbidden("CiliumNetworkPolicy")
-	foreign.NotRead[0].Reason = "" // its kind is not supported
+	foreign.NotRead[0].Reason = "" // an empty reason means that the kind is not supported
 	var broken compiled
 	broken.problems = []manifests.Problem{{Object: "NetworkPolicy shop/web"}}
 	var service compiled

@@ -18,8 +18,17 @@ type (
 		Runs    []sarifRun `json:"runs"`
 	}
 	sarifRun struct {
-		Tool    sarifTool     `json:"tool"`
-		Results []sarifResult `json:"results"`
+		Tool        sarifTool         `json:"tool"`
+		Invocations []sarifInvocation `json:"invocations,omitempty"`
+		Results     []sarifResult     `json:"results"`
+	}
+	sarifInvocation struct {
+		Successful    bool                `json:"executionSuccessful"`
+		Notifications []sarifNotification `json:"toolExecutionNotifications"`
+	}
+	sarifNotification struct {
+		Level   string       `json:"level"`
+		Message sarifMessage `json:"message"`
 	}
 	sarifTool struct {
 		Driver sarifDriver `json:"driver"`
@@ -89,13 +98,20 @@ func (r *lintReport) sarif() sarifLog {
 		result := sarifResult{Rule: f.Check, RuleIndex: index[f.Check], Level: sarifLevelOf(f.Severity), Message: sarifMessage{f.message()}}
 		var at sarifLocation
 		if f.Line > 0 && f.File != manifests.StdinName {
-			at.Physical = &sarifPhysical{sarifArtifact{uriOf(f.File)}, &sarifRegion{f.Line}}
+			at.Physical = &sarifPhysical{sarifArtifact{uriOf(fromHere(f.File))}, &sarifRegion{f.Line}}
 		}
 		if name := cmp.Or(f.Object, f.File); name != "" {
 			at.Logical = []sarifLogical{{name}}
 		}
 		result.Locations = []sarifLocation{at}
 		run.Results = append(run.Results, result)
+	}
+	if len(r.NotRead) > 0 {
+		invocation := sarifInvocation{Successful: true}
+		for _, line := range manifests.LinesOf(r.NotRead) {
+			invocation.Notifications = append(invocation.Notifications, sarifNotification{"warning", sarifMessage{notReadText(line)}})
+		}
+		run.Invocations = []sarifInvocation{invocation}
 	}
 	return sarifLog{"https://json.schemastore.org/sarif-2.1.0.json", "2.1.0", []sarifRun{run}}
 }
@@ -107,7 +123,7 @@ func sarifLevelOf(s lint.Severity) string {
 	return s.String()
 }
 
-// uriOf returns a path as a URI reference, which is relative if the path is.
+// uriOf returns a path as a URI reference. A relative path becomes a relative reference.
 func uriOf(path string) string {
 	u := url.URL{Path: filepath.ToSlash(path)}
 	if filepath.IsAbs(path) {

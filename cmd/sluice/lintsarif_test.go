@@ -9,17 +9,18 @@ import (
 	"github.com/owenrumney/go-sarif/v3/pkg/report/v210/sarif"
 
 	"sluice/filter/policy/lint"
+	"sluice/watch/manifests"
 )
 
-// The output is valid against the schema of SARIF 2.1.0, also with findings without a file or a
-// line, and names each check.
+// The output is valid against the schema of SARIF 2.1.0, even if findings lack a file or a line, and it
+// describes each check.
 func TestSarifIsValid(t *testing.T) {
 	r := lintReport{Findings: []finding{
 		{Check: lint.NoDNS, Severity: lint.Warning, File: "a dir/x.yaml", Line: 3, Document: 1, Object: "NetworkPolicy default/x", Field: "spec.egress", Detail: "a", Hint: "b"},
 		{Check: lint.Manifest, Severity: lint.Error, File: "/abs/y.yaml", Detail: "a"},
 		{Check: lint.Covered, Severity: lint.Info, File: "https://192.0.2.1:6443", Object: "NetworkPolicy default/x", Detail: "a", Hint: "b"},
 	}}
-	for name, r := range map[string]lintReport{"findings": r, "none": {}} {
+	for name, r := range map[string]lintReport{"findings": r, "none": {}, "not read": {NotRead: []manifests.NotRead{{Kind: manifests.Kind{Group: "cilium.io", Name: "CiliumNetworkPolicy"}, Count: 1}}}} {
 		log := r.sarif()
 		if err := validateSarif(t, log); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -43,8 +44,8 @@ func TestSarifIsValid(t *testing.T) {
 	}
 }
 
-// validateSarif validates a log against the schema. The types of the library know all fields of
-// SARIF, so an unknown one is an error too.
+// validateSarif validates a log against the schema. It also returns an error for a field that SARIF
+// does not have: the library's types have all fields of SARIF.
 func validateSarif(t *testing.T, log sarifLog) error {
 	t.Helper()
 	text, err := json.Marshal(log)
@@ -57,8 +58,8 @@ func validateSarif(t *testing.T, log sarifLog) error {
 	if err := d.Decode(&report); err != nil {
 		return err
 	}
-	// Validate writes the report again, with all fields of its types: those that are not set must
-	// have valid values.
+	// Validate encodes all fields of the library's types again. Fields that our log omits need valid
+	// values for this.
 	filled, err := sarif.FromBytes(text)
 	if err != nil {
 		return err
@@ -70,8 +71,8 @@ func validateSarif(t *testing.T, log sarifLog) error {
 	return filled.Validate()
 }
 
-// The annotations of GitHub Actions are one line each. Messages and properties escape what has a
-// meaning in them.
+// Each annotation of GitHub Actions is one line. Messages and properties escape characters that have a
+// meaning in it.
 func TestGitHubAnnotations(t *testing.T) {
 	r := lintReport{Findings: []finding{
 		{Check: lint.NoDNS, Severity: lint.Warning, File: "a,b:c%/x.yaml", Line: 3, Object: "NetworkPolicy default/x", Field: "spec.egress", Detail: "100% of\r\nit", Hint: "a: b, c"},

@@ -13,16 +13,16 @@ import (
 	"sluice/filter/iptables"
 )
 
-// The commands in this file work on a node, which is a Linux machine. Elsewhere they exist, so
-// that they answer with more than "unknown command".
+// The commands in this file work on a node, which is a Linux machine. On other systems they only return
+// an error, which is clearer than "unknown command".
 
 // onlyOnLinux returns the error of a command that this system cannot run.
 func onlyOnLinux(command string) error {
 	return fmt.Errorf("%s runs on Linux only, and this is %s: run it on a node, or in an agent's pod (kubectl -n kube-system exec daemonset/sluice -- %s)", command, runtime.GOOS, command)
 }
 
-// runCommand returns the command "run", which here only returns an error. It takes any flags,
-// so that the error is not about a flag.
+// runCommand returns the command "run", which only returns an error on this system. It accepts any
+// flags, so that the error is not about a flag.
 func runCommand(env) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
@@ -41,7 +41,7 @@ with the node's iptables and so runs on Linux only. All other commands work here
 	}
 }
 
-// removal is the flag --remove, for the error that it works on a node.
+// removal has the flag --remove. Using it is an error on this system, because it works on nodes.
 type removal struct{ wanted bool }
 
 func (r *removal) addFlags(fs *pflag.FlagSet) {

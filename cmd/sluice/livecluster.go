@@ -8,8 +8,8 @@ import (
 	"sluice/watch/manifests"
 )
 
-// readCluster reads a live cluster. Of what the user may not list in the whole cluster, it reads
-// the given namespaces.
+// readCluster reads a live cluster. If the user may not list a kind in the whole cluster, readCluster
+// lists it in the given namespaces.
 func readCluster(ctx context.Context, t *kube.Target, namespaces []string) (manifests.Objects, error) {
 	slices.Sort(namespaces)
 	namespaces = slices.Compact(namespaces)
@@ -26,7 +26,9 @@ func readCluster(ctx context.Context, t *kube.Target, namespaces []string) (mani
 		o.Notes = append(o.Notes, manifests.Problem{File: t.Host, Detail: noRoutes.Error(), Hint: "allow sluice to ask which kinds there are, to learn what is reached from outside the cluster"})
 	}
 	for _, u := range append(found.Unread, unread...) {
-		o.NotRead = append(o.NotRead, manifests.NotRead{Kind: manifests.Kind{Group: u.Group, Name: u.Kind}, Reason: u.Reason, Effect: u.Effect})
+		o.NotRead = append(o.NotRead, manifests.NotRead{
+			Kind: manifests.Kind{Group: u.Group, Name: u.Kind}, Forbidden: u.Forbidden, Only: u.Only, Reason: u.Reason, Effect: u.Effect,
+		})
 	}
 	others, err := kube.CountOthers(ctx, t.Config, func(group, kind string) bool {
 		return manifests.Restricting(manifests.Kind{Group: group, Name: kind})

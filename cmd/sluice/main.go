@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -26,13 +27,13 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
-	program        string // how the program is called, as in "kubectl sluice"; empty means sluice
+	program        string // the name by which the program was called, as in "kubectl sluice"; empty means sluice
 }
 
-// name returns how the program is called.
+// name returns the name by which the program was called.
 func (e env) name() string { return cmp.Or(e.program, "sluice") }
 
-// say prints a line to the standard error, with the program's name in front.
+// say prints a line to the standard error, after the program's name.
 func (e env) say(format string, args ...any) {
 	fmt.Fprintf(e.stderr, e.name()+": "+format+"\n", args...)
 }
@@ -66,8 +67,8 @@ func main() {
 	os.Exit(status)
 }
 
-// programName returns how the program is called, by the path of its executable. kubectl runs
-// kubectl-sluice for kubectl sluice.
+// programName returns the name by which the program was called, given the path of its executable. For
+// "kubectl sluice", kubectl runs the executable kubectl-sluice.
 func programName(path string) string {
 	if strings.TrimSuffix(filepath.Base(path), ".exe") == "kubectl-sluice" {
 		return "kubectl sluice"
@@ -81,10 +82,13 @@ func run(ctx context.Context, e env, args []string) (status int) {
 	root.SetArgs(args)
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
+	if len(args) > 0 && args[0] == cobra.ShellCompRequestCmd {
+		root.SetOut(unquoted{e.stdout})
+	}
 	root.SetErr(e.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		if cmd == root && len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-			return knownCommand(root, args[:1]) // a flag of the command that was meant
+			return knownCommand(root, args[:1]) // the command is misspelled, so its flag is unknown
 		}
 		return flagError(cmd, err)
 	})
@@ -98,6 +102,17 @@ func run(ctx context.Context, e env, args []string) (status int) {
 		e.say("%v", err)
 	}
 	return exit.status
+}
+
+// unquoted leaves out the backquotes that mark the name of a value in the text of a flag: completion
+// prints the text as it is.
+type unquoted struct{ out io.Writer }
+
+func (u unquoted) Write(text []byte) (int, error) {
+	if _, err := u.out.Write(bytes.ReplaceAll(text, []byte("`"), nil)); err != nil {
+		return 0, err
+	}
+	return len(text), nil
 }
 
 // The help lists the commands in the order in which commands() returns them, not by name.
@@ -131,10 +146,11 @@ manifests (-f), or the cluster of the kubeconfig's current context.`,
 		Args:          knownCommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.CompletionOptions.DisableDefaultCmd = true // completionCommand has more
+	root.CompletionOptions.DisableDefaultCmd = true // completionCommand replaces the default one
 	root.PersistentFlags().Var(newChoiceFlag(&color, colorAuto, colorAlways, colorNever), "color", "colors in text: auto (on a terminal, unless $NO_COLOR is set), always or never")
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(commands(e)...)
+	root.SetHelpCommand(helpCommand(root))
 	root.InitDefaultVersionFlag()
 	root.Flags().Lookup("version").Usage = "print the version"
 	renameExamples(root, e.name())
@@ -142,7 +158,39 @@ manifests (-f), or the cluster of the kubeconfig's current context.`,
 	return root
 }
 
-// renameExamples writes the name by which the program is called into the examples of all commands.
+// helpCommand returns the command "help". Unlike that of cobra, it fails for an unknown command.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [command]",
+		Short: "Help about any command",
+		Long:  "Help prints the help of a command.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if found, _, err := root.Find(args); err == nil && found != root {
+				return nil
+			}
+			return knownCommand(root, args)
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, begun string) (names []string, _ cobra.ShellCompDirective) {
+			for _, c := range root.Commands() {
+				if len(args) == 0 && c.IsAvailableCommand() && strings.HasPrefix(c.Name(), begun) {
+					names = append(names, cobra.CompletionWithDesc(c.Name(), c.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, _, err := root.Find(args)
+			if err != nil {
+				return err
+			}
+			cmd.InitDefaultHelpFlag() // so that the help lists the flag
+			return cmd.Help()
+		},
+	}
+}
+
+// renameExamples replaces "sluice" in the examples of all commands by the name by which the program was
+// called.
 func renameExamples(cmd *cobra.Command, name string) {
 	cmd.Example = exampleName.ReplaceAllString(cmd.Example, "${1}"+name+" ")
 	for _, sub := range cmd.Commands() {

@@ -9,19 +9,20 @@ import (
 	"sluice/filter/policy"
 	"sluice/filter/policy/explain"
 	"sluice/filter/policy/inventory"
+	"sluice/filter/policy/near"
 	"sluice/watch/manifests"
 )
 
-// compiled holds the objects that a command has read, and the inventory of them.
+// compiled holds the objects that a command has read, and their inventory.
 type compiled struct {
 	loaded
 	inventory     *inventory.Inventory
-	misunderstood []policy.Problem // parts that the API server would accept, but that allow nothing
-	nodesMissing  bool             // policies have rules for nodes, and there are no Nodes
+	misunderstood []policy.Problem // parts that the API server would accept, but that cannot be understood and allow nothing
+	nodesMissing  bool             // policies have rules about nodes, but there are no Nodes
 }
 
-// readManifests reads and compiles manifests. node lists the addresses of the
-// pods' node, whose traffic always passes; it may be empty.
+// readManifests reads and compiles manifests. node lists the addresses of the pods' own node, whose
+// traffic always passes; it may be empty.
 func readManifests(node []netip.Addr, paths ...string) (*compiled, error) {
 	objects, problems, err := manifests.Read(paths...)
 	if err != nil {
@@ -42,16 +43,34 @@ func readInput(ctx context.Context, e env, node []netip.Addr, in *input) (*compi
 func compile(node []netip.Addr, l loaded) *compiled {
 	m := &compiled{loaded: l, inventory: inventory.New(inventory.Objects{
 		Namespaces: l.Namespaces, Pods: l.Pods, Nodes: l.Nodes, Workloads: l.Workloads, Policies: l.Policies,
-		Services: l.Services, EndpointSlices: l.EndpointSlices, Routing: l.Routing, NodeAddrs: node, PodRanges: l.podRanges, NamespacesUnread: l.namespacesUnread(),
+		Services: l.Services, EndpointSlices: l.EndpointSlices, Routing: l.Routing, NodeAddrs: node, PodRanges: l.podRanges,
+		NamespacesUnread: l.namespacesUnread(), Unread: l.forbidden(),
 	})}
+	m.Notes = append(slices.Clip(m.Notes), leftOut(m.inventory)...)
 	unread := slices.ContainsFunc(l.NotRead, func(n manifests.NotRead) bool { return n.Kind == manifests.Kind{Name: "Node"} })
-	m.nodesMissing = m.inventory.NodesMissing() && !unread // what cannot be read is reported anyway
+	m.nodesMissing = m.inventory.NodesMissing() && !unread // other messages report that Nodes could not be read
 	for _, p := range m.inventory.Problems {
 		if !p.Minor && !manifests.CausedBy(p, l.problems) {
 			m.misunderstood = append(m.misunderstood, p)
 		}
 	}
 	return m
+}
+
+// leftOut returns notes about the ranges of policies whose address family no pod is taken to have.
+func leftOut(v *inventory.Inventory) (notes []manifests.Problem) {
+	for _, out := range v.LeftOut() {
+		var names []string
+		for _, p := range out.Policies {
+			names = append(names, p.Object())
+		}
+		note := manifests.Problem{File: near.List(names, 3, ", "), Detail: out.Family + " ranges are left out, because no object has " + out.Family + " addresses", Hint: "if pods have them, give their ranges (--pod-cidr)"}
+		if out.Known {
+			note.Detail = out.Family + " ranges are for addresses that no pod here has; pods without an address are taken to have no " + out.Family + " address either"
+		}
+		notes = append(notes, note)
+	}
+	return notes
 }
 
 // cluster returns the cluster for explanations. A policy that could be read only in part has

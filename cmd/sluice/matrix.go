@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,7 @@ type matrixOptions struct {
 	format   string
 	by       matrix.By
 	ports    []string
-	from, to []string // namespaces
+	from, to []string // namespaces of --from-namespace and --to-namespace
 	open     bool
 }
 
@@ -73,7 +74,7 @@ be understood.`,
 	addInputFlags(cmd, &opts.input)
 	addScopeFlags(cmd, &opts.input)
 	flags.Lookup("namespace").Usage = "only flows from or to this `NAMESPACE` (repeatable, or a list with commas); for a cluster, the default is the context's"
-	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "csv", "dot", "markdown", "html"), "output", "o", "text, json, csv, dot, markdown or html")
+	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "csv", "dot", "markdown", "md", "html"), "output", "o", "text, json, csv, dot, markdown (md) or html")
 	flags.Var(newChoiceFlag(&opts.by, matrix.ByNamespace, matrix.ByWorkload, matrix.ByPod), "by", "what rows and columns are: namespace, workload or pod")
 	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "only this `PORT`, such as 80 or 53/udp (repeatable)")
 	flags.StringSliceVar(&opts.from, "from-namespace", nil, "only flows from this `NAMESPACE` (repeatable)")
@@ -115,7 +116,7 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 
 func writeMatrix(out io.Writer, m *matrix.Matrix, format string) error {
 	return map[string]func(io.Writer) error{
-		"text": m.WriteText, "json": m.WriteJSON, "csv": m.WriteCSV, "dot": m.WriteDot, "markdown": m.WriteMarkdown, "html": m.WriteHTML,
+		"text": m.WriteText, "json": m.WriteJSON, "csv": m.WriteCSV, "dot": m.WriteDot, "markdown": m.WriteMarkdown, "md": m.WriteMarkdown, "html": m.WriteHTML,
 	}[format](out)
 }
 
@@ -126,10 +127,10 @@ func (o *matrixOptions) readMatrix(ctx context.Context, e env) (*compiled, error
 		if namespace == "" {
 			return nil, errors.New("--from-namespace or --to-namespace is empty: give the name of a namespace")
 		}
-		o.mention(namespace + "/")
+		o.mention("ns/" + namespace)
 	}
 	if len(given) > 0 && len(o.namespaces) == 0 {
-		o.allNamespaces = true // the namespace of the context does not limit the answer further
+		o.allNamespaces = true // the flags already limit the answer, so the namespace of the context must not
 	}
 	from, err := readInput(ctx, e, nil, &o.input)
 	if err != nil {
@@ -137,10 +138,10 @@ func (o *matrixOptions) readMatrix(ctx context.Context, e env) (*compiled, error
 	}
 	named := from.loaded
 	named.scope = given
-	return from, named.scopeExists()
+	return from, cmp.Or(named.readIn(given), named.scopeExists())
 }
 
-// maxLeftOut bounds the lines about pods that are left out. JSON and pages have all of them.
+// maxLeftOut bounds the lines about pods that are left out. JSON and pages list all of them.
 const maxLeftOut = 5
 
 func sayLeftOut(e env, list []matrix.LeftOut) {

@@ -152,7 +152,7 @@ func matchesDecide(t *testing.T, dir string) {
 			t.Errorf("%s to %s, ICMP: %s, want %s", c.From, c.To, got, want)
 		}
 	}
-	// Each of the five pods to each other, of which one is of the host network.
+	// Five pods, one of them in the host network: each to the four others.
 	if checked != 5*4 {
 		t.Errorf("%d pairs of pods were checked", checked)
 	}

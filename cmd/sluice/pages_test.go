@@ -11,10 +11,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// link matches a link of Markdown, and a picture of HTML.
+// link matches a link in Markdown, or the reference of a link or picture in HTML.
 var link = regexp.MustCompile(`\]\(([^)\s]+)\)|\b(?:src|srcset|href)="([^"\s]+)"`)
 
-// The links between the pages lead to files and headings that exist.
+// The links on all pages lead to existing files and headings.
 func TestPageLinks(t *testing.T) {
 	pages, found := allPages(t), 0
 	anchors := make(map[string][]string)
@@ -60,11 +60,11 @@ var (
 	heading = regexp.MustCompile(`(?m)^#+ +(.*)$`)
 	// linkText matches the part of a heading that links somewhere.
 	linkText = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`)
-	// notInAnchor matches what anchors of headings leave out.
+	// notInAnchor matches the characters of a heading that its anchor omits.
 	notInAnchor = regexp.MustCompile(`[^\p{L}\p{N}\p{M}_ -]`)
 )
 
-// anchors returns the anchors that GitHub and GitLab make of the headings of a page.
+// anchors returns the anchors that GitHub and GitLab generate for the headings of a page.
 func (p page) anchors() (anchors []string) {
 	for _, m := range heading.FindAllStringSubmatch(p.prose(), -1) {
 		text := notInAnchor.ReplaceAllString(strings.ToLower(linkText.ReplaceAllString(m[1], "$1")), "")
@@ -73,8 +73,8 @@ func (p page) anchors() (anchors []string) {
 	return anchors
 }
 
-// The page that a newcomer reads first is short, and each of its blocks of commands is run by a
-// test, or marked with the reason why it is not.
+// The page that a newcomer reads first is short. A test runs each of its blocks of commands, unless the
+// page gives the reason why not.
 func TestReadmeIsShort(t *testing.T) {
 	const limit = 300
 	p := onePage(t, "README.md")
@@ -88,8 +88,8 @@ func TestReadmeIsShort(t *testing.T) {
 	}
 }
 
-// Output that no test of a page can produce, such as that of a node with problems, is in a file
-// that another test compares with the program.
+// Tests of pages cannot produce some outputs, such as those of a node with problems. These are also in
+// files, which other tests compare with the output of the program.
 func TestOutputsOfPages(t *testing.T) {
 	found := 0
 	for _, p := range allPages(t) {
@@ -116,8 +116,8 @@ func TestOutputsOfPages(t *testing.T) {
 	}
 }
 
-// The commands on pages that no test runs name targets of make, files, values of the chart and
-// flags that exist.
+// Commands on pages that no test runs use only existing targets of make, files, values of the chart,
+// and flags.
 func TestCommandsOfPages(t *testing.T) {
 	found := 0
 	for _, p := range allPages(t) {
@@ -169,7 +169,7 @@ func checkCommand(t *testing.T, text string) {
 	}
 }
 
-// checkValue checks that the chart has the value that "key=value" sets.
+// checkValue checks that the chart has the value that the setting "key=value" sets.
 func checkValue(t *testing.T, setting string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(module, "deploy/helm/sluice/values.yaml"))
@@ -184,7 +184,7 @@ func checkValue(t *testing.T, setting string) {
 	for part := range strings.SplitSeq(key, ".") {
 		object, _ := values.(map[string]any)
 		value, is := object[part]
-		if !is && len(object) > 0 { // an empty object may get any keys
+		if !is && len(object) > 0 { // an empty object accepts any keys
 			t.Errorf("the chart has no value %s", key)
 			return
 		}
@@ -192,7 +192,7 @@ func checkValue(t *testing.T, setting string) {
 	}
 }
 
-// Each command has its flags on the page of all flags.
+// The page of all flags has the help of each command.
 func TestPageOfFlagsIsComplete(t *testing.T) {
 	p := onePage(t, "cmd/sluice/FLAGS.md")
 	for _, cmd := range rootCommand(env{}).Commands() {

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// Outside of Linux, the program consists of the commands that need no node. It includes neither
-// the agent nor what the agent does in the kernel. That it compiles there is checked by .ci/test,
-// because that takes minutes.
+// On other systems than Linux, the program consists of the commands that need no node. It includes
+// neither the agent nor the packages through which the agent uses the kernel. Compiling for these
+// systems takes minutes, so .ci/test does it.
 func TestOnlyLinuxHasTheAgent(t *testing.T) {
 	linuxOnly := []string{
 		"sluice/cmd/sluice/agent", "sluice/cmd/sluice/agent/telemetry", "sluice/cmd/sluice/agent/hubble", "sluice/cache/bpf", "sluice/cache/conntrack",

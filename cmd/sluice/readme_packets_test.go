@@ -36,8 +36,8 @@ func shapeOf(text string) (msg, fields string) {
 // telemetryPage has samples of the log and of the status.
 const telemetryPage = "cmd/sluice/agent/telemetry/README.md"
 
-// The page's log lines have the same messages and fields as log lines of the agent in this test,
-// and the page's status has the same lines as that agent's status.
+// The log lines on the page have the messages and fields that the agent in this test logs, and the
+// status on the page has the lines of that agent's status.
 func TestReadmeLogOnPackets(t *testing.T) {
 	p := onePage(t, telemetryPage)
 	s := newTestbed(t)
@@ -82,7 +82,8 @@ func wordsOf(status string) string {
 	return strings.Join(strings.Fields(value.ReplaceAllString(status, "")), " ")
 }
 
-// The example of the page about policies, unchanged, on real packets. It has only IPv4 addresses.
+// The example on the page about policies works on real packets without changes. It has only IPv4
+// addresses.
 func TestReadmeTiersOnPackets(t *testing.T) {
 	s := &testbed{Lab: lab.ForTest(t, lab.Options{}), t: t, dir: t.TempDir(), socket: filepath.Join(t.TempDir(), "s"), hosts: make(map[string]*lab.Host)}
 	if err := os.CopyFS(s.dir, os.DirFS("examples/tiers")); err != nil {

@@ -11,15 +11,15 @@ import (
 )
 
 const (
-	// module is the directory of the module, relative to this one.
+	// module is the path of the module's directory, relative to this directory.
 	module = "../.."
-	// notRun begins a line of a page. The test does not run the commands in the block after this
-	// line, because they change the machine or need one; the line gives the reason.
+	// notRun begins a line before a block. The line gives the reason why the test does not run the
+	// commands in the block: they change the machine, or need a particular one.
 	notRun = "<!-- not run: "
-	// outputOf begins the part of such a line that names a file of the repository. The file has
-	// all lines of the output that the block shows, except "..."; a line may end in "...".
+	// outputOf begins a reason that names a file of the repository. The file contains all lines of
+	// output in the block, except for "..." lines. A line in the block may end in "...".
 	outputOf = "output of "
-	// showStatus ends each command whose exit status the page shows after the output.
+	// showStatus ends each command for which the page shows the exit status after the output.
 	showStatus = "; echo $?"
 )
 
@@ -29,13 +29,13 @@ type page struct {
 	lines []string
 }
 
-// block is a part of a page between fences. A block of language "console" has commands that begin
-// with a dollar, each followed by its output.
+// block is a part of a page between fences. In a block of the language "console", each command begins
+// with a dollar sign, and its output follows.
 type block struct {
 	language   string
 	first, end int // lines[first:end] of the file, without the fences
 	notRun     bool
-	outputFile string // the file with the output of a block that is not run, if it is named
+	outputFile string // the file that outputOf names; empty if there is none
 }
 
 // command is a command of a block, with its output.
@@ -105,9 +105,9 @@ func readmeCommands(lines []string) (commands []command) {
 	return commands
 }
 
-// The examples of all pages print what the pages show. They run in the directory examples, or, if
-// they begin with bin/, in that of the module. With
-// SLUICE_UPDATE_SCRIPTS set, the test writes their output to the pages.
+// The commands on all pages print what the pages show. They run in the directory examples; commands
+// that begin with bin/ run in the module's directory. With SLUICE_UPDATE_SCRIPTS set, the test writes
+// the output to the pages.
 func TestReadme(t *testing.T) {
 	ran := 0
 	for _, p := range allPages(t) {
@@ -118,7 +118,7 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// runPage runs the examples of a page, and returns their number.
+// runPage runs the commands on a page, and returns their number.
 func runPage(t *testing.T, p page, update bool) (ran int) {
 	t.Helper()
 	var updated []string

@@ -390,9 +390,6 @@ func (pr *prober) answersTo(sendAll func() error) (got []gopacket.Packet) {
 		if err != nil {
 			pr.t.Fatalf("there is no answer to the sentinel: %v", err)
 		}
-		if strings.Contains(string(data), "sentinel") {
-			return got
-		}
 		if pr.v6 != (data[0]>>4 == 6) {
 			continue
 		}
@@ -405,7 +402,13 @@ func (pr *prober) answersTo(sendAll func() error) (got []gopacket.Packet) {
 			continue // the bridge's
 		}
 		if icmp, is := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6); is && icmp.TypeCode.Type() >= 128 {
-			continue // not an error: neighbour discovery, multicast listeners
+			continue // not an error, but neighbor discovery, multicast listener discovery, or a redirect, which contains the packet
+		}
+		if icmp, is := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4); is && icmp.TypeCode.Type() == layers.ICMPv4TypeRedirect {
+			continue
+		}
+		if strings.Contains(string(data), "sentinel") {
+			return got
 		}
 		got = append(got, p)
 	}

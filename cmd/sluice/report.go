@@ -102,11 +102,12 @@ func formatReport(r *report.Report, format string) (string, error) {
 	return r.Text(), nil
 }
 
-// epochVariable is the name of the environment variable that sets the date of what is made, in
-// seconds since 1970 (https://reproducible-builds.org/specs/source-date-epoch/).
+// epochVariable is the environment variable with the date of generated files, in seconds since 1970
+// (https://reproducible-builds.org/specs/source-date-epoch/).
 const epochVariable = "SOURCE_DATE_EPOCH"
 
-// day returns the date of the report: that of --date as it is given, or the time in UTC.
+// day returns the date of the report: the value of --date, the time in epochVariable, or the current
+// time, in this order.
 func (o *reportOptions) day(e env) (string, error) {
 	epoch := ""
 	if e.getenv != nil {
@@ -129,7 +130,7 @@ func (o *reportOptions) day(e env) (string, error) {
 	return time.Now().UTC().Format(time.RFC3339), nil
 }
 
-// sources returns where the objects were read from.
+// sources names the cluster and the files that the objects were read from.
 func (o *reportOptions) sources(l *loaded) (all []string) {
 	if l.cluster != "" {
 		all = append(all, l.cluster)
@@ -143,7 +144,7 @@ func (o *reportOptions) sources(l *loaded) (all []string) {
 	return all
 }
 
-// counts returns what was read, as in "3 Pods".
+// counts returns the number of objects of each kind, as in "3 Pods".
 func (m *compiled) counts() (all []string) {
 	kinds := make(map[string]int)
 	for _, p := range m.Policies {
@@ -164,7 +165,7 @@ func (m *compiled) counts() (all []string) {
 	return all
 }
 
-// missing returns what was not read or not understood, in words.
+// missing describes the objects that were not read, or not understood.
 func (m *compiled) missing() (all []string) {
 	for _, n := range m.NotRead {
 		text := "not read: " + n.String()
@@ -182,8 +183,8 @@ func (m *compiled) missing() (all []string) {
 	return all
 }
 
-// places returns a function that finds the file and the line of a rule, as in "pci.yaml:12". It is
-// empty for a rule of a live cluster.
+// places returns a function that returns the file and line of a rule, as in "pci.yaml:12". For a rule
+// of a live cluster, the function returns "".
 func (l *loaded) places() func(filter.Rule) string {
 	objects := make(map[string]policy.Ref, len(l.Policies))
 	for _, p := range l.Policies {
@@ -200,7 +201,7 @@ func (l *loaded) places() func(filter.Rule) string {
 		known[r] = ""
 		field := "spec." + r.Field()
 		if r.Index < 0 {
-			field = "" // the policy itself
+			field = "" // the place of the policy itself
 		}
 		if line := lines.Line(at.File, at.Document, object, field); line > 0 {
 			known[r] = at.File + ":" + strconv.Itoa(line)

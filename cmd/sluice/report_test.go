@@ -13,8 +13,8 @@ var (
 	rulePlace  = regexp.MustCompile(`[a-z.]+\.yaml:\d+`)
 )
 
-// A report about a cluster has the same digest and the same answers as one about its manifests, and
-// names the context, and its namespace unless others are given.
+// A report about a cluster has the same digest and answers as a report about its manifests. It names
+// the context. Without -n, it is about the context's namespace.
 func TestReportOfACluster(t *testing.T) {
 	dir := matrixDir(t, matrixCluster)
 	kubeconfig := liveCluster(t, dir, nil)
@@ -44,8 +44,7 @@ func summaryOf(report string) string {
 	return summary
 }
 
-// A report depends on the objects, and not on the files that they are in, except for the places of
-// rules: it is the same each time.
+// Equal objects give equal reports, in whatever files they are, except for the places of rules.
 func TestReportIsTheSameEachTime(t *testing.T) {
 	dir := clusterDir(t, 1, 90)
 	for _, format := range []string{"text", "markdown", "json", "html"} {
@@ -58,7 +57,7 @@ func TestReportIsTheSameEachTime(t *testing.T) {
 	}
 }
 
-// BenchmarkReport reports about all of a cluster of 300 pods.
+// BenchmarkReport reports about all namespaces of a cluster of 300 pods.
 func BenchmarkReport(b *testing.B) {
 	dir := clusterDir(b, 1, 90)
 	for b.Loop() {

@@ -18,8 +18,7 @@ import (
 	"sluice/filter/iptables"
 )
 
-// removal has the flags of "sluice rules" about what an agent has left on
-// this node.
+// removal has the flags of "sluice rules" that are about removing what an agent has left on this node.
 type removal struct {
 	wanted        bool
 	bpffs, socket string
@@ -31,7 +30,8 @@ func (r *removal) addFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&r.wanted, "remove", false, "remove everything that an agent has left")
 }
 
-// run removes what an agent has left. An agent that still runs is a finding.
+// run removes what an agent has left. If an agent may still run, run keeps its socket, and returns
+// exitFindings after removing the rest.
 func (r removal) run(ctx context.Context, e env, opts iptables.Options) error {
 	warned := warnOfAgent(ctx, e.stderr, r.socket)
 	stale := r.socket
@@ -64,8 +64,8 @@ func warnOfAgent(ctx context.Context, out io.Writer, socket string) bool {
 	return true
 }
 
-// runRemove removes everything that an agent has left in the kernel, and its socket unless that is
-// empty. It prints what was removed, even if it could not remove everything.
+// runRemove removes everything that an agent has left in the kernel, and the agent's socket if socket
+// is not empty. It prints what it has removed, even if it could not remove everything.
 func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs, socket string) error {
 	removed, err := removeAll(ctx, opts, bpffs)
 	if gone, wrong := removeSocket(socket); gone {
@@ -86,8 +86,9 @@ func runRemove(ctx context.Context, out io.Writer, opts iptables.Options, bpffs,
 	return err
 }
 
-// removeSocket removes the socket of an agent that does not run any more, and reports whether it was
-// there. An empty directory at the default path goes too: the agent has made it.
+// removeSocket removes the socket of an ended agent, and reports whether there was one. The agent
+// created the directory of the default socket, so removeSocket removes this directory too if it is
+// empty.
 func removeSocket(path string) (gone bool, err error) {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode().Type() != os.ModeSocket {
@@ -97,7 +98,7 @@ func removeSocket(path string) (gone bool, err error) {
 		return false, fmt.Errorf("remove the socket of an agent: %w", err)
 	}
 	if path == status.DefaultSocket {
-		_ = os.Remove(filepath.Dir(path)) // it is kept if it is not empty
+		_ = os.Remove(filepath.Dir(path)) // fails if the directory is not empty, which is right
 	}
 	return true, nil
 }

@@ -77,7 +77,7 @@ answers new connections whose verdict it remembers, and those that no policy con
 			if slices.Contains(opts.Manifests, "") {
 				return fmt.Errorf("--manifests is empty: give a directory of manifests, or a single file")
 			}
-			for _, path := range opts.Manifests { // before anything on the node is changed
+			for _, path := range opts.Manifests { // check the files before changing anything on the node
 				if _, err := os.Stat(path); err != nil {
 					return fmt.Errorf("follow manifests: %w: give an existing directory, or a single file", err)
 				}
@@ -137,8 +137,8 @@ func omitEmpty(_ []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// withUnit writes a duration as milliseconds, with the unit in the key, as in "wait_ms": in JSON,
-// slog writes nanoseconds without a unit.
+// withUnit writes a duration in milliseconds, with the unit in its key, as in "wait_ms". Without it,
+// slog writes nanoseconds in JSON, without a unit.
 func withUnit(a slog.Attr) slog.Attr {
 	if a.Value.Kind() != slog.KindDuration {
 		return a

@@ -109,7 +109,7 @@ func TestNoEmptyAttributes(t *testing.T) {
 	}
 }
 
-// In JSON, durations have their unit in the key.
+// In JSON, keys of durations contain the unit.
 func TestDurationsHaveUnits(t *testing.T) {
 	for format, want := range map[string]string{"text": "wait=1.5ms", "json": `"wait_ms":1.5`} {
 		var out strings.Builder

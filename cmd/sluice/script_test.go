@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// TestMain makes sluice a command that the scripts can run, also as the plugin of kubectl.
+// TestMain makes sluice a command that scripts can run, also as a plugin of kubectl.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sluice": main, "kubectl-sluice": main})
 }
@@ -179,14 +179,14 @@ func TestExitStatuses(t *testing.T) {
 	}
 }
 
-// Messages have the name by which the program is called in front: env.say writes it.
+// Each message begins with the name by which the program was called, because env.say writes it.
 func TestMessagesHaveTheProgramsName(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") || file == "rules_remove_linux.go" { // sluice rules runs on nodes
+		if strings.HasSuffix(file, "_test.go") || file == "rules_remove_linux.go" { // the commands in these files run on nodes only
 			continue
 		}
 		text, err := os.ReadFile(file)

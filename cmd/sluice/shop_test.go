@@ -7,8 +7,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// The scripts in testdata/shop run every command on the repository of a shop, which is
-// testdata/shop/repo, as its team and its platform team would. They run in a copy of it.
+// The scripts in testdata/shop run every command on a copy of testdata/shop/repo, the repository of a
+// shop, as the shop's team and platform team would.
 func TestScriptsShop(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/shop",

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,7 +30,7 @@ func testCommand(e env) *cobra.Command {
 		Use:   "test FILE...",
 		Short: "Test policies against expectations",
 		Long: `Test compares policies with expectations, by the same decision that judges packets. A
-file names the manifests, relative to itself, and the expectations:
+file (- is the standard input) names the manifests, relative to itself, and the expectations:
 
   manifests: [./deploy]
   tests:
@@ -80,12 +81,7 @@ Cilium, are named ("not read") and do not change the status.`,
   sluice test -v --coverage --junit report.xml tests/*.yaml
   sluice test --context production policies_test.yaml
   sluice test --context production -f ./policies policies_test.yaml`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return errors.New("give one or more files of tests, as in: sluice test policies_test.yaml")
-			}
-			return nil
-		},
+		Args: testArgs,
 		RunE: func(cmd *cobra.Command, files []string) error { return runTests(cmd.Context(), e, opts, files) },
 	}
 	flags := cmd.Flags()
@@ -98,10 +94,22 @@ Cilium, are named ("not read") and do not change the status.`,
 	return cmd
 }
 
+// testArgs checks the number of the arguments.
+func testArgs(_ *cobra.Command, args []string) error {
+	twice := slices.Index(args, manifests.Stdin)
+	switch {
+	case len(args) == 0:
+		return errors.New("give one or more files of tests, as in: sluice test policies_test.yaml")
+	case twice >= 0 && slices.Contains(args[twice+1:], manifests.Stdin):
+		return errors.New("the argument - is given twice, and the standard input can be read only once")
+	}
+	return nil
+}
+
 // testedFile is a file of tests and its results.
 type testedFile struct {
 	path    string
-	file    *expect.File // nil if it cannot be read
+	file    *expect.File // nil if the file cannot be read
 	start   time.Time
 	results []testResult
 	notRead []manifests.NotRead
@@ -115,10 +123,16 @@ type testResult struct {
 }
 
 func runTests(ctx context.Context, e env, opts testOptions, paths []string) error {
+	if slices.Contains(paths, manifests.Stdin) && slices.Contains(opts.paths, manifests.Stdin) {
+		return errors.New("-f - and the argument - both read the standard input: give a file to one of them")
+	}
 	files := make([]testedFile, len(paths))
 	for i, path := range paths {
 		files[i].path = path
-		files[i].file, files[i].err = parseTests(path)
+		if path == manifests.Stdin {
+			files[i].path = manifests.StdinName
+		}
+		files[i].file, files[i].err = parseTests(path, e.stdin)
 	}
 	run := testRun{env: e, testOptions: opts}
 	if opts.coverage {
@@ -150,24 +164,38 @@ func runTests(ctx context.Context, e env, opts testOptions, paths []string) erro
 	return nil
 }
 
-func parseTests(path string) (*expect.File, error) {
+// parseTests parses a file of tests, or the standard input.
+func parseTests(path string, stdin io.Reader) (*expect.File, error) {
+	if path == manifests.Stdin {
+		data, err := io.ReadAll(stdin)
+		if err != nil {
+			return nil, fmt.Errorf("read tests: %w", err)
+		}
+		return expect.Parse(data)
+	}
 	data, err := os.ReadFile(path)
-	if err != nil {
+	var wrong *os.PathError
+	switch {
+	case errors.Is(err, syscall.EISDIR):
+		return nil, fmt.Errorf("it is a directory: give the files in it, as in %s", filepath.Join(path, "*.yaml"))
+	case errors.As(err, &wrong):
+		return nil, fmt.Errorf("read tests: %w", wrong.Err) // the message begins with the name of the file
+	case err != nil:
 		return nil, fmt.Errorf("read tests: %w", err)
 	}
 	return expect.Parse(data)
 }
 
-// testRun is a run of the command.
+// testRun is one run of the command.
 type testRun struct {
 	env
 	testOptions
-	covered *expect.Coverage // nil if it is not wanted
-	shared  *loaded          // of the flags; nil if the files name the manifests
-	told    bool             // what is wrong with the shared objects has been printed
+	covered *expect.Coverage // nil unless coverage is asked for
+	shared  *loaded          // objects that the flags select; nil if the files of tests name the manifests
+	told    bool             // the problems of the shared objects have been printed
 }
 
-// readShared reads the objects that the flags name, if they do.
+// readShared reads the objects that the flags select, if there are such flags.
 func (r *testRun) readShared(ctx context.Context, files []testedFile) error {
 	if len(r.paths) == 0 && !r.cluster.given() {
 		return nil
@@ -182,8 +210,8 @@ func (r *testRun) readShared(ctx context.Context, files []testedFile) error {
 	return err
 }
 
-// file runs the tests of a file, and prints their results as text if that is wanted. It returns
-// only errors of printing.
+// file runs the tests of a file, and prints their results if the format is text. It returns only errors
+// of printing.
 func (r *testRun) file(ctx context.Context, f *testedFile) error {
 	f.start = time.Now()
 	if f.err == nil {
@@ -205,8 +233,8 @@ func (r *testRun) file(ctx context.Context, f *testedFile) error {
 	return nil
 }
 
-// tests runs the tests of a file. If the manifests could be understood only in part, it sets the
-// results and returns an error.
+// tests runs the tests of a file, and sets its results. It returns an error, in addition to the
+// results, if the manifests could be understood only in part.
 func (r *testRun) tests(ctx context.Context, f *testedFile) error {
 	m, err := r.compile(ctx, f)
 	if err != nil {
@@ -230,7 +258,7 @@ func (r *testRun) tests(ctx context.Context, f *testedFile) error {
 	return m.report(to, "the tests")
 }
 
-// compile reads and compiles the objects that a file of tests is about.
+// compile reads and compiles the objects of a file of tests.
 func (r *testRun) compile(ctx context.Context, f *testedFile) (*compiled, error) {
 	var l loaded
 	if r.shared != nil {

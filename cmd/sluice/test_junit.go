@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"sluice/watch/manifests"
 )
 
 // The types below are the elements of JUnit's XML that CI tools read. Each file of tests is a
@@ -28,6 +30,7 @@ type junitSuite struct {
 	Time   string      `xml:"time,attr"`      // in seconds
 	Start  string      `xml:"timestamp,attr"` // as in ISO 8601, in UTC
 	Cases  []junitCase `xml:"testcase"`
+	Err    string      `xml:"system-err,omitempty"` // the kinds of objects that were not read
 }
 
 type junitCase struct {
@@ -69,11 +72,11 @@ func newJUnitSuite(f *testedFile) junitSuite {
 	sum.add(f)
 	s := junitSuite{
 		Name: f.path, Tests: sum.tests(), Failed: sum.failed, Errors: sum.errors,
-		File: f.path, Time: seconds(f.took()), Start: f.start.UTC().Format("2006-01-02T15:04:05"),
+		File: fromHere(f.path), Time: seconds(f.took()), Start: f.start.UTC().Format("2006-01-02T15:04:05"),
 	}
 	for i := range f.results {
 		r := &f.results[i].Result
-		c := junitCase{Name: r.Test.Name, Class: f.path, File: f.path, Time: seconds(f.results[i].took)}
+		c := junitCase{Name: r.Test.Name, Class: f.path, File: fromHere(f.path), Time: seconds(f.results[i].took)}
 		switch {
 		case r.Err != nil:
 			c.Error = &junitFault{r.Err.Error(), resultText(r)}
@@ -83,7 +86,10 @@ func newJUnitSuite(f *testedFile) junitSuite {
 		s.Cases = append(s.Cases, c)
 	}
 	if f.err != nil {
-		s.Cases = append(s.Cases, junitCase{Name: "the file and its manifests", Class: f.path, File: f.path, Time: seconds(0), Error: &junitFault{"they cannot be relied on", f.err.Error()}})
+		s.Cases = append(s.Cases, junitCase{Name: "the file and its manifests", Class: f.path, File: fromHere(f.path), Time: seconds(0), Error: &junitFault{"they cannot be relied on", f.err.Error()}})
+	}
+	for _, line := range manifests.LinesOf(f.notRead) {
+		s.Err += "not read: " + line + "\n"
 	}
 	return s
 }

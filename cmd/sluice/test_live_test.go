@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Tests run against a cluster, and against it as if manifests were applied to it.
+// Tests run against a cluster, and against a cluster as if manifests were applied to it.
 func TestTestsOfACluster(t *testing.T) {
 	kubeconfig := liveCluster(t, matrixDir(t, matrixCluster), nil)
 	dir := t.TempDir()

@@ -12,13 +12,14 @@ import (
 	"sluice/watch/manifests"
 )
 
-// Bounds of the flows that are explained, and of those that are named, for a failed test.
+// For a failed test, maxShown bounds the flows with explanations, and maxNamed the flows that are only
+// named.
 const (
 	maxShown = 3
 	maxNamed = 8
 )
 
-// finish prints what comes after the results of all files.
+// finish prints the end of the output, after the results of all files.
 func (r *testRun) finish(files []testedFile, sum tally) error {
 	var coverage *expect.CoverageReport
 	if r.covered != nil {
@@ -48,7 +49,7 @@ type testReport struct {
 type fileReport struct {
 	File    string              `json:"file"`
 	Tests   []caseReport        `json:"tests"`
-	Error   string              `json:"error,omitempty"` // why the tests could not run, or cannot be relied on
+	Error   string              `json:"error,omitempty"` // why the tests could not run, or why their results are not reliable
 	NotRead []manifests.NotRead `json:"notRead,omitempty"`
 }
 
@@ -69,7 +70,7 @@ type failureReport struct {
 	Protocol string `json:"protocol"`
 	Verdict  string `json:"verdict"`
 	Why      string `json:"why"`
-	// Answer is as that of explain. Only the first failures of a test have it.
+	// Answer has the form of explain's JSON. Only the first failures of a test have it.
 	Answer *explain.Answer `json:"answer,omitempty"`
 }
 

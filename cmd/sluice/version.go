@@ -42,13 +42,13 @@ func version() string {
 	return revision[:min(12, len(revision))] + dirty
 }
 
-// versionLine returns the output of sluice version in text.
+// versionLine returns the text that sluice version prints.
 func versionLine() string {
 	v := versionInfo()
 	return fmt.Sprintf("sluice %s %s %s", v.Version, v.Go, v.Platform)
 }
 
-// versions is the output of sluice version in JSON.
+// versions is the JSON that sluice version prints.
 type versions struct {
 	Version  string `json:"version"`
 	Go       string `json:"go"`       // version of the compiler, as in "go1.26.8"

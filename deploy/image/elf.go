@@ -14,13 +14,13 @@ var architectures = map[elf.Machine]string{
 	elf.EM_PPC64: "ppc64le", elf.EM_S390: "s390x", elf.EM_RISCV: "riscv64",
 }
 
-// root is a directory with the files of a machine: "/" for those of this machine.
+// root is a directory with the files of a machine. For this machine, it is "/".
 type root string
 
-// path returns the path on this machine of a path below the root.
+// path returns the path on this machine of p, which is a path below the root.
 func (r root) path(p string) string { return filepath.Join(string(r), p) }
 
-// strip is the inverse of path.
+// strip is the inverse of path: it returns the path below the root.
 func (r root) strip(path string) string {
 	return "/" + strings.TrimPrefix(strings.TrimPrefix(path, filepath.Clean(string(r))), "/")
 }
@@ -100,7 +100,7 @@ func needed(root root, path string) ([]string, error) {
 func systemDirs(root root) []string {
 	var dirs []string
 	for _, pattern := range []string{"/lib/*-linux-gnu*", "/usr/lib/*-linux-gnu*", "/lib64", "/usr/lib64", "/lib", "/usr/lib"} {
-		matches, _ := filepath.Glob(root.path(pattern)) // fails only for an invalid pattern
+		matches, _ := filepath.Glob(root.path(pattern)) // fails only if the pattern is invalid
 		for _, dir := range matches {
 			dirs = append(dirs, root.strip(dir))
 		}

@@ -9,8 +9,9 @@
 // libraries and extensions that iptables loads, copied from this machine. It has no shell and
 // no package manager. From the same files, the command builds the same bytes.
 //
-// For other architectures, iptables comes from a root directory, which deploy/image/sysroot makes. With
-// more than one program, the image has an index, and each node takes what is for its architecture:
+// For other architectures, iptables comes from a root directory, which deploy/image/sysroot creates.
+// Given several programs, the command writes an index, from which each node selects the image for its
+// architecture:
 //
 //	go run ./deploy/image -sluice amd64/sluice=sysroot/amd64 -sluice arm64/sluice=sysroot/arm64
 package main
@@ -54,11 +55,11 @@ func main() {
 	}
 }
 
-// target has the paths to write to: an archive, or a directory if that is not empty, and the list of
-// packages if that is not empty.
+// target has the paths to write to: an archive, or, if dir is not empty, a directory instead; and the
+// list of packages, if packages is not empty.
 type target struct{ archive, dir, packages string }
 
-// build writes an image of programs, each of which is FILE or FILE=ROOT.
+// build writes an image of programs. Each program is given as FILE or FILE=ROOT.
 func build(programs []string, img image, to target) error {
 	img.entrypoint = "/usr/bin/sluice"
 	var packages []string
@@ -95,7 +96,7 @@ func build(programs []string, img image, to target) error {
 }
 
 // newPlatform returns the image for the architecture of a program. iptables has a layer of its own,
-// below the layer of the program, because iptables is larger and seldom changes.
+// below the program's layer, because iptables is larger and seldom changes.
 func newPlatform(sluice string, from root) (platform, error) {
 	arch, err := architecture(sluice)
 	if err != nil {
@@ -123,8 +124,8 @@ func newPlatform(sluice string, from root) (platform, error) {
 	return platform{arch, []*tree{base, top}}, nil
 }
 
-// packages returns those lines of a list that are about files in the image, without the files and each
-// once. The list is that of deploy/image/sysroot.
+// packages returns the packages with files in the image, without duplicates. list is the path of the
+// list that deploy/image/sysroot writes: its lines are a package and a file.
 func (p platform) packages(list string) ([]string, error) {
 	f, err := os.Open(list)
 	if err != nil {
@@ -161,7 +162,8 @@ func (img image) writeArchive(path string) error {
 	return nil
 }
 
-// writeDir writes the files of the image to a directory, for builders that make layers themselves.
+// writeDir writes the files of the image to a directory, for builders that create the layers
+// themselves.
 func (img image) writeDir(dir string) error {
 	if len(img.platforms) != 1 {
 		return errors.New("-dir takes the files of one architecture: give one program")

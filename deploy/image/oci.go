@@ -27,7 +27,7 @@ type image struct {
 	platforms                 []platform
 }
 
-// platform is the image for an architecture.
+// platform is the image for one architecture.
 type platform struct {
 	arch   string
 	layers []*tree
@@ -75,9 +75,10 @@ func (a archive) layer(t *tree) (d descriptor, diffID string, err error) {
 	return a.blob(layerType, packed.Bytes()), fmt.Sprintf("sha256:%x", sum.Sum(nil)), nil
 }
 
-// writeImage writes an image as a tar archive of the OCI image layout. With one architecture, index.json
-// refers to its manifest, and the archive also has the manifest.json that older versions of "docker
-// load" need. With several, it refers to an index of their manifests, from which a node takes its own.
+// writeImage writes an image as a tar archive of the OCI image layout. With one architecture,
+// index.json refers to its manifest, and the archive also has the manifest.json that older versions of
+// "docker load" need. With several architectures, index.json refers to an index of their manifests,
+// from which a node selects the one for its architecture.
 func writeImage(out io.Writer, img image) error {
 	_, tag, ok := strings.Cut(img.name[strings.LastIndex(img.name, "/")+1:], ":")
 	if !ok {

@@ -12,7 +12,8 @@ import (
 	"testing"
 )
 
-// forArch returns a program for an architecture, and a root directory whose iptables are for it too.
+// forArch returns a program for an architecture, and a root directory with iptables for the same
+// architecture.
 func forArch(t *testing.T, arch string) (sluice, root string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -48,8 +49,8 @@ func forArch(t *testing.T, arch string) (sluice, root string) {
 	return sluice, root
 }
 
-// An image for two architectures has an index with a manifest for each, and each has the program and
-// the iptables for it. Building it again gives the same bytes.
+// An image for two architectures has an index with a manifest for each. Each manifest has the program
+// and iptables for its architecture. A second build gives the same bytes.
 func TestImageForTwoArchitectures(t *testing.T) {
 	amd64, amd64Root := forArch(t, "amd64")
 	arm64, arm64Root := forArch(t, "arm64")
@@ -130,7 +131,7 @@ func layersFor(t *testing.T, blobs map[string][]byte, text []byte) string {
 	return strings.Join(found, " ")
 }
 
-// The files of an image can be written to a directory.
+// The command can write the files of an image to a directory.
 func TestImageAsDirectory(t *testing.T) {
 	sluice, from := forArch(t, "arm64")
 	dir := filepath.Join(t.TempDir(), "files")
@@ -148,7 +149,7 @@ func TestImageAsDirectory(t *testing.T) {
 	}
 }
 
-// An image is never made of parts for different architectures.
+// The command refuses to build an image from parts for different architectures.
 func TestMixedArchitectures(t *testing.T) {
 	amd64, amd64Root := forArch(t, "amd64")
 	arm64, _ := forArch(t, "arm64")

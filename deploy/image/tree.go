@@ -20,8 +20,8 @@ const maxLinks = 40
 
 // tree holds the files of a layer, by absolute path.
 type tree struct {
-	root    root   // the directory that add takes files from
-	arch    string // the architecture that programs and libraries must have
+	root    root   // the directory from which add takes files
+	arch    string // the architecture for which programs and libraries must be built
 	entries map[string]entry
 	loaders map[string]bool // directories that contain libxtables, which loads extensions
 }
@@ -52,9 +52,8 @@ func (t *tree) put(path, file string) {
 	t.entries[path] = entry{file: file, mode: 0o755}
 }
 
-// add adds a file below the root at its own path, with all symbolic links on the path. It returns
-// the path of the file itself, with all links resolved. The second result reports whether the
-// tree already had the file.
+// add adds a file below the root under the same path, with all symbolic links on the path. It returns
+// the path of the file with all links resolved. known reports whether the tree already had the file.
 func (t *tree) add(path string) (file string, known bool, err error) {
 	rest := strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
 	at := "/"
@@ -112,8 +111,8 @@ func (t *tree) addProgram(name string) error {
 	return t.addLinked(path)
 }
 
-// find returns the path of a program: on this machine in PATH or /usr/sbin, which is often not in
-// PATH, and below another root in /usr/sbin.
+// find returns the path of a program. On this machine, it looks in PATH and in /usr/sbin, which is
+// often not in PATH. Below another root, it looks only in /usr/sbin.
 func (t *tree) find(name string) (string, error) {
 	inSbin := filepath.Join("/usr/sbin", name)
 	if t.root != "/" {
@@ -216,7 +215,7 @@ func (e entry) writeTar(w *tar.Writer, name string) error {
 	return err
 }
 
-// writeDir writes the files below a directory, which must not have them yet.
+// writeDir writes the files below a directory, where they must not exist yet.
 func (t *tree) writeDir(dir string) error {
 	for _, path := range slices.Sorted(maps.Keys(t.entries)) {
 		if err := t.entries[path].writeFile(filepath.Join(dir, path)); err != nil {

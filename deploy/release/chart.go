@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// chart packs the chart of a directory, with the version of the release and the name of its image.
+// chart packs the chart in a directory, with the release's version and the name of its image.
 func (o options) chart(dir string) error {
-	version := strings.TrimPrefix(o.version, "v") // Helm wants it without the v
+	version := strings.TrimPrefix(o.version, "v") // Helm's versions have no v
 	var files []file
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
@@ -52,8 +52,8 @@ func (o options) chart(dir string) error {
 	return nil
 }
 
-// replaced returns a text in which each first of two strings is replaced by the second. Each first one
-// must be in the text once.
+// replaced returns the text with the first string of each pair replaced by the second. The text must
+// contain each first string exactly once.
 func replaced(text string, pairs ...string) (string, error) {
 	for i := 0; i < len(pairs); i += 2 {
 		if n := strings.Count(text, pairs[i]); n != 1 {

@@ -10,17 +10,17 @@ import (
 	"strings"
 )
 
-// krew writes the manifest of the plugin of kubectl from its template. The archives of the
-// programs must have been packed.
+// krew writes the manifest of the kubectl plugin from its template. The archives of the programs must
+// exist already.
 func (o options) krew(template string) error {
 	text, err := os.ReadFile(template)
 	if err != nil {
 		return fmt.Errorf("write the manifest for krew: %w", err)
 	}
-	source := cmp.Or(o.source, "https://localhost/sluice") // krew wants a URL; --archive replaces it
+	source := cmp.Or(o.source, "https://localhost/sluice") // krew demands a URL; with --archive, it does not use it
 	names := strings.NewReplacer("DOWNLOADS", source+"/releases/download/"+o.version, "SOURCE", source, "VERSION", o.version)
 	var out strings.Builder
-	archive := "" // of the last uri
+	archive := "" // name of the archive in the last line with "uri:"
 	for line := range strings.Lines(string(text)) {
 		if !strings.HasPrefix(line, "#") {
 			line = names.Replace(line)

@@ -12,7 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// The manifest for krew has each archive of the release once, with its checksum and program.
+// The manifest for krew has each archive of the release exactly once, with its checksum and program.
 func TestKrew(t *testing.T) {
 	t.Chdir("../..")
 	o := testOptions(t)

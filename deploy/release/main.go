@@ -26,17 +26,17 @@ import (
 	"strings"
 )
 
-// options are the options of a release.
+// options has the values of the command's flags.
 type options struct {
-	version    string // with a "v"
-	repository string // of the image, without a tag
+	version    string // begins with a "v"
+	repository string // name of the image, without a tag
 	source     string // the URL of the source code; may be empty
 	out        string // the directory to write to
 	work       string // a directory for intermediate files
 }
 
-// semver matches the versions that Helm accepts, with a "v", and without a part after "+", which tags of
-// images cannot have.
+// semver matches the versions that Helm accepts, after a "v". It excludes versions with a part after
+// "+", because tags of images cannot contain it.
 var semver = regexp.MustCompile(`^v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-(0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*)(\.(0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*))*)?$`)
 
 func (o options) validate() error {
@@ -108,7 +108,7 @@ func release(ctx context.Context, o options) error {
 	return sums(o.out)
 }
 
-// run runs a program, whose output goes to that of this one.
+// run runs a program, with its output going to the output of this process.
 func run(ctx context.Context, env []string, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env...)
@@ -119,7 +119,7 @@ func run(ctx context.Context, env []string, name string, args ...string) error {
 	return nil
 }
 
-// sums writes the checksums of the files of a directory, in the format of sha256sum.
+// sums writes the checksums of the files in a directory, in the format of sha256sum.
 func sums(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

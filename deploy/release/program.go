@@ -13,12 +13,12 @@ import (
 	"time"
 )
 
-// platform is an operating system and an architecture, with Go's names.
+// platform is an operating system and an architecture, named as Go names them.
 type platform struct{ system, arch string }
 
 func (p platform) String() string { return p.system + "/" + p.arch }
 
-// platforms are those of the programs. The image is for those of Linux.
+// platforms are the platforms of the programs. The image is for those with Linux.
 var platforms = []platform{{"linux", "amd64"}, {"linux", "arm64"}, {"darwin", "amd64"}, {"darwin", "arm64"}, {"windows", "amd64"}}
 
 // program is a program for a platform.
@@ -34,7 +34,7 @@ func (o options) build(ctx context.Context, p platform) (program, error) {
 		name += ".exe"
 	}
 	b := program{p, filepath.Join(o.work, p.system+"_"+p.arch, name)}
-	// The commit is not stamped: it would make the bytes depend on whether this is a clone.
+	// Do not stamp the commit: the bytes would depend on whether this directory is a clone.
 	return b, run(ctx, []string{"CGO_ENABLED=0", "GOFLAGS=-buildvcs=false -trimpath", "GOOS=" + p.system, "GOARCH=" + p.arch},
 		"go", "build", "-ldflags=-s -w -X main.release="+o.version, "-o", b.path, "./cmd/sluice")
 }
@@ -71,8 +71,8 @@ func (o options) pack(b program) error {
 	return nil
 }
 
-// tarGzip returns files as a compressed archive, owned by root and with the same time, so that the same
-// files give the same bytes.
+// tarGzip returns files as a compressed tar archive. All files belong to root and have the same time,
+// so that equal files give equal bytes.
 func tarGzip(files []file) ([]byte, error) {
 	var out bytes.Buffer
 	zip, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
@@ -97,7 +97,7 @@ func tarGzip(files []file) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// earliest is the time of all files in archives: the earliest that zip knows.
+// earliest is the time of all files in archives. Zip cannot store an earlier one.
 var earliest = time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // zipped returns files as a zip archive.
@@ -121,8 +121,8 @@ func zipped(files []file) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// image writes the image for all architectures of Linux. It returns the packages that it contains, as
-// deploy/image lists them.
+// image writes the image for all architectures of Linux. It returns the list of its packages, in the
+// form of deploy/image.
 func (o options) image(ctx context.Context, built []program) (packages string, err error) {
 	list := filepath.Join(o.work, "packages")
 	args := []string{"run", "./deploy/image", "-name", o.repository + ":" + o.version, "-version", o.version, "-source", o.source,

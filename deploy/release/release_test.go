@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// release options for the tests, which write to a directory of their own.
+// testOptions returns options of a release that is written to a temporary directory.
 func testOptions(t *testing.T) options {
 	t.Helper()
 	return options{version: "v1.2.3-rc.1", repository: "example/sluice", source: "https://example.org/sluice", out: t.TempDir(), work: t.TempDir()}
@@ -30,7 +30,7 @@ func read(t *testing.T, path string) []byte {
 	return content
 }
 
-// untar returns the files of a compressed archive by name.
+// untar returns the contents of the files in a compressed archive, by name.
 func untar(t *testing.T, packed []byte) map[string]string {
 	t.Helper()
 	plain, err := gzip.NewReader(bytes.NewReader(packed))
@@ -70,8 +70,8 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// The packed chart has the versions, the image and the source of the release, and is otherwise the
-// chart. Packing it again gives the same bytes.
+// The packed chart has the version, the image and the source of the release, and otherwise equals the
+// chart. Packing it a second time gives the same bytes.
 func TestChartHasTheVersion(t *testing.T) {
 	o := testOptions(t)
 	if err := o.chart("../helm/sluice"); err != nil {
@@ -83,7 +83,7 @@ func TestChartHasTheVersion(t *testing.T) {
 		"sluice/Chart.yaml":  {"\nversion: 1.2.3-rc.1\n", "\nappVersion: v1.2.3-rc.1\n", `home: "https://example.org/sluice"`, `sources: ["https://example.org/sluice"]`},
 		"sluice/values.yaml": {"repository: example/sluice\n"},
 		"sluice/README.md":   {"sluice-1.2.3-rc.1.tgz", "`\"example/sluice\"`"},
-		// Not a link to a file outside of the chart.
+		// files of the chart, rather than links to files outside of it
 		"sluice/files/alerts.yaml": {"SluiceAgentDown"}, "sluice/files/dashboard.json": {"panels"},
 		"sluice/templates/_helpers.tpl": {"sluice.fullname"}, "sluice/templates/tests/status.yaml": {"helm.sh/hook: test"}, "sluice/values.schema.json": {"draft-07"},
 	} {
@@ -105,7 +105,7 @@ func TestChartHasTheVersion(t *testing.T) {
 	}
 }
 
-// Helm accepts the packed chart, and it takes the image of the release.
+// Helm accepts the packed chart, which uses the image of the release.
 func TestHelmTakesThePackedChart(t *testing.T) {
 	helm, err := exec.LookPath("helm")
 	if err != nil {
@@ -127,10 +127,11 @@ func TestHelmTakesThePackedChart(t *testing.T) {
 	}
 }
 
-// An archive has the program, which may be run, and the license. Windows gets a zip archive.
+// Each archive has the program, as an executable file, and the license. The archive for Windows is a
+// zip file.
 func TestArchives(t *testing.T) {
 	o := testOptions(t)
-	t.Chdir("../..") // where the license is
+	t.Chdir("../..") // the license is there
 	for system, name := range map[string]string{"linux": "sluice", "windows": "sluice.exe"} {
 		b := program{platform{system, "amd64"}, filepath.Join(o.work, name)}
 		if err := os.WriteFile(b.path, []byte("the program"), 0o755); err != nil {
@@ -154,8 +155,8 @@ func TestArchives(t *testing.T) {
 	}
 }
 
-// The bill of materials names the modules of the programs, Go, and the packages of the image, each
-// once.
+// The bill of materials lists the modules of the programs, Go, and the packages of the image, without
+// duplicates.
 func TestBillOfMaterials(t *testing.T) {
 	o := testOptions(t)
 	self, err := os.Executable()

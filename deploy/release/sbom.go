@@ -11,8 +11,8 @@ import (
 	cdx "github.com/CycloneDX/cyclonedx-go"
 )
 
-// sbom writes the bill of materials: the modules that the programs were built from, as each program
-// names them, Go's library, and the packages in the image.
+// sbom writes the bill of materials: the modules that each program names in its build information, Go's
+// standard library, and the packages in the image.
 func (o options) sbom(built []program, packages string) error {
 	components := map[string]cdx.Component{}
 	for _, b := range built {
@@ -62,7 +62,8 @@ func (o options) sbom(built []program, packages string) error {
 	return nil
 }
 
-// add adds a component under its package URL. sum is the checksum of a module in go.sum, or empty.
+// add adds a component, with its package URL as the key. sum is the module's checksum in go.sum, or
+// empty.
 func add(components map[string]cdx.Component, purl, name, version, sum string) {
 	c := cdx.Component{BOMRef: purl, Type: cdx.ComponentTypeLibrary, Name: name, Version: version, PackageURL: purl}
 	if sum != "" {

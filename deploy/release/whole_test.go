@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// A release has all files, with the version in each. The programs have no symbols. Making it again gives
-// the same bytes. It takes minutes and needs Debian's packages, so only "make test-release" runs it.
+// A release has all files, and each has the version. The programs have no symbols. A second release
+// gives the same bytes. The test takes minutes and needs Debian's packages, so only "make test-release"
+// runs it.
 func TestWholeRelease(t *testing.T) {
 	if os.Getenv("SLUICE_TEST_RELEASE") == "" {
 		t.Skip("needs minutes and Debian's packages: run make test-release")

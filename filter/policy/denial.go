@@ -16,8 +16,9 @@ import (
 // are denied: drop or reject.
 const DenyWithAnnotation = "sluice/deny-with"
 
-// LintIgnoreAnnotation is the annotation of a policy, a workload or a namespace with the checks of
-// lint whose findings about it are not reported, separated by commas. It affects no decision.
+// LintIgnoreAnnotation is an annotation of a policy, a workload or a namespace. Its value lists checks
+// of lint, separated by commas; lint does not report findings of these checks about the object. It
+// affects no decision.
 const LintIgnoreAnnotation = "sluice/ignore"
 
 // ReadDenial reads DenyWithAnnotation. Another value than drop and reject counts as unset, and

@@ -82,12 +82,11 @@ func (e *Endpoint) SameClass(o *Endpoint) bool {
 	return e.class == o.class
 }
 
-// Class identifies the endpoints that SameClass does not tell apart. It is comparable, and has a
-// meaning only within one snapshot.
+// Class identifies a class of SameClass. It is comparable, and is valid only within one snapshot.
 type Class struct{ c *class }
 
-// Class returns the class of the endpoint. It is the zero Class for this node, and for an address
-// outside the cluster.
+// Class returns the class of the endpoint. For this node, and for an address outside the cluster, it
+// returns the zero Class.
 func (e *Endpoint) Class() Class {
 	if e == nil {
 		return Class{}

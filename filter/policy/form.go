@@ -48,7 +48,7 @@ type Policy struct {
 	// Denial is how the policy denies packets. If it is unset, namespace and node decide.
 	Denial   filter.Denial
 	Problems []Problem
-	// LintIgnore is the value of LintIgnoreAnnotation. It is not part of the version.
+	// LintIgnore is the value of LintIgnoreAnnotation. Digest does not depend on it.
 	LintIgnore string
 	// Digest identifies the version: policies with equal digests are equal. The zero value
 	// means that the digest is not known.

@@ -29,7 +29,7 @@ type Pod struct {
 	Created         int64        // Unix time in nanoseconds
 	Ending          bool         // it is being deleted
 	HostNetwork     bool
-	Owner           Ref // the workload that made it, such as a Deployment; zero if it is not known
+	Owner           Ref // the workload that created the pod, such as a Deployment; zero if it is not known
 	// Ended is the phase of a pod that will not run again; empty for others.
 	Ended string
 	// NotReady reports that Services do not send traffic to the pod.

@@ -13,9 +13,9 @@ import (
 	"sluice/bench/testbed/controlplane"
 )
 
-// TestClusterReadOneNamespace checks that a user whom a Role of a real API server lets read one
-// namespace gets its objects, and the reasons why the others are missing. An administrator gets
-// all of them.
+// TestClusterReadOneNamespace reads a real API server as a user with a Role in one namespace. Read
+// returns the objects of the namespace, and the reasons why others are missing. An administrator gets
+// all objects.
 func TestClusterReadOneNamespace(t *testing.T) {
 	r := realServer(t)
 	r.install("standard", "v1beta1")
@@ -62,7 +62,7 @@ func (r *real) createNamespace(name string) {
 	r.must(err)
 }
 
-// grantIn lets the agent's user list most of what is in a namespace, but not its EndpointSlices.
+// grantIn lets the agent's user list most kinds in a namespace, but not EndpointSlices.
 func (r *real) grantIn(namespace string) {
 	r.Helper()
 	meta := metav1.ObjectMeta{Name: "reader", Namespace: namespace}

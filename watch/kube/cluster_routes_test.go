@@ -10,8 +10,8 @@ import (
 	"sluice/bench/testbed/controlplane"
 )
 
-// TestClusterReadRoutes reads Ingresses of a real API server, which has no kinds of the Gateway API. A user
-// with rights in one namespace gets those, and learns what is missing.
+// TestClusterReadRoutes reads Ingresses of a real API server, which lacks the kinds of the Gateway API. A
+// user with rights in one namespace gets its Ingresses, and the kinds that are missing as Unread.
 func TestClusterReadRoutes(t *testing.T) {
 	r := realServer(t)
 	r.createNamespace("shop")

@@ -38,7 +38,7 @@ func Config(opts ConfigOptions) (*rest.Config, error) {
 	return config, nil
 }
 
-// finish sets what all clients have in common.
+// finish sets the options that all clients share.
 func (o ConfigOptions) finish(config *rest.Config) {
 	config.QPS, config.Burst = requestRate, requestBurst
 	config.UserAgent = strings.TrimSuffix("sluice/"+o.Version, "/")
@@ -48,8 +48,8 @@ func (o ConfigOptions) finish(config *rest.Config) {
 // Target is a cluster that people ask about.
 type Target struct {
 	*rest.Config
-	Context   string // of the kubeconfig; empty for the service account of a pod
-	Namespace string // of the context or the service account; empty if it has none
+	Context   string // context of the kubeconfig; empty for the service account of a pod
+	Namespace string // namespace of the context or the service account; empty if it has none
 }
 
 // String names the target, as in "context production".
@@ -60,16 +60,16 @@ func (t *Target) String() string {
 	return "context " + t.Context
 }
 
-// ErrNoCluster is the error that there is no kubeconfig.
+// ErrNoCluster is the error of FindTarget if there is neither a kubeconfig nor a service account.
 var ErrNoCluster = errors.New("there is no kubeconfig")
 
-// namespaceFile has the namespace of a pod, beside the token of its service account.
+// namespaceFile is the file with the namespace of a pod, in the directory of its service account's token.
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
-// FindTarget returns the cluster that kubectl would use: the given context, or the current one,
-// of the given kubeconfig, of those in $KUBECONFIG, or of ~/.kube/config. Without any of them, it
-// is the cluster of the pod's service account; without that, the error is ErrNoCluster. It sends
-// no request.
+// FindTarget returns the cluster that kubectl would use: that of the given or the current context in
+// the given kubeconfig, in those of $KUBECONFIG, or in ~/.kube/config. If there is no kubeconfig, it
+// returns the cluster of the pod's service account. If there is no service account either, the error
+// is ErrNoCluster. FindTarget sends no request.
 func FindTarget(opts ConfigOptions) (*Target, error) {
 	t, err := kubeconfigTarget(opts)
 	if errors.Is(err, ErrNoCluster) {
@@ -105,8 +105,8 @@ func loadConfig(opts ConfigOptions) (*rest.Config, error) {
 	return t.Config, nil
 }
 
-// kubeconfigTarget returns the cluster of a context of the kubeconfig. The error is ErrNoCluster
-// if none is named and none of the usual places has one.
+// kubeconfigTarget returns the cluster of a context in the kubeconfig. The error is ErrNoCluster if
+// opts name neither a kubeconfig nor a context, and the usual places have no kubeconfig.
 func kubeconfigTarget(opts ConfigOptions) (*Target, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = opts.Kubeconfig

@@ -285,7 +285,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestFindTarget checks that the cluster is the one that kubectl would use.
+// TestFindTarget checks that FindTarget returns the cluster that kubectl would use.
 func TestFindTarget(t *testing.T) {
 	dir := t.TempDir()
 	config := filepath.Join(dir, "config")

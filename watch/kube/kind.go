@@ -27,7 +27,8 @@ type kind struct {
 	optional bool
 	// inCluster reports that the objects are in no namespace.
 	inCluster bool
-	// asked reports that people ask about the objects, but packets do not depend on them.
+	// asked reports that only commands read the objects, to answer questions: packets do not depend
+	// on them.
 	asked bool
 	// types are the API's types of an object and of a list.
 	types  [2]runtime.Object
@@ -71,8 +72,8 @@ func (k *kind) versions() []schema.GroupVersion {
 	return append([]schema.GroupVersion{k.group}, k.older...)
 }
 
-// optionalPolicyKind returns k as a kind of policies of the whole cluster, which a cluster may
-// lack, or serve in an older version only.
+// optionalPolicyKind changes k into a kind of policies without a namespace that a cluster may lack,
+// or serve only in an older version.
 func optionalPolicyKind(k *kind, older ...string) *kind {
 	k.optional, k.inCluster = true, true
 	for _, version := range older {

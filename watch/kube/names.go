@@ -14,10 +14,9 @@ import (
 // Named is the name of an object.
 type Named struct{ Kind, Namespace, Name string }
 
-// Names returns the names of what people ask about in a namespace, for the completion of command
-// lines: workloads, Services, and pods, of each kind at most a page. It leaves out what another
-// object has made, such as the pods of a Deployment. Of kinds that the user may not list, there
-// are none.
+// Names returns the names of workloads, Services and pods in a namespace, for the completion of
+// command lines. It reads at most one page of each kind. It leaves out objects that have a
+// controller, such as the pods of a Deployment, and kinds that it cannot list.
 func Names(ctx context.Context, config *rest.Config, namespace string) ([]Named, error) {
 	c, err := newJSONClient(ctx, config)
 	if err != nil {
@@ -28,11 +27,11 @@ func Names(ctx context.Context, config *rest.Config, namespace string) ([]Named,
 	var group errgroup.Group
 	for i, k := range of {
 		group.Go(func() error {
-			lists[i], _ = c.metadata(k, namespace) // without it, the names of the other kinds are still of use
+			lists[i], _ = c.metadata(k, namespace) // ignore the error: the names of the other kinds are still useful
 			return nil
 		})
 	}
-	_ = group.Wait() // returns no error: see above
+	_ = group.Wait() // always nil: see above
 	var names []Named
 	for i, list := range lists {
 		for _, o := range list {

@@ -20,7 +20,7 @@ import (
 type Others struct {
 	Group, Kind string
 	Count       int
-	Reason      string // why not all of them are counted; empty if they are
+	Reason      string // why Count lacks some objects; empty if it has all
 }
 
 // discovery is the Accept header that requests all kinds in one response. Servers before
@@ -38,11 +38,12 @@ const maxAnswer = 64 << 20
 // "pods".
 type served struct {
 	group, version, kind, name string
-	namespaced                 bool // the objects are in namespaces
+	namespaced                 bool     // the objects are in namespaces
+	others                     []string // other versions that the server serves, as far as it lists them
 }
 
 // CountOthers counts the objects of each kind for which match() returns true. If the user may not
-// list a kind in the whole cluster, it counts those in the given namespaces, and sets Reason.
+// list a kind in the whole cluster, it counts the objects in the given namespaces, and sets Reason.
 func CountOthers(ctx context.Context, config *rest.Config, match func(group, kind string) bool, namespaces ...string) ([]Others, error) {
 	c, err := newJSONClient(ctx, config)
 	if err != nil {
@@ -65,8 +66,8 @@ func CountOthers(ctx context.Context, config *rest.Config, match func(group, kin
 	return found, nil
 }
 
-// countAll counts the objects of a kind, those of the given namespaces if the user may not list
-// all.
+// countAll counts the objects of a kind. If the user may not list them in the whole cluster, it
+// counts those in the given namespaces.
 func (c jsonClient) countAll(r served, namespaces []string) Others {
 	o := Others{Group: r.group, Kind: r.kind}
 	var err error
@@ -90,7 +91,7 @@ func (c jsonClient) countAll(r served, namespaces []string) Others {
 	return o
 }
 
-// errForbidden is the error that the user may not list a kind.
+// errForbidden is the error of a request that the user has no right to make.
 var errForbidden = errors.New("forbidden")
 
 // jsonClient sends requests to an API server and decodes the responses as JSON.
@@ -164,17 +165,20 @@ func (c jsonClient) resources() ([]served, error) {
 		return nil, err
 	}
 	var all []served
-	seen := make(map[[2]string]bool) // the first version of a kind wins: the server lists the preferred one first
+	seen := make(map[[2]string]int) // index in all: the server lists the preferred version of a kind first
 	add := func(r served) {
-		if key := [2]string{r.group, r.kind}; !seen[key] {
-			seen[key] = true
-			all = append(all, r)
+		key := [2]string{r.group, r.kind}
+		if i, is := seen[key]; is {
+			all[i].others = append(all[i].others, r.version)
+			return
 		}
+		seen[key] = len(all)
+		all = append(all, r)
 	}
 	for _, g := range answer.Items {
 		for _, v := range g.Versions {
 			for _, r := range v.Resources {
-				add(served{g.Metadata.Name, v.Version, r.ResponseKind.Kind, r.Resource, r.Scope == "Namespaced"})
+				add(served{g.Metadata.Name, v.Version, r.ResponseKind.Kind, r.Resource, r.Scope == "Namespaced", nil})
 			}
 		}
 	}
@@ -185,14 +189,14 @@ func (c jsonClient) resources() ([]served, error) {
 		}
 		for _, r := range list.APIResources {
 			if !strings.Contains(r.Name, "/") {
-				add(served{g.Name, g.PreferredVersion.Version, r.Kind, r.Name, r.Namespaced})
+				add(served{g.Name, g.PreferredVersion.Version, r.Kind, r.Name, r.Namespaced, nil})
 			}
 		}
 	}
 	return all, nil
 }
 
-// count counts the objects of a kind, page by page: those of a namespace or, if it is empty, all.
+// count counts the objects of a kind in a namespace, page by page. An empty namespace means all.
 func (c jsonClient) count(r served, namespace string) (int, error) {
 	path := "/apis/" + r.group + "/" + r.version + "/"
 	if namespace != "" {

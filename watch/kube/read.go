@@ -33,21 +33,21 @@ type Objects struct {
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 
-	// Unread are the kinds that could not be read, or only in some namespaces.
+	// Unread are the kinds that could not be read, or that could be read only in some namespaces.
 	Unread []Unread
 }
 
-// readAttempts bounds the attempts to read an optional kind that is removed or replaced
-// meanwhile.
+// readAttempts bounds the attempts to read an optional kind whose version disappears while Read
+// lists it.
 const readAttempts = 3
 
 // Read reads a cluster once. It reads one kind after the other, so a concurrent change may
 // be visible in one kind and not in another.
 //
-// A user may have rights in some namespaces only. What such a user may not list in the whole
-// cluster, Read lists in the given namespaces, and reports in Unread. It needs the Pods and the
-// NetworkPolicies of at least one of them. If another request fails, the error is an
-// *[APIError].
+// A user may have rights in some namespaces only. If the user may not list a kind in the whole
+// cluster, Read lists it in the given namespaces, and reports it in Unread. Read returns an error
+// if it can list Pods or NetworkPolicies in none of them, or if a request fails for another reason.
+// Such errors are an *[APIError].
 func Read(ctx context.Context, config *rest.Config, namespaces ...string) (*Objects, error) {
 	c, err := newClient(config, readKinds, func(s *runtime.Scheme) runtime.NegotiatedSerializer {
 		return serializer.NewCodecFactory(s).WithoutConversion()
@@ -69,10 +69,11 @@ type onetime struct {
 	Objects
 	client     *client
 	host       string
-	namespaces []string // to read if the whole cluster cannot be read
+	namespaces []string // where to list a kind that the user may not list in the whole cluster
 }
 
-// read reads the objects of a kind, in the whole cluster if the user may.
+// read reads the objects of a kind: those of the whole cluster or, if the user may not list these,
+// those of r.namespaces.
 func (r *onetime) read(ctx context.Context, k *kind) error {
 	list := r.list
 	if k.optional {
@@ -96,6 +97,7 @@ func (r *onetime) read(ctx context.Context, k *kind) error {
 	}
 	r.Unread = append(r.Unread, Unread{
 		Group: k.group.Group, Kind: k.name, Err: failure,
+		Forbidden: apierrors.IsForbidden(failure), Only: only,
 		Reason: unreadReason(apierrors.IsForbidden(failure), only), Effect: r.effectOf(k, only),
 	})
 	return nil
@@ -106,10 +108,9 @@ func (r *onetime) list(ctx context.Context, k *kind) error {
 	return r.pages(ctx, k, k.group, "")
 }
 
-// listOptional reads the policies of a kind that the cluster may lack, in the version that it
+// listOptional reads the policies of a kind that the cluster may lack, in the version that the cluster
 // serves.
 func (r *onetime) listOptional(ctx context.Context, k *kind) error {
-	before := r.Policies
 	for attempt := 1; ; attempt++ {
 		version, err := r.client.discover(ctx, k, true)
 		if err != nil {
@@ -122,11 +123,11 @@ func (r *onetime) listOptional(ctx context.Context, k *kind) error {
 		if err == nil || !apierrors.IsNotFound(err) || attempt == readAttempts {
 			return err
 		}
-		r.Policies = before // the version is not served any more: ask again
+		// The version is not served any more: ask again.
 	}
 }
 
-// inNamespaces reads the objects of a kind in those of the namespaces where the user may. It
+// inNamespaces reads the objects of a kind in each of r.namespaces where the user may read them. It
 // returns these namespaces.
 func (r *onetime) inNamespaces(ctx context.Context, k *kind) (readable []string, err error) {
 	if k.inCluster && k != namespaceKind {
@@ -158,7 +159,7 @@ func (r *onetime) namespace(ctx context.Context, name string) error {
 	return err
 }
 
-// failure describes the error of a list.
+// failure returns the error of a list request as an *APIError, with a hint.
 func (r *onetime) failure(err error, k *kind) error {
 	var e *APIError
 	if !errors.As(err, &e) {
@@ -183,9 +184,15 @@ func (o *Objects) needNodes() bool {
 	})
 }
 
-// pages lists all objects of a kind, page by page: those of a namespace or, if it is empty, of
-// the whole cluster.
-func (r *onetime) pages(ctx context.Context, k *kind, version schema.GroupVersion, namespace string) error {
+// pages reads all objects of a kind in a namespace, page by page. An empty namespace means the whole
+// cluster. After an error, r has none of them.
+func (r *onetime) pages(ctx context.Context, k *kind, version schema.GroupVersion, namespace string) (err error) {
+	before := r.Objects
+	defer func() {
+		if err != nil {
+			r.Objects = before
+		}
+	}()
 	for opts := (metav1.ListOptions{Limit: pageSize}); ; {
 		list, err := r.client.listIn(ctx, k, version, namespace, opts)
 		if err != nil {
@@ -197,8 +204,8 @@ func (r *onetime) pages(ctx context.Context, k *kind, version schema.GroupVersio
 	}
 }
 
-// take appends the objects of a page to o. It returns the token of the next page, or ""
-// after the last one.
+// take appends the objects of a page to o. It returns the token of the next page, or "" after the
+// last page.
 func (o *Objects) take(k *kind, page runtime.Object) (next string, err error) {
 	list, err := meta.ListAccessor(page)
 	if err != nil {

@@ -41,7 +41,7 @@ func TestRead(t *testing.T) {
 		policies  int
 		nodes     int
 		hint      string // of the error
-		unread    string // the beginning of the only kind that is not read; empty if there is none
+		unread    string // the beginning of the line about the only unread kind; empty if all kinds are read
 	}{
 		"both versions":         {installed: both, policies: 2, nodes: 1},
 		"only the older":        {installed: both[:1], policies: 2, nodes: 1},
@@ -87,7 +87,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// unreadOf returns the kinds that were not read, in lines.
+// unreadOf returns a line for each kind that was not read.
 func unreadOf(o *Objects) string {
 	var lines []string
 	for _, u := range o.Unread {
@@ -96,8 +96,8 @@ func unreadOf(o *Objects) string {
 	return strings.Join(lines, "\n")
 }
 
-// Read returns also what people ask about, and the agent does not follow: workloads, Services and
-// EndpointSlices. A Job that has ended makes no more pods, and is left out.
+// Read also returns the kinds that the agent does not follow: workloads, Services and EndpointSlices.
+// It leaves out a Job that has ended, which makes no more pods.
 func TestReadAsked(t *testing.T) {
 	s, config := serve(t, apiserver.Options{})
 	s.Set(workloads()...)
@@ -137,8 +137,8 @@ func workloads() []apiserver.Object {
 	}
 }
 
-// A user with rights in one namespace gets its objects, and is told which others are missing and
-// what this means.
+// A user with rights in one namespace gets its objects. Unread states which other objects are missing,
+// and how this affects answers.
 func TestReadOneNamespace(t *testing.T) {
 	for name, test := range map[string]struct {
 		allowed    func(path string) bool
@@ -197,7 +197,7 @@ func TestReadOneNamespace(t *testing.T) {
 	}
 }
 
-// A kind that only people ask about may be missing in a cluster.
+// A cluster may lack a kind that only commands read.
 func TestReadWithoutEndpointSlices(t *testing.T) {
 	_, config := serve(t, apiserver.Options{Refuse: func(req *http.Request) *metav1.Status {
 		if strings.HasSuffix(req.URL.Path, "/endpointslices") {

@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// The kinds that people ask about, and that do not affect packets. Only Read reads them.
+// The kinds that only Read reads, to answer questions: packets do not depend on them.
 var (
 	serviceKind       = askedKind("Service", "services", corev1.SchemeGroupVersion, &corev1.Service{}, &corev1.ServiceList{})
 	endpointSliceKind = askedKind("EndpointSlice", "endpointslices", discoveryv1.SchemeGroupVersion, &discoveryv1.EndpointSlice{}, &discoveryv1.EndpointSliceList{})
@@ -37,15 +37,17 @@ func askedKind(name, resource string, group schema.GroupVersion, object, list ru
 	return &kind{name: name, resource: resource, group: group, types: [2]runtime.Object{object, list}, asked: true}
 }
 
-// Unread is a kind of objects that Read could not read, or only in some namespaces.
+// Unread is a kind of objects that could not be read, or that could be read only in some namespaces.
 type Unread struct {
 	Group, Kind string
-	Reason      string // why, as in "forbidden outside of namespace shop"
-	Effect      string // what this means for answers
-	Err         error  // of the request for the objects of the whole cluster
+	Forbidden   bool     // the user lacks the right to list the kind in the whole cluster
+	Only        []string // the namespaces in which it was read nevertheless
+	Reason      string   // why it could not be read, as in "forbidden outside of namespace shop"
+	Effect      string   // what this means for answers
+	Err         error    // the error of the request for the objects of the whole cluster
 }
 
-// unreadReason says why a kind was not read; only lists the namespaces in which it was.
+// unreadReason states why a kind was not read. only are the namespaces in which it was read.
 func unreadReason(forbidden bool, only []string) string {
 	switch {
 	case !forbidden:
@@ -58,8 +60,8 @@ func unreadReason(forbidden bool, only []string) string {
 	return "forbidden outside of namespaces " + strings.Join(only, ", ")
 }
 
-// effectOf says what it means for answers that a kind was not read; only lists the namespaces in
-// which it was.
+// effectOf states how answers are affected because a kind was not read. only are the namespaces in
+// which it was read.
 func (o *Objects) effectOf(k *kind, only []string) string {
 	there := ""
 	if len(only) > 0 {

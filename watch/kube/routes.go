@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -14,10 +15,10 @@ import (
 	"sluice/filter/policy/kuberoute"
 )
 
-// ReadRoutes reads what leads to Services from outside the cluster: Ingresses, and the objects of
-// the Gateway API if the cluster has its kinds. Kinds that could not be read, or only in the given
-// namespaces, are returned as well: they change no verdict, so that they are no error. The error is
-// that of the question which kinds there are.
+// ReadRoutes reads the objects that lead from outside the cluster to Services: those of
+// [kuberoute.Kinds] that the cluster serves. It returns the kinds that could not be read, or that
+// could be read only in the given namespaces, as Unread: they change no verdict, so they are not an
+// error. It returns an error only if it cannot ask the API server for its kinds.
 func ReadRoutes(ctx context.Context, config *rest.Config, namespaces ...string) (kuberoute.Objects, []Unread, error) {
 	var o kuberoute.Objects
 	c, err := newJSONClient(ctx, config)
@@ -32,17 +33,34 @@ func ReadRoutes(ctx context.Context, config *rest.Config, namespaces ...string) 
 	for _, k := range kuberoute.Kinds() {
 		i := slices.IndexFunc(all, func(r served) bool { return r.group == k.Group && r.kind == k.Name })
 		if i < 0 {
-			continue // without the kind, there are no objects of it
+			continue // the cluster does not serve the kind
 		}
-		if !slices.Contains(k.Versions, all[i].version) {
-			all[i].version = k.Versions[0] // a version that is newer than this one: the server converts
+		var only []string
+		r, err := all[i].inVersion(k.Versions)
+		if err == nil {
+			only, err = c.routes(&o, k, r, namespaces)
 		}
-		only, err := c.routes(&o, k, all[i], namespaces)
 		if err != nil {
-			unread = append(unread, Unread{Group: k.Group, Kind: k.Name, Reason: routeReason(err, only), Effect: routeEffect(k, only), Err: err})
+			unread = append(unread, Unread{
+				Group: k.Group, Kind: k.Name, Forbidden: errors.Is(err, errForbidden), Only: only,
+				Reason: routeReason(err, only), Effect: routeEffect(k, only), Err: err,
+			})
 		}
 	}
 	return o, unread, nil
+}
+
+// inVersion returns the kind in the first of the versions that the server serves. It returns an error if
+// the server serves none of them.
+func (r served) inVersion(known []string) (served, error) {
+	serves := append([]string{r.version}, r.others...)
+	for _, version := range known {
+		if slices.Contains(serves, version) {
+			r.version = version
+			return r, nil
+		}
+	}
+	return r, fmt.Errorf("the cluster serves it only as %s, which this version of Sluice does not know", strings.Join(serves, ", "))
 }
 
 func routeReason(err error, only []string) string {
@@ -52,8 +70,8 @@ func routeReason(err error, only []string) string {
 	return err.Error()
 }
 
-// routeEffect says what it means for answers that a kind was not read; only lists the namespaces in
-// which it was.
+// routeEffect states how answers are affected because a kind was not read. only are the namespaces in
+// which it was read.
 func routeEffect(k kuberoute.Kind, only []string) string {
 	switch {
 	case k.InCluster:
@@ -66,26 +84,31 @@ func routeEffect(k kuberoute.Kind, only []string) string {
 	return "what is reached from outside the cluster through them is not known"
 }
 
-// routes reads the objects of a kind: those of the whole cluster or, if the user may not, those of
-// the given namespaces. With an error, it returns the namespaces that could be read.
+// routes reads the objects of a kind in the whole cluster. If the user may not list them there, it
+// reads those in the given namespaces, and returns the error with the namespaces that it has read.
 func (c jsonClient) routes(o *kuberoute.Objects, k kuberoute.Kind, r served, namespaces []string) (only []string, err error) {
 	if err = c.pages(o, k, r, ""); !errors.Is(err, errForbidden) || k.InCluster {
 		return nil, err
 	}
 	for _, namespace := range namespaces {
-		if c.pages(o, k, r, namespace) == nil {
+		switch in := c.pages(o, k, r, namespace); {
+		case in == nil:
 			only = append(only, namespace)
+		case !errors.Is(in, errForbidden):
+			return only, in
 		}
 	}
 	return only, err
 }
 
-// pages reads the objects of a kind, page by page: those of a namespace or, if it is empty, all.
+// pages reads the objects of a kind in a namespace, page by page. An empty namespace means all. After an
+// error, it has added none of them.
 func (c jsonClient) pages(o *kuberoute.Objects, k kuberoute.Kind, r served, namespace string) error {
 	path := "/apis/" + r.group + "/" + r.version + "/"
 	if namespace != "" {
 		path += "namespaces/" + url.PathEscape(namespace) + "/"
 	}
+	var objects []metav1.Object
 	for query := (url.Values{"limit": {fmt.Sprint(pageSize)}}); ; {
 		var list struct {
 			metav1.ListMeta `json:"metadata"`
@@ -99,9 +122,12 @@ func (c jsonClient) pages(o *kuberoute.Objects, k kuberoute.Kind, r served, name
 			if err := json.Unmarshal(item, object); err != nil {
 				return fmt.Errorf("the API server sent an unexpected %s: %w", k.Name, err)
 			}
-			o.Add(object)
+			objects = append(objects, object)
 		}
 		if list.Continue == "" {
+			for _, object := range objects {
+				o.Add(object)
+			}
 			return nil
 		}
 		query.Set("continue", list.Continue)

@@ -97,9 +97,9 @@ func keyed(text []byte, path string) string {
 	return path + keyBelow(whole, strings.Split(path, "."))
 }
 
-// keyBelow returns the first key of the object at a path whose value is not a string, in
-// brackets, as in `["pod-template-hash"]`; "" if there is none. In lists, it looks at each item,
-// because paths of encoding/json do not name them.
+// keyBelow looks in the object at path for the first key whose value is not a string, and returns
+// it in brackets, as in `["pod-template-hash"]`; "" if there is none. It looks at each item of a
+// list, because the paths of encoding/json have no indexes.
 func keyBelow(value any, path []string) string {
 	switch v := value.(type) {
 	case []any:
@@ -137,7 +137,7 @@ func (c *checker) annotations(o metav1.Object, kind string) {
 	}
 }
 
-// meantAnnotation returns the annotation that is probably meant by a key that is none.
+// meantAnnotation returns the annotation of Sluice that was probably meant by an unknown key.
 func meantAnnotation(key string) string {
 	_, name, _ := strings.Cut(key, "/")
 	if _, similar := near.Name(name, []string{"ignore"}); similar {

@@ -32,7 +32,7 @@ type item struct {
 	name     string // "NetworkPolicy default/x"
 	object   metav1.Object
 	policies *policyKind // nil if the object is not a policy
-	outside  bool        // it leads to Services from outside the cluster
+	outside  bool        // the object leads from outside the cluster to Services
 	origin   Origin
 }
 
@@ -41,19 +41,19 @@ type parser struct {
 	content
 	path     string
 	document int
-	template bool // a document is a template, and has been reported
+	template bool // a problem reports that the file has a template
 	logger   *slog.Logger
 	reading
 }
 
-// reading is how files are read.
+// reading states how to read files.
 type reading struct {
-	// templates reports that workloads are read, because their templates describe pods. An agent
-	// that follows manifests skips them: it decides by pods that run, and a mistake in a workload
+	// templates reports that workloads and routes are read, which help to answer questions. An agent
+	// that follows manifests skips them: it decides by running pods, and a mistake in a workload
 	// must not hold up the policies of the same file.
 	templates bool
-	namespace string // of objects without one; empty means default
-	command   string // that can read the standard input, as in "sluice lint"; empty if there is none
+	namespace string // namespace of objects that state none; empty means default
+	command   string // for hints: a command that can read the standard input, as in "sluice lint"; empty if there is none
 }
 
 // parse parses the content of a file. It parses each document separately, so that a broken
@@ -77,7 +77,7 @@ func parse(path string, data []byte, how reading, logger *slog.Logger) *content 
 		p.document++
 		text, err := toJSON(d.text)
 		if err != nil && p.template {
-			continue // the file has been reported: it must be rendered first, all of it
+			continue // a problem already states that the whole file must be rendered first
 		}
 		if err != nil {
 			// Parse again with blank lines in front, so that the error contains the line
@@ -235,6 +235,9 @@ func (p *parser) object(text []byte, at string, listed metav1.TypeMeta, depth in
 	case "Service":
 		extra(p, text, kind, &corev1.Service{})
 	case "EndpointSlice":
+		if now := discoveryv1.SchemeGroupVersion.String(); apiVersion == "discovery.k8s.io/v1beta1" {
+			p.outdate(kind+" "+p.nameIn(text, kind), at, apiVersion, "1.25", now, "write "+now)
+		}
 		extra(p, text, kind, &discoveryv1.EndpointSlice{})
 	default:
 		if k := policyKindOf(kind); k != nil {
@@ -268,7 +271,22 @@ func (p *parser) kindless(h head, text []byte, at string) {
 			}
 		}
 	}
+	if _, tests := fields["tests"].([]any); tests && onlyTests(fields) {
+		p.logger.Debug("file of tests skipped", "file", p.path, "document", p.document)
+		return
+	}
 	p.note("", strings.TrimSuffix(at, "."), "it has no kind and is skipped", "if it is meant to be an object, write apiVersion and kind")
+}
+
+// onlyTests reports whether a document without a kind has only fields of a file for "sluice test": such
+// files are often beside the manifests.
+func onlyTests(fields map[string]any) bool {
+	for name := range fields {
+		if !slices.Contains([]string{"manifests", "nodeIPs", "podCIDRs", "tests"}, name) {
+			return false
+		}
+	}
+	return true
 }
 
 // isList reports whether an object is a list: its kind ends in "List" and it has items, or
@@ -391,11 +409,8 @@ func (p *parser) known(apiVersion, kind, at string, text []byte) (name string, u
 	}
 	switch {
 	case apiVersion == version, policies != nil && apiVersion != "" && apiVersion == policies.also:
-	case policies != nil && apiVersion != "" && apiVersion == policies.former:
-		p.outdated = append(p.outdated, Problem{
-			File: p.path, Document: p.document, Object: object, Field: at + "apiVersion",
-			Detail: fmt.Sprintf("%q was removed in Kubernetes %s; it is read as %s", apiVersion, policies.removed, version), Hint: "write " + version,
-		})
+	case removedIn(name, apiVersion) != "":
+		p.outdate(object, at, apiVersion, removedIn(name, apiVersion), version, "write "+version)
 	default:
 		detail := "it is missing"
 		if apiVersion != "" {
@@ -493,7 +508,7 @@ func extra[T metav1.Object](p *parser, text []byte, kind string, object T) {
 	}
 }
 
-// place gives an object without a namespace the one that it would be created in.
+// place sets the namespace of an object that states none to the one in which kubectl would create it.
 func (p *parser) place(o metav1.Object) {
 	if o.GetNamespace() != "" {
 		return

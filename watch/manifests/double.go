@@ -7,18 +7,18 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// maxDoubles bounds the problems about objects that two files both have. If there are more, the
-// files are usually those of two clusters, and one problem names both.
+// maxDoubles bounds the number of problems about objects that are in both of two files. If there are
+// more such objects, the files are usually for two clusters, and one problem names both files.
 const maxDoubles = 3
 
-// double is an object that is there twice. The first takes precedence.
+// double is a pair of objects with the same name. The first takes precedence.
 type double struct{ first, second *item }
 
-// files are the names of the files with both objects.
+// files returns the names of the files that contain the two objects.
 func (d double) files() [2]string { return [2]string{d.first.origin.File, d.second.origin.File} }
 
-// addDoubles adds the problems about objects that are there twice. If the objects do not affect
-// decisions, they are notes.
+// addDoubles adds problems about pairs of objects with the same name, or notes if the objects do not
+// affect decisions.
 func (m *merged) addDoubles(all []double) {
 	done := make(map[[2]string]bool)
 	for _, d := range all {
@@ -54,7 +54,7 @@ func (d double) problem() Problem {
 	}
 }
 
-// manyDoubles is the problem about two files with many objects of the same names.
+// manyDoubles returns the problem about two files that have many objects in common.
 func manyDoubles(all []double) Problem {
 	var names []string
 	for _, d := range all {

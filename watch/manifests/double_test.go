@@ -20,8 +20,8 @@ func writeServices(t *testing.T, file string, services int) {
 	}
 }
 
-// Two files with a few objects of the same names have a problem for each. Two files with many are
-// usually those of two clusters: there is one problem for both.
+// If two files have a few objects in common, there is a problem for each object. If they have many in
+// common, they are usually for two clusters, and there is one problem for both files.
 func TestObjectsThatAreThereTwice(t *testing.T) {
 	for services, want := range map[int][]string{
 		1: {"b.yaml, document 1, NetworkPolicy default/p, metadata.name: the same object is in "},

@@ -23,8 +23,8 @@ type content struct {
 	again    bool      // the file was read before, through another path
 	listed   bool      // the file has a list, possibly an empty one
 	placed   int       // number of objects without a namespace
-	file     string    // of source
-	source   []byte    // the text, for Lines; nil for Follow, which need not keep it
+	file     string    // name of the file, for source
+	source   []byte    // the text, for Lines; nil in Follow, which does not need it
 }
 
 // listing is the result of listing a directory.
@@ -69,7 +69,7 @@ func (l *lister) list(dir string) (listing, error) {
 type lister struct {
 	listing
 	visit func(dir string)
-	// skip, if not nil, reports why not to read a directory, as a problem.
+	// skip, if not nil, returns a problem if a directory must not be read, and nil otherwise.
 	skip func(dir string) *Problem
 	seen map[string]bool // real paths of directories; links may form a cycle
 }

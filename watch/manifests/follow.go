@@ -451,7 +451,7 @@ func (f *follower) logNew(duplicates []Problem) {
 // reportNotRead is called with the skipped objects that may change what is allowed. If they differ
 // from those of the previous call, it logs them and passes them to onNotRead.
 func (f *follower) reportNotRead(now []NotRead) {
-	if slices.Equal(now, f.notRead) {
+	if slices.EqualFunc(now, f.notRead, func(a, b NotRead) bool { return a.String() == b.String() }) {
 		return
 	}
 	f.notRead = now

@@ -13,13 +13,17 @@ type Kind struct {
 	Name  string `json:"kind"`
 }
 
-// NotRead describes what was not read of a kind: skipped objects that may change what is allowed,
-// or objects that the user may not read in a cluster.
+// NotRead is a kind of which objects were not read: Sluice skips them although they may change what
+// is allowed, or the user may not read them in a cluster.
 type NotRead struct {
 	Kind
 	Count  int    `json:"count,omitempty"`  // number of skipped objects; 0 if it is not known
 	Reason string `json:"reason,omitempty"` // as in "forbidden outside of namespace shop"; empty if the kind is not supported
-	Effect string `json:"effect,omitempty"` // what this means for answers; empty if the objects may change what is allowed
+	// Forbidden is true if the user lacks the right to list the kind in a whole cluster. Only are the
+	// namespaces in which it was read nevertheless.
+	Forbidden bool     `json:"-"`
+	Only      []string `json:"-"`
+	Effect    string   `json:"effect,omitempty"` // what this means for answers; empty if the objects may change what is allowed
 }
 
 func (n NotRead) String() string { return n.what() + n.why() }
@@ -46,8 +50,7 @@ func (n NotRead) why() string {
 // TextOf lists the skipped objects in one line. It returns "" if there are none.
 func TextOf(passed []NotRead) string { return strings.Join(LinesOf(passed), "; ") }
 
-// LinesOf lists what was not read, with one line for all kinds that have the same reason and
-// effect.
+// LinesOf lists the kinds in lines. Kinds with the same reason and effect share a line.
 func LinesOf(passed []NotRead) []string {
 	var whys, whats []string
 	for _, n := range passed {

@@ -20,8 +20,7 @@ type policyKind struct {
 	cluster  bool // its objects are in no namespace
 	version  schema.GroupVersion
 	also     string            // another version with the same fields and meaning; empty if there is none
-	former   string            // a removed version with the same fields and meaning; empty if there is none
-	removed  string            // the Kubernetes version that removed former
+	former   map[string]string // see workloadKind
 	siblings []string          // other kinds of the group, which are not policies
 	retired  map[string]string // by former kind of the group, which is not read: what to write instead
 	spec     reflect.Type
@@ -36,7 +35,7 @@ type policyKind struct {
 // policyKinds lists all kinds of policies.
 var policyKinds = []*policyKind{{
 	name: netpol.Kind, version: networkingv1.SchemeGroupVersion,
-	former: "extensions/v1beta1", removed: "1.16",
+	former:   map[string]string{"extensions/v1beta1": "1.16"},
 	siblings: []string{"Ingress", "IngressClass", "IPAddress", "ServiceCIDR"},
 	spec:     reflect.TypeFor[networkingv1.NetworkPolicySpec](),
 	empty:    func() metav1.Object { return &networkingv1.NetworkPolicy{} },

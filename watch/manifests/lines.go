@@ -9,9 +9,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Lines finds the lines of objects and fields in the files that have been read. It parses a
-// document when it is asked about it first, because reading does not need positions, and few
-// documents have findings.
+// Lines finds the lines of objects and fields in the files that have been read. It parses a file
+// again on the first question about it: reading does not record positions, because few files have
+// findings.
 type Lines struct {
 	sources   map[string][]byte // by file
 	documents map[string][]placed
@@ -23,16 +23,16 @@ type placed struct {
 	root *yaml.Node
 }
 
-// Lines returns the lines of the files that the objects are from. Those of a live cluster have
-// none.
+// Lines returns the lines of the files from which the objects were read. Objects of a live cluster
+// have no lines.
 func (o Objects) Lines() *Lines {
 	return &Lines{o.sources, make(map[string][]placed)}
 }
 
-// Line returns the number of the line, from 1, of a field of an object in a document of a
-// file; document counts from 1. The field has the form of Problem.Field. Line returns that of
-// the nearest part around it if the field is not written, and 0 if the file or the document is not
-// known.
+// Line returns the line number, from 1, of a field of an object in a document of a file. document
+// counts from 1, and field has the form of Problem.Field. If the document lacks the field, Line
+// returns the line of the innermost part that would contain it. It returns 0 if the file or the
+// document is not known.
 func (l *Lines) Line(file string, document int, object, field string) int {
 	all, known := l.documents[file]
 	if !known {
@@ -55,9 +55,9 @@ func (l *Lines) Line(file string, document int, object, field string) int {
 	return d.line + lineIn(at, field)
 }
 
-// place parses the documents of a file, and counts them as parse does.
+// place parses the documents of a file, and numbers them as parse does.
 func place(data []byte) (all []placed) {
-	text, _ := plainText(data) // parse reports what is not text, and such a file has no documents
+	text, _ := plainText(data) // parse reports a file that is not text; it has no documents
 	for _, d := range split(text) {
 		if values := jsonValues(d.text); len(values) > 0 {
 			for _, v := range values {
@@ -70,10 +70,10 @@ func place(data []byte) (all []placed) {
 	return all
 }
 
-// jsonValue is one of several JSON values in a row.
+// jsonValue is one of several JSON values that follow each other.
 type jsonValue struct {
 	text []byte
-	at   int // where the text begins
+	at   int // offset of text in the document
 }
 
 // jsonValues returns the JSON values of a document; nil if it is not JSON.
@@ -91,8 +91,8 @@ func jsonValues(data []byte) (all []jsonValue) {
 	return all
 }
 
-// parseNode returns the positions in a document; nil if it cannot be parsed, which parse
-// reports.
+// parseNode parses a document with its positions. It returns nil if the document cannot be parsed,
+// which parse reports.
 func parseNode(text []byte) (root *yaml.Node) {
 	defer func() {
 		if recover() != nil { // the parser panics for some input
@@ -106,7 +106,8 @@ func parseNode(text []byte) (root *yaml.Node) {
 	return n.Content[0]
 }
 
-// itemOf returns the object of a list, or of a list in it, by its text form; nil if there is none.
+// itemOf finds an object, named as in "NetworkPolicy default/x", in a list or in lists inside of it.
+// It returns nil if there is none.
 func itemOf(n *yaml.Node, object string, depth int) *yaml.Node {
 	items := child(n, "items")
 	if items == nil || depth == 0 {
@@ -141,7 +142,8 @@ func scalar(n *yaml.Node) string {
 // pathStep is one step of a field's path: a name, an index, or a key in quotes.
 var pathStep = regexp.MustCompile(`^\.?(?:([^.\[\]]+)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\])`)
 
-// lineIn returns the line of a field of a node, or that of the part around it which is there.
+// lineIn returns the line of the field at path in a node. If the node lacks the field, it returns the
+// line of the innermost part of path that exists.
 func lineIn(n *yaml.Node, path string) int {
 	line := n.Line
 	for path != "" {

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// A finding is shown at the line of its field, or of what is around a field that is missing,
-// in all the forms that a file may have.
+// Line returns the line of a field or, if the object lacks the field, the line of the part that would
+// contain it. It does so in all formats that a file may have.
 func TestLines(t *testing.T) {
 	const file = `# a comment
 
@@ -68,9 +68,9 @@ items:
 		{"NetworkPolicy default/p", "spec.podSelector", 18},
 		{"NetworkPolicy default/p", `metadata.annotations["sluice/deny-with"]`, 16},
 		{"NetworkPolicy default/p", "spec.ingress[0].from[1].namespaceSelector", 22},
-		{"NetworkPolicy default/p", "spec.ingress[0].from[1].podSelector", 22}, // not written
+		{"NetworkPolicy default/p", "spec.ingress[0].from[1].podSelector", 22}, // the item lacks the field
 		{"NetworkPolicy default/p", "spec.ingress[1]", 24},
-		{"NetworkPolicy default/p", "spec.ingress[1].from[1].namespaceSelector", 22}, // by the alias
+		{"NetworkPolicy default/p", "spec.ingress[1].from[1].namespaceSelector", 22}, // reached through the alias
 		{"NetworkPolicy default/p", "spec.egress", 17},
 		{"Pod default/w", "", 32},
 		{"Pod default/w", "metadata.labels.a", 37},
@@ -93,7 +93,7 @@ items:
 	}
 }
 
-// The lines of a document that cannot be parsed are not known, but its first one is.
+// In a document that cannot be parsed, only the first line is known.
 func TestLinesOfBrokenDocuments(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "all.yaml")
 	text := "kind: Namespace\napiVersion: v1\nmetadata: {name: a}\n---\nkind: [\n"

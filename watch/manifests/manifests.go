@@ -2,10 +2,10 @@
 // cluster, NetworkPolicies and ClusterNetworkPolicies from a directory of YAML and JSON files, with
 // the defaulting and checks of the API server.
 //
-// [Read] reads once. [Follow] also reports changes, and skips workloads and routes. In both, a mistake never silently
-// allows anything: everything that cannot be understood is a [Problem], and a policy that
-// cannot be read allows nothing. If a file breaks while it is followed, its last good state
-// stays in force.
+// [Read] reads once. [Follow] also reports changes, and skips workloads and routes. In both, a
+// mistake never silently allows anything: everything that cannot be understood is a [Problem], and
+// a policy that cannot be read allows nothing. If a file becomes invalid while Follow runs, its last
+// good state stays in force.
 //
 // Objects of other kinds are skipped. Skipped objects that may change what is allowed are
 // counted.
@@ -40,7 +40,7 @@ type Objects struct {
 	// The objects behind the addresses of Services. They do not affect decisions.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
-	// What leads to Services from outside the cluster. Read reads it, but not Follow.
+	// Routing are the objects that lead from outside the cluster to Services. Only Read reads them.
 	Routing kuberoute.Objects
 
 	// Origins maps the text form of each object, such as "NetworkPolicy default/x" or
@@ -52,7 +52,7 @@ type Objects struct {
 	Holes    []Problem // empty fields in policy rules, which allow everything
 	NotRead  []NotRead // skipped kinds that may change what is allowed, in the order of the files
 
-	sources map[string][]byte // the files, for Lines; nil if they are of Follow or of a cluster
+	sources map[string][]byte // text by file, for Lines; nil if the objects are from Follow or from a cluster
 }
 
 // Origin is the place of an object in the directory.
@@ -61,7 +61,7 @@ type Origin struct {
 	Document int    // number of the document in the file, from 1; 0 if the file has no documents
 }
 
-// FromCluster returns the objects of a live cluster with their Origins, whose File is origin.
+// FromCluster returns o, the objects of a live cluster, with Origins whose File is the given origin.
 func FromCluster(origin string, o Objects) Objects {
 	o.Origins = make(map[string]Origin)
 	for _, key := range o.keys() {

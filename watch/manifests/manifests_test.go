@@ -33,7 +33,7 @@ func put(t *testing.T, path, text string) {
 
 func read(t *testing.T, files map[string]string) (Objects, []Problem) {
 	t.Helper()
-	objects, problems, err := newReader(Input{Paths: []string{write(t, files)}}).read() // also if there is nothing to read
+	objects, problems, err := newReader(Input{Paths: []string{write(t, files)}}).read() // no error if there is nothing to read
 	if err != nil {
 		t.Fatal(err)
 	}

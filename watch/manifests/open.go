@@ -30,7 +30,7 @@ type opener struct {
 	limit int64
 	pipes bool // also read pipes: the shell passes one for <(command)
 
-	reading // how to read the content
+	reading // how to parse the content
 }
 
 // read reads a file. If it fails, hint describes how to correct the cause.

@@ -16,7 +16,7 @@ import (
 	"sluice/filter/policy/kuberoute"
 )
 
-// keys returns the text form of each object, as in Origins.
+// keys returns the key of each object in Origins.
 func (o *Objects) keys() []string {
 	return slices.Concat(
 		keysOf(o.Namespaces, namespaceKey), keysOf(o.Pods, podKey), keysOf(o.Nodes, nodeKey), keysOf(o.Workloads, workloadKey),
@@ -33,10 +33,11 @@ func keysOf[T any](objects []T, key func(T) string) []string {
 	return keys
 }
 
-// Overlay returns the objects of a cluster as if files were applied to it. An object of the files
-// replaces the one of the cluster with the same name. If the template of a workload is another
-// one in the files, the cluster's pods of the workload are left out: a rollout would replace them.
-// A note counts all of this. name names the cluster, as in "context production".
+// Overlay returns the objects of a cluster as if files were applied to it. An object in files
+// replaces the object of the cluster with the same name. If files change the template of a workload,
+// Overlay leaves out the cluster's pods of the workload, because a rollout would replace them. Notes
+// count the objects that are replaced, added and left out. The parameter name is that of the cluster
+// in the notes, as in "context production".
 func Overlay(cluster Objects, name string, files Objects) Objects {
 	out := files
 	out.Notes = slices.Concat(cluster.Notes, files.Notes, []Problem{overlayNote(name, cluster, files)})
@@ -64,7 +65,7 @@ func Overlay(cluster Objects, name string, files Objects) Objects {
 	return out
 }
 
-// over returns the objects of the cluster that no file replaces, and those of the files.
+// over returns the objects of the cluster that files do not replace, and those of the files.
 func over[T any](cluster, files []T, key func(T) string) []T {
 	replaced := make(map[string]bool, len(files))
 	for _, k := range keysOf(files, key) {
@@ -103,8 +104,8 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// rolledOut returns the workloads of the files whose template makes other pods than those of the
-// cluster.
+// rolledOut returns the workloads in files whose templates make pods that are not equal for decisions
+// to the pods of the cluster; see samePods.
 func rolledOut(cluster, files *Objects) map[policy.Ref]bool {
 	before := make(map[policy.Ref]*policy.Pod, len(cluster.Workloads))
 	for _, w := range cluster.Workloads {
@@ -113,7 +114,7 @@ func rolledOut(cluster, files *Objects) map[policy.Ref]bool {
 	rolled := make(map[policy.Ref]bool)
 	for _, w := range files.Workloads {
 		was := before[w.Ref]
-		if was == nil { // unknown, because it could not be read: compare with its pods
+		if was == nil { // the cluster's workload was not read: compare with one of its pods
 			i := slices.IndexFunc(cluster.Pods, func(p *policy.Pod) bool { return p.Owner == w.Ref })
 			if i < 0 {
 				continue
@@ -127,8 +128,8 @@ func rolledOut(cluster, files *Objects) map[policy.Ref]bool {
 	return rolled
 }
 
-// samePods reports whether decisions cannot tell pods of two templates apart. The first may also
-// be a pod, which has more labels than its template.
+// samePods reports whether the pods of two templates are equal for decisions. was may also be a pod of
+// the cluster: samePods ignores the labels that controllers add to pods.
 func samePods(was, now *policy.Pod) bool {
 	more := maps.Clone(was.Labels)
 	for _, added := range []string{"pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index"} {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,24 +20,27 @@ import (
 // Stdin is the path that means the standard input.
 const Stdin = "-"
 
-// maxFiles bounds the files that a note names.
+// maxFiles bounds the number of files that a note names.
 const maxFiles = 3
 
-// StdinName is the file of objects from the standard input, in messages.
+// StdinName is the name of the standard input in messages and Origins.
 const StdinName = "standard input"
 
-// Input is what is read once.
+// Input states what to read once.
 type Input struct {
 	// Paths are directories with their subdirectories, single files, and [Stdin]. In directories,
-	// the files *.yaml, *.yml and *.json are read whose names do not begin with a dot.
+	// Read reads the files *.yaml, *.yml and *.json, except those whose names begin with a dot.
 	Paths []string
 	Stdin io.Reader // the standard input; nil if it must not be read
 	// Namespace is the namespace of objects that have none; empty means default.
 	Namespace string
-	// Scope are the namespaces that the answer is about; empty if it is about all.
+	// Scope are the namespaces of the question; empty means all.
 	Scope []string
-	// Command is the command that reads, as in "sluice lint", for the hints; empty means sluice.
+	// Command is the running command, as in "sluice lint", for hints; empty means sluice.
 	Command string
+	// Pipe is the command that reads the standard input in the place of one of Paths, for hints; empty
+	// means Command with -f -.
+	Pipe string
 }
 
 // Read reads directories with their subdirectories, and single files. See [Input.Read].
@@ -44,10 +48,11 @@ func Read(paths ...string) (Objects, []Problem, error) { return Input{Paths: pat
 
 // Read reads all paths.
 //
-// It skips what it cannot understand, and returns it as problems. It returns an error if a path
-// cannot be opened or has no objects, or if there is nothing in all of them that decisions depend
-// on: an answer from nothing would be right by accident. Of several objects with the same name,
-// Read takes the first one, in the order of the paths, then of files, then of documents.
+// It skips what it cannot understand, and reports it as problems. It returns an error if a path
+// cannot be opened or has no objects, or if it can read none of the objects and only has problems
+// about files that must be rendered first: an answer from no objects would be right only by accident.
+// Of several objects with the same name, Read takes the first one, in the order of the paths, then of
+// files, then of documents.
 func (in Input) Read() (Objects, []Problem, error) {
 	r := newReader(in)
 	objects, problems, err := r.read()
@@ -64,13 +69,14 @@ func (in Input) Read() (Objects, []Problem, error) {
 type reader struct {
 	Input
 	contents []*content
-	seen     map[string]bool // the same file may be found through several paths
-	empty    error           // about the first path without objects; nil if there is none
-	items    int             // number of objects that are read
+	seen     map[string]bool // files that have been read: several paths may lead to one
+	empty    error           // the error about the first path without objects; nil if there is none
+	items    int             // number of objects that were read
 }
 
 func newReader(in Input) *reader {
 	in.Command = cmp.Or(in.Command, "sluice")
+	in.Pipe = cmp.Or(in.Pipe, in.Command+" -f -")
 	return &reader{Input: in, seen: make(map[string]bool)}
 }
 
@@ -90,7 +96,7 @@ func (r *reader) read() (Objects, []Problem, error) {
 }
 
 func (r *reader) how() reading {
-	return reading{templates: true, namespace: r.Namespace, command: r.Command}
+	return reading{templates: true, namespace: r.Namespace, command: r.Pipe}
 }
 
 // path reads a path.
@@ -100,8 +106,12 @@ func (r *reader) path(path string) error {
 	switch {
 	case path == Stdin:
 		err = r.stdin()
+	case path == os.DevNull:
+		err = fmt.Errorf("%s has no objects: give a file that has some, or a directory of such files", path)
 	case strings.HasPrefix(path, "http://"), strings.HasPrefix(path, "https://"):
-		err = fmt.Errorf("%s is a URL: download it, as in: curl -fsSL %s | %s -f -", path, path, r.Command)
+		err = fmt.Errorf("%s is a URL: download it, as in: curl -fsSL %s | %s", path, path, r.Pipe)
+	case slices.Contains(kustomizationFiles, filepath.Base(path)) && kustomizationIn(path) != nil:
+		err = fmt.Errorf("%s is a kustomization and has no objects: %s", path, r.how().renderHint("kustomize build "+filepath.Dir(path)))
 	default:
 		err = r.files(path)
 	}
@@ -110,6 +120,9 @@ func (r *reader) path(path string) error {
 	}
 	if r.empty == nil && !slices.ContainsFunc(r.contents[first:], (*content).hasText) {
 		r.empty = fmt.Errorf("%s has no objects: give a directory with files *.yaml, *.yml or *.json, or a single file", path)
+		if info, err := os.Stat(path); err == nil && !info.IsDir() {
+			r.empty = fmt.Errorf("%s has no objects: give a file that has some, or a directory of such files", path)
+		}
 		if path == Stdin {
 			r.empty = errors.New("the standard input has no objects: check the command before the pipe")
 		}
@@ -117,7 +130,7 @@ func (r *reader) path(path string) error {
 	return nil
 }
 
-// hasText reports whether there is something to read in a file, or a reason why it is not read.
+// hasText reports whether a file has objects or a list, was read before, or has problems.
 func (c *content) hasText() bool {
 	return c.objects > 0 || c.listed || c.again || len(c.problems) > 0
 }
@@ -146,7 +159,7 @@ func (r *reader) stdin() error {
 
 // files reads a directory or a file.
 func (r *reader) files(path string) error {
-	l := lister{skip: func(dir string) *Problem { return unrendered(dir, r.Command) }}
+	l := lister{skip: func(dir string) *Problem { return unrendered(dir, r.Pipe) }}
 	found, err := l.list(path)
 	if err != nil && strings.Contains(path, ",") {
 		return fmt.Errorf("%w: repeat -f for each path, as in: -f %s", err, strings.ReplaceAll(path, ",", " -f "))
@@ -168,8 +181,9 @@ func (r *reader) files(path string) error {
 	return nil
 }
 
-// nothing returns an error if a path has no objects, or if all of them have neither an object that
-// is read, nor a problem other than that they must be rendered first.
+// nothing returns an error if one of the paths has no objects. It also returns one if no object of any
+// path was read, unless there is a problem that explains this, other than that a file must be rendered
+// first.
 func (r *reader) nothing() error {
 	if r.empty != nil || r.items > 0 {
 		return r.empty
@@ -214,8 +228,8 @@ func (r *reader) where() string {
 	return strings.Join(names, ", ")
 }
 
-// placed returns a note about objects without a namespace: if they were read as objects of
-// r.Namespace, or if the answer is about other namespaces than the one that they are in.
+// placed returns a note about objects that state no namespace. It returns nil if there are none, or if
+// they are in namespace default because r.Namespace is empty, and r.Scope is empty or contains default.
 func (r *reader) placed() *Problem {
 	n := 0
 	var files []string
@@ -244,7 +258,7 @@ func (r *reader) placed() *Problem {
 	return &note
 }
 
-// summary returns the objects and problems of contents.
+// summary returns the merged objects, and the problems of contents and of the merge.
 func (m *merged) summary(contents []*content) (Objects, []Problem) {
 	var problems []Problem
 	objects := m.objects()

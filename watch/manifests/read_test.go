@@ -13,8 +13,8 @@ const (
 	overlay  = "resources: [../base]\nnamespace: prod\npatches: [{path: patch.yaml}]\n"
 )
 
-// Input that has nothing to decide by is an error that names the path and what to do, and not an
-// answer from nothing.
+// If the input has no objects on which decisions depend, Read returns an error that names the path and
+// the remedy.
 func TestReadNothing(t *testing.T) {
 	for name, tt := range map[string]struct {
 		files map[string]string
@@ -40,8 +40,8 @@ func TestReadNothing(t *testing.T) {
 	}
 }
 
-// Beside objects, what must be rendered first is a problem: an answer from the rest is not
-// reliable. A kustomization that only lists files changes nothing.
+// If a part of the input must be rendered first, Read reports a problem, because an answer from the
+// other objects is not reliable. A kustomization that only lists files is not a problem.
 func TestReadUnrendered(t *testing.T) {
 	const chartProblem, changed = "it is the source of a Helm chart", "it has a kustomization"
 	for name, tt := range map[string]struct {
@@ -102,8 +102,8 @@ func TestReadStdin(t *testing.T) {
 	}
 }
 
-// Objects without a namespace are those of Input.Namespace, as with kubectl apply -n, and a note
-// counts them.
+// Objects that state no namespace are in Input.Namespace, as with kubectl apply -n, and a note counts
+// them.
 func TestReadInNamespace(t *testing.T) {
 	dir := write(t, map[string]string{"a.yaml": web + "---\n" + shop + "---\n" + closed + "---\n{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: other}}"})
 	objects, problems, err := Input{Paths: []string{dir}, Namespace: "pci"}.Read()
@@ -116,7 +116,7 @@ func TestReadInNamespace(t *testing.T) {
 	if len(objects.Notes) != 1 || objects.Notes[0].Detail != "2 objects have no namespace and would be created in namespace pci" {
 		t.Errorf("notes %v", objects.Notes)
 	}
-	// Without one they are in default, and a note counts them if the answer is about others.
+	// Without Input.Namespace, they are in default. A note counts them if the scope lacks default.
 	for scope, want := range map[string]int{"": 0, "other": 1, "default": 0} {
 		in := Input{Paths: []string{dir}}
 		if scope != "" {
@@ -132,7 +132,7 @@ func TestReadInNamespace(t *testing.T) {
 	}
 }
 
-// The message about a label names it.
+// The problem about a label whose value is a number names the label.
 func TestNumberInLabels(t *testing.T) {
 	_, problems := read(t, map[string]string{"a.yaml": "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: a, labels: {app: web, pod-template-hash: 5123}}}\n"})
 	if len(problems) != 1 || !strings.Contains(problems[0].Error(), "items[0].metadata.labels[\"pod-template-hash\"]: it is a number: write a string, in quotes") {
@@ -140,7 +140,7 @@ func TestNumberInLabels(t *testing.T) {
 	}
 }
 
-// Kinds of other projects that may change what is allowed are counted, and others are not.
+// Restricting is true only for kinds of other projects that may change what is allowed.
 func TestRestricting(t *testing.T) {
 	for kind, want := range map[Kind]bool{
 		{"cilium.io", "CiliumNetworkPolicy"}: true, {"cilium.io", "CiliumClusterwideNetworkPolicy"}: true, {"cilium.io", "CiliumIdentity"}: false,

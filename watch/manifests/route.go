@@ -12,8 +12,8 @@ import (
 	"sluice/filter/policy/kuberoute"
 )
 
-// routeKindOf returns the kind of objects that lead to Services from outside the cluster, or nil.
-// extensions is the former group of Ingress.
+// routeKindOf returns the kind of [kuberoute.Kinds] with this group and name, or nil. It also accepts
+// extensions, the former group of Ingress.
 func routeKindOf(group, name string) *kuberoute.Kind {
 	if group == "extensions" {
 		group = networkingv1.GroupName
@@ -26,12 +26,20 @@ func routeKindOf(group, name string) *kuberoute.Kind {
 	return nil
 }
 
-// route parses an object that leads to Services from outside. Packets do not depend on it, so an
-// object of another version is noted and skipped.
+// route parses an object of the kind k. Packets do not depend on it, so route skips an object of an
+// unknown version with a note.
 func (p *parser) route(k *kuberoute.Kind, apiVersion string, text []byte, at string) {
 	version, same := strings.CutPrefix(apiVersion, k.Group+"/")
-	if !same || !slices.Contains(k.Versions, version) {
-		p.note(k.Name+" "+p.nameIn(text, k.Name), at+"apiVersion", fmt.Sprintf("%q is not read", apiVersion), "write "+k.Group+"/"+k.Versions[0])
+	name, present := k.Name+" "+p.nameIn(text, k.Name), k.Group+"/"+k.Versions[0]
+	switch removed := routeRemovedIn(k, apiVersion); {
+	case removed != "" && k.Name == "Ingress":
+		p.outdate(name, at, apiVersion, removed, present, "write "+present+", and in backends service.name and service.port instead of serviceName and servicePort")
+		p.formerIngress(text, at)
+		return
+	case removed != "":
+		p.outdate(name, at, apiVersion, removed, present, "write "+present)
+	case !same || !slices.Contains(k.Versions, version):
+		p.note(name, at+"apiVersion", fmt.Sprintf("%q is not read, and answers lack the way in from outside that it opens", apiVersion), "write "+present)
 		return
 	}
 	object := k.New()
@@ -43,7 +51,7 @@ func (p *parser) route(k *kuberoute.Kind, apiVersion string, text []byte, at str
 	}
 }
 
-// checkRoute checks what an answer needs of a route.
+// checkRoute checks the fields of a route that answers depend on.
 func checkRoute(o metav1.Object, c *checker) {
 	switch o := o.(type) {
 	case *networkingv1.Ingress:

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Routes are read in each version with the same fields. What the API server would refuse is a
-// problem; unknown fields and other versions are notes, because packets do not depend on them.
+// Read reads routes of each version that has the same fields. A value that the API server would refuse
+// is a problem. Unknown fields and other versions are notes, because packets do not depend on routes.
 func TestRoutes(t *testing.T) {
 	tests := map[string]struct{ object, routes, problem, note string }{
 		"an Ingress":       {"{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: a}}", "Ingress default/a", "", ""},
@@ -15,7 +15,7 @@ func TestRoutes(t *testing.T) {
 		"an older version": {"{apiVersion: gateway.networking.k8s.io/v1alpha2, kind: TLSRoute, metadata: {name: a}}", "TLSRoute default/a", "", ""},
 		"of OpenShift":     {"{apiVersion: route.openshift.io/v1, kind: Route, metadata: {name: a}, spec: {to: {kind: Service, name: b, weight: 1}, tls: {termination: edge}, hots: b}}", "Route default/a", "", "spec.hots: there is no such field; it is ignored: write host"},
 		"in a list":        {"{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRouteList, items: [{metadata: {name: a}}]}", "HTTPRoute default/a", "", ""},
-		"another version":  {"{apiVersion: networking.k8s.io/v1beta1, kind: Ingress, metadata: {name: a}}", "", "", `Ingress default/a, apiVersion: "networking.k8s.io/v1beta1" is not read: write networking.k8s.io/v1`},
+		"another version":  {"{apiVersion: networking.k8s.io/v2, kind: Ingress, metadata: {name: a}}", "", "", `Ingress default/a, apiVersion: "networking.k8s.io/v2" is not read, and answers lack the way in from outside that it opens: write networking.k8s.io/v1`},
 		"an unknown field": {"{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: a}, spec: {hostNames: [b]}}", "HTTPRoute default/a", "", "spec.hostNames: there is no such field; it is ignored: write hostnames"},
 		"a wrong type":     {"{apiVersion: gateway.networking.k8s.io/v1, kind: TCPRoute, metadata: {name: a}, spec: {rules: {}}}", "TCPRoute default/a", "spec.rules: it is an object: write a list", ""},
 		"no port":          {"{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: a}, spec: {rules: [{http: {paths: [{backend: {service: {name: b}}}]}}]}}", "Ingress default/a", "spec.rules[0].http.paths[0].backend.service.port: it is missing", ""},
@@ -47,7 +47,7 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// The agent does not read routes: a mistake in one must not hold up the policies of its file.
+// The agent does not read routes: a mistake in a route must not hold up the policies of its file.
 func TestFollowSkipsRoutes(t *testing.T) {
 	c := parse("a.yaml", []byte("{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: a}, spec: {defaultBackend: {}}}"), reading{}, slog.New(slog.DiscardHandler))
 	if len(c.items)+len(c.problems)+len(c.notes) != 0 {
@@ -55,7 +55,7 @@ func TestFollowSkipsRoutes(t *testing.T) {
 	}
 }
 
-// A route of a file replaces that of the cluster.
+// A route in a file replaces the route of the cluster with the same name.
 func TestOverlayRoutes(t *testing.T) {
 	const route = "{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {name: %}, spec: {ingressClassName: $}}\n---\n"
 	of := func(name, class string) string { return strings.NewReplacer("%", name, "$", class).Replace(route) }

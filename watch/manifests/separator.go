@@ -17,7 +17,7 @@ var (
 	almostLine = regexp.MustCompile(`^[ \t]*[-–—][ \t]*[-–—][-–— \t]*(#.*)?$`)
 )
 
-// isTemplate reports whether the document has an action of a Go template.
+// isTemplate reports whether the document contains "{{", as Go templates do.
 func (d document) isTemplate() bool { return bytes.Contains(d.text, []byte("{{")) }
 
 // syntaxHint returns a hint for a document that is not valid YAML. Often it contains two

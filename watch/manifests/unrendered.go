@@ -13,17 +13,17 @@ import (
 // chartFile is the file that makes a directory the source of a Helm chart.
 const chartFile = "Chart.yaml"
 
-// renderHint returns a hint to render with a program, as in "helm template CHART".
+// renderHint returns a hint to render the files first with a program, as in "helm template CHART".
 func (h reading) renderHint(program string) string {
 	if h.command == "" {
 		return "render it first, as in: " + program + " > FILE"
 	}
-	return "render it first: " + program + " | " + h.command + " -f -"
+	return "render it first: " + program + " | " + h.command
 }
 
-// unrendered returns a problem if the files of a directory are not what a cluster gets: the
-// source of a Helm chart, or a kustomization that changes what its files say. Otherwise it
-// returns nil.
+// unrendered returns a problem if the files of a directory must be rendered before they are applied
+// to a cluster: they are the source of a Helm chart, or a kustomization changes what they say.
+// Otherwise it returns nil.
 func unrendered(dir, command string) *Problem {
 	detail, program := "", ""
 	if info, err := os.Stat(filepath.Join(dir, chartFile)); err == nil && info.Mode().IsRegular() {
@@ -40,29 +40,34 @@ func unrendered(dir, command string) *Problem {
 // kustomizationFiles are the names under which kustomize finds a kustomization.
 var kustomizationFiles = []string{"kustomization.yaml", "kustomization.yml", "Kustomization"}
 
-// kustomized returns what the kustomization of a directory changes, as in "namespace, patches".
-// It returns "" if there is none, or if it only lists files of the directory, so that the files
-// are what a cluster gets.
+// kustomized names the fields by which the kustomization of a directory changes what its files say,
+// as in "namespace, patches". It returns "" if there is no kustomization, or if it changes nothing on
+// which answers depend, such as one that only lists files.
 func kustomized(dir string) string {
 	for _, name := range kustomizationFiles {
-		data, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			continue // there is no such file, or reading it as a manifest reports the error
+		if fields := kustomizationIn(filepath.Join(dir, name)); fields != nil {
+			return strings.Join(changesOf(fields), ", ")
 		}
-		var fields map[string]any
-		if err := yaml.Unmarshal(data, &fields); err != nil {
-			continue // reading it as a manifest reports the error
-		}
-		if version, _ := fields["apiVersion"].(string); version != "" && !strings.HasPrefix(version, "kustomize.config.k8s.io/") {
-			continue // an object of another kind, such as Flux's
-		}
-		return strings.Join(changesOf(fields), ", ")
 	}
 	return ""
 }
 
-// changesOf lists the fields of a kustomization that change which objects there are, or what
-// policies depend on.
+// kustomizationIn returns the fields of a kustomization. It returns nil if the file is none: if there is
+// no such file, or it has an object of another kind, such as Flux's. Reading the file as a manifest
+// reports its errors.
+func kustomizationIn(path string) (fields map[string]any) {
+	data, err := os.ReadFile(path)
+	if err != nil || yaml.Unmarshal(data, &fields) != nil {
+		return nil
+	}
+	if version, _ := fields["apiVersion"].(string); version != "" && !strings.HasPrefix(version, "kustomize.config.k8s.io/") {
+		return nil
+	}
+	return fields
+}
+
+// changesOf lists the fields of a kustomization that add objects from elsewhere, or that may change a
+// part of an object on which policies depend.
 func changesOf(kustomization map[string]any) (changes []string) {
 	harmless := []string{
 		"apiVersion", "kind", "metadata", "images", "replicas", "commonAnnotations", "configMapGenerator", "secretGenerator",

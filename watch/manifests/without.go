@@ -7,8 +7,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// Without returns the objects of a cluster as if those that the files before have, and the files after
-// do not, were deleted: with a workload its pods are.
+// Without returns the objects of a cluster as if each object that is in before, but not in after, were
+// deleted. If a workload is deleted, so are its pods.
 func Without(cluster, before, after Objects) Objects {
 	gone := make(map[string]bool)
 	for _, k := range before.keys() {

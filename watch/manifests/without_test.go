@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// What the old files have and the new ones do not is deleted, with the pods of a workload; what only the
-// cluster has stays.
+// Without deletes an object that only the old files have, and the pods of a deleted workload. Objects
+// that only the cluster has stay.
 func TestWithout(t *testing.T) {
 	read := func(text string) Objects {
 		path := filepath.Join(t.TempDir(), "a.yaml")

@@ -28,8 +28,8 @@ import (
 )
 
 // Object is an object of one of the served kinds: Pods, Namespaces, Nodes, NetworkPolicies,
-// ClusterNetworkPolicies, Services, EndpointSlices and workloads. A ClusterNetworkPolicy has the type of v1beta1, in whichever
-// version clients read it.
+// ClusterNetworkPolicies, Services, EndpointSlices and workloads. A ClusterNetworkPolicy always has the
+// Go type of v1beta1; clients may read it in any served version.
 type Object interface {
 	runtime.Object
 	metav1.Object

@@ -28,9 +28,8 @@ var prefixes = map[string]string{
 	"jobs": "/apis/batch/v1/", "cronjobs": "/apis/batch/v1/",
 }
 
-// ServeHTTP answers list and watch requests for all objects of a kind in the cluster, list
-// requests for those of a namespace, requests to get a Namespace or a policy, and requests to get or
-// patch (as JSON patch) a Node. It executes commands in pods if Options.Exec is set.
+// ServeHTTP answers requests to list and watch all objects of a kind in the cluster, to list the
+// objects of a kind in a namespace, to get a Namespace, and to get or patch (as JSON patch) a Node.
 func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	enc := encodingFor(req)
 	if s.opts.Refuse != nil {
@@ -103,9 +102,10 @@ func failureStatus(code int32, reason metav1.StatusReason, message string) *meta
 	return &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
 }
 
-// list answers with a page of objects: those of a namespace or, if it is empty, all. The token for the next page contains the version of
-// the first page and the name of the next object. Objects may change between pages. This is
-// harmless, because the client then watches from the version of the first page.
+// list answers with a page of objects: those of the namespace, or, if it is empty, all. The token for
+// the next page contains the version of the first page and the name of the next object. Objects may
+// change between pages. This is harmless, because the client then watches from the version of the first
+// page.
 func (s *Server) list(w http.ResponseWriter, req *http.Request, r *resource, enc encoding, namespace string) {
 	s.mu.Lock()
 	all, version := r.sorted(), s.version

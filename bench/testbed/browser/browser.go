@@ -17,14 +17,14 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// pageTimeout bounds the work on a page. It only ends what hangs: no test depends on the speed
-// of the machine.
+// pageTimeout bounds the work on a page. It only ends pages that hang, so that no test depends on the
+// speed of the machine.
 const pageTimeout = time.Minute
 
 // browser is a Chromium without a window.
 type browser struct{ ctx context.Context }
 
-// start starts a browser, which ends when stop is called.
+// start starts a browser. The function stop ends it.
 func start(ctx context.Context) (b *browser, stop func(), err error) {
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"))
 	if os.Geteuid() == 0 {
@@ -40,18 +40,18 @@ func start(ctx context.Context) (b *browser, stop func(), err error) {
 	return &browser{ctx}, stop, nil
 }
 
-// screen is what a page is shown on.
+// screen describes the screen that shows a page.
 type screen struct {
 	width, height int64 // in CSS pixels
 	scale         float64
-	phone, dark   bool // phone: it has touch and no mouse
+	phone, dark   bool // phone: the screen has touch, and there is no mouse
 }
 
 // The screens of the tests and the pictures.
 func desktop() screen { return screen{width: 1360, height: 820, scale: 1} }
 func phone() screen   { return screen{width: 390, height: 780, scale: 2, phone: true} }
 
-// use makes a tab show its pages on the screen.
+// use makes a tab emulate the screen.
 func (s screen) use(ctx context.Context) error {
 	if _, err := chromedp.Call(ctx, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: s.width, Height: s.height, DeviceScaleFactor: s.scale, Mobile: s.phone}); err != nil {
 		return err
@@ -74,7 +74,7 @@ type tab struct {
 	faults []string // errors and violations of the content security policy
 }
 
-// open opens a file with a fragment ("" for none), in a tab of its own.
+// open opens a file in a new tab, with a fragment, which may be empty.
 func (b *browser) open(file, fragment string, s screen) (t *tab, stop func(), err error) {
 	ctx, stop := chromedp.NewContext(b.ctx)
 	t = &tab{ctx: ctx}
@@ -107,7 +107,7 @@ func (t *tab) load(file, fragment string, s screen) error {
 	return t.do(chromedp.Navigate(text))
 }
 
-// listen collects what the browser calls an error.
+// listen records the events that are errors.
 func (t *tab) listen(event any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -127,7 +127,7 @@ func (t *tab) do(steps ...chromedp.Action[chromedp.Void]) error {
 	return chromedp.Do(ctx, steps...)
 }
 
-// eval evaluates JavaScript, and waits for its promise, if it is one.
+// eval evaluates JavaScript. If the result is a promise, eval waits for it.
 func eval[T any](t *tab, script string) (result T, err error) {
 	ctx, cancel := context.WithTimeout(t.ctx, pageTimeout)
 	defer cancel()
@@ -145,7 +145,7 @@ func (t *tab) waitFor(condition string) error {
 	return nil
 }
 
-// picture writes what is visible as WebP.
+// picture writes the visible part of the page as a WebP file.
 func (t *tab) picture(file string) error {
 	quality := int64(90)
 	image, err := chromedp.Call(t.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{Format: page.CaptureScreenshotFormatWebp, Quality: &quality})

@@ -7,12 +7,13 @@ import (
 	"strings"
 )
 
-// size is the size of a generated cluster: workloads in each namespace, pods of each workload.
+// size is the size of a generated cluster: the number of namespaces, of workloads per namespace, and of
+// pods per workload.
 type size struct{ namespaces, workloads, replicas int }
 
-// manifests returns the cluster as YAML. All pods are isolated. Each workload is reached by the
-// one before it, at the port that it declares, and by the monitoring of the first namespace; each has
-// a policy of its own, so that the reasons of few cells are equal.
+// manifests returns the cluster as YAML. All pods are isolated. The port that a workload declares is
+// open to a third of the workloads in its namespace, and to the pods "mail" of the first namespace.
+// Each workload has a policy of its own, so that few cells have equal reasons.
 func (s size) manifests() string {
 	var b strings.Builder
 	for n := range s.namespaces {
@@ -53,7 +54,7 @@ spec:
 `, app, ns, (w+2)%3, port, 8000+w)
 }
 
-// write writes the manifests into a folder.
+// write writes the manifests into a directory.
 func (s size) write(dir string) error {
 	return os.WriteFile(filepath.Join(dir, "cluster.yaml"), []byte(s.manifests()), 0o644)
 }

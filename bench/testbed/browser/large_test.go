@@ -8,8 +8,8 @@ import (
 	"github.com/chromedp/chromedp/kb"
 )
 
-// The page of 1,000 pods is below 1 MB, and has only what is visible in its table. How fast it is
-// depends on the machine: the test prints that.
+// The page of 1,000 pods is smaller than 1 MB, and its table contains only elements for visible cells.
+// The test prints how fast the page is, because this depends on the machine.
 func TestMatrixOfThousandPods(t *testing.T) {
 	b := chromium(t)
 	dir := t.TempDir()
@@ -39,7 +39,7 @@ func TestMatrixOfThousandPods(t *testing.T) {
 	}
 }
 
-// thousand scrolls through the table.
+// thousand scrolls through the table, and prints how long the frames take.
 func thousand(t *testing.T, p *shown) {
 	frames := get[[]float64](p, `new Promise(done => {
 		const s = document.getElementById("scroll"), times = [];
@@ -61,7 +61,7 @@ func thousand(t *testing.T, p *shown) {
 	if !visible {
 		t.Error("the last cell is not visible")
 	}
-	// The rows and the cells of each row are in order, whatever way they were drawn.
+	// The elements of rows are in the order of the table, in whatever order scrolling drew them.
 	if !get[bool](p, `(list => list.length > 0 && list.every((n, i) => !i || n === list[i - 1] + 1))([...document.querySelectorAll(".body > .row")].map(e => Number(e.getAttribute("aria-rowindex"))))`) {
 		t.Error("the rows are not in order")
 	}

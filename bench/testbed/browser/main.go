@@ -1,7 +1,7 @@
-// Browser shows the pages that sluice writes in Chromium: its tests use them by mouse and by keyboard
-// (make test-browser), and the program takes the pictures of README.md (make pictures).
+// Browser shows the pages that sluice writes in Chromium. Its tests use the pages by mouse and by
+// keyboard (make test-browser), and the program takes the pictures for README.md (make pictures).
 //
-// It is a module of its own, so that those who build or audit Sluice need not look at what drives a
+// It is a separate module, so that an audit of Sluice need not include the packages that drive a
 // browser.
 package main
 
@@ -29,21 +29,21 @@ func main() {
 	}
 }
 
-// picture is a picture of a page.
+// picture describes a picture of a page.
 type picture struct {
 	name     string
-	command  []string // of sluice, that writes the page
+	command  []string // the command of sluice that writes the page
 	fragment string
 	screen   screen
-	ready    string // what is true once the page is drawn, in JavaScript
+	ready    string // a condition in JavaScript that is true once the page is drawn
 }
 
 const (
 	matrixDrawn = `performance.getEntriesByName("drawn").length > 0`
-	reportDrawn = `document.readyState === "complete"` // it has no scripts
+	reportDrawn = `document.readyState === "complete"` // the report has no scripts
 )
 
-// all lists the pictures: each in the light and in the dark theme.
+// all returns the pictures to take: each page in the light and in the dark theme.
 func all(manifests []string) (list []picture) {
 	var read []string
 	for _, dir := range manifests {
@@ -87,7 +87,7 @@ func pictures(ctx context.Context, w writer, manifests []string, out string) err
 	return nil
 }
 
-// take takes a picture of a page.
+// take takes a picture of the page in file, and writes it to image.
 func (b *browser) take(p picture, file, image string) error {
 	t, stop, err := b.open(file, p.fragment, p.screen)
 	if err != nil {

@@ -12,13 +12,13 @@ import (
 
 const shop = "testdata/shop.yaml"
 
-// matrixOf opens the matrix of the small cluster.
+// matrixOf opens the matrix page of the small cluster.
 func matrixOf(t *testing.T, b *browser, by, fragment string, s screen) *shown {
 	t.Helper()
 	return show(t, b, output(t, "matrix", "-f", shop, "--by", by, "-o", "html"), fragment, matrixDrawn, s)
 }
 
-// Scripts that return elements of the matrix.
+// Scripts that return elements of the matrix page.
 func cellAt(from, to string) string {
 	return fmt.Sprintf(`grid.element(rows.findIndex(l => l.full === %q), columns.findIndex(l => l.full === %q))`, from, to)
 }
@@ -29,7 +29,7 @@ func columnHead(to string) string {
 	return fmt.Sprintf(`grid.element(-1, columns.findIndex(l => l.full === %q))`, to)
 }
 
-// The texts that users see.
+// Scripts that return texts of the matrix page.
 const (
 	rowTexts    = `[...document.querySelectorAll("[role=rowheader]")].map(e => e.innerText).join(" ")`
 	columnTexts = `[...document.querySelectorAll("[role=columnheader]")].slice(1).map(e => e.innerText).join(" ")`
@@ -61,7 +61,7 @@ func TestMatrixFilters(t *testing.T) {
 	p.is("the swapped rows", rowTexts, "vault")
 }
 
-// A page about some ports, or about one namespace, says so.
+// A page that is limited to ports or to a namespace states this.
 func TestMatrixOfQuestion(t *testing.T) {
 	b := chromium(t)
 	p := show(t, b, output(t, "matrix", "-f", shop, "-n", "pci", "--port", "8443", "--port", "53/udp", "-o", "html"), "", matrixDrawn, desktop())
@@ -75,7 +75,7 @@ func TestMatrixOfQuestion(t *testing.T) {
 	p.is("the rows out of pci", rowTexts, "vault")
 }
 
-// A link keeps the filters, the level and the cell; the back button takes back steps.
+// A link keeps the filters, the level and the selected cell. The browser's back button undoes steps.
 func TestMatrixPermalink(t *testing.T) {
 	b := chromium(t)
 	p := matrixOf(t, b, "namespace", "", desktop())
@@ -100,7 +100,8 @@ func TestMatrixPermalink(t *testing.T) {
 	bad.is("the rows of a link into another cluster", rowTexts, "pci/vault shop/proxy shop/tools shop/web node-1 world 198.51.100.0/24")
 }
 
-// Namespaces open to workloads, and these to pods that differ.
+// Rows of namespaces expand into workloads, and rows of workloads into pods that policies treat
+// differently.
 func TestMatrixOpens(t *testing.T) {
 	p := matrixOf(t, chromium(t), "namespace", "", desktop())
 	p.is("the rows", rowTexts, "pci/* shop/* node-1 world 198.51.100.0/24")
@@ -132,7 +133,7 @@ func TestMatrixOpens(t *testing.T) {
 	p.is("the rows that a cell opens to", rowTexts, "proxy tools web")
 }
 
-// The reasons are reached by keyboard alone.
+// The keyboard alone reaches the reasons of each cell.
 func TestMatrixKeyboard(t *testing.T) {
 	p := matrixOf(t, chromium(t), "namespace", "", desktop())
 	if stops := get[int](p, `document.querySelectorAll('#grid [tabindex="0"]').length`); stops != 1 {
@@ -153,7 +154,7 @@ func TestMatrixKeyboard(t *testing.T) {
 	p.must(chromedp.KeyEvent(kb.Enter))
 	p.is("the path that Enter opens", crumbsText, "‹ back from all › shop → to all › pci")
 	p.is("the focus after it", focusText, "gridcell 2 3")
-	p.must(chromedp.KeyEvent(kb.Enter)) // shop/tools to pci/vault has nothing below
+	p.must(chromedp.KeyEvent(kb.Enter)) // neither shop/tools nor pci/vault expands further
 	p.has("the reasons that Enter keeps", detailText, "shop/tools → pci/vault", "closed", "no rule of pci/vault allows it")
 	p.must(chromedp.KeyEvent(kb.ArrowUp))
 	p.has("the kept reasons", detailText, "shop/tools → pci/vault")
@@ -176,7 +177,7 @@ func TestMatrixKeyboard(t *testing.T) {
 	}
 }
 
-// The page has every answer of the command, in its words.
+// The page has every answer of the command's JSON, with the same texts.
 func TestMatrixHasAllAnswers(t *testing.T) {
 	b := chromium(t)
 	dir := t.TempDir()
@@ -239,7 +240,8 @@ func texts(list []answer) (all []string) {
 	return all
 }
 
-// What was left out and not read is on the page, least privilege is green, and texts are not markup.
+// The page lists the pods that are left out and the kinds that were not read. Cells that allow only
+// declared ports are green. Texts are never taken as markup.
 func TestMatrixTells(t *testing.T) {
 	b := chromium(t)
 	p := matrixOf(t, b, "pod", "", desktop())
@@ -265,8 +267,8 @@ func TestMatrixTells(t *testing.T) {
 	}
 }
 
-// On a phone, the first touch shows the reasons, the second opens, and the panel leaves room for the
-// table.
+// On a phone, the first touch of a cell shows the reasons, the second expands it. The panel leaves room
+// for the table.
 func TestMatrixPhone(t *testing.T) {
 	p := matrixOf(t, chromium(t), "namespace", "", phone())
 	p.fits()

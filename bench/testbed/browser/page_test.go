@@ -12,7 +12,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// program returns the program whose pages are tested.
+// program returns the path of the program sluice that writes the pages.
 func program(t *testing.T) string {
 	t.Helper()
 	path := os.Getenv("SLUICE")
@@ -22,7 +22,7 @@ func program(t *testing.T) string {
 	return path
 }
 
-// output writes the output of sluice into a file, and returns the file.
+// output writes the output of sluice into a file, and returns the file's path.
 func output(t *testing.T, args ...string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "page.html")
@@ -32,7 +32,7 @@ func output(t *testing.T, args ...string) string {
 	return file
 }
 
-// chromium starts a browser for a test and those in it.
+// chromium starts a browser for a test and its subtests.
 func chromium(t *testing.T) *browser {
 	t.Helper()
 	program(t)
@@ -44,14 +44,14 @@ func chromium(t *testing.T) *browser {
 	return b
 }
 
-// shown is a page of a test.
+// shown is a page in a test.
 type shown struct {
 	*tab
 	t *testing.T
 }
 
-// show opens a page, waits until it is drawn, and fails at the end if the browser has reported any
-// fault.
+// show opens a page, and waits until it is drawn. When the test ends, it fails if the browser has
+// reported a fault.
 func show(t *testing.T, b *browser, file, fragment, ready string, s screen) *shown {
 	t.Helper()
 	page, stop, err := b.open(file, fragment, s)
@@ -86,7 +86,7 @@ func (p *shown) must(steps ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// get evaluates JavaScript.
+// get evaluates JavaScript, and returns the result.
 func get[T any](p *shown, script string) T {
 	p.t.Helper()
 	result, err := eval[T](p.tab, script)
@@ -102,7 +102,7 @@ func (p *shown) run(script string) {
 	get[bool](p, "(() => {"+script+"; return true})()")
 }
 
-// is fails unless the text that the script returns is the wanted one.
+// is fails the test unless script returns the text want.
 func (p *shown) is(what, script, want string) {
 	p.t.Helper()
 	if got := get[string](p, script); got != want {
@@ -110,7 +110,7 @@ func (p *shown) is(what, script, want string) {
 	}
 }
 
-// has fails unless the text that the script returns has all parts.
+// has fails the test unless script returns a text that contains all parts.
 func (p *shown) has(what, script string, parts ...string) {
 	p.t.Helper()
 	got := get[string](p, script)
@@ -121,7 +121,8 @@ func (p *shown) has(what, script string, parts ...string) {
 	}
 }
 
-// center returns the middle of the element that the script returns, which must be in the window.
+// center returns the center of the element that the script returns. The element must be visible in the
+// window.
 func (p *shown) center(element string) (x, y float64) {
 	p.t.Helper()
 	at := get[[]float64](p, fmt.Sprintf("(r => [r.x + r.width / 2, r.y + r.height / 2])((%s).getBoundingClientRect())", element))
@@ -142,13 +143,13 @@ func (p *shown) touch(element string) {
 	p.must(chromedp.TapXY(x, y))
 }
 
-// choose sets a field to a value, as a user does.
+// choose sets a form field to a value, as a user does.
 func (p *shown) choose(id, value string) {
 	p.t.Helper()
 	p.run(fmt.Sprintf(`const e = document.getElementById(%q); e.value = %q; e.dispatchEvent(new Event("input", {bubbles: true})); e.dispatchEvent(new Event("change", {bubbles: true}))`, id, value))
 }
 
-// fits fails if the page is wider than the window.
+// fits fails the test if the page is wider than the window.
 func (p *shown) fits() {
 	p.t.Helper()
 	if over := get[float64](p, "document.documentElement.scrollWidth - window.innerWidth"); over > 0 {

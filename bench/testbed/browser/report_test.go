@@ -12,7 +12,7 @@ func reportOf(t *testing.T, b *browser, s screen) *shown {
 
 const visible = `e => { const r = e.getBoundingClientRect(); return r.width > 0 && r.height > 0; }`
 
-// The links at the top lead to the parts, and nothing on the page needs a script.
+// The links at the top of the page lead to its parts, and the page works without scripts.
 func TestReportLinks(t *testing.T) {
 	p := reportOf(t, chromium(t), desktop())
 	if n := get[int](p, `document.scripts.length`); n != 0 {
@@ -33,7 +33,7 @@ func TestReportLinks(t *testing.T) {
 	p.picture("report")
 }
 
-// On a phone, rows are cards whose fields have their headings, and nothing is cut off.
+// On a phone, rows are shown as cards in which each field has its heading, and no text is cut off.
 func TestReportPhone(t *testing.T) {
 	b := chromium(t)
 	p := reportOf(t, b, phone())

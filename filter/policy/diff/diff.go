@@ -1,5 +1,5 @@
-// Package diff writes what changes in who reaches whom, as text, JSON and Markdown. What changes is
-// found by [reach.Compare].
+// Package diff writes the changes that [reach.Compare] finds in who reaches whom, as text, JSON and
+// Markdown.
 package diff
 
 import (
@@ -11,20 +11,23 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// Report is what opens and closes, for people.
+// Report is a comparison in the form in which people read it.
 type Report struct {
-	// Lines are the changes. Those that do the same are one line. What opens comes first.
+	// Lines are the changes: first those that open something, then those that close something.
+	// Equal changes are one line.
 	Lines []Line
 	// Opened and Closed are the numbers of pairs of parties between which something opens or closes.
 	Opened, Closed int
-	// Ways are the ways from outside the cluster that open or close, what opens first.
+	// Ways are the ways from outside the cluster that open or close: first those that open.
 	Ways []Way
 	// New and Gone are the parties that only one of the clusters has.
 	New, Gone []*reach.Match
-	// Policies are those that differ.
+	// Policies are the policies that were added, removed or changed.
 	Policies []reach.PolicyState
-	// Notes are what is not compared, in words.
+	// Notes describe what was not compared.
 	Notes []string
+	// NotRead lists objects that were not read, so that the comparison may lack changes.
+	NotRead []fmt.Stringer
 
 	changes []reach.Change
 }
@@ -32,26 +35,27 @@ type Report struct {
 // Line is the same change between several parties.
 type Line struct {
 	Opens    bool
-	From, To []string // what changes can reach what: names of parties, or words for many
+	From, To []string // sources and destinations: names of parties, or words for many, such as "every pod"
 	Ports    string   // as in "TCP 80,443, UDP 53"
-	By       string   // the policies that do it, and conditions
+	By       string   // the policies that cause the change, and conditions
 
 	block block
 }
 
-// New returns the report about a comparison. If namespaces are given, it has only what changes
-// for flows into and out of these.
+// New returns the report about a comparison. If namespaces are given, it has only the changes of flows
+// into and out of these.
 func New(d *reach.Diff, namespaces []string) *Report {
 	within := func(m *reach.Match) bool {
 		return len(namespaces) == 0 || slices.Contains(namespaces, m.Party().Namespace)
 	}
-	r := &Report{Policies: d.Policies}
+	r := &Report{}
 	for _, c := range d.Changes {
 		if within(c.From) || within(c.To) {
 			r.changes = append(r.changes, c)
 		}
 	}
 	r.count()
+	r.addPolicies(d.Policies, namespaces)
 	for _, m := range d.Matches {
 		switch {
 		case !within(m):
@@ -70,7 +74,23 @@ func New(d *reach.Diff, namespaces []string) *Report {
 	return r
 }
 
-// count counts the pairs of parties.
+// addPolicies adds those of the policies that are in the namespaces or in none, and those that cause a
+// change.
+func (r *Report) addPolicies(policies []reach.PolicyState, namespaces []string) {
+	causes := make(map[string]bool)
+	for i := range r.changes {
+		for _, c := range r.changes[i].Causes {
+			causes[c.Policy] = true
+		}
+	}
+	for _, p := range policies {
+		if len(namespaces) == 0 || p.Namespace == "" || slices.Contains(namespaces, p.Namespace) || causes[p.Policy] {
+			r.Policies = append(r.Policies, p)
+		}
+	}
+}
+
+// count sets Opened and Closed.
 func (r *Report) count() {
 	type pair struct {
 		from, to *reach.Match
@@ -103,13 +123,17 @@ func (r *Report) addNotes(d *reach.Diff) {
 	}
 }
 
-// Summary returns the numbers in a line: "2 pairs opened, 1 closed; 1 way from outside opened".
+// Summary counts the changes in one line: "2 pairs opened, 1 closed; 1 way from outside opened".
 func (r *Report) Summary() string {
 	ways := r.waySummary()
+	text := cmp.Or(ways, r.pairSummary())
 	if ways != "" && r.Opened+r.Closed > 0 {
-		return r.pairSummary() + "; " + ways
+		text = r.pairSummary() + "; " + ways
 	}
-	return cmp.Or(ways, r.pairSummary())
+	if len(r.NotRead) > 0 {
+		text += " (not everything was read)"
+	}
+	return text
 }
 
 func (r *Report) pairSummary() string {
@@ -130,10 +154,10 @@ func (r *Report) pairSummary() string {
 	return fmt.Sprintf("%s opened, %d closed", pairs(r.Opened), r.Closed)
 }
 
-// maxNames bounds the names in a line.
+// maxNames bounds the number of names in each list of a line.
 const maxNames = 8
 
-// details returns the lines about what else differs: parties and policies.
+// details returns the lines about new and gone parties, and about policies that differ.
 func (r *Report) details() (lines []string) {
 	add := func(what string, names []string) {
 		if len(names) > 0 {

@@ -57,8 +57,8 @@ func policies(r *rand.Rand) (all []*policy.Policy) {
 	return all
 }
 
-// The lines have each change once, and nothing else: from each of their sources to each of their
-// destinations, but not from a single pod to itself.
+// If the lines are expanded into changes from each source to each destination, but not from a single
+// pod to itself, the result has each change exactly once.
 func TestLinesHaveEachChangeOnce(t *testing.T) {
 	merged := 0
 	for seed := range uint64(300) {
@@ -101,7 +101,7 @@ func text(from, to *reach.Match, c *reach.Change) string {
 	return fmt.Sprint(from.Name, " ", to.Name, " ", c.OwnNode, *c.Effect)
 }
 
-// compare returns the text about a change of policies, for the pods shop/a, shop/b, pci/a and pci/b.
+// compare returns the text of a report on pods shop/a, shop/b, pci/a and pci/b whose policies change.
 func compare(t *testing.T, before, after []*policy.Policy, namespaces ...string) string {
 	t.Helper()
 	var o inventory.Objects
@@ -127,7 +127,7 @@ func deny(ns, app string) *policy.Policy {
 	return p
 }
 
-// Lines have words for many parties, and leave out what is equal.
+// Lines name many parties by a word, and leave out pairs that do not change.
 func TestText(t *testing.T) {
 	with := func(p *policy.Policy, rules ...policy.Rule) []*policy.Policy {
 		p.Rules[filter.Ingress] = rules
@@ -184,7 +184,7 @@ policies added: pci/deny
 	}
 }
 
-// A long table of the Markdown is folded, and names are not taken for formatting.
+// WriteMarkdown folds long tables, and escapes names.
 func TestMarkdown(t *testing.T) {
 	line := Line{Opens: true, From: []string{"shop/*"}, To: []string{"a_b/x"}, Ports: "TCP 80", By: "by x_y (added)"}
 	for lines, folded := range map[int]bool{1: false, foldAfter: false, foldAfter + 1: true} {

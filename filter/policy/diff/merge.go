@@ -10,10 +10,11 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// merger makes lines of the changes that open, or of those that close.
+// merger merges changes into lines: those that open if opens is true, and those that close otherwise.
 type merger struct {
 	opens bool
-	// matches are the parties of the cluster in which the flows are open.
+	// matches are the parties of the cluster in which the flows are allowed: the new one if opens
+	// is true, and the old one otherwise.
 	matches []*reach.Match
 	index   map[*reach.Match]int
 }
@@ -29,13 +30,13 @@ func newMerger(matches []*reach.Match, opens bool) *merger {
 	return m
 }
 
-// sort is what changes have in common that are in one line: the ports, and all causes and conditions.
+// sort is what all changes of a line have in common: the ports, the causes and the conditions.
 type sort struct{ ports, causes, conditions string }
 
-// block is a set of equal changes: from each of some parties to each of others, but not from a single
+// block is a set of equal changes: from each party in from to each party in to, but not from a single
 // pod to itself.
 type block struct {
-	change   reach.Change // one of them
+	change   reach.Change // one of the changes
 	from, to []*reach.Match
 }
 
@@ -82,10 +83,9 @@ func (m *merger) blocks(changes []reach.Change) (all []block) {
 	return all
 }
 
-// blocksBy makes blocks of all sources that have equal sets of destinations or, if byTo is set, of
-// the destinations with equal sets of sources. If self is set, a single pod counts as one
-// of its own sources and destinations: so the pods of a group that all reach the others have
-// equal sets.
+// blocksBy makes a block of all sources with equal sets of destinations or, if byTo is set, of all
+// destinations with equal sets of sources. If self is set, each single pod is added to its own set, so
+// that pods that all reach each other have equal sets.
 func (m *merger) blocksBy(changes []reach.Change, byTo, self bool) (all []block) {
 	sets := make(map[*reach.Match][]*reach.Match)
 	var order []*reach.Match
@@ -126,7 +126,7 @@ func (m *merger) blocksBy(changes []reach.Change, byTo, self bool) (all []block)
 	return all
 }
 
-// withoutSelf removes the pod that was added to its own peers.
+// withoutSelf removes a single pod from its own peers, to which blocksBy may have added it.
 func (b *block) withoutSelf() {
 	if len(b.from) == 1 && b.from[0].Party().Single() {
 		b.to = removed(b.to, b.from[0])
@@ -147,8 +147,8 @@ func (m *merger) key(set []*reach.Match) string {
 	return string(key)
 }
 
-// words returns names of a set of parties that have changes with others. It has words for all
-// parties, and for all of a kind or a namespace, also if few are missing.
+// words returns names for the parties in set, which have changes with those in others. It uses words
+// such as "every pod" for all parties, or for all of a kind or a namespace, even if few are missing.
 func (m *merger) words(set, others []*reach.Match) (words []string) {
 	w := wording{m: m, others: others, left: slices.Clone(set)}
 	isPod := func(p *reach.Party) bool { return p.Kind == reach.Pods || p.Kind == reach.HostPods }
@@ -158,7 +158,7 @@ func (m *merger) words(set, others []*reach.Match) (words []string) {
 		w.take(ns+"/*", "the rest of "+ns+"/*", 2, func(p *reach.Party) bool { return isPod(p) && p.Namespace == ns })
 	}
 	w.take("all nodes", "all other nodes", 2, func(p *reach.Party) bool { return p.Kind == reach.Nodes })
-	w.take("everything outside", "everything else outside", 2, func(p *reach.Party) bool { return p.Kind == reach.Outside })
+	w.take("everything outside", "everything else outside", 2, func(p *reach.Party) bool { return p.Kind == reach.Outside && !p.PodRange })
 	for _, x := range w.left {
 		w.words = append(w.words, name(x))
 	}
@@ -173,12 +173,13 @@ type wording struct {
 	words  []string
 }
 
-// maxMissing bounds the parties that may be missing from a set of which a word names the most.
+// maxMissing bounds the number of parties that a word names as exceptions.
 const maxMissing = 2
 
-// take names parties by a word if they are all that there are of their kind, or nearly all of many;
-// by the word rest if the only one that is missing is the party that they have changes with. There
-// must be at least the given number.
+// take appends a word for all parties that match the predicate of, and removes them from left. The
+// parameter least is the minimum number of such parties. left must contain all of them, or all but a
+// few of many, which the word then names as exceptions. If left lacks only the party on the other side
+// of the changes, take appends rest instead of word.
 func (w *wording) take(word, rest string, least int, of func(*reach.Party) bool) {
 	left := make(map[*reach.Match]bool, len(w.left))
 	for _, x := range w.left {
@@ -217,7 +218,7 @@ func (w *wording) take(word, rest string, least int, of func(*reach.Party) bool)
 	w.left = slices.DeleteFunc(w.left, func(x *reach.Match) bool { return of(x.Party()) })
 }
 
-// namespacesOf returns the namespaces of the pods, in their order.
+// namespacesOf returns the namespaces of the parties, in the order of the parties.
 func namespacesOf(set []*reach.Match) (all []string) {
 	for _, m := range set {
 		if ns := m.Party().Namespace; ns != "" && !slices.Contains(all, ns) {
@@ -227,7 +228,7 @@ func namespacesOf(set []*reach.Match) (all []string) {
 	return all
 }
 
-// name returns the name of a party, and whether it is new or gone.
+// name returns the name of a party, with "(new)" or "(gone)" if only one cluster has it.
 func name(m *reach.Match) string {
 	switch {
 	case m.Old == nil:
@@ -238,13 +239,13 @@ func name(m *reach.Match) string {
 	return m.Name
 }
 
-// maxCauses and maxPorts bound what a line names.
+// maxCauses and maxPorts bound the number of causes and of spans that a line names.
 const (
 	maxCauses = 3
 	maxPorts  = 8
 )
 
-// byText returns the policies that open or close something, and conditions.
+// byText describes the causes of a change and its conditions.
 func byText(c *reach.Change) string {
 	var causes []string
 	for _, cause := range c.Causes {
@@ -258,7 +259,7 @@ func byText(c *reach.Change) string {
 	return "by " + near.List(causes, maxCauses, ", ") + conditions(c)
 }
 
-// without returns the reason of a change that no policy causes.
+// without returns the reason for a change that has no causes; empty if it has some.
 func without(c *reach.Change) string {
 	switch {
 	case len(c.Causes) > 0:
@@ -273,7 +274,8 @@ func without(c *reach.Change) string {
 	return "no policy denies it"
 }
 
-// conditions returns what limits a change.
+// conditions describes the limits of a change: to an address family, to pods and their own node, or to
+// some of the addresses that are not known.
 func conditions(c *reach.Change) (text string) {
 	if c.Family != "" {
 		text += "; only " + c.Family

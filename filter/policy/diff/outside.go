@@ -10,26 +10,26 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// Way is a way from outside the cluster to a workload that opens or closes: because the route is new
-// or gone, or because policies do not, or do, deny what its controller sends.
+// Way is a way from outside the cluster to a workload that opens or closes. Either its route or Service
+// is new or gone, or policies begin or cease to deny the packets of its senders.
 type Way struct {
 	Opens bool
 	To    string // the workload
 	Port  string // of the pods, as in "TCP 8080"
 	By    string // the route or the Service, as in "Ingress shop/web (shop.example.com)"
-	Why   string // as in "which is new"
+	Why   string // why it opens or closes, as in "which is new"
 }
 
-// ways are the ways to workloads of a cluster, with whether policies let in what arrives.
+// ways are the ways to workloads of a cluster, with the access that policies give to their senders.
 type ways map[Way]inventory.Access
 
-// waysOf returns the ways of a cluster to workloads in namespaces for which within is true.
+// waysOf returns the ways to the workloads in namespaces for which within returns true.
 func waysOf(v *inventory.Inventory, within func(namespace string) bool) ways {
 	all := make(ways)
 	for _, x := range v.Exposures() {
 		access, _ := v.Access(x)
 		by := x.String()
-		if !x.IsRoute() { // a cluster assigns addresses and ports that manifests do not have
+		if !x.IsRoute() { // leave out addresses and ports, which a cluster assigns and manifests lack
 			kind, _, _ := strings.Cut(x.Means, " ")
 			by = fmt.Sprintf("%s (%s)", x.By.Object(), kind)
 		}
@@ -50,8 +50,9 @@ func waysOf(v *inventory.Inventory, within func(namespace string) bool) ways {
 	return all
 }
 
-// compareWays returns what opens and closes, what opens first. A new way whose senders are not known
-// counts as open. Of an old one, it is then not known whether it changes.
+// compareWays returns the ways that open or close: first those that open. A new way counts as opened,
+// and one that is gone as closed, even if its senders are not known. A way of both clusters is left
+// out if its senders are not known in one of them.
 func compareWays(before, after ways) (all []Way) {
 	add := func(w Way, opens bool, why string) {
 		w.Opens, w.Why = opens, why
@@ -87,7 +88,7 @@ func compareWays(before, after ways) (all []Way) {
 // outside is the source of a way, in tables.
 const outside = "outside"
 
-// by returns what opens or closes the way.
+// by names the route or the Service of the way, and why it opens or closes.
 func (w Way) by() string { return "by " + w.By + ", " + w.Why }
 
 // row returns the way as a row of the text.

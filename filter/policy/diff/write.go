@@ -8,9 +8,10 @@ import (
 	"unicode/utf8"
 
 	"sluice/filter/policy/near"
+	"sluice/filter/policy/reach"
 )
 
-// maxColumn bounds the width to which the text aligns a column.
+// maxColumn bounds the width of an aligned column; wider cells are not aligned.
 const maxColumn = 60
 
 // WriteText writes a line for each change, and a summary.
@@ -52,24 +53,30 @@ func (r *Report) WriteText(out io.Writer) error {
 	return err
 }
 
-// foldAfter is the number of lines above which the Markdown folds a table.
+// foldAfter is the largest number of rows in a table of the Markdown that is not folded.
 const foldAfter = 10
 
-// WriteMarkdown writes tables for the comment on a pull request. Long ones are folded.
+// WriteMarkdown writes the report for a comment on a pull request, and folds long tables.
 func (r *Report) WriteMarkdown(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "**Network policies: %s**\n", r.Summary())
+	for i, n := range r.NotRead {
+		if i == 0 {
+			b.WriteString("\n> Not read, so that changes of what they allow or deny are missing here:\n")
+		}
+		fmt.Fprintf(&b, "> - %s\n", reach.Markdown(n.String()))
+	}
 	for _, opens := range []bool{true, false} {
 		r.table(&b, opens)
 	}
 	if details := r.details(); len(details) > 0 {
 		b.WriteString("\n")
 		for _, line := range details {
-			fmt.Fprintf(&b, "- %s\n", escaped(line))
+			fmt.Fprintf(&b, "- %s\n", reach.Markdown(line))
 		}
 	}
 	for _, note := range r.Notes {
-		fmt.Fprintf(&b, "\n> %s\n", escaped(note))
+		fmt.Fprintf(&b, "\n> %s\n", reach.Markdown(note))
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
@@ -79,12 +86,12 @@ func (r *Report) table(b *strings.Builder, opens bool) {
 	var rows []string
 	for _, l := range r.Lines {
 		if l.Opens == opens {
-			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", coded(l.From), coded(l.To), escaped(l.Ports), escaped(l.By)))
+			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", coded(l.From), coded(l.To), reach.Markdown(l.Ports), reach.Markdown(l.By)))
 		}
 	}
 	for _, w := range r.Ways {
 		if w.Opens == opens {
-			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", outside, coded([]string{w.To}), escaped(w.Port), escaped(w.by())))
+			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s |\n", outside, coded([]string{w.To}), reach.Markdown(w.Port), reach.Markdown(w.by())))
 		}
 	}
 	if len(rows) == 0 {
@@ -116,11 +123,6 @@ func coded(names []string) string {
 	return near.List(quoted, maxNames, ", ")
 }
 
-// escaped returns a text in which Markdown finds no formatting.
-func escaped(text string) string {
-	return strings.NewReplacer("|", `\|`, "*", `\*`, "_", `\_`, "<", "&lt;").Replace(text)
-}
-
 // The JSON form.
 type (
 	jsonReport struct {
@@ -132,8 +134,10 @@ type (
 		Gone     []string     `json:"gone"`
 		Policies []jsonPolicy `json:"policies"`
 		Notes    []string     `json:"notes,omitempty"`
+		// NotRead are the kinds of objects that were not read, each with the side.
+		NotRead []fmt.Stringer `json:"notRead,omitempty"`
 	}
-	// jsonChange is an equal change from each of some parties to each of others, but not from a
+	// jsonChange is the same change from each party in From to each party in To, but not from a
 	// single pod to itself.
 	jsonChange struct {
 		Change  string      `json:"change"` // "opened" or "closed"
@@ -141,8 +145,8 @@ type (
 		To      []string    `json:"to"`
 		Ports   []string    `json:"ports"` // as in "TCP 80", "UDP 8000-8100", "ICMP"
 		Family  string      `json:"family,omitempty"`
-		OwnNode bool        `json:"ownNode,omitempty"` // about pods and the node that they run on
-		Depends bool        `json:"depends,omitempty"` // on addresses that are not known
+		OwnNode bool        `json:"ownNode,omitempty"` // only between pods and the node on which they run
+		Depends bool        `json:"depends,omitempty"` // the change depends on addresses that are not known
 		Causes  []jsonCause `json:"causes"`
 		Why     string      `json:"why"`
 	}
@@ -169,7 +173,7 @@ type (
 
 // WriteJSON writes the changes with the names of all parties.
 func (r *Report) WriteJSON(out io.Writer) error {
-	j := jsonReport{Opened: r.Opened, Closed: r.Closed, Changes: []jsonChange{}, New: namesOf(r.New), Gone: namesOf(r.Gone), Policies: []jsonPolicy{}, Notes: r.Notes}
+	j := jsonReport{Opened: r.Opened, Closed: r.Closed, Changes: []jsonChange{}, New: namesOf(r.New), Gone: namesOf(r.Gone), Policies: []jsonPolicy{}, Notes: r.Notes, NotRead: r.NotRead}
 	for i := range r.Lines {
 		j.Changes = append(j.Changes, jsonOf(&r.Lines[i]))
 	}

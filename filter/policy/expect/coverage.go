@@ -10,9 +10,9 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// Coverage records which policies and rules the flows of tests touch. A policy is touched if it
-// isolates an end of a flow, or if one of its rules is. A rule is touched if it allows or
-// denies a flow at one end, or leaves it to the next tier.
+// Coverage records which policies and rules the flows of tests touch. A flow touches a rule that allows
+// it at one end, denies it, or passes it on to the next tier. It touches a policy that isolates one of
+// its ends, or whose rule it touches.
 type Coverage struct {
 	policies map[policyKey]*covered
 }
@@ -27,10 +27,10 @@ type covered struct {
 	rules   [2][]bool // by direction and index
 }
 
-// Untested is a policy with parts that no test touches.
+// Untested is a policy with rules that no test touches.
 type Untested struct {
 	Policy string `json:"policy"`
-	// Rules are the rules that no test touches; empty if no test touches the policy.
+	// Rules are the rules that no test touches; empty if no test touches the policy itself.
 	Rules []UntestedRule `json:"rules,omitempty"`
 }
 
@@ -40,7 +40,7 @@ type UntestedRule struct {
 	Index     int    `json:"index"`     // from 0, as in the field spec.ingress[0]
 }
 
-// CoverageReport counts what tests touch.
+// CoverageReport counts the policies and rules that tests touch.
 type CoverageReport struct {
 	Policies       int        `json:"policies"`
 	TestedPolicies int        `json:"testedPolicies"`
@@ -67,7 +67,7 @@ func (c *Coverage) Add(policies []*policy.Policy) {
 	}
 }
 
-// touch records what a flow touches. It does nothing if c is nil.
+// touch records the policies and rules that a flow touches. It does nothing if c is nil.
 func (c *Coverage) touch(cl *Cluster, f inventory.Flow, v filter.Verdict) {
 	if c == nil {
 		return
@@ -102,7 +102,7 @@ func (c *Coverage) rule(r filter.Rule) {
 	}
 }
 
-// Report returns what the tests have touched so far.
+// Report returns the coverage of the tests so far.
 func (c *Coverage) Report() CoverageReport {
 	report := CoverageReport{Untested: []Untested{}}
 	for k, p := range c.policies {
@@ -129,8 +129,8 @@ func (c *Coverage) Report() CoverageReport {
 	return report
 }
 
-// Text returns the report as text: a line with the counts, and one for each policy with parts
-// that no test touches. It numbers rules from 1.
+// Text returns the report as text: a line with the counts, and a line for each policy with rules that
+// no test touches. It numbers rules from 1.
 func (r CoverageReport) Text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "tested: %d of %d policies, %d of %d rules\n", r.TestedPolicies, r.Policies, r.TestedRules, r.Rules)

@@ -14,22 +14,22 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// End is one end of the flows of a test: a name, or pods by namespace and labels, or everything
-// but other ends.
+// End is one end of the flows of a test: a name; pods, by namespace and labels; or everything except
+// other ends.
 type End struct {
-	// Name is as in an [inventory.Question]. If it is set, the other fields are empty.
+	// Name is a name in the form of [inventory.Question]. If it is set, the other fields are empty.
 	Name string
-	// Namespace and Labels select pods; "*" is every namespace. Without Labels, all pods of the
-	// namespace are selected; without Namespace, Labels are of pods in that of names without one.
+	// Namespace and Labels select pods; the Namespace "*" selects all namespaces. Without Labels, they
+	// select all pods of the Namespace. If only Labels are set, the namespace is Cluster.Namespace.
 	Namespace string
 	Labels    labels.Set
-	// Not are ends that are left out; names without a namespace are in Namespace. If no other field
-	// is set, they are left out of everything: all pods, the nodes, and all addresses outside the
+	// Not lists ends to leave out. Names in it without a namespace are in Namespace. If no other field
+	// is set, the ends are left out of everything: all pods, all nodes, and all addresses outside the
 	// cluster.
 	Not []End
 }
 
-// endText is the form of an End in YAML that is not a name.
+// endText is the YAML form of an End that is a map.
 type endText struct {
 	Namespace string            `json:"namespace"`
 	Labels    map[string]string `json:"labels"`
@@ -38,7 +38,7 @@ type endText struct {
 
 var endFields = []string{"namespace", "labels", "not"}
 
-// String returns the end as it is named in the name of a test.
+// String returns the end as it appears in the name of a test.
 func (e End) String() string {
 	text := e.Name
 	switch {
@@ -67,7 +67,7 @@ func joined(ends []End) string {
 	return strings.Join(texts, ", ")
 }
 
-// find returns what the end stands for.
+// find returns the target of the end; to reports whether it is the destination.
 func (e End) find(c *Cluster, to bool) (inventory.Target, error) {
 	if e.Name != "" {
 		return c.Inventory.Find(e.Name, c.Namespace, to)
@@ -91,7 +91,7 @@ func (e End) find(c *Cluster, to bool) (inventory.Target, error) {
 	return c.Inventory.Without(base, not, to)
 }
 
-// base returns what the end stands for with what is left out.
+// base returns the target of the end, including what Not leaves out.
 func (e End) base(c *Cluster, to bool) (inventory.Target, error) {
 	if e.Namespace == "" && len(e.Labels) == 0 {
 		return c.Inventory.All(to)
@@ -103,13 +103,10 @@ func (e End) base(c *Cluster, to bool) (inventory.Target, error) {
 	return c.Inventory.Find(cmp.Or(e.Namespace, c.Namespace)+"/"+selector, c.Namespace, to)
 }
 
-// Namespaces returns the namespaces that the end names.
+// Namespaces returns the namespaces in the names of the end.
 func (e End) Namespaces() (names []string) {
-	switch namespace, _, has := strings.Cut(strings.TrimPrefix(e.Name, "ns/"), "/"); {
-	case has || strings.HasPrefix(e.Name, "ns/"):
+	if namespace := cmp.Or(e.Namespace, inventory.NamespaceIn(e.Name)); namespace != "" && namespace != "*" {
 		names = append(names, namespace)
-	case e.Namespace != "":
-		names = append(names, e.Namespace)
 	}
 	for _, n := range e.Not {
 		names = append(names, n.Namespaces()...)
@@ -141,7 +138,7 @@ func parseEnds(field string, text json.RawMessage) (ends []End, errs []error) {
 func parseEnd(field string, text json.RawMessage) (End, []error) {
 	if !bytes.HasPrefix(text, []byte("{")) {
 		var l list
-		_ = l.UnmarshalJSON(slices.Concat([]byte("["), text, []byte("]"))) // check reports a wrong value
+		_ = l.UnmarshalJSON(slices.Concat([]byte("["), text, []byte("]"))) // check reports a value of a wrong type
 		if err := l.check(field, "write a name"); err != nil {
 			return End{}, []error{err}
 		}

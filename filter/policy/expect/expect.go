@@ -20,13 +20,16 @@ import (
 type File struct {
 	Manifests []string       // directories or files, relative to this file; may be empty
 	NodeIPs   []netip.Addr   // addresses of the node that the tested pods run on; usually none
-	PodRanges []netip.Prefix // ranges that pods without an address will have theirs from
+	PodRanges []netip.Prefix // ranges from which pods without an address will get one
 	Tests     []Test
 }
 
-// Namespaces returns the namespaces that the ends of the tests name. They may contain duplicates.
+// Namespaces returns the namespaces that the ends of the tests name, possibly with duplicates.
 func (f *File) Namespaces() (names []string) {
 	for i := range f.Tests {
+		if f.Tests[i].Wrong != nil {
+			continue
+		}
 		for _, e := range slices.Concat(f.Tests[i].From, f.Tests[i].To) {
 			names = append(names, e.Namespaces()...)
 		}
@@ -38,13 +41,16 @@ func (f *File) Namespaces() (names []string) {
 type Test struct {
 	Name     string // never empty: by default, it describes the flows
 	From, To []End
-	Ports    []string // numbers or names; a single empty string for ICMP, or if To has the port
+	Ports    []string // numbers or names; a single empty string for ICMP, or if To implies the port
 	Protocol string
 	Expect   filter.Action
-	// Policy names a policy, as "namespace/name" or "name", that must be a reason for the verdict: one
-	// of its rules allows the flow, or it isolates the end that denies the flow. If Policy is
-	// empty, any reason is accepted.
+	// Policy is the name of a policy, as "namespace/name" or "name", that must be a reason for the
+	// verdict: a rule of it allows the flow, or it isolates the end that denies the flow. An empty
+	// Policy accepts any reason.
 	Policy string
+	// Wrong lists the mistakes in the text of the test, each with the field and a hint. A test with
+	// mistakes does not run. It is nil if there are none.
+	Wrong error
 }
 
 // flaw describes how the verdict of a flow differs from the expectation, or returns "" if

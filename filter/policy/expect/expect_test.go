@@ -1,6 +1,8 @@
 package expect_test
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -75,7 +77,7 @@ func TestRun(t *testing.T) {
 		{"isolates the other end", `{from: web, to: db, port: 80, expect: deny, policy: out}`, 2, []string{"expected to be denied by default/out, but no rule of default/access-demo1, default/four, default/same allows it"}, ""},
 		{"allowed with no policy", `{from: web, to: job, port: 80, expect: allow, policy: out}`, 2, []string{"expected to be allowed by default/out, but no rule of it allows this flow"}, ""},
 		{"itself", `{from: db, to: db, port: 80, expect: allow}`, 2, nil, ""},
-		{"no such policy", `{from: web, to: db, port: 80, expect: deny, policy: access-demo}`, 0, nil, "there is no policy default/access-demo"},
+		{"no such policy", `{from: web, to: db, port: 80, expect: deny, policy: access-demo}`, 0, nil, "there is no policy default/access-demo in the manifests: did you mean default/access-demo1?"},
 		{"no such pod", `{from: [web, wbe], to: db, port: 6379, expect: allow}`, 2, nil, "did you mean default/web"},
 	}
 	for _, tt := range tests {
@@ -167,9 +169,9 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 		"field":            {"manifest: x\ntests: [" + good + "]", "manifest: there is no such field: write manifests"},
 		"doubled":          {"manifests: x\nmanifests: y\ntests: [" + good + "]", "already set"},
 		"node":             {"manifests: x\nnodeIPs: [here]\ntests: [" + good + "]", `nodeIPs: "here" is not an IP address`},
-		"field of a test":  {"manifests: x\ntests: [" + good + ", {name: two, form: web}]", "test 2 (two), form: there is no such field: write from"},
+		"field of a test":  {"manifests: x\ntests: [" + good + ", {name: two, form: web}]", "two, form: there is no such field: write from"},
 		"odd field":        {"manifests: x\ntests: [{reason: web}]", "test 1, reason: there is no such field: the fields here are name, from"},
-		"no from":          {"manifests: x\ntests: [{name: some, to: db, port: 80, expect: deny}]", "test 1 (some), from: it is missing: write namespace/name"},
+		"no from":          {"manifests: x\ntests: [{name: some, to: db, port: 80, expect: deny}]", "some, from: it is missing: write namespace/name"},
 		"null":             {"manifests: x\ntests: [{from: [web, null], to: db, port: 80, expect: deny}]", "from: null is neither a string nor a number"},
 		"an object":        {"manifests: x\ntests: [{from: {a: b}, to: db, port: 80, expect: deny}]", "from.a: there is no such field: the fields here are namespace, labels, not"},
 		"field of an end":  {"manifests: x\ntests: [{from: {namspace: b}, to: db, port: 80, expect: deny}]", "from.namspace: there is no such field: write namespace"},
@@ -184,11 +186,19 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 		"protocol's type":  {"manifests: x\ntests: [{from: web, to: db, protocol: 6, port: 8, expect: deny}]", "protocol: it is a number: write a string, in quotes"},
 		"no expectation":   {"manifests: x\ntests: [{from: web, to: db, port: 8}]", "expect: it is missing: write allow or deny"},
 		"odd expectation":  {"manifests: x\ntests: [{from: web, to: db, port: 8, expect: allowed}]", `expect: "allowed" is neither: write allow or deny`},
-		"several mistakes": {"manifests: x\ntests: [{to: db, port: 8, expect: maybe}, {from: web}]", "test 2, port: it is missing"},
+		"several mistakes": {"manifests: x\ntests: [{to: db, port: 8, expect: maybe}, {from: web}]", "test 2, to: it is missing"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if _, err := expect.Parse([]byte(tt.text)); err == nil || !strings.Contains(err.Error(), tt.says) {
+			f, err := expect.Parse([]byte(tt.text))
+			if err == nil {
+				for i := range f.Tests {
+					if wrong := f.Tests[i].Wrong; wrong != nil {
+						err = errors.Join(err, fmt.Errorf("%s, %w", f.Tests[i].Name, wrong))
+					}
+				}
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("%v\nwant %q", err, tt.says)
 			}
 		})

@@ -87,8 +87,8 @@ func (l *list) check(field, missing string) error {
 	return nil
 }
 
-// Parse parses a file of expectations. Its error lists all mistakes, each with the test, the
-// field and a hint.
+// Parse parses a file of expectations. Its error lists all mistakes outside of the tests, each with the
+// field and a hint. A mistake in a test concerns only this test: see [Test.Wrong].
 func Parse(data []byte) (*File, error) {
 	if several(data) {
 		return nil, errors.New("there are several YAML documents: write a file for each")
@@ -124,12 +124,8 @@ func Parse(data []byte) (*File, error) {
 	}
 	for i, one := range raw.Tests {
 		t, wrong := parseTest(one)
-		name := fmt.Sprintf("test %d", i+1)
-		if t.Name != "" {
-			name += " (" + t.Name + ")"
-		}
-		for _, err := range wrong {
-			errs = append(errs, fmt.Errorf("%s, %w", name, err))
+		if t.Wrong = errors.Join(wrong...); t.Wrong != nil && t.Name == "" {
+			t.Name = fmt.Sprintf("test %d", i+1)
 		}
 		f.Tests = append(f.Tests, t)
 	}
@@ -230,7 +226,7 @@ func (t *Test) protocol() (filter.Protocol, error) {
 	case !ok || proto == filter.ICMPv6:
 		return 0, fmt.Errorf("protocol: %q is not supported: write TCP, UDP, SCTP or ICMP", t.Protocol)
 	case proto.HasPorts() && len(t.Ports) == 0 && t.toHasPort():
-		t.Ports = []string{""} // the port of the name
+		t.Ports = []string{""} // To implies the port
 	case proto.HasPorts() && len(t.Ports) == 0:
 		return 0, errors.New("port: it is missing: write a number, the name of a port of the destination, or a list of them")
 	case !proto.HasPorts() && len(t.Ports) > 0:
@@ -241,8 +237,8 @@ func (t *Test) protocol() (filter.Protocol, error) {
 	return proto, nil
 }
 
-// toHasPort reports whether all destinations have a port of their own, as in "db.shop.svc:5432", or
-// lead to those of their backends, as in "ingress/web".
+// toHasPort reports whether each destination implies its port: a name with a port, as in
+// "db.shop.svc:5432", or a route, as in "ingress/web", which leads to the ports of its backends.
 func (t *Test) toHasPort() bool {
 	return len(t.To) > 0 && !slices.ContainsFunc(t.To, func(e End) bool {
 		if inventory.NamesRoute(e.Name) {

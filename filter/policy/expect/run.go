@@ -14,12 +14,12 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// Cluster is what tests are about. It must not be used concurrently.
+// Cluster is the cluster that tests are about. It must not be used concurrently.
 type Cluster struct {
 	Inventory *inventory.Inventory
-	Explain   *explain.Cluster // of the inventory
-	Namespace string           // of names without one; empty means default
-	Coverage  *Coverage        // that records what the tests touch; nil if none does
+	Explain   *explain.Cluster // explains flows of Inventory
+	Namespace string           // namespace of names without one; empty means default
+	Coverage  *Coverage        // records what the tests touch; may be nil
 }
 
 // Result is the result of a test.
@@ -27,7 +27,7 @@ type Result struct {
 	Test     *Test
 	Flows    int       // number of decided flows
 	Failures []Failure // differences from the expectation
-	Err      error     // not nil if a flow could not be decided
+	Err      error     // not nil if the verdict about a flow could not be determined
 }
 
 // Passed reports whether all flows were decided as expected.
@@ -36,14 +36,14 @@ func (r *Result) Passed() bool { return r.Err == nil && len(r.Failures) == 0 }
 // Failure is a flow with an unexpected verdict.
 type Failure struct {
 	Detail  string       // the expected verdict, and the actual one
-	Flow    explain.Flow // the first flow that is not as expected
+	Flow    explain.Flow // the first flow whose verdict is not as expected
 	Verdict filter.Verdict
-	// Explanations are set for the first failures of a test.
+	// Explanations explain the flows of a failure. Only the first failures of a test have them.
 	Explanations []explain.Explanation
 }
 
-// maxExplained bounds the failures of a test that are explained, with what else their advice would
-// allow, which takes milliseconds to compute. A report shows no more in full.
+// maxExplained bounds the failures of a test that get explanations, with the side effects of their
+// advice: computing these takes milliseconds. A report shows no more in full.
 const maxExplained = 3
 
 // Run decides the flows of a test.
@@ -53,9 +53,16 @@ func (t *Test) Run(c *Cluster) Result {
 		run.Namespace = metav1.NamespaceDefault
 	}
 	r := Result{Test: t}
+	if r.Err = t.Wrong; r.Err != nil {
+		return r
+	}
 	if t.Policy != "" {
 		if title := t.policyIn(run.Namespace); !c.Explain.HasPolicy(title) {
-			r.Err = fmt.Errorf("policy: there is no policy %s in the manifests: correct the name, or add it", title)
+			hint := "correct the name, or add it"
+			if best, ok := near.Name(title, c.Explain.PolicyTitles()); ok {
+				hint = "did you mean " + best + "?"
+			}
+			r.Err = fmt.Errorf("policy: there is no policy %s in the manifests: %s", title, hint)
 			return r
 		}
 	}
@@ -70,7 +77,7 @@ func (t *Test) Run(c *Cluster) Result {
 	return r
 }
 
-// policyIn returns the title of the policy that must be the reason.
+// policyIn returns the title of Policy, whose name may be relative to the given namespace.
 func (t *Test) policyIn(namespace string) string {
 	if t.Policy == "" || strings.Contains(t.Policy, "/") {
 		return t.Policy
@@ -78,8 +85,8 @@ func (t *Test) policyIn(namespace string) string {
 	return namespace + "/" + t.Policy
 }
 
-// runBetween decides all flows from one end to another, at all ports. It returns an error if
-// there are none, or if the verdict of one depends on an address that is not known.
+// runBetween decides all flows from one end to another, at all ports. It returns an error if there are
+// no flows, or if a verdict depends on an unknown address.
 func (t *Test) runBetween(c *Cluster, from, to End, r *Result) error {
 	source, err := from.find(c, false)
 	if err != nil {
@@ -111,8 +118,8 @@ func (t *Test) runBetween(c *Cluster, from, to End, r *Result) error {
 	return errors.Join(unsettled...)
 }
 
-// decidable returns the flows about which policies decide: not those from a pod to itself, nor,
-// if the parameter own is set, those between a pod and its own node.
+// decidable returns the flows about which policies decide. It drops flows from a pod to itself, and, if
+// own is true, flows between a pod and its own node.
 func (c *Cluster) decidable(flows []explain.Flow, own bool) (left []explain.Flow) {
 	for _, f := range flows {
 		f = c.Inventory.Apart(f)
@@ -124,13 +131,13 @@ func (c *Cluster) decidable(flows []explain.Flow, own bool) (left []explain.Flow
 	return left
 }
 
-// replicated reports whether the pod of a flow stands for all pods of a workload in Git, of which
-// there may be several.
+// replicated reports whether the flow's pod stands for all pods of a workload in Git, which may have
+// several.
 func (c *Cluster) replicated(f explain.Flow) bool {
 	return f.From.Assumed && f.From.Workload.Name != ""
 }
 
-// pairs groups flows between the same two ends, one for each address family.
+// pairs groups flows that have the same two ends, and differ in the address family.
 func pairs(flows []explain.Flow) (all [][]explain.Flow) {
 	for i, f := range flows {
 		if i > 0 && f.From == flows[i-1].From && f.To == flows[i-1].To {
@@ -142,8 +149,8 @@ func pairs(flows []explain.Flow) (all [][]explain.Flow) {
 	return all
 }
 
-// check decides the flows between two ends, and adds a failure to r if one is not as expected. It
-// returns an error for each flow whose verdict depends on an address that is not known.
+// check decides the flows between two ends, and adds a failure to r if a verdict is not as expected. It
+// returns an error for each flow whose verdict depends on an unknown address.
 func (t *Test) check(c *Cluster, flows []explain.Flow, r *Result) (unsettled []error) {
 	var failure *Failure
 	for _, f := range flows {
@@ -168,8 +175,8 @@ func (t *Test) check(c *Cluster, flows []explain.Flow, r *Result) (unsettled []e
 	return unsettled
 }
 
-// settled returns an error if the verdict about a flow depends on an address that is not known.
-// The error has the ranges that settle it.
+// settled returns an error if the verdict about a flow depends on an unknown address. The error names
+// what to add so that the address becomes known.
 func (c *Cluster) settled(f explain.Flow, v filter.Verdict) error {
 	if !f.From.Assumed && !f.To.Assumed {
 		return nil
@@ -190,8 +197,8 @@ func (c *Cluster) settled(f explain.Flow, v filter.Verdict) error {
 	return fmt.Errorf("%sgive the range of the pods: with --pod-cidr (podCIDRs in the file) in %s it is %s, with a range outside of it %s", text, in, other, v.Action)
 }
 
-// dependsOn returns an end whose address changes the verdict about a flow, and the ranges in which the
-// verdict is another one. The end is nil if there is none.
+// dependsOn returns an end whose unknown address affects the verdict about a flow, and the ranges of
+// addresses for which the verdict differs from v. It returns nil if there is no such end.
 func (c *Cluster) dependsOn(f explain.Flow, v filter.Verdict) (of *explain.End, ranges []string) {
 	for _, a := range c.Inventory.Elsewhere(f) {
 		if c.Inventory.Decide(a.Flow).Action == v.Action {

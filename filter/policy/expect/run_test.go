@@ -25,8 +25,8 @@ func run(t *testing.T, c *expect.Cluster, test string) expect.Result {
 	return f.Tests[0].Run(c)
 }
 
-// replicas returns a cluster whose workload shop/web has two equal pods on the node n1, beside the
-// Pod shop/db and the Node n2.
+// replicas returns a cluster with the Node n1, on which two equal pods of the workload shop/web run,
+// the Pod shop/db and the Node n2.
 func replicas() *expect.Cluster {
 	owner := policy.Ref{Kind: "Deployment", Namespace: "shop", Name: "web"}
 	var o inventory.Objects
@@ -56,8 +56,8 @@ func replicas() *expect.Cluster {
 	return clusterOf(inventory.New(o))
 }
 
-// "All but" has all other pods, the other nodes and all addresses outside, but neither a pod to
-// itself nor its own node, which policies cannot keep out.
+// "All but" includes all other pods, the other nodes, and all addresses outside the cluster. It
+// excludes flows from a pod to itself and from its own node, which policies cannot deny.
 func TestAllBut(t *testing.T) {
 	tests := []struct {
 		test     string
@@ -65,7 +65,7 @@ func TestAllBut(t *testing.T) {
 		failures string
 		err      string
 	}{
-		// web between its replicas, n2, the rest of the world and 198.51.100.0/24
+		// the ends are the replicas of web, n2, the world, and 198.51.100.0/24
 		{`{from: {not: shop/db}, to: shop/web, port: 80, expect: deny}`, 4, "198.51.100.0/24 to shop/web", ""},
 		{`{from: {not: [shop/db, 198.51.0.0/16]}, to: shop/web, port: 80, expect: deny}`, 3, "", ""},
 		{`{from: {not: [shop/db, world]}, to: shop/web, port: 80, expect: deny}`, 2, "", ""},
@@ -74,7 +74,7 @@ func TestAllBut(t *testing.T) {
 		{`{from: {not: 198.51.100.0/25}, to: shop/db, port: 80, expect: deny}`, 4, "198.51.100.0/24 to shop/db", ""},
 		{`{from: {namespace: shop, not: web}, to: ns/shop, port: 80, expect: allow}`, 1, "", ""},
 		{`{from: {namespace: shop, not: web-1}, to: shop/web, port: 80, expect: deny}`, 2, "shop/db to shop/web", ""},
-		{`{from: node/n1, to: shop/web, port: 80, expect: allow}`, 1, "", ""}, // its own node, by name
+		{`{from: node/n1, to: shop/web, port: 80, expect: allow}`, 1, "", ""}, // a test may name the pod's own node
 		{`{from: node/n1, to: ns/shop, port: 80, expect: allow}`, 2, "", ""},
 		{`{from: {not: [ns/shop, world, node/n2]}, to: shop/web, port: 80, expect: deny}`, 0, "", "no flow is left to test"},
 		{`{from: {namespace: shop, not: [web, db]}, to: shop/web, port: 80, expect: deny}`, 0, "", "from: nothing is left"},
@@ -96,13 +96,13 @@ func TestAllBut(t *testing.T) {
 	}
 }
 
-// A rule is touched if it matches a flow, also if another one has allowed the flow; a policy if it
-// isolates an end.
+// A flow touches each rule that matches it, even if the decision names another rule, and each policy
+// that isolates one of its ends.
 func TestCoverage(t *testing.T) {
 	c := cluster(t)
 	c.Coverage = &expect.Coverage{}
 	c.Coverage.Add(c.Inventory.Policies)
-	c.Coverage.Add(c.Inventory.Policies) // for another file of tests
+	c.Coverage.Add(c.Inventory.Policies) // adding the policies again, as for a second file of tests, changes nothing
 	run(t, c, `{from: web, to: db, port: 6379, expect: allow}`)
 	want := expect.CoverageReport{Policies: 4, TestedPolicies: 3, Rules: 4, TestedRules: 2, Untested: []expect.Untested{
 		{Policy: "default/four", Rules: []expect.UntestedRule{{Direction: "ingress", Index: 0}}},

@@ -18,7 +18,7 @@ func prefixes(text string) (all []netip.Prefix) {
 	return all
 }
 
-// Ranges that fill the exceptions of others become one range.
+// A range that is an exception of another range is joined with it into one range.
 func TestJoinRanges(t *testing.T) {
 	for name, tt := range map[string]struct {
 		ranges [][2]string // prefix and exceptions
@@ -48,7 +48,7 @@ func TestJoinRanges(t *testing.T) {
 	}
 }
 
-// The prefixes that cover a range without exceptions have all its addresses, and no others.
+// The prefixes that cover a range without its exceptions contain exactly the remaining addresses.
 func TestWithout(t *testing.T) {
 	all, except := netip.MustParsePrefix("10.0.0.0/26"), prefixes("10.0.0.3/32 10.0.0.8/29 10.0.0.32/28")
 	got := without(all, except)
@@ -63,7 +63,7 @@ func TestWithout(t *testing.T) {
 	}
 }
 
-// A new policy that isolates pods which no policy isolates now is not advised silently.
+// Advice to add a policy that newly isolates pods names these pods.
 func TestEffectsWords(t *testing.T) {
 	e := Explanation{Effects: &Effects{Isolates: []*policy.Pod{{Namespace: "shop", Name: "canary"}}}}
 	var b strings.Builder

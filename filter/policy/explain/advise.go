@@ -8,25 +8,27 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// Effects are what changes do besides allowing the flows that they are for.
+// Effects are the side effects of changes: what changes, apart from the flows that they are meant to
+// allow.
 type Effects struct {
 	// Opens lists all other flows that the changes would allow.
 	Opens []Opening
-	// Isolates lists pods that a new policy would isolate, and that no policy isolates in this
-	// direction now: all their other flows would be denied.
+	// Isolates lists pods that no policy isolates in this direction now, but that a new policy would
+	// isolate: all their other flows would be denied.
 	Isolates []*policy.Pod
 
 	sizes map[policy.Ref]int // the number of pods of each workload that Opens names
-	// own are the flows from nodes to their own pods at the same ports, which always pass. With
-	// them, a node that the changes allow to reach the other pods of a workload reaches all.
+	// own are the flows from nodes to their own pods at the ports of the changes; these always pass. If
+	// the changes let a node reach all other pods of a workload, own completes them to all pods of the
+	// workload.
 	own []Opening
 }
 
-// none reports whether the changes do nothing else.
+// none reports whether the changes have no side effects.
 func (e *Effects) none() bool { return len(e.Opens) == 0 && len(e.Isolates) == 0 }
 
-// better reports whether the effects are fewer than others. To isolate a pod is the worst effect,
-// because it closes flows.
+// better reports whether e has fewer effects than the effects than. Isolating a pod counts as the worst
+// effect, because it denies flows.
 func (e *Effects) better(than *Effects) bool {
 	if a, b := len(e.Isolates), len(than.Isolates); a != b {
 		return a < b
@@ -34,19 +36,18 @@ func (e *Effects) better(than *Effects) bool {
 	return len(e.Opens) < len(than.Opens)
 }
 
-// Opening is the flows that changes would allow from one end to another.
+// Opening is a set of flows from one end to another that changes would allow.
 type Opening struct {
 	From, To *End
-	Family   string             // of the addresses, "IPv4" or "IPv6"
-	Ports    []policy.PortRange // a protocol without ports stands for all such protocols, with the ports 0 to 0
-	// Depends reports that the flows are allowed only if an end has some of the addresses that
-	// it may have.
+	Family   string             // "IPv4" or "IPv6"
+	Ports    []policy.PortRange // ICMP, with the ports 0 to 0, stands for all protocols without ports
+	// Depends reports that the flows are allowed only for some of the addresses that an end may have.
 	Depends bool
 }
 
-// Advise finds what else the changes of an explanation would do. If a narrower form of a change
-// does less, it replaces the change. It does nothing if a denied side has no change that is
-// written down.
+// Advise computes the side effects of the changes in an explanation, and replaces a change by a
+// narrower one that has fewer. It does nothing if a change that is needed cannot be written as a
+// policy.
 func (c *Cluster) Advise(e *Explanation) {
 	changes := e.changes()
 	if len(changes) == 0 || slices.ContainsFunc(changes, func(c *Change) bool { return !c.Written() }) {
@@ -71,7 +72,7 @@ func (c *Cluster) Advise(e *Explanation) {
 	}
 }
 
-// changes returns the changes of the sides that deny.
+// changes returns the changes of the denying sides.
 func (e *Explanation) changes() (all []*Change) {
 	for _, s := range []*Side{&e.Egress, &e.Ingress} {
 		if s.Change != nil {
@@ -88,8 +89,8 @@ func (e *Explanation) side(d filter.Direction) *Side {
 	return &e.Ingress
 }
 
-// narrower returns other changes for the same flows, which may allow less: a rule of its own, and
-// a policy of its own.
+// narrower returns other changes for the same flows that may allow less: a rule of its own, and a
+// policy of its own.
 func (c *Cluster) narrower(e *Explanation, ch *Change) (all []*Change) {
 	if ch.New != nil || ch.Before != nil {
 		return nil
@@ -101,14 +102,14 @@ func (c *Cluster) narrower(e *Explanation, ch *Change) (all []*Change) {
 			continue
 		}
 		if peers := ch.Rule.Peers; len(peers) > 0 && peers[0].Block != nil {
-			o = o.withPeers(peers) // of several ends
+			o = o.withPeers(peers) // if the change is for several ends, peers has the blocks of all of them
 		}
 		all = append(all, o)
 	}
 	return all
 }
 
-// effects applies changes to a copy of the inventory, and compares.
+// effects applies the changes to a copy of the inventory, and compares the flows before and after.
 func (c *Cluster) effects(e *Explanation, changes []*Change) *Effects {
 	x := comparison{before: c, asked: e.flows(), found: make(map[pairKey]int), own: make(map[pairKey]int)}
 	after := inventory.New(c.changed(changes))
@@ -138,7 +139,7 @@ func running(pods []*policy.Pod) (n int) {
 	return n
 }
 
-// changed returns the objects of the inventory after changes.
+// changed returns the objects of the inventory with the changes applied.
 func (c *Cluster) changed(changes []*Change) inventory.Objects {
 	o := c.inventory.Objects
 	o.Policies = slices.Clone(o.Policies)
@@ -149,14 +150,14 @@ func (c *Cluster) changed(changes []*Change) inventory.Objects {
 		}
 		i := slices.IndexFunc(o.Policies, func(p *policy.Policy) bool { return p.Ref == ch.Policy })
 		p := *o.Policies[i]
-		p.Digest, p.Source = [32]byte{}, policy.Source{} // those are of the policy as it was
+		p.Digest, p.Source = [32]byte{}, policy.Source{} // they describe the policy before the change
 		p.Rules[ch.Direction] = ch.apply(p.Rules[ch.Direction])
 		o.Policies[i] = &p
 	}
 	return o
 }
 
-// apply returns the rules of the policy after the change.
+// apply returns the rules with the change applied.
 func (c *Change) apply(rules []policy.Rule) []policy.Rule {
 	rules = slices.Clone(rules)
 	switch {

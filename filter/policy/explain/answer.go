@@ -16,8 +16,8 @@ import (
 type Answer struct {
 	From string `json:"from"`
 	To   string `json:"to"`
-	// Sources and Destinations are the ends with all that is known of them. They are set if there
-	// are several, or if one is more than a single pod or address.
+	// Sources and Destinations describe the ends in detail. They are set if there are several ends, or
+	// if an end is more than a single pod or address.
 	Sources      []EndAnswer `json:"sources,omitempty"`
 	Destinations []EndAnswer `json:"destinations,omitempty"`
 
@@ -30,14 +30,14 @@ type Answer struct {
 	// Service is set if To is the address of a Service. Backends then has the answer for
 	// each of its endpoints, and Outcome is that of a denied endpoint, if there is one.
 	Service string `json:"service,omitempty"` // "namespace/name"
-	// Routes are set if To is a route, such as an Ingress, or a URL. LeadsNowhere are the backends of
-	// the route that are missing.
+	// Routes are set if To is a route, such as an Ingress, or a URL. LeadsNowhere lists the backends of
+	// the route that do not exist.
 	Routes       []RouteAnswer `json:"routes,omitempty"`
 	LeadsNowhere []string      `json:"leadsNowhere,omitempty"`
 	Backends     []Answer      `json:"backends,omitempty"`
-	// Pairs is set if the question is about several ends that policies can tell apart: it has an
-	// answer for those with the same verdict and reasons. Outcome is then that of a denied pair,
-	// if there is one.
+	// Pairs is set if the question has several ends that policies treat differently: it has one answer
+	// for all pairs of ends with the same verdict and reasons. Outcome is then the outcome of a denied
+	// pair, if there is one.
 	Pairs []Answer `json:"pairs,omitempty"`
 }
 
@@ -50,12 +50,12 @@ type Outcome struct {
 	Ingress   SideAnswer `json:"ingress"`
 	Addresses []Pair     `json:"addresses"` // the known addresses of the flows with this outcome; never null
 	Notes     []string   `json:"notes,omitempty"`
-	// Depends is set if the verdict depends on an address that is not known. It has the addresses
-	// with another verdict than all others. Otherwise is then the verdict of those.
+	// Depends is set if the verdict depends on an unknown address. It lists the ranges of addresses for
+	// which the verdict differs; Otherwise is the verdict for all other addresses.
 	Depends   []DependsAnswer `json:"depends,omitempty"`
 	Otherwise string          `json:"otherwise,omitempty"`
-	// Effects are what the changes would do besides; null if there are none, or if they cannot be
-	// made without more knowledge.
+	// Effects are the side effects of the changes; null if there are none, or if unknown addresses or
+	// names keep the changes from being made.
 	Effects *EffectsAnswer `json:"effects,omitempty"`
 
 	toNode bool // the source is a pod; so with the reason own-node, the destination is its node
@@ -67,9 +67,9 @@ type Pair struct {
 	To   netip.Addr `json:"to"`
 }
 
-// DependsAnswer is the verdict if the address of an end is in a range.
+// DependsAnswer is the verdict if the address of an end is in Range.
 type DependsAnswer struct {
-	End     string `json:"end"`   // "from" or "to"
+	End     string `json:"end"`   // the end with the unknown address: "from" or "to"
 	Range   string `json:"range"` // as in "10.2.0.0/16 except 10.2.3.0/24"
 	Verdict string `json:"verdict"`
 	Reason  string `json:"reason"`
@@ -134,9 +134,9 @@ type ChangeAnswer struct {
 	Object string `json:"object"` // as in "ClusterNetworkPolicy platform"
 	Field  string `json:"field"`
 	Before *int   `json:"before,omitempty"` // index in the field that the addition must come before
-	Add    any    `json:"add,omitempty"`    // an item of the field, or a list of items
-	Apply  any    `json:"apply,omitempty"`  // a whole policy to apply instead; Field is then empty
-	Hint   string `json:"hint,omitempty"`   // what to do if nothing can be added, such as to correct the field
+	Add    any    `json:"add,omitempty"`    // an item to add to the list Field, or several
+	Apply  any    `json:"apply,omitempty"`  // a complete policy to apply instead; Field is then empty
+	Hint   string `json:"hint,omitempty"`   // what to do if there is nothing to add, such as correcting the field
 
 	Notes []string `json:"notes,omitempty"` // what else it allows, and other ways, in words
 }
@@ -160,17 +160,18 @@ func (c *Cluster) Answer(q Question) (Answer, error) {
 	return answer(all).named(q), nil
 }
 
-// named names the ends of an answer about several by the question.
+// named sets the names of ends that the answer lacks, because it is about several ends, to those in the
+// question.
 func (a Answer) named(q Question) Answer {
 	a.From, a.To = cmp.Or(a.From, q.From), cmp.Or(a.To, q.To)
 	return a
 }
 
-// NewAnswer returns the JSON form of the explanations of a question, with all reasons. It merges
-// them; see [Merge].
+// NewAnswer returns the JSON form of the explanations of a question, with all reasons. It merges the
+// explanations; see [Merge].
 func NewAnswer(q Question, all []Explanation) Answer { return answer(Merge(all)).named(q) }
 
-// answer combines explanations. Those without reasons have no details.
+// answer combines explanations into one Answer.
 func answer(all []Explanation) Answer {
 	pairs := pairAnswers(all)
 	first := all[0].Flow
@@ -199,7 +200,7 @@ func answer(all []Explanation) Answer {
 	}
 	a.To, a.Service, a.Port, a.Backends = first.Via.Service, first.Via.Service, first.Via.Port, pairs
 	if first.Via.NodePort != 0 {
-		a.To, a.Port = "", first.Via.NodePort // To is as in the question
+		a.To, a.Port = "", first.Via.NodePort // named sets To as in the question
 	}
 	if first.Via.Addr.IsValid() {
 		a.To = first.Via.Addr.String()
@@ -207,12 +208,13 @@ func answer(all []Explanation) Answer {
 	return a
 }
 
-// severity orders verdicts: the least is that of the whole question.
+// severity returns the rank of a verdict. The lowest rank among the answers is the verdict about the
+// whole question.
 func severity(verdict string) int {
 	return slices.Index([]string{filter.Deny.String(), Depends, filter.Allow.String()}, verdict)
 }
 
-// pairAnswers returns an answer for each explanation. It combines two that are about the address
+// pairAnswers returns an answer for each explanation. It combines the explanations of both address
 // families of the same ends.
 func pairAnswers(all []Explanation) (pairs []Answer) {
 	for i := range all {
@@ -235,7 +237,7 @@ func pairAnswers(all []Explanation) (pairs []Answer) {
 
 func (o *Outcome) family() string { return familyOf(o.Addresses[0].From) }
 
-// addFamily adds the answer of the other address family.
+// addFamily adds the answer about the other address family.
 func (a *Answer) addFamily(o Answer) {
 	a.Families = []Family{{a.family(), a.Outcome}, {o.family(), o.Outcome}}
 	slices.SortFunc(a.Families, func(x, y Family) int { return strings.Compare(x.Family, y.Family) })
@@ -277,7 +279,7 @@ func (e *Explanation) outcome() Outcome {
 	return o
 }
 
-// real reports whether the addresses of an end are its own, rather than examples.
+// real reports whether the addresses of an end are its own, and not assumed or examples from a range.
 func real(e *End) bool { return !e.Assumed && e.Range == nil }
 
 func sideAnswer(s filter.Side) SideAnswer {
@@ -363,9 +365,8 @@ func (c *Change) answer() *ChangeAnswer {
 	return a
 }
 
-// Why returns the reasons for a verdict about a flow in one line. It needs no policies. The
-// parameter fromPod reports whether the source is a pod: if the reason is own-node, the destination
-// is then its node, and otherwise the source is the node of a pod.
+// Why returns the reasons for a verdict about a flow in one line, without looking at policies. fromPod
+// reports whether the source is a pod. If the reason is own-node, the other end is the pod's own node.
 func Why(v filter.Verdict, fromPod bool) string {
 	return Outcome{Reason: v.Reason.String(), Egress: sideAnswer(v.Egress), Ingress: sideAnswer(v.Ingress), toNode: fromPod}.Why()
 }

@@ -27,7 +27,7 @@ type Change struct {
 	Direction filter.Direction
 	// Field is the list to add to, as in "spec.ingress[0].from". It is empty if New is set.
 	Field string
-	// New is the policy to add. Rule is then its only rule.
+	// New is the policy to add, or nil. Rule is then its only rule.
 	New *policy.Policy
 	// Before is the rule that the addition must come before. It is nil if the order of rules
 	// has no meaning. If Before is set, Rule is the rule to add.
@@ -39,15 +39,16 @@ type Change struct {
 	// Problem is set if an addition would not take effect. The problem must then be corrected
 	// instead.
 	Problem *policy.Problem
-	// Hint is set if the change cannot be written down, because something is not known. It
-	// describes what to do.
+	// Hint tells what to do if the change cannot be written as a policy, because something is not
+	// known; otherwise it is empty.
 	Hint string
 }
 
-// Written reports whether the change is written down: that it is not a Problem or a Hint.
+// Written reports whether the change is written as a policy or a part of one, rather than a Problem or
+// a Hint.
 func (c *Change) Written() bool { return c != nil && c.Problem == nil && c.Hint == "" }
 
-// Add returns the list items to add to the field, or the new policy, in the form of the API.
+// Add returns what to add, in the form of the API: items of the list Field, or the new policy.
 func (c *Change) Add() (items []any) {
 	switch {
 	case c.New != nil:
@@ -66,8 +67,8 @@ func (c *Change) Add() (items []any) {
 	return items
 }
 
-// change returns the smallest change that allows the flow: an addition to a rule, if that rule
-// has only one mismatch; else a new rule, or a new policy.
+// change returns the smallest change that allows the flow: an addition to a rule if that rule has only
+// one mismatch; otherwise a new rule, or a new policy.
 func (c *Cluster) change(s *Side, f Flow) *Change {
 	if p := c.inTheWay(s); p != nil {
 		return &Change{Policy: c.refOf(s.Nearest[0].Rule.Policy), Direction: s.Direction, Problem: p}
@@ -93,8 +94,9 @@ func (c *Cluster) change(s *Side, f Flow) *Change {
 	return c.newRule(s, f, targets[0], nearest)
 }
 
-// unknownPeer returns what to do if the other end of the flow cannot be written as a peer: no
-// selector matches a pod of the host network, and the address of its node is not known.
+// unknownPeer returns what to do if no peer can match the other end of the flow, because it is a pod of
+// the host network, which no selector matches, on a node with unknown addresses. Otherwise it returns
+// "".
 func unknownPeer(s *Side, f Flow) string {
 	peer, list := peerEnd(s.Direction, f)
 	if !peer.Node || !peer.Assumed {
@@ -103,7 +105,8 @@ func unknownPeer(s *Side, f Flow) string {
 	return fmt.Sprintf("add a rule whose %q has an ipBlock with the addresses of the nodes that %s runs on: it is in the host network, and they are not known here", list, peer.Name)
 }
 
-// peerEnd returns the end that is the peer in rules of a direction, and the field of the peers.
+// peerEnd returns the end that is the peer in rules of direction d, and the name of the field for
+// peers.
 func peerEnd(d filter.Direction, f Flow) (*End, string) {
 	if d == filter.Egress {
 		return f.To, "to"
@@ -111,9 +114,9 @@ func peerEnd(d filter.Direction, f Flow) (*End, string) {
 	return f.From, "from"
 }
 
-// targets returns the policies that may take an addition: of those that isolate the pod, the
-// ones that select the fewest pods. A policy that selects every pod of its namespace is not one
-// of them, and neither is one with problems.
+// targets returns the policies that may take an addition: those that select the fewest pods among the
+// policies that isolate the pod. It excludes policies with problems, and policies that select every pod
+// of their namespace.
 func (c *Cluster) targets(s *Side) (best []string) {
 	fewest := 0
 	for _, name := range s.Policies {
@@ -141,7 +144,8 @@ func (c *Cluster) selected(p *policy.Policy) (n int) {
 	return n
 }
 
-// nearestOf returns the rule of some policies with the fewest mismatches; nil if they have none.
+// nearestOf returns the rule with the fewest mismatches among the rules of the given policies, or nil
+// if they have no rules.
 func (c *Cluster) nearestOf(s *Side, f Flow, policies []string) *RuleMatch {
 	all := c.matchAll(s.Direction, f, policies)
 	if len(all) == 0 {
@@ -151,8 +155,8 @@ func (c *Cluster) nearestOf(s *Side, f Flow, policies []string) *RuleMatch {
 	return &r
 }
 
-// addition returns an addition to a rule; nil if the rule has several mismatches, or if the
-// addition would widen it for every peer or every port.
+// addition returns an addition to a rule. It returns nil if the rule has several mismatches, or if the
+// addition would widen the rule for every peer or every port.
 func (c *Cluster) addition(s *Side, f Flow, r *RuleMatch) *Change {
 	if len(r.Mismatches) != 1 {
 		return nil
@@ -172,8 +176,8 @@ func (c *Cluster) addition(s *Side, f Flow, r *RuleMatch) *Change {
 	return out
 }
 
-// newRule returns a change that adds a rule to a policy. nearest is the policy's nearest rule; it
-// may be nil.
+// newRule returns a change that adds a rule to a policy. nearest is the policy's rule with the fewest
+// mismatches, or nil.
 func (c *Cluster) newRule(s *Side, f Flow, name string, nearest *RuleMatch) *Change {
 	if nearest != nil {
 		name = nearest.Rule.Policy
@@ -214,8 +218,8 @@ func (c *Cluster) takesRules(name string) bool {
 	return c.policies[name] != nil && len(c.problems[name]) == 0
 }
 
-// portsOf returns the ports of a rule for a flow: none for a protocol without ports, which only
-// a rule for every port allows.
+// portsOf returns the ports of a rule for a flow. It returns none for a protocol without ports, because
+// only a rule for every port allows such a flow.
 func portsOf(k filter.Key) []policy.PortRange {
 	if k.Transport != filter.Ported {
 		return nil
@@ -223,10 +227,10 @@ func portsOf(k filter.Key) []policy.PortRange {
 	return []policy.PortRange{{Protocol: k.Protocol, Low: k.Port, High: k.Port}}
 }
 
-// peerOf returns a peer that matches the other end of the flow, in a rule of the given policy.
-// If that end is a pod, the peer selects it by those of its labels whose keys the nearest rule
-// uses too; without such labels, or without a rule, by those of its workload. Otherwise the peer
-// is a block with the addresses of the end.
+// peerOf returns a peer that matches the other end of the flow, for a rule of the given policy. If the
+// other end is a pod, the peer has those of the pod's labels whose keys the nearest rule uses too. If
+// there are none, it has the labels by which the pod's workload selects. If the other end is not a pod,
+// the peer is a block with its addresses.
 func (c *Cluster) peerOf(d filter.Direction, f Flow, name string, nearest *RuleMatch) policy.Peer {
 	peer, _ := peerEnd(d, f)
 	switch {
@@ -259,8 +263,8 @@ func (c *Cluster) peerOf(d filter.Direction, f Flow, name string, nearest *RuleM
 	return p
 }
 
-// blockOf returns a block with the addresses of a range. It leaves out the ranges of the pods, as
-// far as they are known: addresses outside the cluster are none of theirs.
+// blockOf returns a block with the addresses of a range. If the range is outside the cluster, the block
+// excludes the known ranges of pods.
 func (c *Cluster) blockOf(e *End) *policy.Block {
 	out := &policy.Block{CIDR: e.Range.Prefix, Except: slices.Clone(e.Range.Except)}
 	for _, p := range c.inventory.KnownPodRanges() {
@@ -274,8 +278,8 @@ func (c *Cluster) blockOf(e *End) *policy.Block {
 	return out
 }
 
-// joinBlocks merges the blocks of two changes that differ in nothing else. It returns false if
-// the changes differ in more.
+// joinBlocks merges two changes that differ only in the blocks of their peers. It returns false if they
+// differ in anything else.
 func joinBlocks(a, b *Change) (*Change, bool) {
 	if a == nil || b == nil {
 		return a, a == b
@@ -289,7 +293,7 @@ func joinBlocks(a, b *Change) (*Change, bool) {
 	}
 	x, y := a.withPeers(nil), b.withPeers(nil)
 	if y.New != nil && x.New != nil {
-		y.New.Ref, y.Policy = x.New.Ref, x.Policy // its name is made of the first peer
+		y.New.Ref, y.Policy = x.New.Ref, x.Policy // the name of a new policy contains its first peer, so ignore it
 	}
 	if !sameText(x, y) {
 		return nil, false
@@ -305,7 +309,7 @@ func joinBlocks(a, b *Change) (*Change, bool) {
 	return a.withPeers(peers), true
 }
 
-// withPeers returns a copy of the change with other peers.
+// withPeers returns a copy of the change with the given peers.
 func (c *Change) withPeers(peers []policy.Peer) *Change {
 	out := *c
 	out.Rule.Peers = peers
@@ -319,7 +323,7 @@ func (c *Change) withPeers(peers []policy.Peer) *Change {
 
 func sameText(a, b *Change) bool { return a.text() == b.text() }
 
-// joinRanges joins ranges: one that is an exception of another fills the gap.
+// joinRanges joins ranges: a range that is an exception of another one is added to it.
 func joinRanges(all []inventory.Range) []inventory.Range {
 	all = slices.Clone(all)
 	slices.SortStableFunc(all, func(a, b inventory.Range) int { return cmp.Compare(b.Prefix.Bits(), a.Prefix.Bits()) })

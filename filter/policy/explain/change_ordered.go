@@ -91,11 +91,11 @@ func (c *Cluster) otherWays(s *Side, p *policy.Policy) (notes []string) {
 	return append(notes, fmt.Sprintf("or override the tier Baseline with a NetworkPolicy that selects %s and allows the flow; it denies all other %s", s.Pod, s.Direction))
 }
 
-// maxNetworks is the number of networks that the API allows in a peer.
+// maxNetworks is the largest number of networks that the API allows in a peer.
 const maxNetworks = 25
 
-// asOrdered returns a peer with the fields that ordered rules use: a block becomes networks. If
-// these are more than the API allows, it is one network that ignores the exceptions.
+// asOrdered converts a peer to the fields of ordered rules: a block becomes a list of networks. If the
+// list would be longer than the API allows, it is one network that includes the exceptions.
 func asOrdered(p policy.Peer) policy.Peer {
 	if p.Block == nil {
 		return p
@@ -107,7 +107,7 @@ func asOrdered(p policy.Peer) policy.Peer {
 	return policy.Peer{Networks: all}
 }
 
-// without returns the prefixes that cover a prefix without its exceptions.
+// without returns prefixes that cover p without its exceptions.
 func without(p netip.Prefix, except []netip.Prefix) []netip.Prefix {
 	if slices.ContainsFunc(except, func(e netip.Prefix) bool { return e.Bits() <= p.Bits() && e.Contains(p.Addr()) }) {
 		return nil
@@ -117,6 +117,6 @@ func without(p netip.Prefix, except []netip.Prefix) []netip.Prefix {
 	}
 	half := p.Addr().AsSlice()
 	half[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
-	upper, _ := netip.AddrFromSlice(half) // the length is that of an address
+	upper, _ := netip.AddrFromSlice(half) // half has the length of an address, so this never fails
 	return append(without(netip.PrefixFrom(p.Addr(), p.Bits()+1), except), without(netip.PrefixFrom(upper, p.Bits()+1), except)...)
 }

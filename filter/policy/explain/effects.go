@@ -9,17 +9,17 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// comparison finds what changes of policies allow. A change affects only the pods that its policy
-// selects, so it looks at the flows from them, or to them, and no others.
+// comparison finds the flows that changes of policies allow. A change affects only pods that its policy
+// selects, so it compares only flows to or from these pods.
 type comparison struct {
 	before, after *Cluster
-	from, to      []*End // everything, after the changes
-	asked         []Flow // the flows that the changes are for
+	from, to      []*End // all ends of the inventory with the changes applied
+	asked         []Flow // the flows that the changes are meant to allow
 	effects       Effects
-	found, own    map[pairKey]int // the index in effects.Opens, and in effects.own
+	found, own    map[pairKey]int // indexes in effects.Opens and effects.own
 }
 
-// pairKey is two ends and an address family.
+// pairKey identifies two ends and an address family.
 type pairKey struct {
 	from, to *End
 	family   string
@@ -54,7 +54,7 @@ func (x *comparison) isolatedBefore(e *End, d filter.Direction) bool {
 	return f.From.Endpoint.Isolation(d) != nil
 }
 
-// pair compares the flows from one end to another.
+// pair compares the flows from one end to another, before and after the changes.
 func (x *comparison) pair(from, to *End, spans []policy.PortRange) {
 	if from.Pod != nil && to.Pod != nil && from.Pod.String() == to.Pod.String() && !from.Assumed {
 		return // a pod always reaches itself
@@ -79,10 +79,10 @@ func (x *comparison) pair(from, to *End, spans []policy.PortRange) {
 	}
 }
 
-// way is a flow with one of the addresses that its ends may have.
+// way is a flow with one of the addresses that its ends may have, after and before the changes.
 type way struct{ now, before Flow }
 
-// ways returns a flow with each of the addresses that its ends may have.
+// ways returns a way for each of the addresses that the ends of the flow may have.
 func (x *comparison) ways(f Flow) (all []way) {
 	all = append(all, way{f, x.before.inventory.Move(f)})
 	if f.From.Assumed || f.To.Assumed {
@@ -93,7 +93,8 @@ func (x *comparison) ways(f Flow) (all []way) {
 	return all
 }
 
-// opens reports whether the changes allow the flow at the first port of a span.
+// opens reports whether the changes allow the flow at the first port of span. The other ports of span
+// have the same verdict.
 func (w way) opens(x *comparison, span policy.PortRange) bool {
 	src, proto := w.now.Key.SrcAddr(), span.Protocol
 	if proto == filter.ICMP && src.Is6() {
@@ -104,7 +105,7 @@ func (w way) opens(x *comparison, span policy.PortRange) bool {
 	return x.after.inventory.Decide(w.now).Action == filter.Allow && x.before.inventory.Decide(w.before).Action != filter.Allow
 }
 
-// isAsked reports whether the flows are those that the changes are for.
+// isAsked reports whether the flows are among those that the changes are meant to allow.
 func (x *comparison) isAsked(from, to *End, span policy.PortRange) bool {
 	return slices.ContainsFunc(x.asked, func(f Flow) bool {
 		sameProtocol := f.Key.Protocol == span.Protocol || f.Key.Protocol == filter.ICMPv6 && span.Protocol == filter.ICMP
@@ -112,7 +113,7 @@ func (x *comparison) isAsked(from, to *End, span policy.PortRange) bool {
 	})
 }
 
-// isPart reports whether an end is a part of an end that was asked for.
+// isPart reports whether e is a part of an end of the question.
 func isPart(e, asked *End) bool {
 	switch {
 	case e.Pod != nil:
@@ -125,7 +126,7 @@ func isPart(e, asked *End) bool {
 	return slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return slices.Contains(asked.Addrs, a) })
 }
 
-// add adds an opening to a list, or extends the one of the same ends.
+// add adds span to the opening with this key, and adds the opening to the list if it is new.
 func add(list *[]Opening, found map[pairKey]int, key pairKey, span policy.PortRange, depends bool) {
 	i, known := found[key]
 	if !known {
@@ -140,9 +141,9 @@ func add(list *[]Opening, found map[pairKey]int, key pairKey, span policy.PortRa
 	o.Depends = o.Depends || depends
 }
 
-// spans cuts the ports to which a change may allow flows where the verdict may differ: where a
-// rule of a policy begins or ends, and at each port with a name. A protocol without ports has the
-// ports 0 to 0; ICMP stands for all of them.
+// spans splits the ports at which a change may allow flows into spans within which verdicts are equal:
+// at the bounds of ports in rules, and at each port that has a name. ICMP, with the ports 0 to 0,
+// stands for all protocols without ports.
 func (c *Cluster) spans(ch *Change) (spans []policy.PortRange) {
 	ports := ch.Rule.Ports
 	if ch.To != nil && len(ports) == 0 {
@@ -164,12 +165,12 @@ func (c *Cluster) spans(ch *Change) (spans []policy.PortRange) {
 	return spans
 }
 
-// mayContain reports whether a port of a rule contains a span. A name may be any port.
+// mayContain reports whether the port of a rule contains span. A named port may be any port.
 func mayContain(p, span policy.PortRange) bool {
 	return p.Protocol == span.Protocol && !p.Malformed && (p.Name != "" || p.Low == 0 || p.Low <= span.Low && span.High <= p.High)
 }
 
-// cuts returns where spans of a protocol begin, sorted, and 65536 as the last.
+// cuts returns the sorted first ports of the spans of a protocol, followed by 65536.
 func (c *Cluster) cuts(proto filter.Protocol) []int {
 	cuts := []int{1, 65536}
 	for _, p := range c.inventory.Policies {

@@ -13,9 +13,9 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// The changes that are advised allow the flow, and what they allow besides is exactly what a
-// comparison of all flows finds. No change widens a rule for every peer or every port, or a
-// policy for every pod.
+// The advised changes allow the flow, and their stated effects are exactly the other flows that a
+// comparison of all flows finds newly allowed. No change widens a rule for every peer or every port, or
+// a policy for every pod.
 func TestChangesOpenWhatTheyState(t *testing.T) {
 	seen := make(map[string]int)
 	for seed := range uint64(600) {
@@ -67,7 +67,7 @@ func kindOf(c *explain.Change) string {
 	return "rule"
 }
 
-// safe checks what a change of a NetworkPolicy adds to.
+// safe checks that a change of a NetworkPolicy adds to nothing that is for every peer, port or pod.
 func safe(t *testing.T, o objects, s explain.Side, ported bool) {
 	t.Helper()
 	for _, p := range inventoryOf(o).Policies {
@@ -86,7 +86,8 @@ func safe(t *testing.T, o objects, s explain.Side, ported bool) {
 	}
 }
 
-// compare compares all flows before and after the changes with the effects of an explanation.
+// compare compares all flows before and after the changes with the stated effects, and describes a
+// difference.
 func compare(t *testing.T, name string, before, after *inventory.Inventory, e explain.Explanation) string {
 	t.Helper()
 	result := "nothing else"
@@ -119,7 +120,7 @@ func compare(t *testing.T, name string, before, after *inventory.Inventory, e ex
 	return result
 }
 
-// samples are the addresses of all pods, nodes and ranges of the random clusters, and others.
+// samples are the addresses of all pods, nodes and ranges of the random clusters, and a few others.
 var samples = func() (all []netip.Addr) {
 	for i := range 7 {
 		all = append(all, netip.MustParseAddr(fmt.Sprintf("10.0.0.%d", i+1)), netip.MustParseAddr(fmt.Sprintf("fd00::%d", i+1)))
@@ -130,7 +131,7 @@ var samples = func() (all []netip.Addr) {
 	return all
 }()
 
-// keys returns flows to all ports that rules name, and to one between them.
+// keys returns flows between two addresses, to all ports that rules name, and to a port between these.
 func keys(from, to netip.Addr) (all []filter.Key) {
 	for _, proto := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
 		for _, port := range []uint16{1, 79, 80, 81, 82, 83, 90, 91, 8080, 65535} {
@@ -143,7 +144,7 @@ func keys(from, to netip.Addr) (all []filter.Key) {
 	return append(all, filter.NewKey(from, to, filter.ICMPv6, 0))
 }
 
-// sameFlow reports whether a key is of a flow, at any address of its ends.
+// sameFlow reports whether key k belongs to flow f, with any address of the flow's ends.
 func sameFlow(v *inventory.Inventory, f explain.Flow, k filter.Key) bool {
 	return sameProtocol(f.Key.Protocol, k.Protocol) && f.Key.Port == k.Port && has(v, f.From, k.SrcAddr()) && has(v, f.To, k.DstAddr())
 }
@@ -152,7 +153,7 @@ func sameProtocol(a, b filter.Protocol) bool {
 	return a == b || a == filter.ICMP && b == filter.ICMPv6 || a == filter.ICMPv6 && b == filter.ICMP
 }
 
-// has reports whether an address is one of an end.
+// has reports whether a is an address of the end.
 func has(v *inventory.Inventory, e *explain.End, a netip.Addr) bool {
 	if owner := v.Snapshot.Endpoint(a); owner != nil && !owner.IsNode() {
 		return e.Pod != nil && e.Pod.String() == owner.String()
@@ -160,7 +161,7 @@ func has(v *inventory.Inventory, e *explain.End, a netip.Addr) bool {
 	return slices.Contains(e.Addrs, a) || e.Range != nil && e.Range.Contains(a) && v.Snapshot.NodeAt(a) == nil
 }
 
-// states reports whether effects have a flow.
+// states reports whether the effects include the flow of key k.
 func states(v *inventory.Inventory, effects *explain.Effects, k filter.Key) bool {
 	return slices.ContainsFunc(effects.Opens, func(o explain.Opening) bool {
 		return (o.Family == "IPv4") == k.SrcAddr().Is4() && has(v, o.From, k.SrcAddr()) && has(v, o.To, k.DstAddr()) && slices.ContainsFunc(o.Ports, func(p policy.PortRange) bool {

@@ -14,26 +14,25 @@ import (
 // EffectsAnswer is the JSON form of Effects.
 type EffectsAnswer struct {
 	Opens    []OpeningAnswer `json:"opens"`              // never null
-	Isolates []string        `json:"isolates,omitempty"` // pods
+	Isolates []string        `json:"isolates,omitempty"` // names of pods
 }
 
-// OpeningAnswer is the flows from some ends to others that changes would allow.
+// OpeningAnswer is a set of flows from some ends to others that changes would allow.
 type OpeningAnswer struct {
-	From  []string `json:"from"` // workloads, pods, nodes, ranges
+	From  []string `json:"from"` // names of workloads, pods, nodes or ranges
 	To    []string `json:"to"`
 	Ports []string `json:"ports"` // as in "TCP 8443", or "every port and protocol"
-	// Family is set if only one of the address families that the ends have is meant.
+	// Family is set if the ends have both address families, and the flows have only this one.
 	Family string `json:"family,omitempty"`
-	// Depends is set if the flows are allowed only if an end has some of the addresses that it
-	// may have.
+	// Depends reports that the flows are allowed only for some of the addresses that an end may have.
 	Depends bool `json:"depends,omitempty"`
 }
 
-// opens are openings with the same ports.
+// opens is a set of openings with the same ports.
 type opens struct {
 	from, to []*End
 	ports    string
-	family   string // empty if it is all that the ends have
+	family   string // empty if the flows have every address family of the ends
 	depends  bool
 }
 
@@ -41,8 +40,9 @@ func (o opens) alike(a opens) bool {
 	return a.ports == o.ports && a.family == o.family && a.depends == o.depends
 }
 
-// summary joins the openings to a destination, then those from the same sources. A workload
-// stands for its pods if the changes treat them alike, except for what a node always reaches.
+// summary joins openings with the same destination, and then openings with the same sources. If the
+// changes affect all pods of a workload alike, it names the workload instead of the pods, even if some
+// of the flows are from a node to its own pod and pass anyway.
 func (e *Effects) summary() (all []opens) {
 	var byTo []opens
 	for _, o := range e.byFamily() {
@@ -63,13 +63,13 @@ func (e *Effects) summary() (all []opens) {
 	return all
 }
 
-// byFamily joins the openings of both address families.
+// byFamily joins the openings of both address families of the same ends.
 func (e *Effects) byFamily() (all []opens) {
 	last := make(map[[2]*End]int)
 	for _, o := range slices.Concat(e.Opens, e.ownToo()) {
 		out := opens{[]*End{o.From}, []*End{o.To}, strings.Join(portTexts(o.Ports), ", "), o.Family, o.Depends}
 		if len(o.From.Addrs) == 1 || len(o.To.Addrs) == 1 {
-			out.family = "" // they have no other
+			out.family = "" // the ends have only this family
 		}
 		key := [2]*End{o.From, o.To}
 		if i, known := last[key]; known && all[i].ports == out.ports && all[i].depends == out.depends {
@@ -82,8 +82,8 @@ func (e *Effects) byFamily() (all []opens) {
 	return all
 }
 
-// ownToo returns the flows of nodes to their own pods, if the changes allow these nodes the same
-// to other pods of the workload.
+// ownToo returns flows from nodes to their own pods, if the changes let the same node reach other pods
+// of the same workload at the same ports.
 func (e *Effects) ownToo() (all []Opening) {
 	for _, own := range e.own {
 		if own.To.Workload != (policy.Ref{}) && slices.ContainsFunc(e.Opens, func(o Opening) bool {
@@ -109,7 +109,8 @@ func (e *Effects) answer() *EffectsAnswer {
 	return a
 }
 
-// names names ends. Pods that are all those of a workload have its name.
+// names returns the names of ends. If the ends include all pods of a workload, it names the workload
+// instead.
 func (e *Effects) names(ends []*End) (names []string) {
 	var ranges []*End
 	of := make(map[policy.Ref]int)
@@ -138,10 +139,10 @@ func (e *Effects) names(ends []*End) (names []string) {
 	return names
 }
 
-// maxOpens bounds the lines about what changes would open, in text.
+// maxOpens bounds the lines of text about the flows that changes would allow.
 const maxOpens = 20
 
-// writeEffects writes what the changes would do besides.
+// writeEffects writes the side effects of the changes.
 func (e *Explanation) writeEffects(b *strings.Builder) {
 	if e.Effects == nil {
 		return
@@ -180,7 +181,7 @@ func (e *Explanation) writeEffects(b *strings.Builder) {
 	}
 }
 
-// portTexts describes spans of ports, joined where they touch.
+// portTexts describes spans of ports, and joins adjacent ones.
 func portTexts(spans []policy.PortRange) (texts []string) {
 	spans = slices.Clone(spans)
 	slices.SortFunc(spans, func(a, b policy.PortRange) int {

@@ -14,8 +14,8 @@ import (
 // maxEnds bounds the ends, and the addresses of an end, in one line.
 const maxEnds = 3
 
-// sourceText and destinationText name the ends of an explanation, as people know them, with
-// their addresses. They never have an assumed address.
+// sourceText and destinationText name the ends of an explanation as users know them, with their
+// addresses, except for assumed addresses.
 func (e *Explanation) sourceText() string { return endsText(e.flows(), source, filter.Key.SrcAddr) }
 
 func (e *Explanation) destinationText() string {
@@ -43,12 +43,14 @@ func endsText(flows []Flow, endOf func(Flow) *End, addrOf func(filter.Key) netip
 			texts = append(texts, text)
 		}
 	}
-	if len(texts) > maxEnds { // their names are enough
+	if len(texts) > maxEnds { // names without addresses are enough for so many ends
 		texts = namesOf(slices.DeleteFunc(slices.Clone(flows), func(f Flow) bool { return endOf(f).Range != nil }), endOf)
 	}
 	if len(ranges) > 0 {
 		text := rangesText(ranges)
 		switch {
+		case !slices.ContainsFunc(ranges, func(e *End) bool { return !e.PodRange }):
+			text += " (in the range of the pods, but no pod here has it)"
 		case text == inventory.World:
 			text += " (every address outside the cluster)"
 		case strings.Contains(text, "/") && !strings.Contains(text, " "):
@@ -56,7 +58,7 @@ func endsText(flows []Flow, endOf func(Flow) *End, addrOf func(filter.Key) netip
 		}
 		texts = append(texts, text)
 	}
-	return near.List(texts, 2*maxEnds, ", ")
+	return near.List(texts, 2*maxEnds, separatorOf(texts))
 }
 
 // endText names an end and the addresses of its flows.
@@ -69,19 +71,30 @@ func endText(e *End, addrs []netip.Addr) string {
 			return e.Name + " (node " + e.NodeName + ")"
 		case e.Node:
 			return e.Name + " (this node)"
+		case e.PodRange:
+			return e.Name + " (in the range of the pods, but no pod here has it)"
 		}
 		return e.Name + " (no pod)"
 	}
 	if e.Assumed {
-		return e.Name + " (" + strings.Join(append(unknownWords(e), "address not known"), ", ") + ")"
+		return e.Name + " (" + strings.Join(append(unknownWords(e), unknownAddress(e, addrs)), ", ") + ")"
 	}
 	return e.Name + " (" + addressText(e, addrs) + ")"
+}
+
+// unknownAddress names the family of the flows if the end has the other one as well: the verdicts
+// of the two may differ.
+func unknownAddress(e *End, addrs []netip.Addr) string {
+	if len(e.Addrs) == 2 && len(addrs) == 1 {
+		return familyOf(addrs[0]) + " address not known"
+	}
+	return "address not known"
 }
 
 // shortText names ends without their addresses.
 func shortText(flows []Flow, endOf func(Flow) *End) string { return listText(flows, endOf, maxEnds) }
 
-// listText names at most n ends, and joins ranges of addresses.
+// listText names at most n ends, and joins adjacent ranges of addresses.
 func listText(flows []Flow, endOf func(Flow) *End, n int) string {
 	var names []string
 	var ranges []*End
@@ -95,7 +108,16 @@ func listText(flows []Flow, endOf func(Flow) *End, n int) string {
 	if len(ranges) > 0 {
 		names = append(names, rangesText(ranges))
 	}
-	return near.List(names, n, ", ")
+	return near.List(names, n, separatorOf(names))
+}
+
+// separatorOf returns what separates the items of a list: a semicolon if commas within an item, such
+// as those between the exceptions of a range, could be read as separators.
+func separatorOf(items []string) string {
+	if slices.ContainsFunc(items, func(item string) bool { return strings.Contains(item, " except ") }) {
+		return "; "
+	}
+	return ", "
 }
 
 // unknownWords describes an end whose address is assumed.
@@ -112,7 +134,8 @@ func unknownWords(e *End) (words []string) {
 	return words
 }
 
-// addressText returns the addresses of an end. Of several pods, it is the first address of each.
+// addressText returns the addresses of an end. If the end has several pods, it returns the first
+// address of each.
 func addressText(e *End, addrs []netip.Addr) string {
 	var texts []string
 	for _, a := range addrs {
@@ -133,7 +156,7 @@ func addressText(e *End, addrs []netip.Addr) string {
 	return count(len(e.Pods), "pod", "pods") + ": " + strings.Join(texts, ", ")
 }
 
-// rangesText describes ranges of addresses, joined where they touch.
+// rangesText describes ranges of addresses, and joins adjacent ones.
 func rangesText(ends []*End) string {
 	var all []inventory.Range
 	for _, e := range ends {
@@ -145,17 +168,17 @@ func rangesText(ends []*End) string {
 		if r.Prefix.Bits() == 0 {
 			text = strings.Replace(text, r.Prefix.String(), inventory.World, 1)
 		}
-		if !slices.Contains(texts, text) { // the world of both address families
+		if !slices.Contains(texts, text) { // the world is one name for two ranges, of IPv4 and IPv6
 			texts = append(texts, text)
 		}
 	}
-	return near.List(texts, 2*maxEnds, ", ")
+	return near.List(texts, 2*maxEnds, separatorOf(texts))
 }
 
-// EndAnswer is the JSON form of an end that is more than one pod with a known address.
+// EndAnswer is the JSON form of an end.
 type EndAnswer struct {
 	Name      string   `json:"name"`
-	Kind      string   `json:"kind,omitempty"` // of the workload
+	Kind      string   `json:"kind,omitempty"` // kind of the workload
 	Pods      []string `json:"pods,omitempty"`
 	Node      bool     `json:"node,omitempty"`
 	Range     string   `json:"range,omitempty"`
@@ -164,8 +187,8 @@ type EndAnswer struct {
 	AddressUnknown bool `json:"addressUnknown,omitempty"`
 }
 
-// endAnswers returns the ends of flows. It returns nil if there is only one, whose name says it
-// all: a single pod, or an address.
+// endAnswers describes the ends of flows. It returns nil if the only end is a single pod or address,
+// because the name alone describes it.
 func endAnswers(flows []Flow, endOf func(Flow) *End) []EndAnswer {
 	ends := endsOf(flows, endOf)
 	if e := ends[0]; len(ends) == 1 && len(e.Pods) < 2 && e.Range == nil && !e.Assumed {
@@ -195,7 +218,7 @@ func addrTexts(addrs []netip.Addr) (texts []string) {
 	return texts
 }
 
-// podName returns the name of an end that is a pod, or several.
+// podName returns the name of an end that consists of pods.
 func podName(e *End) string {
 	if e.ByAddress() {
 		return e.Pod.String()

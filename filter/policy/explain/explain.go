@@ -18,11 +18,11 @@ import (
 )
 
 type (
-	// Question is that of the inventory.
+	// Question is the question of package inventory.
 	Question = inventory.Question
-	// Flow is that of the inventory.
+	// Flow is the flow of package inventory.
 	Flow = inventory.Flow
-	// End is that of the inventory.
+	// End is the end of package inventory.
 	End = inventory.End
 )
 
@@ -31,12 +31,12 @@ type Cluster struct {
 	inventory *inventory.Inventory
 	snapshot  *policy.Snapshot
 	policies  map[string]*policy.Policy
-	tiers     [filter.NumTiers][]*policy.Policy // those with ordered rules, in their order
-	problems  map[string][]policy.Problem       // by policy
+	tiers     [filter.NumTiers][]*policy.Policy // policies with ordered rules, in the order of evaluation
+	problems  map[string][]policy.Problem       // by the name of the policy
 }
 
-// New returns the cluster of an inventory. The problems are the parts of its policies that are
-// to be shown as reasons.
+// New returns a Cluster for an inventory. problems are the parts of its policies that cannot be
+// understood, and that explanations show as reasons.
 func New(v *inventory.Inventory, problems []policy.Problem) *Cluster {
 	c := &Cluster{
 		inventory: v,
@@ -58,7 +58,7 @@ func New(v *inventory.Inventory, problems []policy.Problem) *Cluster {
 // Flows returns the flows that a question is about; see [inventory.Inventory.Flows].
 func (c *Cluster) Flows(q Question) ([]Flow, error) { return c.inventory.Flows(q) }
 
-// Knows reports whether a name is that of a pod or a workload, or the beginning of one up to a
+// Knows reports whether name is the name of a pod or a workload, or the part of such a name before a
 // dash.
 func (c *Cluster) Knows(name string) bool { return c.inventory.Knows(name) }
 
@@ -71,18 +71,18 @@ type Explanation struct {
 	Notes   []string
 	// Others are further flows with the same verdict and reasons; see [Merge].
 	Others []Flow
-	// Depends are the other verdicts that the flow gets if an end without a known address has
-	// another address than the assumed one.
+	// Depends lists the verdicts about the flow that differ from Verdict, for addresses that an end
+	// with an assumed address may have.
 	Depends []Alternative
-	// Effects are what the changes of both sides do besides allowing the flows; nil if that has
-	// not been computed. See [Cluster.Advise].
+	// Effects are the side effects of the changes of both sides; nil before [Cluster.Advise] has
+	// computed them.
 	Effects *Effects
 
-	explained bool   // it has reasons
-	settle    string // what to add, to know the addresses that Depends is about; empty if nothing helps
+	explained bool   // Explain has set the reasons
+	settle    string // what to add so that the addresses of Depends become known; empty if nothing helps
 }
 
-// Alternative is the verdict about a flow with another address of an end.
+// Alternative is the verdict about a flow if an end has another address than the assumed one.
 type Alternative struct {
 	inventory.Alternative
 	Verdict filter.Verdict
@@ -116,7 +116,7 @@ type Side struct {
 	Problems []policy.Problem
 
 	allows bool
-	others bool // further policies isolate some of the pods; see mergeAllowed
+	others bool // some of the pods are isolated by further policies; see mergeAllowed
 }
 
 // Allows reports whether the side allows the flow.
@@ -140,8 +140,8 @@ func (c *Cluster) Explain(f Flow) Explanation {
 	return e
 }
 
-// depends returns the verdicts that differ from v if an end has another address. It returns none
-// if both addresses are known.
+// depends returns the verdicts that differ from v, for other addresses that the ends may have. It
+// returns none if both addresses are known.
 func (c *Cluster) depends(f Flow, v filter.Verdict) (all []Alternative) {
 	if !f.From.Assumed && !f.To.Assumed {
 		return nil
@@ -154,7 +154,7 @@ func (c *Cluster) depends(f Flow, v filter.Verdict) (all []Alternative) {
 	return all
 }
 
-// settle returns what a user can add to know the addresses that a verdict depends on.
+// settle tells what a user can add so that the addresses become known on which a verdict depends.
 func (c *Cluster) settle(depends []Alternative) string {
 	var pods, nodes bool
 	for _, a := range depends {
@@ -183,8 +183,8 @@ func (c *Cluster) ExplainAll(q Question) ([]Explanation, error) {
 	return c.ExplainFlows(flows), nil
 }
 
-// ExplainFlows explains flows, merges those with the same verdict and reasons, and computes what
-// else the changes would do.
+// ExplainFlows explains flows, merges explanations with the same verdict and reasons, and computes the
+// side effects of the changes.
 func (c *Cluster) ExplainFlows(flows []Flow) []Explanation {
 	all := make([]Explanation, len(flows))
 	for i, f := range flows {
@@ -227,8 +227,9 @@ func (c *Cluster) dropPrevails(v filter.Verdict) []string {
 		policy.DenyWithAnnotation, near.List(drop, maxNearest, ", "), near.List(reject, maxNearest, ", "))}
 }
 
-// missingNamespaces returns a warning for each end in a namespace without an object, if policies
-// depend on its labels. If not all Namespaces could be read, the command has reported that.
+// missingNamespaces returns a warning for each end whose namespace has no Namespace object, if policies
+// depend on its labels. It returns none if not all Namespaces could be read, because the command has
+// reported that.
 func (c *Cluster) missingNamespaces(f Flow) (found []string) {
 	if !c.snapshot.NeedsNamespaces() || c.inventory.NamespacesUnread {
 		return nil
@@ -297,6 +298,16 @@ func (c *Cluster) HasPolicy(title string) bool {
 		}
 	}
 	return false
+}
+
+// PolicyTitles returns the titles of all policies, as HasPolicy takes them.
+func (c *Cluster) PolicyTitles() []string {
+	titles := make([]string, 0, len(c.policies))
+	for _, p := range c.policies {
+		titles = append(titles, titleOf(p))
+	}
+	slices.Sort(titles)
+	return titles
 }
 
 func titleOf(p *policy.Policy) string { return filter.PolicyTitle(p.Tier, p.Ref.String()) }

@@ -7,8 +7,9 @@ import (
 	"sluice/filter"
 )
 
-// Merge joins explanations with the same verdict and reasons: both address families of two ends,
-// and ends that policies treat alike. It keeps the order, but puts flows that are denied first.
+// Merge joins explanations with the same verdict and reasons: those of both address families of two
+// ends, and those of ends that policies treat alike. Explanations of denied flows come first; apart
+// from that, the order stays.
 func Merge(all []Explanation) []Explanation {
 	all = joinAll(all, func(a, b *Explanation) bool {
 		return samePair(a.Flow, b.Flow) && a.Verdict == b.Verdict && len(a.Depends) == len(b.Depends)
@@ -20,7 +21,7 @@ func Merge(all []Explanation) []Explanation {
 	return all
 }
 
-// rank orders explanations: what is denied comes first, and what is allowed last.
+// rank returns the place of an explanation in the order: denied flows first, allowed flows last.
 func (e *Explanation) rank() int {
 	switch {
 	case e.Verdict.Action == filter.Allow && len(e.Depends) == 0:
@@ -31,7 +32,7 @@ func (e *Explanation) rank() int {
 	return 0
 }
 
-// joinAll joins explanations that are alike and whose changes can be joined.
+// joinAll joins explanations that are alike, if their changes can be joined.
 func joinAll(all []Explanation, alike func(a, b *Explanation) bool) (joined []Explanation) {
 next:
 	for _, e := range all {
@@ -45,7 +46,8 @@ next:
 	return joined
 }
 
-// join adds the flows and the notes of another explanation, unless its changes are others.
+// join adds the flows and notes of another explanation. It returns false if the changes of both cannot
+// be joined.
 func (e *Explanation) join(o *Explanation) bool {
 	egress, ok := joinBlocks(e.Egress.Change, o.Egress.Change)
 	ingress, ok2 := joinBlocks(e.Ingress.Change, o.Ingress.Change)
@@ -73,7 +75,7 @@ func viaOf(f Flow) string {
 	return f.Via.Service
 }
 
-// body returns the explanation without the names of its ends and the changes.
+// body returns the text of the reasons, without the names of the ends.
 func (e *Explanation) body() string {
 	var b strings.Builder
 	e.writeReasons(&b, "", "")
@@ -95,7 +97,7 @@ func namesOf(flows []Flow, endOf func(Flow) *End) (names []string) {
 	return names
 }
 
-// endsOf returns the ends of flows, each once.
+// endsOf returns the different ends of flows.
 func endsOf(flows []Flow, endOf func(Flow) *End) (ends []*End) {
 	for _, f := range flows {
 		e := endOf(f)

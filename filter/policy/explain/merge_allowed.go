@@ -9,8 +9,9 @@ import (
 )
 
 // mergeAllowed joins explanations of flows that the same rules allow, although different policies
-// isolate the pods. In a namespace with a policy for each app, a question about all of its pods has
-// one answer then, instead of one for each app. It is for text: JSON names the policies of each.
+// isolate the pods. If each app of a namespace has a policy, a question about all pods of the namespace
+// then has one answer, instead of one per app. Only text output uses it: JSON names the policies of
+// each pod.
 func mergeAllowed(all []Explanation) []Explanation {
 	alike := func(a, b *Explanation) bool {
 		return a.rank() == b.rank() && a.Verdict.Action == filter.Allow && len(a.Depends)+len(b.Depends) == 0 && a.samePort(b) && a.allowedBy() == b.allowedBy()
@@ -19,7 +20,7 @@ func mergeAllowed(all []Explanation) []Explanation {
 	return joinCommon(all, func(a, b *Explanation) bool { return slices.Equal(a.froms(), b.froms()) && alike(a, b) })
 }
 
-// joinCommon joins explanations that are alike, and keeps the policies that they have in common.
+// joinCommon joins explanations that are alike, and keeps only the policies that they have in common.
 func joinCommon(all []Explanation, alike func(a, b *Explanation) bool) (joined []Explanation) {
 next:
 	for _, e := range all {
@@ -35,8 +36,8 @@ next:
 	return joined
 }
 
-// allowedBy returns the reasons without the policies that isolate the pods or that have not been
-// evaluated: which they are does not matter to a flow that is allowed.
+// allowedBy returns the text of the reasons without the policies that only isolate the pods or were not
+// evaluated: these do not matter to an allowed flow.
 func (e *Explanation) allowedBy() string {
 	bare := *e
 	bare.Egress, bare.Ingress = e.Egress.withoutIsolation(), e.Ingress.withoutIsolation()
@@ -58,22 +59,23 @@ func (s Side) withoutIsolation() Side {
 	return s
 }
 
-// isolates reports whether the policies of a step do not matter to a flow that is allowed.
+// isolates reports whether the policies of the step do not matter to an allowed flow: they only
+// isolate, or were not evaluated.
 func (s *Step) isolates() bool {
 	return len(s.Policies) > 0 && (s.Result == NotEvaluated || s.Tier == policy.NetworkPolicy)
 }
 
-// keepCommon keeps the policies that both sides have.
+// keepCommon keeps only the policies that both sides have.
 func (s *Side) keepCommon(o *Side) {
 	s.Policies, s.others = common(s.Policies, o.Policies, s.others || o.others)
 	s.Tiers = slices.Clone(s.Tiers)
 	for i := range s.Tiers {
-		t, u := &s.Tiers[i], &o.Tiers[i] // both have the same tiers, as they are alike
+		t, u := &s.Tiers[i], &o.Tiers[i] // explanations that are alike have the same tiers
 		t.Policies, t.others = common(t.Policies, u.Policies, t.others || u.others)
 	}
 }
 
-// common returns the names that two lists have in common, and reports whether one has others.
+// common returns the names that are in both lists. more reports whether some of the pods have others.
 func common(a, b []string, others bool) (both []string, more bool) {
 	for _, name := range a {
 		if slices.Contains(b, name) {

@@ -21,8 +21,8 @@ func allowed(from string, rule filter.Rule, peers string, policies ...string) Ex
 	}
 }
 
-// Flows that the same rule allows are one explanation, which names the policies that isolate all of
-// the pods. Those that another rule, or another peer of the rule, allows are not.
+// Flows that the same rule allows become one explanation, which names the policies that isolate all of
+// the pods. A flow that another rule, or another peer of the rule, allows keeps its own explanation.
 func TestMergeAllowed(t *testing.T) {
 	dns, own := filter.Rule{Policy: "shop/dns", Tier: policy.NetworkPolicy}, filter.Rule{Policy: "shop/own", Tier: policy.NetworkPolicy}
 	all := mergeAllowed([]Explanation{

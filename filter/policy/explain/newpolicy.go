@@ -20,12 +20,12 @@ var generated = []string{
 	"statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
 }
 
-// passing lists the keys of labels that tools write, and whose values change with releases.
+// passing lists keys of labels that tools write, and whose values change from release to release.
 var passing = []string{"app.kubernetes.io/version", "app.kubernetes.io/managed-by", "helm.sh/chart"}
 
-// labelsOf returns the labels by which policies should select a pod: those by which its workload
-// does; or else all that are neither generated nor change with releases; or else all that are not
-// generated.
+// labelsOf returns the labels by which policies should select a pod: the labels by which its workload
+// selects it. If there are none, these are all labels that are neither generated nor change from
+// release to release; and if there are none of those either, all labels that are not generated.
 func (c *Cluster) labelsOf(p *policy.Pod) labels.Set {
 	without := func(keys []string) labels.Set {
 		out := make(labels.Set)
@@ -52,8 +52,8 @@ func (c *Cluster) labelsOf(p *policy.Pod) labels.Set {
 	return without(generated)
 }
 
-// newPolicy returns a change that adds a policy for the pods of the side's end. A pod without
-// labels cannot be selected alone: the change is then a hint.
+// newPolicy returns a change that adds a policy for the pods of the side's end. If the pod has no
+// labels, no policy can select it alone, and the change is a hint.
 func (c *Cluster) newPolicy(s *Side, f Flow) *Change {
 	end := f.From
 	if s.Direction == filter.Ingress {
@@ -72,10 +72,10 @@ func (c *Cluster) newPolicy(s *Side, f Flow) *Change {
 	return &Change{Policy: p.Ref, Direction: s.Direction, New: p, Rule: rule, Notes: portless(f, "ports")}
 }
 
-// maxName bounds the names of the ends in the name of a new policy.
+// maxName bounds the length of the ends' names in the name of a new policy.
 const maxName = 100
 
-// freeName returns a name for a new policy, such as "pay-to-vault-8443", that none has yet.
+// freeName returns a name for a new policy, such as "pay-to-vault-8443", that no existing policy has.
 func (c *Cluster) freeName(d filter.Direction, end *End, f Flow) policy.Ref {
 	peer, list := peerEnd(d, f)
 	name := nameOf(end) + "-" + list + "-" + nameOf(peer)
@@ -89,7 +89,7 @@ func (c *Cluster) freeName(d filter.Direction, end *End, f Flow) policy.Ref {
 	return ref
 }
 
-// nameOf returns the name of an end as a part of the name of an object.
+// nameOf returns the name of an end in a form that is valid in the name of an object.
 func nameOf(e *End) string {
 	name := e.Name
 	switch {
@@ -109,12 +109,12 @@ func nameOf(e *End) string {
 		return '-'
 	}, strings.ToLower(name))
 	for strings.Contains(name, "--") {
-		name = strings.ReplaceAll(name, "--", "-") // as of fd00::1
+		name = strings.ReplaceAll(name, "--", "-") // an address such as fd00::1 becomes fd00--1
 	}
 	return strings.Trim(name[:min(len(name), maxName)], "-")
 }
 
-// namespaceOf returns the namespace in the name of a policy, "namespace/name".
+// namespaceOf returns the namespace of a policy with the name "namespace/name".
 func namespaceOf(name string) string {
 	namespace, _, _ := strings.Cut(name, "/")
 	return namespace

@@ -171,7 +171,7 @@ func (h *matcher) block(b *policy.Block) (string, *Mismatch) {
 	return says, lack
 }
 
-// outside states that the peer's address is outside of what a rule has.
+// outside records that the peer's address is outside of the addresses that the rule names.
 func (h *matcher) outside(of string) string {
 	switch {
 	case h.peer.Range != nil:
@@ -182,7 +182,7 @@ func (h *matcher) outside(of string) string {
 	return fmt.Sprintf("%s is outside %s", h.addr, of)
 }
 
-// inside states that the peer's address is in an exception.
+// inside records that the peer's address is in the exception e.
 func (h *matcher) inside(e netip.Prefix) string {
 	switch {
 	case h.peer.Range != nil:

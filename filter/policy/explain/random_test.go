@@ -371,7 +371,7 @@ func apply(o objects, s explain.Side) objects {
 	return o
 }
 
-// addItem adds an item of the API to a list of a policy.
+// addItem adds an item in the form of the API to a list of a policy.
 func addItem(p *networkingv1.NetworkPolicy, s explain.Side, item any) {
 	switch add := item.(type) {
 	case networkingv1.NetworkPolicyIngressRule:

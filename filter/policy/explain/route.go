@@ -18,11 +18,11 @@ type RouteAnswer struct {
 	Service  string   `json:"service"`
 	Port     uint16   `json:"port"`
 	Backends []string `json:"backends"`          // as in "shop/web port 8080"
-	Senders  []string `json:"senders,omitempty"` // whose packets get to the backends, if they are known
-	How      string   `json:"how"`               // how the senders are known, or why not
+	Senders  []string `json:"senders,omitempty"` // names of the pods that send to the backends, if they are known
+	How      string   `json:"how"`               // how the senders are known, or why they are not
 }
 
-// exposuresOf returns the exposures that flows are about, each once, in their order.
+// exposuresOf returns the exposures of flows, without duplicates, in the order of the flows.
 func exposuresOf(all []Explanation) (found []*inventory.Exposure) {
 	for i := range all {
 		for _, f := range all[i].flows() {
@@ -35,7 +35,7 @@ func exposuresOf(all []Explanation) (found []*inventory.Exposure) {
 	return found
 }
 
-// brokenOf returns the backends of the routes that lead nowhere, with the reasons.
+// brokenOf describes the backends that do not exist, with the reasons.
 func brokenOf(all []Explanation) (texts []string) {
 	for i := range all {
 		for _, f := range all[i].flows() {
@@ -69,7 +69,7 @@ func backendTexts(x *inventory.Exposure) (texts []string) {
 	return texts
 }
 
-// routeText is the heading of the answers about routes.
+// routeText returns the heading of the answers about routes.
 func routeText(all []Explanation) string {
 	var b strings.Builder
 	exposures := exposuresOf(all)
@@ -90,7 +90,8 @@ func routeText(all []Explanation) string {
 	return b.String()
 }
 
-// senderText names the senders, or says that those of the question were taken instead.
+// senderText names the senders of a route, or states that the answers are about the source in the
+// question instead.
 func senderText(x *inventory.Exposure, all []Explanation) string {
 	var froms []string
 	for i := range all {
@@ -109,8 +110,8 @@ func senderText(x *inventory.Exposure, all []Explanation) string {
 	return fmt.Sprintf("taken as sent by %s; what sends it is not known: %s\n", given[0], x.Senders.How)
 }
 
-// fromOutside returns a warning about a flow from outside the cluster to a Service, if its packets
-// arrive in another way.
+// fromOutside returns a warning about a flow from outside the cluster to a Service, if packets from
+// outside reach that Service only through a route, or with the address of a node.
 func (c *Cluster) fromOutside(f Flow) []string {
 	if f.Via == nil || f.Via.Exposure != nil || f.From.Pod != nil || f.From.Node {
 		return nil
@@ -124,7 +125,7 @@ func (c *Cluster) fromOutside(f Flow) []string {
 		case x.Policy == "Cluster":
 			return []string{fmt.Sprintf("%v has externalTrafficPolicy Cluster: a packet that arrives at another node than that of the pod has the address of that node as its source: ask also with --from node/NAME", x)}
 		default:
-			return nil // the source is the client
+			return nil // the source stays the client
 		}
 	}
 	if len(routes) > 0 {
@@ -134,7 +135,7 @@ func (c *Cluster) fromOutside(f Flow) []string {
 	return []string{fmt.Sprintf("nothing here leads from outside to Service %s: it is of type ClusterIP, and no Ingress or route names it", f.Via.Service)}
 }
 
-// argumentOf returns a route as an argument of --to, as in "shop/ingress/web".
+// argumentOf returns a route in the form of an argument of --to, as in "shop/ingress/web".
 func argumentOf(route string) string {
 	kind, name, _ := strings.Cut(route, " ")
 	name, _, _ = strings.Cut(name, " ")
@@ -142,7 +143,8 @@ func argumentOf(route string) string {
 	return namespace + "/" + strings.ToLower(kind) + "/" + name
 }
 
-// untranslated returns a note about a headless Service that names another targetPort.
+// untranslated returns a note if the destination is a headless Service whose port differs from its
+// targetPort.
 func untranslated(f Flow) []string {
 	if f.Via == nil || f.Via.Untranslated == "" {
 		return nil

@@ -6,19 +6,20 @@ import (
 	"slices"
 )
 
-// serviceRanges are the ranges from which widespread installers give Services their addresses:
-// kubeadm (and EKS) first, then EKS, k3s and MicroK8s.
+// serviceRanges are the ranges from which common installers assign addresses to Services: kubeadm and
+// EKS (the first), EKS (the second), k3s and MicroK8s.
 var serviceRanges = []string{"10.96.0.0/12", "172.20.0.0/16", "10.43.0.0/16", "10.152.183.0/24"}
 
-// beside4 and beside6 are the lengths of prefixes: an address in the same prefix as that of a
-// Service is probably that of another one. Clusters have at least so many addresses for Services.
+// beside4 and beside6 are lengths of prefixes. An address in the same prefix as the address of a
+// Service probably belongs to another Service, because the range for Services is at least this large in
+// each cluster.
 const (
 	beside4 = 24
 	beside6 = 112
 )
 
-// maybeService returns a note if the destination is an address that nothing here has, and that is
-// probably the address of a Service: then policies never see it.
+// maybeService returns a note if no known object has the destination's address, and it is probably the
+// address of a Service. Policies never see such an address.
 func (c *Cluster) maybeService(f Flow) []string {
 	e := f.To
 	if f.Via != nil || e.Pod != nil || e.Node || e.Range != nil {
@@ -33,7 +34,7 @@ func (c *Cluster) maybeService(f Flow) []string {
 		"and no ipBlock with this address matches: ask for these pods, or add the Service to what is read", a, why)}
 }
 
-// serviceRange returns why an address may be that of a Service; empty if nothing suggests it.
+// serviceRange tells why a may be the address of a Service. It returns "" if nothing suggests it.
 func (c *Cluster) serviceRange(a netip.Addr) string {
 	bits := beside4
 	if a.Is6() {

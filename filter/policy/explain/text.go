@@ -12,9 +12,9 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// Text formats the explanations of one question for people: the verdict in one line, then
-// both directions, then the changes that would allow the flow, and what else they would do. It
-// merges the explanations; see [Merge]. It numbers rules from 1.
+// Text formats the explanations of one question for users: the verdict in one line, then both
+// directions, then the changes that would allow the flow, with their side effects. It merges the
+// explanations; see [Merge]. It numbers rules from 1.
 func Text(all []Explanation) string {
 	all = mergeAllowed(Merge(all))
 	var parts []string
@@ -36,11 +36,11 @@ func Text(all []Explanation) string {
 // samePair reports whether two flows are between the same ends.
 func samePair(a, b Flow) bool { return a.From.Name == b.From.Name && a.To.Name == b.To.Name }
 
-// maxCounted bounds the ends of a verdict in the heading of several answers.
+// maxCounted bounds the ends that the heading of several answers lists for a verdict.
 const maxCounted = 12
 
-// countText counts the answers of a question whose ends differ. If there are more than a few, it
-// also lists these ends by verdict.
+// countText counts the answers to a question by verdict. If there are more than a few, it also lists
+// the ends in which they differ.
 func countText(all []Explanation) string {
 	var counts []string
 	var lists strings.Builder
@@ -58,8 +58,8 @@ func countText(all []Explanation) string {
 	return fmt.Sprintf("%d different answers: %s\n%s\n", len(all), strings.Join(counts, ", "), lists.String())
 }
 
-// differing names the ends of some of all explanations: the sources if all have the same
-// destination, the destinations if all have the same source. Otherwise it is empty.
+// differing names the ends of the explanations some: the sources if all explanations have the same
+// destinations, the destinations if all have the same sources. Otherwise it returns "".
 func differing(all, some []Explanation) string {
 	same := func(ends func(*Explanation) []string) bool {
 		return !slices.ContainsFunc(all, func(e Explanation) bool { return !slices.Equal(ends(&e), ends(&all[0])) })
@@ -77,7 +77,8 @@ func differing(all, some []Explanation) string {
 	return ""
 }
 
-// Depends is the verdict if it is not the same for all addresses that an end may have.
+// Depends is the verdict about a flow that is allowed for some addresses of an end, and denied for
+// others.
 const Depends = "depends"
 
 // verdict returns the verdict in one word.
@@ -88,21 +89,24 @@ func (e *Explanation) verdict() string {
 	return e.Verdict.Action.String()
 }
 
-// maxBackends bounds the endpoints of a Service in its heading.
+// maxBackends bounds the endpoints that the heading about a Service lists.
 const maxBackends = 5
 
-// viaText is the heading of the answers about a Service.
+// viaText returns the heading of the answers about a Service.
 func viaText(all []Explanation) string {
 	via := all[0].Flow.Via
 	var ends []string
-	denied := make(map[string]bool)
+	denied, depends := make(map[string]bool), make(map[string]bool)
 	for i := range all {
 		for _, f := range all[i].flows() {
 			end := fmt.Sprintf("%s port %d", f.To.Name, f.Key.Port)
 			if !slices.Contains(ends, end) {
 				ends = append(ends, end)
 			}
-			if all[i].Verdict.Action == filter.Deny {
+			switch all[i].verdict() {
+			case Depends:
+				depends[end] = true
+			case filter.Deny.String():
 				denied[end] = true
 			}
 		}
@@ -115,8 +119,11 @@ func viaText(all []Explanation) string {
 		name = fmt.Sprintf("port %d of nodes is Service %s port %d", via.NodePort, via.Service, via.Port)
 	}
 	slices.Sort(ends)
-	return fmt.Sprintf("%s → %s: decisions see the endpoints behind a Service (%s, %d denied)\n",
-		name, near.List(ends, maxBackends, ", "), count(len(ends), "endpoint", "endpoints"), len(denied))
+	counts := fmt.Sprintf("%s, %d denied", count(len(ends), "endpoint", "endpoints"), len(denied))
+	if len(depends) > 0 {
+		counts += fmt.Sprintf(", %d depends", len(depends))
+	}
+	return fmt.Sprintf("%s → %s: decisions see the endpoints behind a Service (%s)\n", name, near.List(ends, maxBackends, ", "), counts)
 }
 
 // text formats an explanation.
@@ -139,7 +146,7 @@ func (e *Explanation) text() string {
 	return b.String()
 }
 
-// writeReasons writes what decided on both sides. from and to are the names of the ends.
+// writeReasons writes what decided on both sides. The parameters from and to are the names of the ends.
 func (e *Explanation) writeReasons(b *strings.Builder, from, to string) {
 	e.writeDepends(b)
 	switch {
@@ -158,12 +165,19 @@ func (e *Explanation) writeReasons(b *strings.Builder, from, to string) {
 	e.Ingress.write(b, e.Flow.To, to)
 }
 
-// writeDepends writes which addresses of an end without a known one change the verdict.
+// maxDepends bounds the ranges that the text lists: policies may have thousands.
+const maxDepends = 10
+
+// writeDepends writes for which addresses of an end with an assumed address the verdict differs.
 func (e *Explanation) writeDepends(b *strings.Builder) {
 	if len(e.Depends) == 0 {
 		return
 	}
-	for _, a := range e.Depends {
+	for i, a := range e.Depends {
+		if i == maxDepends && len(e.Depends) > maxDepends+1 {
+			fmt.Fprintf(b, "  (%d more ranges have another verdict: JSON lists them)\n", len(e.Depends)-i)
+			break
+		}
 		end := "source"
 		if a.To {
 			end = "destination"
@@ -187,6 +201,9 @@ func (s *Side) write(b *strings.Builder, end *End, name string) {
 	switch {
 	case s.Pod == "" && end.Node:
 		fmt.Fprintln(b, "has a node's address, which no policy isolates")
+		return
+	case s.Pod == "" && end.PodRange:
+		fmt.Fprintln(b, "is in the range of the pods, but no pod here has it, so it is not known which policies isolate it")
 		return
 	case s.Pod == "" && end.Range != nil:
 		fmt.Fprintln(b, "is outside the cluster, so no policy isolates it")
@@ -217,10 +234,11 @@ func (s *Side) write(b *strings.Builder, end *End, name string) {
 }
 
 // several reports whether a text names several pods.
-func several(names string) bool { return strings.Contains(names, ", ") }
+func several(names string) bool {
+	return strings.Contains(names, ", ") || strings.Contains(names, "; ")
+}
 
-// policyList names policies, and at most n of them. The parameter others reports that some pods have
-// further ones.
+// policyList names at most n policies. If others is true, it adds that some pods have further policies.
 func policyList(names []string, n int, others bool) string {
 	switch {
 	case !others:
@@ -316,7 +334,7 @@ func (s *Side) writeChange(b *strings.Builder) {
 	}
 }
 
-// yaml returns what to add, as YAML: items of a list, or a whole policy.
+// yaml returns what to add, as YAML: items of a list, or a complete policy.
 func (c *Change) yaml() string {
 	var from any = c.Add()
 	if c.New != nil {
@@ -324,12 +342,12 @@ func (c *Change) yaml() string {
 	}
 	text, err := yaml.Marshal(from)
 	if err != nil {
-		return err.Error() // these API types always marshal
+		return err.Error() // never happens: these API types can be marshaled
 	}
 	return string(text)
 }
 
-// text returns all that people read of the change.
+// text returns the complete text of the change.
 func (c *Change) text() string {
 	var b strings.Builder
 	(&Side{Direction: c.Direction, Change: c}).writeChange(&b)

@@ -274,7 +274,7 @@ func networks(texts ...string) (p policy.Peer) {
 	return p
 }
 
-// A Namespace that is not there is noted only if all Namespaces could be read.
+// A missing Namespace is noted only if all Namespaces could be read.
 func TestNotesAboutMissingNamespaces(t *testing.T) {
 	var both []*policy.Pod
 	for i, name := range []string{"web", "db"} {

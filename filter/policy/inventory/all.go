@@ -20,18 +20,14 @@ func (v *Inventory) AllPods() []*policy.Pod {
 // PodsOf returns the pods of a workload, sorted by name.
 func (v *Inventory) PodsOf(workload policy.Ref) []*policy.Pod { return v.workloads[workload] }
 
-// EndOf returns a pod as an end. The parameter to reports whether it is the destination of a flow:
-// assumed addresses of the two ends differ. EndOf returns an error if the pod has ended, or if
-// one of its addresses belongs to another pod.
+// EndOf returns a pod as an end of a flow: as the destination if to is true, and as the source
+// otherwise. Assumed addresses of the two differ. EndOf returns an error if the pod has ended, or
+// if one of its addresses belongs to another pod.
 func (v *Inventory) EndOf(p *policy.Pod, to bool) (*End, error) { return v.pod(p, to) }
 
-// Outside returns all addresses outside the cluster, cut where policies tell them apart. What
-// remains of each family, in no range of a policy, has the name World and comes first.
-func (v *Inventory) Outside() []*End { return v.world() }
-
 // NodeEnds returns the nodes, sorted by name: those of Node objects, those in the status of pods,
-// and the addresses in NodeAddrs, as "node", unless they are those of another. Each has
-// its first address of each family. Further addresses are ends of their own.
+// and a node with the name "node" for the addresses in NodeAddrs that no other node has. Each
+// node has its first address of each family. Further addresses are ends of their own.
 func (v *Inventory) NodeEnds() (ends []*End) {
 	addrs := make(map[string][]netip.Addr)
 	seen := make(map[netip.Addr]bool)
@@ -63,7 +59,8 @@ func (v *Inventory) NodeEnds() (ends []*End) {
 	return ends
 }
 
-// nodeEnds returns the ends of one node.
+// nodeEnds returns the ends of one node: one with the first address of each family, and one for
+// each further address.
 func (v *Inventory) nodeEnds(name string, addrs []netip.Addr) []*End {
 	first := &End{Name: name, Node: true, NodeName: name}
 	ends := []*End{first}

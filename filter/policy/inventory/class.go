@@ -11,17 +11,17 @@ import (
 	"sluice/filter/policy"
 )
 
-// Class identifies ends that policies cannot tell apart: flows from and to them have the same
-// verdicts. Two verdicts do not depend on policies alone and may differ: a pod always gets the
-// packets of its own node, and reaches its own address. A Class is comparable, and has a meaning
-// only within one inventory.
+// Class identifies ends that policies cannot tell apart. Flows from and to ends of one class have the
+// same verdicts, with two exceptions: a pod always gets the packets of its own node, and always reaches
+// its own address. A Class is comparable, and has a meaning only within one inventory.
 type Class struct {
 	endpoint policy.Class
 	node     bool
-	places   [2]string // by family, IPv4 first: the ranges of policies that contain the address
+	places   [2]string // by family, IPv4 first: the result of around for the address, or assumedPlace
 }
 
-// assumedPlace is the place of an assumed address. No text of ranges is equal to it.
+// assumedPlace is in Class.places for an assumed address. It differs from the text of every other
+// address, which begins with "in ".
 const assumedPlace = "assumed"
 
 // ClassOf returns the class of an end.
@@ -39,8 +39,8 @@ func (v *Inventory) ClassOf(e *End) Class {
 	return c
 }
 
-// around returns what policies say about an address, as text: the ranges that contain it, and
-// the selectors of nodes that match a Node with it.
+// around returns, as text, how policies match an address: the ranges that contain it, and the node
+// selectors that match a Node with this address.
 func (v *Inventory) around(a netip.Addr) string {
 	text := v.marks.around(a)
 	for i, s := range v.nodeSelectors {
@@ -85,8 +85,8 @@ func nodesByAddress(nodes []*policy.Node) map[netip.Addr][]*policy.Node {
 	return at
 }
 
-// NodesMissing reports whether policies select nodes, and no Node is known: their rules match
-// nothing then.
+// NodesMissing reports whether policies select nodes although no Node has a known address. Such
+// selectors match nothing.
 func (v *Inventory) NodesMissing() bool { return len(v.nodeSelectors) > 0 && !v.NodesKnown() }
 
 // NodesKnown reports whether there is a Node with an address.

@@ -17,13 +17,13 @@ type End struct {
 	// a range.
 	Name string
 	// Addrs are the addresses, at most one of each family, IPv4 first. For several pods, they
-	// are those of Pod; for a range, they are one of it.
+	// are those of Pod. For a range, Addrs has one address of the range.
 	Addrs []netip.Addr
 	// Assumed reports that the pod has no address yet, so that Addrs are made up.
 	Assumed bool
 	// Pod is the pod with these addresses; nil for addresses of a node or outside the cluster.
 	Pod *policy.Pod
-	// Pods are all pods that the end stands for, Pod first; empty if Pod is nil.
+	// Pods are all pods of the end, Pod first; empty if Pod is nil.
 	Pods []*policy.Pod
 	// Workload is the workload of the pods; zero if there is none.
 	Workload policy.Ref
@@ -32,13 +32,16 @@ type End struct {
 	// Node is set for a node, and for a pod of the host network: such a pod has the addresses
 	// of its node, and policies treat it as the node.
 	Node bool
-	// NodeName is the name of the Node object whose status has the address. If there is none, but
-	// the status of a pod has the address as its host's, NodeName is "of " and the pod's name.
-	// Otherwise it is empty.
+	// NodeName is the name of the Node whose status has the address. Without such a Node, it is
+	// "of " and the name of a pod in whose status the address is that of the host; empty if there is
+	// no such pod either.
 	NodeName string
 	// Range is set for a range of addresses outside the cluster, all of which get the same
 	// verdicts.
 	Range *Range
+	// PodRange reports that the address, or the range, is in a known range of pods, but that no known pod
+	// has it. Policies of such a pod are not known.
+	PodRange bool
 }
 
 // ByAddress reports whether the end is named by its address.
@@ -52,7 +55,7 @@ func (e *End) Text() string {
 	return e.Name
 }
 
-// address returns the end with an address.
+// address returns the end that has an address: a pod, a node, or the address itself.
 func (v *Inventory) address(addr netip.Addr) *End {
 	e := &End{Name: addr.String(), Addrs: []netip.Addr{addr}, Endpoint: v.Snapshot.Endpoint(addr)}
 	switch {
@@ -66,11 +69,12 @@ func (v *Inventory) address(addr netip.Addr) *End {
 	if n := v.Snapshot.NodeAt(addr); n != nil && v.byAddress[addr] == nil {
 		e.Node, e.NodeName = true, n.Name
 	}
+	e.PodRange = !e.Node && v.isPodRange(addr)
 	return e
 }
 
-// asNodeOf returns e as a node if the status of the pod has the address of e as an address of
-// the pod's host. Otherwise it returns e unchanged.
+// asNodeOf returns e as a node if the address of e is a host address in the status of the pod.
+// Otherwise it returns e unchanged.
 func (e *End) asNodeOf(pod *End) *End {
 	if e.Pod != nil || e.Node || e.Range != nil || pod.Pod == nil || !slices.Contains(pod.Pod.Hosts, e.Addrs[0]) {
 		return e
@@ -80,9 +84,9 @@ func (e *End) asNodeOf(pod *End) *End {
 	return &node
 }
 
-// pod returns a pod with its addresses. The parameter to reports whether it is the destination.
-// pod returns an error if the pod has no address, or if one of them has another owner in the
-// snapshot.
+// pod returns a pod with its addresses. If they are not known, it assumes them: those of a
+// destination if to is true, and those of a source otherwise. pod returns an error if the pod has
+// ended, or if one of its addresses has another owner in the snapshot.
 func (v *Inventory) pod(p *policy.Pod, to bool) (*End, error) {
 	name := p.String()
 	e := &End{Name: name, Pod: p, Pods: []*policy.Pod{p}, Workload: v.workloadOf[p]}
@@ -118,8 +122,8 @@ func addressesOf(p *policy.Pod) []netip.Addr {
 }
 
 // group returns the ends of several pods. Pods of a workload that no policy can tell apart
-// are one end, which has the name of the workload if all its pods are in it. Pods that have ended
-// are left out, unless there are no others.
+// become one end, which has the name of the workload if it contains all live pods of the workload.
+// group leaves out pods that have ended, unless all have ended.
 func (v *Inventory) group(pods []*policy.Pod, to bool) ([]*End, error) {
 	if slices.ContainsFunc(pods, alive) {
 		pods = slices.DeleteFunc(slices.Clone(pods), func(p *policy.Pod) bool { return !alive(p) })
@@ -156,8 +160,8 @@ func (v *Inventory) group(pods []*policy.Pod, to bool) ([]*End, error) {
 	return ends, nil
 }
 
-// rename gives an end of several pods the name of their workload, or, if other pods of the
-// workload differ, their own names.
+// rename gives an end of several pods the name of their workload. If the workload has other live
+// pods, the name of the end is a list of its pods.
 func (v *Inventory) rename(e *End) {
 	if len(e.Pods) < 2 {
 		return

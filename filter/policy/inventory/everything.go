@@ -11,8 +11,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// Knows reports whether a name, "namespace/name", is that of a pod or a workload, or the beginning
-// of one up to a dash.
+// Knows reports whether text, "namespace/name", names a pod or a workload, or whether the name of
+// a pod begins with text and a dash.
 func (v *Inventory) Knows(text string) bool {
 	namespace, name, ok := strings.Cut(text, "/")
 	return ok && (v.pods[text] != nil || len(v.podsOf(namespace, name)) > 0)
@@ -30,8 +30,8 @@ func (v *Inventory) SelectorOf(p *policy.Pod) labels.Set {
 	return nil
 }
 
-// KnownPodRanges returns the ranges from which pods get their addresses, as the Nodes and the
-// user give them.
+// KnownPodRanges returns the ranges from which pods get their addresses: those in PodRanges and
+// those of the Nodes.
 func (v *Inventory) KnownPodRanges() []netip.Prefix {
 	ranges := slices.Clone(v.PodRanges)
 	for _, n := range v.Nodes {
@@ -41,9 +41,9 @@ func (v *Inventory) KnownPodRanges() []netip.Prefix {
 }
 
 // Everything returns all ends that a flow may have: each pod by itself, the nodes, and
-// all addresses outside the cluster, cut where policies tell them apart. It leaves out pods
-// that have ended, and pods whose addresses belong to others. The parameter to reports whether
-// the ends are destinations.
+// all addresses outside the cluster, as ranges in which all addresses get the same verdicts. It
+// leaves out pods that have ended, and pods whose addresses belong to others. The ends are
+// destinations if to is true, and sources otherwise.
 func (v *Inventory) Everything(to bool) []*End {
 	var ends []*End
 	seen := make(map[netip.Addr]bool)
@@ -64,11 +64,10 @@ func (v *Inventory) Everything(to bool) []*End {
 			ends = append(ends, e)
 		}
 	}
-	return append(ends, v.world()...)
+	return append(ends, v.Outside()...)
 }
 
-// FlowsBetween returns the flows from one end to another, one for each address family that both
-// have.
+// FlowsBetween returns the flows between two ends: one for each address family that both have.
 func FlowsBetween(from, to *End, proto filter.Protocol, port uint16) (flows []Flow) {
 	for _, src := range from.Addrs {
 		for _, dst := range to.Addrs {

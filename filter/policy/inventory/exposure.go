@@ -15,40 +15,41 @@ import (
 	"sluice/filter/policy/kuberoute"
 )
 
-// Exposure is a port of a Service that is reached from outside the cluster: through a route, such
-// as an Ingress, or by an address or a port of nodes that the Service has.
+// Exposure is a port of a Service that clients outside the cluster reach: through a route, such
+// as an Ingress, through an external address of the Service, or through its port on the nodes.
 type Exposure struct {
 	By     policy.Ref // the route, or the Service itself
-	Field  string     // of the object in By, that says so
-	Hosts  []string   // host names of the requests; empty for every name
-	Path   string     // of the requests; empty for every path
-	Means  string     // as in "LoadBalancer 203.0.113.7"; empty for a route
+	Field  string     // the field of By that exposes the port
+	Hosts  []string   // the host names that requests must have; empty if any matches
+	Path   string     // the path that requests must have; empty if any matches
+	Means  string     // how the Service is reached, as in "LoadBalancer 203.0.113.7"; empty for a route
 	Policy string     // externalTrafficPolicy of the Service, Cluster or Local; empty for a route
 
 	Service string // "namespace/name"
-	Port    uint16 // of the Service; 0 if there is none
-	// Backends are the pods and addresses behind the port, with theirs.
+	Port    uint16 // of the Service; 0 if its port is not known
+	// Backends are the pods and addresses to which the Service sends the packets, with their ports.
 	Backends []Backend
 	Senders  Senders
-	// Broken is the reason why nothing is behind; empty if there is something.
+	// Broken is the reason why there are no Backends; empty if there are some.
 	Broken string
-	// Missing reports that Broken is a mistake in the route: what it names does not exist.
+	// Missing reports that Broken is a mistake in the route, such as a Service that does not exist.
 	Missing bool
 
 	protocol filter.Protocol
 }
 
-// Backend is an endpoint behind a Service.
+// Backend is an endpoint of a Service, with its port.
 type Backend struct {
 	*End
 	Port uint16
 }
 
-// Senders are the sources of the packets to the pods behind a route. These packets come from the
-// controller of an Ingress, or from the pods of a Gateway, and not from the client.
+// Senders are the sources of the packets that arrive at the pods of an exposure. For a route, these
+// are the pods of the Ingress controller or of the Gateway, and not the client. For a Service, they
+// are the clients and, with externalTrafficPolicy Cluster, also the nodes.
 type Senders struct {
 	Ends []*End // empty if they are not known
-	How  string // how they are known, or why they are not
+	How  string // by what evidence the senders are known, or why they are not
 }
 
 // Known reports whether the senders are known.
@@ -66,7 +67,8 @@ func (s Senders) Name() string {
 // IsRoute reports whether the port is exposed by a route, and not by the Service itself.
 func (x *Exposure) IsRoute() bool { return x.Means == "" }
 
-// Requests describes what arrives, as in "shop.example.com/cart", "any host name" or "NodePort 30080".
+// Requests describes the requests or packets that the exposure takes, as in "shop.example.com/cart",
+// "any host name" or "NodePort 30080".
 func (x *Exposure) Requests() string {
 	switch {
 	case !x.IsRoute():
@@ -86,7 +88,8 @@ func (x *Exposure) Requests() string {
 // String names the exposure, as in "Ingress shop/web (shop.example.com/cart)".
 func (x *Exposure) String() string { return x.By.Object() + " (" + x.Requests() + ")" }
 
-// Describe returns an exposure in words, with whether the policies let what arrives reach the pods.
+// Describe returns an exposure in words. The text also states if policies keep the senders from
+// the pods, or if the senders or the pods are not known.
 func (v *Inventory) Describe(x *Exposure) string {
 	text := x.String()
 	if x.IsRoute() && x.Senders.Known() {
@@ -104,8 +107,8 @@ func (v *Inventory) Describe(x *Exposure) string {
 // Protocol returns the protocol of the packets to the pods.
 func (x *Exposure) Protocol() filter.Protocol { return x.protocol }
 
-// Exposures returns what is reached from outside the cluster: by routes, in the order of the
-// objects, then by Services, sorted by name.
+// Exposures returns all exposures: first those of routes, in the order of the route objects, then
+// those of Services, sorted by name.
 func (v *Inventory) Exposures() []*Exposure {
 	if v.exposures == nil {
 		v.exposures = []*Exposure{}
@@ -124,7 +127,7 @@ func (v *Inventory) Exposures() []*Exposure {
 	return v.exposures
 }
 
-// ExposuresOf returns the exposures of any of these pods.
+// ExposuresOf returns the exposures that have at least one of these pods as a backend.
 func (v *Inventory) ExposuresOf(pods []*policy.Pod) (all []*Exposure) {
 	for _, x := range v.Exposures() {
 		if slices.ContainsFunc(x.Backends, func(b Backend) bool {
@@ -136,7 +139,7 @@ func (v *Inventory) ExposuresOf(pods []*policy.Pod) (all []*Exposure) {
 	return all
 }
 
-// routeExposures returns what a route exposes.
+// routeExposures returns the exposures of a route, one for each of its targets.
 func (v *Inventory) routeExposures(r *kuberoute.Route) (all []*Exposure) {
 	senders := v.senders(r)
 	for i := range r.Targets {
@@ -151,8 +154,8 @@ func (v *Inventory) routeExposures(r *kuberoute.Route) (all []*Exposure) {
 	return all
 }
 
-// listenerHosts returns the host names of the listeners of a route's Gateways; none if one of them
-// takes every name.
+// listenerHosts returns the host names of the listeners to which a route is attached. It returns
+// none if one of the listeners takes every name, or if a Gateway is not known.
 func (v *Inventory) listenerHosts(r *kuberoute.Route) (hosts []string) {
 	for _, parent := range r.Gateways {
 		g := v.gateway(parent.Gateway)
@@ -180,8 +183,8 @@ func (v *Inventory) gateway(ref policy.Ref) *kuberoute.Gateway {
 	return v.Routing.Gateways[i]
 }
 
-// resolve finds what is behind the target of a route. Otherwise it returns the reason why nothing
-// is, and whether that is a mistake in the route.
+// resolve sets the backends of x to those of a target of the route. If there are none, it returns
+// the reason, and whether the reason is a mistake in the route.
 func (v *Inventory) resolve(x *Exposure, r *kuberoute.Route, t *kuberoute.Target) (broken string, missing bool) {
 	if t.Service.Kind == "" {
 		return "its target is not a Service", false
@@ -208,7 +211,7 @@ func (v *Inventory) resolve(x *Exposure, r *kuberoute.Route, t *kuberoute.Target
 	return "", false
 }
 
-// targeted returns the index of the port that a route names.
+// targeted returns the index of the Service's port that a route names.
 func (s *service) targeted(t *kuberoute.Target, proto filter.Protocol) (int, error) {
 	if t.ByTarget {
 		for i := range s.Spec.Ports {
@@ -222,7 +225,7 @@ func (s *service) targeted(t *kuberoute.Target, proto filter.Protocol) (int, err
 	return s.port(t.Port, proto)
 }
 
-// expose adds what is behind a port of a Service.
+// expose sets the Service and the port of x, and adds the endpoints of the port to its backends.
 func (v *Inventory) expose(x *Exposure, s *service, port *corev1.ServicePort) {
 	x.Service, x.Port = s.text(), uint16(port.Port)
 	for _, b := range v.behind(s, port) {
@@ -230,8 +233,8 @@ func (v *Inventory) expose(x *Exposure, s *service, port *corev1.ServicePort) {
 	}
 }
 
-// granted reports whether a route may refer to a Service: one of its own namespace, or one that a
-// ReferenceGrant names.
+// granted reports whether a route may refer to the Service of a target: because it is in the
+// namespace of the route, or because a ReferenceGrant lets the route do so.
 func (v *Inventory) granted(r *kuberoute.Route, t *kuberoute.Target) bool {
 	return t.Service.Namespace == r.Ref.Namespace || slices.ContainsFunc(v.Routing.Grants, func(g *kuberoute.Grant) bool {
 		return g.Ref.Namespace == t.Service.Namespace &&
@@ -240,8 +243,8 @@ func (v *Inventory) granted(r *kuberoute.Route, t *kuberoute.Target) bool {
 	})
 }
 
-// serviceExposures returns what a Service exposes by itself: by a load balancer, by a port of the
-// nodes, or by external addresses.
+// serviceExposures returns the exposures that a Service has without a route: by its load balancer,
+// its node ports, or its external addresses.
 func (v *Inventory) serviceExposures(s *service) (all []*Exposure) {
 	for i := range s.Spec.Ports {
 		port := &s.Spec.Ports[i]
@@ -264,7 +267,7 @@ func (v *Inventory) serviceExposures(s *service) (all []*Exposure) {
 }
 
 // meansOf returns how a port of a Service is reached from outside, as in "NodePort 30080", and the field
-// that says so. Both are empty if it is not.
+// of the Service that exposes it. Both are empty if the Service does not expose the port.
 func meansOf(s *corev1.Service, port *corev1.ServicePort) (field, means string) {
 	switch {
 	case s.Spec.Type == corev1.ServiceTypeLoadBalancer:
@@ -299,8 +302,8 @@ func balancerTexts(s *corev1.Service) (texts []string) {
 	return texts
 }
 
-// outerAddrs returns the addresses by which a Service is reached from outside, and which the nodes
-// translate as they do its cluster addresses.
+// outerAddrs returns the external addresses of a Service that nodes replace with the address of an
+// endpoint, as they do with its cluster addresses.
 func outerAddrs(s *corev1.Service) (addrs []netip.Addr) {
 	texts := slices.Clone(s.Spec.ExternalIPs)
 	for _, at := range s.Status.LoadBalancer.Ingress {
@@ -316,8 +319,9 @@ func outerAddrs(s *corev1.Service) (addrs []netip.Addr) {
 	return addrs
 }
 
-// atNodePort returns the Service whose packets a port of nodes takes; nil if the ends are not all nodes,
-// or no Service has the port. Nodes replace the destination of such a packet before Sluice sees it.
+// atNodePort returns the Service that has the number in text as a node port, with its port. It returns
+// nil if no Service has it, or if one of the ends is not a node. Nodes replace the destination of a
+// packet to a node port before Sluice sees the packet.
 func (v *Inventory) atNodePort(ends []*End, text string, proto filter.Protocol) (*service, *corev1.ServicePort) {
 	number, err := strconv.Atoi(text)
 	if err != nil || number == 0 || len(ends) == 0 || slices.ContainsFunc(ends, func(e *End) bool { return !e.Node }) {

@@ -16,7 +16,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// outside is a cluster that is reached from outside.
+// outside has the objects of a cluster with ways from outside.
 type outside struct {
 	Pods       []*corev1.Pod
 	Policies   []*networkingv1.NetworkPolicy
@@ -90,7 +90,7 @@ pods:
 - {metadata: {namespace: shop, name: not-gw, labels: {gateway.networking.k8s.io/gateway-name: public}}, status: {podIPs: [{ip: 10.0.0.8}]}}
 `
 
-// texts describes exposures: what arrives, where it goes, and who sends it.
+// texts describes exposures: their requests, backends and senders.
 func texts(all []*Exposure) string {
 	var lines []string
 	for _, x := range all {
@@ -231,8 +231,8 @@ func TestExposures(t *testing.T) {
 	}
 }
 
-// A Service is exposed by its type, or by addresses. The source is a client outside of the cluster, or,
-// unless the Service keeps it, a node.
+// A Service is exposed by its type or by external addresses. The source of the packets is a client
+// outside the cluster or, unless externalTrafficPolicy is Local, a node.
 func TestServiceExposures(t *testing.T) {
 	v := parseOutside(t, `
 pods:
@@ -256,8 +256,8 @@ services:
 	}
 }
 
-// What the node of a pod sends does not make a Service reached, because the source is a node only
-// where the packet arrives at another one. The controller of an Ingress does.
+// The access through an Ingress depends on whether policies allow its controller. Allowing the clients
+// does not help, because they do not send packets to the pods.
 func TestAccess(t *testing.T) {
 	const policies = "\npolicies:\n- {metadata: {namespace: shop, name: web}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [%s]}]}}\n"
 	ingress := ingress("{ingressClassName: nginx, defaultBackend: {service: {name: web, port: {number: 80}}}}", "")
@@ -280,7 +280,8 @@ func TestAccess(t *testing.T) {
 	}
 }
 
-// The node of a pod always reaches it, but is not the source of what arrives from outside.
+// A NodePort is denied although its own node always reaches a pod: packets from outside do not have the
+// pod's own node as their source.
 func TestAccessWithoutOwnNode(t *testing.T) {
 	v := parseOutside(t, `
 pods:

@@ -2,10 +2,10 @@
 // them, its Services, Nodes and policies, and the snapshot compiled from them. It finds the ends
 // of flows by the names that people use, as in "deploy/web" or "svc/db".
 //
-// Manifests in Git have workloads, but not their pods, and pods without an address. The
-// inventory has a pod for each such workload, with an assumed address. Where a policy has a
-// range that may or may not contain such a pod, [Inventory.Elsewhere] returns the other
-// addresses that matter.
+// Manifests in Git have no pods of workloads, and the Pods that they do have lack an address. The
+// inventory makes a pod for each workload without pods, and assumes an address for each pod without
+// one: one of each family that any object mentions, see [Inventory.LeftOut]. If a policy has a range that may or may not contain such a pod, [Inventory.Elsewhere] returns
+// the flow for the other addresses that may get another verdict.
 package inventory
 
 import (
@@ -20,7 +20,7 @@ import (
 	"sluice/filter/policy/kuberoute"
 )
 
-// Objects are the objects of a cluster, with the defaulting of the API server.
+// Objects are the objects of a cluster, with the defaults of the API server applied.
 type Objects struct {
 	Namespaces []*corev1.Namespace
 	Pods       []*policy.Pod
@@ -28,59 +28,64 @@ type Objects struct {
 	Workloads  []*kubepod.Workload
 	Policies   []*policy.Policy
 
-	// The endpoints behind the names and addresses of Services.
+	// Services and EndpointSlices lead from the names and addresses of Services to endpoints.
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
-	// Routing is what leads to Services from outside the cluster.
+	// Routing are the objects that lead from outside the cluster to Services.
 	Routing kuberoute.Objects
 
 	// NodeAddrs are addresses of the node that the pods run on, in addition to those in the
 	// status of pods and Nodes.
 	NodeAddrs []netip.Addr
-	// PodRanges are the ranges that pods get their addresses from, in addition to those of the
-	// Nodes.
+	// PodRanges are ranges from which pods get their addresses, in addition to the ranges of
+	// the Nodes.
 	PodRanges []netip.Prefix
-	// NamespacesUnread reports that a Namespace that is not in Namespaces may exist, because not
-	// all could be read.
+	// NamespacesUnread reports that not all Namespaces could be read, so that one that is missing
+	// in Namespaces may exist.
 	NamespacesUnread bool
+	// Unread are the other kinds of which not all objects could be read.
+	Unread []Unread
 	// Limits bound the memory of policies; nil means the default limits.
 	Limits *policy.Limits
 }
 
-// Inventory is a cluster to ask about. It must not be used concurrently.
+// Inventory is a cluster that people ask about. It must not be used concurrently.
 type Inventory struct {
 	Objects
-	// Snapshot decides. It also has the pods with an assumed address, under an address that no
-	// packet can have: use Decide for flows.
+	// Snapshot decides about flows. It has each pod whose address is assumed under a placeholder
+	// that no packet can have: call Inventory.Decide, which knows these pods.
 	Snapshot *policy.Snapshot
-	// Problems are the parts of policies that cannot be understood, sorted by policy.
+	// Problems are the parts of policies that the readers cannot understand, sorted by policy.
 	Problems []policy.Problem
 	// Clashes are the addresses that several live pods claim.
 	Clashes []policy.Clash
 
 	namespaces map[string]labels.Set
 	pods       map[string]*policy.Pod   // pods by "namespace/name"
-	podsIn     map[string][]*policy.Pod // by namespace, not sorted; nil until it is needed
+	podsIn     map[string][]*policy.Pod // by namespace, not sorted; nil until it is first used
 	endpoints  map[*policy.Pod]*policy.Endpoint
 	workloads  map[policy.Ref][]*policy.Pod // the pods of each workload, sorted by name
 	workloadOf map[*policy.Pod]policy.Ref
 	services   map[string]*service // by "namespace/name"
 	byAddress  map[netip.Addr]*service
-	byOuter    map[netip.Addr]*service // by the addresses of load balancers and external ones
-	exposures  []*Exposure             // nil until they are asked for
-	sendersBy  map[string]Senders      // by what they are known by; the exposures of a class have the same
+	byOuter    map[netip.Addr]*service // by the addresses of load balancers and by external addresses
+	exposures  []*Exposure             // nil until Exposures is called
+	sendersBy  map[string]Senders      // by the key of once, such as the class of an Ingress
 	marks      marks
 	hosts      map[netip.Addr]bool // the addresses of nodes in the status of pods
 	nodesAt    map[netip.Addr][]*policy.Node
 
-	beside        *Inventory          // that it is compared with; nil if there is none
-	nodeSelectors []labels.Selector   // of the policies, each once, sorted
-	places        [2][]Range          // by family, IPv4 first: the ranges of the pods, cut where policies tell addresses apart
-	hostPlaces    [2][]Range          // those of pods of the host network
+	families      [2]bool             // the address families that the cluster uses, IPv4 first
+	podsAddressed bool                // a pod has an address, so that families does not depend on policies
+	inPodRanges   []netip.Prefix      // the known ranges of pods, disjoint and sorted
+	beside        *Inventory          // the inventory that this one is compared with; nil if there is none
+	nodeSelectors []labels.Selector   // the node selectors of the policies, each once, sorted
+	places        [2][]Range          // by family, IPv4 first: the ranges of pods, as findPlaces cuts them
+	hostPlaces    [2][]Range          // like places, for pods of the host network
 	assumed       map[netip.Addr]bool // the addresses that assume returns
 }
 
-// New compiles the objects.
+// New returns an inventory of the objects, with the snapshot compiled from them.
 func New(o Objects) *Inventory {
 	v := &Inventory{
 		Objects:    o,
@@ -119,7 +124,7 @@ func New(o Objects) *Inventory {
 	return v
 }
 
-// compile makes the snapshot.
+// compile sets the snapshot, the problems and the clashes.
 func (v *Inventory) compile() {
 	w := policy.NewStore()
 	w.AssumeNodeAddrs()
@@ -164,8 +169,8 @@ func Assumed(p *policy.Pod) bool {
 	return len(p.Addrs) == 0 && !p.HostNetwork && p.Ended == ""
 }
 
-// NamespaceLabels returns the labels of a namespace, including the label with its name, which
-// every namespace has.
+// NamespaceLabels returns the labels of a namespace, including the label with the namespace's name
+// that every namespace has.
 func (v *Inventory) NamespaceLabels(name string) labels.Set {
 	return labels.Merge(v.namespaces[name], labels.Set{corev1.LabelMetadataName: name})
 }

@@ -23,7 +23,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// git is a folder as in Git, and a pod that runs.
+// git has manifests as in Git, and running pods.
 const git = `
 - {kind: Namespace, metadata: {name: shop}}
 - {kind: Namespace, metadata: {name: ops}}
@@ -111,12 +111,14 @@ func summary(v *Inventory, flows []Flow) string {
 	return strings.Join(parts, ", ")
 }
 
-// A question may name its ends in the ways in which people do.
+// A question may name its ends in all forms that Question describes.
 func TestNames(t *testing.T) {
 	tests := map[string]struct{ from, to, port, want string }{
 		"workload":                {"deploy/web", "sts/db", "5432", "shop/web > shop/db 5432 allow"},
 		"without a kind":          {"web", "shop/db", "sql", "shop/web > shop/db 5432 allow"},
 		"kind and namespace":      {"shop/deploy/web", "shop/statefulset/db", "5432", "shop/web > shop/db 5432 allow"},
+		"kind with its group":     {"deployment.apps/web", "statefulsets.apps/db", "5432", "shop/web > shop/db 5432 allow"},
+		"ReplicaSet":              {"rs/cart-7d9c", "db", "5432", "shop/cart > shop/db 5432 deny"},
 		"CronJob":                 {"cj/backup", "db", "5432", "shop/backup > shop/db 5432 deny"},
 		"replicas that are equal": {"cart", "db", "5432", "shop/cart > shop/db 5432 deny"},
 		"replicas that differ":    {"pay-1", "web", "80", "shop/pay-1-a > shop/web 80 allow, shop/pay-1-b > shop/web 80 deny"},
@@ -133,6 +135,10 @@ func TestNames(t *testing.T) {
 		"short name in DNS":       {"ops/exporter", "db.shop:5432", "", "ops/exporter > shop/db 5432 deny"},
 		"svc and DNS":             {"web", "svc/db.shop", "5432", "shop/web > shop/db 5432 allow"},
 		"ClusterIP":               {"web", "10.96.0.5", "5432", "shop/web > shop/db 5432 allow"},
+		"ClusterIP, port, proto":  {"web", "10.96.0.5:5432/tcp", "", "shop/web > shop/db 5432 allow"},
+		"address and UDP":         {"web", "8.8.8.8:53/udp", "", "shop/web > 8.8.8.8 53 allow"},
+		"IPv6 address and UDP":    {"2001:db8::1", "[2001:db8::2]:53/udp", "53", "2001:db8::1 > 2001:db8::2 53 allow"},
+		"Service and protocol":    {"web", "svc/db:5432/TCP", "5432/tcp", "shop/web > shop/db 5432 allow"},
 		"ClusterIP and port":      {"web", "10.96.0.5:5432", "", "shop/web > shop/db 5432 allow"},
 		"node":                    {"node/n1", "db", "5432", "n1 > shop/db 5432 deny"},
 		"world":                   {"world", "db", "5432", "world > shop/db 5432 deny, 10.2.0.0/16 except 10.2.3.0/24 > shop/db 5432 allow, 10.2.3.0/24 > shop/db 5432 deny, 198.51.100.0/24 > shop/db 5432 allow"},
@@ -152,7 +158,21 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// An error about a name begins with what is wrong, and suggests what is near.
+// NamespaceIn finds the namespace in each form of names.
+func TestNamespaceIn(t *testing.T) {
+	for text, want := range map[string]string{
+		"shop/web": "shop", "shop/deploy/web": "shop", "ns/shop": "shop", "deploy/web": "", "web": "", "app=web": "", "shop/app=web": "shop",
+		"*/app=web": "", "app.kubernetes.io/name=web": "", "db.shop": "shop", "db.shop.svc:80": "shop", "svc/db.shop": "shop",
+		"db-0.db.shop.svc.cluster.local": "shop", "8.8.8.8:53/udp": "", "10.0.0.0/8": "", "fd00::/8": "", "[fd00::1]:53/udp": "",
+		"https://shop.example.com/cart": "", "svc/db:53/udp": "", "world": "", "shop.example.com": "",
+	} {
+		if got := NamespaceIn(text); got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// An error about a name states what is wrong, and suggests similar names.
 func TestNamesThatNothingHas(t *testing.T) {
 	tests := map[string]struct{ to, want string }{
 		"namespace":               {"shpo/thing", "there is no namespace shpo: did you mean shop?"},
@@ -167,6 +187,12 @@ func TestNamesThatNothingHas(t *testing.T) {
 		"only a Service":          {"deploy/mail", "there is no Deployment shop/mail: did you mean shop/service/mail?"},
 		"kind and near":           {"deploy/wbe", "there is no pod or workload shop/wbe: did you mean shop/web?"},
 		"two ports":               {"db.shop.svc:5432", "but the port is also given as 80"},
+		"two ports and UDP":       {"8.8.8.8:53/udp", "but the port is also given as 80"},
+		"not a port":              {"8.8.8.8:http/udp", "but the port is also given as 80"},
+		"selector with -l":        {"-l app=web", "is not a selector: leave out -l: app=web"},
+		"world with a port":       {"world:443", "world has no ports of its own: write world, and the port 443 as the port of the flow"},
+		"world in capitals":       {"WORLD", "there is no end WORLD: write world for every address outside the cluster"},
+		"internet":                {"internet", "write world"},
 		"Service":                 {"svc/dc", "there is no Service shop/dc: did you mean svc/db in namespace shop?"},
 		"Service in DNS":          {"dc.shop.svc:80", "there is no Service shop/dc"},
 		"svc and DNS":             {"svc/db.shpo", "there is no namespace shpo: did you mean shop?"},
@@ -190,8 +216,8 @@ func TestNamesThatNothingHas(t *testing.T) {
 	}
 }
 
-// A range of a policy may contain a pod whose address is not known. Elsewhere returns the
-// addresses that matter, and none if the ranges of pods are known to be outside of it.
+// A range of a policy may contain a pod whose address is not known. Elsewhere returns alternatives
+// inside and outside of the range, but only in the pod ranges if these are known.
 func TestElsewhere(t *testing.T) {
 	for _, tt := range []struct{ ranges, want string }{
 		{"", "10.2.0.0/16 except 10.2.3.0/24 allow, 10.2.3.0/24 deny"},
@@ -220,7 +246,7 @@ func TestElsewhere(t *testing.T) {
 	}
 }
 
-// Each workload counts once: by its pods if it has some, else by its template.
+// Each workload has either its live pods or one pod made from its template.
 func TestWorkloadsCountOnce(t *testing.T) {
 	v := read(t, git+`
 - {kind: ReplicaSet, metadata: {namespace: shop, name: web-1, ownerReferences: [{kind: Deployment, name: web, controller: true}]}, spec: {template: {metadata: {labels: {app: web}}}}}
@@ -252,7 +278,8 @@ func TestWorkloadsCountOnce(t *testing.T) {
 	}
 }
 
-// cut keeps every address, and in each range all addresses are in the same prefixes.
+// The ranges that cut returns contain every address once. All addresses of a range are in the same
+// prefixes.
 func TestCut(t *testing.T) {
 	var prefixes []netip.Prefix
 	for _, text := range []string{"10.0.0.0/28", "10.0.0.0/30", "10.0.0.2/32", "10.0.0.8/29", "10.0.0.8/30", "10.0.0.12/30", "fd00::/16"} {
@@ -261,7 +288,7 @@ func TestCut(t *testing.T) {
 	checkCut(t, prefixes, netip.MustParsePrefix("10.0.0.0/27"))
 }
 
-// The same for random prefixes, of which many are inside of others, or equal.
+// TestCutRandomly checks cut with random prefixes. Many are equal or contain each other.
 func TestCutRandomly(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
@@ -284,7 +311,7 @@ func checkCut(t *testing.T, prefixes []netip.Prefix, within netip.Prefix) {
 	t.Helper()
 	m := newMarks(slices.Clone(prefixes))
 	ranges := m.cut(within)
-	around := make(map[string]string) // the text of marks, by the prefixes that contain an address
+	around := make(map[string]string) // the result of marks.around for the addresses in each set of prefixes
 	for a := within.Addr(); within.Contains(a); a = a.Next() {
 		key := containing(prefixes, a)
 		if was, has := around[key]; has && was != m.around(a) {
@@ -326,8 +353,8 @@ func containing(prefixes []netip.Prefix, a netip.Addr) string {
 	return strings.Join(slices.Compact(texts), " ")
 }
 
-// BenchmarkPlaces makes inventories with a pod that has no address, and policies of many ranges:
-// in ns/op, ten times as many ranges should take little more than ten times as long.
+// BenchmarkPlaces makes inventories with a pod that has no address, and policies with many ranges.
+// Ten times as many ranges should take little more than ten times as many ns/op.
 func BenchmarkPlaces(b *testing.B) {
 	for _, n := range []int{27_000, 270_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -348,8 +375,8 @@ func BenchmarkPlaces(b *testing.B) {
 	}
 }
 
-// A pod of the host network has the address of a Node, if Nodes are known. Otherwise it may be
-// anywhere, except where no node can be.
+// A pod of the host network is assumed to have the address of a Node, if Nodes are known and no pod
+// states its node. Otherwise it may have any address that a node can have.
 func TestPlacesOfTheHostNetwork(t *testing.T) {
 	const policies = `
 - kind: NetworkPolicy

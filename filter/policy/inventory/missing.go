@@ -9,7 +9,8 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// hasNamespace reports whether the cluster has a namespace: its object, or something in it.
+// hasNamespace reports whether the cluster has the Namespace object, or a pod, Service or policy in
+// the namespace.
 func (v *Inventory) hasNamespace(name string) bool { return slices.Contains(v.namespaceNames(), name) }
 
 func (v *Inventory) namespaceNames() []string {
@@ -36,8 +37,8 @@ func (v *Inventory) has(namespace, name string) bool {
 	return v.pods[namespace+"/"+name] != nil || v.services[namespace+"/"+name] != nil || len(v.podsOf(namespace, name)) > 0
 }
 
-// namesIn returns the names of what a namespace has, sorted: workloads, Services, and pods that
-// no workload has made.
+// namesIn returns the names of the objects in a namespace, sorted: workloads, Services, and pods
+// without a workload.
 func (v *Inventory) namesIn(namespace string) []string {
 	names := make(map[string]bool)
 	for ref := range v.workloads {
@@ -60,15 +61,26 @@ func (v *Inventory) namesIn(namespace string) []string {
 
 func (v *Inventory) noNamespace(name string) error {
 	all := v.namespaceNames()
-	if best, ok := near.Name(name, all); ok {
+	best, ok := near.Name(name, all)
+	if v.NamespacesUnread {
+		hint := "allow it by a ClusterRole, or correct the name"
+		if ok {
+			hint = "did you mean " + best + "?"
+		}
+		return fmt.Errorf("nothing was found in namespace %s, which may not exist, as this user may not list namespaces: %s", name, hint)
+	}
+	if ok {
 		return fmt.Errorf("there is no namespace %s: did you mean %s?", name, best)
 	}
 	return fmt.Errorf("there is no namespace %s: the namespaces here are %s", name, near.List(all, 8, ", "))
 }
 
-// notOfKind returns the error for the name of an object that is not there. It names the kinds of
-// the objects of its namespace with this name.
+// notOfKind returns the error for an object that does not exist. It suggests objects of other kinds
+// with the same name in the same namespace.
 func (v *Inventory) notOfKind(kind, namespace, name string) error {
+	if err := v.hidden(kind, namespace, fmt.Sprintf("%s %s/%s", kind, namespace, name)); err != nil {
+		return err
+	}
 	var others []string
 	for ref := range v.workloads {
 		if ref.Namespace == namespace && ref.Name == name {
@@ -91,11 +103,13 @@ func (v *Inventory) notOfKind(kind, namespace, name string) error {
 	return fmt.Errorf("there is no %s %s/%s: did you mean %s?", kind, namespace, name, near.List(others, 5, " or "))
 }
 
-// notFound returns the error for a name that nothing has. It suggests names that are near: first
-// the same name in another namespace, then a similar one in the given namespace, then what the
-// namespace has.
+// notFound returns the error for a name that no object has. It suggests the same name in another
+// namespace; without one, a similar name in the given namespace; without both, the names in it.
 func (v *Inventory) notFound(namespace, name string) error {
 	what := namespace + "/" + name
+	if err := v.hidden("Pod", namespace, what); err != nil {
+		return err
+	}
 	if len(v.pods) == 0 {
 		return fmt.Errorf("there is no pod %s, nor any other: add Pods or workloads to the manifests, or write an IP address", what)
 	}
@@ -112,7 +126,7 @@ func (v *Inventory) notFound(namespace, name string) error {
 	switch {
 	case !v.hasNamespace(namespace) && len(elsewhere) == 0:
 		return v.noNamespace(namespace)
-	case len(elsewhere) > 0 && !v.hasNamespace(namespace):
+	case len(elsewhere) > 0 && !v.hasNamespace(namespace) && !v.NamespacesUnread:
 		return fmt.Errorf("there is no namespace %s: did you mean %s?", namespace, near.List(elsewhere, 5, " or "))
 	case len(elsewhere) > 0:
 		return fmt.Errorf("there is no pod or workload %s: did you mean %s?", what, near.List(elsewhere, 5, " or "))

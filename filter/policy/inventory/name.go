@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/near"
 )
 
@@ -36,24 +37,27 @@ var kinds = map[string]string{
 	"tlsroute": "TLSRoute", "tlsroutes": "TLSRoute", "tcproute": "TCPRoute", "tcproutes": "TCPRoute", "udproute": "UDPRoute", "udproutes": "UDPRoute",
 }
 
-// target is what a name stands for: ends, a Service in front of them, or a route.
+// target is the result of a lookup by name: ends, a Service, or exposures.
 type target struct {
 	ends    []*End
 	service *service
-	addr    netip.Addr // the address of the Service that the name is; invalid if it is not an address
-	// exposures are what a route leads to, or the routes of a URL.
+	addr    netip.Addr // the address of the Service, if the user named it by its address
+	// exposures are those of the route or Gateway, or those that take the requests for the URL.
 	exposures []*Exposure
-	port      string // that the name has behind a colon; empty if it has none
+	port      string // the port after the colon in the name; empty if it has none
 }
 
-// find returns what a name stands for. The namespace is that of names without one. The parameter
-// to reports whether the name is of the destination.
+// find looks up a name; see [Question] for its forms. A name without a namespace is looked up in
+// the given one. The ends are destinations if to is true, and sources otherwise.
 func (v *Inventory) find(text, namespace string, to bool) (target, error) {
 	switch text {
 	case "":
 		return target{}, errors.New("it is missing: write namespace/name of a pod or a workload, or an IP address")
 	case World:
-		return target{ends: v.world()}, nil
+		if ends := v.world(); len(ends) > 0 {
+			return target{ends: ends}, nil
+		}
+		return target{}, errors.New("no address is outside the cluster: the ranges of the pods contain all")
 	}
 	if t, is, err := v.atURL(text); is {
 		return t, err
@@ -67,13 +71,16 @@ func (v *Inventory) find(text, namespace string, to bool) (target, error) {
 	if p, err := netip.ParsePrefix(text); err == nil {
 		return v.inRange(p, to)
 	}
-	if at, err := netip.ParseAddrPort(text); err == nil {
-		t := v.atAddress(at.Addr().Unmap().WithZone(""))
-		t.port = fmt.Sprint(at.Port())
+	if addr, port, is := addressAndPort(text); is {
+		t := v.atAddress(addr)
+		t.port = port
 		return t, nil
 	}
 	name, port, _ := strings.Cut(text, ":")
 	t, err := v.named(name, namespace, to)
+	if meant := worldLike(text); err != nil && meant != nil {
+		return target{}, meant
+	}
 	if err != nil && addressLike(text) {
 		return target{}, fmt.Errorf("%s is neither an IP address nor a range: write them as in 10.0.0.1, fd00::1 or 10.0.0.0/8", text)
 	}
@@ -81,15 +88,39 @@ func (v *Inventory) find(text, namespace string, to bool) (target, error) {
 	return t, err
 }
 
+// worldLike returns an error if a text was probably meant as World. Objects may have the same name, so
+// look up the text as a name first.
+func worldLike(text string) error {
+	name, port, has := strings.Cut(text, ":")
+	switch {
+	case name == World && has:
+		return fmt.Errorf("%s has no ports of its own: write %s, and the port %s as the port of the flow", World, World, port)
+	case strings.EqualFold(text, World) || strings.EqualFold(text, "internet"):
+		return fmt.Errorf("there is no end %s: write %s for every address outside the cluster", text, World)
+	}
+	return nil
+}
+
+// addressAndPort splits an address and its port, as in "10.0.0.1:53/udp" or "[fd00::1]:53". The port
+// may be any text.
+func addressAndPort(text string) (addr netip.Addr, port string, is bool) {
+	host, port, is := strings.Cut(text, ":")
+	if inner, bracketed := strings.CutPrefix(text, "["); bracketed {
+		host, port, is = strings.Cut(inner, "]:")
+	}
+	addr, err := netip.ParseAddr(host)
+	return addr.Unmap().WithZone(""), port, is && err == nil && port != ""
+}
+
 // addressLike reports whether a text that cannot be parsed was probably meant as an address or a
-// range. Names may have the same form, so it must not be the first thing to ask.
+// range. Names may have the same form, so look up the text as a name first.
 func addressLike(text string) bool {
 	const digits, hex = "0123456789./", "0123456789abcdefABCDEF:./"
 	return strings.Count(text, ".") >= 3 && strings.Trim(text, digits) == "" || strings.Count(text, ":") >= 2 && strings.Trim(text, hex) == ""
 }
 
-// named finds an object by its name, which may have the kind or the namespace in front, or be the
-// name of a Service in DNS.
+// named finds an object by its name, by "kind/name", "namespace/name" or "namespace/kind/name", or
+// by the DNS name of a Service.
 func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	parts := strings.Split(text, "/")
 	if slices.Contains(parts, "") || len(parts) > 3 {
@@ -98,12 +129,12 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	kind := ""
 	switch len(parts) {
 	case 3: // namespace/kind/name
-		namespace, kind = parts[0], kinds[strings.ToLower(parts[1])]
+		namespace, kind = parts[0], kindOf(parts[1])
 		if kind == "" {
 			return target{}, fmt.Errorf("%q is not a kind: write one of pod, deploy, sts, ds, rs, rc, job, cronjob, svc, ingress, httproute", parts[1])
 		}
 	case 2:
-		if kind = kinds[strings.ToLower(parts[0])]; kind == "" || v.hasNamespace(parts[0]) && v.has(parts[0], parts[1]) {
+		if kind = kindOf(parts[0]); kind == "" || v.hasNamespace(parts[0]) && v.has(parts[0], parts[1]) {
 			namespace, kind = parts[0], ""
 		}
 	}
@@ -130,14 +161,48 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	if isRoute(kind) {
 		return v.routeNamed(kind, namespace, name)
 	}
-	if pods := v.workloads[policy.Ref{Kind: kind, Namespace: namespace, Name: name}]; len(pods) > 0 {
+	if pods := v.madeBy(policy.Ref{Kind: kind, Namespace: namespace, Name: name}); len(pods) > 0 {
 		return v.ends(pods, to)
 	}
 	return target{}, v.notOfKind(kind, namespace, name)
 }
 
-// anyKind finds a name whose kind is not given: a pod, else workloads, else pods whose names
-// begin with it, else a Service, else a Node.
+// kindOf returns the kind that a word stands for, as in "deploy" or "deployments.apps"; empty if it
+// stands for none.
+func kindOf(word string) string {
+	word, _, _ = strings.Cut(word, ".")
+	return kinds[strings.ToLower(word)]
+}
+
+// replicaSetOf returns the ReplicaSet of a pod of a Deployment: its name is that of the Deployment with
+// the hash of the pod's template behind.
+func replicaSetOf(p *policy.Pod) policy.Ref {
+	if hash := p.Labels["pod-template-hash"]; p.Owner.Kind == "Deployment" && hash != "" {
+		return policy.Ref{Kind: "ReplicaSet", Namespace: p.Namespace, Name: p.Owner.Name + "-" + hash}
+	}
+	return policy.Ref{}
+}
+
+// madeBy returns the pods of a workload. A workload that another one has made, such as the ReplicaSet of
+// a Deployment, has the pods that it owns; if there are none, those of the other one.
+func (v *Inventory) madeBy(workload policy.Ref) []*policy.Pod {
+	if pods := v.workloads[workload]; len(pods) > 0 {
+		return pods
+	}
+	var pods []*policy.Pod
+	for _, p := range v.AllPods() {
+		if p.Owner == workload || replicaSetOf(p) == workload {
+			pods = append(pods, p)
+		}
+	}
+	if i := slices.IndexFunc(v.Workloads, func(w *kubepod.Workload) bool { return w.Ref == workload }); len(pods) == 0 && i >= 0 {
+		return v.workloads[v.Workloads[i].Owner]
+	}
+	return pods
+}
+
+// anyKind finds an object by a name without a kind. It tries, in this order: a pod, workloads, pods
+// whose names begin with the name and a dash, a Service, a Node, and the DNS name of a Service.
 func (v *Inventory) anyKind(namespace, name string, to bool) (target, error) {
 	if p := v.pods[namespace+"/"+name]; p != nil && !v.ofTemplate(p) {
 		return v.ends([]*policy.Pod{p}, to)
@@ -154,18 +219,19 @@ func (v *Inventory) anyKind(namespace, name string, to bool) (target, error) {
 	if s, namespace := v.inDNS(name); s != nil {
 		return target{service: s}, nil
 	} else if namespace != "" {
-		return target{}, fmt.Errorf("there is no Service %s: %s", namespace, v.serviceHint(namespace))
+		in, name, _ := strings.Cut(namespace, "/")
+		return v.serviceNamed(in, name)
 	}
 	return target{}, v.notFound(namespace, name)
 }
 
-// ofTemplate reports whether the inventory has made the pod for a workload.
+// ofTemplate reports whether the inventory has made the pod from the template of a workload.
 func (v *Inventory) ofTemplate(p *policy.Pod) bool {
 	return !slices.Contains(v.Objects.Pods, p)
 }
 
-// podsOf returns the pods of the workloads of a name. If there is none, it returns the pods whose
-// names begin with the name and a dash.
+// podsOf returns the pods of all workloads with this name. If there are none, it returns the pods
+// whose names begin with the name and a dash.
 func (v *Inventory) podsOf(namespace, name string) (pods []*policy.Pod) {
 	for ref, of := range v.workloads {
 		if ref.Namespace == namespace && ref.Name == name {
@@ -192,8 +258,7 @@ func (v *Inventory) ends(pods []*policy.Pod, to bool) (target, error) {
 	return target{ends: ends}, err
 }
 
-// isSelector reports whether a text is a selector of labels, and not a name. Names have none of
-// these characters.
+// isSelector reports whether a text is a label selector. It looks for characters that no name has.
 func isSelector(text string) bool { return strings.ContainsAny(text, "=!*, ") }
 
 // selected returns the pods that a selector matches: "app=web" in the given namespace,
@@ -207,7 +272,11 @@ func (v *Inventory) selected(text, namespace string, to bool) (target, error) {
 	if selector != "*" {
 		var err error
 		if sel, err = labels.Parse(selector); err != nil {
-			return target{}, fmt.Errorf("%q is not a selector: %w: write it as kubectl get -l does, such as app=web", selector, err)
+			if rest, is := strings.CutPrefix(selector, "-l"); is {
+				return target{}, fmt.Errorf("%q is not a selector: leave out -l: %s", selector, strings.TrimSpace(rest))
+			}
+			why, _, _ := strings.Cut(err.Error(), " (e.g.") // examples and regular expressions follow
+			return target{}, fmt.Errorf("%q is not a selector: %s: write it as kubectl get -l does, such as app=web", selector, why)
 		}
 	}
 	var pods []*policy.Pod
@@ -217,6 +286,13 @@ func (v *Inventory) selected(text, namespace string, to bool) (target, error) {
 		}
 	}
 	if len(pods) == 0 {
+		what := text
+		if selector == "*" {
+			what = "the pods of " + namespaceWords(namespace)
+		}
+		if err := v.hidden("Pod", namespace, what); err != nil {
+			return target{}, err
+		}
 		if namespace != "*" && !v.hasNamespace(namespace) {
 			return target{}, v.noNamespace(namespace)
 		}
@@ -242,6 +318,9 @@ func (v *Inventory) inNamespace(name string, to bool) (target, error) {
 func (v *Inventory) node(name string) (target, error) {
 	n := v.Snapshot.Node(name)
 	if n == nil {
+		if err := v.hidden("Node", "", "Node "+name); err != nil {
+			return target{}, err
+		}
 		var names []string
 		for n := range v.Snapshot.Nodes() {
 			names = append(names, n.Name)

@@ -8,7 +8,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// atAddress returns what has an address: a Service, a pod, a node, or nothing that is known.
+// atAddress returns the owner of an address: a Service, a pod or a node. If the owner is not known,
+// it returns the address itself as an end.
 func (v *Inventory) atAddress(addr netip.Addr) target {
 	if s := v.byAddress[addr]; s != nil && v.Snapshot.Endpoint(addr) == nil {
 		return target{service: s, addr: addr}
@@ -19,39 +20,75 @@ func (v *Inventory) atAddress(addr netip.Addr) target {
 	return target{ends: []*End{v.address(addr)}}
 }
 
-// world returns all addresses outside the cluster, cut where policies tell them apart. The
-// addresses of pods, nodes and Services are not outside.
-func (v *Inventory) world() (ends []*End) {
+// world returns all addresses outside the cluster, as ranges in which all addresses get the same
+// verdicts. The addresses of pods, nodes and Services are not outside, nor are the known ranges of pods.
+func (v *Inventory) world() []*End {
+	return slices.DeleteFunc(v.Outside(), func(e *End) bool { return e.PodRange })
+}
+
+// Outside returns all addresses outside the cluster, as ranges in which all addresses get the same
+// verdicts. The first range of each family has the addresses in no range of a policy; its name is World.
+// Ranges of policies inside the ranges of pods follow, with PodRange set: a policy may let in pods that
+// are not known.
+func (v *Inventory) Outside() (ends []*End) {
+	var unknown []*End
 	for i, all := range []string{"0.0.0.0/0", "::/0"} {
-		if v4 := i == 0; !v.uses(v4) && (v.beside == nil || !v.beside.uses(v4)) {
+		if !v.families[i] {
 			continue
 		}
-		for j, r := range v.marks.cut(netip.MustParsePrefix(all)) {
-			if e := v.outside(r); e != nil {
-				if j == 0 && e.Range.Prefix.Bits() == 0 {
+		for _, r := range v.marks.cut(netip.MustParsePrefix(all)) {
+			e := v.outside(r)
+			switch {
+			case e == nil || e.PodRange && r.Prefix.Bits() == 0:
+			case e.PodRange:
+				e.Name = "unknown pods in " + e.Name
+				unknown = append(unknown, e)
+			default:
+				if r.Prefix.Bits() == 0 {
 					e.Name = World
 				}
 				ends = append(ends, e)
 			}
 		}
 	}
-	return ends
+	return append(ends, unknown...)
 }
 
-// outside returns the addresses of a range that are outside the cluster; nil if there are none.
+// outside returns the addresses of a range that are outside the cluster. If there are none, it returns
+// those in the ranges of pods that no known pod has; nil if there are none of these either.
 func (v *Inventory) outside(r Range) *End {
-	addr := v.addrOutside(r)
+	e := &End{Name: r.String(), Range: &r}
+	addr := v.addrOutside(r.without(v.inPodRanges))
+	if !addr.IsValid() {
+		addr, e.PodRange = v.addrOutside(r), true
+	}
 	if !addr.IsValid() {
 		return nil
 	}
-	return &End{Name: r.String(), Addrs: []netip.Addr{addr}, Range: &r}
+	e.Addrs = []netip.Addr{addr}
+	return e
 }
 
-// documentation are addresses that stand for the world in examples (RFC 5737, RFC 3849).
+// isPodRange reports whether an address is in a known range of pods.
+func (v *Inventory) isPodRange(a netip.Addr) bool {
+	return slices.ContainsFunc(v.inPodRanges, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// setPodRanges sets the known ranges of pods: in a comparison, those of both inventories, so that the
+// same addresses are outside both.
+func (v *Inventory) setPodRanges() {
+	ranges := v.KnownPodRanges()
+	if v.beside != nil {
+		ranges = append(ranges, v.beside.KnownPodRanges()...)
+	}
+	v.inPodRanges = newMarks(ranges).outermost()
+}
+
+// documentation are addresses that are reserved for examples (RFC 5737, RFC 3849).
 var documentation = []string{"203.0.113.9", "198.51.100.9", "192.0.2.9", "2001:db8::9"}
 
-// addrOutside returns an address of a range that nothing in the cluster has: one for
-// documentation if there is one, because people know it as an example.
+// addrOutside returns an address in a range that is neither taken nor assumed; invalid if there is
+// none. It prefers an address for documentation, because people recognize it as an example.
 func (v *Inventory) addrOutside(r Range) netip.Addr {
 	outside := func(a netip.Addr) bool { return !v.taken(a) && !v.assumed[a] }
 	for _, text := range documentation {
@@ -72,8 +109,8 @@ func (v *Inventory) taken(a netip.Addr) bool {
 	return v.Snapshot.Endpoint(a) != nil || v.byAddress[a] != nil || v.byOuter[a] != nil || v.hosts[a] || v.Snapshot.NodeAt(a) != nil
 }
 
-// inRange returns all that has an address in a range: its pods, its nodes, and the addresses that
-// are outside the cluster, cut where policies tell them apart.
+// inRange returns the ends in a range of addresses: its pods, its nodes, and its addresses outside
+// the cluster, as ranges in which all addresses get the same verdicts.
 func (v *Inventory) inRange(p netip.Prefix, to bool) (target, error) {
 	p = p.Masked()
 	var pods []*policy.Pod

@@ -10,25 +10,20 @@ import (
 	"sluice/filter/policy"
 )
 
-// private are the ranges in which the addresses of pods are, unless the objects say it
-// otherwise: private use (RFC 1918, RFC 4193) and shared address space (RFC 6598).
+// private are the ranges in which pods are assumed to have their addresses if no object has pod
+// ranges: those for private use (RFC 1918, RFC 4193) and the shared address space (RFC 6598).
 var private = []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fd00::/8"}
 
-// podRanges returns the ranges in which the pods of a family may have their addresses.
+// podRanges returns the ranges in which pods may have their addresses: of IPv4 if v4 is true, and
+// of IPv6 otherwise.
 func (v *Inventory) podRanges(v4 bool) []netip.Prefix {
-	ranges := slices.Clone(v.PodRanges)
-	for _, n := range v.Nodes {
-		ranges = append(ranges, n.Ranges...)
-	}
 	other := func(p netip.Prefix) bool { return p.Addr().Is4() != v4 }
-	if ranges = slices.DeleteFunc(ranges, other); len(ranges) > 0 {
-		return ranges
+	ranges := slices.DeleteFunc(v.KnownPodRanges(), other)
+	if len(ranges) == 0 && v.beside != nil && !v.PodRangesKnown() {
+		ranges = slices.DeleteFunc(v.beside.KnownPodRanges(), other)
 	}
-	switch {
-	case !v.uses(v4):
-		return nil
-	case v.beside != nil && !v.PodRangesKnown() && v.beside.PodRangesKnown():
-		return v.beside.podRanges(v4)
+	if len(ranges) > 0 || !v.mayUse(v4) {
+		return ranges
 	}
 	for _, text := range private {
 		ranges = append(ranges, netip.MustParsePrefix(text))
@@ -36,73 +31,50 @@ func (v *Inventory) podRanges(v4 bool) []netip.Prefix {
 	return slices.DeleteFunc(ranges, other)
 }
 
-// uses reports whether the cluster uses an address family: one of its pods, Nodes, pod ranges or
-// Services has an address of it. Without any address, it is IPv4.
-func (v *Inventory) uses(v4 bool) bool {
-	used, known := v.addressed(v4)
-	switch {
-	case known:
-		return used
-	case v.beside != nil:
-		other, known := v.beside.addressed(v4)
-		return other || !known && v4
-	}
-	return v4
-}
-
-// PodRangesKnown reports whether the objects have the ranges that pods get their addresses from.
+// PodRangesKnown reports whether the objects state the ranges from which pods get their addresses.
 func (v *Inventory) PodRangesKnown() bool {
 	return len(v.PodRanges) > 0 || slices.ContainsFunc(v.Nodes, func(n *policy.Node) bool { return len(n.Ranges) > 0 })
-}
-
-// addressed reports whether an object has an address of a family, and whether one has any address.
-func (v *Inventory) addressed(v4 bool) (used, known bool) {
-	see := func(a netip.Addr) {
-		known, used = true, used || a.Is4() == v4
-	}
-	for _, p := range v.Objects.Pods {
-		for _, a := range p.Addrs {
-			see(a)
-		}
-	}
-	for _, n := range v.Nodes {
-		for _, a := range n.Addrs {
-			see(a)
-		}
-		for _, r := range n.Ranges {
-			see(r.Addr())
-		}
-	}
-	for _, r := range v.PodRanges {
-		see(r.Addr())
-	}
-	for a := range v.byAddress {
-		see(a)
-	}
-	return used, known
 }
 
 // notNodes are the ranges in which a node cannot have its address: the kubelet rejects loopback,
 // link-local and multicast addresses (validateNodeIP).
 var notNodes = []string{"127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"}
 
-// canBeNode reports whether a node may have its address in a range.
-func canBeNode(r Range) bool {
-	return !slices.ContainsFunc(notNodes, func(text string) bool {
+// notPods are the ranges in which no pod has its address, although they are for private use: AWS has
+// reserved this one for its own services, such as the instance metadata at fd00:ec2::254.
+var notPods = []string{"fd00:ec2::/32"}
+
+// canBe reports whether an address in a range may be that of a pod, or of a node if host is true.
+func canBe(r Range, host bool) bool {
+	not := notPods
+	if host {
+		not = slices.Concat(notNodes, notPods)
+	}
+	return !slices.ContainsFunc(not, func(text string) bool {
 		p := netip.MustParsePrefix(text)
 		return p.Bits() <= r.Prefix.Bits() && p.Contains(r.Prefix.Addr())
 	})
 }
 
-// onNodes reports whether pods of the host network, if their addresses are not known, have those of
-// the Nodes. Where it is known on which node a pod runs, they may be on the same node or on another:
-// the verdicts differ, so they get addresses that are not those of Nodes.
+// onNodes reports whether a pod of the host network without a known address is assumed to have that
+// of a Node. This is false if it is known on which node some pod runs: the verdict depends on whether
+// both run on the same node, so pods of the host network then get addresses that no Node has.
 func (v *Inventory) onNodes() bool {
 	return v.NodesKnown() && !slices.ContainsFunc(v.Objects.Pods, func(p *policy.Pod) bool { return p.Node != "" || len(p.Hosts) > 0 })
 }
 
-// hostRanges returns the ranges in which pods of the host network have the addresses of a family:
-// the addresses of the Nodes, or any, but first those for private use.
+// nodesHave reports whether a Node has an address of a family.
+func (v *Inventory) nodesHave(v4 bool) bool {
+	for a := range v.nodesAt {
+		if a.Is4() == v4 {
+			return true
+		}
+	}
+	return false
+}
+
+// hostRanges returns the ranges in which pods of the host network may have their addresses of a
+// family: the addresses of the Nodes, which may have none of it, if onNodes is true; otherwise all, those for private use first.
 func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
 	if v.onNodes() {
 		for _, n := range v.Nodes {
@@ -113,7 +85,10 @@ func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
 			}
 		}
 	}
-	if len(ranges) > 0 || !v.uses(v4) {
+	if v.onNodes() && !v.nodesHave(v4) {
+		return nil
+	}
+	if len(ranges) > 0 || !v.mayUse(v4) {
 		return ranges
 	}
 	for _, text := range append(slices.Clone(private), "0.0.0.0/0", "::/0") {
@@ -124,18 +99,19 @@ func (v *Inventory) hostRanges(v4 bool) (ranges []netip.Prefix) {
 	return ranges
 }
 
-// findPlaces cuts ranges. It keeps one range of those that are in the same ranges of policies, and
-// whose nodes the same policies select. The first is in the fewest of them: the usual place of a pod.
+// findPlaces cuts ranges where policies tell addresses apart. Of the pieces that the same ranges and
+// node selectors of policies match, it keeps only one. The first piece matches the fewest of them, as
+// most pods do. It leaves out addresses that a pod, or a node if host is true, cannot have.
 func (v *Inventory) findPlaces(ranges []netip.Prefix, host bool) []Range {
 	type place struct {
 		Range
-		depth int // the number of ranges and selectors of policies around it
+		depth int // the number of ranges and node selectors of policies that match it
 	}
 	var found []place
 	seen := make(map[string]bool)
 	for _, r := range ranges {
 		for _, c := range v.marks.cut(r) {
-			if host && !canBeNode(c) {
+			if !canBe(c, host) {
 				continue
 			}
 			if key := v.around(c.first()); !seen[key] {
@@ -152,9 +128,9 @@ func (v *Inventory) findPlaces(ranges []netip.Prefix, host bool) []Range {
 	return places
 }
 
-// addrIn returns an address of the range that nothing has, or, for a pod of the host network, that a
-// Node has. If there are several, it skips the first, so that the two ends of a flow can have
-// different ones.
+// addrIn returns an address in r that is not taken or, if host and onNodes are true, that a Node has.
+// It skips the first skip addresses if there are more, so that the two ends of a flow can have
+// different ones. The address is invalid if there is none.
 func (v *Inventory) addrIn(r Range, host bool, skip int) netip.Addr {
 	var found netip.Addr
 	for a := range r.Addrs {
@@ -170,8 +146,7 @@ func (v *Inventory) addrIn(r Range, host bool, skip int) netip.Addr {
 	return found
 }
 
-// addrBeside is like addrIn, but returns another address than that of the other end. It is
-// invalid if there is none.
+// addrBeside is like addrIn, but never returns other, the address of the other end of the flow.
 func (v *Inventory) addrBeside(r Range, host bool, skip int, other netip.Addr) netip.Addr {
 	for i := range 2 {
 		if a := v.addrIn(r, host, skip+i); a != other {
@@ -184,26 +159,34 @@ func (v *Inventory) addrBeside(r Range, host bool, skip int, other netip.Addr) n
 	return netip.Addr{}
 }
 
-// assume returns addresses for a pod without one, one of each family that the cluster uses. The
-// parameter to tells the destination of a flow from its source, and host a pod of the host network.
+// assume returns addresses for a pod without one, one of each family that the cluster uses. They
+// differ for a destination (to is true) and a source, and for pods of the host network (host is true).
 func (v *Inventory) assume(to, host bool) (addrs []netip.Addr) {
-	skip := 0
-	if to {
-		skip = 1
-	}
-	for _, places := range v.placesOf(host) {
-		if len(places) > 0 {
-			if a := v.addrIn(places[0], host, skip); a.IsValid() {
-				addrs = append(addrs, a)
-			}
+	for i, used := range v.families {
+		if a := v.assumeIn(i, to, host); used && a.IsValid() {
+			addrs = append(addrs, a)
 		}
 	}
 	return addrs
 }
 
-// Beside returns the inventory for a comparison with another one: it also tells apart the
-// addresses and the nodes that policies of the other tell apart. If it knows no address, or no
-// ranges of pods, it assumes those of the other.
+// assumeIn returns the address of one family for a pod without one: IPv4 if family is 0, IPv6 if it is
+// 1. It is invalid if pods can have none.
+func (v *Inventory) assumeIn(family int, to, host bool) netip.Addr {
+	skip := 0
+	if to {
+		skip = 1
+	}
+	places := v.placesOf(host)[family]
+	if len(places) == 0 {
+		return netip.Addr{}
+	}
+	return v.addrIn(places[0], host, skip)
+}
+
+// Beside returns a copy of the inventory for a comparison with o: it also tells apart the addresses
+// and the nodes that policies of o tell apart, it assumes the address families of both, and the pod
+// ranges of o if it has none.
 func (v *Inventory) Beside(o *Inventory) *Inventory {
 	out := *v
 	out.beside, out.exposures, out.sendersBy = o, nil, nil
@@ -213,13 +196,16 @@ func (v *Inventory) Beside(o *Inventory) *Inventory {
 	return &out
 }
 
-// addressless reports whether the address of a pod, or of its node, is assumed.
+// addressless reports whether the inventory must assume an address for a pod, or for its node if it
+// is a pod of the host network.
 func addressless(p *policy.Pod) bool {
 	return Assumed(p) || p.HostNetwork && alive(p) && len(addressesOf(p)) == 0
 }
 
-// place finds the places of pods, if one has no address.
+// place sets places, hostPlaces and assumed, if a pod has no address.
 func (v *Inventory) place() {
+	v.setFamilies()
+	v.setPodRanges()
 	v.assumed = make(map[netip.Addr]bool)
 	if !slices.ContainsFunc(v.AllPods(), addressless) {
 		return
@@ -228,14 +214,15 @@ func (v *Inventory) place() {
 		v.places[i] = v.findPlaces(v.podRanges(v4), false)
 		v.hostPlaces[i] = v.findPlaces(v.hostRanges(v4), true)
 	}
-	for _, to := range []bool{false, true} {
-		for _, a := range append(v.assume(to, false), v.assume(to, true)...) {
-			v.assumed[a] = true
+	for family := range v.places {
+		for _, to := range []bool{false, true} {
+			v.assumed[v.assumeIn(family, to, false)], v.assumed[v.assumeIn(family, to, true)] = true, true
 		}
 	}
 }
 
-// placesOf returns the places of pods by family, or of pods of the host network.
+// placesOf returns, by family, the ranges of pods of the host network if host is true, and of other
+// pods otherwise.
 func (v *Inventory) placesOf(host bool) *[2][]Range {
 	if host {
 		return &v.hostPlaces
@@ -243,20 +230,21 @@ func (v *Inventory) placesOf(host bool) *[2][]Range {
 	return &v.places
 }
 
-// PlaceOf returns what policies say about an address, as text that is equal for addresses in the
-// same ranges of policies and for nodes that the same policies select.
+// PlaceOf returns, as text, which ranges and node selectors of policies match an address. Addresses
+// with equal text get the same verdicts.
 func (v *Inventory) PlaceOf(a netip.Addr) string { return v.around(a) }
 
 // Alternative is a flow with another address for an end whose address is assumed.
 type Alternative struct {
 	Flow
-	To    bool  // the address of the destination is another one
-	Range Range // where the address is
+	To    bool  // reports that the destination has the other address, and not the source
+	Range Range // contains the other address
 }
 
-// Elsewhere returns the flow with each other address that a policy may tell apart from the
-// assumed one. It returns nothing if the addresses of both ends are known. Only pods have policies,
-// so the address of one end matters only if the other end is a pod.
+// Elsewhere returns alternatives of a flow between ends with assumed addresses: one for each range
+// whose addresses policies may tell apart from the assumed one. It returns none if the addresses of
+// both ends are known. Only pods have policies, so the address of an end matters only if the other
+// end is a pod.
 func (v *Inventory) Elsewhere(f Flow) (all []Alternative) {
 	src, dst := f.Key.SrcAddr(), f.Key.DstAddr()
 	family := 0
@@ -280,10 +268,10 @@ func (v *Inventory) Elsewhere(f Flow) (all []Alternative) {
 	return all
 }
 
-// judges reports whether policies of the end may decide about the address of the other end.
+// judges reports whether the end is a pod, so that its policies may match the other end's address.
 func (e *End) judges() bool { return e.Endpoint != nil && !e.Endpoint.IsNode() }
 
-// at returns the alternative with the flow between other addresses.
+// at returns a with the flow f between the addresses src and dst.
 func (f Flow) at(src, dst netip.Addr, a Alternative) Alternative {
 	f.Key = filter.NewKey(src, dst, f.Key.Protocol, f.Key.Port)
 	a.Flow = f

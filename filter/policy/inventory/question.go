@@ -16,8 +16,8 @@ import (
 // Question describes flows in the user's terms.
 type Question struct {
 	// From and To name the ends: pods ("shop/web", or "web" in Namespace), workloads
-	// ("deploy/web", "shop/web"), Services ("svc/db", "db.shop.svc.cluster.local:5432"; only To),
-	// routes ("ingress/web", "https://shop.example.com/cart"; only To; From may then be empty),
+	// ("deploy/web", "shop/web"), Services ("svc/db", "db.shop.svc.cluster.local:5432"; only in To),
+	// routes ("ingress/web", "https://shop.example.com/cart"; only in To; From may then be empty),
 	// labels ("app=web"), IP addresses, ranges, nodes ("node/n1"), all pods of a namespace
 	// ("ns/shop"), or World.
 	From, To string
@@ -26,7 +26,7 @@ type Question struct {
 	Port string
 	// Protocol is TCP, UDP, SCTP or ICMP, in upper or lower case. Empty means TCP.
 	Protocol string
-	// Namespace is that of names without one; empty means default.
+	// Namespace is the namespace of names that state none; empty means default.
 	Namespace string
 }
 
@@ -34,8 +34,8 @@ type Question struct {
 type Flow struct {
 	From, To *End
 	Key      filter.Key
-	// Via is the Service that the question named as the destination; nil if the destination is
-	// not a Service.
+	// Via is the Service or the route that the question named as the destination; nil if it
+	// named neither.
 	Via *Via
 }
 
@@ -44,8 +44,8 @@ func (v *Inventory) Decide(f Flow) filter.Verdict {
 	return v.Snapshot.DecideBetween(&f.Key, f.Key.SrcAddr(), f.Key.DstAddr(), f.From.Endpoint, f.To.Endpoint)
 }
 
-// Move returns a flow of another inventory as a flow of this one: the pods of the same names,
-// with the same addresses. A pod that is missing here is an address outside the cluster.
+// Move returns a flow of another inventory as a flow of this one: between the pods with the same
+// names and addresses. The address of a pod that v does not have counts as outside the cluster.
 func (v *Inventory) Move(f Flow) Flow {
 	f.From, f.To = v.moved(f.From), v.moved(f.To)
 	return f
@@ -63,7 +63,7 @@ func (v *Inventory) moved(e *End) *End {
 
 // Flows returns the flows that a question is about: for each pair of ends that policies can tell
 // apart, one flow for each address family that both ends have, IPv4 first. If the destination is
-// a Service, the ends are those behind it. Errors contain a hint.
+// a Service, the flows lead to its endpoints. Errors contain a hint.
 func (v *Inventory) Flows(q Question) ([]Flow, error) {
 	if q.Namespace == "" {
 		q.Namespace = metav1.NamespaceDefault
@@ -84,7 +84,7 @@ func (v *Inventory) Flows(q Question) ([]Flow, error) {
 	return v.FlowsOf(from, to, q)
 }
 
-// protocol returns the protocol of the question, and cuts it off the port if it is there.
+// protocol returns the protocol of the question. If Port contains it, protocol removes it from Port.
 func (q *Question) protocol() (filter.Protocol, error) {
 	text := q.Protocol
 	if port, of, has := strings.Cut(q.Port, "/"); has {
@@ -103,8 +103,8 @@ func (q *Question) protocol() (filter.Protocol, error) {
 	return proto, nil
 }
 
-// directFlows returns the flows between ends. It returns an error if no packet can pass between
-// any of them.
+// directFlows returns the flows between sources and destinations. It returns an error if there are
+// none, or if a destination does not have the port.
 func (v *Inventory) directFlows(sources, destinations []*End, port string, proto filter.Protocol) (flows []Flow, err error) {
 	for _, from := range sources {
 		for _, to := range destinations {
@@ -121,7 +121,7 @@ func (v *Inventory) directFlows(sources, destinations []*End, port string, proto
 	return flows, err
 }
 
-// portError is about the port of a question.
+// portError is an error about the port of a question.
 type portError struct{ error }
 
 func (e portError) Unwrap() error { return e.error }
@@ -134,6 +134,7 @@ func isPortError(err error) bool {
 // between returns the flows from one end to another.
 func (v *Inventory) between(from, to *End, port string, proto filter.Protocol) (flows []Flow, err error) {
 	from, to = from.asNodeOf(to), to.asNodeOf(from)
+	from, to = v.inFamilyOf(from, to, false), v.inFamilyOf(to, from, true)
 	number, err := v.port(port, proto, to)
 	if err != nil {
 		return nil, portError{fmt.Errorf("port: %w", err)}
@@ -151,7 +152,7 @@ func (v *Inventory) between(from, to *End, port string, proto filter.Protocol) (
 	return flows, nil
 }
 
-// keyOf returns a key whose protocol ICMP is that of the addresses.
+// keyOf returns the key of a flow. Between IPv6 addresses, ICMP becomes ICMPv6.
 func keyOf(src, dst netip.Addr, proto filter.Protocol, port uint16) filter.Key {
 	if proto == filter.ICMP && src.Is6() {
 		proto = filter.ICMPv6
@@ -159,14 +160,10 @@ func keyOf(src, dst netip.Addr, proto filter.Protocol, port uint16) filter.Key {
 	return filter.NewKey(src, dst, proto, port)
 }
 
-func families(e *End) string {
-	if e.Addrs[0].Is4() {
-		return "IPv4"
-	}
-	return "IPv6"
-}
+func families(e *End) string { return familyNames[familyOf(e.Addrs[0])] }
 
-// port parses a number, or looks up the name of a port of the destination.
+// port returns the number of a port, which text states as a number or as a name that the destination
+// gives to it.
 func (v *Inventory) port(text string, proto filter.Protocol, to *End) (uint16, error) {
 	if !proto.HasPorts() {
 		if text != "" && text != "0" {
@@ -193,11 +190,18 @@ func (v *Inventory) port(text string, proto filter.Protocol, to *End) (uint16, e
 
 func namedPort(to *End, text string, proto filter.Protocol) (uint16, error) {
 	var have []string
+	var of filter.Protocol // of a port with this name, if it has another protocol
 	for _, p := range to.Endpoint.NamedPorts() {
 		if p.Name == text && p.Protocol == proto {
 			return p.Number, nil
 		}
+		if p.Name == text {
+			of = p.Protocol
+		}
 		have = append(have, fmt.Sprintf("%s (%s %d)", p.Name, p.Protocol, p.Number))
+	}
+	if of != 0 {
+		return 0, fmt.Errorf("%s has no %s port named %q, but one of %s: write %s/%s", to.Name, proto, text, of, text, strings.ToLower(of.String()))
 	}
 	if len(have) == 0 {
 		return 0, fmt.Errorf("%s has no port named %q, and no other named port: write the number", to.Name, text)

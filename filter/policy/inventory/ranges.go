@@ -10,14 +10,14 @@ import (
 	"sluice/filter/policy"
 )
 
-// Range is a set of addresses that no range of a policy tells apart: those of Prefix, without
-// those of Except.
+// Range is a set of addresses that no range of a policy tells apart: those in Prefix, but not in
+// Except.
 type Range struct {
 	Prefix netip.Prefix
 	Except []netip.Prefix // inside of Prefix, disjoint, sorted
 }
 
-// maxExcept bounds the exceptions in the text of a range.
+// maxExcept bounds the number of exceptions in the text of a range.
 const maxExcept = 3
 
 // String returns the range as people write it: "10.0.0.0/8 except 10.1.0.0/16".
@@ -53,8 +53,8 @@ func (r Range) Contains(a netip.Addr) bool {
 	return r.Prefix.Contains(a) && !slices.ContainsFunc(r.Except, func(e netip.Prefix) bool { return e.Contains(a) })
 }
 
-// Addrs yields the addresses of the range in ascending order. It begins after the first address
-// of the prefix, which usually belongs to no host, unless the range has no other.
+// Addrs yields the addresses of the range in ascending order, except that the first address of the
+// prefix, which usually belongs to no host, comes last.
 func (r Range) Addrs(yield func(netip.Addr) bool) {
 	first, last := r.Prefix.Addr(), lastOf(r.Prefix)
 	at := first
@@ -79,24 +79,42 @@ func (r Range) Addrs(yield func(netip.Addr) bool) {
 	}
 }
 
+// without returns r without the prefixes, which are masked, disjoint and sorted.
+func (r Range) without(prefixes []netip.Prefix) Range {
+	var cut []netip.Prefix
+	for _, p := range prefixes {
+		switch {
+		case !p.Overlaps(r.Prefix):
+		case p.Bits() <= r.Prefix.Bits():
+			return Range{Prefix: r.Prefix, Except: []netip.Prefix{r.Prefix}}
+		default:
+			cut = append(cut, p)
+		}
+	}
+	if len(cut) == 0 {
+		return r
+	}
+	return Range{Prefix: r.Prefix, Except: newMarks(append(cut, r.Except...)).outermost()}
+}
+
 // lastOf returns the last address of a prefix.
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
 		b[i/8] |= 0x80 >> (i % 8)
 	}
-	a, _ := netip.AddrFromSlice(b) // the length is that of an address
+	a, _ := netip.AddrFromSlice(b) // cannot fail: b has the length of an address
 	return a
 }
 
-// marks are the prefixes in the ranges of policies. Two prefixes are disjoint, or one is inside of
-// the other, so the marks are a forest.
+// marks are the prefixes in the rules of policies. Two prefixes are disjoint, or one contains the
+// other, so the marks are a forest.
 type marks struct {
-	prefixes []netip.Prefix // sorted, each before those inside of it
-	outer    []int          // by mark: the smallest other mark that contains it; unmarked if there is none
+	prefixes []netip.Prefix // sorted, each before those that it contains
+	outer    []int          // by index in prefixes: the index of the smallest other prefix that contains it, or unmarked
 }
 
-// unmarked stands for the mark of an address that no mark contains.
+// unmarked is the index for an address or a prefix that no mark contains.
 const unmarked = -1
 
 // marksOf collects the prefixes of all policies: of ipBlocks, of their exceptions, and of
@@ -118,7 +136,7 @@ func marksOf(policies []*policy.Policy) marks {
 	return newMarks(all)
 }
 
-// newMarks returns the marks of prefixes in any order. It changes their slice.
+// newMarks returns the marks of prefixes, which may be in any order. It modifies the slice.
 func newMarks(prefixes []netip.Prefix) marks {
 	prefixes = slices.DeleteFunc(prefixes, func(p netip.Prefix) bool { return !p.IsValid() })
 	for i, p := range prefixes {
@@ -132,13 +150,23 @@ func newMarks(prefixes []netip.Prefix) marks {
 	return m
 }
 
-// comparePrefixes orders masked prefixes: each is before those inside of it, which are before
-// those behind it.
+// comparePrefixes orders masked prefixes by address, and a prefix before those that it contains.
 func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// contains returns the smallest mark that contains an address, of mark i and those around it.
+// outermost returns the marks that no other mark contains.
+func (m marks) outermost() (out []netip.Prefix) {
+	for i, p := range m.prefixes {
+		if m.outer[i] == unmarked {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// contains returns the smallest mark that contains an address, out of mark i and the marks that
+// contain mark i.
 func (m marks) contains(i int, a netip.Addr) int {
 	for i != unmarked && !m.prefixes[i].Contains(a) {
 		i = m.outer[i]
@@ -146,8 +174,8 @@ func (m marks) contains(i int, a netip.Addr) int {
 	return i
 }
 
-// at returns the smallest mark that contains an address. All marks that contain it are around
-// that one, so addresses with the same one are in the same ranges of policies.
+// at returns the smallest mark that contains an address. All other marks that contain the address
+// contain this mark, so addresses with the same smallest mark are in the same ranges of policies.
 func (m marks) at(a netip.Addr) int {
 	behind, _ := slices.BinarySearchFunc(m.prefixes, a, func(p netip.Prefix, a netip.Addr) int {
 		if p.Addr().Compare(a) <= 0 {
@@ -158,7 +186,7 @@ func (m marks) at(a netip.Addr) int {
 	return m.contains(behind-1, a)
 }
 
-// inside returns the marks inside of a prefix, without the prefix itself.
+// inside returns the marks that a prefix contains, without the prefix itself.
 func (m marks) inside(p netip.Prefix) []netip.Prefix {
 	first, has := slices.BinarySearchFunc(m.prefixes, p, comparePrefixes)
 	if has {
@@ -171,8 +199,8 @@ func (m marks) inside(p netip.Prefix) []netip.Prefix {
 	return m.prefixes[first : first+n]
 }
 
-// cut cuts a prefix into ranges at the marks. The first is what remains of the prefix itself; it
-// is missing if the marks inside of the prefix cover it.
+// cut cuts a prefix into ranges at the marks. The first range has the addresses of the prefix that
+// are in none of the marks inside of it; it is missing if there are no such addresses.
 func (m marks) cut(within netip.Prefix) []Range {
 	within = within.Masked()
 	ranges := []Range{{Prefix: within}}

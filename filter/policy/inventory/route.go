@@ -13,7 +13,7 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// NamesRoute reports whether the name of an end is a URL, or has the kind of a route.
+// NamesRoute reports whether text, the name of an end, is a URL or has the kind of a route in front.
 func NamesRoute(text string) bool {
 	if _, is := cutScheme(text); is {
 		return true
@@ -25,12 +25,12 @@ func NamesRoute(text string) bool {
 	return isRoute(kinds[strings.ToLower(parts[len(parts)-2])])
 }
 
-// isRoute reports whether objects of a kind lead to Services from outside the cluster.
+// isRoute reports whether objects of a kind lead from outside the cluster to Services.
 func isRoute(kind string) bool {
 	return kind == "Ingress" || kind == "Gateway" || strings.HasSuffix(kind, "Route")
 }
 
-// routeNamed returns what a route, or the routes of a Gateway, expose.
+// routeNamed returns the exposures of a route, or of the routes of a Gateway.
 func (v *Inventory) routeNamed(kind, namespace, name string) (target, error) {
 	ref := policy.Ref{Kind: kind, Namespace: namespace, Name: name}
 	of := make(map[policy.Ref]bool)
@@ -56,8 +56,11 @@ func (v *Inventory) routeNamed(kind, namespace, name string) (target, error) {
 	return target{}, v.noRoute(ref)
 }
 
-// noRoute returns the error for a route that does not exist, with what is near.
+// noRoute returns the error for a route that does not exist. It suggests a similar name.
 func (v *Inventory) noRoute(ref policy.Ref) error {
+	if err := v.hidden(ref.Kind, ref.Namespace, ref.Object()); err != nil {
+		return err
+	}
 	var all []string
 	for _, r := range v.Routing.Routes {
 		if r.Ref.Kind == ref.Kind {
@@ -80,8 +83,8 @@ func (v *Inventory) noRoute(ref policy.Ref) error {
 	return fmt.Errorf("there is no %s: the names here are %s", ref.Object(), near.List(all, 8, ", "))
 }
 
-// atURL returns the exposures that take the requests for a URL or a host name. It returns false if
-// the text is neither: if it has no scheme, and no route has its host name.
+// atURL returns the exposures that take the requests for a URL or a host name. is is false if the
+// text has no scheme, and no route has it as its host name.
 func (v *Inventory) atURL(text string) (t target, is bool, err error) {
 	rest, has := cutScheme(text)
 	rest, _, _ = strings.Cut(rest, "#")
@@ -118,8 +121,9 @@ func cutScheme(text string) (rest string, has bool) {
 	return text, false
 }
 
-// atHost returns the exposures of a host name: those that have exactly this name or, without any, those
-// with a wildcard that matches it. If any is set, it otherwise returns those of every name.
+// atHost returns the exposures that take requests for a host name. It prefers those with exactly this
+// name to those with a wildcard that matches it. If there are neither and the parameter any is true,
+// it returns the exposures that take all host names.
 func (v *Inventory) atHost(host string, any bool) []*Exposure {
 	var byRank [3][]*Exposure
 	for _, x := range v.Exposures() {
@@ -142,16 +146,16 @@ func (v *Inventory) atHost(host string, any bool) []*Exposure {
 	return byRank[2]
 }
 
-// wildcard reports whether a name such as *.example.com matches a host name. In an Ingress, the
-// star is one label; in the Gateway API, one or more.
+// wildcard reports whether a name such as *.example.com matches a host name. The star stands for one
+// label in an Ingress, and for one or more labels in other routes.
 func (x *Exposure) wildcard(name, host string) bool {
 	suffix, is := strings.CutPrefix(strings.ToLower(name), "*")
 	label, matches := strings.CutSuffix(host, suffix)
 	return is && matches && label != "" && (x.By.Kind != "Ingress" || !strings.Contains(label, "."))
 }
 
-// atPath returns those of the exposures whose path is the longest that a path begins with. Paths
-// that are expressions of a controller match only as they are written.
+// atPath returns the exposures whose path is the longest prefix of the given path. It compares paths
+// literally, also those that are regular expressions for their controller.
 func atPath(all []*Exposure, path string) (found []*Exposure) {
 	longest := -1
 	for _, x := range all {
@@ -194,8 +198,8 @@ func (v *Inventory) hostHint(host string) string {
 	return "the host names here are " + near.List(all, 8, ", ")
 }
 
-// exposureFlows returns the flows from the senders of exposures to what is behind them. If sources
-// are given that are pods or nodes, they are the senders.
+// exposureFlows returns the flows from the senders of exposures to their backends. If one of the
+// sources is a pod or a node, the sources replace the known senders.
 func (v *Inventory) exposureFlows(sources []*End, exposures []*Exposure) (flows []Flow, err error) {
 	var broken []string
 	for _, x := range exposures {
@@ -221,10 +225,10 @@ func (v *Inventory) exposureFlows(sources []*End, exposures []*Exposure) (flows 
 	return flows, nil
 }
 
-// sends reports whether the end may send the packets of a route to the pods: it is a pod or a node.
+// sends reports whether the end is a pod or a node, and so may be a sender of a route.
 func (e *End) sends() bool { return e.Pod != nil || e.Node }
 
-// flowsThrough returns the flows of an exposure from senders.
+// flowsThrough returns the flows from senders to the backends of an exposure.
 func (v *Inventory) flowsThrough(x *Exposure, senders []*End) (flows []Flow) {
 	via := &Via{Service: x.Service, Port: x.Port, Exposure: x}
 	for _, from := range senders {
@@ -242,19 +246,19 @@ func (v *Inventory) flowsThrough(x *Exposure, senders []*End) (flows []Flow) {
 	return flows
 }
 
-// Access is whether what arrives from outside gets to the pods.
+// Access states whether policies let the senders of an exposure reach its backends.
 type Access uint8
 
 // The values of Access.
 const (
-	Unknown Access = iota // the senders, or the pods, are not known
-	Denied                // the policies let no sender reach any of the pods
-	Reached               // the policies let at least one sender reach one of the pods
+	Unknown Access = iota // no sender or no backend is known
+	Denied                // the policies let no sender reach any of the backends
+	Reached               // the policies let at least one sender reach one of the backends
 )
 
-// Access returns whether the policies let the senders of an exposure reach what is behind it, and a
-// flow for which this is so. A sender may be let through only at some of the addresses that it may
-// have.
+// Access returns whether the policies let the senders of an exposure reach its backends, with a flow
+// as an example. If addresses are assumed, it is enough that the policies allow the flow at one of
+// the addresses that its ends may have.
 func (v *Inventory) Access(x *Exposure) (Access, Flow) {
 	access, first := Unknown, Flow{}
 	for _, from := range x.Senders.Ends {
@@ -270,13 +274,14 @@ func (v *Inventory) Access(x *Exposure) (Access, Flow) {
 	return access, first
 }
 
-// mayPass reports whether a flow is allowed at some of the addresses that its ends may have.
+// mayPass reports whether policies allow a flow at one or more of the addresses that its ends may have.
 func (v *Inventory) mayPass(f Flow, x *Exposure) bool {
 	return v.passes(f, x) || slices.ContainsFunc(v.Elsewhere(f), func(a Alternative) bool { return v.passes(a.Flow, x) })
 }
 
-// passes reports whether a flow is allowed. What a node sends to its own pods does not count for a
-// Service: it is the source only of packets to pods of other nodes.
+// passes reports whether policies allow a flow. For a Service, a flow that is allowed because a node
+// sends it to its own pod does not count: a node is the source only of packets that it forwards to
+// pods of other nodes.
 func (v *Inventory) passes(f Flow, x *Exposure) bool {
 	d := v.Decide(f)
 	return d.Action == filter.Allow && (x.IsRoute() || d.Reason != filter.OwnNode)

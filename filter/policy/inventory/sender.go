@@ -14,8 +14,9 @@ import (
 	"sluice/filter/policy/kuberoute"
 )
 
-// The labels by which the pods of a Gateway are known: those of the Gateway API (GEP-1762), and those
-// of Envoy Gateway, whose pods are in its own namespace. routerLabel is that of OpenShift's routers.
+// The labels of the pods that receive requests for routes: gatewayNameLabel is from the Gateway API
+// (GEP-1762), the labels of Envoy also have the Gateway's namespace because Envoy Gateway runs its pods
+// in its own namespace, and OpenShift's routers have routerLabel.
 const (
 	gatewayNameLabel    = "gateway.networking.k8s.io/gateway-name"
 	envoyNameLabel      = "gateway.envoyproxy.io/owning-gateway-name"
@@ -30,8 +31,8 @@ const (
 	componentLabel = "app.kubernetes.io/component"
 )
 
-// usualLabels returns the labels that the pods of a well-known controller usually have; nil for
-// others. The controller is known by the name in its class, or else by the usual name of the class.
+// usualLabels returns the labels that the pods of a well-known controller usually have; nil for other
+// controllers. If the name of the controller is not known, it goes by the usual name of the class.
 func usualLabels(controller, class string) labels.Set {
 	switch cmp.Or(controller, class) {
 	case "k8s.io/ingress-nginx", "nginx":
@@ -52,7 +53,8 @@ func usualLabels(controller, class string) labels.Set {
 	return nil
 }
 
-// once returns senders that are known by a key, and finds them the first time.
+// once returns the senders stored for a key. On the first call with the key, it calls find and stores
+// the result.
 func (v *Inventory) once(key string, find func() Senders) Senders {
 	if v.sendersBy == nil {
 		v.sendersBy = make(map[string]Senders)
@@ -65,9 +67,9 @@ func (v *Inventory) once(key string, find func() Senders) Senders {
 	return s
 }
 
-// senders finds the sources of the packets to the pods behind a route. From the most certain to the
-// least: the labels that the pods of a Gateway have, the Service whose address is in the status,
-// the labels of the class, and those that are usual for its controller.
+// senders finds the sources of the packets to the backends of a route. It uses the strongest
+// evidence that it finds: the labels of the pods of a Gateway, then the Service whose address is in
+// the status, then the labels of the class, then the usual labels of its controller.
 func (v *Inventory) senders(r *kuberoute.Route) Senders {
 	if r.Ref.Kind == "Ingress" {
 		class := v.classOf("IngressClass", r.Class)
@@ -120,7 +122,7 @@ func (v *Inventory) gatewaySenders(ref policy.Ref) Senders {
 	return v.controllers(v.classOf("GatewayClass", g.Class), g.Class)
 }
 
-// classOf returns a class by its name, the default class for an empty one; nil if there is none.
+// classOf returns a class by its name, or the default class if the name is empty; nil if there is none.
 func (v *Inventory) classOf(kind, name string) *kuberoute.Class {
 	i := slices.IndexFunc(v.Routing.Classes, func(c *kuberoute.Class) bool {
 		return c.Ref.Kind == kind && (c.Ref.Name == name || name == "" && c.Default)
@@ -131,8 +133,8 @@ func (v *Inventory) classOf(kind, name string) *kuberoute.Class {
 	return v.Routing.Classes[i]
 }
 
-// behindAddress returns the pods behind the Service of a load balancer with one of these addresses
-// or names.
+// behindAddress returns the endpoints of the first Service that has one of these addresses or host
+// names, which are from the status of the route or Gateway that the parameter of names.
 func (v *Inventory) behindAddress(addrs []netip.Addr, names []string, of policy.Ref) Senders {
 	if len(addrs)+len(names) == 0 {
 		return Senders{}
@@ -152,7 +154,7 @@ func (v *Inventory) behindAddress(addrs []netip.Addr, names []string, of policy.
 	return Senders{}
 }
 
-// podsBehind returns the pods behind all ports of a Service.
+// podsBehind returns the pods that are endpoints of any port of a Service.
 func (v *Inventory) podsBehind(s *service) (pods []*policy.Pod) {
 	for _, e := range v.backends(s) {
 		for _, p := range e.Pods {
@@ -161,7 +163,7 @@ func (v *Inventory) podsBehind(s *service) (pods []*policy.Pod) {
 			}
 		}
 	}
-	for _, p := range v.podsOfNamespace(s.Namespace) { // the ends of the host network have no pods
+	for _, p := range v.podsOfNamespace(s.Namespace) { // an End of the host network has no Pods
 		if p.HostNetwork && len(s.Spec.Selector) > 0 && labels.SelectorFromSet(s.Spec.Selector).Matches(p.Labels) {
 			pods = append(pods, p)
 		}
@@ -170,7 +172,8 @@ func (v *Inventory) podsBehind(s *service) (pods []*policy.Pod) {
 	return pods
 }
 
-// controllers returns the pods of the controller of a class, which may be nil.
+// controllers returns the pods of the controller of a class. class is nil if no class of this name
+// is known.
 func (v *Inventory) controllers(class *kuberoute.Class, name string) Senders {
 	controller := ""
 	if class != nil {
@@ -214,8 +217,8 @@ func (v *Inventory) labeled(set labels.Set, also func(*policy.Pod) bool, how str
 	return v.asSenders(pods, how)
 }
 
-// serving reports whether a pod may be one of a controller that sends requests, by what its chart
-// says about it: it is not of a Job, and not of another component.
+// serving reports whether a pod of a controller's chart may be the one that sends requests to
+// backends: it belongs to no Job, and the chart does not label it as another component.
 func (v *Inventory) serving(p *policy.Pod) bool {
 	switch v.workloadOf[p].Kind {
 	case "Job", "CronJob":

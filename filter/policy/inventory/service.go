@@ -19,8 +19,8 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// service is a Service. Decisions never see its name or addresses: the node replaces them with
-// the address of an endpoint before Sluice evaluates the packet.
+// service is a Service. Decisions never see its addresses: the node replaces them with the address
+// of an endpoint before Sluice evaluates the packet.
 type service struct {
 	*corev1.Service
 	slices []*discoveryv1.EndpointSlice
@@ -30,16 +30,16 @@ type service struct {
 // Via is the Service that a question named as the destination, or that a route leads to.
 type Via struct {
 	Service string     // "namespace/name"
-	Addr    netip.Addr // the Service's address that the question named; invalid if it named the Service
+	Addr    netip.Addr // the address by which the question named the Service; invalid if it used the name
 	Port    uint16     // the port of the Service
-	// NodePort is the port of a node that the question named; 0 if it named the Service.
+	// NodePort is the port of a node by which the question named the Service; 0 otherwise.
 	NodePort uint16
-	// Exposure is the route that the question named; nil if it named the Service.
+	// Exposure is the exposure of the route that the question named; nil if it named the Service.
 	Exposure *Exposure
-	// Untranslated is the targetPort that a headless Service names for the port, if that is another one: the
-	// name of the Service leads to the addresses of its pods, and nothing translates the port.
+	// Untranslated is the targetPort of a headless Service's port if the two differ. The name of such a
+	// Service leads to the addresses of its pods, so that nothing translates the port.
 	Untranslated string
-	// Broken are the other backends of the route, with the reasons why nothing is behind them.
+	// Broken describes the targets of the route that have no backend, with the reasons.
 	Broken []string
 }
 
@@ -78,6 +78,9 @@ func (v *Inventory) serviceNamed(namespace, name string) (target, error) {
 	if s := v.services[namespace+"/"+name]; s != nil {
 		return target{service: s}, nil
 	}
+	if err := v.hidden("Service", namespace, fmt.Sprintf("Service %s/%s", namespace, name)); err != nil {
+		return target{}, err
+	}
 	if !v.hasNamespace(namespace) {
 		return target{}, v.noNamespace(namespace)
 	}
@@ -105,9 +108,9 @@ func (v *Inventory) serviceHint(name string) string {
 	return "the Services here are " + near.List(all, 8, ", ")
 }
 
-// inDNS returns the Service of a name in the cluster's DNS: "db", "db.shop", "db.shop.svc" and so on. If
-// the text has the form of such a name, but there is no such Service, inDNS returns the name that
-// it would have. A pod of a StatefulSet has a name under its Service, which is not looked up.
+// inDNS returns the Service with a name in the cluster's DNS: "db.shop", "db.shop.svc" and so on. If
+// there is no such Service, but the third part of the text is "svc", it returns "namespace/name" of the
+// Service. It does not look up the names that pods of a StatefulSet have under their Service.
 func (v *Inventory) inDNS(text string) (*service, string) {
 	parts := strings.Split(strings.TrimSuffix(text, "."), ".")
 	if len(parts) < 2 {
@@ -123,8 +126,8 @@ func (v *Inventory) inDNS(text string) (*service, string) {
 	return nil, ""
 }
 
-// serviceFlows returns the flows to the endpoints behind a Service: of several that policies
-// cannot tell apart, one.
+// serviceFlows returns the flows to the endpoints of a Service. Pods of a workload that policies
+// cannot tell apart are one end.
 func (v *Inventory) serviceFlows(sources []*End, to target, text string, proto filter.Protocol) (flows []Flow, err error) {
 	s := v.renamed(to.service)
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
@@ -157,7 +160,7 @@ func (v *Inventory) serviceFlows(sources []*End, to target, text string, proto f
 	return nil, err
 }
 
-// through returns what is behind a port of a Service, with how the question gets there.
+// through returns the endpoints of a port of a Service, with the Via that leads to them.
 func (v *Inventory) through(s *service, addr netip.Addr, text string, proto filter.Protocol) (*Via, []backend, error) {
 	via := &Via{Service: s.text(), Addr: addr}
 	index, err := s.port(text, proto)
@@ -186,7 +189,7 @@ func (v *Inventory) through(s *service, addr netip.Addr, text string, proto filt
 	return via, behind, nil
 }
 
-// untranslated returns the targetPort of a port if it is another one.
+// untranslated returns the targetPort of a port if it differs from the port; empty otherwise.
 func untranslated(port *corev1.ServicePort) string {
 	if text := port.TargetPort.String(); text != "0" && text != strconv.Itoa(int(port.Port)) {
 		return text
@@ -194,7 +197,7 @@ func untranslated(port *corev1.ServicePort) string {
 	return ""
 }
 
-// atPort returns a port of the endpoints of a Service's EndpointSlices.
+// atPort returns the endpoints in the EndpointSlices of a Service, each with the given port.
 func (v *Inventory) atPort(s *service, number uint16) (found []backend) {
 	for _, slice := range s.slices {
 		for _, addr := range readyAddrs(slice) {
@@ -204,8 +207,8 @@ func (v *Inventory) atPort(s *service, number uint16) (found []backend) {
 	return sortedBackends(found)
 }
 
-// renamed returns the Service that a Service is another name for, if that is in the cluster's DNS.
-// It returns the Service itself if it is not another name, or for something else.
+// renamed returns the Service to which a Service of type ExternalName refers, if it refers to one of
+// this cluster. Otherwise it returns s.
 func (v *Inventory) renamed(s *service) *service {
 	for range v.services { // names may form a circle
 		next, _ := v.inDNS(s.Spec.ExternalName)
@@ -217,8 +220,8 @@ func (v *Inventory) renamed(s *service) *service {
 	return s
 }
 
-// name returns the Service as messages name it. The address is that of the question, if it is
-// valid.
+// name describes the Service for messages: by the address in the question if addr is valid, and by
+// its name otherwise.
 func (s *service) name(addr netip.Addr) string {
 	if addr.IsValid() {
 		return fmt.Sprintf("%s is the address of Service %s", addr, s.text())
@@ -226,7 +229,7 @@ func (s *service) name(addr netip.Addr) string {
 	return s.text() + " is a Service"
 }
 
-// backend is an endpoint behind a Service, with its port.
+// backend is an endpoint of a Service, with its port.
 type backend struct {
 	end  *End
 	port uint16
@@ -249,10 +252,13 @@ func (s *service) port(text string, proto filter.Protocol) (int, error) {
 	if len(have) == 0 {
 		return 0, fmt.Errorf("the Service %s has no port", s.text())
 	}
+	if text == "" {
+		return 0, fmt.Errorf("port: it is missing: write one of those of the Service %s: %s", s.text(), near.List(have, 8, ", "))
+	}
 	return 0, fmt.Errorf("the Service %s has no %s port %q: write one of %s", s.text(), proto, text, near.List(have, 8, ", "))
 }
 
-// protocolOf returns the protocol of a Service's port, and false if it is not one.
+// protocolOf returns the protocol of a Service's port, and false if the protocol is not known.
 func protocolOf(p *corev1.ServicePort) (filter.Protocol, bool) {
 	if p.Protocol == "" {
 		return filter.TCP, true
@@ -260,8 +266,8 @@ func protocolOf(p *corev1.ServicePort) (filter.Protocol, bool) {
 	return filter.ParseProtocol(string(p.Protocol))
 }
 
-// behind returns the endpoints of a port of a Service: those of its EndpointSlices or, without
-// any, the pods that it selects.
+// behind returns the endpoints of a port of a Service: those in its EndpointSlices or, if it has
+// none, the pods that its selector matches.
 func (v *Inventory) behind(s *service, port *corev1.ServicePort) (found []backend) {
 	add := func(e *End, number int32) {
 		if number >= 1 && number <= 65535 {
@@ -317,7 +323,7 @@ func sortedBackends(found []backend) []backend {
 	})
 }
 
-// readyAddrs returns the addresses of the endpoints of a slice that are ready.
+// readyAddrs returns the addresses of the ready endpoints of a slice.
 func readyAddrs(slice *discoveryv1.EndpointSlice) (addrs []netip.Addr) {
 	for _, e := range slice.Endpoints {
 		if e.Conditions.Ready == nil || *e.Conditions.Ready {
@@ -331,8 +337,8 @@ func readyAddrs(slice *discoveryv1.EndpointSlice) (addrs []netip.Addr) {
 	return addrs
 }
 
-// slicePort returns the number of a Service's port in an EndpointSlice, or 0 if it has
-// none.
+// slicePort returns the number that a Service's port has in an EndpointSlice, or 0 if the slice
+// lacks the port.
 func slicePort(slice *discoveryv1.EndpointSlice, port *corev1.ServicePort) int32 {
 	for _, p := range slice.Ports {
 		name, proto := "", corev1.ProtocolTCP
@@ -349,10 +355,10 @@ func slicePort(slice *discoveryv1.EndpointSlice, port *corev1.ServicePort) int32
 	return 0
 }
 
-// serves reports whether a pod is an endpoint of the Services that select it.
+// serves reports whether a pod is ready, so that Services that select it send packets to it.
 func serves(pod *policy.Pod) bool { return !pod.Ending && pod.Ended == "" && !pod.NotReady }
 
-// podPort returns the number of a Service's port on a pod, or 0 if it has none.
+// podPort returns the number that a Service's port has on a pod, or 0 if the pod lacks the named port.
 func podPort(pod *policy.Pod, port *corev1.ServicePort) int32 {
 	switch {
 	case port.TargetPort.Type == intstr.Int && port.TargetPort.IntVal != 0:
@@ -379,8 +385,8 @@ func (s *service) nothingBehind() string {
 	return "it has no selector and no EndpointSlices"
 }
 
-// targetText returns the target port of a Service's port, in parentheses: "(8080)" or "(http)".
-// If the Service states none, it is the Service's port.
+// targetText returns the targetPort of a Service's port in parentheses: " (8080)" or " (http)".
+// Without a targetPort, it returns the port itself.
 func targetText(port *corev1.ServicePort) string {
 	if port.TargetPort.String() == "0" {
 		return fmt.Sprintf(" (%d)", port.Port)

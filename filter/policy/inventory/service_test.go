@@ -12,8 +12,9 @@ import (
 	"sluice/filter/policy/kubepod"
 )
 
-// What stands behind a Service is in its EndpointSlices, or is the pods that it selects. The name of a
-// headless one leads to their addresses, and nothing translates the port.
+// The endpoints of a Service are those in its EndpointSlices or, without any, the pods that it selects.
+// The name of a headless Service leads to the addresses of the endpoints, and nothing translates the
+// port.
 func TestServicePorts(t *testing.T) {
 	const objects = `
 pods:

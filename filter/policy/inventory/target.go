@@ -11,19 +11,19 @@ import (
 	"sluice/filter/policy"
 )
 
-// Target is what the name of an end stands for, as [Inventory.Find] finds it.
+// Target is the result of [Inventory.Find]: the ends, the Service or the route with a name.
 type Target struct {
 	target
 	text   string
-	ranges []netip.Prefix // that the name is, for addresses outside the cluster
+	ranges []netip.Prefix // the ranges that text is, for addresses outside the cluster
 }
 
 // Ends returns the ends of the target; none for a Service or a route.
 func (t Target) Ends() []*End { return t.ends }
 
-// Find returns what a name stands for; see [Question] for its forms. The namespace is that of
-// names without one. The parameter to reports whether the name is of the destination: only a
-// destination may be a Service or have a port. Errors contain a hint.
+// Find looks up a name; see [Question] for its forms. A name without a namespace is looked up in the
+// given one. If to is true, the name is that of the destination of a flow. Only a destination may be a
+// Service or a route, or have a port. Errors contain a hint.
 func (v *Inventory) Find(text, namespace string, to bool) (Target, error) {
 	found, err := v.find(text, namespace, to)
 	switch {
@@ -40,7 +40,7 @@ func (v *Inventory) Find(text, namespace string, to bool) (Target, error) {
 	return Target{found, text, rangesOf(text)}, nil
 }
 
-// rangesOf returns the ranges of addresses that a name is; none for other names.
+// rangesOf returns text as ranges if it is World, a range or an address. Otherwise it returns nil.
 func rangesOf(text string) []netip.Prefix {
 	if text == World {
 		return []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
@@ -55,8 +55,8 @@ func rangesOf(text string) []netip.Prefix {
 	return nil
 }
 
-// All returns everything: all pods, the nodes, and all addresses outside the cluster. Pods of the
-// host network are their nodes. The parameter to reports whether it is the destination.
+// All returns all pods, the nodes, and all addresses outside the cluster. Pods of the host network
+// are covered by their nodes. The ends are destinations if to is true, and sources otherwise.
 func (v *Inventory) All(to bool) (Target, error) {
 	pods := slices.DeleteFunc(v.AllPods(), func(p *policy.Pod) bool { return p.HostNetwork })
 	t := Target{text: "*"}
@@ -66,11 +66,12 @@ func (v *Inventory) All(to bool) (Target, error) {
 			return Target{}, err
 		}
 	}
-	t.ends = slices.Concat(t.ends, v.NodeEnds(), v.world())
+	t.ends = slices.Concat(t.ends, v.NodeEnds(), v.Outside())
 	return t, nil
 }
 
-// Without returns a target without what others stand for. It returns an error if nothing is left.
+// Without returns t without the ends of the others. It returns an error if no end is left. The ends
+// are destinations if to is true, and sources otherwise.
 func (v *Inventory) Without(t Target, others []Target, to bool) (Target, error) {
 	not := v.exclusionOf(others)
 	out := Target{text: t.text}
@@ -98,11 +99,11 @@ func (v *Inventory) Without(t Target, others []Target, to bool) (Target, error) 
 	return out, nil
 }
 
-// exclusion is what targets stand for together.
+// exclusion is the union of several targets.
 type exclusion struct {
 	pods   map[*policy.Pod]bool
-	addrs  map[netip.Addr]bool // of nodes
-	ranges []netip.Prefix      // of addresses outside the cluster
+	addrs  map[netip.Addr]bool // of the ends; used only for nodes and single addresses
+	ranges []netip.Prefix      // outside the cluster
 }
 
 func (v *Inventory) exclusionOf(targets []Target) exclusion {
@@ -130,8 +131,8 @@ func (v *Inventory) exclusionOf(targets []Target) exclusion {
 	return x
 }
 
-// has reports whether an end that is not a pod is excluded: a range if it is within an excluded
-// one, a node if it has an excluded address.
+// has reports whether an end that is not a pod is excluded: a range if an excluded range contains
+// it, and a node or an address if one of its addresses is excluded.
 func (x *exclusion) has(e *End) bool {
 	if e.Range == nil {
 		return slices.ContainsFunc(e.Addrs, func(a netip.Addr) bool { return x.addrs[a] })
@@ -141,7 +142,7 @@ func (x *exclusion) has(e *End) bool {
 	})
 }
 
-// backends returns what is behind the ports of a Service.
+// backends returns the endpoints of all ports of a Service.
 func (v *Inventory) backends(s *service) (ends []*End) {
 	for i := range s.Spec.Ports {
 		for _, b := range v.behind(s, &s.Spec.Ports[i]) {
@@ -151,8 +152,8 @@ func (v *Inventory) backends(s *service) (ends []*End) {
 	return ends
 }
 
-// FlowsOf is like [Inventory.Flows], for ends that have been found. It takes only the port and the
-// protocol of the question.
+// FlowsOf is like [Inventory.Flows], for targets that Find has returned. It uses only the port and
+// the protocol of the question.
 func (v *Inventory) FlowsOf(from, to Target, q Question) ([]Flow, error) {
 	if to.exposures != nil {
 		if q.Port != "" || q.Protocol != "" {
@@ -180,24 +181,25 @@ func (v *Inventory) FlowsOf(from, to Target, q Question) ([]Flow, error) {
 	return v.directFlows(from.ends, to.ends, q.Port, proto)
 }
 
-// settlePort sets the port of a question to that of the target, if it has one. The question may
-// have the same.
+// settlePort sets the port of a question to that of the target, if the target has one. It returns an
+// error if the question has another port.
 func (t Target) settlePort(q *Question) error {
 	if t.port == "" {
 		return nil
 	}
-	number, _, _ := strings.Cut(q.Port, "/")
+	asked, askedProto, hasProto := strings.Cut(q.Port, "/")
+	own, ownProto, _ := strings.Cut(t.port, "/")
 	switch {
-	case q.Port == "":
+	case q.Port == "" || asked == own && !hasProto:
 		q.Port = t.port
-	case number != t.port && q.Port != t.port:
+	case asked != own || ownProto != "" && !strings.EqualFold(askedProto, ownProto):
 		return fmt.Errorf("to: %s has a port, but the port is also given as %s: leave one out", t.text, q.Port)
 	}
 	return nil
 }
 
-// Apart returns a flow between two pods of an end, if a flow is from a pod to itself although
-// the end has others that are equal. Otherwise it returns the flow as it is.
+// Apart replaces a flow from a pod to itself with one between two pods of the same end, if the end
+// has several. Otherwise it returns f unchanged.
 func (v *Inventory) Apart(f Flow) Flow {
 	if f.From.Pod == nil || f.From.Pod != f.To.Pod || len(f.To.Pods) < 2 {
 		return f

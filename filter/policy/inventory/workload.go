@@ -7,10 +7,10 @@ import (
 	"sluice/filter/policy"
 )
 
-// addWorkloads finds the pods of each workload. A workload without pods gets one as its template
-// describes it.
+// addWorkloads finds the pods of each workload. A workload without live pods gets a pod made from its
+// template, unless another known workload owns it.
 func (v *Inventory) addWorkloads() {
-	made := make(map[policy.Ref]policy.Ref, len(v.Workloads)) // by workload, what made it
+	made := make(map[policy.Ref]policy.Ref, len(v.Workloads)) // by workload: its owner
 	for _, w := range v.Workloads {
 		made[w.Ref] = w.Owner
 	}
@@ -23,7 +23,7 @@ func (v *Inventory) addWorkloads() {
 		_, ownerKnown := made[w.Owner]
 		top := topOf(w.Ref, made)
 		if ownerKnown || slices.ContainsFunc(v.workloads[top], alive) {
-			continue // the pods are those of the owner's template, or known
+			continue // the owner's template is used, or live pods are known
 		}
 		pod := *w.Pod
 		pod.Owner = top
@@ -43,7 +43,8 @@ func (v *Inventory) addTo(ref policy.Ref, p *policy.Pod) {
 	v.workloadOf[p] = ref
 }
 
-// topOf follows the makers of a workload to the first of them. It stops if they form a circle.
+// topOf follows the owners of a workload to the topmost. It stops after 8 steps, because owners may
+// form a cycle.
 func topOf(ref policy.Ref, made map[policy.Ref]policy.Ref) policy.Ref {
 	const deepest = 8
 	for range deepest {
@@ -58,6 +59,6 @@ func topOf(ref policy.Ref, made map[policy.Ref]policy.Ref) policy.Ref {
 
 func alive(p *policy.Pod) bool { return p.Ended == "" }
 
-// WorkloadOf returns the workload of a pod: what made it, or what made that, such as the
-// Deployment of its ReplicaSet. It is zero for a pod that no workload has made.
+// WorkloadOf returns the topmost owner of a pod, such as the Deployment of its ReplicaSet; zero for
+// a pod without an owner.
 func (v *Inventory) WorkloadOf(p *policy.Pod) policy.Ref { return v.workloadOf[p] }

@@ -15,12 +15,12 @@ import (
 // Workload is an object that makes pods from a template.
 type Workload struct {
 	Ref   policy.Ref
-	Owner policy.Ref // the workload that made it, such as the Deployment of a ReplicaSet; zero if there is none
-	// Pod is a pod as the template describes it, with the namespace and the name of the workload.
-	// It has no address.
+	Owner policy.Ref // the workload that owns this one, such as the Deployment of a ReplicaSet; zero if there is none
+	// Pod is made from the template, with the namespace and the name of the workload. It has no
+	// address.
 	Pod *policy.Pod
-	// Selector is what the workload finds its pods by, from spec.selector.matchLabels; empty if
-	// it is not written, or more than that.
+	// Selector are the labels by which the workload finds its pods, from spec.selector.matchLabels.
+	// It is empty if the object has no selector, or one with matchExpressions.
 	Selector labels.Set
 	// LintIgnore is the value of [policy.LintIgnoreAnnotation].
 	LintIgnore string
@@ -66,10 +66,10 @@ func workload(kind string, o metav1.Object, t *corev1.PodTemplateSpec, sel *meta
 	return w
 }
 
-// ownerOf returns the controller that made an object, from metadata.ownerReferences. If that is
-// a ReplicaSet with the name that a Deployment gives, it returns the Deployment; so also for a
-// Job and its CronJob: both give a name of their own and a suffix, and clients that list only
-// pods see nothing else of them.
+// ownerOf returns the controller that owns an object, from metadata.ownerReferences. If it is a
+// ReplicaSet whose name a Deployment has made, or a Job whose name a CronJob has made, ownerOf returns
+// the Deployment or CronJob. It derives these from the names, which end in a known suffix, because
+// clients that list only pods do not see the objects.
 func ownerOf(o metav1.Object) policy.Ref {
 	owner := metav1.GetControllerOfNoCopy(o)
 	if owner == nil {
@@ -89,8 +89,9 @@ func ownerOf(o metav1.Object) policy.Ref {
 	return ref
 }
 
-// cutMinute cuts the suffix that a CronJob appends to the names of its Jobs: the scheduled time
-// in minutes since 1970, which has eight digits from the year 1989 to 2160.
+// cutMinute removes the suffix that a CronJob appends to the names of its Jobs, and reports whether
+// there is one. The suffix is the scheduled time in minutes since 1970, which has eight digits from
+// 1989 to 2160.
 func cutMinute(name string) (string, bool) {
 	const digits = 8
 	at := len(name) - digits - 1

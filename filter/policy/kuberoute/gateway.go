@@ -40,7 +40,7 @@ func readGrant(o *gatewayv1.ReferenceGrant) *Grant {
 	return g
 }
 
-// readRoute converts a route of the Gateway API; nil for other objects.
+// readRoute converts a route of the Gateway API. It returns nil for other objects.
 func readRoute(object metav1.Object) *Route {
 	switch o := object.(type) {
 	case *gatewayv1.HTTPRoute:
@@ -74,7 +74,7 @@ func newRoute(kind string, o metav1.Object, spec *gatewayv1.CommonRouteSpec) *Ro
 	r := &Route{Ref: refOf(kind, o), Protocol: filter.TCP}
 	for _, p := range spec.ParentRefs {
 		if value(p.Kind) != "" && *p.Kind != "Gateway" || p.Group != nil && *p.Group != gatewayv1.GroupName {
-			continue // a Service, for a mesh, or a ListenerSet
+			continue // a Service (of a mesh) or a ListenerSet
 		}
 		namespace := cmp.Or(string(value(p.Namespace)), o.GetNamespace())
 		r.Gateways = append(r.Gateways, Parent{policy.Ref{Kind: "Gateway", Namespace: namespace, Name: string(p.Name)}, string(value(p.SectionName))})
@@ -90,9 +90,11 @@ func (r *Route) http(rules []gatewayv1.HTTPRouteRule, names []gatewayv1.Hostname
 		}
 		paths := []string{}
 		for _, m := range rule.Matches {
+			path := "" // a match without a path takes every path
 			if m.Path != nil {
-				paths = append(paths, value(m.Path.Value))
+				path = value(m.Path.Value)
 			}
+			paths = append(paths, path)
 		}
 		r.backends(i, refs, hostNames(names), paths...)
 	}
@@ -107,16 +109,19 @@ func (r *Route) grpc(rules []gatewayv1.GRPCRouteRule, names []gatewayv1.Hostname
 		}
 		paths := []string{}
 		for _, m := range rule.Matches {
+			path := ""
 			if m.Method != nil {
-				paths = append(paths, strings.TrimSuffix("/"+value(m.Method.Service)+"/"+value(m.Method.Method), "/"))
+				path = strings.TrimSuffix("/"+value(m.Method.Service)+"/"+value(m.Method.Method), "/")
 			}
+			paths = append(paths, path)
 		}
 		r.backends(i, refs, hostNames(names), paths...)
 	}
 	return r
 }
 
-// backends adds the backends of rule i, each once for every path.
+// backends adds a target for each path and each backend of rule i. Without paths, the targets take
+// every path.
 func (r *Route) backends(i int, refs []gatewayv1.BackendRef, hosts []string, paths ...string) {
 	if len(paths) == 0 {
 		paths = []string{""}
@@ -143,7 +148,7 @@ func hostNames(names []gatewayv1.Hostname) (texts []string) {
 	return texts
 }
 
-// value returns what a pointer points to; the zero value for nil.
+// value returns *p, or the zero value if p is nil.
 func value[T any](p *T) (v T) {
 	if p != nil {
 		v = *p

@@ -10,8 +10,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// classAnnotation named the class of an Ingress before spec.ingressClassName did. Controllers still
-// read it.
+// classAnnotation is the predecessor of spec.ingressClassName. Controllers still read it.
 const classAnnotation = "kubernetes.io/ingress.class"
 
 func readIngress(o *networkingv1.Ingress) *Route {

@@ -1,6 +1,6 @@
-// Package kuberoute converts the objects that lead requests from outside the cluster to Services
-// to plain structs: Ingresses, the routes of the Gateway API and of OpenShift, and what they refer to.
-// It alone knows the fields of these kinds.
+// Package kuberoute converts Ingresses, the routes of the Gateway API and of OpenShift, and the objects
+// to which they refer, into plain structs. These objects lead requests from outside the cluster to
+// Services. Only this package knows the fields of their kinds.
 package kuberoute
 
 import (
@@ -15,7 +15,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// Objects are the objects that lead to Services from outside.
+// Objects are the objects that lead from outside the cluster to Services.
 type Objects struct {
 	Routes   []*Route
 	Classes  []*Class
@@ -29,10 +29,10 @@ type Route struct {
 	Protocol filter.Protocol // of the packets to the Services
 	// Class is the class of an Ingress, which names its controller; empty for the default class.
 	Class string
-	// Gateways are the Gateways that take the requests.
+	// Gateways are the Gateways to which the route is attached; they take the requests.
 	Gateways []Parent
 	Targets  []Target
-	// Addrs and Names are the addresses and host names where requests arrive, from the status.
+	// Addrs and Names are the addresses and host names in the status, at which requests arrive.
 	Addrs []netip.Addr
 	Names []string
 }
@@ -43,16 +43,16 @@ type Parent struct {
 	Listener string // empty for every listener
 }
 
-// Target is a Service with the requests that go to it.
+// Target is a backend of a route, with the requests that go to it.
 type Target struct {
-	Field   string     // of the route
+	Field   string     // the field of the route that names the backend
 	Hosts   []string   // host names, such as shop.example.com or *.example.com; empty for every name
 	Path    string     // such as /cart; empty for every path
 	Service policy.Ref // its Kind is empty if the target is not a Service
 	Port    string     // number or name; empty if it is missing
-	// ByTarget reports that Port is the targetPort or the name of a port of the Service, as for OpenShift.
-	// An empty Port then is the first one.
-	ByTarget bool `json:",omitempty"` // digests of other routes stay as they were
+	// ByTarget reports that Port is the targetPort or the name of a port of the Service, as in OpenShift.
+	// If Port is empty, it means the first port of the Service.
+	ByTarget bool `json:",omitempty"` // omitted, so that digests of other routes do not change
 }
 
 // Class is an IngressClass or a GatewayClass.
@@ -60,7 +60,7 @@ type Class struct {
 	Ref        policy.Ref
 	Controller string
 	Labels     map[string]string
-	Default    bool // the class of Ingresses without one
+	Default    bool // reports that it is the class of Ingresses that name none
 }
 
 // Text returns the name of the class; empty for nil.
@@ -76,7 +76,7 @@ type Gateway struct {
 	Ref       policy.Ref
 	Class     string
 	Listeners []Listener
-	Addrs     []netip.Addr // where requests arrive, from the status
+	Addrs     []netip.Addr // Addrs and Names are in the status: where requests arrive
 	Names     []string
 }
 
@@ -86,14 +86,14 @@ type Listener struct {
 	Port       uint16
 }
 
-// Grant is a ReferenceGrant: it lets routes of other namespaces refer to Services.
+// Grant is a ReferenceGrant: it lets routes of other namespaces refer to Services of its namespace.
 type Grant struct {
 	Ref  policy.Ref
-	From []policy.Ref // kinds and namespaces
+	From []policy.Ref // kinds and namespaces of the routes, without names
 	To   []string     // names of Services; "" for all of the namespace
 }
 
-// Kind is a kind that Read reads.
+// Kind is a kind of objects that Add converts.
 type Kind struct {
 	Name, Group string
 	Versions    []string // the versions with the fields of New, the preferred one first
@@ -102,7 +102,7 @@ type Kind struct {
 	New         func() metav1.Object
 }
 
-// Kinds returns the kinds that Read reads.
+// Kinds returns the kinds of objects that Add converts.
 func Kinds() []Kind {
 	gateway := func(name, resource string, empty func() metav1.Object, versions ...string) Kind {
 		return Kind{Name: name, Group: gatewayv1.GroupName, Versions: versions, Resource: resource, New: empty}
@@ -126,7 +126,7 @@ func Kinds() []Kind {
 
 const networkingIngress = "Ingress"
 
-// Add converts an object and appends it. It ignores objects of other kinds than those of Kinds.
+// Add converts an object and appends it. It ignores objects of kinds that Kinds does not return.
 func (o *Objects) Add(object metav1.Object) {
 	switch x := object.(type) {
 	case *networkingv1.Ingress:
@@ -151,12 +151,12 @@ func (o *Objects) Add(object metav1.Object) {
 	}
 }
 
-// refOf returns the name of an object of a kind.
+// refOf returns the reference to an object.
 func refOf(kind string, o metav1.Object) policy.Ref {
 	return policy.Ref{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
-// arrival sorts where requests arrive into addresses and host names.
+// arrival divides texts from a status into addresses and host names.
 func arrival(texts ...string) (addrs []netip.Addr, names []string) {
 	for _, text := range texts {
 		if a, err := netip.ParseAddr(text); err == nil {

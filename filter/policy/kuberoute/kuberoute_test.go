@@ -8,7 +8,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Each kind of routes leads requests to the Services that its rules name.
+// Add converts the backends of each kind of routes into targets.
 func TestTargets(t *testing.T) {
 	tests := map[string]struct{ kind, spec, want string }{
 		"Ingress":                   {"Ingress", "{rules: [{host: a, http: {paths: [{path: /p, backend: {service: {name: s, port: {name: http}}}}]}}]}", "TCP [a]/p ns/s http spec.rules[0].http.paths[0].backend"},
@@ -16,6 +16,8 @@ func TestTargets(t *testing.T) {
 		"without matches":           {"HTTPRoute", "{rules: [{backendRefs: [{name: s, namespace: other, port: 80}]}]}", "TCP [] other/s 80 spec.rules[0].backendRefs[0]"},
 		"a header":                  {"HTTPRoute", "{rules: [{matches: [{headers: [{name: a, value: b}]}], backendRefs: [{name: s, port: 80}]}]}", "TCP [] ns/s 80 spec.rules[0].backendRefs[0]"},
 		"GRPCRoute":                 {"GRPCRoute", "{rules: [{matches: [{method: {service: a.B, method: C}}, {method: {service: a.D}}], backendRefs: [{name: s, port: 80}]}]}", "TCP []/a.B/C ns/s 80 spec.rules[0].backendRefs[0]\nTCP []/a.D ns/s 80 spec.rules[0].backendRefs[0]"},
+		"a path, and a header":      {"HTTPRoute", "{rules: [{matches: [{path: {value: /p}}, {headers: [{name: a, value: b}]}], backendRefs: [{name: s, port: 80}]}]}", "TCP []/p ns/s 80 spec.rules[0].backendRefs[0]\nTCP [] ns/s 80 spec.rules[0].backendRefs[0]"},
+		"a method, and a header":    {"GRPCRoute", "{rules: [{matches: [{method: {service: a.B}}, {headers: [{name: a, value: b}]}], backendRefs: [{name: s, port: 80}]}]}", "TCP []/a.B ns/s 80 spec.rules[0].backendRefs[0]\nTCP [] ns/s 80 spec.rules[0].backendRefs[0]"},
 		"TLSRoute":                  {"TLSRoute", "{hostnames: [a], rules: [{backendRefs: [{name: s, port: 443}]}]}", "TCP [a] ns/s 443 spec.rules[0].backendRefs[0]"},
 		"TCPRoute":                  {"TCPRoute", "{rules: [{backendRefs: [{name: s, port: 443}, {name: r}]}]}", "TCP [] ns/s 443 spec.rules[0].backendRefs[0]\nTCP [] ns/r  spec.rules[0].backendRefs[1]"},
 		"UDPRoute":                  {"UDPRoute", "{rules: [{backendRefs: [{name: s, port: 53}]}]}", "UDP [] ns/s 53 spec.rules[0].backendRefs[0]"},
@@ -36,7 +38,7 @@ func TestTargets(t *testing.T) {
 	}
 }
 
-// readAs reads an object of a kind with a spec.
+// readAs converts an object with this kind and spec.
 func readAs(t *testing.T, kind, spec string) (o Objects) {
 	t.Helper()
 	for _, k := range Kinds() {
@@ -52,7 +54,7 @@ func readAs(t *testing.T, kind, spec string) (o Objects) {
 	return o
 }
 
-// Add knows every kind of Kinds.
+// Add converts every kind that Kinds returns.
 func TestAddKnowsTheKinds(t *testing.T) {
 	for _, k := range Kinds() {
 		var o Objects

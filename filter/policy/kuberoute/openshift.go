@@ -14,8 +14,9 @@ import (
 // openShiftGroup is the API group of OpenShift's Route.
 const openShiftGroup = "route.openshift.io"
 
-// openShiftRoute is a Route of OpenShift. It has the fields that lead to Services; the others are there
-// so that they count as known. OpenShift's own module would add its whole API for these.
+// openShiftRoute is a Route of OpenShift. Its fields of type any are not used: they are declared so that
+// strict decoding accepts them. The struct is written here because OpenShift's module would add its
+// whole API.
 type openShiftRoute struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`

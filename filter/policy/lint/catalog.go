@@ -2,34 +2,34 @@ package lint
 
 import "slices"
 
-// Severity is how certain it is that a finding is a mistake, and how much it changes. Higher ones
-// are more severe.
+// Severity grades a finding by how certainly it is a mistake, and by how much it changes. A higher
+// value is more severe.
 type Severity uint8
 
 // The severities.
 const (
 	Info    Severity = iota + 1 // worth knowing: it changes nothing, or may well be intended
-	Warning                     // probably not as intended
+	Warning                     // probably not what was intended
 	Error                       // wrong: a part is refused, or has no meaning
 )
 
-// String returns the severity as in text and JSON.
+// String returns the severity as text and JSON show it.
 func (s Severity) String() string {
 	return [...]string{"none", Info: "info", Warning: "warning", Error: "error"}[s]
 }
 
-// MarshalText returns the severity as in JSON.
+// MarshalText returns the severity as JSON shows it.
 func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // About describes a check.
 type About struct {
 	ID       string // the value of Finding.Check, which does not change from version to version
 	Severity Severity
-	Summary  string // what it finds, in one line
-	Ordered  bool   // it is about ClusterNetworkPolicies
+	Summary  string // what the check finds, in one line
+	Ordered  bool   // the check is about ClusterNetworkPolicies
 }
 
-// Checks describes all checks, in the order of the help.
+// Checks describes all checks, in the order in which the help lists them.
 func Checks() []About {
 	return []About{
 		{Manifest, Error, "a part that cannot be read, or that the API server would reject", false},
@@ -52,7 +52,7 @@ func Checks() []About {
 		{Except, Warning, "an exception that is outside of its cidr, or leaves nothing of it", false},
 		{WithoutForce, Warning, "rules of a direction that policyTypes leaves out", false},
 		{NoNamespace, Info, "a peer in a namespace that is not among the objects", false},
-		{HostBits, Info, "a CIDR with bits behind its prefix, which are ignored", false},
+		{HostBits, Warning, "a CIDR with bits behind its prefix, which are ignored", false},
 		{Covered, Info, "rules that allow only what another policy or rule allows already", false},
 		{OneSidedPart, Info, "a peer or a port of a rule of which nothing passes, although others do", false},
 		{NotIsolated, Info, "pods in a namespace with policies that no policy isolates in ingress", false},
@@ -63,7 +63,7 @@ func Checks() []About {
 	}
 }
 
-// SeverityOf returns the severity of a check. That of an unknown one is Error.
+// SeverityOf returns the severity of the check with this id, or Error if there is no such check.
 func SeverityOf(id string) Severity {
 	all := Checks()
 	if i := slices.IndexFunc(all, func(a About) bool { return a.ID == id }); i >= 0 {

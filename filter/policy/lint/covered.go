@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
@@ -52,32 +53,81 @@ func (l *linter) masked(p *lintPolicy, field string, written, read netip.Prefix)
 		"%s has bits set after its prefix, and is read as %s", written, read)
 }
 
-// redundant is a rule, and the rule that makes it redundant.
+// redundant is a rule together with the rule that makes it redundant.
 type redundant struct {
 	rule, by *rule
-	of       *lintPolicy // the policy of by
+	of       *lintPolicy // the policy with the rule by
 }
 
 // covered reports redundant rules: another rule for the same pods already allows all of
 // their flows. It compares the text of the policies, not their effect on the current pods:
 // two selectors that happen to match the same pods are not equal. There is one finding for all
-// rules of a policy that another policy covers.
-func (l *linter) covered(p *lintPolicy) {
+// rules that a policy covers.
+func (l *linter) covered() {
 	var order []*lintPolicy
-	all := make(map[*lintPolicy][]redundant)
-	for d := range p.rules {
-		for i := range p.rules[d] {
-			if c, is := l.coveredBy(p, &p.rules[d][i]); is {
-				if all[c.of] == nil {
-					order = append(order, c.of)
-				}
-				all[c.of] = append(all[c.of], c)
+	all := make(map[*lintPolicy][]coveredRules)
+	for _, p := range l.policies {
+		for _, c := range l.coveredRules(p) {
+			if all[c.of] == nil {
+				order = append(order, c.of)
 			}
+			all[c.of] = append(all[c.of], c)
 		}
 	}
 	for _, of := range order {
-		l.foundCovered(p, of, all[of])
+		var several []coveredRules
+		for _, c := range all[of] {
+			if c.p == of || strings.Contains(c.p.LintIgnore, Covered) {
+				l.foundCovered(c.p, of, c.rules) // must not count in a finding about another policy
+				continue
+			}
+			several = append(several, c)
+		}
+		if len(several) == 1 {
+			l.foundCovered(several[0].p, of, several[0].rules)
+		} else if len(several) > 1 {
+			l.coversSeveral(of, several)
+		}
 	}
+}
+
+// coveredRules are the rules of the policy p that the policy "of" covers.
+type coveredRules struct {
+	p, of *lintPolicy
+	rules []redundant
+}
+
+// coveredRules returns the redundant rules of p, by the policy that covers them.
+func (l *linter) coveredRules(p *lintPolicy) (all []coveredRules) {
+	for d := range p.rules {
+		for i := range p.rules[d] {
+			c, is := l.coveredBy(p, &p.rules[d][i])
+			if !is {
+				continue
+			}
+			at := slices.IndexFunc(all, func(o coveredRules) bool { return o.of == c.of })
+			if at < 0 {
+				at = len(all)
+				all = append(all, coveredRules{p: p, of: c.of})
+			}
+			all[at].rules = append(all[at].rules, c)
+		}
+	}
+	return all
+}
+
+// coversSeveral reports a policy that covers rules of several others, as one finding about it: often it
+// is the wider one by mistake, and a finding for each of the others would hide this.
+func (l *linter) coversSeveral(of *lintPolicy, several []coveredRules) {
+	var fields []string
+	for _, c := range several {
+		for _, r := range c.rules {
+			fields = append(fields, c.p.text+" "+r.rule.field)
+		}
+	}
+	l.found(Covered, of, several[0].rules[0].by.field, "narrow it, or remove the others", "it allows everything that %d rules of %d other policies allow: %s",
+		len(fields), len(several), near.List(fields, 5, ", "))
+	l.findings[len(l.findings)-1].Count = len(fields)
 }
 
 func (l *linter) foundCovered(p, of *lintPolicy, rules []redundant) {
@@ -99,7 +149,7 @@ func (l *linter) foundCovered(p, of *lintPolicy, rules []redundant) {
 	l.findings[len(l.findings)-1].Count = len(rules)
 }
 
-// coveredBy returns a rule that makes r redundant.
+// coveredBy returns a rule that makes r redundant, and reports whether there is one.
 func (l *linter) coveredBy(p *lintPolicy, r *rule) (redundant, bool) {
 	if p.subject == nil || p.ordered() || !r.whole {
 		return redundant{}, false
@@ -198,7 +248,7 @@ func follows(h, w labels.Requirement) bool {
 	return false
 }
 
-// has reports whether the requirement lists values, one of which an object must have.
+// has reports whether the requirement lists values of which an object must have one.
 func has(r labels.Requirement) bool {
 	return r.Operator() == selection.In || r.Operator() == selection.Equals || r.Operator() == selection.DoubleEquals
 }

@@ -21,9 +21,9 @@ import (
 // The checks: the values of Finding.Check.
 const (
 	SameAddress  = "same-address"     // an address that several live pods claim
-	Invalid      = "invalid"          // a part that is not understood and therefore allows nothing
+	Invalid      = "invalid"          // a part that cannot be understood and therefore allows nothing
 	NoMatch      = "no-match"         // a selector that matches nothing
-	NoNamespace  = "no-namespace"     // a peer in a namespace that is not there
+	NoNamespace  = "no-namespace"     // a peer in a namespace that does not exist
 	NoPort       = "no-port"          // a named port that no destination has
 	NoDNS        = "no-dns"           // policies isolate egress and allow something, but not DNS
 	Except       = "except"           // an exception that excludes nothing, or everything
@@ -34,23 +34,23 @@ const (
 	Shadowed     = "shadowed"         // a rule that never decides, because an earlier one does
 	Unreachable  = "unreachable"      // rules of the tier Baseline for pods that are all isolated
 	DenyWith     = "deny-with"        // an unknown value of the annotation sluice/deny-with
-	Names        = "names"            // domain names, which are not supported
-	OrNotAnd     = "or-not-and"       // two peers of a rule that were probably meant to be one
+	Names        = "names"            // domain names as peers, which Sluice does not support
+	OrNotAnd     = "or-not-and"       // two peers of a rule where one peer with both selectors was probably meant
 	Undeclared   = "undeclared-port"  // a port that no container of the selected pods declares
-	Metadata     = "metadata-address" // a range of Internet addresses with the metadata address in it
+	Metadata     = "metadata-address" // a range of Internet addresses that contains the metadata address
 	PodRange     = "pod-address"      // an ipBlock of addresses of pods or Services
 	NotIsolated  = "not-isolated"     // pods that no policy isolates
-	OneSided     = "one-sided"        // a rule of which the other end denies everything
-	OneSidedPart = "one-sided-part"   // a peer or a port of a rule of which the other end denies everything
+	OneSided     = "one-sided"        // a rule; the other end allows none of its flows
+	OneSidedPart = "one-sided-part"   // a peer or a port of a rule; the other end allows none of its flows
 
-	// About ways from outside the cluster.
-	NoBackend     = "no-backend"     // a route to a Service, or a port of it, that does not exist
-	RouteDenied   = "route-denied"   // a way from outside that the policies of the pods close
-	ClientAddress = "client-address" // a Service whose policies allow clients that arrive with the address of a node
+	// Checks of ways from outside the cluster.
+	NoBackend     = "no-backend"     // a route to a Service, or to a port of a Service, that does not exist
+	RouteDenied   = "route-denied"   // a way from outside on which the policies of the pods deny everything
+	ClientAddress = "client-address" // a Service whose policies allow clients, although the packets of clients arrive with the address of a node
 
-	// What the reader of manifests finds, and not Check.
+	// Findings of the reader of manifests; Check does not return them.
 	Manifest   = "manifest"    // a part that cannot be read, or that the API server would reject
-	APIVersion = "api-version" // a former version, which is still read
+	APIVersion = "api-version" // an API version that Kubernetes no longer serves, and that Sluice still reads
 	Empty      = "empty"       // a field of a rule that is present but empty: the API server drops such fields
 )
 
@@ -61,7 +61,7 @@ type Finding struct {
 	Field  string // as in "spec.ingress[0].from[1].podSelector"
 	Detail string // what is unusual
 	Hint   string // how to correct it
-	Count  int    // number of rules or pods that the finding stands for; 0 if it is one
+	Count  int    // number of rules or pods that the finding is about; 0 if it is about one
 }
 
 // Error formats the finding in one line.
@@ -87,8 +87,8 @@ type linter struct {
 	findings   []Finding
 }
 
-// Check lints the policies of an inventory. The findings are sorted by object. A workload
-// without pods counts as a pod of its template.
+// Check lints the policies of an inventory, and sorts the findings by object. It treats a workload
+// without pods as a pod of its template.
 func Check(v *inventory.Inventory) []Finding {
 	l := &linter{namespaces: make(map[string]*namespace), nodes: v.Nodes}
 	for _, o := range v.Namespaces {
@@ -106,6 +106,7 @@ func Check(v *inventory.Inventory) []Finding {
 		l.policy(p, v)
 		l.podAddresses(p, v)
 	}
+	l.covered()
 	l.notIsolated(v)
 	l.oneSided(v)
 	l.routes(v)
@@ -114,7 +115,7 @@ func Check(v *inventory.Inventory) []Finding {
 	return l.findings
 }
 
-// policy runs the checks of a policy.
+// policy runs the checks that are about a single policy.
 func (l *linter) policy(p *lintPolicy, v *inventory.Inventory) {
 	l.matches(p)
 	l.priority(p)
@@ -132,10 +133,9 @@ func (l *linter) policy(p *lintPolicy, v *inventory.Inventory) {
 			l.shadowed(p, &p.rules[d][i])
 		}
 	}
-	l.covered(p)
 }
 
-// problems reports what the policies and the annotations say and cannot be understood.
+// problems reports the parts of policies and annotations that cannot be understood.
 func (l *linter) problems(v *inventory.Inventory) {
 	for _, p := range v.Problems {
 		check := Invalid

@@ -60,8 +60,8 @@ func decode(t *testing.T, text string) (o objects) {
 	return o
 }
 
-// check lints policies in the cluster of the manifests, as checkAll does. It leaves out findings
-// about pods that no policy isolates: most tests have such pods.
+// check lints policies in the cluster of the manifests, as checkAll does, but leaves out findings about
+// pods that no policy isolates: most tests have such pods.
 func check(t *testing.T, manifests string, specs ...string) []Finding {
 	t.Helper()
 	return slices.DeleteFunc(checkAll(t, manifests, specs...), func(f Finding) bool { return f.Check == NotIsolated })
@@ -268,7 +268,8 @@ func policyWith(t *testing.T, selector string) *networkingv1.NetworkPolicy {
 	return p
 }
 
-// Git has workloads and not their pods: selectors and ports are checked against templates.
+// Manifests in Git have workloads but not their pods, so Check compares selectors and ports with
+// templates.
 func TestWorkloadsCountAsPods(t *testing.T) {
 	const deployments = `
 deployments:
@@ -285,16 +286,60 @@ deployments:
 	}
 }
 
-// All rules that a policy covers are one finding, with their number.
+// If a policy covers several rules of another one, there is one finding with their number.
 func TestCoveredIsOneFindingForTwoPolicies(t *testing.T) {
 	rules := make([]string, 7)
 	for i := range rules {
 		rules[i] = fmt.Sprintf("{from: [{podSelector: {}}], ports: [{port: %d}]}", 80+i)
 	}
-	found := check(t, cluster, "default/all: {podSelector: {}, ingress: [{}]}",
-		"default/p: {podSelector: {}, ingress: ["+strings.Join(rules, ", ")+"]}", "default/q: {podSelector: {}, ingress: ["+rules[0]+"]}")
-	if len(found) != 2 || found[0].Count != 7 || found[0].Field != "spec.ingress[0]" || !strings.Contains(found[0].Detail, "7 rules") ||
-		!strings.Contains(found[0].Detail, "spec.ingress[4] and 2 more") || found[1].Count != 0 || found[1].Object != "NetworkPolicy default/q" {
+	found := check(t, cluster, "default/all: {podSelector: {}, ingress: [{}]}", "default/p: {podSelector: {}, ingress: ["+strings.Join(rules, ", ")+"]}")
+	if len(found) != 1 || found[0].Count != 7 || found[0].Field != "spec.ingress[0]" || !strings.Contains(found[0].Detail, "7 rules") ||
+		!strings.Contains(found[0].Detail, "spec.ingress[4] and 2 more") {
 		t.Errorf("found %+v", found)
+	}
+}
+
+// A policy that covers several others is one finding, about that policy, with the number of rules.
+func TestPolicyThatCoversSeveralIsOneFinding(t *testing.T) {
+	var specs []string
+	for _, ns := range []string{"default", "other"} {
+		specs = append(specs, ns+"/all: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}")
+		for _, role := range []string{"db", "frontend", "web"} {
+			specs = append(specs, fmt.Sprintf("%s/%s: {podSelector: {matchLabels: {role: %s}}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}]}", ns, role, role))
+		}
+	}
+	found := slices.DeleteFunc(check(t, cluster, specs...), func(f Finding) bool { return f.Check != Covered })
+	if len(found) != 2 {
+		t.Fatalf("found %+v", found)
+	}
+	for i, ns := range []string{"default", "other"} {
+		f := found[i]
+		want := fmt.Sprintf("it allows everything that 3 rules of 3 other policies allow: %s/db spec.ingress[0], %[1]s/frontend spec.ingress[0], %[1]s/web spec.ingress[0]", ns)
+		if f.Object != "NetworkPolicy "+ns+"/all" || f.Field != "spec.ingress[0]" || f.Count != 3 || f.Detail != want {
+			t.Errorf("found %+v, want %s", f, want)
+		}
+	}
+}
+
+// A policy with the annotation against the check does not count in the finding about the policy that
+// covers it.
+func TestIgnoredPolicyDoesNotCountAsCovered(t *testing.T) {
+	objects := decodeAll(t, cluster, []string{
+		"default/all: {podSelector: {}, ingress: [{}]}",
+		"default/p: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}", "default/q: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}",
+	})
+	for _, p := range objects.Policies {
+		if p.Ref.Name == "q" {
+			p.LintIgnore = Covered
+		}
+	}
+	var about []string
+	for _, f := range Check(inventory.New(objects)) {
+		if f.Check == Covered {
+			about = append(about, f.Object)
+		}
+	}
+	if !slices.Equal(about, []string{"NetworkPolicy default/p", "NetworkPolicy default/q"}) {
+		t.Errorf("findings about %v", about)
 	}
 }

@@ -13,20 +13,20 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// oneSidedCheck finds rules that one end of their flows allows and the other does not: let in but not
-// out, or out but not in.
+// oneSidedCheck finds rules whose flows one end allows and the other end denies: ingress rules whose
+// sources may not send, and egress rules whose destinations may not receive.
 //
-// A rule is one-sided only if nothing at all passes between the pods that it is for. If the other
-// end allows some of it, the rule is probably wide on purpose, and the other end is the
-// narrow side: "all pods of this namespace may reach the database", and only those that need it
-// have the egress rule. An item of the rule, a peer or a port, of which nothing passes while others
-// do is a finding of its own check, [OneSidedPart], which is only worth knowing.
+// A rule is one-sided only if none of its flows between pods passes. If the other end allows some of
+// them, the rule is probably wide on purpose, and the other end restricts it: a rule such as "all pods
+// of this namespace may reach the database", with egress rules only for the pods that need it. If
+// nothing passes for one item of a rule (a peer or a port), but something passes for other items, the
+// finding is [OneSidedPart], whose severity is only Info.
 //
-// If blocks of addresses are the only other peers, the peer of the pods is the one-sided part, as if
-// it had a rule of its own.
+// If the rule also has peers that the check ignores, such as blocks of addresses, the finding names the
+// first peer none of whose flows passes, instead of the rule.
 //
-// Peers without pods, blocks of addresses, and flows that the rule's own end denies by another
-// policy are not considered: no-match, pod-address and shadowed are about them.
+// The check ignores peers that match no pods, blocks of addresses, and flows that another policy of the
+// rule's own end denies: the checks no-match, pod-address and shadowed report these.
 type oneSidedCheck struct {
 	l       *linter
 	m       *reach.Map
@@ -35,32 +35,32 @@ type oneSidedCheck struct {
 	found   []oneSidedRule
 }
 
-// class is the parties that policies cannot tell apart.
+// class is a set of parties to which the same policies and rules apply.
 type class struct {
-	pod     *pod // the first
+	pod     *pod // of the first party
 	parties []*reach.Party
 }
 
-// oneSidedRule is a rule that is one-sided, with an example.
+// oneSidedRule is a one-sided rule, with an example of a denied flow.
 type oneSidedRule struct {
 	p       *lintPolicy
 	r       *rule
-	field   string // of the rule, or of the one peer that has pods
+	field   string // field of the rule, or of its first one-sided peer
 	example *oneWay
 	lacks   *lintPolicy // the policy that denies at the other end
 }
 
-// oneWay is a flow that one end allows and the other does not.
+// oneWay is a flow that the end with the rule allows and the other end denies.
 type oneWay struct {
 	from, to *reach.Party
-	span     reach.Span  // without an answer
-	denied   filter.Side // of the other end
+	span     reach.Span  // Answer is not set
+	denied   filter.Side // the denying end's side of the verdict
 }
 
-// tally is what is known about an item of a rule.
+// tally collects the answers about the flows of one item of a rule: a peer or a port.
 type tally struct {
-	passes  bool    // both ends allow something of it
-	example *oneWay // that the rule's own end allows, and the other does not; nil if there is none
+	passes  bool    // both ends allow one of the flows
+	example *oneWay // a flow that the rule's own end allows and the other end denies; nil if there is none
 }
 
 func (t *tally) dead() bool { return !t.passes && t.example != nil }
@@ -81,7 +81,7 @@ func (l *linter) oneSided(v *inventory.Inventory) {
 	h.report()
 }
 
-// mayBeOneSided reports whether a rule allows pods by labels, and a policy denies something in the
+// mayBeOneSided reports whether the rule allows pods by labels, and any policy can deny flows in the
 // other direction.
 func (l *linter) mayBeOneSided(p *lintPolicy, r *rule) bool {
 	if p.subject == nil || r.action != policy.Accept || r.anyone || !slices.ContainsFunc(r.peers, func(x peer) bool { return x.arePods() }) {
@@ -99,7 +99,7 @@ func other(d filter.Direction) filter.Direction {
 	return filter.Egress
 }
 
-// prepare finds the parties, once.
+// prepare computes the parties and their classes on the first call.
 func (h *oneSidedCheck) prepare(v *inventory.Inventory) {
 	if h.m != nil {
 		return
@@ -117,7 +117,7 @@ func (h *oneSidedCheck) prepare(v *inventory.Inventory) {
 		}
 		end, err := v.EndOf(o[0], false)
 		if err != nil {
-			continue // not possible: it is an end of the party
+			continue // not possible: o[0] is a pod of the party, so it is an end
 		}
 		key := v.ClassOf(end)
 		if known[key] == nil {
@@ -129,11 +129,11 @@ func (h *oneSidedCheck) prepare(v *inventory.Inventory) {
 	}
 }
 
-// rule checks a rule.
+// rule checks whether a rule is one-sided.
 func (h *oneSidedCheck) rule(p *lintPolicy, r *rule) {
 	subjects := h.matching(p.spaces == nil, p.namespace, p.selects)
 	peers, ports := make([]tally, len(r.peers)), make([]tally, max(1, len(r.ports)))
-	more := false // the rule also allows what cannot be checked
+	more := false // the rule also allows peers that cannot be checked
 	for i := range r.peers {
 		x := &r.peers[i]
 		if !x.arePods() {
@@ -154,7 +154,8 @@ func (h *oneSidedCheck) rule(p *lintPolicy, r *rule) {
 	h.judge(p, r, peers, ports, more)
 }
 
-// matching returns the classes of one namespace, or of all, with pods for which f returns true.
+// matching returns the classes of the namespace whose pods f accepts; if own is false, of all
+// namespaces.
 func (h *oneSidedCheck) matching(own bool, namespace string, f func(*pod) bool) (found []*class) {
 	among := h.all
 	if own {
@@ -168,13 +169,13 @@ func (h *oneSidedCheck) matching(own bool, namespace string, f func(*pod) bool) 
 	return found
 }
 
-// unseen reports whether the peer is probably for pods of kube-system, which manifests seldom
-// include.
+// unseen reports whether the peer is probably about pods of kube-system that the manifests lack.
 func (h *oneSidedCheck) unseen(x *peer) bool {
 	return x.namespace.Matches(labels.Set{corev1.LabelMetadataName: metav1.NamespaceSystem}) && x.pods.Empty() && !h.l.hasSystem()
 }
 
-// pair checks a rule about the pods of two classes, of which s is selected by its policy.
+// pair checks the flows of a rule between the pods of the classes c and s; the rule's policy selects
+// the pods of s.
 func (h *oneSidedCheck) pair(r *rule, c, s *class, item *tally, ports []tally) {
 	a, b := s.parties[0], c.parties[0]
 	if c == s && len(c.parties) > 1 {
@@ -200,7 +201,7 @@ func (h *oneSidedCheck) pair(r *rule, c, s *class, item *tally, ports []tally) {
 	}
 }
 
-// parts returns the ports of an item of a rule, for a destination.
+// parts returns the ports of the given item of r.ports, resolved for the destination to.
 func (r *rule) parts(item int, to *reach.Party) (parts []reach.Span) {
 	if len(r.ports) == 0 {
 		for _, proto := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
@@ -226,8 +227,8 @@ func overlap(a, b reach.Span) (reach.Span, bool) {
 	return s, a.Protocol == b.Protocol && s.Low <= s.High
 }
 
-// add adds an answer about a flow that the rule matches. An answer that depends on an address
-// that is not known counts as one that lets the flow pass.
+// add counts an answer about a flow that the rule matches. If the answer depends on an unknown address,
+// add counts the flow as passing.
 func (t *tally) add(d filter.Direction, a *reach.Answer, f oneWay) {
 	for _, o := range a.Outcomes() {
 		mine, theirs := o.Ingress, o.Egress
@@ -244,7 +245,7 @@ func (t *tally) add(d filter.Direction, a *reach.Answer, f oneWay) {
 	}
 }
 
-// judge notes what was found about a rule.
+// judge turns the tallies of a rule's items into a finding.
 func (h *oneSidedCheck) judge(p *lintPolicy, r *rule, peers, ports []tally, more bool) {
 	dead := func(t tally) bool { return t.dead() && !h.l.unclear(t.example) }
 	passes := func(t tally) bool { return t.passes }
@@ -265,21 +266,22 @@ func (h *oneSidedCheck) judge(p *lintPolicy, r *rule, peers, ports []tally, more
 }
 
 // unclear reports whether a policy that isolates the other end has parts that cannot be understood:
-// they may be meant to allow the flow.
+// they may have been meant to allow the flow.
 func (l *linter) unclear(f *oneWay) bool {
 	return f.denied.Isolation != nil && slices.ContainsFunc(l.policies, func(p *lintPolicy) bool {
 		return len(p.Problems) > 0 && slices.Contains(f.denied.Isolation.Policies, p.text)
 	})
 }
 
-// part reports an item of which nothing passes, in a rule of which something does.
+// part reports an item none of whose flows passes, in a rule with other items that let flows pass.
 func (h *oneSidedCheck) part(p *lintPolicy, r *rule, field, what string, f *oneWay) {
 	x := oneSidedRule{p, r, field, f, h.lacking(f, other(r.direction))}
 	h.l.found(OneSidedPart, p, x.field, x.hint(what), "nothing of this %s is let %s: %s", what, inOrOut(other(r.direction)), x.because())
 }
 
-// lacking returns the policy that denies a flow at the other end, in direction d: that of the
-// rule that denies it, or, of the policies that isolate the pod, the one for the fewest pods.
+// lacking returns the policy that denies the flow at the other end, in direction d. This is the policy
+// of the denying rule, or, without such a rule, the policy that selects the fewest pods among those
+// that isolate the pod.
 func (h *oneSidedCheck) lacking(f *oneWay, d filter.Direction) *lintPolicy {
 	var best *lintPolicy
 	fewest := 0
@@ -297,7 +299,8 @@ func (h *oneSidedCheck) lacking(f *oneWay, d filter.Direction) *lintPolicy {
 		for _, c := range h.matching(true, p.namespace, p.selects) {
 			n += len(c.parties)
 		}
-		// Of several for the same pods, one with rules of the direction is the place for another.
+		// If several policies select as few pods, prefer one with rules in this direction: a rule can
+		// be added there.
 		rank := 2 * n
 		if len(p.rules[d]) == 0 {
 			rank++

@@ -87,8 +87,7 @@ func TestOneSided(t *testing.T) {
 	}
 }
 
-// Rules that one policy makes one-sided are one finding about it, except for those whose policies
-// are to be left out.
+// If one policy makes many rules one-sided, there is one finding, about this policy.
 func TestOneSidedDoesNotFlood(t *testing.T) {
 	text, policies := "namespaces: [{metadata: {name: shop}}]\npods:\n", []string{shopDenies}
 	for i := range 300 {
@@ -103,7 +102,8 @@ func TestOneSidedDoesNotFlood(t *testing.T) {
 	}
 }
 
-// Rules of a namespace that a policy of another one makes one-sided are a finding about the first.
+// If a policy of another namespace makes many rules one-sided, the finding is about the first of these
+// rules. A rule whose policy ignores the check is not part of this finding.
 func TestOneSidedOfAnotherNamespace(t *testing.T) {
 	policies := []string{shopDenies}
 	for i := range 6 {
@@ -127,7 +127,7 @@ func TestOneSidedOfAnotherNamespace(t *testing.T) {
 	}
 }
 
-// A rule that is reported allows nothing: without it, the same flows between pods are allowed.
+// A reported rule allows nothing: without it, the same flows between pods are allowed.
 func TestOneSidedRulesAllowNothing(t *testing.T) {
 	seen := make(map[string]int)
 	for seed := range uint64(400) {
@@ -156,7 +156,7 @@ func TestOneSidedRulesAllowNothing(t *testing.T) {
 	}
 }
 
-// objects returns a small cluster.
+// objects returns a small random cluster.
 func (d dice) objects() (o inventory.Objects) {
 	for name, team := range map[string]string{"one": "x", "two": "y"} {
 		o.Namespaces = append(o.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"team": team}}})
@@ -174,7 +174,7 @@ func (d dice) objects() (o inventory.Objects) {
 	return o
 }
 
-// allowed returns the flows between pods that are allowed, at some ports.
+// allowed returns the allowed flows between pods, at a few ports.
 func allowed(o inventory.Objects) map[string]bool {
 	v := inventory.New(o)
 	all := make(map[string]bool)
@@ -190,7 +190,7 @@ func allowed(o inventory.Objects) map[string]bool {
 	return all
 }
 
-// withoutRule returns the policies without the rule of a finding.
+// withoutRule returns the policies without the rule that the finding is about.
 func withoutRule(policies []*policy.Policy, f Finding) (rest []*policy.Policy) {
 	for _, p := range policies {
 		if p.Ref.Object() == f.Object {

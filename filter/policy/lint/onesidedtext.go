@@ -11,23 +11,23 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// maxOneSided bounds the findings about rules that the same policy makes one-sided: if there are
-// more, they are one finding about that policy.
+// maxOneSided bounds the separate findings about rules that the same policy makes one-sided. If there
+// are more such rules, they become one finding about that policy.
 const maxOneSided = 5
 
-// report adds the findings about whole rules.
+// report adds the findings about whole rules to those of the linter.
 func (h *oneSidedCheck) report() {
 	type cause struct {
 		p         *lintPolicy
 		d         filter.Direction
-		namespace string // of the rules
+		namespace string // of the policies with the rules
 	}
 	groups := make(map[cause][]oneSidedRule)
 	var order []cause
 	for _, x := range h.found {
 		k := cause{x.lacks, x.r.direction, x.p.namespace}
 		if strings.Contains(x.p.LintIgnore, OneSided) {
-			k.p = nil // it is left out, and must not be part of a finding about another policy
+			k.p = nil // x.p ignores the check, so this rule must not count in a finding about another policy
 		}
 		if groups[k] == nil {
 			order = append(order, k)
@@ -49,8 +49,9 @@ func (h *oneSidedCheck) report() {
 	}
 }
 
-// group reports rules of a namespace that one policy makes one-sided. The finding is about this
-// policy, or about the first rule if the policy is in another namespace: it is often of others.
+// group reports rules of a namespace that the policy lacks makes one-sided, as one finding. The finding
+// is about lacks; if lacks is in another namespace, it often belongs to another team, and the finding
+// is about the first rule.
 func (h *oneSidedCheck) group(lacks *lintPolicy, rules []oneSidedRule) {
 	first, d := rules[0], rules[0].r.direction
 	fields := make([]string, len(rules))
@@ -73,7 +74,7 @@ func inOrOut(d filter.Direction) string {
 	return "in"
 }
 
-// because describes the example, and the policy that denies it.
+// because describes the example and the policy that denies it.
 func (x oneSidedRule) because() string {
 	f, d := x.example, other(x.r.direction)
 	from, to := nameOf(f.from), nameOf(f.to)
@@ -90,7 +91,7 @@ func (x oneSidedRule) because() string {
 	return fmt.Sprintf("%s isolates %s, and no policy lets %s in at %s", blocking, to, from, f.ports())
 }
 
-// hint says how to make an item of a rule pass.
+// hint tells what lets the flows of an item of a rule pass.
 func (x oneSidedRule) hint(what string) string {
 	f, d := x.example, other(x.r.direction)
 	end := f.from
@@ -101,7 +102,7 @@ func (x oneSidedRule) hint(what string) string {
 		d, nameOf(end), what, nameOf(f.from), nameOf(f.to), f.flag())
 }
 
-// nameOf returns a name of a party that explain finds.
+// nameOf returns a name of a party that explain accepts.
 func nameOf(p *reach.Party) string {
 	if p.Part {
 		return p.Pods[0].String()
@@ -117,8 +118,8 @@ func (f *oneWay) ports() string {
 	return f.span.String()
 }
 
-// flag returns the value of the flag --port of explain for the example: a port that the
-// destination declares, if there is one.
+// flag returns the value of explain's flag --port for the example: a port that the destination
+// declares, if it declares any of them.
 func (f *oneWay) flag() string {
 	port := f.span.Low
 	declared := func(o policy.NamedPort) bool { return f.span.Contains(o.Protocol, o.Number) }

@@ -13,9 +13,9 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// orNotAnd reports a peer for all pods of some namespaces beside a peer for some pods of the
-// policy's own namespace: the two selectors were probably meant to be in one peer. If the first
-// includes the own namespace, the second has no effect, which makes it certain.
+// orNotAnd reports a peer for all pods of some namespaces next to a peer for some pods of the policy's
+// own namespace: both selectors were probably meant to be in one peer. If the first peer includes the
+// policy's own namespace, the second has no effect, which makes the mistake certain.
 func (l *linter) orNotAnd(p *lintPolicy, r *rule) {
 	if p.ordered() {
 		return
@@ -30,11 +30,12 @@ func (l *linter) orNotAnd(p *lintPolicy, r *rule) {
 	}
 }
 
-// undeclared reports the number of a port that none of the pods declares that the rule is for. It
-// skips pods that declare no port at all, because containers need not declare theirs.
+// undeclared reports a port number of an ingress rule that no container of the selected pods declares.
+// It reports nothing if one of these pods declares no port at all, because containers need not declare
+// theirs.
 func (l *linter) undeclared(p *lintPolicy, r *rule) {
 	if p.ordered() || r.direction != filter.Ingress {
-		return // the destinations of egress are often of others, and in other directories
+		return // the destinations of egress rules often belong to other teams, whose manifests are not here
 	}
 	var have []policy.NamedPort
 	for _, o := range l.pods {
@@ -70,12 +71,12 @@ func portText(x policy.PortRange) string {
 	return fmt.Sprintf("%s %d-%d", x.Protocol, x.Low, x.High)
 }
 
-// metadata reports egress to a wide range of addresses with the address at which clouds give
-// credentials to any pod that asks. It does not if other rules deny this address to all pods that the
-// policy selects, such as those of the tier Admin.
+// metadata reports egress to a wide range of addresses that contains the metadata address, at which
+// clouds give credentials to any pod that asks. It reports nothing if other rules, such as those of the
+// tier Admin, deny this address to all pods that the policy selects.
 func (l *linter) metadata(p *lintPolicy, r *rule, v *inventory.Inventory) {
 	service := netip.AddrFrom4([4]byte{169, 254, 169, 254})
-	const wide = 8 // a narrower prefix is not the Internet
+	const wide = 8 // prefixes longer than this are not meant as the Internet
 	if r.direction != filter.Egress || r.action != policy.Accept || !r.opens(80) {
 		return
 	}
@@ -91,8 +92,8 @@ func (l *linter) metadata(p *lintPolicy, r *rule, v *inventory.Inventory) {
 	}
 }
 
-// reaches reports whether policies allow a pod that the policy selects to reach an address outside
-// the cluster at TCP port 80. Without such a pod it returns true.
+// reaches reports whether the policies allow any pod that p selects to reach addr, which is outside the
+// cluster, at TCP port 80. If p selects no pod, it returns true.
 func (l *linter) reaches(p *lintPolicy, addr netip.Addr, v *inventory.Inventory) bool {
 	none := true
 	for _, o := range l.pods {
@@ -101,7 +102,7 @@ func (l *linter) reaches(p *lintPolicy, addr netip.Addr, v *inventory.Inventory)
 		}
 		end, err := v.EndOf(v.Pod(o.ns.name+"/"+o.name), false)
 		if err != nil {
-			continue // it has ended
+			continue // the pod has ended
 		}
 		none = false
 		for _, a := range end.Addrs {
@@ -114,24 +115,24 @@ func (l *linter) reaches(p *lintPolicy, addr netip.Addr, v *inventory.Inventory)
 	return none
 }
 
-// cidrField returns the field of the range of a peer that is a block.
+// cidrField returns the field with the CIDR of a peer that is a block.
 func (x *peer) cidrField() string {
 	if x.block.written == nil {
-		return x.field // of networks
+		return x.field // an item of the field networks
 	}
 	return x.field + ".ipBlock.cidr"
 }
 
-// opens reports whether the ports of the rule include a number of TCP.
+// opens reports whether the ports of the rule include the TCP port number.
 func (r *rule) opens(number uint16) bool {
 	return r.anyPort || slices.ContainsFunc(r.ports, func(x port) bool {
 		return x.Name == "" && x.Protocol == filter.TCP && x.Low <= number && number <= x.High
 	})
 }
 
-// podAddresses reports ipBlocks within the ranges of pods, or of single addresses of pods and
-// Services: they change when a pod is replaced, and the address of a Service is replaced with that
-// of an endpoint before policies decide.
+// podAddresses reports ipBlocks within the ranges of pods, and ipBlocks for single addresses of pods or
+// Services. The address of a pod changes when the pod is replaced, and the node replaces the address of
+// a Service with that of an endpoint before policies decide.
 func (l *linter) podAddresses(p *lintPolicy, v *inventory.Inventory) {
 	for d := range p.rules {
 		for _, r := range p.rules[d] {
@@ -147,7 +148,8 @@ func (l *linter) podAddresses(p *lintPolicy, v *inventory.Inventory) {
 	}
 }
 
-// ownerOf describes a range of addresses of pods or of a Service; it returns "" for others.
+// ownerOf describes the pods or the Service that the range is about. It returns "" if the range is not
+// about any.
 func (l *linter) ownerOf(c netip.Prefix, v *inventory.Inventory) string {
 	if !c.IsSingleIP() {
 		for _, r := range v.KnownPodRanges() {
@@ -170,12 +172,12 @@ func (l *linter) ownerOf(c netip.Prefix, v *inventory.Inventory) string {
 	return ""
 }
 
-// notIsolated reports pods that no policy isolates in ingress, in namespaces where other pods are
-// isolated: without any policy, a namespace is open on purpose or not yet done. There is one
-// finding for a namespace. It is about the Namespace, or about the first of the workloads if there is
-// no such object.
+// notIsolated reports pods that no policy isolates in ingress, in namespaces with other pods that are
+// isolated. A namespace without isolated pods is open on purpose, or has no policies yet. There is one
+// finding per namespace: about the Namespace, or, if that object is missing, about the first of the
+// workloads.
 func (l *linter) notIsolated(v *inventory.Inventory) {
-	meant := make(map[string]bool) // workloads whose annotation leaves the check out
+	meant := make(map[string]bool) // workloads whose annotation turns the check off
 	for _, w := range v.Workloads {
 		meant[w.Ref.Namespace+"/"+w.Ref.Name] = strings.Contains(w.LintIgnore, NotIsolated)
 	}

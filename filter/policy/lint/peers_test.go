@@ -17,7 +17,7 @@ services:
 - {metadata: {namespace: shop, name: web}, spec: {clusterIP: 10.96.0.7}}
 `
 
-// Each check about peers and ports finds what it is for, and nothing in what is right.
+// Each check about peers and ports finds its mistake, and reports nothing about the corrected policy.
 func TestPeers(t *testing.T) {
 	ingress := func(rule string) string {
 		return "shop/p: {podSelector: {matchLabels: {app: web}}, ingress: [" + rule + "]}"
@@ -56,8 +56,8 @@ func TestPeers(t *testing.T) {
 	}
 }
 
-// A rule of the tier Admin may accept the metadata address for all pods, and one before it may deny
-// it, also for the rules of NetworkPolicies.
+// A rule of the tier Admin that accepts the metadata address for all pods is reported, unless an
+// earlier rule denies this address. That earlier rule also prevents the finding about a NetworkPolicy.
 func TestPeersOfTiers(t *testing.T) {
 	const (
 		all    = "{action: Accept, to: [{networks: [0.0.0.0/0]}]}"
@@ -89,7 +89,8 @@ func TestPeersOfTiers(t *testing.T) {
 	}
 }
 
-// Pods that no policy isolates are one finding for a namespace, if other pods of it are isolated.
+// There is one finding per namespace about pods that no policy isolates, if other pods of the namespace
+// are isolated.
 func TestNotIsolated(t *testing.T) {
 	found := checkAll(t, peersCluster, "shop/p: {podSelector: {matchLabels: {app: web}}}")
 	if len(found) != 1 || found[0].Check != NotIsolated || found[0].Object != "Namespace shop" || !strings.Contains(found[0].Detail, "shop/job") {

@@ -35,7 +35,7 @@ type pod struct {
 
 	ended    bool
 	workload string // "namespace/name" of its workload, or of the pod itself
-	object   string // of the workload or the pod, as in findings
+	object   string // the workload or the pod, as in Finding.Object
 }
 
 type portName struct {
@@ -43,8 +43,8 @@ type portName struct {
 	protocol filter.Protocol
 }
 
-// addPod adds a pod of a workload; of is zero if there is none. Ended pods are included, because a selector that matches them is not a
-// mistake.
+// addPod adds a pod. The parameter of is its workload, or zero if it has none. Ended pods are included,
+// because a selector that matches them is not a mistake.
 func (l *linter) addPod(o *policy.Pod, of policy.Ref) {
 	ns := l.namespaces[o.Namespace]
 	if ns == nil {

@@ -10,10 +10,10 @@ import (
 )
 
 // routes reports ways from outside the cluster that lead to nothing: to a Service that does not exist,
-// or to pods whose policies deny everything that arrives. Where the senders are not known, it reports
-// no denial.
+// or to pods whose policies deny everything that arrives. Denials are reported only if the senders are
+// known.
 func (l *linter) routes(v *inventory.Inventory) {
-	seen := make(map[string]bool) // several paths may have the same backend
+	seen := make(map[string]bool) // several paths may lead to the same backend
 	for _, x := range v.Exposures() {
 		key := x.By.Object() + x.Field + fmt.Sprint(x.Port)
 		if seen[key] {
@@ -29,8 +29,8 @@ func (l *linter) routes(v *inventory.Inventory) {
 	}
 }
 
-// hasServices reports whether the namespace of a Service has any: otherwise its Services are probably
-// in other files.
+// hasServices reports whether any Service is in the namespace of the named one. If there is none, the
+// Services of the namespace are probably in other files.
 func hasServices(v *inventory.Inventory, name string) bool {
 	namespace, _, _ := strings.Cut(name, "/")
 	for _, s := range v.Services {
@@ -45,7 +45,8 @@ func (l *linter) route(check string, x *inventory.Exposure, hint, detail string,
 	l.findings = append(l.findings, Finding{Check: check, Object: x.By.Object(), Field: x.Field, Detail: fmt.Sprintf(detail, args...), Hint: hint})
 }
 
-// access reports that the policies deny what arrives, or what nodes send in its place.
+// access reports a way on which policies deny everything, or deny the packets whose source a node
+// replaces.
 func (l *linter) access(v *inventory.Inventory, x *inventory.Exposure) {
 	access, f := v.Access(x)
 	to := fmt.Sprintf("%s, %s %d", f.To.Text(), f.Key.Protocol, f.Key.Port)
@@ -76,12 +77,12 @@ func denier(d filter.Verdict) string {
 	return direction.String()
 }
 
-// replaced reports a Service whose policies let clients outside the cluster through, but no node,
-// although a node is the source of what arrives at another node than that of the pod.
+// replaced reports a Service whose policies allow clients outside the cluster, but no node. If a packet
+// arrives at a node other than the pod's, that node replaces the source with its own address.
 func (l *linter) replaced(v *inventory.Inventory, x *inventory.Exposure, to string) {
 	nodes := slices.DeleteFunc(slices.Clone(x.Senders.Ends), func(e *inventory.End) bool { return !e.Node })
 	if len(nodes) == 0 {
-		return // the source stays the client, or no node is known
+		return // the node keeps the client's address, or no node is known
 	}
 	one := *x
 	one.Senders.Ends = nodes

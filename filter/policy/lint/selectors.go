@@ -97,10 +97,10 @@ func (l *linter) peerMatches(p *lintPolicy, d filter.Direction, x *peer) {
 	}
 }
 
-// absent reports a peer that selects namespaces by their names, none of which is there. It
-// returns false if the peer has other selectors, or if a name is similar to that of a namespace:
-// in these cases, the selector is probably wrong. Otherwise, the namespace is probably in the
-// manifests of others.
+// absent reports a peer that selects namespaces by name if none of the names exists: such a namespace
+// is probably in manifests that were not read. It returns false if the peer also has other selectors,
+// or if one of the names is similar to that of an existing namespace: the selector is probably wrong
+// then.
 func (l *linter) absent(p *lintPolicy, x *peer) bool {
 	requirements, _ := x.namespace.Requirements()
 	var names []string

@@ -11,23 +11,23 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// State sums up a cell.
+// State summarizes a cell.
 type State string
 
 // The states.
 const (
-	Open     State = "open"     // at every port
-	Declared State = "declared" // only at ports that the containers of the destination declare
-	Part     State = "part"     // at some ports, for some pairs, for one address family, or at some addresses
+	Open     State = "open"     // allowed at every port
+	Declared State = "declared" // allowed only at ports that the containers of the destination declare
+	Part     State = "part"     // allowed at some ports, for some pairs, for one address family, or at some addresses
 	Closed   State = "closed"
 	Self     State = "self" // a pod always reaches itself
 )
 
-// Open reports whether anything is open.
+// Open reports whether anything is allowed.
 func (s State) Open() bool { return s == Open || s == Declared || s == Part }
 
-// The verdicts about ports, in addition to those of package reach. "some" is for namespaces: pairs in
-// them have different verdicts.
+// The verdicts about ports: those of package reach, and some, for a port at which some pairs of pods of
+// two namespaces are allowed and others are denied.
 var (
 	allowed = reach.Allow.String()
 	denied  = reach.Deny.String()
@@ -37,29 +37,31 @@ var (
 
 const some = "some"
 
-// Cell is the answer for a pair.
+// Cell is the answer about the flows from one party to another.
 type Cell struct {
 	From  string `json:"from"`
 	To    string `json:"to"`
 	State State  `json:"state"`
-	// Answers have every port once, or every asked port: first what is open.
+	// Answers cover every port exactly once, or, if Options.Ports is set, each of these ports. Answers
+	// that allow anything come first.
 	Answers []Answer `json:"answers"`
-	// OwnNode has the answers for pods and the node that they run on, if Answers are about others.
+	// OwnNode has the answers for pods and their own node, if they differ from Answers.
 	OwnNode []Answer `json:"ownNode,omitempty"`
-	// Pairs counts the pairs in two namespaces, by state; nil for others.
+	// Pairs counts the pairs of members by state, for namespaces and for parties with several members;
+	// otherwise it is nil.
 	Pairs map[State]int `json:"pairs,omitempty"`
 
 	spans []span
 }
 
-// Answer is the verdict about ports, for one reason.
+// Answer is the verdict about some ports that share one reason.
 type Answer struct {
 	Ports   []string `json:"ports"`   // as in "TCP 80", "UDP 8000-8100", "SCTP", "ICMP"
-	Verdict string   `json:"verdict"` // "allow"; "mixed": for one address family; "depends": on addresses that are not known; "some": for some pairs; "deny"
+	Verdict string   `json:"verdict"` // "allow"; "mixed" (allowed for one address family); "depends" (on unknown addresses); "some" (allowed for some pairs); "deny"
 	Why     string   `json:"why"`     // the policies and rules that decide
 }
 
-// span is a range of ports with one answer.
+// span is a range of ports with the same verdict and reason.
 type span struct {
 	proto     filter.Protocol
 	low, high uint16
@@ -67,10 +69,10 @@ type span struct {
 	why       string
 }
 
-// ports returns the span without its answer.
+// ports returns the span without its verdict and reason.
 func (s span) ports() reach.Span { return reach.Span{Protocol: s.proto, Low: s.low, High: s.high} }
 
-// builder computes cells. Equal answers are the same slices.
+// builder computes cells. Equal lists of spans or answers are the same slice.
 type builder struct {
 	reach    *reach.Map
 	asked    []Port
@@ -80,10 +82,11 @@ type builder struct {
 	noFamily []span // the answer for two ends without a common address family
 }
 
-// spansKey identifies spans of package reach, of which equal ones are the same slice.
+// spansKey identifies a list of spans of package reach by its first element: equal lists are the same
+// slice.
 type spansKey struct {
 	first  *reach.Span
-	toNode bool // from pods to their own node
+	toNode bool // the flows are from pods to their own node
 }
 
 // whyKey identifies the reasons of an answer of package reach.
@@ -99,14 +102,15 @@ func newBuilder(r *reach.Map, asked []Port) *builder {
 	}
 }
 
-// pair is the answer for two members.
+// pair is the answer about the flows from one member to another.
 type pair struct {
 	from, to       member
 	state          State
 	spans, ownNode []span
 }
 
-// cell returns the answer for two parties; nil if policies do not decide.
+// cell returns the answer about the flows from one party to another, or nil if policies do not decide
+// about them.
 func (b *builder) cell(from, to *Party) *Cell {
 	var pairs []pair
 	for _, f := range from.members {
@@ -129,7 +133,8 @@ func (b *builder) cell(from, to *Party) *Cell {
 	return &Cell{From: from.Name, To: to.Name, State: p.state, Answers: b.answersOf(p.spans), OwnNode: b.answersOf(p.ownNode), spans: p.spans}
 }
 
-// pair returns the answer for two members, and false if policies do not decide.
+// pair returns the answer about the flows from one member to another. decided is false if policies do
+// not decide about them.
 func (b *builder) pair(from, to member) (p pair, decided bool) {
 	p = pair{from: from, to: to, state: Closed}
 	if from.Party == to.Party && from.pod == to.pod && from.single() {
@@ -160,8 +165,8 @@ func (b *builder) pair(from, to member) (p pair, decided bool) {
 	return p, true
 }
 
-// onNode reports whether one member is a single pod, and the other a single pod of the host
-// network of its node.
+// onNode reports whether one member is a single pod, and the other a single pod in the host network of
+// the same node.
 func onNode(from, to member) bool {
 	known, same := sameNode(from, to)
 	return known && same
@@ -172,8 +177,8 @@ func notOnNode(from, to member) bool {
 	return known && !same
 }
 
-// sameNode reports whether two single pods run on the same node. It is known only for a pod and a
-// pod of the host network.
+// sameNode reports whether two single pods run on the same node. It knows this only if exactly one of
+// them is in the host network.
 func sameNode(from, to member) (known, same bool) {
 	if from.pod == nil || to.pod == nil || from.pod.HostNetwork == to.pod.HostNetwork {
 		return false, false
@@ -185,7 +190,8 @@ func sameNode(from, to member) (known, same bool) {
 	return true, slices.ContainsFunc(slices.Concat(host.Addrs, host.Hosts), func(a netip.Addr) bool { return slices.Contains(pod.Hosts, a) })
 }
 
-// stateOf sums up spans. It does not know which ports are declared.
+// stateOf summarizes spans. It never returns Declared, because it does not know which ports are
+// declared.
 func stateOf(spans []span) State {
 	first := spans[0].verdict
 	switch {
@@ -199,7 +205,8 @@ func stateOf(spans []span) State {
 	return Part
 }
 
-// convert returns spans with their reasons: those of all ports, or those of the asked ports.
+// convert returns spans of package reach as spans with reasons: all of them, or, if ports were asked
+// for, one for each of these ports.
 func (b *builder) convert(list []reach.Span, toNode bool) (spans []span) {
 	if len(list) == 0 {
 		return nil
@@ -221,7 +228,7 @@ func (b *builder) convert(list []reach.Span, toNode bool) (spans []span) {
 	return spans
 }
 
-// why returns what decides.
+// why describes the policies and rules that decide.
 func (b *builder) why(a *reach.Answer, toNode bool) string {
 	key := whyKey{a, toNode}
 	if known, has := b.whys[key]; has {
@@ -251,7 +258,7 @@ func whyOf(o *reach.Outcome, toNode bool) string {
 	return fmt.Sprintf("%s %s (%s); otherwise %s (%s)", o.Elsewhere.Action, strings.Join(at, " and "), explain.Why(o.Elsewhere.Verdict, toNode), o.Action, text)
 }
 
-// answersOf joins the spans with the same verdict and reason: first what is open.
+// answersOf joins spans with the same verdict and reason. Answers that allow anything come first.
 func (b *builder) answersOf(spans []span) (answers []Answer) {
 	if len(spans) == 0 {
 		return nil
@@ -286,7 +293,7 @@ func with(spans []span, f func(verdict string) bool) (some []span) {
 	return some
 }
 
-// joined returns the spans that f selects, and joins those that touch.
+// joined returns the spans that f selects, and joins adjacent ones.
 func joined(spans []span, f func(span) bool) (all []reach.Span) {
 	for _, s := range spans {
 		if !f(s) {

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
-	_ "embed" // for the parts of the page
+	_ "embed" // for the files of the page
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -20,7 +20,8 @@ var pageHTML string
 //go:embed page/page.css
 var pageCSS string
 
-// The script of the page, in the order of its parts: what the table has, the table, and the rest.
+// The script of the page consists of three files, in this order: the data of the table, the table, and
+// the rest.
 var (
 	//go:embed page/model.js
 	modelJS string
@@ -30,24 +31,25 @@ var (
 	pageJS string
 )
 
-// document is what the template of the page needs.
+// document is the input of the page's template.
 type document struct {
-	// CSP is the page's content security policy: nothing but its own style and script, so that
-	// no name in a manifest can become code, and nothing is loaded from or sent to anywhere.
+	// CSP is the page's content security policy. It allows only the page's own style and script, so
+	// that no name in a manifest can run as code, and the page neither loads nor sends anything.
 	CSP      string
 	Style    template.CSS
 	Script   template.JS
 	Data     template.HTML // the page as JSON, compressed, in Base64
-	About    string        // what the matrix is restricted to
+	About    string        // what the matrix is restricted to; empty if it is not restricted
 	Date     string
 	Inputs   string
 	LeftOut  []LeftOut
 	NotRead  []string
-	TooLarge bool // namespaces do not open
+	TooLarge bool // there are too many cells to expand namespaces into workloads
 }
 
-// WriteHTML writes the matrix as an HTML page that loads no other resources. Its namespaces open to
-// workloads, and workloads to pods as far as they differ; by pod, to all pods.
+// WriteHTML writes the matrix as an HTML page that loads no other resources. Rows of namespaces expand
+// into workloads, and rows of workloads into groups of pods that policies treat differently; in a
+// matrix by pod, they expand into all pods.
 func (m *Matrix) WriteHTML(out io.Writer) error {
 	t, err := template.New("matrix").Parse(pageHTML)
 	if err != nil {
@@ -75,14 +77,14 @@ func (m *Matrix) WriteHTML(out io.Writer) error {
 	return t.Execute(out, d)
 }
 
-// hashOf returns the hash of a style or script as content security policies have it.
+// hashOf returns the hash of a style or script, in the form of a content security policy.
 func hashOf(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// packed returns the page as compressed JSON in Base64. Reasons repeat each other: those of 1,000
-// pods have some MB, and a tenth of that when compressed.
+// packed returns the page as compressed JSON in Base64. Compression shrinks the reasons to a tenth,
+// because they repeat each other: those of 1,000 pods have several MB.
 func packed(p *page) (string, error) {
 	var b bytes.Buffer
 	z, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
@@ -98,8 +100,8 @@ func packed(p *page) (string, error) {
 	return base64.StdEncoding.EncodeToString(b.Bytes()), nil
 }
 
-// below returns the matrix with the cells that those of namespaces open to. It is m if it is not by
-// namespace, or if there are too many cells.
+// below returns the matrix by workload, whose cells a page by namespace shows when a namespace expands.
+// It returns m if m is not by namespace, or if there would be too many cells.
 func (m *Matrix) below() *Matrix {
 	if m.By != ByNamespace {
 		return m
@@ -113,7 +115,7 @@ func (m *Matrix) below() *Matrix {
 	return all
 }
 
-// about tells what the matrix is restricted to; empty if it is not.
+// about describes what the matrix is restricted to. It returns "" if the matrix is not restricted.
 func (m *Matrix) about() string {
 	o := &m.options
 	var parts []string

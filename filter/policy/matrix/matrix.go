@@ -18,18 +18,17 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// MaxCells is the largest number of cells that New computes. With more, it returns a matrix
-// without flows: n pods have n*n cells.
+// MaxCells bounds the cells that New computes: n pods have n*n cells. If there are more, New returns a
+// matrix without flows.
 const MaxCells = 4_000_000
 
-// By is what a row or a column of a matrix is.
+// By tells what the rows and columns of a matrix are.
 type By string
 
-// The values of By. Nodes and addresses outside the cluster have rows and columns of their own in
-// each of them.
+// The values of By. In each case, nodes and addresses outside the cluster also have rows and columns.
 const (
 	ByNamespace By = "namespace"
-	ByWorkload  By = "workload" // and pods that no workload has made
+	ByWorkload  By = "workload" // workloads, and pods without a workload
 	ByPod       By = "pod"
 )
 
@@ -37,23 +36,23 @@ const (
 type Options struct {
 	By         By       // empty means ByWorkload
 	Ports      []Port   // if not empty, only these ports
-	Namespaces []string // if not empty, only flows from or to these namespaces
-	From, To   []string // if not empty, only flows from, or to, these namespaces
-	OnlyOpen   bool     // only flows of which something is open
+	Namespaces []string // if not empty, only flows whose source or destination is in one of these namespaces
+	From, To   []string // if not empty, only flows from namespaces in From, or to namespaces in To
+	OnlyOpen   bool     // only pairs for which something is allowed
 }
 
-// Matrix has an answer for each pair of a row and a column.
+// Matrix has an answer for each pair of a source (row) and a destination (column).
 type Matrix struct {
 	By     By     `json:"by"`
-	Inputs string `json:"inputs,omitempty"` // digest of what was read
-	// Date is the time of the reading, for pages. JSON does not have it, so that equal inputs
+	Inputs string `json:"inputs,omitempty"` // digest of the objects that were read
+	// Date is the time at which the objects were read, for pages. JSON omits it, so that equal inputs
 	// give equal outputs.
 	Date time.Time `json:"-"`
 
 	From  []*Party `json:"from"`  // the rows
 	To    []*Party `json:"to"`    // the columns
-	Flows []*Cell  `json:"flows"` // by row; without pairs about which policies do not decide
-	// LeftOut lists the pods that are in no row and column.
+	Flows []*Cell  `json:"flows"` // sorted by row; without pairs about which policies do not decide
+	// LeftOut lists the pods without a row and a column.
 	LeftOut []LeftOut `json:"leftOut"`
 	// NotRead lists objects that were not read and may change verdicts.
 	NotRead []fmt.Stringer `json:"notRead,omitempty"`
@@ -69,7 +68,7 @@ type LeftOut struct {
 	Why string `json:"why"`
 }
 
-// Port is a port to decide about, or one that containers declare.
+// Port is a port that the question names or that containers declare.
 type Port struct {
 	Number   uint16 `json:"port"`
 	Protocol string `json:"protocol"`
@@ -124,8 +123,8 @@ func whyLeftOut(l reach.LeftOut) string {
 // Size returns the number of cells.
 func (m *Matrix) Size() int { return len(m.From) * len(m.To) }
 
-// concerns reports whether the matrix is about flows from one namespace to another. The namespace of
-// nodes and of addresses outside the cluster is empty.
+// concerns reports whether the matrix includes flows from one namespace to another. For nodes and
+// addresses outside the cluster, the namespace is empty.
 func (m *Matrix) concerns(from, to string) bool {
 	o := &m.options
 	among := func(list []string, namespace string) bool { return len(list) == 0 || slices.Contains(list, namespace) }
@@ -163,7 +162,7 @@ func (m *Matrix) fill(b *builder) {
 	}
 }
 
-// Sum counts the cells of each state. A pod's way to itself does not count.
+// Sum counts the cells of each state.
 func (m *Matrix) Sum() map[State]int {
 	sum := make(map[State]int)
 	for _, c := range m.Flows {
@@ -172,7 +171,7 @@ func (m *Matrix) Sum() map[State]int {
 	return sum
 }
 
-// sumText returns the counts as in "2 open, 1 least privilege, 1 in part, 5 closed".
+// sumText returns the counts as in "2 open, 1 only at declared ports, 1 in part, 5 closed".
 func (m *Matrix) sumText() string {
 	sum := m.Sum()
 	return fmt.Sprintf("%d open, %d only at declared ports, %d in part, %d closed", sum[Open], sum[Declared], sum[Part], sum[Closed])
@@ -186,7 +185,7 @@ func (m *Matrix) WriteJSON(out io.Writer) error {
 	return enc.Encode(m)
 }
 
-// declaredPorts returns ports in the form of the matrix, each once, sorted by number.
+// declaredPorts converts named ports to Ports without duplicates, sorted by number.
 func declaredPorts(list []policy.NamedPort) []Port {
 	var ports []Port
 	for _, p := range list {

@@ -8,10 +8,10 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// protocols are those with ports, in the order of spans.
+// protocols are the protocols with ports, in the order of spans.
 var protocols = [...]filter.Protocol{filter.TCP, filter.UDP, filter.SCTP}
 
-// spansWith returns the spans of all ports with one verdict.
+// spansWith returns spans that cover all ports with the same verdict and reason.
 func spansWith(verdict, why string) (spans []span) {
 	for _, p := range protocols {
 		spans = append(spans, span{p, 1, 1<<16 - 1, verdict, why})
@@ -22,13 +22,13 @@ func spansWith(verdict, why string) (spans []span) {
 // maxExamples bounds the pairs that a reason names.
 const maxExamples = 3
 
-// group is some pairs with the same spans.
+// group is a set of pairs with the same spans.
 type group struct {
 	spans []span
 	names []string // of the pairs
 }
 
-// combined returns the answer for all pairs in two parties of many members.
+// combined returns one cell for all pairs of members of two parties.
 func (b *builder) combined(from, to *Party, pairs []pair) *Cell {
 	c := &Cell{From: from.Name, To: to.Name, Pairs: make(map[State]int)}
 	var groups []*group
@@ -53,7 +53,7 @@ func (b *builder) combined(from, to *Party, pairs []pair) *Cell {
 	return c
 }
 
-// combinedState sums up the states of pairs.
+// combinedState summarizes the states of pairs.
 func combinedState(pairs map[State]int) State {
 	n := 0
 	for state, count := range pairs {
@@ -74,7 +74,7 @@ func combinedState(pairs map[State]int) State {
 	return Part
 }
 
-// merged divides the ports into spans at which each group has one answer.
+// merged divides the ports into spans within which the answer of each group is the same.
 func merged(groups []*group) (all []span) {
 	if len(groups) == 1 {
 		return groups[0].spans
@@ -110,8 +110,8 @@ func merged(groups []*group) (all []span) {
 	return all
 }
 
-// mergedAt returns the answer of all groups about a port. The second result is false if they have
-// none, because it was not asked for.
+// mergedAt combines the answers of all groups about a port. has is false if no group has an answer,
+// because the question is about other ports.
 func mergedAt(groups []*group, proto filter.Protocol, port uint16) (s span, has bool) {
 	byVerdict := make(map[string][]string)
 	whys := make(map[string]bool)

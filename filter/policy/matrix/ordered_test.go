@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/matrix"
 )
 
-// Where ordered rules are for some ports, there is an answer for each reason, which names the tier
-// and the rule.
+// If several ordered rules decide about different ports, each reason has an answer of its own, with the
+// tier and the rule.
 func TestOrderedRules(t *testing.T) {
 	peers := []policy.Peer{{Namespaces: labels.Everything(), Pods: labels.Everything()}}
 	tcp := func(low, high uint16) []policy.PortRange {

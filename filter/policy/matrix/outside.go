@@ -7,7 +7,7 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// exposed adds the ways by which the pods of each party are reached from outside the cluster.
+// exposed sets Outside of each party: the ways on which its pods are reached from outside the cluster.
 func exposed(v *inventory.Inventory, all []*Party) {
 	of := make(map[*policy.Pod]*Party)
 	for _, p := range all {
@@ -29,7 +29,7 @@ func exposed(v *inventory.Inventory, all []*Party) {
 	}
 }
 
-// outside returns lines about the ways by which the columns are reached from outside the cluster.
+// outside returns a line for each way on which a column's pods are reached from outside the cluster.
 func (m *Matrix) outside() (lines []string) {
 	for _, p := range m.To {
 		if m.concerns("", p.Namespace) {

@@ -11,47 +11,48 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// page is the matrix in the HTML page. It holds each kind of cell once, since most cells are
-// equal, each row once, since many are, and each text once: 1,000 pods have 1,000,000 cells.
+// page is the data of the HTML page. 1,000 pods have 1,000,000 cells, but most cells are equal, and
+// many rows and texts: the page stores each kind of cell, each row and each text once.
 type page struct {
-	By By `json:"by"` // what the rows and columns are first
-	// Namespaces are those that flows are from or to, if the matrix is restricted to some.
+	By By `json:"by"` // what rows and columns are when the page opens
+	// Namespaces has the names in Options.Namespaces.
 	Namespaces []string    `json:"namespaces,omitempty"`
 	Parties    []pageParty `json:"parties"`
 
 	From  []int    `json:"from"`  // the rows: indexes in Parties
 	To    []int    `json:"to"`    // the columns
-	Ports []string `json:"ports"` // all declared ports, as in "TCP 80", for the filter
-	Asked bool     `json:"asked"` // the cells are about some ports only
+	Ports []string `json:"ports"` // all declared ports, as in "TCP 80", for the page's filter by port
+	Asked bool     `json:"asked"` // the question is about some ports only
 
 	Texts []string   `json:"texts"`
 	Kinds []pageKind `json:"kinds"`
-	Rows  [][]int    `json:"rows"`  // runs of equal cells: the kind and the number of cells, for each
-	RowOf []int      `json:"rowOf"` // index in Rows for each row
-	Own   [][3]int   `json:"own"`   // row, column and kind of cells that the rows do not have: those of a party with itself
+	Rows  [][]int    `json:"rows"`  // runs of equal cells; each run has two numbers, the kind and the number of cells
+	RowOf []int      `json:"rowOf"` // for each row, its index in Rows
+	Own   [][3]int   `json:"own"`   // row, column and kind of each cell from a party to itself; in Rows, these cells have the kind of a neighbor
 
 	kinds  map[kindKey]int
-	equal  map[string]int // kinds by their content
+	equal  map[string]int // indexes in Kinds by content
 	rows   map[string]int
 	texts  map[string]int
-	owners map[*Party][2]int // indexes of texts that stand for the policies of a party
+	owners map[*Party][2]int // indexes of texts with the policies of a party, for egress and ingress
 }
 
 type pageParty struct {
 	Namespace string `json:"ns,omitempty"`
 	Name      string `json:"name"`
-	// Workload is the name of the row that opens to this one; empty if none does.
+	// Workload is the name of the row that expands into this row; empty if there is no such row.
 	Workload string   `json:"workload,omitempty"`
 	Kind     string   `json:"kind"`
-	About    string   `json:"about,omitempty"` // its pods, nodes or addresses
+	About    string   `json:"about,omitempty"` // the party's pods, nodes or addresses
 	Egress   []string `json:"egress,omitempty"`
 	Ingress  []string `json:"ingress,omitempty"`
-	// The titles of policies with ordered rules that may decide about it.
+	// OrderedEgress and OrderedIngress are the titles of policies with ordered rules that may decide
+	// about the party.
 	OrderedEgress  []string `json:"orderedEgress,omitempty"`
 	OrderedIngress []string `json:"orderedIngress,omitempty"`
 }
 
-// pageKind is a cell without its parties.
+// pageKind is what equal cells of different parties share.
 type pageKind struct {
 	State   State        `json:"state"`
 	Text    string       `json:"text"`
@@ -66,14 +67,16 @@ type pageAnswer struct {
 	Why     int    `json:"why"`
 }
 
-// kindKey identifies what a kind is made of: equal answers are the same slices.
+// kindKey identifies the content of a kind. Equal answers are the same slice, so the pointers to the
+// first elements identify them.
 type kindKey struct {
 	state    State
 	own, all *Answer
-	from, to int // the policies of the parties
+	from, to int // indexes of the texts with the policies of the parties
 }
 
-// noKind is the kind of cells about which policies do not decide, and of those that are left out.
+// noKind is the kind of cells about which policies do not decide, and of cells that the matrix leaves
+// out.
 const noKind = 0
 
 func newPage(m *Matrix) *page {
@@ -102,8 +105,8 @@ func newPage(m *Matrix) *page {
 	return p
 }
 
-// addRow adds a row. The cell of a party with itself is kept apart, so that rows of parties
-// that policies do not tell apart are equal.
+// addRow adds a row. It stores the cell from the party to itself separately, in Own, so that parties
+// that policies treat alike have equal rows.
 func (p *page) addRow(m *Matrix, i int, from *Party) {
 	kinds := make([]int, len(m.To))
 	own := -1
@@ -114,7 +117,7 @@ func (p *page) addRow(m *Matrix, i int, from *Party) {
 			own = j
 		}
 	}
-	switch { // the kind of a cell beside it keeps a run whole
+	switch { // the own cell takes the kind of the cell next to it, so that it does not split a run
 	case own > 0:
 		kinds[own] = kinds[own-1]
 	case own == 0 && len(kinds) > 1:
@@ -134,7 +137,7 @@ func (p *page) addRow(m *Matrix, i int, from *Party) {
 	p.RowOf = append(p.RowOf, at)
 }
 
-// runsOf returns the kind and the length of each run of equal kinds.
+// runsOf encodes kinds as runs of equal kinds: for each run, the kind and the length.
 func runsOf(kinds []int) []int {
 	runs := []int{}
 	for i := 0; i < len(kinds); {
@@ -168,7 +171,7 @@ func (p *page) kind(c *Cell, from, to *Party) int {
 	return at
 }
 
-// newKind adds a kind, if no equal one is known, and returns its index.
+// newKind returns the index of a kind in Kinds, and adds the kind if it is new.
 func (p *page) newKind(k pageKind) int {
 	text := fmt.Sprint(k)
 	at, known := p.equal[text]
@@ -188,10 +191,9 @@ func (p *page) answers(list []Answer, from, to *Party) []pageAnswer {
 	return answers
 }
 
-// whyBy replaces the names of an end's policies in a reason: «from» stands for all policies that
-// isolate the source, and «from.0» for the first of them, with a control character in the place of
-// each quotation mark, since no name in a reason has any. Most reasons of a large cluster differ only in
-// these names.
+// whyBy replaces the names of an end's policies in a reason by placeholders: \x01from\x01 stands for
+// all policies that isolate the source, and \x01from.0\x01 for the first of them. No name contains the
+// control character. Most reasons of a large cluster differ only in these names.
 func whyBy(why, end string, d filter.Direction, policies []string) string {
 	if len(policies) == 0 {
 		return why
@@ -204,7 +206,7 @@ func whyBy(why, end string, d filter.Direction, policies []string) string {
 	return why
 }
 
-// text returns the index of a text.
+// text returns the index of a text in Texts, and adds the text if it is new.
 func (p *page) text(text string) int {
 	at, known := p.texts[text]
 	if !known {
@@ -215,8 +217,8 @@ func (p *page) text(text string) int {
 	return at
 }
 
-// rowsOfWorkloads names the workloads of parties, as in "web", or "deployment/web" if workloads of
-// several kinds have the same name.
+// rowsOfWorkloads returns the row names of the parties' workloads: "web", or "deployment/web" if
+// workloads of several kinds have the same name.
 func rowsOfWorkloads(all []*Party) map[string]string {
 	kinds := make(map[string]map[string]bool) // by namespace and name
 	for _, o := range all {
@@ -267,14 +269,14 @@ func pagePartyOf(o *Party, workloads map[string]string) pageParty {
 	return p
 }
 
-// kindOf returns the kind in a text such as "Deployment shop/web".
+// kindOf returns the kind in the name of an object: "Deployment" for "Deployment shop/web".
 func kindOf(object string) string {
 	kind, _, _ := strings.Cut(object, " ")
 	return kind
 }
 
-// nameIn returns the name of a party without its namespace: "web", or "web-0, web-1 and 3 more" for pods
-// of a workload that has others.
+// nameIn returns the name of a party without its namespace: "web", or "web-0, web-1 and 3 more" if the
+// party is only some of a workload's pods.
 func nameIn(o *Party) string {
 	if o.Namespace == "" {
 		return o.Name
@@ -296,7 +298,8 @@ func counted(list []string, prefix, one, many string) string {
 	return strconv.Itoa(len(names)) + " " + many + ": " + near.List(names, maxListed, ", ")
 }
 
-// portsOf lists the ports that the destinations declare, or those that were asked for.
+// portsOf lists the ports that the question names, or, if it names none, those that the destinations
+// declare.
 func portsOf(m *Matrix) []string {
 	found := make(map[Port]bool)
 	for _, p := range m.options.Ports {
@@ -305,7 +308,7 @@ func portsOf(m *Matrix) []string {
 	for _, to := range m.To {
 		for _, member := range to.members {
 			for _, port := range declaredPorts(member.ports()) {
-				if port.Name = ""; len(m.options.Ports) == 0 { // a number may have many names
+				if port.Name = ""; len(m.options.Ports) == 0 { // a number may have several names, so ports are listed by number
 					found[port] = true
 				}
 			}

@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// shops is a cluster of namespaces with the same workloads, of which the database is reached by
-// the web of its own namespace, at the declared port.
+// shops returns a cluster of namespaces with the same workloads: a database, which only the web server
+// of its own namespace may reach, at the declared port.
 func shops(namespaces, replicas int) *inventory.Inventory {
 	var o inventory.Objects
 	for n := range namespaces {
@@ -40,7 +40,7 @@ func shops(namespaces, replicas int) *inventory.Inventory {
 	return inventory.New(o)
 }
 
-// The page has the same cells as the matrix, and is below 1 MB for 1,000 pods.
+// The page has the same cells as the matrix, and is smaller than 1 MB for 1,000 pods.
 func TestPageHasEveryCell(t *testing.T) {
 	for _, by := range []By{ByNamespace, ByWorkload, ByPod} {
 		m := New(shops(20, 25), Options{By: by})
@@ -74,7 +74,8 @@ func TestPageHasEveryCell(t *testing.T) {
 	}
 }
 
-// whys returns the reasons of a kind about two parties, as the page writes them.
+// whys returns the reasons of a kind for two parties, with the placeholders resolved as the page
+// resolves them.
 func (p *page) whys(k pageKind, from, to *Party) (whys []string) {
 	for _, a := range k.Answers {
 		why := strings.NewReplacer("\x01from\x01", strings.Join(from.Egress, ", "), "\x01to\x01", strings.Join(to.Ingress, ", ")).Replace(p.Texts[a.Why])
@@ -93,7 +94,7 @@ func whysOf(c *Cell) (whys []string) {
 	return whys
 }
 
-// A page by namespace has what its cells open to.
+// A page by namespace contains the cells by workload, into which its rows expand.
 func TestPageByNamespace(t *testing.T) {
 	m := New(shops(3, 2), Options{By: ByNamespace, To: []string{"shop1"}})
 	below := m.below()
@@ -111,7 +112,7 @@ func TestPageByNamespace(t *testing.T) {
 	}
 }
 
-// The kinds of cells do not grow with the policies if these differ in their names only.
+// The number of kinds does not grow with the policies if these differ only in their names.
 func TestPageNamesPoliciesOnce(t *testing.T) {
 	few, many := newPage(New(shops(3, 1), Options{})), newPage(New(shops(20, 1), Options{}))
 	if len(few.Kinds) != len(many.Kinds) {
@@ -119,7 +120,8 @@ func TestPageNamesPoliciesOnce(t *testing.T) {
 	}
 }
 
-// A cell of namespaces tells what holds for all pairs in them from what holds for some.
+// A cell between namespaces distinguishes ports that are open for all pairs from ports that are open
+// for some.
 func TestNamespaces(t *testing.T) {
 	m := New(shops(2, 2), Options{By: ByNamespace})
 	texts := make(map[string]string)
@@ -127,7 +129,8 @@ func TestNamespaces(t *testing.T) {
 		texts[c.From+" "+c.To] = fmt.Sprint(c.State, " ", c.text(), " ", c.Pairs)
 	}
 	for pair, want := range map[string]string{
-		// The database to itself and to the web; the web to the database and to itself.
+		// The pairs are database to itself, database to web server, web server to database, and web
+		// server to itself.
 		"shop0/* shop0/*": "part all~ map[closed:1 declared:1 open:2]",
 		"shop0/* shop1/*": "part all~ map[closed:2 open:2]",
 		"world shop0/*":   "part all~ map[closed:1 open:1]",
@@ -144,7 +147,8 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
-// Ports that are open for all pairs and for some are one range in the text.
+// In the text, adjacent ports that are open for all pairs and ports that are open for some become one
+// range.
 func TestTextJoinsWhatIsOpenForSome(t *testing.T) {
 	c := Cell{State: Part, spans: []span{
 		{filter.TCP, 1, 52, some, ""}, {filter.TCP, 53, 53, allowed, ""}, {filter.TCP, 54, 79, some, ""}, {filter.TCP, 80, 1<<16 - 1, denied, ""},

@@ -9,7 +9,7 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// Party is a row and a column: pods, nodes, or addresses outside the cluster.
+// Party is a row or a column: pods, nodes, or addresses outside the cluster.
 type Party struct {
 	Name      string   `json:"name"` // "shop/web"; "shop/*" for a namespace
 	Kind      string   `json:"kind"` // "namespace", "pods", "host-network", "nodes" or "outside"
@@ -18,28 +18,28 @@ type Party struct {
 	Pods      []string `json:"pods,omitempty"`
 	Nodes     []string `json:"nodes,omitempty"`
 	Ranges    []string `json:"ranges,omitempty"`
-	// Addresses are those of the pods; empty if they are not known.
+	// Addresses are the addresses of the pods; empty if none is known.
 	Addresses []string `json:"addresses,omitempty"`
-	Ports     []Port   `json:"ports,omitempty"` // that containers declare
+	Ports     []Port   `json:"ports,omitempty"` // declared by the containers of the pods
 
-	Egress  []string `json:"egressPolicies,omitempty"`  // policies that isolate the pods
-	Ingress []string `json:"ingressPolicies,omitempty"` // policies that isolate the pods
+	Egress  []string `json:"egressPolicies,omitempty"`  // policies that isolate the pods in egress
+	Ingress []string `json:"ingressPolicies,omitempty"` // policies that isolate the pods in ingress
 	// The policies of the tiers Admin and Baseline that may decide about the pods, in the order
 	// of their evaluation.
 	OrderedEgress  []string `json:"orderedEgressPolicies,omitempty"`
 	OrderedIngress []string `json:"orderedIngressPolicies,omitempty"`
 
-	// Outside are the ways by which the pods are reached from outside the cluster, such as Ingresses, in
-	// words.
+	// Outside describes the ways on which the pods are reached from outside the cluster, such as
+	// Ingresses.
 	Outside []string `json:"reachedFromOutside,omitempty"`
 
 	members []member
 }
 
-// member is a part of a party that policies cannot tell apart.
+// member is a part of a party that policies treat alike: a party of package reach, or one of its pods.
 type member struct {
 	*reach.Party
-	pod *policy.Pod // if it is a single pod of the party
+	pod *policy.Pod // if not nil, the member is only this pod of the Party
 }
 
 func (m member) name() string {
@@ -57,7 +57,7 @@ func (m member) pods() []*policy.Pod {
 	return m.Pods
 }
 
-// ports returns the ports that the containers declare.
+// ports returns the ports that the containers of the member declare.
 func (m member) ports() []policy.NamedPort {
 	if m.pod != nil {
 		return m.pod.Ports
@@ -95,7 +95,7 @@ func partiesOf(r *reach.Map, by By) (all []*Party) {
 	return all
 }
 
-// byNamespace sorts parties by their namespaces: what is in none comes last.
+// byNamespace sorts parties by namespace. Parties without a namespace come last.
 func byNamespace(all []*Party) {
 	slices.SortStableFunc(all, func(a, b *Party) int {
 		if (a.Namespace == "") != (b.Namespace == "") {
@@ -105,7 +105,7 @@ func byNamespace(all []*Party) {
 	})
 }
 
-// comparePods sorts pods by their names, before everything else.
+// comparePods sorts parties by namespace and name. Parties without a namespace come last.
 func comparePods(a, b *Party) int {
 	switch {
 	case a.Namespace == "" && b.Namespace == "":

@@ -16,14 +16,14 @@ const textWidth = 140
 // legend explains the cells of tables.
 const legend = "A cell lists the open ports, TCP unless it names a protocol. all: every port; -: none; =: only ports that the containers declare"
 
-// table is a part of the matrix: all of it, or the flows in one direction.
+// table is a part of the matrix that is shown as one table: all of it, or the flows in one direction.
 type table struct {
-	title         string // empty if it is all
+	title         string // empty if the table is the whole matrix
 	rows, columns []*Party
 }
 
-// tables returns the matrix as one table, or, if it is about flows from or to namespaces, as one
-// for each direction.
+// tables returns the matrix as one table. If the matrix is restricted to namespaces, it returns one
+// table for the flows into them, and one for the flows out of them.
 func (m *Matrix) tables() []table {
 	if len(m.options.Namespaces) == 0 {
 		return []table{{"", m.From, m.To}}
@@ -47,7 +47,7 @@ func which(parties []*Party, f func(*Party) bool) (some []*Party) {
 	return some
 }
 
-// cells returns the table as texts, with its heads.
+// cells returns the texts of the table, including the heads of rows and columns.
 func (m *Matrix) cells(t table) [][]string {
 	rows := [][]string{{"FROM \\ TO"}}
 	for _, to := range t.columns {
@@ -63,8 +63,8 @@ func (m *Matrix) cells(t table) [][]string {
 	return rows
 }
 
-// WriteText writes tables with a row for each source, and a column for each destination; or, if only
-// what is open was asked for, a line for each pair.
+// WriteText writes tables with a row for each source and a column for each destination. With OnlyOpen,
+// it writes a line for each pair instead.
 func (m *Matrix) WriteText(out io.Writer) error {
 	var b strings.Builder
 	if m.options.OnlyOpen {
@@ -86,7 +86,7 @@ func (m *Matrix) WriteText(out io.Writer) error {
 	return err
 }
 
-// writeList writes the flows, one a line.
+// writeList writes one line for each pair.
 func (m *Matrix) writeList(b *strings.Builder) {
 	for _, c := range m.Flows {
 		fmt.Fprintf(b, "%s → %s: %s\n", c.From, c.To, c.text())
@@ -97,8 +97,8 @@ func (m *Matrix) writeList(b *strings.Builder) {
 	b.WriteString("\n")
 }
 
-// ownNodes returns a sentence about flows between pods and their own nodes, if there are any that cells
-// do not show.
+// ownNodes returns a sentence about flows between pods and their own nodes, if such flows exist that
+// the cells do not show.
 func (m *Matrix) ownNodes() string {
 	if !slices.ContainsFunc(m.Flows, func(c *Cell) bool { return len(c.OwnNode) > 0 }) {
 		return ""
@@ -106,7 +106,7 @@ func (m *Matrix) ownNodes() string {
 	return "Nodes are those that a pod does not run on: its own node always reaches it (JSON, CSV and HTML have both).\n"
 }
 
-// marks explains the marks of ports that occur.
+// marks explains those marks of ports that occur in the matrix.
 func (m *Matrix) marks() (text string) {
 	used := make(map[string]bool)
 	for _, c := range m.Flows {
@@ -126,8 +126,9 @@ func (m *Matrix) marks() (text string) {
 	return text
 }
 
-// writeTable writes a table. If it is too wide, the heads of columns are broken between words; and if
-// it still is, they are numbers, with a list of what they mean.
+// writeTable writes a table. If the table is too wide, writeTable breaks the heads of columns between
+// words. If it is still too wide, it replaces them by numbers, with a list of what each number stands
+// for.
 func writeTable(b *strings.Builder, rows [][]string) {
 	if width(rows) > textWidth {
 		rows = broken(rows)
@@ -145,7 +146,7 @@ func writeTable(b *strings.Builder, rows [][]string) {
 	}
 }
 
-// broken returns the rows with heads of several lines.
+// broken returns the rows with heads of columns that are broken into several lines.
 func broken(rows [][]string) [][]string {
 	lines := [][]string{make([]string, len(rows[0]))}
 	for j, name := range rows[0] {
@@ -163,8 +164,9 @@ func broken(rows [][]string) [][]string {
 	return append(lines, rows[1:]...)
 }
 
-// numbered returns the rows with numbers as heads. The rows have them too if they are the same as
-// the columns; otherwise, numbered writes what they mean.
+// numbered returns the rows with numbers as heads of columns. If the rows and the columns are the same
+// parties, the heads of the rows get the numbers too; otherwise, numbered writes a list of the numbers
+// and names.
 func numbered(b *strings.Builder, rows [][]string) [][]string {
 	heads := 0
 	for heads < len(rows) && (heads == 0 || rows[heads][0] == "") {
@@ -216,11 +218,11 @@ func width(rows [][]string) int {
 	return sum
 }
 
-// markOf marks ports that are not open for all.
+// markOf has the marks of ports that are open in part only, by verdict.
 var markOf = map[string]string{mixed: "*", depends: "?", some: "~"}
 
-// text lists the open ports, or the closed ones if they are fewer. It is empty if policies do not
-// decide.
+// text lists the open ports, or the closed ones if these are fewer. It returns "" if policies do not
+// decide about the cell.
 func (c *Cell) text() string {
 	switch {
 	case c == nil:
@@ -253,7 +255,7 @@ func (c *Cell) text() string {
 	return strings.Join(open, ",")
 }
 
-// mostDoubtful returns the mark of a cell whose ports have these marks.
+// mostDoubtful returns the strongest of the given marks, for a cell that has room for one.
 func mostDoubtful(marks map[string]bool) string {
 	for _, mark := range []string{"~", "?", "*"} {
 		if marks[mark] {
@@ -263,13 +265,13 @@ func mostDoubtful(marks map[string]bool) string {
 	return ""
 }
 
-// all reports whether the cell is about all ports, and not only about those that were asked for.
+// all reports whether the cell is about all ports, rather than about asked ones.
 func (c *Cell) all() bool {
 	return slices.ContainsFunc(c.spans, func(s span) bool { return s.proto == filter.ICMP })
 }
 
-// runs joins spans that touch and have the same verdict. If any is open for some pairs only, runs also
-// joins those that are open for all pairs or for some.
+// runs joins adjacent spans with the same verdict. If any span is open for some pairs only, runs also
+// joins adjacent open spans with different verdicts, as open for some.
 func runs(spans []span) (all []span) {
 	any := slices.ContainsFunc(spans, func(s span) bool { return s.verdict == some })
 	for _, s := range spans {

@@ -6,6 +6,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"sluice/filter/policy/reach"
 )
 
 // WriteCSV writes a line for each pair and answer.
@@ -33,27 +35,27 @@ func (m *Matrix) WriteMarkdown(out io.Writer) error {
 	} else {
 		for _, t := range m.tables() {
 			if t.title != "" {
-				b.WriteString("### " + escaped(t.title) + "\n\n")
+				b.WriteString("### " + reach.Markdown(t.title) + "\n\n")
 			}
 			writeMarkdownTable(&b, m.cells(t))
 			b.WriteString("\n")
 		}
 	}
-	fmt.Fprintf(&b, "%s%s.\n%s\nPairs: %s.\n", legend, escaped(m.marks()), m.ownNodes(), m.sumText())
+	fmt.Fprintf(&b, "%s%s.\n%s\nPairs: %s.\n", legend, reach.Markdown(m.marks()), m.ownNodes(), m.sumText())
 	if lines := m.outside(); len(lines) > 0 {
 		b.WriteString("\nReached from outside:\n\n")
 		for _, line := range lines {
-			fmt.Fprintf(&b, "- %s\n", escaped(line))
+			fmt.Fprintf(&b, "- %s\n", reach.Markdown(line))
 		}
 	}
 	if len(m.LeftOut) > 0 {
 		b.WriteString("\nLeft out:\n\n")
 		for _, l := range m.LeftOut {
-			fmt.Fprintf(&b, "- %s: %s\n", escaped(l.Pod), escaped(l.Why))
+			fmt.Fprintf(&b, "- %s: %s\n", reach.Markdown(l.Pod), reach.Markdown(l.Why))
 		}
 	}
 	if len(m.NotRead) > 0 {
-		fmt.Fprintf(&b, "\nNot read: %s\n", escaped(textOf(m.NotRead)))
+		fmt.Fprintf(&b, "\nNot read: %s\n", reach.Markdown(textOf(m.NotRead)))
 	}
 	if text := m.stamp(); text != "" {
 		b.WriteString("\n" + text + "\n")
@@ -62,7 +64,7 @@ func (m *Matrix) WriteMarkdown(out io.Writer) error {
 	return err
 }
 
-// stamp returns the date and the digest of the inputs, as far as they are known.
+// stamp returns the date and the digest of the inputs, if they are known.
 func (m *Matrix) stamp() string {
 	var parts []string
 	if !m.Date.IsZero() {
@@ -86,7 +88,7 @@ func (m *Matrix) listMarkdown(b *strings.Builder) {
 func writeMarkdownTable(b *strings.Builder, rows [][]string) {
 	for i, row := range rows {
 		for _, cell := range row {
-			b.WriteString("| " + escaped(cell) + " ")
+			b.WriteString("| " + reach.Markdown(cell) + " ")
 		}
 		b.WriteString("|\n")
 		if i == 0 {
@@ -95,16 +97,14 @@ func writeMarkdownTable(b *strings.Builder, rows [][]string) {
 	}
 }
 
-// escaped returns a text in which Markdown finds no formatting.
-func escaped(text string) string {
-	return strings.NewReplacer(`\`, `\\`, "|", `\|`, "*", `\*`, "_", `\_`, "<", "&lt;", "~", `\~`, "`", "\\`").Replace(text)
-}
-
-// WriteDot writes a graph in the language of Graphviz: an edge for each pair of which something
-// is open, with the ports.
+// WriteDot writes a graph in the language of Graphviz. It has an edge for each pair for which any port
+// is open, with these ports.
 func (m *Matrix) WriteDot(out io.Writer) error {
 	var b strings.Builder
 	b.WriteString("digraph matrix {\n  rankdir=LR\n  node [shape=box]\n")
+	if len(m.NotRead) > 0 {
+		fmt.Fprintf(&b, "  label=%s\n", quoted("not read: "+textOf(m.NotRead)))
+	}
 	seen := make(map[string]bool)
 	for _, c := range m.Flows {
 		if c.State.Open() {
@@ -140,7 +140,7 @@ func (m *Matrix) WriteDot(out io.Writer) error {
 	return err
 }
 
-// colorOf has the colors of edges.
+// colorOf has the colors of edges by state.
 var colorOf = map[State]string{Open: "red", Declared: "green", Part: "orange"}
 
 // quoted returns a text as an identifier of Graphviz.
@@ -148,7 +148,7 @@ func quoted(text string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(text) + `"`
 }
 
-// union returns the rows and the columns, each once, by namespace.
+// union returns the parties of rows and columns, each once, sorted by namespace.
 func (m *Matrix) union() (all []*Party) {
 	seen := make(map[*Party]bool)
 	for _, list := range [][]*Party{m.From, m.To} {

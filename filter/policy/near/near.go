@@ -49,8 +49,8 @@ func distance(a, b string) int {
 	return rows[len(a)][len(b)]
 }
 
-// List joins texts. If there are more than n texts, it joins the first n and appends the number
-// of the others.
+// List joins texts. If there are more than n texts, it joins the first n, and appends how many are left
+// out.
 func List(texts []string, n int, sep string) string {
 	if len(texts) <= n {
 		return strings.Join(texts, sep)

@@ -9,7 +9,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// State is what became of a policy.
+// State states whether a policy differs between the old and the new cluster.
 type State uint8
 
 // The states.
@@ -25,16 +25,16 @@ func (s State) String() string {
 	return [...]string{Same: "unchanged", Added: "added", Removed: "removed", Changed: "changed"}[s]
 }
 
-// Role is what a policy does, or did, to flows that open or close.
+// Role is what a policy does, or did, to the flows of a change.
 type Role uint8
 
-// The roles. A policy with one of the last two did so in the old cluster, and no longer does.
+// The roles. AllowedThem and DeniedThem are about the old cluster: the policy does so no longer.
 const (
-	Allows      Role = iota // a rule of it allows them
-	Denies                  // a rule of it denies them
+	Allows      Role = iota // one of its rules allows the flows
+	Denies                  // one of its rules denies the flows
 	Isolates                // it isolates the pods, and no rule of any policy allows the flows
-	AllowedThem             // a rule of it allowed them
-	DeniedThem              // a rule of it denied them, or it isolated the pods
+	AllowedThem             // one of its rules allowed the flows
+	DeniedThem              // one of its rules denied the flows, or it isolated the pods
 )
 
 // String returns the role as in JSON.
@@ -42,16 +42,16 @@ func (r Role) String() string {
 	return [...]string{Allows: "allows", Denies: "denies", Isolates: "isolates", AllowedThem: "allowed", DeniedThem: "denied"}[r]
 }
 
-// Cause is a policy that opens or closes flows.
+// Cause is a policy that causes a change.
 type Cause struct {
 	Policy    string // its title: see [filter.PolicyTitle]
 	Tier      filter.Tier
 	Direction filter.Direction
 	Role      Role
 	State     State
-	Rule      int    // of the role, from 0; -1 if it is not a rule
+	Rule      int    // index of the rule that has the role; -1 if the policy has it by isolating pods
 	RuleName  string // empty if the rule has none
-	// NewEnd reports that a party is new, so that the policy may be the same as before.
+	// NewEnd reports that one of the parties is new. The policy may then be unchanged.
 	NewEnd bool
 }
 
@@ -79,13 +79,15 @@ func (c Cause) String() string {
 	}[c.Role] + ")"
 }
 
-// PolicyState is what became of a policy.
+// PolicyState is a policy with its state.
 type PolicyState struct {
 	Policy string // its title
 	State  State
+	// Namespace is that of the policy; empty for a ClusterNetworkPolicy.
+	Namespace string
 }
 
-// statesOf returns what became of each policy, by name, and a list of those that differ.
+// statesOf returns the state of each policy, by name, and a list of the policies that are not Same.
 func statesOf(before, after []*policy.Policy) (states map[string]State, differ []PolicyState) {
 	states = make(map[string]State)
 	olds := make(map[string]*policy.Policy)
@@ -107,19 +109,19 @@ func statesOf(before, after []*policy.Policy) (states map[string]State, differ [
 	for _, p := range slices.Concat(after, before) {
 		if name := p.Ref.String(); states[name] != Same && !seen[name] {
 			seen[name] = true
-			differ = append(differ, PolicyState{filter.PolicyTitle(p.Tier, name), states[name]})
+			differ = append(differ, PolicyState{filter.PolicyTitle(p.Tier, name), states[name], p.Ref.Namespace})
 		}
 	}
 	slices.SortFunc(differ, func(a, b PolicyState) int { return strings.Compare(a.Policy, b.Policy) })
 	return states, differ
 }
 
-// samePolicy reports whether two versions of a policy decide the same.
+// samePolicy reports whether two versions of a policy decide every flow in the same way.
 func samePolicy(a, b *policy.Policy) bool {
 	return a.Digest == b.Digest && a.Digest != [32]byte{} || textOf(a) == textOf(b)
 }
 
-// textOf returns what a policy decides, as text.
+// textOf returns all that affects the decisions of a policy, as text.
 func textOf(p *policy.Policy) string {
 	var b strings.Builder
 	fmt.Fprint(&b, p.Tier, p.Priority, p.Isolates, p.Denial, p.Subject, len(p.Problems))
@@ -138,9 +140,9 @@ func textOf(p *policy.Policy) string {
 	return b.String()
 }
 
-// opening returns the policies that open a flow: of each side that denied it, the rule that allows
-// it now, or what denied it before. A nil verdict means that there was no such flow, or that
-// policies do not decide.
+// opening returns the causes of a flow that opens. For each side that denied the flow, these are the
+// rule that allows it now, or the policies that denied it before. A verdict is nil if the cluster has
+// no such flow, or if policies do not decide about it.
 func (c *comparison) opening(was, now *filter.Verdict) (causes []Cause) {
 	if now == nil {
 		return nil
@@ -159,7 +161,7 @@ func (c *comparison) opening(was, now *filter.Verdict) (causes []Cause) {
 	return causes
 }
 
-// allowedNow returns the policies by which a side that denied a flow allows it.
+// allowedNow returns the causes for which a side allows a flow that it denied before.
 func (c *comparison) allowedNow(was, now filter.Side) []Cause {
 	var denied, allows []Cause
 	if was.Rule != nil {
@@ -173,8 +175,8 @@ func (c *comparison) allowedNow(was, now filter.Side) []Cause {
 	return mostLikely(allows, denied)
 }
 
-// closing returns the policies that close a flow: of each side that denies it now and allowed
-// it before, what denies it, or the rule that no longer allows it.
+// closing returns the causes of a flow that closes. For each side that denies the flow now, these are
+// the policies that deny it, or the rule that no longer allows it.
 func (c *comparison) closing(was, now *filter.Verdict) (causes []Cause) {
 	if was == nil || now == nil {
 		return nil
@@ -202,9 +204,9 @@ func (c *comparison) closing(was, now *filter.Verdict) (causes []Cause) {
 	return causes
 }
 
-// mostLikely returns the causes whose policies are not the same as before: those of the first list,
-// or, without any, of the second. If all are the same, something else about the pods or
-// their namespaces has changed, and mostLikely returns the first list that is not empty.
+// mostLikely returns the causes in first whose policies were added, removed or changed; if there are
+// none, those in second. If all policies are unchanged, the pods or their namespaces must have
+// changed, and mostLikely returns the first list that is not empty.
 func mostLikely(first, second []Cause) []Cause {
 	for _, list := range [][]Cause{first, second} {
 		if i := slices.DeleteFunc(slices.Clone(list), func(c Cause) bool { return c.State == Same }); len(i) > 0 {
@@ -228,7 +230,7 @@ func (c *comparison) ruleCause(r *filter.Rule, role Role) Cause {
 	return Cause{Policy: r.PolicyTitle(), Tier: r.Tier, Direction: r.Direction, Role: role, State: c.states[r.Policy], Rule: r.Index, RuleName: r.Name}
 }
 
-// isolation returns the policies that isolate a pod.
+// isolation returns the policies that isolate a pod, as causes.
 func (c *comparison) isolation(i *filter.Isolation, role Role) (causes []Cause) {
 	if i == nil {
 		return nil

@@ -14,8 +14,8 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// allowing returns a policy that isolates the pods app=db for ingress, and allows a TCP port
-// to the pods app=web.
+// allowing returns a policy that isolates the pods app=db in ingress, and allows the pods app=web to
+// reach a TCP port of them.
 func allowing(name string, port uint16) *policy.Policy {
 	p := isolating(name, "app=db")
 	p.Isolates[filter.Egress] = false
@@ -23,7 +23,7 @@ func allowing(name string, port uint16) *policy.Policy {
 	return p
 }
 
-// orderedDeny returns an Admin policy that denies a TCP port of the pods app=db.
+// orderedDeny returns an Admin policy that denies access to a TCP port of the pods app=db.
 func orderedDeny(port uint16) *policy.Policy {
 	p := allowing("", port)
 	p.Ref, p.Tier, p.Isolates = policy.Ref{Kind: "ClusterNetworkPolicy", Name: "platform"}, policy.Admin, [2]bool{}
@@ -33,7 +33,7 @@ func orderedDeny(port uint16) *policy.Policy {
 	return p
 }
 
-// The causes of what opens and closes between web and db.
+// Changes between web and db have the policies that cause them.
 func TestCauses(t *testing.T) {
 	web, db := running("web", "", "app=web", 1), running("db", "", "app=db", 2)
 	other := running("web", "", "app=other", 1)
@@ -86,8 +86,8 @@ func changeText(c reach.Change) string {
 	return what + strings.Join(ports, ", ") + ": " + strings.Join(causes, ", ")
 }
 
-// A workload of Git may be in an ipBlock that another policy allows: the change depends on its address,
-// unless it is known where pods are.
+// The pods of a workload in Git may have addresses in an ipBlock that a policy allows. The change then
+// depends on their addresses, unless the pod ranges are known.
 func TestChangeDependsOnAddress(t *testing.T) {
 	block := allowing("allow", 80)
 	block.Rules[filter.Ingress][0].Peers = []policy.Peer{{Block: &policy.Block{CIDR: prefix("10.0.0.0/9")}}}

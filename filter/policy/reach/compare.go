@@ -5,29 +5,27 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// Diff is what changes in who reaches whom from one cluster to another.
+// Diff is the difference in who reaches whom between an old and a new cluster.
 type Diff struct {
 	Old, New *Map
-	// Matches are the parties of both clusters: those of the new one in its order, then those that
-	// are gone.
+	// Matches are the parties of both clusters: first those of the new cluster, in its order, then
+	// those that only the old one has.
 	Matches []*Match
-	// Changes are what opens and closes, in the order of the sources, then of the destinations in
-	// Matches. Flows between parties of which one is new open, if they are allowed, and flows of
-	// parties that are gone close. Flows of nodes, pods of the host network and addresses outside the
-	// cluster among each other are not compared: policies do not decide about them.
+	// Changes are what opens and closes, in the order in which Matches has the sources, then the
+	// destinations. Allowed flows of a new party count as opened, and those of a party that is gone as
+	// closed. Flows without a party of kind Pods are not compared: policies do not decide about them.
 	Changes []Change
 	// Policies are the policies that were added, removed or changed, sorted by title.
 	Policies []PolicyState
-	// NodesUnknown reports that one of the clusters has no nodes, so that those of the other were
-	// not compared.
+	// NodesUnknown reports that only one of the clusters has nodes, so that nodes were not compared.
 	NodesUnknown bool
 }
 
-// Change is what opens or closes between two parties.
+// Change is an effect on the flows between two parties.
 type Change struct {
 	From, To *Match
-	// OwnNode reports that this is about the pods of the one party that run on a node of the
-	// other.
+	// OwnNode reports that the change is about the pods of one party that run on a node of the
+	// other, and their node.
 	OwnNode bool
 	*Effect // shared by equal changes; must not be changed
 }
@@ -38,22 +36,22 @@ func (c *Change) New() bool { return c.From.Old == nil || c.To.Old == nil }
 // Gone reports whether one of the parties is gone.
 func (c *Change) Gone() bool { return c.From.New == nil || c.To.New == nil }
 
-// Effect is what opens or closes.
+// Effect is a set of ports that open or close, with the causes.
 type Effect struct {
-	Opens bool   // it opens; otherwise it closes
+	Opens bool   // the ports open; otherwise they close
 	Spans []Span // the ports, without answers
 	// Maybe reports that the change depends on addresses that are not known.
 	Maybe bool
-	// Family is the address family that changes, IPv4 or IPv6; empty if it is every one that the
-	// parties have.
+	// Family is the address family that changes, IPv4 or IPv6. It is empty if the change applies to
+	// all families that the parties have.
 	Family string
-	// Causes are the policies that do it. There is none if a party is gone, or if one is new and no
-	// policy decides about it.
+	// Causes are the policies that cause the change. There is none if a party is gone, or if a
+	// party is new and no policy decides about the flows.
 	Causes []Cause
 }
 
-// Compare returns what changes in who reaches whom. It divides the addresses outside the clusters
-// where the policies of either one do.
+// Compare returns the difference in who reaches whom. It divides the addresses outside the clusters
+// into ranges that the policies of both clusters do not tell apart.
 func Compare(before, after *inventory.Inventory) *Diff {
 	d := &Diff{Old: New(before.Beside(after)), New: New(after.Beside(before))}
 	d.Matches = matchParties(d.Old, d.New)
@@ -69,7 +67,7 @@ func Compare(before, after *inventory.Inventory) *Diff {
 	for _, from := range d.Matches {
 		others := d.Matches
 		if !from.hasPods() {
-			others = pods // policies decide about no other: ranges may be many
+			others = pods // policies decide about no other pairs; skip them, because there may be many ranges
 		}
 		for _, to := range others {
 			c.compare(from, to)
@@ -78,7 +76,8 @@ func Compare(before, after *inventory.Inventory) *Diff {
 	return d
 }
 
-// hasPods reports whether policies decide about flows of the party, before or now.
+// hasPods reports whether the party is of kind Pods in one of the clusters, so that policies may
+// decide about its flows.
 func (m *Match) hasPods() bool {
 	return m.Old != nil && m.Old.Kind == Pods || m.New != nil && m.New.Kind == Pods
 }
@@ -90,11 +89,11 @@ type comparison struct {
 	known  map[pairsKey][]*Effect
 }
 
-// pairsKey identifies pairs whose effects are equal: the pairs of the old and the new cluster.
-// The classes of a party that is missing are nil.
+// pairsKey identifies pairs with equal effects by their keys in the old and in the new cluster. If a
+// party is missing in a cluster, both classes of that key are nil.
 type pairsKey struct{ before, after pairKey }
 
-// compare adds what changes between two parties.
+// compare adds the changes between two parties.
 func (c *comparison) compare(from, to *Match) {
 	before, after := c.Old.side(from.Old, to.Old), c.New.side(from.New, to.New)
 	if before.state == missing && after.state == missing {
@@ -147,8 +146,8 @@ func (m *Map) side(from, to *Party) side {
 	return s
 }
 
-// has reports whether there are flows between the parties with a relation that can be compared. A
-// single pod has no flows to others of its kind, so there is nothing to compare them with.
+// has reports whether the parties have flows with a relation that can be compared. A party that is a
+// single pod has none to itself.
 func (s *side) has(rel relation) bool {
 	switch {
 	case s.state != judged:
@@ -189,8 +188,8 @@ func (s side) at(rel relation) *flows {
 	return f
 }
 
-// everything returns the answer for a pair about which policies do not decide; nil if the parties
-// have no address family in common.
+// everything returns the spans of a pair about which policies do not decide: all ports are allowed.
+// It returns nil if the parties have no address family in common.
 func everything(from, to *Party) (all []Span) {
 	a := &Answer{Verdict: Allow}
 	pass := &Outcome{Verdict: filter.Verdict{Action: filter.Allow, Reason: filter.NotIsolated}}
@@ -211,7 +210,7 @@ func everything(from, to *Party) (all []Span) {
 	return all
 }
 
-// anySpans returns a span for each protocol.
+// anySpans returns a span with all ports for each protocol.
 func anySpans() (all []Span) {
 	for _, p := range protocols {
 		all = append(all, Span{Protocol: p, Low: 1, High: 1<<16 - 1})

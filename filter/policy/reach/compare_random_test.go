@@ -13,8 +13,8 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// changed returns the objects of a cluster some time later: policies, labels, addresses and
-// pods have changed.
+// changed returns the objects of a cluster after random changes of policies, labels, addresses and
+// pods.
 func (d dice) changed(o inventory.Objects) inventory.Objects {
 	var policies []*policy.Policy
 	for _, p := range o.Policies {
@@ -38,7 +38,7 @@ func (d dice) changed(o inventory.Objects) inventory.Objects {
 		o.Workloads = slices.DeleteFunc(o.Workloads, func(*kubepod.Workload) bool { return d.one(3) })
 	}
 	for _, w := range o.Workloads {
-		if d.one(4) { // it runs now
+		if d.one(4) { // the workload has a running pod now
 			pod := *w.Pod
 			pod.Name, pod.Owner = w.Ref.Name+"-0", w.Ref
 			pod.Addrs = []netip.Addr{netip.MustParseAddr(fmt.Sprint("10.0.0.1", d.IntN(3)))}
@@ -82,7 +82,7 @@ func (d dice) laterPods(pods []*policy.Pod) (all []*policy.Pod) {
 type member struct {
 	name  string
 	end   *inventory.End
-	addrs [2][]netip.Addr // by family: several if they are assumed
+	addrs [2][]netip.Addr // by family: several if the address is assumed
 }
 
 // membersOf returns the members of all parties.
@@ -91,7 +91,7 @@ func membersOf(t *testing.T, m *reach.Map) map[*reach.Party][]*member {
 	for _, s := range everyone(t, m) {
 		of := all[s.party]
 		if s.party.Kind == reach.Outside {
-			s.name = s.party.Name // its addresses are one member, with both families
+			s.name = s.party.Name // all addresses of a range are one member, with both families
 		}
 		i := slices.IndexFunc(of, func(o *member) bool { return o.name == s.name })
 		if i < 0 {
@@ -108,8 +108,8 @@ func membersOf(t *testing.T, m *reach.Map) map[*reach.Party][]*member {
 	return all
 }
 
-// couple is a flow in one of the clusters, without its port; the zero couple is of a party that is
-// missing there.
+// couple is a pair of members in one of the clusters. It is zero if one of the parties is missing
+// there.
 type couple struct {
 	v        *inventory.Inventory
 	from, to *member
@@ -137,8 +137,8 @@ func (c couple) allows(src, dst netip.Addr, k filter.Key) bool {
 	return c.v.Decide(inventory.Flow{From: c.from.end, To: c.to.end, Key: filter.NewKey(src, dst, proto, k.Port)}).Action == filter.Allow
 }
 
-// allowsAny reports whether a flow of any family is allowed. The second result is false if that
-// depends on addresses that are not known.
+// allowsAny reports whether a flow of any family is allowed. known is false if this depends on assumed
+// addresses.
 func (c couple) allowsAny(k filter.Key) (allowed, known bool) {
 	for f := range 2 {
 		if !c.has(f) {
@@ -152,7 +152,7 @@ func (c couple) allowsAny(k filter.Key) (allowed, known bool) {
 	return allowed, true
 }
 
-// effectsFor returns the effects of changes for a key.
+// effectsFor returns the effects that the changes have on a key.
 func effectsFor(changes []reach.Change, own bool, f int, k filter.Key) (opens, closes *reach.Effect) {
 	proto := k.Protocol
 	if proto == filter.ICMPv6 {
@@ -183,7 +183,7 @@ type checker struct {
 	old     map[*reach.Party][]*member
 	new     map[*reach.Party][]*member
 	changes map[[2]*reach.Match][]reach.Change
-	maybe   map[*reach.Effect]bool // whether the change was found
+	maybe   map[*reach.Effect]bool // effects that depend on addresses; whether the brute force found the change
 	flows   int
 	changed int
 }
@@ -201,7 +201,7 @@ func hasPods(m *reach.Match) bool {
 	return m.Old != nil && m.Old.Kind == reach.Pods || m.New != nil && m.New.Kind == reach.Pods
 }
 
-// pair checks all members of two matches.
+// pair checks all pairs of members of two matches.
 func (c *checker) pair(from, to *reach.Match) {
 	if !hasPods(from) && !hasPods(to) {
 		return // policies do not decide
@@ -225,7 +225,7 @@ func (c *checker) pair(from, to *reach.Match) {
 						continue
 					}
 					if own && (!before.has(0) && !before.has(1) || !after.has(0) && !after.has(1)) {
-						continue // the answers for a pod's own node do not tell that no packet can pass
+						continue // OwnNode is nil, and does not show that no packet can pass
 					}
 					for f := range 2 {
 						c.family(before, after, f, own, c.changes[[2]*reach.Match{from, to}])
@@ -280,8 +280,8 @@ func (c *checker) family(before, after couple, f int, own bool, changes []reach.
 	}
 }
 
-// unknown takes effects that depend on addresses as found, because the brute force does not try all
-// addresses that matter.
+// unknown marks effects that depend on addresses as found, because the brute force does not try all
+// addresses that get other verdicts.
 func (c *checker) unknown(changes []reach.Change) {
 	for _, one := range changes {
 		if one.Maybe {
@@ -290,8 +290,8 @@ func (c *checker) unknown(changes []reach.Change) {
 	}
 }
 
-// together returns the addresses that a member may have in both clusters: the same one if
-// both are assumed.
+// together returns the pairs of addresses that a member may have in the old and in the new cluster. If
+// both are assumed, the two addresses are equal.
 func together(before, after *member, f int) (all [][2]netip.Addr) {
 	for _, a := range before.addrs[f] {
 		for _, b := range after.addrs[f] {
@@ -323,11 +323,11 @@ func (c *checker) verify(what string, e *reach.Effect, happens bool, before, aft
 	}
 }
 
-// What opens and closes is what the verdicts of both clusters say about all pairs of members of the
-// parties, at every port; and for pods without addresses at every address.
+// The changes agree with the verdicts of both clusters about all pairs of members of the parties, at
+// every port and, for pods without addresses, at every address.
 func TestCompareAgreesWithDecide(t *testing.T) {
 	flows, changed, unsure := 0, 0, 0
-	seeds := []uint64{1094, 2395} // these have found faults
+	seeds := []uint64{1094, 2395} // these seeds have found faults
 	for seed := range uint64(100) {
 		seeds = append(seeds, seed)
 	}

@@ -10,7 +10,8 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// decide returns the spans of flows on the routes. The result is valid until the next call.
+// decide returns the spans with the answers for flows on the routes. The result is valid until the
+// next call.
 func (m *Map) decide(from, to *Party, routes []route) []Span {
 	if len(routes) == 0 {
 		return nil
@@ -29,27 +30,27 @@ func (m *Map) decide(from, to *Party, routes []route) []Span {
 	return all[:n]
 }
 
-// asDestination returns the end with an address for the destination of a flow: an assumed one
-// must not be that of the source.
+// asDestination returns the end e of a party as the destination of a flow: an assumed address of the
+// destination must differ from that of the source.
 func (m *Map) asDestination(p *Party, e *inventory.End) *inventory.End {
 	if !p.Assumed {
 		return e
 	}
 	to, err := m.inventory.EndOf(cmp.Or(e.Pod, p.Pods[0]), true)
 	if err != nil {
-		return e // not possible: the same pod was an end before
+		return e // cannot happen: EndOf has returned this pod before
 	}
 	return to
 }
 
-// route is a way from one end to another: the addresses of one family.
+// route is a flow between two ends by the addresses of one family, with its alternatives.
 type route struct {
 	flow      inventory.Flow
 	elsewhere []inventory.Alternative
 }
 
-// routes returns the routes from one end to another, of the party to: at most one of each family,
-// IPv4 first.
+// routes returns the routes from src to dst, an end of the party to: at most one of each family, IPv4
+// first.
 func (m *Map) routes(src, dst *inventory.End, to *Party, rel relation) (routes []route) {
 	if rel != self {
 		dst = m.asDestination(to, dst)
@@ -65,7 +66,7 @@ func (m *Map) routes(src, dst *inventory.End, to *Party, rel relation) (routes [
 	return routes
 }
 
-// between returns the routes between two ends, without other addresses.
+// between returns the routes between two ends, without alternatives.
 func between(src, dst *inventory.End) (routes []route) {
 	for _, a := range src.Addrs {
 		for _, b := range dst.Addrs {
@@ -92,7 +93,7 @@ func (m *Map) answer(routes []route, proto filter.Protocol, port uint16) *Answer
 	return m.last
 }
 
-// answerOf returns the answer of a key.
+// answerOf returns the answer with the outcomes in key: the same pointer for equal keys.
 func (m *Map) answerOf(key answerKey) *Answer {
 	if a := m.answers[key]; a != nil {
 		return a
@@ -114,13 +115,13 @@ type answerKey struct {
 	outcomes [2]outcome
 }
 
-// outcome is an Outcome that can be compared.
+// outcome is an Outcome as a comparable value.
 type outcome struct {
 	verdict   filter.Verdict
 	depends   bool
 	elsewhere filter.Verdict
-	from, to  netip.Prefix // of the ranges of an Elsewhere; invalid if the address does not matter
-	all       string       // if it depends: the sides that allow the flow at each other address
+	from, to  netip.Prefix // prefixes of Elsewhere.From and Elsewhere.To; invalid if the address does not matter
+	all       string       // if it depends: for each alternative, the sides that allow the flow
 }
 
 func (m *Map) export(o outcome) *Outcome {
@@ -130,7 +131,7 @@ func (m *Map) export(o outcome) *Outcome {
 	return &Outcome{o.verdict, &Elsewhere{o.elsewhere, m.places[o.from], m.places[o.to]}}
 }
 
-// combined returns the verdict about the outcomes of all families.
+// combined combines the outcomes of all families into a verdict.
 func combined(outcomes []*Outcome) Verdict {
 	allowed := 0
 	for _, o := range outcomes {
@@ -150,12 +151,12 @@ func combined(outcomes []*Outcome) Verdict {
 	return Mixed
 }
 
-// outcome decides about a port. What the policies of one end decide depends only on the address
-// of the other end, so a denied flow is allowed elsewhere if each side allows it at some
-// address of its peer.
+// outcome decides about a port. The decision of one end's policies depends only on the address of the
+// other end. So if each side allows a denied flow at some address of its peer, the flow is allowed
+// between these two addresses.
 func (m *Map) outcome(r route, proto filter.Protocol, port uint16) outcome {
 	o := outcome{verdict: m.verdict(r.flow, proto, port)}
-	var src, dst *inventory.Alternative // where the ingress and the egress side allow the flow
+	var src, dst *inventory.Alternative // src: where the ingress side allows the flow; dst: where the egress side does
 	all := make([]byte, 0, len(r.elsewhere))
 	for i := range r.elsewhere {
 		at := &r.elsewhere[i]
@@ -183,7 +184,7 @@ func (m *Map) outcome(r route, proto filter.Protocol, port uint16) outcome {
 	return o
 }
 
-// sides returns which sides of a verdict allow the flow, as a number.
+// sides returns which sides of a verdict allow the flow, as bits.
 func sides(v filter.Verdict) (bits byte) {
 	if v.Egress.Allows() {
 		bits |= 1
@@ -194,7 +195,8 @@ func sides(v filter.Verdict) (bits byte) {
 	return bits
 }
 
-// depending returns the outcome with another verdict elsewhere.
+// depending returns o as an outcome that depends on an address: the flow has the verdict v at the
+// alternative.
 func (o outcome) depending(v filter.Verdict, at *inventory.Alternative) outcome {
 	o.depends, o.elsewhere = true, v
 	if at.To {
@@ -205,7 +207,7 @@ func (o outcome) depending(v filter.Verdict, at *inventory.Alternative) outcome 
 	return o
 }
 
-// intern returns a slice that is equal to the spans: the same one for equal spans.
+// intern returns a copy of the spans: the same slice for equal spans.
 func (m *Map) intern(spans []Span) []Span {
 	if len(spans) == 0 {
 		return nil

@@ -135,7 +135,7 @@ func (d dice) spec() (s corev1.PodSpec) {
 	return s
 }
 
-// pod returns a pod; often of a workload, and sometimes without an address.
+// pod returns a pod, often one of a workload, and sometimes one without an address.
 func (d dice) pod(i int) *policy.Pod {
 	o := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: pick(d, "one", "two"), Name: fmt.Sprint("p", i), Labels: d.labels()}, Spec: d.spec()}
 	if owner := pick(d, "", "web", "db"); owner != "" {
@@ -180,6 +180,17 @@ func (d dice) objects() (o inventory.Objects) {
 	}
 	if d.one(4) {
 		o.NodeAddrs = []netip.Addr{netip.MustParseAddr(pick(d, "192.0.2.7", "192.0.2.50"))}
+	}
+	if d.one(4) {
+		o = bare(o)
+	}
+	return o
+}
+
+// bare removes the addresses of the pods, as in Git: their families are then those that policies mention.
+func bare(o inventory.Objects) inventory.Objects {
+	for _, p := range o.Pods {
+		p.Addrs, p.Hosts = nil, nil
 	}
 	return o
 }

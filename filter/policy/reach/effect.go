@@ -7,8 +7,8 @@ import (
 	"sluice/filter"
 )
 
-// effects returns what opens and closes between flows of the old and the new cluster. Ports for
-// which the same happens by the same causes are in one effect.
+// effects returns what opens and closes between flows of the old and the new cluster. Ports that
+// change in the same way and by the same causes are in one effect.
 func (c *comparison) effects(before, after *flows) (all []*Effect) {
 	known := make(map[string]*Effect)
 	for _, s := range overlaid(before.spans, after.spans) {
@@ -24,10 +24,11 @@ func (c *comparison) effects(before, after *flows) (all []*Effect) {
 	return all
 }
 
-// text returns all of the effect but its spans.
+// text returns all fields of the effect except its spans, as text.
 func (e *Effect) text() string { return fmt.Sprint(e.Opens, e.Maybe, e.Family, e.Causes) }
 
-// extended appends a span, without its answer, or joins it with the last one if they touch.
+// extended appends a span, without its answer, to the spans. If it touches the last one, extended
+// joins the two.
 func extended(spans []Span, s Span) []Span {
 	if n := len(spans); n > 0 && spans[n-1].Protocol == s.Protocol && int(spans[n-1].High)+1 == int(s.Low) {
 		spans[n-1].High = s.High
@@ -36,13 +37,13 @@ func extended(spans []Span, s Span) []Span {
 	return append(spans, Span{Protocol: s.Protocol, Low: s.Low, High: s.High})
 }
 
-// twoAnswers is a span with its answers in both clusters; nil if nothing passes.
+// twoAnswers is a span with its answers in both clusters. An answer is nil if no packet can pass.
 type twoAnswers struct {
 	Span
 	before, after *Answer
 }
 
-// overlaid divides the ports where the old or the new spans do.
+// overlaid divides the ports at the borders of the old and of the new spans.
 func overlaid(before, after []Span) (all []twoAnswers) {
 	if before == nil {
 		before = anySpans()
@@ -63,7 +64,7 @@ func overlaid(before, after []Span) (all []twoAnswers) {
 	return all
 }
 
-// effectsAt returns what happens at a span, without the span.
+// effectsAt returns the effects on a span. They do not have the span yet.
 func (c *comparison) effectsAt(s twoAnswers, before, after *flows) []*Effect {
 	var found [2][]*Effect // by family
 	families := 0
@@ -95,7 +96,7 @@ func (c *comparison) effectsAt(s twoAnswers, before, after *flows) []*Effect {
 	return slices.Concat(found[0], found[1])
 }
 
-// of returns the outcome of a family, 0 for IPv4; nil if there is none.
+// of returns the outcome of a family: 0 for IPv4, 1 for IPv6. It returns nil if there is none.
 func (a *Answer) of(family int) *Outcome {
 	switch {
 	case a == nil:
@@ -106,8 +107,8 @@ func (a *Answer) of(family int) *Outcome {
 	return a.IPv6
 }
 
-// verdict returns the verdict of the outcome with the given action, which may be that of
-// another address; nil if there is none.
+// verdict returns the verdict of the outcome that has the given action: the one at the assumed
+// addresses or the one elsewhere. It returns nil if neither has the action.
 func (o *Outcome) verdict(action filter.Action) *filter.Verdict {
 	switch {
 	case o == nil:
@@ -119,7 +120,7 @@ func (o *Outcome) verdict(action filter.Action) *filter.Verdict {
 	return nil
 }
 
-// denied returns the verdict that denies: of an outcome, or, if it is nil, of another family.
+// denied returns a verdict that denies: that of o or, if o has none, that of any family of the answer.
 func (a *Answer) denied(o *Outcome) *filter.Verdict {
 	if v := o.verdict(filter.Deny); v != nil || a == nil {
 		return v
@@ -132,12 +133,12 @@ func (a *Answer) denied(o *Outcome) *filter.Verdict {
 	return nil
 }
 
-// likelihood is how sure a change is.
+// likelihood states whether a change happens.
 type likelihood uint8
 
 const (
 	never likelihood = iota
-	maybe            // it depends on addresses that are not known
+	maybe            // the change depends on addresses that are not known
 	sure
 )
 
@@ -151,9 +152,9 @@ func likelihoodOf(can, must bool) likelihood {
 	return never
 }
 
-// chances returns whether flows of a family open and close at a span. If only one of the
-// clusters has flows of the family, they are compared with those of any family in the other: a
-// pair that gets another address family opens if nothing has passed between it before.
+// chances returns the likelihood that flows of a family open, and that they close, at a span. If only
+// one of the clusters has flows of the family, chances compares them with the flows of all families in
+// the other cluster: a pair that gets a second family opens only if nothing was allowed by the first.
 func chances(s twoAnswers, family int, before, after *flows) (opens, closes likelihood) {
 	was, now := s.before.of(family), s.after.of(family)
 	switch {
@@ -173,12 +174,13 @@ func chances(s twoAnswers, family int, before, after *flows) (opens, closes like
 		likelihoodOf(false, was.Action == filter.Allow && now.Action != filter.Allow)
 }
 
-// allows reports whether the flow is allowed at some of the possible addresses, and at all.
+// allows reports whether the flow is allowed at one of the possible addresses (can), and whether it is
+// allowed at all of them (must).
 func (o *Outcome) allows() (can, must bool) {
 	return o.Action == filter.Allow || o.Elsewhere != nil, o.Action == filter.Allow && o.Elsewhere == nil
 }
 
-// allows reports whether flows of some family are allowed.
+// allows is like Outcome.allows, for flows of any family.
 func (a *Answer) allows() (can, must bool) {
 	if a == nil {
 		return false, false

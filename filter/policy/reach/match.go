@@ -9,10 +9,10 @@ import (
 	"sluice/filter/policy"
 )
 
-// Match is a party of one cluster and what became of it in another.
+// Match is a party of the old cluster and its counterpart in the new one.
 type Match struct {
-	// Name is the name of the party in the new cluster, or of one that is gone. If the party was
-	// several in the old cluster, it is followed by the name of the old one.
+	// Name is the name of the party in the new cluster, or in the old one if the party is gone. If
+	// several old parties match the new one, the name of Old follows.
 	Name string
 	// Old and New are the parties; one of them is nil if the party is new or gone.
 	Old, New *Party
@@ -21,8 +21,8 @@ type Match struct {
 // Party returns the new party, or the old one if it is gone.
 func (m *Match) Party() *Party { return cmp.Or(m.New, m.Old) }
 
-// matchParties matches the parties of two clusters: workloads and pods by their names, nodes by
-// theirs, ranges by their addresses.
+// matchParties matches the parties of two clusters: workloads, pods and nodes by their names, and
+// ranges by their addresses.
 func matchParties(before, after *Map) (all []*Match) {
 	links := newLinks()
 	links.pods(before, after)
@@ -50,9 +50,9 @@ func matchParties(before, after *Map) (all []*Match) {
 	return slices.DeleteFunc(all, func(m *Match) bool { return !canCompare(m, before, after) })
 }
 
-// canCompare reports whether a match can be compared. Nodes that are missing in one cluster
-// cannot if it has no nodes at all: they are not known there. A range that is missing consists
-// of addresses of pods and nodes there.
+// canCompare reports whether a match can be compared. If a cluster has no nodes at all, its nodes are
+// not known, and nodes cannot be compared. Nor can a range that one of the clusters lacks: there, all
+// its addresses belong to pods and nodes.
 func canCompare(m *Match, before, after *Map) bool {
 	if m.Old != nil && m.New != nil {
 		return true
@@ -124,8 +124,8 @@ func (l links) pods(before, after *Map) {
 	}
 }
 
-// byWorkload groups parties by the workload of their pods. A pod that no workload has made counts
-// as one of the kind Pod.
+// byWorkload groups parties by the workload of their pods. A pod without a workload counts as a
+// workload of the kind Pod.
 func byWorkload(parties []*Party) map[policy.Ref][]*Party {
 	all := make(map[policy.Ref][]*Party)
 	for _, p := range parties {
@@ -138,9 +138,9 @@ func byWorkload(parties []*Party) map[policy.Ref][]*Party {
 	return all
 }
 
-// replicas links the parties of one workload: those that have a pod of the same name; for the other
-// pods, those that have pods with the same labels; and what is then left with everything that is
-// left, because each of these pods may have replaced any other.
+// replicas links the parties of one workload: first parties that have a pod of the same name; then
+// parties whose remaining pods have equal labels; finally each party without a link with all parties of
+// the workload in the other cluster, because each pod may have replaced any other.
 func (l links) replicas(before, after []*Party) {
 	names := func(p *Party) (names []string) {
 		for _, pod := range p.Pods {
@@ -173,7 +173,7 @@ func (l links) replicas(before, after []*Party) {
 	}
 }
 
-// without returns, by party, the labels of the pods whose names none of the others has, as text.
+// without returns, by party, the labels (as text) of those pods whose names no pod of the others has.
 func without(parties, others []*Party) map[*Party][]string {
 	names := make(map[string]bool)
 	for _, o := range others {
@@ -192,15 +192,15 @@ func without(parties, others []*Party) map[*Party][]string {
 	return rest
 }
 
-// volatile are the labels that differ between pods of different versions of a workload, or between
-// the pods of one.
+// volatile are the labels that controllers add, and that differ between the pods or the versions of a
+// workload.
 var volatile = []string{
 	"pod-template-hash", "controller-revision-hash", "pod-template-generation",
 	"statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
 	"controller-uid", "batch.kubernetes.io/controller-uid", "job-name", "batch.kubernetes.io/job-name",
 }
 
-// labelsOf returns the labels of a pod that its template gives, as text.
+// labelsOf returns the labels that a pod has from its template, as text.
 func labelsOf(p *policy.Pod) string {
 	set := maps.Clone(p.Labels)
 	for _, key := range volatile {

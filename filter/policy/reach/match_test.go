@@ -45,8 +45,8 @@ func isolating(name, set string) *policy.Policy {
 	}
 }
 
-// Workloads are matched whatever the names of their pods; and pods that differ, by their names or by
-// their labels.
+// Workloads match even if their pods have other names. Pods of a workload that policies tell apart
+// match by their names or by their labels.
 func TestMatches(t *testing.T) {
 	old := func(pods ...*policy.Pod) inventory.Objects { return inventory.Objects{Pods: pods} }
 	tests := map[string]struct {
@@ -122,7 +122,7 @@ func nameOf(p *reach.Party) string {
 	return p.Name
 }
 
-// The names of parties are unique, and say what is in them.
+// The names of parties are unique, and name the pods or the workload in them.
 func TestPartyNames(t *testing.T) {
 	o := inventory.Objects{
 		Pods: []*policy.Pod{

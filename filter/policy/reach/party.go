@@ -12,7 +12,7 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// Kind tells the parties apart.
+// Kind is the kind of a party.
 type Kind uint8
 
 // The kinds.
@@ -28,41 +28,45 @@ func (k Kind) String() string {
 	return [...]string{Pods: "pods", HostPods: "host-network", Nodes: "nodes", Outside: "outside"}[k]
 }
 
-// Party is a group of ends that policies cannot tell apart. Parties of pods have pods of one
-// workload, or one pod that no workload has made.
+// Party is a group of ends that policies cannot tell apart. A party of pods has pods of one workload,
+// or one pod without a workload.
 type Party struct {
-	// Name is the party as people write it: "namespace/name" of a workload or a pod, "nodes", a
-	// range, or [inventory.World]. No two parties of a map have the same name.
+	// Name is unique in a map: "namespace/name" of a workload or a pod, several names of pods or
+	// nodes, "nodes", a range, or [inventory.World].
 	Name      string
 	Kind      Kind
 	Namespace string     // of the pods
-	Workload  policy.Ref // of the pods; zero if no workload has made them
-	// Pods are the pods, sorted by name. A workload without pods has one that the
-	// inventory has made.
+	Workload  policy.Ref // of the pods; zero for a pod without a workload
+	// Pods are the pods, sorted by name. For a workload without pods, the inventory has made
+	// one.
 	Pods []*policy.Pod
 	// Part reports that the workload has further pods, in other parties.
 	Part bool
 	// Nodes are the names of the nodes, sorted.
 	Nodes []string
-	// Ranges are the addresses outside the cluster: one range, or for the world one of each family.
+	// Ranges are the addresses outside the cluster: one range, but the world has one of each family.
 	Ranges []inventory.Range
+	// PodRange reports that the range is in a known range of pods: the party stands for pods that are not
+	// known, and not for addresses outside the cluster. Its kind is Outside, since no policy isolates it.
+	PodRange bool
 	// Ports are the ports that the containers of the pods declare, sorted by number.
 	Ports []policy.NamedPort
 	// Assumed reports that the addresses of the pods are not known.
 	Assumed bool
 
 	ends  []*inventory.End
-	at    map[netip.Addr]*inventory.End // ends by address; nil until it is needed
+	at    map[netip.Addr]*inventory.End // ends by address; nil until pairWith is called
 	class *class
 }
 
-// class is what decisions see of parties.
+// class is shared by all parties that policies cannot tell apart.
 type class struct {
-	cuts  [2]cuts // by direction: the ports at which the policies that decide about it divide the spans
-	named cuts    // the numbers of its named ports
+	cuts  [2]cuts // by direction: the ports in the policies that decide about the party
+	named cuts    // the numbers of the party's named ports
 }
 
-// Single reports whether the party is one pod, and cannot have others.
+// Single reports whether the party can only be one pod. A workload whose pod is made from its template
+// may have more.
 func (p *Party) Single() bool {
 	return len(p.Pods) == 1 && (!p.Assumed || p.Workload == policy.Ref{})
 }
@@ -86,8 +90,8 @@ func (p *Party) Policies(d filter.Direction) (isolating, ordered []string) {
 // hasNodes reports whether the party has the addresses of nodes.
 func (p *Party) hasNodes() bool { return p.Kind == Nodes || p.Kind == HostPods }
 
-// pairWith returns a pod of the party and a node of another. The parameter own reports whether
-// the pod must run on the node, or must not. The results are nil if there are no such two.
+// pairWith returns a pod of the party and a node of another party. The pod runs on the node if own is
+// true, and on another node otherwise. The results are nil if there is no such pair.
 func (p *Party) pairWith(nodes *Party, own bool) (pod, node *inventory.End) {
 	if nodes.at == nil {
 		nodes.at = make(map[netip.Addr]*inventory.End)
@@ -120,7 +124,7 @@ func (p *Party) pairWith(nodes *Party, own bool) (pod, node *inventory.End) {
 func (m *Map) addPods() {
 	type key struct {
 		workload policy.Ref
-		pod      string // of a pod that no workload has made
+		pod      string // name of a pod without a workload
 		host     bool
 		class    inventory.Class
 	}
@@ -153,7 +157,7 @@ func (m *Map) addPods() {
 	})
 }
 
-// declare adds ports that a pod declares.
+// declare adds the ports that a pod declares.
 func (p *Party) declare(ports []policy.NamedPort) {
 	for _, port := range ports {
 		if !slices.ContainsFunc(p.Ports, func(o policy.NamedPort) bool { return o.Number == port.Number && o.Protocol == port.Protocol }) {
@@ -165,9 +169,8 @@ func (p *Party) declare(ports []policy.NamedPort) {
 	})
 }
 
-// namePods names the parties of pods: by their workload, or, if it has pods in other
-// parties, by their own names. If workloads of several kinds have the same name, the names have
-// the kind.
+// namePods names each party of pods after the workload or, if the workload has pods in other parties,
+// after its own pods. If workloads of several kinds have the same name, the names contain the kind.
 func (m *Map) namePods() {
 	parts := make(map[policy.Ref]int)
 	named := make(map[string]policy.Ref)
@@ -196,7 +199,7 @@ func (m *Map) namePods() {
 	}
 }
 
-// maxNames bounds the names in the name of a party.
+// maxNames bounds the number of pods or nodes in the name of a party.
 const maxNames = 3
 
 func podNames(pods []*policy.Pod) string {
@@ -242,7 +245,7 @@ func (m *Map) addOutside() {
 			world.ends[0], world.Ranges = &both, append(world.Ranges, *e.Range)
 			continue
 		}
-		p := &Party{Name: e.Name, Kind: Outside, Ranges: []inventory.Range{*e.Range}, ends: []*inventory.End{e}, class: &class{}}
+		p := &Party{Name: e.Name, Kind: Outside, PodRange: e.PodRange, Ranges: []inventory.Range{*e.Range}, ends: []*inventory.End{e}, class: &class{}}
 		if e.Name == inventory.World {
 			world = p
 			continue

@@ -1,19 +1,22 @@
 package reach
 
 import (
+	"slices"
+
 	"sluice/filter"
 	"sluice/filter/policy/inventory"
 )
 
-// places are the verdicts about flows at all addresses that their ends may have. What the policies
-// of one end decide depends only on the address of the other, so a flow is allowed if src allows it
-// at the address of the source, and dst at that of the destination.
+// places are the verdicts about a flow at all addresses that its ends may have. A place is a set of
+// addresses that policies do not tell apart. The decision of one end's policies depends only on the
+// place of the other end. So the flow is allowed if src is true for the place of the source, and dst
+// is true for the place of the destination.
 type places struct {
-	src map[string]bool // by the place of the source: what the policies of the destination decide
-	dst map[string]bool // by the place of the destination: what the policies of the source decide
+	src map[string]bool // by the place of the source: whether the policies of the destination allow the flow
+	dst map[string]bool // by the place of the destination: whether the policies of the source allow the flow
 }
 
-// anyPlace is the place of an address that is known: it is compared with every place.
+// anyPlace is the place of an address that is known or does not matter; see aligned.
 const anyPlace = ""
 
 // places returns the verdicts of a family about the first port of a span.
@@ -29,8 +32,8 @@ func (f *flows) places(family int, s Span) places {
 			continue
 		}
 		v := f.m.verdict(r.flow, s.Protocol, s.Low)
-		p.src[f.m.placeOf(r.flow, false)] = v.Ingress.Allows()
-		p.dst[f.m.placeOf(r.flow, true)] = v.Egress.Allows()
+		p.src[f.m.placeIn(&r, false)] = v.Ingress.Allows()
+		p.dst[f.m.placeIn(&r, true)] = v.Egress.Allows()
 		for _, at := range r.elsewhere {
 			v := f.m.verdict(at.Flow, s.Protocol, s.Low)
 			if at.To {
@@ -43,7 +46,18 @@ func (f *flows) places(family int, s Span) places {
 	return p
 }
 
-// placeOf returns the place of an end of a flow: anyPlace if its address is known.
+// placeIn is placeOf for the flow of a route. If the route has no alternative for that end, the verdict is
+// the same at all of its places, so that it is anyPlace: in the other cluster, the verdict may depend on
+// the place.
+func (m *Map) placeIn(r *route, to bool) string {
+	if !slices.ContainsFunc(r.elsewhere, func(at inventory.Alternative) bool { return at.To == to }) {
+		return anyPlace
+	}
+	return m.placeOf(r.flow, to)
+}
+
+// placeOf returns the place of an end of a flow: of the destination if to is true, and of the source
+// otherwise. It is anyPlace if the address is known.
 func (m *Map) placeOf(f inventory.Flow, to bool) string {
 	e, addr := f.From, f.Key.SrcAddr()
 	if to {
@@ -55,8 +69,8 @@ func (m *Map) placeOf(f inventory.Flow, to bool) string {
 	return "in " + m.inventory.PlaceOf(addr)
 }
 
-// opens reports whether a flow that is denied by p is allowed by now: at some of the possible
-// addresses, or at all.
+// opens returns the likelihood that a flow that p denies is allowed by now: maybe if this happens
+// at only some of the possible addresses.
 func (p places) opens(now places) likelihood {
 	src, dst := aligned(p.src, now.src), aligned(p.dst, now.dst)
 	both := func(v verdicts) bool { return v.now && !v.was }
@@ -67,12 +81,12 @@ func (p places) opens(now places) likelihood {
 	return likelihoodOf(can, must)
 }
 
-// verdicts are those at one place in both clusters.
+// verdicts state whether the flow is allowed at one place in the old and in the new cluster.
 type verdicts struct{ was, now bool }
 
-// aligned returns the verdicts of both clusters at each place that both have. An address that is
-// known in one cluster is compared with all places of the other, and so is every place if they
-// have none in common.
+// aligned returns the verdicts of both clusters at each place that both have. If they have no place in
+// common, such as when the address is known in only one of them, it combines each place of the old
+// cluster with each place of the new one.
 func aligned(was, now map[string]bool) (all []verdicts) {
 	for place, w := range was {
 		if n, has := now[place]; has {
@@ -103,7 +117,7 @@ func every(all []verdicts, f func(verdicts) bool) bool {
 	return !some(all, func(v verdicts) bool { return !f(v) })
 }
 
-// family returns 0 for IPv4.
+// family returns 0 for IPv4, and 1 for IPv6.
 func (r *route) family() int {
 	if r.flow.Key.SrcAddr().Is4() {
 		return 0
@@ -111,8 +125,8 @@ func (r *route) family() int {
 	return 1
 }
 
-// verdict decides about a port of a flow. The field Pair is not set: it differs between ports
-// that have the same verdict for the same reason.
+// verdict decides about a port of a flow. It clears the field Pair, which differs between ports that
+// have the same verdict for the same reason.
 func (m *Map) verdict(f inventory.Flow, proto filter.Protocol, port uint16) filter.Verdict {
 	src, dst := f.Key.SrcAddr(), f.Key.DstAddr()
 	if proto == filter.ICMP && src.Is6() {

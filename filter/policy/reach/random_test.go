@@ -12,8 +12,8 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// someone is one end of the brute force: an address of a pod, a node, or outside the cluster; for
-// a pod without an address, one of those that it may have.
+// someone is an end that the brute force tries: one address of a pod or a node, or one outside the
+// cluster. A pod without an address is tried at several addresses that it may have.
 type someone struct {
 	party *reach.Party
 	name  string // of the pod, the node, or the address
@@ -24,8 +24,8 @@ type someone struct {
 // probes are the ports that the brute force tries: at all borders of spans, and beside them.
 var probes = []uint16{1, 80, 81, 82, 83, 90, 91, 8080, 65535}
 
-// everyone returns all ends of the cluster: each pod and node with each address, and addresses
-// outside of it.
+// everyone returns all ends that the brute force tries: each pod and each node with each of its
+// addresses, and addresses outside the cluster.
 func everyone(t *testing.T, m *reach.Map) (all []someone) {
 	v := m.Inventory()
 	known := make(map[netip.Addr]bool)
@@ -72,8 +72,8 @@ func everyone(t *testing.T, m *reach.Map) (all []someone) {
 	return all
 }
 
-// assumable returns addresses that a pod without an address may have: of each family that it
-// has, two of each place that policies tell apart.
+// assumable returns addresses that a pod without an address may have: for each of its families, up to
+// two in each set of addresses that policies do not tell apart.
 func assumable(v *inventory.Inventory, e *inventory.End) (all []netip.Addr) {
 	host := e.Node
 	texts := []string{"203.0.113.77", "203.0.113.78", "192.0.2.77", "192.0.2.78", "8.8.8.8", "8.8.8.9", "2001:db8::7", "2001:db8::8", "10.0.1.1", "10.0.1.2", "10.9.9.9", "10.9.9.8", "172.16.1.1", "172.16.1.2", "192.168.1.1", "192.168.1.2", "fdff::99", "fdff::98"}
@@ -100,7 +100,7 @@ func assumable(v *inventory.Inventory, e *inventory.End) (all []netip.Addr) {
 	return all
 }
 
-// keys returns the keys between two ends to try.
+// keys returns the keys that the brute force tries between two ends.
 func keys(src, dst netip.Addr) (all []filter.Key) {
 	for _, proto := range []filter.Protocol{filter.TCP, filter.UDP, filter.SCTP} {
 		for _, port := range probes {
@@ -113,7 +113,7 @@ func keys(src, dst netip.Addr) (all []filter.Key) {
 	return append(all, filter.NewKey(src, dst, filter.ICMP, 0))
 }
 
-// spansOf returns the spans that hold for two ends.
+// spansOf returns the spans of a pair that apply to two ends.
 func spansOf(pair *reach.Pair, from, to someone) []reach.Span {
 	own := func(pod, node someone) bool {
 		return pod.end.Pod != nil && node.end.Node && slices.Contains(pod.end.Endpoint.Hosts(), node.addr)
@@ -124,15 +124,15 @@ func spansOf(pair *reach.Pair, from, to someone) []reach.Span {
 	return pair.Spans
 }
 
-// The answers about parties are those of all pairs of their members, at every port, and for
-// pods without addresses those at every address that they may have.
+// The answers about parties agree with Decide for all pairs of their members, at every port and, for
+// pods without addresses, at every address that they may have.
 func TestBetweenAgreesWithDecide(t *testing.T) {
 	checked, depends, own := 0, 0, 0
 	for seed := range uint64(650) {
 		v := inventory.New(newDice(seed).objects())
 		m := reach.New(v)
 		all := everyone(t, m)
-		seen := make(map[*reach.Outcome][2]bool) // by outcome that depends: the verdicts
+		seen := make(map[*reach.Outcome][2]bool) // the actions found for each outcome that depends on addresses
 		for _, from := range all {
 			for _, to := range all {
 				if from.addr == to.addr || from.addr.Is4() != to.addr.Is4() || from.name == to.name {
@@ -169,7 +169,7 @@ func TestBetweenAgreesWithDecide(t *testing.T) {
 	}
 }
 
-// agrees compares a verdict with that of the spans.
+// agrees compares the verdict got with that of the spans.
 func agrees(spans []reach.Span, k filter.Key, got filter.Verdict, seen map[*reach.Outcome][2]bool) error {
 	proto := k.Protocol
 	if proto == filter.ICMPv6 {
@@ -197,7 +197,7 @@ func agrees(spans []reach.Span, k filter.Key, got filter.Verdict, seen map[*reac
 	return nil
 }
 
-// Every pod is in one party or left out.
+// Every pod is in exactly one party or in LeftOut.
 func TestEveryPodIsInOneParty(t *testing.T) {
 	for seed := range uint64(100) {
 		v := inventory.New(newDice(seed).objects())

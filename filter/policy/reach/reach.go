@@ -1,9 +1,9 @@
 // Package reach finds who reaches whom in a cluster, at which ports, and by which rules.
 //
 // The ends are parties: groups of pods of a workload that policies cannot tell apart, nodes, and
-// ranges of addresses outside the cluster. For each pair of parties, all ports are divided into
-// spans with the same answer, so that the answer holds for every packet between them. The
-// verdicts are those of [inventory.Inventory.Decide].
+// ranges of addresses outside the cluster. For each pair of parties, a Map divides all ports into
+// spans. All packets of a span have the same answer, and its verdict is that of
+// [inventory.Inventory.Decide].
 package reach
 
 import (
@@ -28,13 +28,13 @@ type Map struct {
 	cuts      map[string][2]cuts // by policy and direction
 	pairs     map[pairKey][]Span
 	answers   map[answerKey]*Answer
-	last      *Answer // the last answer, and its key: neighboring spans often have the same one
+	last      *Answer // the last answer, with lastKey: neighboring spans often have the same answer
 	lastKey   answerKey
 	spans     map[string][]Span
-	scratch   []Span // reused, as are starts and key
+	scratch   []Span // scratch, starts and key are reused
 	starts    []int
 	key       []byte
-	places    map[netip.Prefix]*inventory.Range // by prefix: where the ends of an Elsewhere are
+	places    map[netip.Prefix]*inventory.Range // by prefix: the ranges of alternatives, for Elsewhere
 }
 
 // LeftOut is a pod that is in no party.
@@ -43,11 +43,11 @@ type LeftOut struct {
 	Why error // why it has no address
 }
 
-// maxPairs bounds the memory of the answers that Between remembers: some 50 MB.
+// maxPairs bounds the number of pairs whose spans Between remembers, in some 50 MB.
 const maxPairs = 500_000
 
-// New returns the map of an inventory. It finds the parties; the answers about pairs are computed
-// when they are asked for, once for parties that policies cannot tell apart.
+// New returns the map of an inventory. It finds the parties. Between computes the answers on demand,
+// once for all pairs that policies cannot tell apart.
 func New(v *inventory.Inventory) *Map {
 	m := &Map{
 		inventory: v,
@@ -67,15 +67,15 @@ func New(v *inventory.Inventory) *Map {
 // Inventory returns the inventory of the map.
 func (m *Map) Inventory() *inventory.Inventory { return m.inventory }
 
-// Pair is the answer for a pair of parties. Parties that policies cannot tell apart have answers
-// with the same Spans: slices that are equal are the same slice. They must not be changed.
+// Pair is the answer for a pair of parties. Equal lists of spans are the same slice in all pairs of a
+// map, so they must not be changed.
 type Pair struct {
 	// Spans has every port of every protocol once: TCP, UDP, SCTP, then ICMP, by number. It is nil
-	// if no packet can pass, because the parties have no address family in common, or because
-	// all flows between the parties are in OwnNode.
+	// if the parties have no address family in common, so that no packet can pass, or if all flows
+	// between the parties are in OwnNode.
 	Spans []Span
-	// OwnNode is the answer for those pods of the one party that run on a node of the other. It
-	// is nil if there are none, and if neither party is a node or of the host network.
+	// OwnNode is the answer for the pods of one party that run on a node of the other. It is nil
+	// if there are no such pods, as between two parties without nodes.
 	OwnNode []Span
 	// Self reports that both parties are the same single pod, which always reaches itself.
 	Self bool
@@ -88,43 +88,44 @@ type Span struct {
 	*Answer                   // shared by equal spans; must not be changed
 }
 
-// Answer is the verdict about a span, with what decides.
+// Answer is the verdict about a span, with the outcome for each address family.
 type Answer struct {
 	Verdict Verdict
 	// IPv4 and IPv6 are the outcomes of the address families; nil if one of the parties has no
 	// address of the family. At least one of them is set.
 	IPv4, IPv6 *Outcome
 
-	number int // identifies it in the map
+	number int // identifies the answer in the map
 }
 
-// Outcome is the verdict for one address family. Its sides name the policies and the rules that
-// decide in both directions.
+// Outcome is the verdict for one address family. Its Egress and Ingress sides name the policies and
+// the rules that decide.
 type Outcome struct {
 	filter.Verdict
-	// Elsewhere is set if the verdict depends on addresses that are assumed.
+	// Elsewhere is set if the verdict depends on assumed addresses: it is different at other
+	// addresses that the ends may have.
 	Elsewhere *Elsewhere
 }
 
-// Elsewhere is the other verdict of an outcome that depends on assumed addresses.
+// Elsewhere is the verdict that an outcome has if the ends have other addresses than the assumed ones.
 type Elsewhere struct {
 	filter.Verdict
-	// From and To are where the ends get this verdict; nil for an end whose address does not
-	// matter.
+	// From and To are ranges of the source and the destination in which they get this verdict; nil
+	// for an end whose address does not matter.
 	From, To *inventory.Range
 }
 
-// Verdict is the answer about all addresses of a pair of parties.
+// Verdict combines the verdicts about all addresses of a pair of parties.
 type Verdict uint8
 
 // The verdicts.
 const (
 	Deny Verdict = iota
 	Allow
-	// Mixed: one address family is allowed, and the other is denied.
+	// Mixed means that one address family is allowed, and the other is denied.
 	Mixed
-	// Depends: the verdict depends on an address that is not known, such as that of a pod of
-	// a workload in Git.
+	// Depends means that the verdict depends on an address that is not known, such as that of a
+	// pod of a workload in Git.
 	Depends
 )
 
@@ -133,7 +134,7 @@ func (v Verdict) String() string {
 	return [...]string{Deny: "deny", Allow: "allow", Mixed: "mixed", Depends: "depends"}[v]
 }
 
-// Outcomes returns the outcomes of the address families that there are, IPv4 first.
+// Outcomes returns the outcomes that are not nil, IPv4 first.
 func (a *Answer) Outcomes() (all []*Outcome) {
 	for _, o := range []*Outcome{a.IPv4, a.IPv6} {
 		if o != nil {
@@ -143,9 +144,8 @@ func (a *Answer) Outcomes() (all []*Outcome) {
 	return all
 }
 
-// Between returns the answer for flows from a party to another, or to other pods of the
-// same. It returns nil if neither has pods with addresses of their own: no policy decides about
-// such flows.
+// Between returns the answer for flows from one party to another, or between the pods of one party. It
+// returns nil if neither party is of kind Pods: policies do not decide about such flows.
 func (m *Map) Between(from, to *Party) *Pair {
 	switch {
 	case from.Kind != Pods && to.Kind != Pods:
@@ -156,7 +156,7 @@ func (m *Map) Between(from, to *Party) *Pair {
 	return &Pair{Spans: m.between(from, to, apart), OwnNode: m.between(from, to, ownNode)}
 }
 
-// ends returns two ends of the parties with a relation. They are nil if there are no such two.
+// ends returns two ends of the parties that have the relation. They are nil if no ends have it.
 func ends(from, to *Party, rel relation) (src, dst *inventory.End) {
 	fromNode, toNode := from.hasNodes(), to.hasNodes()
 	switch {
@@ -175,12 +175,13 @@ func ends(from, to *Party, rel relation) (src, dst *inventory.End) {
 	return src, dst
 }
 
-// relation is what the verdict of a flow depends on, in addition to the classes of its ends.
+// relation is the relation between the ends of a flow. The verdict depends on it and on the classes of
+// the ends.
 type relation uint8
 
 const (
 	apart   relation = iota
-	ownNode          // the one end is the node that the other runs on
+	ownNode          // one end is the node on which the other runs
 	self             // both ends are the same pod
 )
 
@@ -189,8 +190,8 @@ type pairKey struct {
 	relation relation
 }
 
-// between returns the spans of flows between two ends of the parties with a relation; nil if
-// there are none. It remembers them for all parties of the same classes.
+// between returns the spans of flows between ends of the parties that have the relation; nil if there
+// are none. It remembers the spans for all parties of the same classes.
 func (m *Map) between(from, to *Party, rel relation) []Span {
 	src, dst := ends(from, to, rel)
 	if src == nil {
@@ -208,8 +209,8 @@ func (m *Map) between(from, to *Party, rel relation) []Span {
 	return spans
 }
 
-// Overall returns the verdict that all spans have, and true. If they differ, it returns
-// Mixed and false.
+// Overall returns the verdict of all spans, and true. If their verdicts differ, it returns Mixed and
+// false.
 func Overall(spans []Span) (Verdict, bool) {
 	if len(spans) == 0 {
 		return Deny, true

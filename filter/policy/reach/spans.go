@@ -10,13 +10,14 @@ import (
 	"sluice/filter/policy/inventory"
 )
 
-// protocols are those with ports, in the order of the spans.
+// protocols are the protocols with ports, in the order of the spans.
 var protocols = [...]filter.Protocol{filter.TCP, filter.UDP, filter.SCTP}
 
-// cuts are the numbers at which spans begin, sorted, by protocol in the order of protocols.
+// cuts are the ports at which spans begin, sorted: one list for each protocol, in the order of
+// protocols.
 type cuts [len(protocols)][]int
 
-// add adds the begin of a range of ports, and of what comes after it.
+// add adds the first port of a range, and the port after its last one.
 func (c *cuts) add(proto filter.Protocol, low, high uint16) {
 	if i := slices.Index(protocols[:], proto); i >= 0 {
 		c[i] = append(c[i], max(1, int(low)), int(high)+1)
@@ -36,7 +37,7 @@ func (c *cuts) sort() {
 	}
 }
 
-// cutsOf returns the cuts at the numbers of ports in each policy, by direction.
+// cutsOf returns the cuts at the port numbers in each policy, by its name and by direction.
 func cutsOf(policies []*policy.Policy) map[string][2]cuts {
 	all := make(map[string][2]cuts, len(policies))
 	for _, o := range policies {
@@ -56,7 +57,7 @@ func cutsOf(policies []*policy.Policy) map[string][2]cuts {
 	return all
 }
 
-// classOf returns the class of a party with an end.
+// classOf returns the class of the parties that have the end e.
 func (m *Map) classOf(e *inventory.End) *class {
 	key := m.inventory.ClassOf(e)
 	if c := m.classes[key]; c != nil {
@@ -79,10 +80,10 @@ func (m *Map) classOf(e *inventory.End) *class {
 	return c
 }
 
-// spansBetween divides the ports of each protocol into spans: at the numbers that begin or end a
-// range in a policy that decides about the source in egress or about the destination in
-// ingress, and at the named ports of the destination. So all ports of a span have the
-// same verdict. The result is valid until the next call.
+// spansBetween divides the ports of each protocol into spans, so that all ports of a span have the
+// same verdict. It cuts at the port ranges in the policies that decide about the source in egress, at
+// those in the policies that decide about the destination in ingress, and at the named ports of the
+// destination. The result is valid until the next call.
 func (m *Map) spansBetween(from, to *class) []Span {
 	spans, starts := m.scratch[:0], m.starts
 	for i, proto := range protocols {
@@ -101,7 +102,7 @@ func (m *Map) spansBetween(from, to *class) []Span {
 	return m.scratch
 }
 
-// All reports whether the span is all of its protocol.
+// All reports whether the span has all ports of its protocol.
 func (s Span) All() bool { return s.Low <= 1 && (s.High == 1<<16-1 || s.High == 0) }
 
 // Contains reports whether a port is in the span. The port of ICMP is 0.
@@ -120,7 +121,7 @@ func (s Span) String() string {
 	return fmt.Sprintf("%s %d-%d", s.Protocol, s.Low, s.High)
 }
 
-// At returns the answer for a port. Spans must be those of a [Pair]. At returns nil if they
+// At returns the answer for a port. The spans must be those of a [Pair]. At returns nil if the spans
 // are nil.
 func At(spans []Span, proto filter.Protocol, port uint16) *Answer {
 	for _, s := range spans {
@@ -131,8 +132,8 @@ func At(spans []Span, proto filter.Protocol, port uint16) *Answer {
 	return nil
 }
 
-// Joined returns the spans with a verdict for which f returns true, and joins those that touch,
-// whatever decides about them. The results have no Answer.
+// Joined returns the spans with a verdict for which f returns true. It joins spans that touch, even if
+// their answers differ, so the results have no Answer.
 func Joined(spans []Span, f func(Verdict) bool) (all []Span) {
 	for _, s := range spans {
 		if !f(s.Verdict) {
@@ -147,8 +148,9 @@ func Joined(spans []Span, f func(Verdict) bool) (all []Span) {
 	return all
 }
 
-// OnlyDeclared reports whether some ports are open, and only such as the destination declares: least
-// privilege. Containers often declare more than one client needs, such as a port for metrics.
+// OnlyDeclared reports whether at least one port is open, and all open ports are declared by the
+// destination. Not all declared ports must be open: containers often declare more than one client
+// needs, such as a port for metrics.
 func OnlyDeclared(spans []Span, declared []policy.NamedPort) bool {
 	open := false
 	for _, s := range spans {
@@ -162,7 +164,7 @@ func OnlyDeclared(spans []Span, declared []policy.NamedPort) bool {
 	return open
 }
 
-// covers reports whether each port of a span is among the ports.
+// covers reports whether ports contains each port of a span.
 func covers(ports []policy.NamedPort, s Span) bool {
 	found := make(map[uint16]bool)
 	for _, p := range ports {
@@ -173,8 +175,8 @@ func covers(ports []policy.NamedPort, s Span) bool {
 	return len(found) == int(s.High)-int(s.Low)+1
 }
 
-// Others returns all ports that are not in the spans, without answers. The spans must be sorted
-// as those of a [Pair].
+// Others returns all ports that are not in the spans, without answers. The spans must be in the order
+// of those of a [Pair].
 func Others(spans []Span) (rest []Span) {
 	for _, whole := range anySpans() {
 		next := int(whole.Low) // the first port that may not be in the spans
@@ -195,7 +197,7 @@ func Others(spans []Span) (rest []Span) {
 }
 
 // PortsText returns spans as text: "TCP 80,443, UDP 53", "all ports", or "all ports but TCP 80" if
-// that is shorter. It names at most the given number of spans; 0 means all of them.
+// that names fewer spans. It names at most the given number of spans; 0 means all of them.
 func PortsText(spans []Span, most int) string {
 	rest := Others(spans)
 	switch {

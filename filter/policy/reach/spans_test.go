@@ -18,7 +18,8 @@ func spans(verdict reach.Verdict, low, high uint16) []reach.Span {
 	}
 }
 
-// Only declared ports are open: not all of them need be, and no other is open, not even for one family.
+// OnlyDeclared is true if some declared ports are open, and no other port is open, not even for one
+// family.
 func TestOnlyDeclared(t *testing.T) {
 	declared := []policy.NamedPort{{Protocol: filter.TCP, Number: 80}, {Name: "b", Protocol: filter.TCP, Number: 81}}
 	tests := map[string]struct {
@@ -58,7 +59,7 @@ func TestOthers(t *testing.T) {
 	}
 }
 
-// Joined joins the spans with a verdict whatever decides about them.
+// Joined joins spans that touch even if their answers differ.
 func TestJoined(t *testing.T) {
 	all := spans(reach.Allow, 80, 81)
 	closed := func(v reach.Verdict) bool { return v == reach.Deny }

@@ -15,7 +15,8 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// What the summary claims about addresses outside the cluster is true of every packet.
+// The claims of the summary about addresses outside the cluster agree with Decide for every packet that
+// the test tries.
 func TestClaimsAboutTheOutside(t *testing.T) {
 	none, open := 0, 0
 	for seed := range uint64(300) {
@@ -63,7 +64,8 @@ func anyAllowed(v *inventory.Inventory, from, to place) bool {
 	})
 }
 
-// Parts of workloads, ended pods, and workloads with equal names are told apart.
+// The report has different names for parts of a workload and for workloads with equal names, and lists
+// pods that have ended.
 func TestNames(t *testing.T) {
 	var o inventory.Objects
 	for i, kind := range []string{"StatefulSet", "StatefulSet", "StatefulSet", "DaemonSet"} {

@@ -11,11 +11,11 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// document is the report for people. Text, Markdown and the page are forms of it.
+// document is the report for people. Text, Markdown and HTML write it in their formats.
 type document struct {
 	Title   string
 	Facts   [][2]string // name and value
-	Missing []string    // what was not read or not understood
+	Missing []string    // what was not read, not understood or left out
 	Summary []sentence
 	Parts   []part
 }
@@ -28,21 +28,21 @@ type part struct {
 }
 
 type table struct {
-	Heading string // empty if the part has one table
+	Heading string // empty if the part needs no heading for the table
 	Text    []sentence
 	Head    []string
 	Rows    [][]cell
 }
 
-// cell has the items of a list, or lines.
+// cell has a list of items, or several lines.
 type cell struct {
 	Items []string
-	Code  bool // they are names
-	Lines bool // they are lines of text
-	Warn  bool // the last must not be missed
+	Code  bool // the items are names, shown as code
+	Lines bool // each item is a line of its own
+	Warn  bool // the last item is marked as a warning
 }
 
-// warns reports whether an item must not be missed.
+// warns reports whether item i is marked as a warning.
 func (c cell) warns(i int) bool { return c.Warn && i == len(c.Items)-1 }
 
 func names(list ...string) cell { return cell{Items: list, Code: true} }
@@ -88,7 +88,7 @@ func (r *Report) facts() (facts [][2]string) {
 	return facts
 }
 
-// missing returns what the report does not have, in words.
+// missing describes what was not read, not understood or left out.
 func (r *Report) missing() []string {
 	all := slices.Clone(r.options.Missing)
 	for _, l := range r.leftOut {
@@ -150,7 +150,7 @@ func podsText(set []*reach.Party) string {
 	return fmt.Sprint(n)
 }
 
-// isolation returns the policies that decide about a side of a member.
+// isolation names the policies that decide about a side of a member.
 func isolation(m *Member, s *Side) cell {
 	switch {
 	case m.Kind == reach.HostPods:
@@ -166,7 +166,7 @@ func isolation(m *Member, s *Side) cell {
 	return names(s.Isolating...)
 }
 
-// open lists what is open in a direction: a table for all members with the same rows.
+// open lists what is open in a direction. Members with the same rows share a table.
 func (r *Report) open(w *words, d filter.Direction) part {
 	p := part{Heading: "In: what can get in", Text: []sentence{{Text: r.ownNodeText()}}}
 	head := []string{"from", "ports", "let in by", "let out by"}
@@ -177,6 +177,9 @@ func (r *Report) open(w *words, d filter.Direction) part {
 	var nothing []*reach.Party
 	for _, g := range r.groups(d) {
 		t := table{Heading: strings.Join(w.of(g.members), ", "), Head: head}
+		if g.members[0].Kind == reach.HostPods {
+			t.Rows = append(t.Rows, []cell{text("nodes and addresses outside the cluster"), text("all ports"), {Items: []string{"policies do not apply"}, Lines: true, Warn: true}, text()})
+		}
 		for _, row := range g.rows {
 			t.Rows = append(t.Rows, r.rowCells(w, row))
 		}
@@ -196,7 +199,7 @@ func (r *Report) open(w *words, d filter.Direction) part {
 	return p
 }
 
-// ownNodeText is about what no policy can close.
+// ownNodeText describes the access of a pod's own node, which no policy can close.
 func (r *Report) ownNodeText() string {
 	var host []*reach.Party
 	for _, p := range r.parties {
@@ -226,12 +229,11 @@ type group struct {
 	rows    []*Row
 }
 
-// groups merges members with the same rows. The rows are those for people: without what passes between
-// pods and their own node by nature.
+// groups merges members with the same rows. It leaves out natural rows.
 func (r *Report) groups(d filter.Direction) (all []*group) {
 	known := make(map[string]*group)
 	for _, m := range r.Members {
-		key := ""
+		key := fmt.Sprintln(m.Kind == reach.HostPods)
 		var rows []*Row
 		for _, row := range m.side(d).Open {
 			if row.natural() {
@@ -249,8 +251,8 @@ func (r *Report) groups(d filter.Direction) (all []*group) {
 	return all
 }
 
-// natural reports whether a row is what always passes between pods and their own node, which the text
-// states once for all.
+// natural reports whether a row is about traffic between pods and their own node that is allowed
+// without a rule. The text states this once for all pods.
 func (row *Row) natural() bool {
 	return row.OwnNode && (row.always || len(row.Rules) == 0 && row.Verdict == reach.Allow && len(reach.Others(row.Ports)) == 0)
 }
@@ -263,7 +265,7 @@ func (r *Report) rowCells(w *words, row *Row) []cell {
 	return []cell{peers, portsCell(row), reasonCell(row.reason), othersCell(w, row)}
 }
 
-// portsCell has the ports and what limits them.
+// portsCell returns a cell with the ports of a row and its condition.
 func portsCell(row *Row) cell {
 	c := text(row.PortsText())
 	if row.Condition != "" {
@@ -282,7 +284,7 @@ func reasonCell(r *reason) cell {
 	return c
 }
 
-// othersCell has what the policies of the peers decide by.
+// othersCell returns a cell with the reasons for which the policies of the peers allow a row.
 func othersCell(w *words, row *Row) cell {
 	others := slices.DeleteFunc(slices.Clone(row.Others), func(o *Other) bool { return o.Why == "" })
 	if len(others) == 1 {
@@ -336,8 +338,8 @@ func (r *Report) closed(w *words) part {
 	return p
 }
 
-// shutGroup are members for which the same peers are closed, for the same reason. If the peers are members,
-// single pods count as their own peers.
+// shutGroup are members for which the same peers are closed, for the same reason. within reports that the
+// peers are members; each single pod then counts as its own peer, so that more members are equal.
 type shutGroup struct {
 	shut    *Shut
 	within  bool
@@ -372,8 +374,8 @@ func (r *Report) shutGroups(d filter.Direction) (all []*shutGroup) {
 	return all
 }
 
-// largest reports whether a group has the most peers of all groups for its members: it may be named by
-// what is not in the others.
+// largest reports whether g has more peers than every other group with some of the same members. Its
+// peers may then be called "all others".
 func (g *shutGroup) largest(all []*shutGroup) bool {
 	for _, o := range all {
 		if o != g && o.within == g.within && len(o.peers) >= len(g.peers) && slices.ContainsFunc(o.members, func(p *reach.Party) bool { return slices.Contains(g.members, p) }) {
@@ -383,8 +385,8 @@ func (g *shutGroup) largest(all []*shutGroup) bool {
 	return true
 }
 
-// peersCell names the peers of a group. If they would be a long list, it is all that the report does not
-// name elsewhere.
+// peersCell names the peers of a group. If the list would be long and the group is the largest, the cell
+// says "all others", with their number.
 func (g *shutGroup) peersCell(w *words, all []*shutGroup) cell {
 	peers := g.peers
 	if g.within && len(g.members) == 1 {
@@ -412,7 +414,7 @@ func shutCell(s *Shut) cell {
 	return text(s.Why, "where one does, policies of the other end deny it")
 }
 
-// limits lists what the answers depend on, and what they are not about.
+// limits lists what the answers depend on, and what they do not cover.
 func (r *Report) limits() part {
 	p := part{Heading: "What the answers depend on"}
 	add := func(warn bool, format string, args ...any) {
@@ -441,7 +443,7 @@ func (r *Report) limits() part {
 	return p
 }
 
-// depends counts the rows that depend on addresses.
+// depends counts the rows that depend on assumed addresses.
 func (r *Report) depends() (n int) {
 	add := func(rows []*Row) {
 		for _, row := range rows {
@@ -461,7 +463,7 @@ func (r *Report) depends() (n int) {
 	return n
 }
 
-// glossary explains the words that stand for many.
+// glossary explains the words that stand for several parties.
 func (r *Report) glossary(w *words) part {
 	t := table{Head: []string{"name", "meaning"}}
 	for done := map[string]bool{}; ; {
@@ -476,7 +478,7 @@ func (r *Report) glossary(w *words) part {
 		}
 		for _, word := range next {
 			done[word] = true
-			t.Rows = append(t.Rows, []cell{names(word), text(w.meaning(word))}) // its words are explained in the next round
+			t.Rows = append(t.Rows, []cell{names(word), text(w.meaning(word))}) // the next round explains the words in this meaning
 		}
 	}
 	slices.SortFunc(t.Rows, func(a, b []cell) int { return strings.Compare(a[0].Items[0], b[0].Items[0]) })

@@ -10,8 +10,8 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// Way is a way from outside the cluster to members: a route such as an Ingress, or an address or a
-// port of nodes of a Service. What arrives by a route is sent by its controller's pods.
+// Way is a way from outside the cluster to members: through a route such as an Ingress, or through an
+// external address or a node port of a Service. The controller's pods send what arrives by a route.
 type Way struct {
 	*inventory.Exposure
 	To     []*reach.Party
@@ -46,7 +46,8 @@ func ways(r *Report, v *inventory.Inventory) (all []*Way) {
 	return all
 }
 
-// add adds the members among the pods of a backend, and reports whether there are any.
+// add adds the members that have pods of a backend, and the port of the backend. It reports whether
+// there are such members. The map has the party of each pod of a member.
 func (w *Way) add(b inventory.Backend, of map[*policy.Pod]*reach.Party) (any bool) {
 	for _, p := range b.Pods {
 		if of[p] == nil {
@@ -68,7 +69,7 @@ func (w *Way) same(o *Way) bool {
 	return w.String() == o.String() && w.Access == o.Access && w.sender() == o.sender() && slices.Equal(w.To, o.To)
 }
 
-// sender returns where the packets to the pods come from, in words.
+// sender describes the senders of the packets to the pods.
 func (w *Way) sender() string {
 	if w.IsRoute() && w.Senders.Known() {
 		return w.Senders.Name() + " (" + w.Senders.How + ")"
@@ -76,7 +77,7 @@ func (w *Way) sender() string {
 	return w.Senders.How
 }
 
-// accessTexts are what policies do about a way.
+// accessTexts describe what policies do to the packets of a way.
 var accessTexts = map[inventory.Access]string{
 	inventory.Reached: "they let it in", inventory.Denied: "they deny it", inventory.Unknown: "it is not known what sends",
 }
@@ -101,7 +102,7 @@ func (r *Report) exposed(w *words) part {
 	return p
 }
 
-// exposure warns of ways from outside that are open, in one sentence.
+// exposure returns a warning, in one sentence, that names the ways that policies do not deny.
 func (r *Report) exposure(w *words) (all []sentence) {
 	var texts []string
 	for _, way := range r.Ways {

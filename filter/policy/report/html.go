@@ -10,7 +10,7 @@ import (
 //go:embed report.html
 var reportHTML string
 
-// HTML returns the report as a page that loads no other resources and has no scripts.
+// HTML returns the report as a page without scripts and external resources.
 func (r *Report) HTML() (string, error) {
 	t, err := template.New("report").Parse(reportHTML)
 	if err != nil {
@@ -23,7 +23,7 @@ func (r *Report) HTML() (string, error) {
 	return b.String(), nil
 }
 
-// ID returns the fragment of the part's address.
+// ID returns the HTML id of the part, for links.
 func (p part) ID() string {
 	word, _, _ := strings.Cut(strings.ToLower(p.Heading), ":")
 	return strings.ReplaceAll(word, " ", "-")

@@ -15,7 +15,7 @@ type (
 	jsonReport struct {
 		Scope   []string `json:"scope"` // namespaces; empty for all
 		Date    string   `json:"date,omitempty"`
-		Inputs  string   `json:"inputs,omitempty"` // digest of what was read
+		Inputs  string   `json:"inputs,omitempty"` // digest of the objects that were read
 		Version string   `json:"version,omitempty"`
 		Source  []string `json:"source"`
 		Read    []string `json:"read"`
@@ -23,11 +23,11 @@ type (
 		Ended   []string `json:"ended"`   // pods of the scope that have ended
 		Summary []string `json:"summary"`
 
-		Warnings  []string     `json:"warnings"` // those sentences of the summary that must not be missed
+		Warnings  []string     `json:"warnings"` // the sentences of Summary that are warnings
 		Workloads []jsonMember `json:"workloads"`
 		Within    []jsonRow    `json:"within"`   // between workloads of the scope
 		Exposed   []jsonWay    `json:"exposed"`  // ways from outside the cluster
-		Policies  []jsonPolicy `json:"policies"` // that decide about workloads of the scope
+		Policies  []jsonPolicy `json:"policies"` // the policies that decide about workloads of the scope
 		Notes     []string     `json:"notes"`    // what the answers depend on
 		Parties   []jsonParty  `json:"parties"`
 	}
@@ -36,7 +36,7 @@ type (
 		Tier         string   `json:"tier"`
 		Ingress      []string `json:"ingress"`      // workloads
 		Egress       []string `json:"egress"`       // workloads
-		IngressRules []int    `json:"ingressRules"` // that let something pass, from 0
+		IngressRules []int    `json:"ingressRules"` // indexes of the rules that let something pass, from 0
 		EgressRules  []int    `json:"egressRules"`
 		Place        string   `json:"place,omitempty"`
 	}
@@ -57,23 +57,23 @@ type (
 	jsonSide struct {
 		Isolated    bool       `json:"isolated"`
 		IsolatedBy  []string   `json:"isolatedBy"`
-		OrderedBy   []string   `json:"orderedBy"`             // policies of the tiers Admin and Baseline that may decide
+		OrderedBy   []string   `json:"orderedBy"`             // policies of the tiers Admin and Baseline that may decide about the side
 		HostNetwork bool       `json:"hostNetwork,omitempty"` // policies do not apply
 		Open        []jsonRow  `json:"open"`
 		Closed      []jsonShut `json:"closed"`
-		// ClosedWithin has other workloads of the scope, for ingress.
+		// ClosedWithin has other workloads of the scope that are closed, only for ingress.
 		ClosedWithin []jsonShut `json:"closedWithin,omitempty"`
 	}
 	jsonRow struct {
 		Peers     []string    `json:"peers"`
-		To        []string    `json:"to,omitempty"` // for rows within the scope, whose peers are the sources
+		To        []string    `json:"to,omitempty"` // only for rows within the scope: the destinations, while Peers are the sources
 		Ports     []string    `json:"ports"`        // as in "TCP 80", "UDP 8000-8100", "ICMP"
 		Verdict   string      `json:"verdict"`      // "allow"; "mixed": for one address family; "depends": on addresses that are not known
 		Condition string      `json:"condition,omitempty"`
-		OwnNode   bool        `json:"ownNode,omitempty"` // only between pods and the node that they run on
+		OwnNode   bool        `json:"ownNode,omitempty"` // only between pods and the node on which they run
 		Rules     []jsonRule  `json:"rules"`             // of the workload's policies
 		Why       string      `json:"why"`
-		OtherEnds []jsonOther `json:"otherEnds"` // what the policies of the peers decide by
+		OtherEnds []jsonOther `json:"otherEnds"` // the reasons for which the policies of the peers allow the row
 	}
 	jsonOther struct {
 		Peers []string   `json:"peers"`
@@ -91,7 +91,7 @@ type (
 	jsonShut struct {
 		Peers   []string `json:"peers"`
 		Why     string   `json:"why"`
-		ByPeers bool     `json:"byPeers"` // at some ports, only policies of the peers deny it
+		ByPeers bool     `json:"byPeers"` // at some ports, only policies of the peers deny the flows
 	}
 	jsonParty struct {
 		Name      string   `json:"name"`

@@ -3,20 +3,22 @@ package report
 import (
 	"fmt"
 	"strings"
+
+	"sluice/filter/policy/reach"
 )
 
 // Markdown returns the report in Markdown.
 func (r *Report) Markdown() string {
 	d := r.document()
 	var b strings.Builder
-	b.WriteString("# " + escaped(d.Title) + "\n\n")
+	b.WriteString("# " + reach.Markdown(d.Title) + "\n\n")
 	for _, f := range d.Facts {
-		fmt.Fprintf(&b, "- %s: %s\n", f[0], escaped(f[1]))
+		fmt.Fprintf(&b, "- %s: %s\n", f[0], reach.Markdown(f[1]))
 	}
 	if len(d.Missing) > 0 {
 		b.WriteString("\n> **Not complete:**\n>\n")
 		for _, m := range d.Missing {
-			b.WriteString("> - " + escaped(m) + "\n")
+			b.WriteString("> - " + reach.Markdown(m) + "\n")
 		}
 	}
 	b.WriteString("\n## Summary\n\n")
@@ -24,13 +26,13 @@ func (r *Report) Markdown() string {
 		b.WriteString("- " + s.markdown() + "\n")
 	}
 	for _, p := range d.Parts {
-		b.WriteString("\n## " + escaped(p.Heading) + "\n")
+		b.WriteString("\n## " + reach.Markdown(p.Heading) + "\n")
 		for _, s := range p.Text {
 			b.WriteString("\n" + s.markdown() + "\n")
 		}
 		for _, t := range p.Tables {
 			if t.Heading != "" {
-				b.WriteString("\n### " + escaped(t.Heading) + "\n")
+				b.WriteString("\n### " + reach.Markdown(t.Heading) + "\n")
 			}
 			b.WriteString("\n| " + strings.Join(t.Head, " | ") + " |\n" + strings.Repeat("| --- ", len(t.Head)) + "|\n")
 			for _, row := range t.Rows {
@@ -46,9 +48,9 @@ func (r *Report) Markdown() string {
 
 func (s sentence) markdown() string {
 	if s.Warn {
-		return "**" + escaped(s.Text) + "**"
+		return "**" + reach.Markdown(s.Text) + "**"
 	}
-	return escaped(s.Text)
+	return reach.Markdown(s.Text)
 }
 
 func (c cell) markdown() string {
@@ -58,9 +60,9 @@ func (c cell) markdown() string {
 		case c.Code:
 			item = "`" + item + "`"
 		case c.warns(i):
-			item = "**" + escaped(item) + "**"
+			item = "**" + reach.Markdown(item) + "**"
 		default:
-			item = escaped(item)
+			item = reach.Markdown(item)
 		}
 		items = append(items, item)
 	}
@@ -68,9 +70,4 @@ func (c cell) markdown() string {
 		return strings.Join(items, "<br>")
 	}
 	return strings.Join(items, ", ")
-}
-
-// escaped returns a text in which Markdown finds no formatting.
-func escaped(text string) string {
-	return strings.NewReplacer(`\`, `\\`, "|", `\|`, "*", `\*`, "_", `\_`, "<", "&lt;", "~", `\~`, "`", "\\`").Replace(text)
 }

@@ -9,17 +9,17 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// opening is what is open for one reason of the member's policies. Equal openings are the same
-// pointer.
+// opening is a set of ports that is open for the same reason on the member's side. Equal openings are
+// the same pointer.
 type opening struct {
 	*reason              // of the member's policies
 	Ports   []reach.Span // without answers
 	Verdict reach.Verdict
-	// Condition limits it: to an address family, or to some of the addresses that are not known.
-	// It is empty if there is no limit.
+	// Condition limits the opening to an address family, or to some of the addresses that are not
+	// known. It is empty if there is no limit.
 	Condition string
-	// OwnNode reports that this is between the pods and the node that they run on, with its pods of
-	// the host network.
+	// OwnNode reports that the opening is between pods and the node on which they run, including
+	// the pods of the host network on that node.
 	OwnNode bool
 	always  bool // no policy can close it
 }
@@ -27,26 +27,27 @@ type opening struct {
 // PortsText returns the ports as text.
 func (o *opening) PortsText() string { return reach.PortsText(o.Ports, 0) }
 
-// reason is what the policies of one end decide by.
+// reason is why the policies of one end allow something.
 type reason struct {
-	Rules []filter.Rule // that decide; several only for several families or ports
+	Rules []filter.Rule // the rules that decide; several if they differ by address family or port
 	Why   string        // in words; empty for an end that has no policies
 }
 
-// how is what the reasons of spans depend on, in addition to the spans.
+// how is what the entries of spans depend on, in addition to the spans.
 type how struct {
-	direction    filter.Direction // as the member sees it
+	direction    filter.Direction // Ingress if the member is the destination
 	ownNode      bool
-	member, peer bool // has policies: it is not a node, a pod of the host network or an address
+	member, peer bool // whether policies apply to it: it is a pod, and not of the host network
 }
 
-// entry is an opening between a member and a peer, with the reason of the peer's policies.
+// entry is an opening between a member and a peer, with the reason on the peer's side.
 type entry struct {
 	*opening
 	other *reason
 }
 
-// builder finds openings. It remembers those of spans, of which equal ones are the same slice.
+// builder finds openings. It remembers them by the first span of a slice: package reach returns the same
+// slice for equal spans.
 type builder struct {
 	reach    *reach.Map
 	place    func(filter.Rule) string
@@ -67,7 +68,7 @@ func newBuilder(m *reach.Map, place func(filter.Rule) string) *builder {
 	return &builder{m, place, make(map[entriesKey][]entry), make(map[entriesKey]shutKey), make(map[string]*opening)}
 }
 
-// entries returns what is open in spans, by the reason of the member's policies.
+// entries returns the openings in spans: one for each reason and condition on the member's side.
 func (b *builder) entries(spans []reach.Span, h how) (all []entry) {
 	if len(spans) == 0 {
 		return nil
@@ -101,7 +102,7 @@ func (b *builder) entries(spans []reach.Span, h how) (all []entry) {
 	return all
 }
 
-// intern returns the opening that is equal to o.
+// intern returns the same pointer for equal openings.
 func (b *builder) intern(o *opening) *opening {
 	key := fmt.Sprint(o.Why, "\n", o.Condition, "\n", o.OwnNode, o.always, o.Verdict, "\n", o.PortsText())
 	if known := b.openings[key]; known != nil {
@@ -111,7 +112,7 @@ func (b *builder) intern(o *opening) *opening {
 	return o
 }
 
-// joined adds a span to others that are before it.
+// joined appends a span to the list. If it touches the last one, joined joins the two.
 func joined(list []reach.Span, s reach.Span) []reach.Span {
 	if n := len(list); n > 0 && list[n-1].Protocol == s.Protocol && list[n-1].High+1 == s.Low {
 		list[n-1].High = s.High
@@ -120,7 +121,7 @@ func joined(list []reach.Span, s reach.Span) []reach.Span {
 	return append(list, reach.Span{Protocol: s.Protocol, Low: s.Low, High: s.High})
 }
 
-// with returns a reason with another one, for other ports.
+// with returns r combined with o, the reason for other ports.
 func (r *reason) with(o *reason) *reason {
 	if r == o || slices.Contains(strings.Split(r.Why, "; "), o.Why) {
 		return r
@@ -138,14 +139,14 @@ func withRules(list, more []filter.Rule) []filter.Rule {
 	return list
 }
 
-// reasons returns what the policies of the member and those of the peer decide by.
+// reasons returns the reasons of the member and of the peer for which an answer allows something.
 func (b *builder) reasons(a *reach.Answer, h how) (own, other *reason) {
 	d := h.direction
 	return b.reason(a, d, h.member, h.ownNode), b.reason(a, 1-d, h.peer, false)
 }
 
-// reason returns what the policies of one end decide by, if they allow something. The end has no policies
-// if it is not a pod with an address of its own.
+// reason returns the reason of one end for which an answer allows something. It is empty if pod is false:
+// then no policies apply to the end.
 func (b *builder) reason(a *reach.Answer, d filter.Direction, pod, ownNode bool) *reason {
 	if !pod {
 		return &reason{}
@@ -169,8 +170,8 @@ func (b *builder) reason(a *reach.Answer, d filter.Direction, pod, ownNode bool)
 	return r
 }
 
-// allowing returns the verdict of an outcome that allows: at the assumed addresses, or elsewhere. It
-// returns nil if there is none.
+// allowing returns the verdict of an outcome that allows the flow: the one at the assumed addresses or
+// the one elsewhere. It returns nil if neither does.
 func allowing(o *reach.Outcome) *filter.Verdict {
 	switch {
 	case o == nil:
@@ -190,7 +191,7 @@ func sideOf(v *filter.Verdict, d filter.Direction) filter.Side {
 	return v.Ingress
 }
 
-// sideText describes what decides on a side of a verdict that allows.
+// sideText describes why a side allows the flow of a verdict.
 func (b *builder) sideText(v *filter.Verdict, d filter.Direction, ownNode bool) string {
 	s := sideOf(v, d)
 	text := ""
@@ -229,15 +230,14 @@ func (b *builder) title(r filter.Rule) string {
 	return text
 }
 
-// always reports whether no policy can close what an answer allows: the own node always reaches its
-// pods.
+// always reports whether no policy can close what an answer allows: the node of a pod always reaches it.
 func always(a *reach.Answer, h how) bool {
 	return h.ownNode && h.member && h.direction == filter.Ingress && a.Verdict == reach.Allow && !slices.ContainsFunc(a.Outcomes(), func(o *reach.Outcome) bool {
 		return o.Reason != filter.OwnNode
 	})
 }
 
-// conditionOf returns what limits an answer that allows something.
+// conditionOf returns the condition under which an answer allows something; see opening.
 func conditionOf(a *reach.Answer) string {
 	var parts []string
 	for i, o := range []*reach.Outcome{a.IPv4, a.IPv6} {

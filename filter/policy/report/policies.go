@@ -9,12 +9,12 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// evidence is what a policy does in the report.
+// evidence lists the members and the rules for which a policy is in the report.
 type evidence struct {
 	policy    string // its title
 	tier      filter.Tier
-	members   [2][]*reach.Party // by direction: those that it isolates or, in the other tiers, may decide about
-	decisions [2][]int          // by direction: the rules that a row names, from 0
+	members   [2][]*reach.Party // by direction: the members that a NetworkPolicy isolates, or about which a policy of another tier may decide
+	decisions [2][]int          // by direction: indexes of the rules that the rows of the report name
 }
 
 // evidences returns the policies that decide about members, sorted by tier and name.
@@ -54,7 +54,7 @@ func (r *Report) evidences() (all []*evidence) {
 	return all
 }
 
-// tierOf returns the tier of a policy in no namespace, by its title.
+// tierOf returns the tier of a policy of the tier Admin or Baseline, from its title.
 func tierOf(title string) filter.Tier {
 	if strings.HasPrefix(title, strings.ToLower(filter.BaselineTier.String())+"/") {
 		return filter.BaselineTier
@@ -62,7 +62,7 @@ func tierOf(title string) filter.Tier {
 	return filter.AdminTier
 }
 
-// rules returns the rules of members' policies that rows name.
+// rules returns the rules of members' policies that the rows of the report name.
 func (r *Report) rules() (all []filter.Rule) {
 	for _, m := range r.Members {
 		for _, s := range []*Side{m.In, m.Out} {
@@ -80,7 +80,7 @@ func (r *Report) rules() (all []filter.Rule) {
 	return all
 }
 
-// policies lists the policies that decide about members: what an auditor looks up.
+// policies lists the policies that decide about members, for an auditor to look up.
 func (r *Report) policies(w *words) part {
 	p := part{Heading: "Policies that decide"}
 	t := table{Head: []string{"policy", "ingress of", "egress of", "rules that let something pass", "where"}}
@@ -99,7 +99,7 @@ func (r *Report) policies(w *words) part {
 	return p
 }
 
-// policyPlace returns where a policy is written.
+// policyPlace returns the file and line of a policy; empty if they are not known.
 func (r *Report) policyPlace(e *evidence) string {
 	name := e.policy
 	if e.tier != filter.NetworkPolicyTier { // the title begins with the tier
@@ -108,7 +108,7 @@ func (r *Report) policyPlace(e *evidence) string {
 	return r.place(filter.Rule{Policy: name, Tier: e.tier, Index: -1})
 }
 
-// rulesText lists the rules that decide, from 1: "ingress 1, 2".
+// rulesText lists the numbers of the rules that decide, from 1: "ingress 1, 2".
 func (e *evidence) rulesText() (texts []string) {
 	for _, d := range []filter.Direction{filter.Ingress, filter.Egress} {
 		var numbers []string

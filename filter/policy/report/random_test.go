@@ -34,7 +34,8 @@ func (d dice) selector() labels.Selector {
 
 func selector(app string) labels.Selector { return labels.SelectorFromSet(labels.Set{"app": app}) }
 
-// pod returns a pod with labels and an owner; some are without an address, or of the host network.
+// pod returns a pod with labels, and often with an owner. Some pods have no address or are of the host
+// network.
 func (d dice) pod(i int) *policy.Pod {
 	p := &policy.Pod{Namespace: pick(d, "shop", "pci", "ops"), Name: fmt.Sprint("p", i), Labels: labels.Set{"app": pick(d, "a", "b", "c")}}
 	if owner := pick(d, "", "web", "db"); owner != "" {
@@ -107,7 +108,7 @@ func (d dice) objects() (o inventory.Objects) {
 	return o
 }
 
-// place is an end of the brute force: one address of a pod, a node, or outside the cluster.
+// place is an end that the brute force tries: one address of a pod or a node, or one outside the cluster.
 type place struct {
 	party *reach.Party
 	end   *inventory.End
@@ -151,7 +152,7 @@ func ownNode(a, b place) bool {
 	return on(a, b) || on(b, a)
 }
 
-// answers are what the report has about a flow: the verdicts and the conditions.
+// answers returns the rows of the report about a flow.
 func answers(r *Report, from, to place, proto filter.Protocol, port uint16) (rows []*Row) {
 	has := func(row *Row, peer *reach.Party) bool {
 		return row.OwnNode == ownNode(from, to) && slices.Contains(row.Peers, peer) &&
@@ -180,7 +181,8 @@ func answers(r *Report, from, to place, proto filter.Protocol, port uint16) (row
 	return rows
 }
 
-// The report has every open pair and port of the scope once, and nothing that is closed.
+// The report has exactly one row for every open flow into, out of and within the scope, and none for a
+// closed one.
 func TestReportAgreesWithDecide(t *testing.T) {
 	opened, denied, own, depends := 0, 0, 0, 0
 	for seed := range uint64(250) {
@@ -232,8 +234,8 @@ func TestReportAgreesWithDecide(t *testing.T) {
 	}
 }
 
-// has reports whether a row has the rule of the member's side of a verdict. The parameter in reports
-// whether the member is the destination.
+// has reports whether a row has the rule that decides on the member's side of a verdict. The member is
+// the destination if in is true, and the source otherwise.
 func (row *Row) has(v filter.Verdict, in bool) bool {
 	d := filter.Egress
 	if in {
@@ -271,8 +273,7 @@ func keys(src, dst netip.Addr) (all []filter.Key) {
 	return append(all, filter.NewKey(src, dst, filter.ICMP, 0))
 }
 
-// Each peer of a member about which policies decide is either in a row of what is open, or in one of what
-// is closed.
+// For each member, every peer about which policies decide is either in a row or in a Shut.
 func TestEveryPeerIsOpenOrClosed(t *testing.T) {
 	for seed := range uint64(100) {
 		d := newDice(seed)
@@ -308,7 +309,7 @@ func TestEveryPeerIsOpenOrClosed(t *testing.T) {
 	}
 }
 
-// rowsOf returns the rows of a side, with those of flows from other members.
+// rowsOf returns the rows of a side and, for Ingress, the rows of flows from other members.
 func (r *Report) rowsOf(m *Member, s *Side) []*Row {
 	rows := slices.Clone(s.Open)
 	for _, l := range r.Within {
@@ -319,7 +320,7 @@ func (r *Report) rowsOf(m *Member, s *Side) []*Row {
 	return rows
 }
 
-// The names in a table mean exactly the parties of its rows.
+// The names that words.of returns for a set stand for exactly the parties of the set.
 func TestWordsMeanTheirSet(t *testing.T) {
 	words := 0
 	for seed := range uint64(200) {
@@ -347,7 +348,7 @@ func TestWordsMeanTheirSet(t *testing.T) {
 	}
 }
 
-// expand returns what names mean.
+// expand returns the parties for which names stand.
 func (w *words) expand(t *testing.T, names []string) (set []*reach.Party) {
 	t.Helper()
 	byName, byWorkload := make(map[string]*reach.Party), make(map[string][]*reach.Party)

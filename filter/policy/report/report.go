@@ -1,6 +1,6 @@
-// Package report writes who can get into some namespaces and out of them, for an auditor: every peer,
-// at which ports, and the rules that let it; what is closed, and by which policies; and what the
-// answers depend on. The answers are those of package reach. As text, Markdown, JSON, and a page.
+// Package report writes, for an auditor, who can get into some namespaces and out of them: every peer,
+// its ports, and the rules that allow it; what is closed, and by which policies; and what the answers
+// depend on. The answers are those of package reach. The report is text, Markdown, JSON or an HTML page.
 package report
 
 import (
@@ -13,19 +13,19 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// Options say what a report is about, and where its answers are from.
+// Options state the scope of a report, and its sources.
 type Options struct {
-	Namespaces []string // if not empty, the report is about these
-	// Place returns where a rule is written, as in "pci.yaml:12"; where its policy is, if its Index
-	// is -1; empty if it is not known. Place may be nil.
+	Namespaces []string // the scope of the report; empty means all namespaces
+	// Place returns the file and line of a rule, as in "pci.yaml:12", or those of its policy if the
+	// Index is -1. It returns "" if they are not known. Place may be nil.
 	Place func(r filter.Rule) string
 
 	Date    string   // of the report
-	Inputs  string   // digest of what was read
+	Inputs  string   // digest of the objects that were read
 	Version string   // of the program
 	Source  []string // where the objects were read from: files, directories, a cluster
-	Read    []string // what was read, as in "3 Pods"
-	// Missing are the parts that were not read or not understood, in words.
+	Read    []string // counts of the objects that were read, as in "3 Pods"
+	// Missing describes the parts that were not read or not understood.
 	Missing []string
 }
 
@@ -33,29 +33,29 @@ type Options struct {
 type Report struct {
 	// Members are the workloads and pods of the scope.
 	Members []*Member
-	// Within are the flows between two members, by the ingress of the destination.
+	// Within are the open flows between members, with the rows of the destination's ingress.
 	Within []*Link
 	// Ways are the ways from outside the cluster to members.
 	Ways []*Way
 
 	options Options
-	parties []*reach.Party // of the cluster, outside addresses first
+	parties []*reach.Party // all parties of the cluster, addresses outside of it first
 	rank    map[*reach.Party]int
-	parts   map[policy.Ref][]*reach.Party // of workloads whose pods differ
-	clash   map[string]int                // number of workloads with a name
-	// workloads counts the workloads of each namespace, and the pods that no workload has made.
+	parts   map[policy.Ref][]*reach.Party // the parties of each workload
+	clash   map[string]int                // number of workloads of all kinds with a name
+	// workloads counts, by namespace, the workloads and the pods without a workload.
 	workloads map[string]int
 	leftOut   []reach.LeftOut
 	ended     []string // pods of the scope that have ended
 }
 
-// Member is a workload or a pod of the scope: pods that policies cannot tell apart.
+// Member is a party of pods in the scope.
 type Member struct {
 	*reach.Party
 	In, Out *Side
 }
 
-// Side is what a member can exchange with all that is not in the scope, in one direction.
+// Side is what a member can exchange, in one direction, with parties that are not in the scope.
 type Side struct {
 	Direction filter.Direction
 	// Isolating are the policies that isolate the pods. Ordered are those of the tiers
@@ -63,38 +63,38 @@ type Side struct {
 	Isolating, Ordered []string
 	Open               []*Row
 	Closed             []*Shut
-	// ClosedWithin are other members, for the direction Ingress.
+	// ClosedWithin are members that are closed, only for the direction Ingress.
 	ClosedWithin []*Shut
 }
 
 // Isolated reports whether some policy decides about the side.
 func (s *Side) Isolated() bool { return len(s.Isolating)+len(s.Ordered) > 0 }
 
-// Row is what is open between a member and some peers, for one reason.
+// Row is an opening between a member and some peers.
 type Row struct {
 	*opening
 	Peers []*reach.Party
-	// Others are what the policies of the peers decide by, each with the peers that it is for.
+	// Others are the reasons on the side of the peers, each with its peers.
 	Others []*Other
 }
 
-// Other is the reason at the other ends of a row.
+// Other is a reason for which the policies of some peers allow a row.
 type Other struct {
 	*reason
 	Peers []*reach.Party
 }
 
-// Link is what is open from some members to others, for one reason.
+// Link is an opening from some members to others.
 type Link struct {
 	*Row                // Peers are the sources
 	To   []*reach.Party // the destinations
 }
 
-// Shut are peers that cannot exchange anything with a member, for one reason.
+// Shut are peers that cannot exchange anything with a member, for the same reason.
 type Shut struct {
 	Peers []*reach.Party
-	// Why is what denies it. ByPeers reports that no policy of the member denies all of it: only those
-	// of the peers do.
+	// Why describes what denies the flows on the member's side. ByPeers reports that the member's side
+	// allows a part of them, which only policies of the peers deny.
 	Why     string
 	ByPeers bool
 }
@@ -144,7 +144,7 @@ func (r *Report) index(p *reach.Party) {
 	r.parts[p.Workload] = append(r.parts[p.Workload], p)
 }
 
-// order is the order of peers: first those that an auditor fears most.
+// order returns the position of a kind in lists of peers: the most dangerous peers come first.
 func order(k reach.Kind) int {
 	return [...]int{reach.Outside: 0, reach.Nodes: 1, reach.HostPods: 2, reach.Pods: 2}[k]
 }
@@ -156,7 +156,7 @@ func (r *Report) inScope(namespace string) bool {
 	return len(r.options.Namespaces) == 0 || slices.Contains(r.options.Namespaces, namespace)
 }
 
-// side returns what a member can exchange with all parties that are not in the scope.
+// side returns the side of a member in a direction, without ClosedWithin.
 func (b *builder) side(r *Report, member *reach.Party, d filter.Direction) *Side {
 	s := &Side{Direction: d}
 	s.Isolating, s.Ordered = member.Policies(d)
@@ -177,7 +177,7 @@ func (b *builder) side(r *Report, member *reach.Party, d filter.Direction) *Side
 	return s
 }
 
-// add adds what is open in a pair, and reports whether anything is, apart from what is open between
+// add adds the openings of a pair to rows. It reports whether there are any, apart from those between
 // pods and their own node.
 func (b *builder) add(rows *rows, member, peer *reach.Party, pair *reach.Pair, d filter.Direction) (open bool) {
 	how := how{direction: d, member: member.Kind == reach.Pods, peer: peer.Kind == reach.Pods}
@@ -195,8 +195,8 @@ func (b *builder) add(rows *rows, member, peer *reach.Party, pair *reach.Pair, d
 // onlyOwnNode reports whether all flows of a pair are between pods and their own node.
 func onlyOwnNode(pair *reach.Pair) bool { return pair.Spans == nil && pair.OwnNode != nil }
 
-// between returns the answer for flows from a peer to a member in the direction Ingress, or from the
-// member to the peer.
+// between returns the answer for flows from the peer to the member if d is Ingress, and from the member
+// to the peer if d is Egress.
 func (b *builder) between(member, peer *reach.Party, d filter.Direction) *reach.Pair {
 	if d == filter.Ingress {
 		return b.reach.Between(peer, member)

@@ -35,7 +35,8 @@ func (s *rows) add(e entry, peer *reach.Party) {
 	row.Others[i].Peers = append(row.Others[i].Peers, peer)
 }
 
-// sorted returns the rows: first what concerns the outside, and what is most open.
+// sorted returns the rows by the rank of their first peer, so that addresses outside the cluster come
+// first. Rows between pods and their own node come last.
 func (s *rows) sorted() []*Row {
 	slices.SortStableFunc(s.all, func(a, b *Row) int {
 		return cmp.Or(cmp.Compare(boolean(a.OwnNode), boolean(b.OwnNode)), cmp.Compare(s.report.rank[a.Peers[0]], s.report.rank[b.Peers[0]]))
@@ -50,7 +51,7 @@ func boolean(b bool) int {
 	return 0
 }
 
-// shutKey is the reason why nothing is open between a member and a peer.
+// shutKey is the reason for which nothing is open between a member and a peer; see Shut.
 type shutKey struct {
 	why     string
 	byPeers bool
@@ -72,7 +73,7 @@ func (s *shuts) add(key shutKey, peer *reach.Party) {
 	s.of[key].Peers = append(s.of[key].Peers, peer)
 }
 
-// shut returns why spans are closed.
+// shut returns the reason for which all spans are closed.
 func (b *builder) shut(spans []reach.Span, d filter.Direction) shutKey {
 	if len(spans) == 0 {
 		return shutKey{why: "one end has only IPv4 addresses, and the other only IPv6"}
@@ -100,7 +101,7 @@ func (b *builder) shut(spans []reach.Span, d filter.Direction) shutKey {
 	return known
 }
 
-// denial describes what denies on a side.
+// denial describes what denies a flow on a side.
 func (b *builder) denial(s filter.Side) string {
 	if s.Rule != nil {
 		return "denied by " + b.title(*s.Rule)
@@ -108,7 +109,7 @@ func (b *builder) denial(s filter.Side) string {
 	return "no rule of " + strings.Join(s.Isolation.Policies, ", ") + " allows it"
 }
 
-// links returns what is open between members, and finds what is closed between them.
+// links returns the openings between members, and sets ClosedWithin of the members.
 func links(r *Report, b *builder) (all []*Link) {
 	byOpening := make(map[*opening][]*Link)
 	var order []*opening
@@ -141,8 +142,9 @@ func links(r *Report, b *builder) (all []*Link) {
 	return all
 }
 
-// merged merges links with the same sources and the same reasons. If itself is set, a single pod
-// counts as one of its own sources, which is true of every pod, so that more are the same.
+// merged merges links with the same sources and the same reasons. If itself is set, each single pod
+// counts as one of its own sources, so that more links are equal. This is correct, because a pod always
+// reaches itself.
 func (r *Report) merged(list []*Link, itself bool) (all []*Link) {
 	known := make(map[string]*Link)
 	for _, l := range list {
@@ -161,7 +163,7 @@ func (r *Report) merged(list []*Link, itself bool) (all []*Link) {
 	return all
 }
 
-// and returns the row with another peer, in its place.
+// and returns a copy of the row with another peer, inserted by rank.
 func (row *Row) and(r *Report, p *reach.Party) *Row {
 	out := *row
 	out.Peers = append(slices.Clone(row.Peers), p)

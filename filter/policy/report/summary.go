@@ -11,13 +11,13 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// sentence is a part of a text. Those that an auditor must not miss have Warn set.
+// sentence is a part of a text. Warn marks it as a warning.
 type sentence struct {
 	Text string
 	Warn bool
 }
 
-// scope returns the name of what the report is about.
+// scope names the namespaces of the report, or "the cluster" for all.
 func (r *Report) scope() string {
 	if len(r.options.Namespaces) == 0 {
 		return "the cluster"
@@ -25,7 +25,7 @@ func (r *Report) scope() string {
 	return both(r.options.Namespaces)
 }
 
-// summary returns the answer in few sentences.
+// summary returns the report in a few sentences.
 func (r *Report) summary(w *words) (all []sentence) {
 	pods := 0
 	var members []*reach.Party
@@ -54,7 +54,8 @@ func (r *Report) summary(w *words) (all []sentence) {
 	return append(all, r.warnings(w)...)
 }
 
-// exceptHost limits a statement about all members to those that policies apply to.
+// exceptHost returns the exception for members of the host network, to which policies do not apply. It
+// is empty if there are none.
 func (r *Report) exceptHost() string {
 	if slices.ContainsFunc(r.Members, func(m *Member) bool { return m.Kind == reach.HostPods }) {
 		return ", apart from its pods of the host network, to which policies do not apply"
@@ -62,12 +63,12 @@ func (r *Report) exceptHost() string {
 	return ""
 }
 
-// sum is what is open in one direction for all members together.
+// sum is the union of what is open for all members in one direction.
 type sum struct {
 	report    *Report
 	direction filter.Direction
 	open      []*reach.Party // peers with which something is open
-	maybe     []*reach.Party // peers with which something is open only at some addresses
+	maybe     []*reach.Party // peers with which something may be open, depending on assumed addresses
 	ports     map[*reach.Party][]reach.Span
 	world     []*reach.Party // members that exchange something with the world
 }
@@ -125,10 +126,10 @@ func union(spans []reach.Span) (all []reach.Span) {
 	return all
 }
 
-// maxFew bounds what is listed in a sentence; more is counted.
+// maxFew bounds the number of items that a sentence lists. If there are more, it counts them.
 const maxFew = 4
 
-// peers counts the peers.
+// peers returns the number of peers, in words.
 func (s *sum) peers() string {
 	switch {
 	case len(s.open)+len(s.maybe) == 0:
@@ -143,7 +144,7 @@ func (s *sum) peers() string {
 	return text
 }
 
-// at returns at how many ports something is open: ", on 4 ports".
+// at returns the number of ports that are open, in words: ", on 4 ports".
 func (s *sum) at() string {
 	all := slices.Concat(s.open, s.maybe)
 	if len(all) == 0 {
@@ -172,7 +173,7 @@ func (s *sum) at() string {
 	return ", on " + count(n, "port", "ports")
 }
 
-// manyPorts is the number of ports above which they are not counted.
+// manyPorts is the largest number of ports that the summary states.
 const manyPorts = 1000
 
 // sentence lists the peers with their ports, or counts them by kind.
@@ -216,7 +217,7 @@ func (s *sum) few(w *words, set []*reach.Party) string {
 	return kinds(set)
 }
 
-// many lists members, or counts them; the overview has all of them.
+// many names all members of a set, or counts them if there are too many names. The overview lists them.
 func many(w *words, set []*reach.Party) string {
 	if names := w.of(set); len(names) <= 2*maxFew {
 		return both(names)
@@ -227,16 +228,18 @@ func many(w *words, set []*reach.Party) string {
 // outsiders returns the peers outside the cluster.
 func (s *sum) outsiders() (all []*reach.Party) {
 	for _, p := range slices.Concat(s.open, s.maybe) {
-		if p.Kind == reach.Outside {
+		if p.Kind == reach.Outside && !p.PodRange {
 			all = append(all, p)
 		}
 	}
 	return all
 }
 
-// internet returns what the first sentence has about the Internet.
+// internet returns the part of the first sentence that is about the Internet.
 func (s *sum) internet() string {
 	switch {
+	case slices.ContainsFunc(s.open, isWorld) && len(s.isolated(true)) == 0:
+		return "the Internet gets in, to workloads that no policy isolates"
 	case slices.ContainsFunc(s.open, isWorld):
 		return "policies let the Internet in"
 	case slices.ContainsFunc(s.maybe, isWorld):
@@ -247,18 +250,37 @@ func (s *sum) internet() string {
 	return "nothing on the Internet reaches it directly"
 }
 
-// outside returns sentences about addresses outside the cluster that an auditor must not miss.
+// isolated returns the members that exchange something with the world, and about which a policy decides
+// (true) or none does (false).
+func (s *sum) isolated(is bool) (set []*reach.Party) {
+	for _, m := range s.report.Members {
+		if slices.Contains(s.world, m.Party) && m.side(s.direction).Isolated() == is {
+			set = append(set, m.Party)
+		}
+	}
+	return set
+}
+
+// outside returns the sentences about addresses outside the cluster, or none.
 func (s *sum) outside(w *words) []sentence {
-	verb, limit := "Policies let the Internet in, to ", "Outside the cluster, only %s can get in."
+	let, open, limit := "Policies let the Internet in, to ", "The Internet gets in: no policy isolates ", "Outside the cluster, only %s can get in."
 	if s.direction == filter.Egress {
-		verb, limit = "Policies let out to the Internet: ", "Outside the cluster, it can reach only %s."
+		let, open, limit = "Policies let out to the Internet: ", "The Internet can be reached: no policy isolates ", "Outside the cluster, it can reach only %s."
 	}
 	if len(s.world) > 0 {
-		text := verb + s.few(w, s.world) + "."
-		if !slices.ContainsFunc(s.open, isWorld) {
-			text += " This depends on addresses that are not known."
+		var all []sentence
+		for _, isolated := range []bool{true, false} {
+			set := s.isolated(isolated)
+			if len(set) == 0 {
+				continue
+			}
+			text := map[bool]string{true: let, false: open}[isolated] + s.few(w, set) + "."
+			if !slices.ContainsFunc(s.open, isWorld) {
+				text += " This depends on addresses that are not known."
+			}
+			all = append(all, sentence{Text: text, Warn: true})
 		}
-		return []sentence{{Text: text, Warn: true}}
+		return all
 	}
 	if ranges := s.outsiders(); len(ranges) > 0 {
 		return []sentence{{Text: fmt.Sprintf(limit, s.few(w, ranges))}}
@@ -269,7 +291,7 @@ func (s *sum) outside(w *words) []sentence {
 	return nil
 }
 
-// warnings returns sentences about pods that no policy isolates.
+// warnings returns sentences about members that no policy isolates, and about those of the host network.
 func (r *Report) warnings(w *words) (all []sentence) {
 	for _, d := range []filter.Direction{filter.Ingress, filter.Egress} {
 		var open []*reach.Party

@@ -5,7 +5,7 @@ import (
 	"unicode/utf8"
 )
 
-// maxColumn bounds the width of a column in text: longer cells have several lines.
+// maxColumn bounds the width of a column in text. Longer cells are wrapped.
 const maxColumn = 40
 
 // Text returns the report for a terminal.
@@ -45,7 +45,7 @@ func (r *Report) Text() string {
 	return b.String()
 }
 
-// lineWidth is the width of text.
+// lineWidth bounds the width of lines outside of tables.
 const lineWidth = 100
 
 func writeSentence(b *strings.Builder, s sentence, bullet string) {
@@ -57,7 +57,7 @@ func writeSentence(b *strings.Builder, s sentence, bullet string) {
 
 func writeItem(b *strings.Builder, text string) { writeWrapped(b, "- ", text) }
 
-// writeWrapped writes a text in lines, the first with a bullet.
+// writeWrapped writes a text wrapped into lines. The first line begins with the bullet.
 func writeWrapped(b *strings.Builder, bullet, text string) {
 	for i, line := range wrapped(strings.Fields(text), lineWidth-len(bullet)) {
 		if i > 0 {
@@ -67,7 +67,7 @@ func writeWrapped(b *strings.Builder, bullet, text string) {
 	}
 }
 
-// wrapped joins words to lines of at most a width, as far as the words are not longer.
+// wrapped joins words into lines of at most the given width. A longer word is a line of its own.
 func wrapped(words []string, width int) (lines []string) {
 	line := ""
 	for _, w := range words {
@@ -130,7 +130,7 @@ func writeTextRow(b *strings.Builder, row [][]string, widths []int) {
 	}
 }
 
-// lines returns the lines of a cell in text.
+// lines returns the wrapped lines of a cell.
 func (c cell) lines() (lines []string) {
 	if !c.Lines {
 		var words []string

@@ -10,19 +10,19 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// words finds names for sets of peers. A word for many means exactly these, and is explained at the
-// end of the report.
+// words finds names for sets of parties. A name may be a word for several parties, such as "every node".
+// The glossary at the end of the report explains each word that was used.
 type words struct {
 	report *Report
-	used   map[string][]*reach.Party // words for many, and what they mean
+	used   map[string][]*reach.Party // the words that were used, with the parties for which they stand
 }
 
 func newWords(r *Report) *words { return &words{r, make(map[string][]*reach.Party)} }
 
-// maxMissing bounds the parties that may be missing from what a word names.
+// maxMissing bounds the number of parties that a word names as exceptions.
 const maxMissing = 2
 
-// of returns names for a set of parties, which are all in the scope, or all outside of it.
+// of returns names for a set of parties. They must be all in the scope, or all outside of it.
 func (w *words) of(set []*reach.Party) (names []string) {
 	left := make(map[*reach.Party]bool, len(set))
 	within := false
@@ -42,7 +42,7 @@ func (w *words) of(set []*reach.Party) (names []string) {
 	case !within && scoped:
 		take("everything else", 4, func(*reach.Party) bool { return true })
 	}
-	take("every address outside the cluster", 2, func(p *reach.Party) bool { return p.Kind == reach.Outside })
+	take("every address outside the cluster", 2, func(p *reach.Party) bool { return p.Kind == reach.Outside && !p.PodRange })
 	take("every node", 2, func(p *reach.Party) bool { return p.Kind == reach.Nodes })
 	if !within {
 		take("every other pod", 4, isPod)
@@ -58,7 +58,8 @@ func (w *words) of(set []*reach.Party) (names []string) {
 	return append(names, w.single(set, left)...)
 }
 
-// single returns the names of those parties of a set that are left: of a workload, if it has all its parts.
+// single returns the names of the parties that are both in set and in left. If left has all parts of a
+// workload, single returns the name of the workload instead of theirs, and removes the parts from left.
 func (w *words) single(set []*reach.Party, left map[*reach.Party]bool) (names []string) {
 	for _, p := range set {
 		if !left[p] {
@@ -77,8 +78,9 @@ func (w *words) single(set []*reach.Party, left map[*reach.Party]bool) (names []
 	return names
 }
 
-// take takes all parties of a kind from a set, and returns the word for them: if they are all in the
-// set, or all but few of many.
+// take returns a word for all parties that match the predicate of, and removes them from left. The
+// parameter least is the minimum number of such parties. left must contain all of them, or all but a
+// few of many, which the word then names as exceptions. Otherwise take returns nil.
 func (w *words) take(left map[*reach.Party]bool, word string, least int, of func(*reach.Party) bool) []string {
 	var all, missing []*reach.Party
 	for _, p := range w.report.parties {
@@ -119,8 +121,8 @@ func namespacesOf(set []*reach.Party) (all []string) {
 	return all
 }
 
-// name returns the name of a party. The names of several pods or nodes, and the world, are explained
-// at the end.
+// name returns the name of a party. For a part of a workload, a party of several nodes, and the world,
+// it adds the name to the glossary.
 func (w *words) name(p *reach.Party) string {
 	name := p.Name
 	switch {
@@ -131,7 +133,7 @@ func (w *words) name(p *reach.Party) string {
 		w.used[name] = []*reach.Party{p}
 	case p.Kind == reach.Nodes:
 		return "node " + name
-	case p.Kind == reach.Outside: // in a list, it is clear where the exceptions end
+	case p.Kind == reach.Outside: // parentheses show where the exceptions end in a list
 		if whole, except, has := strings.Cut(name, " except "); has {
 			return whole + " (except " + except + ")"
 		}
@@ -142,7 +144,8 @@ func (w *words) name(p *reach.Party) string {
 	return name
 }
 
-// partName returns the name of some pods of a workload: "shop/web part 1 (3 of 5 pods)".
+// partName returns the name of a party with only a part of the pods of a workload: "shop/web part 1 (3 of
+// 5 pods)".
 func (w *words) partName(p *reach.Party) string {
 	number, pods := 0, 0
 	for _, o := range w.report.parts[p.Workload] {
@@ -153,7 +156,8 @@ func (w *words) partName(p *reach.Party) string {
 	return fmt.Sprintf("%s part %d (%d of %s)", w.workloadName(p), number, len(p.Pods), count(pods, "pod", "pods"))
 }
 
-// workloadName returns the name of the workload of a party: with its kind if another has the same name.
+// workloadName returns the name of the workload of a party. It contains the kind if workloads of several
+// kinds have the same name.
 func (w *words) workloadName(p *reach.Party) string {
 	if w.report.clash[p.Namespace+"/"+p.Workload.Name] > 1 {
 		return p.Namespace + "/" + strings.ToLower(p.Workload.Kind) + "/" + p.Workload.Name
@@ -161,7 +165,7 @@ func (w *words) workloadName(p *reach.Party) string {
 	return p.Namespace + "/" + p.Workload.Name
 }
 
-// meaning explains a word that was used.
+// meaning returns the explanation of a word for the glossary.
 func (w *words) meaning(word string) string {
 	set := w.used[word]
 	if len(set) == 1 {
@@ -184,10 +188,11 @@ func (w *words) meaning(word string) string {
 	return strings.Join(w.single(set, left), ", ")
 }
 
-// maxListed bounds the names in the explanation of a word that is clear without them.
+// maxListed bounds the number of parties that the explanation of a word lists. Words that end in "/*"
+// have no bound.
 const maxListed = 12
 
-// rangesText lists the addresses of the world with all exceptions.
+// rangesText lists the ranges of the world with all their exceptions.
 func rangesText(p *reach.Party) string {
 	var texts []string
 	for _, r := range p.Ranges {
@@ -208,7 +213,7 @@ func podNames(p *reach.Party) string {
 	return strings.Join(names, ", ")
 }
 
-// tally counts workloads and pods that no workload has made, nodes, and ranges of addresses.
+// tally counts parties by kind. Pods without a workload count as workloads.
 type tally struct {
 	workloads, namespaces, nodes, ranges int
 	world                                bool
@@ -234,7 +239,7 @@ func tallyOf(set []*reach.Party) (t tally) {
 	return t
 }
 
-// peers is the number of all, of which world is one.
+// peers returns the sum of workloads, nodes and ranges, plus 1 for the world.
 func (t tally) peers() int {
 	n := t.workloads + t.nodes + t.ranges
 	if t.world {
@@ -262,7 +267,7 @@ func kinds(set []*reach.Party) string {
 	return strings.Join(texts, ", ")
 }
 
-// count returns n with its unit, in the singular or the plural.
+// count returns n followed by one if n is 1, and by many otherwise.
 func count(n int, one, many string) string {
 	if n == 1 {
 		return "1 " + one

@@ -27,7 +27,7 @@ func listenerOf(conn net.Conn) int {
 
 const noAgentHint = "start sluice run on this node, or name its socket with --socket"
 
-// noListener reports whether a connection failed because no process listens on the socket.
+// noListener reports whether the connection failed because no process listens on the socket.
 func noListener(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }

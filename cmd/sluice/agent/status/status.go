@@ -1,5 +1,5 @@
-// Package status is the answer of an agent to "sluice status": what it says, its text, and how
-// to ask for it. Unlike the agent, it builds on every system.
+// Package status has the answer of an agent to "sluice status": its fields, its text, and the request
+// for it. Unlike the agent, the package builds on every system.
 package status
 
 import (
@@ -74,7 +74,7 @@ func (w Watch) Kinds() string { return plural(w.Kind) }
 // Problem is a condition that the user should correct.
 type Problem struct {
 	Kind   string `json:"kind"`  // policy, namespace, address, manifest, watch, rules, taint, sysctl, ranges or listen
-	Where  string `json:"where"` // the object of that kind, and the field in it
+	Where  string `json:"where"` // an object of that kind, and the field in it
 	Detail string `json:"detail"`
 	Hint   string `json:"hint,omitempty"` // how to correct it
 	// InForce names what stays in force because of a broken manifest.
@@ -94,10 +94,10 @@ func (p Problem) String() string {
 
 // Enforcing describes the snapshot in force.
 type Enforcing struct {
-	Since      time.Time `json:"since"` // when the agent was first ready; zero before
+	Since      time.Time `json:"since"` // when the agent was first ready; zero before that
 	Snapshot   uint64    `json:"snapshot"`
 	Published  time.Time `json:"published"`
-	Policies   int       `json:"policies"` // of all tiers
+	Policies   int       `json:"policies"` // number of policies of all tiers
 	Pods       int       `json:"pods"`
 	Namespaces int       `json:"namespaces"`
 	Endpoints  int       `json:"endpoints"`
@@ -130,7 +130,7 @@ type Packets struct {
 	Reasons         map[string]uint64 `json:"reasons"`         // verdicts by reason
 	Waiting         int               `json:"waiting"`         // packets in the queues now
 	Held            uint64            `json:"held"`            // packets held because their pod was not known, including those in Expired
-	Expired         uint64            `json:"expired"`         // packets held for the longest time, whose pod did not become known
+	Expired         uint64            `json:"expired"`         // packets held for the maximum time, without their pod becoming known
 	Refused         uint64            `json:"refused"`         // packets not held, or displaced by a packet of another sender, because the table of held packets was full
 	Dropped         uint64            `json:"dropped"`         // packets dropped by the kernel because a queue was full
 	Overflow        uint64            `json:"overflow"`        // packets judged in the overflow queue because their source was over its limit

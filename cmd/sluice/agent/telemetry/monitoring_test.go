@@ -183,8 +183,8 @@ func checkMatchers(t *testing.T, e expression, f *dto.MetricFamily, text string)
 	}
 }
 
-// An agent that has ended has no series, so that no condition on its metrics can hold. These alerts
-// fire then.
+// An agent that has ended has no series, so no condition on its own metrics can hold. These alerts
+// still fire then.
 func TestAlertsOnAgentsThatAreGone(t *testing.T) {
 	var texts []string
 	for _, e := range expressions(t) {

@@ -25,7 +25,8 @@ func readPage(t *testing.T) string {
 	return string(text)
 }
 
-// The page lists all metrics of Sluice, with the help text that a scrape has. -update writes them.
+// The page lists all metrics of Sluice, with the help text that a scrape returns. With -update, the
+// test writes the list to the page.
 func TestPageListsMetrics(t *testing.T) {
 	r := prometheus.NewPedanticRegistry()
 	r.MustRegister(collector{func() *State { return busyState(t) }})
@@ -36,7 +37,7 @@ func TestPageListsMetrics(t *testing.T) {
 	want := "\n| metric | type | labels | meaning |\n|---|---|---|---|\n"
 	for _, f := range families {
 		if !strings.HasPrefix(f.GetName(), "sluice_") {
-			continue // of Go and the process
+			continue // a metric of Go or of the process
 		}
 		var names []string
 		for _, l := range f.GetMetric()[0].GetLabel() {
@@ -60,7 +61,7 @@ func TestPageListsMetrics(t *testing.T) {
 	}
 }
 
-// The page explains each reason of a verdict, and no other.
+// The page explains exactly the reasons that verdicts can have.
 func TestPageExplainsReasons(t *testing.T) {
 	_, section, _ := strings.Cut(readPage(t), "| reason | meaning |\n")
 	section, _, _ = strings.Cut(section, "\n\n")

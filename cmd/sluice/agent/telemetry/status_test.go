@@ -38,7 +38,7 @@ func TestStatusText(t *testing.T) {
 	}
 }
 
-// forbiddenState is that of an agent whose ClusterRole is older than the agent. README.md shows
+// forbiddenState is the state of an agent whose ClusterRole is older than the agent. README.md shows
 // its status.
 func forbiddenState(t *testing.T) *State {
 	s := busyState(t)
@@ -50,8 +50,8 @@ func forbiddenState(t *testing.T) *State {
 	return s
 }
 
-// bridgeState is that of an agent on a node whose pods share a bridge, and on which sysctls let
-// their packets bypass iptables. README.md shows its status.
+// bridgeState is the state of an agent on a node whose pods share a bridge, and whose sysctls let their
+// packets bypass iptables. README.md shows its status.
 func bridgeState(t *testing.T) *State {
 	s := busyState(t)
 	root := t.TempDir()

@@ -64,8 +64,17 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- /* NET_ADMIN is for iptables, NFQUEUE and conntrack. iptables-legacy also needs NET_RAW.
-BPF is for the kernel's flow cache and the guard. */ -}}
+BPF is for the kernel's flow cache and the guard. Without them the agent does not start, so that the
+capabilities of the values do not replace these, as other lists would. */ -}}
 {{- define "sluice.securityContext" -}}
+{{- $own := include "sluice.ownSecurityContext" . | fromYaml -}}
+{{- $needed := $own.capabilities.add -}}
+{{- $all := mergeOverwrite $own .Values.securityContext -}}
+{{- $capabilities := set $all.capabilities "add" (concat $needed $all.capabilities.add | uniq) -}}
+{{ toYaml $all }}
+{{- end }}
+
+{{- define "sluice.ownSecurityContext" -}}
 runAsUser: 0
 privileged: false
 allowPrivilegeEscalation: false
@@ -73,6 +82,17 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
   add: [NET_ADMIN, NET_RAW{{ if or (ne .Values.kernelCache "off") (ne .Values.guard "off") }}, BPF{{ end }}]
+{{- end }}
+
+{{- /* The API server refuses an update that may neither add an agent on a node nor remove one, and one
+that may do both. */ -}}
+{{- define "sluice.rollingUpdate" -}}
+{{- with .Values.updateStrategy.rollingUpdate -}}
+{{- if eq (has (printf "%v" .maxSurge) (list "0" "0%")) (has (printf "%v" .maxUnavailable) (list "0" "0%")) -}}
+{{- fail (printf "updateStrategy.rollingUpdate: maxSurge is %v and maxUnavailable is %v: set exactly one of the two to 0" .maxSurge .maxUnavailable) -}}
+{{- end -}}
+{{ toYaml . }}
+{{- end -}}
 {{- end }}
 
 {{- /* The host for the kubelet's probes: loopback if the agent listens on all addresses. */ -}}

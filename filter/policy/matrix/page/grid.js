@@ -1,15 +1,14 @@
 
-// spare is how many rows and columns beyond the visible ones are drawn. Columns come in steps of
-// so many, since each one is in every row.
+// spare is the number of rows and columns to draw beyond the visible ones. Columns are added and
+// removed in multiples of spare, because each change of columns affects every row.
 const spare = 8;
 
 const heading = (role, index, o) => `<div role="${role}" aria-colindex="${index}" class="head${o.class}" tabindex="-1" title="${escape(o.title)}">${o.html}</div>`;
 
-// Grid draws a table of any size: only the cells that are visible, and some around them, are
-// elements of the page. Headings are at row or column -1. Arrow keys move the focus; one
-// cell is reached by the tab key.
+// Grid draws a table of any size: the page has elements only for visible cells and some around them.
+// Headings have the row or column -1. Arrow keys move the focus; the tab key reaches a single cell.
 class Grid {
-  // on has the functions point(r, c), open(r, c, {touch, keep}) and escape().
+  // The object on has the functions point(r, c), open(r, c, {touch, keep}) and escape().
   constructor(scroller, root, on) {
     Object.assign(this, {scroller, root, on, table: null, at: {r: 0, c: 0}, kept: null, marked: null, drawn: new Map()});
     root.innerHTML = '<div role="row" class="row top" aria-rowindex="1"></div><div role="rowgroup" class="body"></div>';
@@ -17,7 +16,7 @@ class Grid {
     let frame = 0;
     scroller.addEventListener("scroll", () => { frame ||= requestAnimationFrame(() => { frame = 0; this.render(); }); }, {passive: true});
     root.addEventListener("pointerover", e => { if (e.pointerType === "mouse") this.over(e.target); });
-    // The focus that a pointer gives shows nothing: the click that follows does.
+    // If a pointer moves the focus, no reasons are shown: the click that follows shows them.
     root.addEventListener("pointerdown", e => { this.quiet = true; this.touch = e.pointerType === "touch"; });
     root.addEventListener("pointercancel", () => { this.quiet = false; });
     root.addEventListener("focusin", e => this.focused(this.place(e.target)));
@@ -31,9 +30,9 @@ class Grid {
     scroller.addEventListener("keydown", e => this.key(e));
   }
 
-  // show draws a table: counts of rows and columns, the sizes of cells and headings in pixels, and
-  // rowHead(r), columnHead(c) and cell(r, c), which return {html, title, class}. A row's heading also
-  // has the class that its row gets as "first".
+  // show draws a table. The object table has the numbers of rows and columns, the sizes of cells and
+  // headings in pixels, and the functions rowHead(r), columnHead(c) and cell(r, c), which return {html,
+  // title, class}. In addition, rowHead returns "first", a class for the whole row.
   show(table) {
     this.table = table;
     this.at = {r: Math.min(this.at.r, table.rows - 1), c: Math.min(this.at.c, table.columns - 1)};
@@ -47,7 +46,7 @@ class Grid {
     this.render();
   }
 
-  // render draws what is visible and is not drawn yet, and removes what is far away.
+  // render draws visible rows and columns that are not drawn yet, and removes those that are far away.
   render() {
     const {table: t, scroller: s, drawn} = this;
     if (!t) return;
@@ -58,7 +57,7 @@ class Grid {
     const below = Math.min(t.rows, Math.ceil((s.scrollTop + s.clientHeight - t.top) / t.height) + spare);
     if (first !== this.first || last !== this.last) this.columns(first, last);
     for (const [r, row] of drawn) if (r < above || r >= below) { row.remove(); drawn.delete(r); }
-    const before = document.createDocumentFragment(), after = document.createDocumentFragment(); // rows stay in order
+    const before = document.createDocumentFragment(), after = document.createDocumentFragment(); // keep the rows in order
     for (let r = above, seen = !drawn.size; r < below; r++) {
       if (drawn.has(r)) seen = true;
       else (seen ? after : before).append(this.row(r));
@@ -69,7 +68,7 @@ class Grid {
     if (this.marked) this.mark(this.marked);
   }
 
-  // columns changes the columns that are drawn.
+  // columns draws the columns from first up to last, and removes all others.
   columns(first, last) {
     const [was, end] = [this.first, this.last], {drawn, top} = this;
     [this.first, this.last] = [first, last];
@@ -99,14 +98,15 @@ class Grid {
     return row;
   }
 
-  // line returns a row's elements: its heading, the space of the columns before, and its cells.
+  // line returns the elements of a row: its heading, a space as wide as the columns before the drawn
+  // ones, and its cells.
   line(r) {
     const t = this.table;
     const first = r < 0 ? '<div role="columnheader" aria-colindex="1" class="head corner">from ↓ to →</div>' : heading("rowheader", 1, t.rowHead(r));
     return first + '<div class="before"></div>' + this.cells(r, this.first, this.last);
   }
 
-  // cells returns the elements of some columns.
+  // cells returns the elements of row r in the columns from "from" up to "to".
   cells(r, from, to) {
     const t = this.table, html = [];
     for (let c = from; c < to; c++) {
@@ -117,20 +117,21 @@ class Grid {
     return html.join("");
   }
 
-  // element returns the element of a place; null if it is not drawn.
+  // element returns the element at row r and column c, or null if it is not drawn.
   element(r, c) {
     const row = r < 0 ? this.top : this.drawn.get(r);
     return row ? row.querySelector(`[aria-colindex="${c + 2}"]`) : null;
   }
 
-  // place returns the row and column of an element; null if it is in none.
+  // place returns the row and column of the cell or heading that contains an element, or null if there
+  // is none.
   place(element) {
     const e = element.closest && element.closest("[tabindex][aria-colindex]");
     return e && {r: Number(e.parentNode.getAttribute("aria-rowindex")) - 2, c: Number(e.getAttribute("aria-colindex")) - 2};
   }
 
-  // stop makes one element reachable by the tab key, and gives it back the focus if it was
-  // removed with it.
+  // stop makes one element reachable by the tab key. If focus is true, the grid had the focus, and stop
+  // restores it if the focused element was removed.
   stop(focus) {
     for (const e of this.root.querySelectorAll('[tabindex="0"]')) e.tabIndex = -1;
     const e = this.element(this.at.r, this.at.c);
@@ -140,7 +141,7 @@ class Grid {
     if (focus && !this.root.contains(document.activeElement)) (e || this.scroller).focus({preventScroll: true});
   }
 
-  // focus moves the focus, and scrolls as far as is needed.
+  // focus moves the focus, and scrolls until it is visible.
   focus(r, c, {quiet = false} = {}) {
     this.at = {r, c};
     this.reveal();
@@ -150,7 +151,7 @@ class Grid {
     this.quiet = false;
   }
 
-  // reveal scrolls to the place of the focus, as far as is needed.
+  // reveal scrolls until the cell with the focus is visible.
   reveal() {
     const {table: t, scroller: s, at: {r, c}} = this;
     const into = (now, start, size, room) => start < now ? start : start + size > now + room ? start + size - room : now;
@@ -171,7 +172,7 @@ class Grid {
     if (p) this.on.point(p.r, p.c);
   }
 
-  // mark marks the headings of the place that reasons are shown of; null for none.
+  // mark marks the headings of the cell whose reasons are shown. With null, it marks none.
   mark(p) {
     this.marked = p;
     for (const e of this.root.querySelectorAll(".on")) e.classList.remove("on");
@@ -179,7 +180,7 @@ class Grid {
     for (const e of [this.element(p.r, -1), this.element(-1, p.c)]) if (e) e.classList.add("on");
   }
 
-  // keep marks a cell whose reasons stay; null for none.
+  // keep marks the cell whose reasons stay shown. With null, it marks none.
   keep(p) {
     this.kept = p;
     for (const e of this.root.querySelectorAll(".kept")) e.classList.remove("kept");

@@ -4,20 +4,20 @@ const levels = ["namespace", "workload", "pod"];
 const states = ["", "open", "part", "declared", "closed", "self"];
 const isOpen = state => state === "open" || state === "part" || state === "declared";
 
-// read returns the data of the page: compressed JSON in Base64.
+// read decodes the data of the page, which is compressed JSON in Base64.
 async function read(text) {
   const bytes = Uint8Array.from(atob(text.trim()), c => c.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
 }
 
-// unrun decodes a row: runs of a kind and a length.
+// unrun decodes a row. Each run has two numbers: a kind and a length.
 function unrun(runs) {
   const kinds = [];
   for (let i = 0; i < runs.length; i += 2) for (let n = 0; n < runs[i + 1]; n++) kinds.push(runs[i]);
   return Uint32Array.from(kinds);
 }
 
-// includes reports whether ports such as "TCP 80-90, UDP, ICMP" include one such as "TCP 80".
+// includes reports whether ports, such as "TCP 80-90, UDP, ICMP", include port, such as "TCP 80".
 function includes(ports, port) {
   const [proto, number] = port.split(" ");
   return ports.split(", ").some(text => {
@@ -29,7 +29,7 @@ function includes(ports, port) {
   });
 }
 
-// combined sums up the states of pairs, as the command does for namespaces.
+// combined summarizes the states of pairs, as the command does for namespaces.
 function combined(counts) {
   const all = states.reduce((n, s) => n + (s && s !== "self" ? counts[s] : 0), 0);
   if (all === 0) return counts.self ? "self" : "";
@@ -38,8 +38,8 @@ function combined(counts) {
   return counts.declared && counts.declared + counts.closed === all ? "declared" : "part";
 }
 
-// Model answers questions about the data. A leaf is an index in data.from or data.to. A line is a
-// row or a column of a view: a namespace, a workload or one leaf.
+// Model answers questions about the data. A leaf is a party, given by its index in data.from or
+// data.to. A line is a row or a column of a view: a namespace, a workload or one leaf.
 class Model {
   constructor(data) {
     this.data = data;
@@ -61,7 +61,7 @@ class Model {
     return [...new Set(this.data[side].map(i => this.data.parties[i].ns || "-"))];
   }
 
-  // lines returns the rows (of "from") or columns (of "to") of a view.
+  // lines returns the rows of a view if side is "from", and its columns if side is "to".
   lines(side, view) {
     const scope = view[side], want = view[side + "Name"].trim().toLowerCase(), lines = new Map();
     const level = Math.max(levels.indexOf(view.by), !scope ? 0 : scope.includes("/") ? 2 : 1);
@@ -79,15 +79,16 @@ class Model {
     return [...lines.values()];
   }
 
-  // kind returns the kind of the cell of two leaves, as an index in data.kinds.
+  // kind returns the kind of the cell from leaf i to leaf j, as an index in data.kinds.
   kind(i, j) {
     const own = this.own.get(i);
     return own && own.j === j ? own.kind : this.rows[this.data.rowOf[i]][j];
   }
 
-  // answers returns the answers of a kind, or those about a port. The names of the policies of the
-  // pairs are put into the reasons: "from" between control characters are all that isolate the
-  // source, "to.0" is the first that isolates the destination. Where pairs have different ones, they have no name.
+  // answers returns the answers in list, limited to the port if one is given. In their reasons, it
+  // replaces placeholders by the names of the pairs' policies: "from" between control characters stands
+  // for all policies that isolate the source, and "to.0" for the first that isolates the destination.
+  // If the names differ between pairs, the reasons describe the policies without naming them.
   answers(list, port, pairs = []) {
     const named = text => text.replace(/\u0001(from|to)(?:\.(\d+))?\u0001/g, (_, end, n) => {
       const names = new Set(pairs.map(pair => {
@@ -102,7 +103,8 @@ class Model {
     return port ? all.filter(a => includes(a.ports, port)).map(a => ({...a, ports: port})) : all;
   }
 
-  // at restricts the states of cells to a port, or to none.
+  // at sets the states of all kinds to those at a port. Without a port, it sets them to those at all
+  // ports.
   at(port) {
     this.port = port;
     this.states = this.data.kinds.map(kind => {
@@ -112,7 +114,7 @@ class Model {
     });
   }
 
-  // counts counts the pairs of leaves in two lines, by state.
+  // counts returns the number of pairs of leaves in two lines, by state.
   counts(row, column) {
     const counts = {"": 0, open: 0, part: 0, declared: 0, closed: 0, self: 0};
     for (const i of row.leaves) for (const j of column.leaves) counts[this.states[this.kind(i, j)]]++;
@@ -124,7 +126,7 @@ class Model {
     return combined(this.counts(row, column));
   }
 
-  // groups returns the pairs of leaves in two lines by the kind of their cells: first what is open.
+  // groups groups the pairs of leaves in two lines by the kind of their cells. Open groups come first.
   groups(row, column) {
     const groups = new Map();
     for (const i of row.leaves) for (const j of column.leaves) {
@@ -137,7 +139,8 @@ class Model {
     return [...groups.values()].sort((a, b) => rank(a) - rank(b) || b.pairs.length - a.pairs.length);
   }
 
-  // text returns the open ports of a cell: those of all pairs, or how many pairs have some.
+  // text returns the text of a cell: the open ports if they are the same for all pairs, and otherwise
+  // the number of pairs with open ports.
   text(row, column) {
     const [i] = row.leaves, [j] = column.leaves, counts = this.counts(row, column), state = combined(counts);
     if (state === "self" || state === "") return state;

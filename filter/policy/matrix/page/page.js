@@ -6,18 +6,20 @@ const word = {
   "": "policies do not decide", open: "every port", part: "in part", declared: "only declared ports", closed: "closed", self: "itself",
   allow: "open", deny: "closed", mixed: "for one address family only", depends: "depends on addresses that are not known", some: "for some pairs",
 };
-// told is the word for a state: what is open at the ports of the question is not open at every port.
+// told returns the word for a state. If the view or the matrix is limited to ports, "open" does not
+// mean open at every port.
 const told = state => state === "open" && (view.port || model.data.asked) ? word.allow : word[state];
 const narrow = () => window.innerWidth < 720;
 const plural = (n, one) => n.toLocaleString("en") + " " + one + (n === 1 ? "" : "s");
-// short leaves out the middle of a long text: names of pods of one workload differ at the end.
+// short omits the middle of a text that is too long, because the names of a workload's pods differ at
+// the end.
 const short = (s, n) => s.length <= n ? s : s.slice(0, Math.ceil(n / 2) - 1) + "…" + s.slice(-Math.floor(n / 2));
 
 const fields = {by: "", from: "", to: "", fromName: "", toName: "", port: "", open: "", cell: ""};
-let model, grid, view = {...fields}, rows = [], columns = [], cells = [], pointed = "", at = null; // pointed and at: what the panel shows the reasons of
+let model, grid, view = {...fields}, rows = [], columns = [], cells = [], pointed = "", at = null; // pointed and at: the cell or heading that the panel describes
 
-// The view is in the address of the page, so that a link keeps it, and the browser's back button
-// returns to the one before.
+// The fragment of the page's address contains the view. So a link keeps the view, and the browser's
+// back button restores the one before.
 function load() {
   const given = new URLSearchParams(location.hash.slice(1));
   for (const id in fields) view[id] = given.get(id) || (id === "by" ? model.data.by : "");
@@ -30,7 +32,7 @@ function save(step) {
   history[step ? "pushState" : "replaceState"]({depth}, "", "#" + set);
   $("link").href = "#" + set;
 }
-// go changes the view. A step can be taken back by the browser's back button.
+// go changes the view. If step is true, the browser's back button can undo the change.
 function go(change, step) {
   view = {...view, cell: "", ...change};
   save(step);
@@ -78,7 +80,7 @@ function draw() {
   restore();
 }
 
-// restore shows the reasons of the cell in the address, or how to get any.
+// restore shows the reasons of the cell in the address, or help if the address has no such cell.
 function restore() {
   const [from, to] = view.cell.split(" → "), r = rows.findIndex(l => l.full === from), c = columns.findIndex(l => l.full === to);
   if (r < 0 || c < 0) return silent();
@@ -97,7 +99,8 @@ function silent() {
     "<p>Keys: arrows move, Enter opens, Space keeps, Escape closes or goes back.</p><p>A cell is blank where policies do not decide, as between two nodes.</p>";
 }
 
-// A line's heading: the namespace, if there are several, and the name.
+// The functions below make the heading of a line: its name, after its namespace if the view has
+// several.
 const several = side => !view[side] || view[side] === "-";
 const plain = (line, ns, name) => line.name === "*" ? short(line.ns, ns + name) + "/*" : (ns && line.ns ? short(line.ns, ns) + "/" : "") + short(line.name, name);
 const label = (line, ns, name) => line.name === "*" ? escape(short(line.ns, ns + name)) + "<small>/*</small>" : (ns && line.ns ? "<small>" + escape(short(line.ns, ns)) + "/</small>" : "") + escape(short(line.name, name));
@@ -106,10 +109,10 @@ const pen = document.createElement("canvas").getContext("2d");
 const width = text => pen.measureText(text).width;
 const widest = (list, of) => Math.ceil(list.reduce((most, o) => Math.max(most, width(of(o))), 0));
 
-// table describes the table for the grid. Cells have their ports if all columns fit, and signs
-// otherwise. The headings of columns are level if they fit.
+// table describes the table for the grid. Cells contain their ports if all columns fit, and otherwise
+// signs. The headings of columns are horizontal if they fit.
 function table() {
-  // The lengths of namespaces and names in headings: of rows and of columns.
+  // The lengths of namespaces and names in the headings of rows, and in those of columns.
   const small = narrow(), room = $("scroll").clientWidth - 2;
   const [ns, name, topNs, topName] = [several("from") && (small ? 6 : 18), small ? 14 : 30, several("to") && (small ? 6 : 12), small ? 14 : 22];
   pen.font = getComputedStyle(document.body).font;
@@ -140,14 +143,15 @@ function crumbs() {
       return i === scopes.length - 1 ? `<b aria-current="location">${text}</b>` : `<button type="button" data-side="${side}" data-scope="${escape(scope)}">${text}</button>`;
     }).join(" › ");
   };
-  // Both halves of a matrix that is about one namespace.
+  // If the matrix is about one namespace, offer its two halves: flows into the namespace, and flows out
+  // of it.
   const [about, more] = model.data.namespaces || [];
   const half = (from, to, text) => view.from === from && view.to === to ? "" : ` · <button type="button" data-from="${escape(from)}" data-to="${escape(to)}">${text} ${escape(about)}</button>`;
   $("crumbs").innerHTML = (view.from || view.to ? '<button type="button" id="back">‹ back</button> ' : "") + "from " + path("from") + " → to " + path("to") + (about && !more ? half("", about, "into") + half(about, "", "out of") : "");
 }
 
 const badge = (state, text) => `<span class="badge ${state}">${escape(text)}</span>`;
-// why has a line for each direction.
+// why returns the HTML of a reason, with a line for each direction.
 const why = text => escape(text).split("; ingress: ").map((t, i) => i ? "ingress: " + t : t).join("<br>");
 function reasons(list, state) {
   return "<dl>" + list.map(a => {
@@ -162,7 +166,7 @@ function isolation(p, way, policies, ordered) {
 const about = p => `<b>${escape(p.full)}</b>${p.about ? ": " + escape(p.about) : ""}`;
 const ends = (from, to) => `<p class="ends">${about(from)}${isolation(from, "egress", from.egress, from.orderedEgress)}</p><p class="ends">${about(to)}${isolation(to, "ingress", to.ingress, to.orderedIngress)}</p>`;
 
-// onePair has the reasons of two leaves.
+// onePair returns the HTML of the reasons for one pair of leaves.
 function onePair(i, j) {
   const kind = model.data.kinds[model.kind(i, j)], state = model.states[model.kind(i, j)], from = model.party("from", i), to = model.party("to", j);
   if (!kind.state) return "<p>Policies do not decide about this pair, or the matrix is not about it.</p>";
@@ -170,7 +174,7 @@ function onePair(i, j) {
     (kind.ownNode && kind.ownNode.length ? "<h3>On the pod's own node</h3>" + reasons(model.answers(kind.ownNode, view.port, [[i, j]]), state) : "") + ends(from, to);
 }
 
-// manyPairs has the pairs by what is open, with the reason of the first answer.
+// manyPairs returns the HTML of groups of pairs. For each group, it has the reason of the first answer.
 const mostGroups = 12, mostPairs = 3;
 function manyPairs(groups) {
   const name = ([i, j]) => escape(model.party("from", i).full) + " → " + escape(model.party("to", j).full);
@@ -183,7 +187,7 @@ function manyPairs(groups) {
   return "<dl>" + html.join("") + "</dl>" + (groups.length > mostGroups ? `<p>and ${plural(groups.length - mostGroups, "other reason")}: open the cell to see them.</p>` : "");
 }
 
-// point shows the reasons of a cell, or what a heading is about.
+// point shows the reasons of a cell, or the description of a heading.
 function point(r, c) {
   const key = (r < 0 ? "" : rows[r].full) + " → " + (c < 0 ? "" : columns[c].full);
   if (key === pointed) return;
@@ -207,8 +211,8 @@ function headText(side, line) {
       "<ul>" + list.slice(0, 30).map(q => `<li>${escape(q.name)}${q.about ? "<br><small>" + escape(q.about) + "</small>" : ""}</li>`).join("") + "</ul>" + (list.length > 30 ? `<p>and ${list.length - 30} more</p>` : ""));
 }
 
-// openPlace opens what is below a cell or a heading. If nothing is, or if asked to, it keeps the reasons.
-// On a touch screen, the first touch shows the reasons.
+// openPlace expands a cell or a heading. If it cannot be expanded, or if keep is true, its reasons stay
+// shown instead. On a touch screen, the first touch only shows the reasons.
 function openPlace(r, c, {touch, keep}) {
   const row = rows[r], column = columns[c], key = (row ? row.full : "") + " → " + (column ? column.full : "");
   const change = {};
@@ -252,8 +256,8 @@ function listen() {
   window.addEventListener("afterprint", () => $("print").replaceChildren());
 }
 
-// resized draws the table for its new width, and keeps the cell of the focus visible: the panel of
-// reasons may have taken its place.
+// resized draws the table for its new width, and scrolls the focused cell into view, because the panel
+// of reasons may now cover it.
 let size = 0;
 function resized() {
   if ($("scroll").clientWidth === size) grid.render();
@@ -262,7 +266,7 @@ function resized() {
   if ($("grid").contains(document.activeElement)) grid.reveal();
 }
 
-// printAll draws the whole table, since the grid has only what is visible.
+// printAll draws the whole table, because the grid only has elements for visible cells.
 const mostPrinted = 40000;
 function printAll() {
   for (const notes of document.querySelectorAll(".notes")) notes.open = true;
