@@ -303,7 +303,7 @@ func TestMatrixUsageErrors(t *testing.T) {
 		"port":         {[]string{"-f", dir, "--port", "http"}, exitFailed, "1 to 65535"},
 		"port 0":       {[]string{"-f", dir, "--port", "0"}, exitFailed, "1 to 65535"},
 		"protocol":     {[]string{"-f", dir, "--port", "80/icmp"}, exitFailed, "sctp"},
-		"format":       {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "give one of text, json, csv, dot, markdown, html"},
+		"format":       {[]string{"-f", dir, "-o", "yaml"}, exitFailed, "give one of text, json, csv, dot, markdown, md, html"},
 		"no directory": {[]string{"-f", filepath.Join(dir, "none")}, exitFailed, "no such file"},
 		"no namespace": {[]string{"-f", dir, "--namespace", "none"}, exitFailed, "the namespaces here are default, shop"},
 		"no flag":      {nil, exitFailed, "filename"},

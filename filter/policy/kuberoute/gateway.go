@@ -84,10 +84,7 @@ func newRoute(kind string, o metav1.Object, spec *gatewayv1.CommonRouteSpec) *Ro
 
 func (r *Route) http(rules []gatewayv1.HTTPRouteRule, names []gatewayv1.Hostname) *Route {
 	for i, rule := range rules {
-		refs := make([]gatewayv1.BackendRef, len(rule.BackendRefs))
-		for j, b := range rule.BackendRefs {
-			refs[j] = b.BackendRef
-		}
+		refs := refsOf(rule.BackendRefs, func(b gatewayv1.HTTPBackendRef) gatewayv1.BackendRef { return b.BackendRef })
 		paths := []string{}
 		for _, m := range rule.Matches {
 			path := "" // a match without a path takes every path
@@ -103,10 +100,7 @@ func (r *Route) http(rules []gatewayv1.HTTPRouteRule, names []gatewayv1.Hostname
 
 func (r *Route) grpc(rules []gatewayv1.GRPCRouteRule, names []gatewayv1.Hostname) *Route {
 	for i, rule := range rules {
-		refs := make([]gatewayv1.BackendRef, len(rule.BackendRefs))
-		for j, b := range rule.BackendRefs {
-			refs[j] = b.BackendRef
-		}
+		refs := refsOf(rule.BackendRefs, func(b gatewayv1.GRPCBackendRef) gatewayv1.BackendRef { return b.BackendRef })
 		paths := []string{}
 		for _, m := range rule.Matches {
 			path := ""
@@ -118,6 +112,15 @@ func (r *Route) grpc(rules []gatewayv1.GRPCRouteRule, names []gatewayv1.Hostname
 		r.backends(i, refs, hostNames(names), paths...)
 	}
 	return r
+}
+
+// refsOf returns what the backends of a kind of route refer to.
+func refsOf[B any](backends []B, ref func(B) gatewayv1.BackendRef) []gatewayv1.BackendRef {
+	refs := make([]gatewayv1.BackendRef, len(backends))
+	for i, b := range backends {
+		refs[i] = ref(b)
+	}
+	return refs
 }
 
 // backends adds a target for each path and each backend of rule i. Without paths, the targets take
