@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -118,6 +120,26 @@ func newFixture(t *testing.T, count int, decide func(data []byte) filter.Action)
 	}
 	r.decide, r.count = decide, count
 	return r
+}
+
+// sentToQueues returns the number of IPv4 packets that the rule for the queues has matched.
+func (r *fixture) sentToQueues() int {
+	r.Helper()
+	text, err := r.node.Output(exec.Command("iptables", "-w", "-t", "mangle", "-nvxL", "POSTROUTING"))
+	if err != nil {
+		r.Fatal(err)
+	}
+	for line := range strings.Lines(text) {
+		if words := strings.Fields(line); len(words) > 2 && words[2] == "NFQUEUE" {
+			n, err := strconv.Atoi(words[0])
+			if err != nil {
+				r.Fatal(err)
+			}
+			return n
+		}
+	}
+	r.Fatalf("no rule for the queues:\n%s", text)
+	return 0
 }
 
 // run starts the workers of the queues, until the test ends or stop is called.
@@ -439,6 +461,12 @@ func TestFullQueueCallsOnGap(t *testing.T) {
 			})
 			c.opts.OnGap = func() { gaps.Add(1) }
 			q, _ := r.run(c.opts)
+			// The client learns the node's hardware address now. It would drop some of many packets that
+			// wait for the address.
+			toNode := netip.AddrPortFrom(r.node.IPv4, 9)
+			if got := r.client.Connect(t.Context(), "tcp", toNode, testTimeout); got.Outcome != lab.Refused {
+				t.Fatalf("the client does not reach its node: %v", got.Err)
+			}
 			for range c.packets {
 				conn, err := r.client.DialUDP(netip.AddrPortFrom(r.server.IPv4, 7))
 				if err != nil {
@@ -454,6 +482,9 @@ func TestFullQueueCallsOnGap(t *testing.T) {
 				n, err := q.Waiting()
 				return err == nil && int64(n) == want
 			})
+			// On a busy machine, some packets are still on their way when the queue is full. They would
+			// find room as soon as the others are answered.
+			r.await("all packets have reached the queue", func() bool { return r.sentToQueues() == c.packets })
 			if gaps.Load() > 0 {
 				t.Error("OnGap was called before the packets were read")
 			}
