@@ -53,10 +53,10 @@ func (l *listening) await(key filter.Key, ended bool) conntrack.Event {
 	l.t.Helper()
 	for deadline := time.Now().Add(testTimeout); ; time.Sleep(time.Millisecond) {
 		l.mu.Lock()
-		i := slices.IndexFunc(l.events, func(e conntrack.Event) bool { return e.Key == key && e.Ended == ended })
+		known := l.events
 		l.mu.Unlock()
-		if i >= 0 {
-			return l.events[i]
+		if i := slices.IndexFunc(known, func(e conntrack.Event) bool { return e.Key == key && e.Ended == ended }); i >= 0 {
+			return known[i]
 		}
 		if time.Now().After(deadline) {
 			l.t.Fatalf("no event of %v (ended: %t)", key, ended)
