@@ -45,7 +45,8 @@ answers without the agent, too.
 
 With -f it prints flows as they happen, until it is interrupted. Without, it prints the last
 ones that the agent has kept. The agent records flows only while a command shows them, so
-that they cost nothing otherwise; it always keeps the last denials: see sluice denied.
+that they cost nothing otherwise, and a line says for which time there are none; it always keeps
+the last denials: see sluice denied.
 
 In the text, equal flows within a second are one line. If there are more than the agent can
 show, or a flow is left out, a line says how many are missing.

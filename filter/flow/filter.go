@@ -11,7 +11,7 @@ import (
 )
 
 // Filter selects records. Its fields are conditions that must all be fulfilled; an empty one always
-// is. A record of left-out records fulfills all.
+// is. A record of left-out records fulfills all, and one of what was not recorded those that what is missing could fulfill.
 type Filter struct {
 	Event      string   // allowed or denied; ended connections are allowed ones
 	Namespaces []string // one of the ends is in one of them
@@ -103,8 +103,11 @@ func ParsePort(text string) (Port, error) {
 
 // Selects reports whether a record fulfills all conditions.
 func (f *Filter) Selects(r *Record) bool {
-	if r.Event == LeftOut.String() {
+	switch r.Event {
+	case LeftOut.String():
 		return true
+	case Unrecorded.String():
+		return f.Event != Denied.String() || r.Missing != onlyConnections
 	}
 	return f.selectsEvent(r.Event) && f.selectsNamespace(r) &&
 		selectsEnd(f.From, r.From, r.Src) && selectsEnd(f.To, r.Into, r.Dst) &&

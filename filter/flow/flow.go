@@ -32,9 +32,12 @@ const (
 	Ended
 	// LeftOut: records are missing here. Count is their number.
 	LeftOut
+	// Unrecorded: nothing has watched for Duration until now, so that what happened was not recorded.
+	// If OnlyConnections is set, denials were.
+	Unrecorded
 )
 
-var kinds = [...]string{Opened: "allowed", Denied: "denied", Ended: "ended", LeftOut: "left-out"}
+var kinds = [...]string{Opened: "allowed", Denied: "denied", Ended: "ended", LeftOut: "left-out", Unrecorded: "unrecorded"}
 
 // String returns the kind as in JSON.
 func (k Kind) String() string { return kinds[k] }
@@ -47,7 +50,7 @@ type Entry struct {
 	Time    time.Time
 	Key     filter.Key
 	SrcPort uint16
-	// Verdict is that of the packet; for LeftOut and Ended it is zero.
+	// Verdict is that of the packet; zero unless the kind is Opened or Denied.
 	Verdict filter.Verdict
 	// Src and Dst are the owners of the addresses; nil outside the cluster.
 	Src, Dst *policy.Endpoint
@@ -59,6 +62,8 @@ type Entry struct {
 	Duration       time.Duration
 	Sent, Received Traffic
 	Counted        bool
+	// OnlyConnections is for Unrecorded.
+	OnlyConnections bool
 	// Count is the number of records that LeftOut stands for.
 	Count uint64
 }

@@ -26,6 +26,9 @@ func numbered(n int) *flow.Entry {
 	return &flow.Entry{Kind: flow.Opened, Time: start.Add(time.Duration(n) * time.Millisecond), SrcPort: uint16(n)}
 }
 
+// unrecorded stands for a record of what was not recorded.
+const unrecorded = 1 << 20
+
 // drain returns the numbers of the records that are there; a LeftOut is its negative count.
 func drain(w *flow.Watcher) (numbers []int) {
 	var into [3]flow.Entry // fewer than most tests have
@@ -35,9 +38,12 @@ func drain(w *flow.Watcher) (numbers []int) {
 			return numbers
 		}
 		for _, e := range into[:n] {
-			if e.Kind == flow.LeftOut {
+			switch e.Kind {
+			case flow.LeftOut:
 				numbers = append(numbers, -int(e.Count))
-			} else {
+			case flow.Unrecorded:
+				numbers = append(numbers, unrecorded)
+			default:
 				numbers = append(numbers, int(e.SrcPort))
 			}
 		}
@@ -68,7 +74,7 @@ func TestLog(t *testing.T) {
 	second.Close()
 	l.Add(numbered(5))
 	third := l.Watch(100, true)
-	if got, want := drain(third), []int{2, 3, 4}; !slices.Equal(got, want) {
+	if got, want := drain(third), []int{2, 3, 4, unrecorded}; !slices.Equal(got, want) {
 		t.Errorf("the third watcher reads %v, want %v", got, want)
 	}
 	fourth := l.Watch(0, false)
@@ -78,6 +84,37 @@ func TestLog(t *testing.T) {
 	if want := []flow.Watched{both, {}, both, {Denials: true}, {}}; !slices.Equal(switched, want) {
 		t.Errorf("switched %v, want %v", switched, want)
 	}
+}
+
+// Records from before are followed by how long nothing has watched: connections or anything.
+func TestUnrecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := flow.NewLog(8, nil)
+		denials := l.Watch(0, false)
+		l.Add(&flow.Entry{Kind: flow.Denied, Time: time.Now()})
+		time.Sleep(5 * time.Second)
+		connections := l.Watch(8, true) // since the begin, only denials were recorded
+		connections.Close()
+		denials.Close()
+		time.Sleep(time.Minute)
+		again := l.Watch(8, false)
+		again.Close()
+		describer := flow.NewDescriber("node-1", func() *policy.Snapshot { return nil })
+		var got []string
+		for into := make([]flow.Entry, 8); ; {
+			n := again.Next(t.Context(), into, false)
+			if n == 0 {
+				break
+			}
+			for i := range into[:n] {
+				r := describer.Record(&into[i])
+				got = append(got, fmt.Sprint(r.Event, r.Missing, r.Seconds))
+			}
+		}
+		if want := []string{"denied0", "unrecordedconnections5", "unrecordedall60"}; !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	})
 }
 
 // A watcher that is too slow is told how many records it has missed.

@@ -36,6 +36,8 @@ type Log struct {
 	limits [LeftOut]*rate.Limiter
 	left   uint64    // records that are left out, and not yet told
 	told   time.Time // when the last LeftOut was recorded
+	// watched and connected are when denials and connections were recorded last, or may have been.
+	watched, connected time.Time
 	// more is closed when there is a new record, if waiting is set: then a watcher waits for it.
 	more    chan struct{}
 	waiting bool
@@ -49,7 +51,8 @@ type Watched struct{ Denials, Connections bool }
 // NewLog returns a log of the given number of records. onWatch is called when what is watched has
 // changed; the calls never overlap. It may be nil.
 func NewLog(size int, onWatch func(Watched)) *Log {
-	l := &Log{size: max(size, 1), onWatch: onWatch, more: make(chan struct{})}
+	now := time.Now()
+	l := &Log{size: max(size, 1), onWatch: onWatch, more: make(chan struct{}), watched: now, connected: now}
 	for i := range l.limits {
 		l.limits[i] = rate.NewLimiter(perSecond, perSecond)
 	}
@@ -151,10 +154,27 @@ func (l *Log) Watch(last int, connections bool) *Watcher {
 	if l.ring == nil {
 		l.ring = make([]Entry, l.size)
 	}
+	l.tellUnrecorded(connections, time.Now())
 	at := l.next - min(uint64(max(last, 0)), l.kept())
 	l.mu.Unlock()
 	l.watch(1, connections)
 	return &Watcher{l, connections, at}
+}
+
+// tellUnrecorded records for how long nothing has watched, if there are records from before.
+func (l *Log) tellUnrecorded(connections bool, now time.Time) {
+	e := Entry{Kind: Unrecorded, Time: now}
+	switch w := l.Watched(); {
+	case l.next == 0:
+		return
+	case !w.Denials:
+		e.Duration = now.Sub(l.watched)
+	case connections && !w.Connections:
+		e.Duration, e.OnlyConnections = now.Sub(l.connected), true
+	default:
+		return
+	}
+	l.put(&e)
 }
 
 // watch adds n to the watchers.
@@ -164,8 +184,26 @@ func (l *Log) watch(n int32, connections bool) {
 	if connections {
 		l.connections.Add(n)
 	}
-	if now := l.Watched(); now != before && l.onWatch != nil {
+	now := l.Watched()
+	if now == before {
+		return
+	}
+	if l.onWatch != nil {
 		l.onWatch(now)
+	}
+	l.noteEnd(before, now)
+}
+
+// noteEnd remembers when something has ceased to be watched.
+func (l *Log) noteEnd(before, now Watched) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := time.Now()
+	if before.Denials && !now.Denials {
+		l.watched = at
+	}
+	if before.Connections && !now.Connections {
+		l.connected = at
 	}
 }
 

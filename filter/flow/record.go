@@ -18,7 +18,7 @@ type Record struct {
 	Time time.Time `json:"time"`
 	// Node is the name of the node that has made the record.
 	Node string `json:"node,omitempty"`
-	// Event is allowed, denied, ended or left-out.
+	// Event is allowed, denied, ended, left-out or unrecorded.
 	Event string `json:"event"`
 	// Answer is reject if the sender of a denied packet got an answer.
 	Answer string `json:"answer,omitempty"`
@@ -40,6 +40,9 @@ type Record struct {
 	Into    *End  `json:"to,omitempty"`
 	Egress  *Side `json:"egress,omitempty"`
 	Ingress *Side `json:"ingress,omitempty"`
+
+	// Missing is what was not recorded in the Seconds until Time: all or connections.
+	Missing string `json:"missing,omitempty"`
 
 	// Seconds, Sent and Received are those of a connection that has ended. They are missing where the
 	// kernel does not count: net.netfilter.nf_conntrack_acct and nf_conntrack_timestamp.
@@ -69,6 +72,9 @@ type Workload struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
 }
+
+// onlyConnections is a value of Missing.
+const onlyConnections = "connections"
 
 // The kinds of ends.
 const (
@@ -116,7 +122,14 @@ func NewDescriber(node string, snapshot func() *policy.Snapshot) *Describer {
 // Record returns the record of an entry.
 func (d *Describer) Record(e *Entry) *Record {
 	r := &Record{Time: e.Time, Node: d.node, Event: e.Kind.String(), Count: e.Count}
-	if e.Kind == LeftOut {
+	switch {
+	case e.Kind == LeftOut:
+		return r
+	case e.Kind == Unrecorded:
+		r.Seconds, r.Missing = e.Duration.Seconds(), "all"
+		if e.OnlyConnections {
+			r.Missing = onlyConnections
+		}
 		return r
 	}
 	if e.Kind == Denied {

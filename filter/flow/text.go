@@ -14,6 +14,14 @@ func (r *Record) Text() string {
 	if r.Event == LeftOut.String() {
 		return fmt.Sprintf("(%d more are not shown)", r.Count)
 	}
+	if r.Event == Unrecorded.String() {
+		what := "flows"
+		if r.Missing == onlyConnections {
+			what = "connections"
+		}
+		since := r.Time.Add(-time.Duration(r.Seconds * float64(time.Second)))
+		return fmt.Sprintf("(%s from %s to %s were not recorded)", what, since.Local().Format(time.TimeOnly), r.Time.Local().Format(time.TimeOnly))
+	}
 	var b strings.Builder
 	b.WriteString(r.word())
 	fmt.Fprintf(&b, "  %s → %s", r.From.text(r.Src), r.Into.text(r.Dst))
@@ -144,7 +152,7 @@ func size(n uint64) string {
 // Same reports whether two records differ in nothing but time, source port and counts, so that they
 // can be shown as one.
 func (r *Record) Same(o *Record) bool {
-	return r.Event == o.Event && r.Event != Ended.String() && r.Event != LeftOut.String() && r.Node == o.Node &&
+	return r.Event == o.Event && r.Event != Ended.String() && r.Event != LeftOut.String() && r.Event != Unrecorded.String() && r.Node == o.Node &&
 		r.Src == o.Src && r.Dst == o.Dst && r.DstPort == o.DstPort && r.Protocol == o.Protocol && r.Transport == o.Transport &&
 		r.Answer == o.Answer && r.Reason == o.Reason && r.To == o.To && r.Why() == o.Why()
 }

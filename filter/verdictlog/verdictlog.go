@@ -77,7 +77,7 @@ func (l *Log) record(e *flow.Entry) {
 	case e.Kind == flow.LeftOut:
 		l.suppress(e.Count)
 		return
-	case e.Kind == flow.Ended, e.Kind == flow.Opened && l.level != All:
+	case e.Kind == flow.Ended, e.Kind == flow.Unrecorded, e.Kind == flow.Opened && l.level != All:
 		return
 	case !l.limit.Allow():
 		l.suppress(1)

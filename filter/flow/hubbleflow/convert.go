@@ -38,12 +38,13 @@ const (
 )
 
 // Response returns a record as Observer.GetFlows answers it and "hubble observe -o jsonpb" prints it.
-// It returns nil for the end of a connection, for which Hubble has no flow.
+// It returns nil for the end of a connection and for what was not recorded, for which Hubble has
+// nothing.
 func Response(r *flow.Record) *observerpb.GetFlowsResponse {
 	at := timestamppb.New(r.Time)
 	out := &observerpb.GetFlowsResponse{NodeName: r.Node, Time: at}
 	switch r.Event {
-	case flow.Ended.String():
+	case flow.Ended.String(), flow.Unrecorded.String():
 		return nil
 	case flow.LeftOut.String():
 		out.ResponseTypes = &observerpb.GetFlowsResponse_LostEvents{LostEvents: &flowpb.LostEvent{

@@ -100,7 +100,7 @@ func (s *sender) run(ctx context.Context) error {
 
 // pass gives an entry to send if the query selects it.
 func (s *sender) pass(e *flow.Entry, send func(*flow.Entry) error) error {
-	if e.Time.Before(s.since) || !s.until.IsZero() && e.Time.After(s.until) || e.Kind == flow.Ended {
+	if e.Time.Before(s.since) || !s.until.IsZero() && e.Time.After(s.until) || e.Kind == flow.Ended || e.Kind == flow.Unrecorded {
 		return nil
 	}
 	if e.Kind != flow.LeftOut && !s.filter.Selects(hubbleflow.Flow(s.describer.Record(e))) {
