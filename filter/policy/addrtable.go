@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// addrTable maps addresses to their owners. A table never changes: the method "with" returns a
+// addrTable maps addresses to their owners and IDs. A table never changes: the method "with" returns a
 // new table, which shares all unchanged chapters with the old one. In a table of 100,000
 // addresses, one change copies some 16 KB, and a large batch of changes copies little more than
 // the whole table once. A lookup makes one memory access that is likely to miss the CPU's caches.
@@ -29,17 +29,18 @@ type chapter struct {
 	slots []entry // the length is a power of two; at most three in four slots are used
 }
 
-// entry is a slot of a chapter: an address as 16 bytes, and its owner. A slot without an
-// owner is free. With a netip.Addr, an entry would be a third larger, and the two lookups
+// entry is a slot of a chapter: an address as 16 bytes, its owner, and its ID. A slot without an
+// owner is free. With a netip.Addr, an entry would be a quarter larger, and the two lookups
 // for each packet would be slower.
 type entry struct {
 	high, low uint64
 	owner     *Endpoint
+	id        ID
 }
 
-func entryOf(a netip.Addr, owner *Endpoint) entry {
+func entryOf(a netip.Addr, owner *Endpoint, id ID) entry {
 	b := a.As16()
-	return entry{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), owner}
+	return entry{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), owner, id}
 }
 
 // addr returns the address. IPv4 addresses are unmapped.
@@ -71,12 +72,19 @@ func (c *chapter) slot(e *entry, hash uint64) *entry {
 
 // get returns the owner of an address, or nil.
 func (t *addrTable) get(a netip.Addr) *Endpoint {
+	owner, _ := t.find(a)
+	return owner
+}
+
+// find returns the owner of an address and the ID of the address; nil and 0 if it has no owner.
+func (t *addrTable) find(a netip.Addr) (*Endpoint, ID) {
 	if t.size == 0 {
-		return nil
+		return nil, 0
 	}
-	e := entryOf(a, nil)
+	e := entryOf(a, nil, 0)
 	hash := e.hash()
-	return t.chapters[hash&uint64(len(t.chapters)-1)].slot(&e, hash).owner
+	s := t.chapters[hash&uint64(len(t.chapters)-1)].slot(&e, hash)
+	return s.owner, s.id
 }
 
 // all yields the addresses with their owners, in no particular order.
@@ -92,9 +100,9 @@ func (t *addrTable) all() iter.Seq2[netip.Addr, *Endpoint] {
 	}
 }
 
-// with returns a table with changed owners: each entry sets the owner of an address, or
+// with returns a table with changed entries: each move sets the owner and the ID of an address, or
 // removes the address if the owner is nil.
-func (t *addrTable) with(changes []entry) *addrTable {
+func (t *addrTable) with(changes []move) *addrTable {
 	next := &addrTable{size: t.size, chapters: slices.Clone(t.chapters)}
 	shared := make([]bool, len(t.chapters))
 	for i := range shared {
@@ -111,8 +119,8 @@ func (t *addrTable) with(changes []entry) *addrTable {
 			}
 		}
 	}
-	for _, e := range changes {
-		next.set(shared, e)
+	for i := range changes {
+		next.set(shared, changes[i].entry)
 	}
 	return next
 }
@@ -130,7 +138,7 @@ func chaptersFor(addrs, n int) int {
 	return n
 }
 
-// set sets the owner of an address, or removes the address if the owner is nil. If the
+// set sets the entry of an address, or removes the address if the owner is nil. If the
 // chapter of the address is shared with another table, set copies the chapter first.
 func (t *addrTable) set(shared []bool, e entry) {
 	hash := e.hash()
@@ -147,7 +155,7 @@ func (t *addrTable) set(shared []bool, e entry) {
 		// An entry in a later slot may have been placed there because this slot was taken. A
 		// lookup stops at a free slot, and would no longer find that entry. So all entries of
 		// the chapter are placed again.
-		s.owner = nil
+		*s = entry{}
 		t.chapters[at] = newChapter(c.slots, len(c.slots))
 		t.size--
 	default:

@@ -22,13 +22,13 @@ func TestAddrTable(t *testing.T) {
 	before, wanted := now, map[netip.Addr]*Endpoint{}
 	chapters := map[int]bool{}
 	for round := range 400 {
-		var changes []entry
+		var changes []move
 		for range 1 + random.IntN(100) {
 			a, e := addr(), &Endpoint{epoch: random.Uint64()}
 			if grows := round < 200; random.IntN(4) > 0 != grows {
 				e = nil
 			}
-			changes = append(changes, entryOf(a, e))
+			changes = append(changes, move{entry: entryOf(a, e, 0)})
 			if want[a] = e; e == nil {
 				delete(want, a)
 			}
@@ -42,7 +42,7 @@ func TestAddrTable(t *testing.T) {
 		}
 	}
 	for a := range want {
-		now = now.with([]entry{entryOf(a, nil)})
+		now = now.with([]move{{entry: entryOf(a, nil, 0)}})
 	}
 	same(t, now, nil)
 	if len(chapters) < 4 || len(now.chapters) != 1 {

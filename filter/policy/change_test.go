@@ -37,6 +37,7 @@ type history struct {
 	seen    []map[[2]uint64]remembered
 	changed uint64 // verdicts that a commit changed
 	failure string
+	ids     *ids // nil if no IDs are checked
 
 	drafts    bool                                        // the store uses drafts, so that new versions of policies come into force later
 	preparing *policy.Draft                               // the draft that NextDraft returned, until it is passed to Prepared
@@ -152,7 +153,12 @@ func (h *history) deletePolicy(namespace, name string) {
 
 func (h *history) setClusterPolicy(o *v1beta1.ClusterNetworkPolicy) {
 	h.logf("set cluster policy %s", o.Name)
-	h.store.SetPolicy(clusterpolicy.Read(o))
+	form := clusterpolicy.Read(o)
+	if h.ids != nil {
+		form.Denial = oneOf(h.chance, filter.DenialUnset, filter.DenialUnset, filter.DenialDrop, filter.DenialReject)
+		form.Digest[0] ^= byte(form.Denial)
+	}
+	h.store.SetPolicy(form)
 	h.cluster.Cluster = set(h.cluster.Cluster, o)
 }
 
@@ -364,6 +370,9 @@ func (h *history) commitAndCheck() {
 		h.fail(flow{}, "addresses are deferred, but there is no draft")
 	}
 	h.checkPublic(now, fresh, changes, behind)
+	if h.ids != nil {
+		h.ids.check(h, now, changes)
+	}
 	h.before = now
 }
 
@@ -392,7 +401,7 @@ func (h *history) checkEpochs(i int, f flow, v filter.Verdict, now *policy.Snaps
 
 // checkPublic compares two snapshots, "now" of the store and "fresh" of a new store: the owners of
 // addresses and, unless the parameter "behind" is set, the counts. It compares the clashes with
-// those of the cluster. It also checks that each address in changes has a new epoch.
+// those of the cluster. It also checks that each address in changes has a new epoch or a new ID.
 func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Changes, behind bool) {
 	owners := map[netip.Addr]string{}
 	for a, e := range now.Endpoints() {
@@ -414,8 +423,9 @@ func (h *history) checkPublic(now, fresh *policy.Snapshot, changes policy.Change
 		h.fail(flow{}, fmt.Sprintf("%+v, but %+v in a new store", n, m))
 	}
 	for _, a := range changes {
-		if now.Endpoint(a).Epoch() == h.before.Endpoint(a).Epoch() {
-			h.fail(flow{Src: a, Dst: a}, "the address is among the changes, but its epoch is the same")
+		is, id := now.Identify(a)
+		if was, before := h.before.Identify(a); is.Epoch() == was.Epoch() && id == before {
+			h.fail(flow{Src: a, Dst: a}, "the address is among the changes, but its epoch and its ID are the same")
 		}
 	}
 }

@@ -8,8 +8,10 @@ import (
 	"sluice/filter"
 )
 
-// Changes lists the addresses for which verdicts may differ from those of the previous
-// snapshot: the owner of the address is new, is gone, or has a new epoch.
+// Changes lists the addresses with an endpoint, now or in the previous snapshot, for which verdicts
+// may differ from those of the previous snapshot: the owner of the address is new, is gone, or has a
+// new epoch, or the address has another ID. Snapshot.PrefixChanges returns by which prefixes the IDs of
+// all other addresses have changed.
 type Changes []netip.Addr
 
 // Commit compiles what has changed since the last Commit and returns a new snapshot.
@@ -33,14 +35,11 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		k.recent = nil
 	}
 	w.compiled = w.compiled[:0]
-	for _, p := range w.renewed {
-		w.commitRenewed(p)
-	}
 	changes := w.commitAddrs()
 	// The map and the lists are replaced rather than cleared, because a map never shrinks:
 	// after the first Commit, dirtyAddrs would stay as large as the cluster, and each later
 	// Commit would take as long to clear it.
-	w.dirtyPods, w.renewed, w.dirtyAddrs, w.touched = nil, nil, make(map[netip.Addr]struct{}), nil
+	w.dirtyPods, w.dirtyAddrs, w.touched = nil, make(map[netip.Addr]struct{}), nil
 	w.due = false
 	w.lastNumber++
 	deleted, removed := w.takeDeleted()
@@ -52,6 +51,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		digest:    w.versions.digest,
 		newest:    w.lastEpoch,
 		table:     w.table,
+		prefixes:  w.prefixes.table,
 		everyone:  w.everyone,
 		byLabels:  w.unknowns.policies > 0,
 		toNode:    w.toNode > 0,
@@ -62,6 +62,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		counts: Counts{
 			Namespaces: len(w.namespaces), Pods: len(w.pods), Policies: len(w.policies),
 			Endpoints: w.table.size, Classes: len(w.classes), PolicySets: len(w.policySets), Tiers: w.tiers,
+			Prefixes: w.prefixes.table.ids.Size(), IDs: len(w.kinds),
 		},
 	}, changes
 }
@@ -114,18 +115,6 @@ func (w *Store) commitPod(p *pod) {
 	w.touched = append(w.touched, p)
 }
 
-// commitRenewed gives a pod a new epoch, unless commitPod has already done so.
-func (w *Store) commitRenewed(p *pod) {
-	if !p.due.has(toRenew) || p.gone || p.endpoint == nil {
-		return
-	}
-	p.due &^= toRenew
-	e := *p.endpoint
-	e.epoch = w.newEpoch()
-	p.endpoint = &e
-	w.touched = append(w.touched, p)
-}
-
 func (w *Store) newEpoch() uint64 {
 	w.lastEpoch++
 	return w.lastEpoch
@@ -154,7 +143,7 @@ func (w *Store) classFor(p *pod) *class {
 		key[0] = 1
 	}
 	key[0] |= byte(p.identity.ns.unknown) << 1
-	key = binary.AppendUvarint(key, uint64(p.identity.ns.id))
+	key = binary.AppendUvarint(key, uint64(p.identity.ns.version))
 	for d := range sets {
 		for _, set := range sets[d][Admin:] {
 			key = binary.AppendUvarint(key, set.number())
@@ -388,15 +377,13 @@ func (w *Store) releasePolicySet(g *policySet) {
 // commitAddrs updates the address table, and returns the addresses for which verdicts may
 // have changed.
 func (w *Store) commitAddrs() Changes {
-	changes := make(Changes, 0, len(w.touched)+len(w.dirtyAddrs))
-	moved := make([]entry, 0, len(w.touched)+len(w.dirtyAddrs))
+	was := w.prefixes.table
+	is := w.prefixes.commit()
+	w.dirtyIn(was, is)
+	moves := make([]move, 0, len(w.touched)+len(w.dirtyAddrs))
 	commit := func(a netip.Addr, now *Endpoint) {
-		was := w.table.get(a)
-		if was.Epoch() != now.Epoch() {
-			changes = append(changes, a)
-		}
-		if was != now {
-			moved = append(moved, entryOf(a, now))
+		if m, changed := w.moveOf(a, now, was, is); changed {
+			moves = append(moves, m)
 		}
 	}
 	for _, p := range w.touched {
@@ -414,10 +401,31 @@ func (w *Store) commitAddrs() Changes {
 	for a := range w.dirtyAddrs {
 		commit(a, w.occupant(a))
 	}
-	if len(moved) > 0 {
-		w.table = w.table.with(moved)
+	changes := w.commitIDs(moves)
+	if len(moves) > 0 {
+		w.table = w.table.with(moves)
 	}
 	return changes
+}
+
+// dirtyIn marks the addresses with an endpoint whose longest prefix is another one.
+func (w *Store) dirtyIn(was, is *prefixTable) {
+	if was == is {
+		return
+	}
+	mark := func(in netip.Prefix) {
+		for p := range w.addrs.Subnets(in) {
+			if a := p.Addr(); was.find(a) != is.find(a) {
+				w.dirtyAddrs[a] = struct{}{}
+			}
+		}
+	}
+	for _, p := range is.set {
+		mark(p.Prefix)
+	}
+	for _, p := range is.removed {
+		mark(p)
+	}
 }
 
 // occupant returns the owner of an address: this node if the address is one of its own, or

@@ -59,11 +59,7 @@ func (c *compiler) build(rules []uint32) *peerSet {
 		}
 	}
 	s.peers = fitted(s.peers[:len(distinct(s.peers[s.whole:]))+int(s.whole)])
-	if c.ordered {
-		s.blocks = byRank(s.blocks)
-	} else {
-		s.blocks = disjoint(s.blocks)
-	}
+	s.blocks = byRank(s.blocks)
 	return s
 }
 

@@ -99,7 +99,18 @@ func (j judgement) reasons() []filter.Reason {
 	return []filter.Reason{none}
 }
 
+// withoutDenial returns the rule without its Denial, which the oracle does not know.
+func withoutDenial(r *filter.Rule) *filter.Rule {
+	if r == nil {
+		return nil
+	}
+	rule := *r
+	rule.Denial = filter.DenialUnset
+	return &rule
+}
+
 func (s sideJudgement) disagreement(d filter.Direction, got filter.Side) string {
+	got.Rule, got.Passed = withoutDenial(got.Rule), withoutDenial(got.Passed)
 	switch {
 	case got.Isolation == nil:
 		if len(s.Isolating) > 0 {

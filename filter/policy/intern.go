@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -31,6 +32,8 @@ type policy struct {
 	compiled [2]*ruleSet     // rule sets of this policy only; nil until they are needed
 	uses     []*selector     // selectors of peers, once for each use
 	nodes    []*nodeSelector // selectors of nodes in peers, once for each use
+	named    []netip.Prefix  // prefixes that its rules name; nil once Store.usePrefixes has been called
+	prefixes []*prefix       // the same, once for each use
 	problems []Problem
 	denial   filter.Denial
 	unsafe   bool  // result of needsNamespaces
@@ -201,17 +204,20 @@ func (r *rule) content() []byte {
 func (r reader) peer(out *rule, peer *Peer) {
 	switch {
 	case peer.Block != nil:
-		out.blocks = append(out.blocks, subtract(peer.Block.CIDR, peer.Block.Except)...)
+		r.block(out, peer.Block)
 		return
 	case len(peer.Networks) > 0:
 		for _, network := range peer.Networks {
-			out.blocks = append(out.blocks, subtract(network, nil)...)
+			r.block(out, &Block{CIDR: network})
 		}
 		return
 	case peer.Nodes != nil:
 		if s := r.in.useNodes(peer.Nodes); s != nil {
 			r.p.nodes = append(r.p.nodes, s)
 			out.blocks = append(out.blocks, s.ranges...)
+			for _, of := range s.ranges {
+				r.p.named = prefixesOf(r.p.named, of)
+			}
 		}
 		return
 	}
@@ -229,6 +235,22 @@ func (r reader) peer(out *rule, peer *Peer) {
 		out.whole = append(out.whole, s)
 	} else {
 		out.some = append(out.some, s)
+	}
+}
+
+// block adds a block to a rule.
+func (r reader) block(out *rule, b *Block) {
+	ranges := subtract(b.CIDR, b.Except)
+	if len(ranges) == 0 {
+		return
+	}
+	out.blocks = append(out.blocks, ranges...)
+	in := b.CIDR.Masked()
+	r.p.named = append(r.p.named, in)
+	for _, e := range b.Except {
+		if in.Overlaps(e) {
+			r.p.named = append(r.p.named, e.Masked())
+		}
 	}
 }
 

@@ -120,6 +120,7 @@ func (w *Store) matchNamespace(ns *namespace) {
 	if ns.relabeled && !matched.equal(&ns.matched) {
 		w.affectBy(&matched, &ns.matched, ns)
 		w.affectBy(&ns.matched, &matched, ns)
+		ns.version = w.newID()
 		for k := range ns.identities.all.all() {
 			for _, p := range k.pods {
 				w.renew(p)

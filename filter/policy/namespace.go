@@ -10,6 +10,7 @@ import (
 // namespace is a namespace for which there is a Namespace object, a pod or a policy.
 type namespace struct {
 	id         uint32
+	version    ID // part of the classes of its pods: a new one when other namespace selectors match its labels
 	name       string
 	declared   bool // there is a Namespace object
 	unknown    unknownLabels
@@ -56,7 +57,7 @@ func (w *Store) namespace(name string) *namespace {
 	if ns := w.namespaces[name]; ns != nil {
 		return ns
 	}
-	ns := &namespace{id: uint32(len(w.namespaces)), name: name, identities: identitySet{seed: w.seeds[0]}}
+	ns := &namespace{id: uint32(len(w.namespaces)), version: w.newID(), name: name, identities: identitySet{seed: w.seeds[0]}}
 	if last := len(w.unusedNS) - 1; last >= 0 {
 		ns.id, w.unusedNS = w.unusedNS[last], w.unusedNS[:last]
 	}

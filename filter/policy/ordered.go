@@ -201,7 +201,8 @@ func (r *ruleSet) deniesAll() bool {
 
 // byRank cuts overlapping ranges into pieces that do not overlap, and returns the pieces
 // sorted by address for a binary search. If several ranges contain a piece, the piece gets
-// the lowest of their rule indexes, because the rule of the lowest rank decides.
+// the lowest of their rule indexes: of ordered rules, this one decides. Of other rules, any may decide,
+// but it must be the same one wherever the same rules apply (see ID).
 func byRank(ranges []blockRange) []blockRange {
 	slices.SortFunc(ranges, func(a, b blockRange) int { return compareBoth(a.low, b.low, a.rule, b.rule) })
 	cuts := make([]uint32, 0, 2*len(ranges))

@@ -14,6 +14,7 @@ type Snapshot struct {
 	number    uint64
 	newest    uint64 // the last epoch that was assigned before the snapshot was made
 	table     *addrTable
+	prefixes  *prefixTable
 	everyone  []idSet // by namespace id: the peer selectors that match all its pods
 	counts    Counts
 	byLabels  bool // see NeedsNamespaces
@@ -32,6 +33,9 @@ type Snapshot struct {
 // pods and policies), and of those that it consists of (endpoints, classes, policy sets).
 type Counts struct {
 	Namespaces, Pods, Policies, Endpoints, Classes, PolicySets int
+
+	Prefixes int // that policies name
+	IDs      int // of the addresses that have endpoints
 
 	Tiers [numTiers]int // the policies of each tier
 }

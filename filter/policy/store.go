@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gaissmai/bart"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"sluice/filter"
@@ -69,7 +70,6 @@ type Store struct {
 	selectedBy [numTiers][]*policy // scratch; see selecting
 
 	dirtyPods        []*pod // pods that are dirty, each once
-	renewed          []*pod // pods that need a new epoch, each once
 	dirtyAddrs       map[netip.Addr]struct{}
 	touched          []*pod      // pods whose endpoints this Commit has replaced
 	staleIdentities  []*identity // identities that are stale, each once
@@ -78,7 +78,12 @@ type Store struct {
 	removed          []*selector // peer selectors removed since the last match
 	ids, spare, mask idBits
 
-	table    *addrTable              // the owners of addresses; shared with the last snapshot
+	prefixes prefixes
+	kinds    map[kind]*kindUse
+	emptied  []kind    // kinds that no address had at some moment of this Commit
+	addrs    bart.Lite // the addresses in table
+
+	table    *addrTable              // the owners and IDs of addresses; shared with the last snapshot
 	everyone []idSet                 // peer selectors that match all pods of a namespace, by the id of the namespace; shared with the last snapshot
 	unusedNS []uint32                // namespace ids that can be reused
 	dirtyNS  map[*namespace]struct{} // namespaces whose entry everyone[ns.id] is out of date
@@ -89,6 +94,7 @@ type Store struct {
 	wideOnly      bool
 	seeds         [2]maphash.Seed
 	lastEpoch     uint64
+	lastID        ID
 	lastNumber    uint64 // number of the last snapshot
 	lastPolicy    uint64
 	lastPolicySet uint64
@@ -122,6 +128,8 @@ func NewStore() *Store {
 		dirtyAddrs:  make(map[netip.Addr]struct{}),
 		dirtyNS:     make(map[*namespace]struct{}),
 		table:       new(addrTable),
+		prefixes:    newPrefixes(),
+		kinds:       make(map[kind]*kindUse),
 		seeds:       [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
 	}
 	w.ids.few = 32
@@ -284,13 +292,10 @@ func (w *Store) dirty(p *pod) {
 	}
 }
 
-// renew marks a pod: the next Commit gives it a new epoch, so that remembered verdicts about it
-// become invalid. Unlike dirty, renew does not request that the pod is compiled again.
+// renew marks a pod to be compiled again, and to get a new epoch.
 func (w *Store) renew(p *pod) {
-	if !p.due.has(toRenew) {
-		p.due |= toRenew
-		w.renewed = append(w.renewed, p)
-	}
+	p.due |= toRenew
+	w.dirty(p)
 }
 
 // stale marks an identity: the next call of matchPods matches it with all peer selectors again.
@@ -341,6 +346,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 		w.discount(old)
 	}
 	p := read()
+	w.usePrefixes(p)
 	w.lastPolicy++
 	p.id = w.lastPolicy
 	p.mark = mark{maphash.Comparable(w.seeds[0], p.id), maphash.Comparable(w.seeds[1], p.id)}
@@ -397,6 +403,7 @@ func (w *Store) removePolicy(p *policy) {
 	w.touch(p.subject)
 	w.releaseSubject(p.subject)
 	w.releaseNodes(p)
+	w.releasePrefixes(p)
 	if w.drafts.on && p.large {
 		w.dying = append(w.dying, p.uses...)
 	} else {
