@@ -51,6 +51,9 @@ func (e *entry) addr() netip.Addr {
 	return netip.AddrFrom16(b).Unmap()
 }
 
+// is4 reports whether the address is an IPv4 address, in its IPv4-mapped form.
+func (e *entry) is4() bool { return e.high == 0 && e.low>>32 == 0xffff }
+
 // hash returns the hash of the address. The low half of the hash selects the chapter, and the
 // high half selects the slot where probing begins. The hash needs no secret seed: only an
 // attacker who could choose the addresses of thousands of pods could make them collide.

@@ -377,15 +377,9 @@ func (w *Store) releasePolicySet(g *policySet) {
 // commitAddrs updates the address table, and returns the addresses for which verdicts may
 // have changed.
 func (w *Store) commitAddrs() Changes {
-	was := w.prefixes.table
-	is := w.prefixes.commit()
-	w.dirtyIn(was, is)
-	moves := make([]move, 0, len(w.touched)+len(w.dirtyAddrs))
-	commit := func(a netip.Addr, now *Endpoint) {
-		if m, changed := w.moveOf(a, now, was, is); changed {
-			moves = append(moves, m)
-		}
-	}
+	m := mover{Store: w, was: w.prefixes.table}
+	m.is, m.in = w.prefixes.commit()
+	m.moves = make([]move, 0, len(w.touched)+len(w.dirtyAddrs))
 	for _, p := range w.touched {
 		for _, a := range p.addrs {
 			if _, later := w.dirtyAddrs[a]; later {
@@ -394,38 +388,19 @@ func (w *Store) commitAddrs() Changes {
 			if _, own := w.node[a]; own || len(w.rivals) > 0 && len(w.rivals[a]) > 0 || w.deferred.has(p, a) {
 				w.dirtyAddrs[a] = struct{}{}
 			} else {
-				commit(a, p.endpoint)
+				m.move(a, p.endpoint)
 			}
 		}
 	}
 	for a := range w.dirtyAddrs {
-		commit(a, w.occupant(a))
+		m.move(a, w.occupant(a))
 	}
-	changes := w.commitIDs(moves)
-	if len(moves) > 0 {
-		w.table = w.table.with(moves)
+	m.moveInPrefixes()
+	changes := m.identify()
+	if moved := m.changed(); len(moved) > 0 {
+		w.table = w.table.with(moved)
 	}
 	return changes
-}
-
-// dirtyIn marks the addresses with an endpoint whose longest prefix is another one.
-func (w *Store) dirtyIn(was, is *prefixTable) {
-	if was == is {
-		return
-	}
-	mark := func(in netip.Prefix) {
-		for p := range w.addrs.Subnets(in) {
-			if a := p.Addr(); was.find(a) != is.find(a) {
-				w.dirtyAddrs[a] = struct{}{}
-			}
-		}
-	}
-	for _, p := range is.set {
-		mark(p.Prefix)
-	}
-	for _, p := range is.removed {
-		mark(p)
-	}
 }
 
 // occupant returns the owner of an address: this node if the address is one of its own, or

@@ -295,6 +295,7 @@ func (w *Store) workOn() bool {
 		w.drafts.current = nil
 		if d.policy != nil {
 			w.dying = append(w.dying, d.policy.uses[:d.adopted]...)
+			w.releasePrefixes(d.policy)
 		}
 	case d != nil && d.step == adopting && !w.drafts.out:
 		w.adoptOne(d)
@@ -310,8 +311,16 @@ func (w *Store) workOn() bool {
 	return true
 }
 
-// adoptOne adds the next selector of a draft to the store's selectors.
+// prefixesPerPiece bounds the prefixes that one call of adoptOne adds.
+const prefixesPerPiece = 256
+
+// adoptOne adds the next prefixes of a draft to the store's prefixes, or the next selector to the
+// store's selectors.
 func (w *Store) adoptOne(d *Draft) {
+	if len(d.policy.named) > 0 {
+		w.usePrefixes(d.policy, prefixesPerPiece)
+		return
+	}
 	if d.adopted == len(d.policy.uses) {
 		d.step, d.known = compiling, len(d.fresh) == 0
 		return

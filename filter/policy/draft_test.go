@@ -62,6 +62,34 @@ func TestSmallPolicySharesSelectorsOfDrafts(t *testing.T) {
 	}
 }
 
+// A draft that is dropped while its prefixes are added leaves none of them. Those that a policy in
+// force names stay.
+func TestDroppedDraftLeavesNoPrefixes(t *testing.T) {
+	var blocks []string
+	for i := range 600 {
+		blocks = append(blocks, fmt.Sprintf("10.%d.%d.0/24", i/256, i%256))
+	}
+	for pieces := range 5 {
+		w := policy.NewStore()
+		w.SetLarge(500)
+		w.UseDrafts()
+		w.SetPolicy(netpol.Read(blockPolicy("a", "large", blocks...)))
+		prepare(t, w)
+		for range pieces {
+			w.Work(func() bool { return false })
+		}
+		w.SetPolicy(netpol.Read(blockPolicy("a", "small", blocks[0], "192.0.2.0/24")))
+		w.Commit()
+		w.DeletePolicy(netpol.Ref("a", "large"))
+		for again := true; again; again, _ = w.Work(func() bool { return false }) {
+			w.Commit()
+		}
+		if s, _ := w.Commit(); s.Counts().Prefixes != 2 || w.Kept()["prefixes"] != 2 {
+			t.Errorf("dropped after %d pieces of work: %d prefixes in the snapshot, %d in the store, want 2", pieces, s.Counts().Prefixes, w.Kept()["prefixes"])
+		}
+	}
+}
+
 // prepare prepares the next draft.
 func prepare(t *testing.T, w *policy.Store) {
 	t.Helper()

@@ -103,6 +103,13 @@ func (w *Store) Kept() map[string]int {
 		"nodes":     len(w.nodes.byName) + len(w.nodes.table) + len(w.nodes.moved), "node selectors": len(w.nodes.selectors), "policies with nodes": len(w.nodes.users),
 		"rule entries of policies in no namespace": w.cluster.size + w.cluster.merged,
 	}
+	kept["prefixes"] = w.prefixes.table.ids.Size() + len(w.prefixes.added) + len(w.prefixes.changed)
+	kept["addresses without an endpoint"] = w.addrs.Size() - w.table.size
+	for k := range w.kinds {
+		if k.class != nil {
+			kept["IDs"]++
+		}
+	}
 	for _, ns := range w.namespaces {
 		ns.scopes.all(func(uint32) { kept["scopes of namespaces"]++ })
 		kept["identities"] += ns.identities.all.count()

@@ -1,6 +1,9 @@
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // ID stands for all that policies can see of an address: the class of the pod that has it, and the
 // prefixes with the address that policies name. Between two IDs, the same packets get the same
@@ -19,7 +22,7 @@ import "net/netip"
 // while both IDs stay if a selector or a prefix appears or disappears, and then no rule names it that
 // is in force before and after: a policy that names a new one has policy sets of its own, and what
 // nothing names can alter nothing. For the same reason the id of a selector may be used again, and an
-// ID may pass on (see commitIDs).
+// ID may pass on (see mover.identify).
 type ID uint64
 
 // Identify returns the owner of an address, as Endpoint does, and the ID of the address. It does not
@@ -32,16 +35,18 @@ func (s *Snapshot) Identify(addr netip.Addr) (*Endpoint, ID) {
 }
 
 // DecidedByIDs reports whether the verdict between two addresses is that of their IDs. It is not if
-// both are the same address, or if one is the address of a node in whose pod the other is, unless the
-// store knows the node as its own. src and dst own the addresses, or are nil.
+// both are the same address, or if one is a pod's and the other is an address of the pod's node that
+// has no endpoint. (This node's addresses have one.) src and dst own the addresses, or are nil.
+//
+// IDs say nothing about whether a packet must be held: see Pending and Final.
 func DecidedByIDs(srcAddr, dstAddr netip.Addr, src, dst *Endpoint) bool {
 	return srcAddr != dstAddr && !dst.runsOn(srcAddr, src) && !src.runsOn(dstAddr, dst)
 }
 
 // kind is what the ID of an address with an endpoint stands for: the class of the endpoint, nil for
-// this node, and the ID of the longest prefix with the address. No packet has addresses of both
-// families. Kinds of their own let the ID of each pass on (see commitIDs) when policies name prefixes
-// of one of them.
+// this node, and the ID of the longest prefix with the address. The addresses of a family have kinds of
+// their own, so that their IDs can pass on (see mover.identify) if policies name prefixes of this family
+// only. No packet has addresses of both.
 type kind struct {
 	class  *class
 	prefix ID
@@ -60,59 +65,88 @@ func (w *Store) newID() ID {
 	return w.lastID
 }
 
+// mover finds the IDs of addresses with an endpoint in a Commit. move is called once for each address
+// whose endpoint may have changed, then moveInPrefixes and identify once.
+type mover struct {
+	*Store
+	was, is *prefixTable   // as of the last Commit and of this one
+	in      []netip.Prefix // all addresses whose longest prefix is another one are in one of these
+	moves   []move
+	emptied []kind // kinds that no address had at some moment
+}
+
 // move is a change of an address that has, or had, an endpoint.
 type move struct {
 	entry            // what the address table gets
 	before  *kindUse // nil if the address had no endpoint
 	now     *kindUse // nil if it has none
-	id      ID       // the ID of before
-	renewed bool     // the epoch is another one
+	was     *Endpoint
+	wasID   ID
+	renewed bool // the epoch is another one
 }
 
-// moveOf counts the kinds of an address whose owner becomes "now". If nothing about the address
-// changes, it returns false.
-func (w *Store) moveOf(a netip.Addr, now *Endpoint, was, is *prefixTable) (m move, changed bool) {
-	owner, id := w.table.find(a)
-	m = move{entry: entryOf(a, now, 0), id: id, renewed: owner.Epoch() != now.Epoch()}
-	var before, after kind
-	if owner != nil {
-		before = kind{owner.class, was.find(a), a.Is6()}
+// move counts the kinds of an address, whose owner becomes now.
+func (m *mover) move(a netip.Addr, now *Endpoint) {
+	was, id := m.table.find(a)
+	before, after := m.was.find(a), m.is.find(a)
+	if was == now && (was == nil || before == after) {
+		return
 	}
-	if now != nil {
-		after = kind{now.class, is.find(a), a.Is6()}
-	}
-	if owner == now && before == after {
-		return m, false
-	}
-	if now != nil {
-		m.now = w.kinds[after]
-		if m.now == nil {
-			m.now = new(kindUse)
-			w.kinds[after] = m.now
-		}
-		m.now.addrs++
-	}
-	if owner != nil {
-		m.before = w.kinds[before]
-		if m.before.addrs--; m.before.addrs == 0 {
-			w.emptied = append(w.emptied, before)
-		}
-	}
-	w.indexAddr(a, owner, now)
-	return m, true
-}
-
-// indexAddr keeps w.addrs, the index of all addresses with an endpoint.
-func (w *Store) indexAddr(a netip.Addr, was, now *Endpoint) {
+	m.add(move{entry: entryOf(a, now, 0), was: was, wasID: id, renewed: was.Epoch() != now.Epoch()}, before, after)
 	switch p := netip.PrefixFrom(a, a.BitLen()); {
-	case was == nil && now != nil:
-		w.addrs.Insert(p)
-	case was != nil && now == nil:
-		w.addrs.Delete(p)
+	case was == nil:
+		m.addrs.Insert(p)
+	case now == nil:
+		m.addrs.Delete(p)
 	}
 }
 
-// commitIDs gives an ID to each kind that is new, and returns the addresses whose epoch or ID has
+// add adds a move, and counts the kinds of its address, whose longest prefix was "before" and is
+// "after".
+func (m *mover) add(one move, before, after ID) {
+	v6 := !one.is4()
+	if one.owner != nil {
+		k := kind{one.owner.class, after, v6}
+		if one.now = m.kinds[k]; one.now == nil {
+			one.now = new(kindUse)
+			m.kinds[k] = one.now
+		}
+		one.now.addrs++
+	}
+	if one.was != nil {
+		k := kind{one.was.class, before, v6}
+		one.before = m.kinds[k]
+		if one.before.addrs--; one.before.addrs == 0 {
+			m.emptied = append(m.emptied, k)
+		}
+	}
+	m.moves = append(m.moves, one)
+}
+
+// moveInPrefixes moves the addresses whose longest prefix is another one, except those that were
+// moved before.
+func (m *mover) moveInPrefixes() {
+	if len(m.in) == 0 {
+		return
+	}
+	moved := make(map[netip.Addr]struct{}, len(m.moves))
+	for i := range m.moves {
+		moved[m.moves[i].addr()] = struct{}{}
+	}
+	for _, in := range m.in {
+		for p := range m.addrs.Subnets(in) {
+			a := p.Addr()
+			before, after := m.was.find(a), m.is.find(a)
+			if _, is := moved[a]; is || before == after {
+				continue
+			}
+			owner, id := m.table.find(a)
+			m.add(move{entry: entryOf(a, owner, 0), was: owner, wasID: id}, before, after)
+		}
+	}
+}
+
+// identify gives an ID to each kind that is new, and returns the addresses whose epoch or ID has
 // changed.
 //
 // The ID of a kind passes on to a new one if no address is left that has the old kind, and an
@@ -120,31 +154,35 @@ func (w *Store) indexAddr(a netip.Addr, was, now *Endpoint) {
 // its pod have appeared or disappeared, and nothing else. Otherwise a new policy whose rules match
 // all pods of some classes would change the ID of every pod, although it alters no verdict between
 // them.
-func (w *Store) commitIDs(moves []move) Changes {
-	for i := range moves {
-		m := &moves[i]
-		if m.now != nil && m.now.id == 0 && m.before != nil && m.before.addrs == 0 && !m.renewed {
-			m.now.id, m.before.id = m.before.id, 0
+func (m *mover) identify() Changes {
+	for i := range m.moves {
+		one := &m.moves[i]
+		if one.now != nil && one.now.id == 0 && one.before != nil && one.before.addrs == 0 && !one.renewed {
+			one.now.id, one.before.id = one.before.id, 0
 		}
 	}
-	changes := make(Changes, 0, len(moves))
-	for i := range moves {
-		m := &moves[i]
-		if m.now != nil {
-			if m.now.id == 0 {
-				m.now.id = w.newID()
+	var changes Changes
+	for i := range m.moves {
+		one := &m.moves[i]
+		if one.now != nil {
+			if one.now.id == 0 {
+				one.now.id = m.newID()
 			}
-			m.entry.id = m.now.id
+			one.id = one.now.id
 		}
-		if m.renewed || m.entry.id != m.id {
-			changes = append(changes, m.addr())
-		}
-	}
-	for _, k := range w.emptied {
-		if w.kinds[k] != nil && w.kinds[k].addrs == 0 {
-			delete(w.kinds, k)
+		if one.renewed || one.id != one.wasID {
+			changes = append(changes, one.addr())
 		}
 	}
-	w.emptied = nil
+	for _, k := range m.emptied {
+		if u := m.kinds[k]; u != nil && u.addrs == 0 {
+			delete(m.kinds, k)
+		}
+	}
 	return changes
+}
+
+// changed returns the moves that change the address table.
+func (m *mover) changed() []move {
+	return slices.DeleteFunc(m.moves, func(one move) bool { return one.owner == one.was && one.id == one.wasID })
 }

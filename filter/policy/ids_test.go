@@ -207,7 +207,7 @@ func (h *history) changeDenial() {
 // passes on although an address keeps it, or although the epoch is another one; addresses in a new
 // prefix that keep their ID; changes that list only new epochs.
 func TestIDs(t *testing.T) {
-	histories := uint64(60)
+	histories := uint64(40)
 	switch {
 	case os.Getenv("SLUICE_FULL_TEST") != "":
 		histories = 1000
@@ -238,5 +238,37 @@ func TestIDs(t *testing.T) {
 	t.Logf("%d verdicts were remembered, %d of them for other addresses", known.Load(), moved.Load())
 	if !t.Failed() && (known.Load() < 30_000*histories || moved.Load() < 3_000*histories) {
 		t.Errorf("only %d verdicts were remembered in %d histories, %d of them for other addresses", known.Load(), histories, moved.Load())
+	}
+}
+
+// TestIDsOfManyPrefixes sets a policy with a number of random prefixes, large ones as a draft, which
+// adds them in pieces. The tables of few and of many changes are made in different ways.
+func TestIDsOfManyPrefixes(t *testing.T) {
+	for seed := range uint64(6) {
+		h := newHistory(seed + 21_000)
+		h.ids = newIDs()
+		for range 30 {
+			h.step()
+		}
+		for _, n := range []int{3, 2500, 2400, 40, 3000, 2990, 1500, 0} {
+			var list []string
+			for range n {
+				a := netip.AddrFrom4([4]byte{10, byte(h.IntN(256)), byte(h.IntN(256)), byte(h.IntN(256))})
+				if h.oneIn(3) {
+					a = netip.AddrFrom4([4]byte{10, 0, 0, byte(h.IntN(16))})
+				}
+				list = append(list, netip.PrefixFrom(a, 9+h.IntN(24)).Masked().String())
+			}
+			h.setPolicy(blockPolicy("a", "many", list...))
+			h.advanceDrafts(h.IntN(40))
+			h.commitAndCheck()
+			if h.finishDrafts(); h.oneIn(2) {
+				h.step()
+			}
+			h.commitAndCheck()
+			if h.failure != "" {
+				t.Fatalf("seed %d, %d prefixes: %.3000s", seed, n, h.failure)
+			}
+		}
 	}
 }

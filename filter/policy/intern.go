@@ -32,8 +32,8 @@ type policy struct {
 	compiled [2]*ruleSet     // rule sets of this policy only; nil until they are needed
 	uses     []*selector     // selectors of peers, once for each use
 	nodes    []*nodeSelector // selectors of nodes in peers, once for each use
-	named    []netip.Prefix  // prefixes that its rules name; nil once Store.usePrefixes has been called
-	prefixes []*prefix       // the same, once for each use
+	named    []netip.Prefix  // prefixes that its rules name and that are not in the list "prefixes" yet
+	prefixes []*prefix       // prefixes that its rules name, once for each use
 	problems []Problem
 	denial   filter.Denial
 	unsafe   bool  // result of needsNamespaces

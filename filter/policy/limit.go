@@ -42,7 +42,7 @@ const (
 	costOfPolicy   = 1200
 	costOfRule     = 250
 	costOfPort     = 350
-	costOfRange    = 160
+	costOfRange    = 320
 	costOfSelector = 1100
 	costOfValue    = 500
 	costOfEntry    = 14

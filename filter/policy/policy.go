@@ -11,6 +11,9 @@
 // binary search finds the selectors and address ranges that are allowed at a port. The last
 // step checks whether two sorted lists of numbers have an element in common.
 //
+// All addresses that no policy can tell apart have one [ID], so that a cache may remember a verdict
+// for them all.
+//
 // The package uses neither the API server nor the kernel. A Store belongs to one goroutine.
 // A Snapshot may be used by any number of goroutines, and takes no lock.
 package policy

@@ -80,7 +80,6 @@ type Store struct {
 
 	prefixes prefixes
 	kinds    map[kind]*kindUse
-	emptied  []kind    // kinds that no address had at some moment of this Commit
 	addrs    bart.Lite // the addresses in table
 
 	table    *addrTable              // the owners and IDs of addresses; shared with the last snapshot
@@ -346,7 +345,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 		w.discount(old)
 	}
 	p := read()
-	w.usePrefixes(p)
+	w.enterPrefixes(p)
 	w.lastPolicy++
 	p.id = w.lastPolicy
 	p.mark = mark{maphash.Comparable(w.seeds[0], p.id), maphash.Comparable(w.seeds[1], p.id)}
