@@ -63,9 +63,17 @@ type flow struct {
 // set with another.
 type doorkeeperSet [16]uint32
 
-// Ends are the epochs of a flow's source and destination. The epoch is 0 if the snapshot has
-// no policy.Endpoint for the address.
-type Ends struct{ Src, Dst uint64 }
+// Ends are the source and the destination of a flow, as a snapshot knows them.
+type Ends struct {
+	// Src and Dst are the epochs of the ends, and 0 if the snapshot has no policy.Endpoint for the
+	// address.
+	Src, Dst     uint64
+	SrcID, DstID policy.ID
+	ByIDs        bool // see policy.DecidedByIDs
+}
+
+// Reverse returns the ends of the opposite direction.
+func (e Ends) Reverse() Ends { return Ends{e.Dst, e.Src, e.DstID, e.SrcID, e.ByIDs} }
 
 // NewFlows returns a cache for up to size flows; 0 or less disables it.
 func NewFlows(size int) *Flows {
@@ -96,11 +104,12 @@ func (f *Flows) Decide(s *policy.Snapshot, k *filter.Key) (v filter.Verdict, end
 		return known.verdict, known.ends, false
 	}
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
-	src, dst := s.Endpoint(srcAddr), s.Endpoint(dstAddr)
-	ends = Ends{src.Epoch(), dst.Epoch()}
-	if known != nil && known.ends == ends {
+	src, srcID := s.Identify(srcAddr)
+	dst, dstID := s.Identify(dstAddr)
+	ends = Ends{src.Epoch(), dst.Epoch(), srcID, dstID, policy.DecidedByIDs(srcAddr, dstAddr, src, dst)}
+	if known != nil && known.ends.Src == ends.Src && known.ends.Dst == ends.Dst {
 		f.hits.Add(1)
-		known.snapshot = s.Number()
+		known.ends, known.snapshot = ends, s.Number() // an ID may change while the epoch stays
 		return known.verdict, ends, false
 	}
 	decided := flow{s.DecideBetween(k, srcAddr, dstAddr, src, dst), ends, s.Number()}

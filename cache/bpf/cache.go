@@ -5,10 +5,12 @@
 // queues: "allow" matches packets that may pass, "deny" packets that must not. A packet that
 // neither matches is queued. Two more programs are for the hooks where packets can be rejected.
 // A [Cache] loads the programs, pins them where iptables finds them, and fills their maps: the
-// endpoints of the snapshot in force, with epochs and isolation; the ranges in which unknown
-// addresses are pending; and verdicts by key or, with filter.Any, by pair of addresses.
+// endpoints of the snapshot in force, with their IDs (policy.ID) and isolation; the prefixes that
+// policies name, with their IDs, and the ranges in which unknown addresses are pending; and verdicts by
+// policy.IDKey.
 //
-// A cache is never flushed: the programs compare the epochs of a verdict with those in force.
+// So a verdict holds for all addresses that no policy can tell apart, also for those that appear
+// later. A cache is never flushed: if something changes about an address, it gets another ID.
 //
 // When [Cache.Publish] returns, no packet is decided by an older snapshot, and every packet that
 // was decided by one has left the rules.
@@ -36,7 +38,6 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
-	"sluice/filter"
 	"sluice/filter/bpffs"
 	"sluice/filter/policy"
 )
@@ -48,6 +49,9 @@ import (
 
 // DefaultFlows is the number of verdicts in the cache: about 8 MiB, allocated at once.
 const DefaultFlows = 65536
+
+// DefaultPrefixes is the usual Options.Prefixes. Only prefixes that exist take memory.
+const DefaultPrefixes = 1 << 20
 
 // DefaultUnattended is the usual Options.Unattended. It exceeds the pauses of an agent that
 // crashes repeatedly: Kubernetes restarts a container after at most 5 minutes.
@@ -61,6 +65,9 @@ type Options struct {
 	// Flows bounds the verdicts in the cache; 0 means DefaultFlows. The least recently used
 	// verdicts are evicted.
 	Flows int
+	// Prefixes bounds the prefixes that the cache knows: of policies, of pods, and of nodes. 0 means
+	// DefaultPrefixes. With more of them, Publish fails.
+	Prefixes int
 	// AllowedOnly leaves denials to user space, where they are logged.
 	AllowedOnly bool
 	// Unattended concerns pods of this node that share an interface, as on a bridge. The
@@ -96,9 +103,9 @@ type Cache struct {
 	old           bool          // the kernel is older than 5.8; see loadPrograms
 	pins          *pins
 
-	mu     sync.Mutex
-	tables *tables
-	ranges map[netip.Prefix]bool // the ranges in the kernel's map
+	mu       sync.Mutex
+	tables   *tables // nil while the cache is disabled
+	prefixes *prefixTable
 	// starting holds the addresses of pods that are starting.
 	starting []netip.Prefix
 	// devices holds, by address of a pod of this node, the index of the interface that leads to
@@ -114,7 +121,7 @@ type Cache struct {
 // Open makes a cache and pins its programs. The cache answers nothing until Publish. An
 // error names the missing kernel feature or privilege.
 func Open(opts Options) (*Cache, error) {
-	c := &Cache{opts: opts, log: opts.Logger, secrets: newSecrets(), ranges: make(map[netip.Prefix]bool), devices: make(map[netip.Addr]uint32)}
+	c := &Cache{opts: opts, log: opts.Logger, secrets: newSecrets(), prefixes: newPrefixTable(), devices: make(map[netip.Addr]uint32)}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -163,11 +170,18 @@ func (c *Cache) loadPrograms(old bool) error {
 	if c.opts.Flows > 0 {
 		spec.Maps[programMapFlows].MaxEntries = uint32(c.opts.Flows)
 	}
+	if c.opts.Prefixes > 0 {
+		spec.Maps[programMapPrefixes].MaxEntries = uint32(c.opts.Prefixes)
+	}
 	if err := spec.Variables[programVarSecrets].Set(c.secrets); err != nil {
 		return err
 	}
 	c.endpointsSpec = spec.Maps[programMapEndpoints].InnerMap.Copy()
-	return spec.LoadAndAssign(&c.objs, nil)
+	if err := spec.LoadAndAssign(&c.objs, nil); err != nil {
+		return err
+	}
+	c.prefixes.in = c.objs.Prefixes
+	return nil
 }
 
 // stopClock replaces the programs' reads of the clock by 0, a time before any deadline.
@@ -318,52 +332,19 @@ func (c *Cache) SetStarting(addrs []netip.Prefix) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.starting = addrs
-	if c.snapshot == nil {
+	if c.tables == nil {
 		return nil // the next Publish writes the addresses
 	}
-	if err := c.setRanges(slices.Concat(c.snapshot.PodRanges(), addrs)); err != nil {
+	before := previous{c.snapshot, c.prefixes.pending}
+	all := c.prefixes.plan(c.snapshot, before, nil, c.prefixes.setPending(slices.Concat(c.snapshot.PodRanges(), addrs)))
+	err := c.prefixes.begin(all)
+	if err == nil {
+		err = c.prefixes.end(all)
+	}
+	if err != nil {
 		return errors.Join(err, c.disable())
 	}
 	return nil
-}
-
-func (c *Cache) setRanges(prefixes []netip.Prefix) error {
-	wanted := make(map[netip.Prefix]bool)
-	for _, p := range prefixes {
-		p = p.Masked()
-		wanted[p] = true
-		if c.ranges[p] {
-			continue
-		}
-		if err := c.objs.Ranges.Update(rangeOf(p), uint32(1), ebpf.UpdateAny); err != nil {
-			return fmt.Errorf("add pod range %s to the kernel's flow cache: %w", p, err)
-		}
-		c.ranges[p] = true
-	}
-	for p := range c.ranges {
-		if wanted[p] {
-			continue
-		}
-		if err := c.objs.Ranges.Delete(rangeOf(p)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("remove pod range %s from the kernel's flow cache: %w", p, err)
-		}
-		delete(c.ranges, p)
-	}
-	return nil
-}
-
-// prefix is a key of the map ranges, laid out as struct range in program.c.
-type prefix struct {
-	Bits  uint32
-	First [16]byte
-}
-
-func rangeOf(p netip.Prefix) prefix {
-	bits := p.Bits()
-	if p.Addr().Is4() {
-		bits += 96
-	}
-	return prefix{uint32(bits), p.Addr().As16()}
 }
 
 // Stats returns the statistics of the cache.
@@ -406,7 +387,7 @@ type Writer struct {
 	cache *Cache
 	// key and value are arguments of the system call. As local variables they would escape
 	// to the heap, at the cost of an allocation for each packet.
-	key   filter.Key
+	key   policy.IDKey
 	value uint64
 }
 

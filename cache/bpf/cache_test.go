@@ -151,10 +151,9 @@ func TestPairs(t *testing.T) {
 }
 
 // If a pod is isolated in both directions and no rule allows anything, the kernel denies
-// packets between this pod and other pods, even if it remembers no verdict about them. The
-// kernel leaves two kinds of packets to user space until it remembers a verdict: those from
-// the pod to itself, and those between the pod and an unknown address, because that may be
-// an address of the node.
+// packets between this pod and other pods, and allows those from the pod to itself, even if it
+// remembers no verdict about them. It leaves packets between the pod and an unknown address to user
+// space until it remembers a verdict, because that may be an address of the node.
 func TestClosed(t *testing.T) {
 	_, p, u := newFixture(t, bpf.Options{}, nil)
 	u.store.SetNode([]netip.Addr{netip.MustParseAddr("192.0.2.1")})
@@ -169,7 +168,7 @@ func TestClosed(t *testing.T) {
 	}{
 		{web, db, denied, denied},
 		{db, web, denied, denied},
-		{db, db, noMatch, allowed},
+		{db, db, allowed, allowed},
 		{remote, db, noMatch, denied},
 		{db, remote, noMatch, denied},
 		{netip.MustParseAddr("192.0.2.1"), db, allowed, allowed},
@@ -360,16 +359,15 @@ func TestForgets(t *testing.T) {
 	}
 }
 
-// A verdict that is inserted after the epoch of an end has changed is never used.
+// A verdict that is inserted after the ID of an end has changed is not used for it.
 func TestLateVerdict(t *testing.T) {
 	c, p, u := newFixture(t, bpf.Options{}, nil)
 	u.commit(t)
 	s := u.published.Snapshot()
-	k := filter.NewKey(web, db, filter.TCP, 6379)
-	src, dst := s.Endpoint(web).Epoch(), s.Endpoint(db).Epoch()
+	k := idKey(s, filter.NewKey(web, db, filter.TCP, 6379))
 	u.store.SetPolicy(netpol.Read(letIn("db", "other")))
 	u.commit(t)
-	c.NewWriter().Remember(k, src, dst, filter.Allow)
+	c.NewWriter().Remember(k, filter.Allow)
 	if got := p.run(redis(web)); got != noMatch {
 		t.Errorf("with a verdict of the previous snapshot: %s", got)
 	}
@@ -520,19 +518,19 @@ func TestOpenWithoutMount(t *testing.T) {
 // Remember is called for each evaluated packet, and does not allocate.
 func TestRememberAllocatesNothing(t *testing.T) {
 	w := newCache(t, bpf.Options{}).NewWriter()
-	k := filter.NewKey(web, db, filter.TCP, 80)
-	if n := testing.AllocsPerRun(100, func() { w.Remember(k, 1, 2, filter.Allow) }); n > 0 {
+	k := policy.IDKey{Src: 1, Dst: 2, Port: 80, Protocol: filter.TCP, Transport: filter.Ported}
+	if n := testing.AllocsPerRun(100, func() { w.Remember(k, filter.Allow) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
 func BenchmarkRemember(b *testing.B) {
 	w := newCache(b, bpf.Options{}).NewWriter()
-	k := filter.NewKey(web, db, filter.TCP, 80)
+	k := policy.IDKey{Src: 1, Dst: 2, Port: 80, Protocol: filter.TCP, Transport: filter.Ported}
 	b.ReportAllocs()
 	for b.Loop() {
 		k.Port++
-		w.Remember(k, 1, 2, filter.Allow)
+		w.Remember(k, filter.Allow)
 	}
 }
 
@@ -572,31 +570,38 @@ func BenchmarkPrograms(b *testing.B) {
 // If Publish gets more pod ranges than the map in the kernel can hold, it returns an error,
 // and the programs match nothing until a Publish whose ranges fit.
 func TestTooManyRanges(t *testing.T) {
-	c, p, u := newFixture(t, bpf.Options{}, nil)
+	c, p, u := newFixture(t, bpf.Options{Prefixes: 5000}, nil)
 	u.commit(t)
 	open := packetOf(web, other, filter.TCP, 80, 20)
-	many := make([]netip.Prefix, 70000) // the map has room for 65536
+	many := make([]netip.Prefix, 7000)
 	for i := range many {
 		many[i] = netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
 	}
 	u.store.SetPodRanges(many)
 	s, changes := u.store.Commit()
-	if err := c.Publish(s, changes); err == nil || errors.Is(err, bpf.ErrStillAnswering) || !strings.Contains(err.Error(), "add pod range 172.1.") {
+	if err := c.Publish(s, changes); err == nil || errors.Is(err, bpf.ErrStillAnswering) || !strings.Contains(err.Error(), "add prefix 172.") {
 		t.Errorf("error %v", err)
 	}
 	if got := p.run(open); got != noMatch {
 		t.Errorf("without some of the ranges: %s", got)
 	}
-	if err := c.SetStarting(many); err == nil || errors.Is(err, bpf.ErrStillAnswering) {
-		t.Errorf("starting pods: error %v", err)
-	}
-	if err := c.SetStarting(nil); err != nil {
-		t.Error(err)
-	}
 	u.store.SetPodRanges(many[:10])
 	u.commit(t)
 	if got := p.run(open); got != allowed {
 		t.Errorf("with all ranges: %s", got)
+	}
+	if err := c.SetStarting(many); err == nil || errors.Is(err, bpf.ErrStillAnswering) {
+		t.Errorf("starting pods: error %v", err)
+	}
+	if got := p.run(open); got != noMatch {
+		t.Errorf("without some of the starting pods: %s", got)
+	}
+	if err := c.SetStarting(nil); err != nil {
+		t.Error(err)
+	}
+	u.commit(t)
+	if got := p.run(open); got != allowed {
+		t.Errorf("without starting pods: %s", got)
 	}
 }
 

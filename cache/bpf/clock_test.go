@@ -2,7 +2,6 @@ package bpf
 
 import (
 	"errors"
-	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -33,7 +32,7 @@ func TestStopClock(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("loading the programs needs root")
 	}
-	c := &Cache{opts: Options{Unattended: time.Nanosecond}, ranges: make(map[netip.Prefix]bool)}
+	c := &Cache{opts: Options{Unattended: time.Nanosecond}, prefixes: newPrefixTable()}
 	if err := c.loadPrograms(true); err != nil {
 		t.Fatal(err)
 	}

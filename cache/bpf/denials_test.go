@@ -209,13 +209,13 @@ func TestRejectedDenials(t *testing.T) {
 	reject := loadRejection(t, c)
 	u.store.SetPod(kubepod.Read(podOf("db", db)))
 	u.store.SetPod(kubepod.Read(podOf("other", other)))
-	policy := netpol.Read(letIn("db", "web"))
-	policy.Denial = filter.DenialReject
-	u.store.SetPolicy(policy)
+	rejecting := netpol.Read(letIn("db", "web"))
+	rejecting.Denial = filter.DenialReject
+	u.store.SetPolicy(rejecting)
 	u.commit(t)
 	s := u.published.Snapshot()
 	k := filter.NewKey(other, db, filter.TCP, 6379)
-	c.NewWriter().Remember(k, s.Endpoint(other).Epoch(), s.Endpoint(db).Epoch(), filter.Reject)
+	c.NewWriter().Remember(idKey(s, k), filter.Reject)
 	if _, is := reject.run(redis(other)); !is {
 		t.Fatal("the packet is not rejected")
 	}

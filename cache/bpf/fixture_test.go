@@ -166,6 +166,13 @@ func (u *user) evaluate(data []byte) filter.Action {
 	return action
 }
 
+// idKey returns the key of a verdict about k in a snapshot.
+func idKey(s *policy.Snapshot, k filter.Key) policy.IDKey {
+	_, src := s.Identify(k.SrcAddr())
+	_, dst := s.Identify(k.DstAddr())
+	return policy.NewIDKey(&k, src, dst)
+}
+
 // packetOf returns a well-formed first packet of a connection. length is the number of bytes behind
 // the IP header.
 func packetOf(src, dst netip.Addr, protocol filter.Protocol, port uint16, length int) []byte {

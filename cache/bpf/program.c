@@ -39,15 +39,26 @@ enum { OPAQUE = 0, PORTLESS = 1, PORTED = 2, ANY = 3 };
 
 enum { ICMPV6 = 58 }; // not defined in linux/in.h
 
-// endpoint is the owner of an address. The flags hold the directions in which policies
-// isolate the endpoint, the directions in which no rule allows anything, and whether the
-// endpoint is this node. "device" is the interface of a pod of this node that has one of its
-// own; otherwise 0. If another pod gets the address while no agent runs, that pod has a
-// different interface, and the programs match none of its packets.
+// flow is what verdicts are remembered by, with the layout of policy.IDKey without the padding at its
+// end: the IDs of both addresses, and all of a key but the addresses. A verdict holds for all
+// addresses with these IDs.
+struct flow {
+	__u64 src, dst;
+	__u16 port;
+	__u8 protocol, transport;
+} __attribute__((packed, aligned(4)));
+
+// endpoint is the owner of an address. "id" is the ID of the address (policy.ID). The flags hold the
+// directions in which policies isolate the endpoint, the directions in which no rule allows anything,
+// and whether the endpoint is this node. "device" is the interface of a pod of this node that has one
+// of its own; otherwise 0. If another pod gets the address while no agent runs, that pod has a
+// different interface, and the programs match none of its packets. "host" is the number of the
+// addresses of the pod's node; 0 if they are not known.
 struct endpoint {
-	__u64 epoch;
+	__u64 id;
 	__u32 flags;
 	__u32 device;
+	__u32 host, pad;
 };
 
 enum {
@@ -71,7 +82,7 @@ enum {
 enum verdict { DENY = 0, ALLOW = 1, REJECT = 2, LATER = 3 };
 
 // Random numbers for stamp(), set by the loader.
-volatile const __u64 secrets[7];
+volatile const __u64 secrets[3];
 
 // endpoints holds one table of all endpoints. To publish changes, user space writes another
 // table and replaces the first one with it. So the changes of a snapshot take effect
@@ -100,29 +111,40 @@ struct {
 	__type(value, __u64);
 } deadline SEC(".maps");
 
-struct range {
+struct prefix {
 	__u32 bits;
 	struct address first;
 };
 
-// ranges holds the address ranges of pods. An address in them without an endpoint is
-// pending: it belongs to a pod that is not known yet, and user space holds the packet.
+// stranger is what is known of an address without an endpoint, by the longest prefix with it. An
+// address that is "pending" belongs to a pod that is not known yet, and user space holds the packet.
+// "host" is not 0 if the address is that of a node with pods: it is the endpoint.host of these pods,
+// or SEVERAL if they have different ones.
+struct stranger {
+	__u64 id;
+	__u32 host, pending;
+};
+
+enum { SEVERAL = 0xffffffff };
+
+// prefixes holds the prefixes that policies name, the address ranges of pods, and the addresses of
+// nodes with pods. ::ffff:0:0/96 is always there, so that no IPv4 address gets what is said of ::/0.
+// User space changes it in place, and not as "endpoints": see Cache.publish.
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 1 << 20);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct range);
-	__type(value, __u32);
-} ranges SEC(".maps");
+	__type(key, struct prefix);
+	__type(value, struct stranger);
+} prefixes SEC(".maps");
 
 // flows holds the verdicts. A value is a stamp, with the verdict in its lowest two bits: DENY,
-// ALLOW or REJECT. A verdict that
-// applies to all packets between two addresses is stored once, under the key of the pair, so
-// that a port scan takes one entry and one trip to user space.
+// ALLOW or REJECT. A verdict that applies to all packets between two IDs is stored once, with
+// transport ANY, so that a port scan takes one entry and one trip to user space.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
-	__type(key, struct key);
+	__type(key, struct flow);
 	__type(value, __u64);
 } flows SEC(".maps");
 
@@ -416,13 +438,18 @@ static __always_inline int denied(struct __sk_buff *skb, struct key *k, struct u
 	return yes(as);
 }
 
-// pending reports whether an address without an endpoint belongs to a pod that is not known
-// yet.
-static __always_inline int pending(struct address *a)
+// read_stranger reads the ID and the host of an address without an endpoint. It returns 0 if the
+// address is pending.
+static __always_inline int read_stranger(struct address *a, __u64 *id, __u32 *host)
 {
-	struct range one = { .bits = 128, .first = *a };
+	struct prefix one = { .bits = 128, .first = *a };
+	struct stranger *is = bpf_map_lookup_elem(&prefixes, &one);
 
-	return bpf_map_lookup_elem(&ranges, &one) != 0;
+	if (!is)
+		return 1;
+	*id = is->id;
+	*host = is->host;
+	return !is->pending;
 }
 
 // product is one step of NH, the hash of UMAC (Black, Halevi, Krawczyk, Krovetz and
@@ -432,47 +459,37 @@ static __always_inline __u64 product(__u64 secret, __u32 a, __u32 b)
 	return (__u64)(__u32)(a + (__u32)secret) * (__u32)(b + (__u32)(secret >> 32));
 }
 
-// stamp returns a hash of a key and the epochs of its two ends; the lowest two bits are left
-// for the verdict. A verdict is valid while both epochs are current. The key is included because the
-// kernel reuses the entry of an evicted flow at once, so that a program may read the value of
-// another flow. Stamp and verdict are one number, so that a program cannot read a value that
-// is only half overwritten.
+// stamp returns a hash of a flow; the lowest two bits are left for the verdict. The kernel reuses the
+// entry of an evicted flow at once, so that a program may read the value of another flow. Stamp and
+// verdict are one number, so that a program cannot read a value that is only half overwritten.
 //
 // For any two inputs, at most one in 2^29 choices of the secrets gives both the same stamp,
 // so that an attacker without the secrets cannot construct collisions. A chain of
 // multiplications by constants has no such bound: flipping the same two bits in neighbouring
 // words cancelled out for every start value.
-static __always_inline __u64 stamp(struct key *k, __u64 src, __u64 dst)
+static __always_inline __u64 stamp(struct flow *f)
 {
-	__u32 rest = (__u32)k->port << 16 | k->protocol << 8 | k->transport;
-	__u64 h = product(secrets[0], k->src.word[0], k->src.word[1]);
+	__u32 rest = (__u32)f->port << 16 | f->protocol << 8 | f->transport;
 
-	h += product(secrets[1], k->src.word[2], k->src.word[3]);
-	h += product(secrets[2], k->dst.word[0], k->dst.word[1]);
-	h += product(secrets[3], k->dst.word[2], k->dst.word[3]);
-	h += product(secrets[4], rest, 0);
-	h += product(secrets[5], src, src >> 32);
-	h += product(secrets[6], dst, dst >> 32);
-	return h & ~3ULL;
+	return (product(secrets[0], f->src, f->src >> 32) + product(secrets[1], f->dst, f->dst >> 32) + product(secrets[2], rest, 0)) & ~3ULL;
 }
 
-// remembered reports whether the map "flows" has the wanted verdict about a key, valid for the epochs of
-// its ends.
-static __always_inline int remembered(struct key *k, __u64 src, __u64 dst, enum verdict wanted)
+// remembered reports whether the map "flows" has the wanted verdict about a flow.
+static __always_inline int remembered(struct flow *f, enum verdict wanted)
 {
-	volatile __u64 *flow = bpf_map_lookup_elem(&flows, k);
+	volatile __u64 *found = bpf_map_lookup_elem(&flows, f);
 
-	if (!flow)
+	if (!found)
 		return 0;
-	__u64 value = *flow, of_key = stamp(k, src, dst);
+	__u64 value = *found, of_flow = stamp(f);
 
 	switch (wanted) {
 	case DENY:
-		return (value & ~(__u64)REJECT) == of_key;
+		return (value & ~(__u64)REJECT) == of_flow;
 	case LATER:
-		return (value & ~(__u64)ALLOW) == of_key;
+		return (value & ~(__u64)ALLOW) == of_flow;
 	default:
-		return value == (of_key | wanted);
+		return value == (of_flow | wanted);
 	}
 }
 
@@ -518,28 +535,47 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 	struct endpoint *dst = bpf_map_lookup_elem(known, &k.dst);
 	// The later conditions on both ends test these numbers, not src and dst: the compiler may
 	// turn a condition on two pointers into code that needs CAP_PERFMON too.
-	__u64 of_src = 0, of_dst = 0, src_epoch = 0, dst_epoch = 0;
+	__u64 of_src = 0, of_dst = 0, src_id = 0, dst_id = 0;
+	__u32 src_host = 0, dst_host = 0;
 
 	if (src) {
 		of_src = src->flags | KNOWN;
-		src_epoch = src->epoch;
+		src_id = src->id;
+		src_host = src->host;
 		if (src->device && src->device != skb->ingress_ifindex)
 			return 0;
-	} else if (pending(&k.src)) {
+	} else if (!read_stranger(&k.src, &src_id, &src_host)) {
 		return 0;
 	}
 	if (dst) {
 		of_dst = dst->flags | KNOWN;
-		dst_epoch = dst->epoch;
+		dst_id = dst->id;
+		dst_host = dst->host;
 		// The packet has no output interface yet in FORWARD, where the other programs are called.
 		if (wanted <= ALLOW && dst->device && dst->device != skb->ifindex)
 			return 0;
-	} else if (pending(&k.dst)) {
+	} else if (!read_stranger(&k.dst, &dst_id, &dst_host)) {
 		return 0;
 	}
 
 	if ((of_src | of_dst) & SHARED && unattended())
 		return 0;
+
+	// A node without an endpoint is open to and from its pods like this node, and these verdicts are
+	// not those of the IDs. User space decides if it is not certain that it is the pod's node, or if
+	// policies may deny packets to it.
+	if ((of_src ^ of_dst) & KNOWN && src_host && dst_host) {
+		if (src_host == SEVERAL || dst_host == SEVERAL)
+			return 0;
+		if (src_host == dst_host) {
+			if (of_src & ASK_TO_NODE)
+				return 0;
+			if (of_src & KNOWN)
+				of_dst = NODE;
+			else
+				of_src = NODE;
+		}
+	}
 
 	__u64 flags = (of_src & OF_SOURCE) | (of_dst & OF_DESTINATION);
 	__u64 back = (of_src & ISOLATED_INGRESS) | (of_dst & ISOLATED_EGRESS);
@@ -548,6 +584,10 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 	// verdict, in the middle of a connection too, because the opposite direction is allowed.
 	int judged = of_dst & NODE && of_src & ASK_TO_NODE;
 	int read = 0, may_allow = 1;
+
+	// A pod is open to itself, whatever its policies are. Such a verdict is not that of the IDs.
+	if (same(&k.src, &k.dst))
+		flags |= NODE;
 
 	// If policies isolate an end in the opposite direction, only the first packet of a
 	// connection may be allowed here: see struct upper.
@@ -567,8 +607,8 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 	}
 
 	// No packet passes from or to a closed pod, except between the pod and itself or its
-	// node. Both ends must be known, because an unknown one may be the node.
-	if (of_src & of_dst & KNOWN && !same(&k.src, &k.dst) && flags & CLOSED && !judged) {
+	// node. Both ends must be known: without an agent, an unknown one may be the node.
+	if (of_src & of_dst & KNOWN && flags & CLOSED && !judged) {
 		enum verdict as = closed_as(of_src, of_dst);
 
 		if (wanted == DENY)
@@ -583,10 +623,15 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 
 	if (!read && !read_upper(skb, &k, &up))
 		return 0;
-	struct key pair = { .src = k.src, .dst = k.dst, .transport = ANY };
+	struct flow f = { .src = src_id, .dst = dst_id, .transport = ANY };
 
-	if (!remembered(&pair, src_epoch, dst_epoch, wanted) && !remembered(&k, src_epoch, dst_epoch, wanted))
-		return 0;
+	if (!remembered(&f, wanted)) {
+		f.port = k.port;
+		f.protocol = k.protocol;
+		f.transport = k.transport;
+		if (!remembered(&f, wanted))
+			return 0;
+	}
 	switch (wanted) {
 	case ALLOW:
 		return yes(ALLOWED);

@@ -23,7 +23,7 @@ const (
 	programMapEvents    = "events"
 	programMapFlows     = "flows"
 	programMapLeftOut   = "left_out"
-	programMapRanges    = "ranges"
+	programMapPrefixes  = "prefixes"
 	programMapSources   = "sources"
 	programMapWatch     = "watch"
 	programProgAllow    = "allow"
@@ -92,7 +92,7 @@ type programMapSpecs struct {
 	Events    *ebpf.MapSpec `ebpf:"events"`
 	Flows     *ebpf.MapSpec `ebpf:"flows"`
 	LeftOut   *ebpf.MapSpec `ebpf:"left_out"`
-	Ranges    *ebpf.MapSpec `ebpf:"ranges"`
+	Prefixes  *ebpf.MapSpec `ebpf:"prefixes"`
 	Sources   *ebpf.MapSpec `ebpf:"sources"`
 	Watch     *ebpf.MapSpec `ebpf:"watch"`
 }
@@ -131,7 +131,7 @@ type programMaps struct {
 	Events    *ebpf.Map `ebpf:"events"`
 	Flows     *ebpf.Map `ebpf:"flows"`
 	LeftOut   *ebpf.Map `ebpf:"left_out"`
-	Ranges    *ebpf.Map `ebpf:"ranges"`
+	Prefixes  *ebpf.Map `ebpf:"prefixes"`
 	Sources   *ebpf.Map `ebpf:"sources"`
 	Watch     *ebpf.Map `ebpf:"watch"`
 }
@@ -145,7 +145,7 @@ func (m *programMaps) Close() error {
 		m.Events,
 		m.Flows,
 		m.LeftOut,
-		m.Ranges,
+		m.Prefixes,
 		m.Sources,
 		m.Watch,
 	)

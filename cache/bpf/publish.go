@@ -18,8 +18,8 @@ import (
 
 // endpoint is a value in a table of endpoints, laid out as struct endpoint in program.c.
 type endpoint struct {
-	Epoch         uint64
-	Flags, Device uint32
+	ID                       policy.ID
+	Flags, Device, Host, Pad uint32
 }
 
 const (
@@ -34,11 +34,11 @@ const (
 	rejectIngress   = 512
 )
 
-// endpointOf returns the table entry of an endpoint. device is the index of the interface that
-// leads only to this pod; 0 if there is none. A pod of this node without such an interface
-// shares one with other pods.
-func endpointOf(s *policy.Snapshot, e *policy.Endpoint, device uint32) endpoint {
-	out := endpoint{Epoch: e.Epoch(), Device: device}
+// endpointOf returns the table entry of an address with an endpoint. device is the index of the
+// interface that leads only to this pod; 0 if there is none. A pod of this node without such an
+// interface shares one with other pods. host is the number of the pod's node.
+func endpointOf(s *policy.Snapshot, e *policy.Endpoint, id policy.ID, device, host uint32) endpoint {
+	out := endpoint{ID: id, Device: device, Host: host}
 	closedOut, rejectOut := closes(e, filter.Egress)
 	closedIn, rejectIn := closes(e, filter.Ingress)
 	for _, one := range [...]struct {
@@ -82,7 +82,7 @@ func isLocal(s *policy.Snapshot, e *policy.Endpoint) bool {
 // changes into the spare, swaps the two, and writes the same changes into the new spare.
 type tables struct {
 	read, spare *ebpf.Map
-	room        int // number of endpoints that fit into each table
+	room        int // number of endpoints that fit into each table; -1 if spare is not complete
 }
 
 func (t *tables) close() error {
@@ -92,7 +92,7 @@ func (t *tables) close() error {
 	return errors.Join(t.read.Close(), t.spare.Close())
 }
 
-// Publish updates the endpoints and ranges to those of a snapshot; changes lists the addresses
+// Publish updates the endpoints and prefixes to those of a snapshot; changes lists the addresses
 // whose endpoints differ from those of the last call's snapshot. When Publish returns, no packet
 // is decided by an older snapshot, and every packet that an older snapshot has decided has left
 // the iptables rules.
@@ -103,11 +103,16 @@ func (t *tables) close() error {
 func (c *Cache) Publish(s *policy.Snapshot, changes policy.Changes) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped.Load() || c.tables != nil && len(changes) == 0 && c.snapshot.SameRanges(s) {
+	if c.stopped.Load() {
+		return nil
+	}
+	set, removed := c.prefixChanges(s)
+	if c.tables != nil && len(changes)+len(set)+len(removed) == 0 && c.snapshot.SameRanges(s) {
+		c.snapshot = s
 		return nil
 	}
 	began := time.Now()
-	if err := c.publish(s, changes); err != nil {
+	if err := c.publish(s, changes, set, removed); err != nil {
 		err = fmt.Errorf("update the kernel's flow cache: %w", withHint(err))
 		return errors.Join(err, c.disable())
 	}
@@ -171,12 +176,82 @@ func (c *Cache) Attend() error {
 	return nil
 }
 
-func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
-	if c.tables == nil || !c.snapshot.SameRanges(s) {
-		if err := c.setRanges(slices.Concat(s.PodRanges(), c.starting)); err != nil {
+// prefixChanges returns how the prefixes that policies name differ from those of the last snapshot.
+func (c *Cache) prefixChanges(s *policy.Snapshot) (set []policy.PrefixID, removed []netip.Prefix) {
+	if c.tables == nil {
+		return nil, nil // publish writes all prefixes
+	}
+	return s.PrefixChanges(c.snapshot)
+}
+
+// publish changes the map prefixes in place, before and after it replaces the table of endpoints. For
+// a moment, the programs see an old and a new ID together, and no verdict of such a pair is wrong:
+//
+//   - A new prefix is added before the tables are swapped. No rule of the old endpoints names it, so
+//     that a verdict between one of them and the new prefix is that of the old state.
+//   - A prefix that policies name no longer is removed after that. No rule of the new endpoints names
+//     it, so that a verdict between one of them and the prefix is that of the new state.
+//
+// In the other order, a program could apply a verdict about the addresses around a prefix to those in
+// it. As to the rest of an entry: an address is pending, or the node of a pod, from before the swap
+// to after it. If it becomes the node of another pod, it is that of several pods in between.
+func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes, set []policy.PrefixID, removed []netip.Prefix) error {
+	all := c.planPrefixes(s, changes, set, removed)
+	if c.tables == nil { // no program reads the prefixes: make room first
+		if err := c.prefixes.remove(all); err != nil {
 			return err
 		}
 	}
+	if err := c.prefixes.begin(all); err != nil {
+		return err
+	}
+	if err := c.publishEndpoints(s, changes); err != nil {
+		return err
+	}
+	return c.prefixes.end(all)
+}
+
+// planPrefixes counts the hosts of all pods, and returns the changes of the map prefixes. If the
+// programs read no table of endpoints, it compares the map with the whole snapshot.
+func (c *Cache) planPrefixes(s *policy.Snapshot, changes policy.Changes, set []policy.PrefixID, removed []netip.Prefix) edits {
+	t, before := c.prefixes, previous{c.snapshot, c.prefixes.pending}
+	var named, others []netip.Prefix
+	if c.tables == nil {
+		before.snapshot = nil
+		t.hosts = newHosts(t.hosts.last)
+		for a, e := range s.Endpoints() {
+			t.hosts.use(a, e.Hosts())
+		}
+		named = append(named, allIPv4)
+		for p := range s.Prefixes() {
+			named = append(named, p)
+		}
+		for p := range t.written.All() {
+			others = append(others, p)
+		}
+	} else {
+		named = slices.Clone(removed)
+		for _, p := range set {
+			named = append(named, p.Prefix)
+		}
+		for _, a := range changes {
+			t.hosts.move(a, c.snapshot.Endpoint(a).Hosts(), s.Endpoint(a).Hosts())
+		}
+	}
+	for a := range t.hosts.take() {
+		others = append(others, netip.PrefixFrom(a, a.BitLen()))
+	}
+	if pending := t.setPending(slices.Concat(s.PodRanges(), c.starting)); c.tables != nil {
+		others = append(others, pending...)
+	} else {
+		for p := range t.ranges {
+			others = append(others, p)
+		}
+	}
+	return t.plan(s, before, named, others)
+}
+
+func (c *Cache) publishEndpoints(s *policy.Snapshot, changes policy.Changes) error {
 	if c.tables == nil || s.Counts().Endpoints > c.tables.room {
 		return c.rebuild(s)
 	}
@@ -192,8 +267,7 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes) error {
 		// This is not an error of Publish: the table that the programs read is complete, and
 		// only the spare one is not. The next Publish makes two new tables.
 		c.log.Warn("a spare table of the kernel's flow cache could not be written; making a new one", "err", err)
-		c.tables = nil
-		return t.close()
+		t.room = -1
 	}
 	return nil
 }
@@ -253,8 +327,8 @@ type endpointTable interface {
 func (c *Cache) write(table endpointTable, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
 	var b batch
 	for a := range addrs {
-		if e := s.Endpoint(a); e != nil {
-			b.add(a, endpointOf(s, e, c.devices[a]))
+		if e, id := s.Identify(a); e != nil {
+			b.add(a, endpointOf(s, e, id, c.devices[a], c.prefixes.hosts.number(a, e.Hosts())))
 		} else if err := table.Delete(a.As16()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("delete the endpoint of %s: %w", a, err)
 		}

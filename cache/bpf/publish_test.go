@@ -54,12 +54,13 @@ func TestWriteEndpoints(t *testing.T) {
 	gone, never := netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("10.9.0.2")
 	for _, batches := range []bool{true, false} {
 		table := &fakeTable{batches: batches, entries: map[[16]byte]endpoint{gone.As16(): {}}}
-		if err := new(Cache).write(table, s, slices.Values(append(slices.Clone(changes), gone, never))); err != nil {
+		if err := (&Cache{prefixes: newPrefixTable()}).write(table, s, slices.Values(append(slices.Clone(changes), gone, never))); err != nil {
 			t.Fatal(err)
 		}
 		want := make(map[[16]byte]endpoint)
 		for _, a := range changes {
-			want[a.As16()] = endpointOf(s, s.Endpoint(a), 0)
+			e, id := s.Identify(a)
+			want[a.As16()] = endpointOf(s, e, id, 0, 0)
 		}
 		if !maps.Equal(table.entries, want) {
 			t.Errorf("with batches (%t), the table has %d endpoints, want %d", batches, len(table.entries), len(want))

@@ -39,17 +39,28 @@ func podAddrs(n int) [2]netip.Addr {
 var (
 	nodeAddrs = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 	outside   = [2]netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8:f::7")}
+	// outsides are addresses outside the cluster, by family. The first two of each are those of nodes
+	// with pods.
+	outsides = [2][]netip.Addr{
+		{outside[0], netip.MustParseAddr("198.51.100.8"), netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("203.0.113.5")},
+		{outside[1], netip.MustParseAddr("2001:db8:f::8"), netip.MustParseAddr("2001:db8:f::9"), netip.MustParseAddr("2001:db8:e::5")},
+	}
+	// blocks are nested or disjoint, and contain some addresses of pods, of nodes, and of outsides.
+	blocks = [2][]string{
+		{"10.0.0.4/30", "10.0.0.0/24", "198.51.100.0/24", "198.51.100.8/29", "198.51.100.9/32", "192.0.2.0/24", "0.0.0.0/0"},
+		{"fd00::4/126", "fd00::/64", "2001:db8:f::/64", "2001:db8:f::8/125", "2001:db8:f::9/128", "2001:db8::/64", "::/0"},
+	}
 	// podRanges contain the addresses of pods 2 to 7, and not those of pods 8 and 9.
 	podRanges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/29"), netip.MustParsePrefix("fd00::/125")}
 )
 
 // addr returns the address of a pod, of this node, or from outside the cluster.
 func (r chance) addr(v6 int) netip.Addr {
-	switch r.IntN(8) {
-	case 0:
+	switch r.IntN(9) {
+	case 0, 1:
 		return nodeAddrs[v6]
-	case 1:
-		return outside[v6]
+	case 2, 3:
+		return oneOf(r, outsides[v6]...)
 	}
 	return podAddrs(2 + r.IntN(pods))[v6]
 }
@@ -61,11 +72,20 @@ func (r chance) labels() map[string]string {
 func (r chance) pod(n int) *corev1.Pod {
 	p := &corev1.Pod{}
 	p.Namespace, p.Name, p.Labels = oneOf(r, "a", "b"), fmt.Sprint("p", n), r.labels()
+	if r.oneIn(8) {
+		n = 2 + r.IntN(pods) // another pod may have this address too
+	}
 	for _, a := range podAddrs(n) {
 		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
 	}
-	if r.oneIn(3) {
-		p.Status.HostIPs = []corev1.HostIP{{IP: outside[0].String()}, {IP: outside[1].String()}} // the pod is on another node
+	// The pod may be on another node. Pods do not always agree about the addresses of a node.
+	nodes := [2][]netip.Addr{{nodeAddrs[0], outsides[0][0], outsides[0][1]}, {nodeAddrs[1], outsides[1][0], outsides[1][1]}}
+	for _, host := range oneOf(r, nil, nil, []int{0}, []int{1}, []int{1}, []int{2}, []int{1, 2}) {
+		for v6 := range nodes {
+			if !r.oneIn(6) {
+				p.Status.HostIPs = append(p.Status.HostIPs, corev1.HostIP{IP: nodes[v6][host].String()})
+			}
+		}
 	}
 	p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: oneOf[int32](r, 80, 81)}}}}
 	return p
@@ -84,10 +104,23 @@ func (r chance) ports() (ports []networkingv1.NetworkPolicyPort) {
 	return ports
 }
 
+// block returns one of the blocks, often with one or more of those inside it as exceptions.
+func (r chance) block() *networkingv1.IPBlock {
+	of := oneOf(r, blocks[:]...)
+	b := &networkingv1.IPBlock{CIDR: oneOf(r, of...)}
+	outer := netip.MustParsePrefix(b.CIDR)
+	for _, in := range of {
+		if p := netip.MustParsePrefix(in); p.Bits() > outer.Bits() && outer.Contains(p.Addr()) && r.oneIn(3) {
+			b.Except = append(b.Except, in)
+		}
+	}
+	return b
+}
+
 func (r chance) peers() (peers []networkingv1.NetworkPolicyPeer) {
 	for range r.IntN(3) {
 		if r.oneIn(3) {
-			peers = append(peers, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: oneOf(r, "10.0.0.4/30", "fd00::4/126", "0.0.0.0/0", "::/0")}})
+			peers = append(peers, networkingv1.NetworkPolicyPeer{IPBlock: r.block()})
 			continue
 		}
 		peers = append(peers, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"role": oneOf(r, "x", "y")}}})
@@ -202,6 +235,44 @@ func (r chance) packet() (data []byte, plain bool) {
 	return data, plain
 }
 
+// leftToUserSpace reports whether the programs leave a well-formed packet to user space, although its
+// addresses are known: policies may deny what a pod sends to its node, and this node is not that one;
+// or an address is that of a node, and the pods on it do not agree about its addresses.
+func leftToUserSpace(s *policy.Snapshot, k filter.Key) bool {
+	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
+	src, dst := s.Endpoint(srcAddr), s.Endpoint(dstAddr)
+	if srcAddr != dstAddr && src.EffectToNode() != policy.Open && !policy.DecidedByIDs(srcAddr, dstAddr, src, dst) {
+		return true
+	}
+	return dst == nil && len(hostsOf(s, srcAddr)) > 0 && disputed(s, dstAddr) || src == nil && len(hostsOf(s, dstAddr)) > 0 && disputed(s, srcAddr)
+}
+
+// hostsOf returns those addresses of the node of a pod that are of the same family as the pod's.
+func hostsOf(s *policy.Snapshot, pod netip.Addr) (of []netip.Addr) {
+	for _, a := range s.Endpoint(pod).Hosts() {
+		if a.Is4() == pod.Is4() && !slices.Contains(of, a) {
+			of = append(of, a)
+		}
+	}
+	slices.SortFunc(of, netip.Addr.Compare)
+	return of
+}
+
+// disputed reports whether pods on the node with this address do not agree about its addresses.
+func disputed(s *policy.Snapshot, node netip.Addr) bool {
+	var first []netip.Addr
+	for a := range s.Endpoints() {
+		switch of := hostsOf(s, a); {
+		case !slices.Contains(of, node):
+		case first == nil:
+			first = of
+		case !slices.Equal(first, of):
+			return true
+		}
+	}
+	return false
+}
+
 // packetBody returns the bytes behind the IP header of a packet from packetOf.
 func packetBody(data []byte) []byte {
 	if data[0]>>4 == 6 {
@@ -216,7 +287,7 @@ func TestAgreesWithUserSpace(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	p := load(t, c)
 	u := newUser(t, c, podRanges)
-	r := chance{rand.New(rand.NewPCG(1, 0))}
+	r := chance{rand.New(rand.NewPCG(3, 0))}
 	count, toNode := map[verdict]int{}, map[verdict]int{}
 	rounds, packets := 300, 200
 	if testing.Short() {
@@ -253,7 +324,7 @@ func TestAgreesWithUserSpace(t *testing.T) {
 					pending = pending || is != policy.Known
 				}
 			}
-			if plain && after == noMatch && unknown < 2 && !pending {
+			if plain && after == noMatch && unknown < 2 && !pending && !leftToUserSpace(u.published.Snapshot(), k.Key) {
 				t.Fatalf("round %d: the kernel does not repeat the verdict of user space, %s, for %x", round, action, data)
 			}
 			count[before]++

@@ -1,30 +1,25 @@
 package bpf
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"testing"
 
 	"sluice/filter"
+	"sluice/filter/policy"
 )
 
-// stamped is the input of a stamp as seven words, so that a test can flip any bit: four words
-// of addresses, one for the port, protocol and transport of the key, and one for each epoch.
-type stamped [7]uint64
+// stamped is the input of a stamp as three words, so that a test can flip any bit: the two IDs, and
+// one word for the port, protocol and transport.
+type stamped [3]uint64
 
 func (w *stamped) stamp(s *secrets) uint64 {
-	var b [36]byte
-	for i, word := range w[:4] {
-		binary.NativeEndian.PutUint32(b[8*i:], uint32(word>>32))
-		binary.NativeEndian.PutUint32(b[8*i+4:], uint32(word))
-	}
-	k := filter.Key{Src: [16]byte(b[:16]), Dst: [16]byte(b[16:32]), Port: uint16(w[4] >> 16), Protocol: filter.Protocol(w[4] >> 8), Transport: filter.Transport(w[4])}
-	return s.stamp(&k, w[5], w[6])
+	k := policy.IDKey{Src: policy.ID(w[0]), Dst: policy.ID(w[1]), Port: uint16(w[2] >> 16), Protocol: filter.Protocol(w[2] >> 8), Transport: filter.Transport(w[2])}
+	return s.stamp(&k)
 }
 
 // bits is the number of bits of each word that are part of the input.
-var bits = [7]int{64, 64, 64, 64, 32, 64, 64}
+var bits = [3]int{64, 64, 32}
 
 // flips returns XOR masks for a word of the given number of bits: 0, all masks with one bit,
 // and all masks with two bits.
@@ -103,13 +98,13 @@ func TestStampsOfAChainCollide(t *testing.T) {
 	}
 }
 
-// Other secrets give another stamp. If the two ends of a key exchange their epochs, the stamp
+// Other secrets give another stamp. If the two ends of a key exchange their IDs, the stamp
 // changes too. This test covers only the Go code. TestAgreesWithUserSpace covers the C code: if
 // the kernel computed other stamps than user space, it would use no verdict of user space.
 func TestStampDependsOnAll(t *testing.T) {
 	a, b := newSecrets(), newSecrets()
-	var k filter.Key
-	if a.stamp(&k, 1, 2) == b.stamp(&k, 1, 2) || a.stamp(&k, 1, 2) == a.stamp(&k, 2, 1) {
-		t.Error("other secrets, or exchanged epochs, give the same stamp")
+	k, back := policy.IDKey{Src: 1, Dst: 2}, policy.IDKey{Src: 2, Dst: 1}
+	if a.stamp(&k) == b.stamp(&k) || a.stamp(&k) == a.stamp(&back) {
+		t.Error("other secrets, or exchanged IDs, give the same stamp")
 	}
 }

@@ -34,6 +34,9 @@ import (
 //   - Connections of the address may have begun without a verdict of a worker, because no policy
 //     denied packets of the endpoint or the endpoint was not known. The new policies may deny these
 //     connections.
+//   - Connections of the address may have begun without a verdict of a worker, because a cache
+//     answers by IDs (see Follower.ByIDs). An address without an endpoint has none of these if it is
+//     pending, because only workers answer for it.
 //   - The endpoint is gone, and packets of its address are held for the next endpoint.
 //   - The last sweep of the address failed.
 //
@@ -128,6 +131,8 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 		return needSweep // until now, the rules did not select the packets from the address to the node
 	case isPending != policy.Known:
 		return needLater
+	case f.ByIDs && was != nil:
+		return needSweep
 	}
 	return needNothing
 }

@@ -29,6 +29,10 @@ type Follower struct {
 	// OnSwept is called after a sweep with the number of the newest snapshot that it covers, also if no
 	// connection was concerned. It must be set before the first Published, if at all.
 	OnSwept func(number uint64)
+	// ByIDs is set if a cache answers by the IDs of addresses (see policy.IDKey), as that in the kernel
+	// does. It lets connections begin between addresses that no worker has seen, and TrackedFlows lacks
+	// them. It must be set before the first Published, if at all.
+	ByIDs bool
 
 	sweeper  *Sweeper
 	tracked  *TrackedFlows // if nil, every change is followed by a sweep

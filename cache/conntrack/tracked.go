@@ -24,10 +24,11 @@ const (
 // kernel's table, which takes some ten milliseconds, in which the CPU forwards no packet.
 //
 // TrackedFlows may hold keys that no live connection has, but every live connection must have
-// its key here. Two parts of the agent add keys:
+// its key here, unless a cache that answers by IDs has let it begin: see Follower.ByIDs. Two parts of
+// the agent add keys:
 //
 //   - An evaluator adds a key when it allows the key for the first time since an end of the
-//     key changed. No cache answers for the key before that moment. See Track.
+//     key changed. No cache that goes by addresses answers for the key before that moment. See Track.
 //   - A sweep adds the keys of all connections that it sees.
 //
 // Connections that no policy concerns are not tracked. When a policy begins to concern them, a

@@ -40,7 +40,7 @@ type history struct {
 	evaluator      *engine.Evaluator
 	tracked        *conntrack.TrackedFlows
 	follower       *conntrack.Follower
-	kernel         map[filter.Key]remembered
+	kernel         map[policy.IDKey]filter.Action
 	kernelSnapshot *policy.Snapshot // the snapshot by which the kernel's flow cache answers
 	changed        policy.Changes   // addresses that have changed since the last sweep
 	live           []conntrack.Ref
@@ -49,17 +49,10 @@ type history struct {
 	ranged         bool // the pod ranges are known
 }
 
-type remembered struct {
-	src, dst uint64
-	action   filter.Action
-}
-
-func (h *history) Remember(k filter.Key, src, dst uint64, action filter.Action) {
-	h.kernel[k] = remembered{src, dst, action}
-}
+func (h *history) Remember(k policy.IDKey, action filter.Action) { h.kernel[k] = action }
 
 func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
-	h := &history{fixture: newFixture(t), rand: rand.New(rand.NewPCG(seed, 1)), kernel: make(map[filter.Key]remembered)}
+	h := &history{fixture: newFixture(t), rand: rand.New(rand.NewPCG(seed, 1)), kernel: make(map[policy.IDKey]filter.Action)}
 	h.ranged = h.rand.IntN(4) > 0
 	failOpen := h.rand.IntN(4) == 0
 	if h.ranged {
@@ -69,12 +62,20 @@ func newHistory(t *testing.T, seed uint64, perAddr, perShard int) *history {
 	h.tracked = conntrack.NewTrackedFlows()
 	h.tracked.Limit(perAddr, perShard)
 	h.follower = conntrack.Follow(h.Sweeper, h.tracked, nil)
+	h.follower.ByIDs = true
 	h.FailOpen = failOpen
 	h.evaluator = engine.New(engine.Config{Published: &h.published, Memory: h, Tracker: h.tracked, Strangers: new(engine.Strangers), FailOpen: failOpen}, cache.NewFlows(8))
 	for _, a := range []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.1.1", "10.1.1.2", "10.1.1.3", "192.168.0.1", "192.168.0.2", "203.0.113.9"} {
 		h.addrs = append(h.addrs, netip.MustParseAddr(a))
 	}
 	return h
+}
+
+// forgetful takes the verdicts away from the flow cache in the kernel.
+func (h *history) forgetful() {
+	h.evaluator.Close()
+	h.evaluator = engine.New(engine.Config{Published: &h.published, Tracker: h.tracked, Strangers: new(engine.Strangers), FailOpen: h.FailOpen}, cache.NewFlows(8))
+	h.follower.ByIDs = false
 }
 
 func (h *history) addr() netip.Addr { return h.addrs[h.rand.IntN(len(h.addrs))] }
@@ -157,9 +158,14 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	if (src != nil || dst != nil) && (src.IsNode() || open) {
 		return filter.Allow, true
 	}
+	if !policy.DecidedByIDs(k.SrcAddr(), k.DstAddr(), src, dst) {
+		return filter.Allow, (src != nil || dst != nil) && (k.Src == k.Dst || src.EffectToNode() == policy.Open)
+	}
+	_, srcID := h.kernelSnapshot.Identify(k.SrcAddr())
+	_, dstID := h.kernelSnapshot.Identify(k.DstAddr())
 	for _, key := range []filter.Key{k.Pair(), *k} {
-		if was, ok := h.kernel[key]; ok && was.src == src.Epoch() && was.dst == dst.Epoch() {
-			return was.action, true
+		if action, ok := h.kernel[policy.NewIDKey(&key, srcID, dstID)]; ok {
+			return action, true
 		}
 	}
 	return 0, false
@@ -359,10 +365,16 @@ func (h *history) sweep() (walked bool) {
 // sweeper evaluates all live connections of the changed addresses, and must find no wrong mark.
 func TestNoSweepIsLeftOut(t *testing.T) {
 	const histories = 400
-	for _, limit := range []struct{ perAddr, perShard int }{{1000, 1000}, {5, 1000}, {1000, 12}} {
+	for _, limit := range []struct {
+		perAddr, perShard int
+		kernel            bool // with the flow cache in the kernel
+	}{{1000, 1000, true}, {1000, 1000, false}, {5, 1000, false}, {1000, 12, false}} {
 		walked, spared, written := 0, 0, 0
 		for seed := range histories {
 			h := newHistory(t, uint64(seed), limit.perAddr, limit.perShard)
+			if !limit.kernel {
+				h.forgetful()
+			}
 			var wrong observed
 			complete := conntrack.New(h.table, conntrack.DefaultMarks, nil, &wrong)
 			complete.Local, complete.FailOpen = h.Local, h.FailOpen
@@ -452,18 +464,18 @@ func (h *history) open(k filter.Key, byKernel bool) conntrack.Ref {
 	return h.table.Add(k, 1, netip.AddrPortFrom(k.DstAddr(), k.Port), allowed)
 }
 
-// revokes begins a connection that the kernel's flow cache allows, denies its key, and
+// revokes begins a connection that the evaluator or the kernel's flow cache allows, denies its key, and
 // checks that the connection is revoked.
-func (h *history) revokes(k filter.Key) {
+func (h *history) revokes(k filter.Key, byKernel bool) {
 	h.t.Helper()
-	ref := h.open(k, true)
+	ref := h.open(k, byKernel)
 	h.store.SetPolicy(netpol.Read(guard("p0", 1)))
 	h.publishAndSweep(conntrack.ScopeFlows)
 	h.want(ref, revoked)
 }
 
 // The address of pod p0 goes to p1 for some time, and then back to p0. From then on, the
-// verdicts that the kernel's flow cache remembers about p0 are valid again. The next sweep
+// verdicts that the evaluator's flow cache remembers about p0 are valid again. The next sweep
 // must find the connections that these verdicts allow, with and without a sweep while p1 had
 // the address.
 func TestAnAddressComesBack(t *testing.T) {
@@ -474,7 +486,10 @@ func TestAnAddressComesBack(t *testing.T) {
 
 func testComesBack(t *testing.T, sweep bool) {
 	h, k := quiet(t)
-	h.table.Remove(h.open(k, false))
+	h.follower.ByIDs = false
+	for range 2 { // the flow cache keeps the second verdict
+		h.table.Remove(h.open(k, false))
+	}
 	later := pod("p1", h.addrs[4])
 	later.CreationTimestamp = metav1.Now()
 	h.store.SetPod(kubepod.Read(later))
@@ -490,7 +505,7 @@ func testComesBack(t *testing.T, sweep bool) {
 	}
 	h.store.DeletePod("default", "p1")
 	h.publishAndSweep(conntrack.ScopeFlows)
-	h.revokes(k)
+	h.revokes(k, false)
 }
 
 // A connection begins and ends after a publication and before the sweep that follows it. The
@@ -507,7 +522,22 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 	if err := h.follower.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	h.revokes(k)
+	h.revokes(k, true)
+}
+
+// The kernel's flow cache allows connections between addresses that no worker has seen, because others
+// with the same IDs have talked. A sweep must find these connections.
+func TestNewcomersAreRevoked(t *testing.T) {
+	h, k := quiet(t)
+	h.store.SetPod(kubepod.Read(pod("p0", h.addrs[4])))
+	twin := pod("p1", h.addrs[5])
+	twin.Labels = pod("p0", h.addrs[4]).Labels
+	h.store.SetPod(kubepod.Read(twin))
+	h.store.SetPolicy(netpol.Read(guard("p0", 80)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.open(k, false)
+	k.Src[15]++
+	h.revokes(filter.NewKey(k.SrcAddr(), h.addrs[5], filter.TCP, 80), true)
 }
 
 // If an address has more keys than the limit, TrackedFlows no longer records each of them. It
@@ -515,6 +545,7 @@ func TestAVerdictBeforeTheSweep(t *testing.T) {
 // keys than the limit.
 func TestManyKeys(t *testing.T) {
 	h, k := quiet(t)
+	h.follower.ByIDs = false
 	h.tracked.Limit(3, 1000)
 	h.open(k, false)
 	for i := range byte(4) {

@@ -20,11 +20,10 @@ type Observer interface {
 
 // Memory is an additional cache of verdicts, such as bpf.Writer. It serves one evaluator.
 type Memory interface {
-	// Remember stores a verdict about k. src and dst are the epochs of both ends: the verdict
-	// is valid while both are current. If k.Transport is filter.Any, the verdict is valid for
-	// all packets between the two addresses. The packet is not released before Remember
-	// returns. The action filter.Reject is a denial too.
-	Remember(k filter.Key, src, dst uint64, action filter.Action)
+	// Remember stores a verdict about k, which holds for all addresses with the same IDs. If
+	// k.Transport is filter.Any, the verdict holds for all packets between them. The packet is not
+	// released before Remember returns. The action filter.Reject is a denial too.
+	Remember(k policy.IDKey, action filter.Action)
 }
 
 // FlowTracker records the keys of connections that may exist from now on, as
@@ -44,8 +43,8 @@ type Config struct {
 	Published *policy.Published
 	// Observer may be nil.
 	Observer Observer
-	// Memory may be nil. It gets no verdicts with the reason NotIsolated, and none about
-	// packets from or to a pending address.
+	// Memory may be nil. It gets no verdicts with the reason NotIsolated, none about packets from or
+	// to a pending address, and none that depend on more than the IDs of the addresses.
 	Memory Memory
 	// Tracker may be nil. It gets the key of each flow that the snapshot allows, unless the
 	// verdict comes from a cache, and the keys of packets that FailOpen allows. Three reasons of
@@ -254,7 +253,7 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 	// kernel's cache may have both too: it allows no mid-stream packet if policies isolate an
 	// end in the opposite direction.
 	if back.Action == filter.Allow {
-		e.record(&reverse, &back, cache.Ends{Src: ends.Dst, Dst: ends.Src}, unknownEnds{unknown.dst, unknown.src}, backFresh)
+		e.record(&reverse, &back, ends.Reverse(), unknownEnds{unknown.dst, unknown.src}, backFresh)
 	}
 	e.record(&p.Key, &forth, ends, unknown, fresh)
 	return netip.Addr{}
@@ -317,7 +316,7 @@ func (u unknownEnds) pending(k *filter.Key, v *filter.Verdict) (none netip.Addr)
 // evict useful verdicts.
 func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, unknown unknownEnds, fresh bool) {
 	track := e.config.Tracker != nil && v.Action == filter.Allow && tracked(v.Reason, unknown, fresh)
-	remember := e.config.Memory != nil && v.Reason != filter.NotIsolated && unknown == noneUnknown
+	remember := e.config.Memory != nil && v.Reason != filter.NotIsolated && unknown == noneUnknown && ends.ByIDs
 	if !track && !remember {
 		return
 	}
@@ -331,7 +330,7 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 	// Call Remember before the packet is answered. This delays the packet by microseconds, but
 	// even a second connection that follows at once hits the cache.
 	if remember {
-		e.config.Memory.Remember(k, ends.Src, ends.Dst, v.Answer())
+		e.config.Memory.Remember(policy.NewIDKey(&k, ends.SrcID, ends.DstID), v.Answer())
 	}
 }
 

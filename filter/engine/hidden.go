@@ -24,8 +24,9 @@ func (e *Evaluator) denyHidden(k *filter.Key, v *filter.Verdict, toNode bool) (d
 
 // mayDeny reports whether policies may deny packets between the addresses of the key.
 func (e *Evaluator) mayDeny(k *filter.Key, toNode bool) bool {
-	src, dst := e.snapshot.Endpoint(k.SrcAddr()), e.snapshot.Endpoint(k.DstAddr())
-	if toNode || dst.IsNode() {
+	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
+	src, dst := e.snapshot.Endpoint(srcAddr), e.snapshot.Endpoint(dstAddr)
+	if toNode || dst.IsNode() || !policy.DecidedByIDs(srcAddr, dstAddr, src, dst) { // the last one is for nodes of pods elsewhere
 		return src.EffectToNode() != policy.Open
 	}
 	return src.Effect(filter.Egress) != policy.Open || dst.Effect(filter.Ingress) != policy.Open

@@ -23,7 +23,7 @@ func (a *answers) Observe(_ packet.Packet, v filter.Verdict) {
 // memory is a Memory that records actions.
 type memory []filter.Action
 
-func (m *memory) Remember(_ filter.Key, _, _ uint64, action filter.Action) { *m = append(*m, action) }
+func (m *memory) Remember(_ policy.IDKey, action filter.Action) { *m = append(*m, action) }
 
 // A packet is rejected only if the hook and the rules make that possible. The observer gets what
 // happens to the packet, and Memory gets what the policies decide.

@@ -60,12 +60,12 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 	if fresh {
 		e.trackToNode(k, v, src, true)
 	}
-	if e.config.Memory != nil && !possible {
+	if e.config.Memory != nil && !possible && ends.ByIDs {
 		key := *k
 		if v.Pair {
 			key = key.Pair()
 		}
-		e.config.Memory.Remember(key, ends.Src, ends.Dst, v.Answer())
+		e.config.Memory.Remember(policy.NewIDKey(&key, ends.SrcID, ends.DstID), v.Answer())
 	}
 	return pending
 }

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -18,8 +19,8 @@ import (
 // recorder is a Memory and a FlowTracker that records keys.
 type recorder struct{ remembered, tracked []string }
 
-func (r *recorder) Remember(k filter.Key, _, _ uint64, action filter.Action) {
-	r.remembered = append(r.remembered, k.String()+" "+action.String())
+func (r *recorder) Remember(k policy.IDKey, action filter.Action) {
+	r.remembered = append(r.remembered, fmt.Sprint(k, action))
 }
 
 func (r *recorder) Track(k filter.Key, _, _ bool, _ uint64) {

@@ -3,6 +3,8 @@ package policy
 import (
 	"net/netip"
 	"slices"
+
+	"sluice/filter"
 )
 
 // ID stands for all that policies can see of an address: the class of the pod that has it, and the
@@ -185,4 +187,19 @@ func (m *mover) identify() Changes {
 // changed returns the moves that change the address table.
 func (m *mover) changed() []move {
 	return slices.DeleteFunc(m.moves, func(one move) bool { return one.owner == one.was && one.id == one.wasID })
+}
+
+// IDKey is a filter.Key with the IDs of the addresses instead of the addresses. If DecidedByIDs, flows
+// with the same IDKey have the same verdict, in all snapshots of a store in which their addresses have
+// these IDs. So caches need not forget a verdict that they keep by IDKey.
+type IDKey struct {
+	Src, Dst  ID
+	Port      uint16
+	Protocol  filter.Protocol
+	Transport filter.Transport
+}
+
+// NewIDKey returns the IDKey of a key. With filter.Any, it is that of all packets between the IDs.
+func NewIDKey(k *filter.Key, src, dst ID) IDKey {
+	return IDKey{src, dst, k.Port, k.Protocol, k.Transport}
 }

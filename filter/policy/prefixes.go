@@ -72,6 +72,12 @@ func (s *Snapshot) Prefixes() iter.Seq2[netip.Prefix, ID] {
 	}
 }
 
+// LongestPrefix returns the longest prefix that policies name and that contains all of p.
+func (s *Snapshot) LongestPrefix(p netip.Prefix) (longest PrefixID, ok bool) {
+	is, found, ok := s.prefixes.ids.LookupPrefixLPM(p)
+	return PrefixID{is, found.id}, ok
+}
+
 // PrefixChanges returns how the prefixes of the snapshot differ from those of an earlier snapshot of
 // the same store: the prefixes that are new or have another ID, and those that are gone. It compares
 // all prefixes if there were several changes in between, or many changed at once. The lists must not
