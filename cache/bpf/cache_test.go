@@ -567,6 +567,37 @@ func BenchmarkPrograms(b *testing.B) {
 	}
 }
 
+// BenchmarkProgramsWithPrefixes measures the programs on packets from outside the cluster while policies
+// name 10,000 prefixes.
+func BenchmarkProgramsWithPrefixes(b *testing.B) {
+	_, p, u := newFixture(b, bpf.Options{}, []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16")})
+	many := letIn("other", "absent")
+	for i := range 10_000 {
+		block := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, byte(40 + i>>8), byte(i), 0}), 24).String()
+		many.Spec.Ingress[0].From = append(many.Spec.Ingress[0].From, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: block}})
+	}
+	u.store.SetPolicy(netpol.Read(many))
+	u.commit(b)
+	u.evaluate(redis(remote))
+	for _, bench := range []struct {
+		name    string
+		program *ebpf.Program
+		data    []byte
+	}{
+		{"allow, no policy", p.allow, packetOf(remote, web, filter.TCP, 80, 20)},
+		{"deny, remembered", p.deny, redis(remote)},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			frame := append([]byte{12: 8, 13: 0}, bench.data...)
+			_, took, err := bench.program.Benchmark(frame, b.N, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(took.Nanoseconds()), "ns/packet")
+		})
+	}
+}
+
 // If Publish gets more pod ranges than the map in the kernel can hold, it returns an error,
 // and the programs match nothing until a Publish whose ranges fit.
 func TestTooManyRanges(t *testing.T) {

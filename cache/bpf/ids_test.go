@@ -9,8 +9,10 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"sluice/cache"
 	"sluice/cache/bpf"
 	"sluice/filter"
+	"sluice/filter/engine"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
@@ -38,6 +40,9 @@ func decides(s *policy.Snapshot, src, dst netip.Addr) bool {
 func TestNewcomers(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	p, u := load(t, c), newUser(t, c, podRanges)
+	// User space repeats verdicts from its own flow cache. Their IDs may have changed meanwhile.
+	u.evaluator = engine.New(engine.Config{Published: &u.published, Memory: c.NewWriter()}, cache.NewFlows(256))
+	var known []filter.Key
 	r := chance{rand.New(rand.NewPCG(15, 0))}
 	rounds := 400
 	if testing.Short() {
@@ -59,12 +64,20 @@ func TestNewcomers(t *testing.T) {
 		}
 		u.commit(t)
 		s := u.published.Snapshot()
-		for range 6 {
+		for i := range 6 {
 			v6 := r.IntN(2)
-			src, dst := r.addr(v6), r.addr(v6)
-			protocol, port := oneOf(r, filter.TCP, filter.TCP, filter.UDP, filter.SCTP), oneOf(r, portNumbers...)
-			k := filter.NewKey(src, dst, protocol, port)
-			u.evaluate(packetOf(src, dst, protocol, port, 20))
+			k := filter.NewKey(r.addr(v6), r.addr(v6), oneOf(r, filter.TCP, filter.TCP, filter.UDP, filter.SCTP), oneOf(r, portNumbers...))
+			if i%2 == 0 && len(known) > 20 {
+				k = oneOf(r, known[len(known)-20:]...)
+			}
+			known = append(known, k)
+			src, dst, protocol, port := k.SrcAddr(), k.DstAddr(), k.Protocol, k.Port
+			if v6 = 0; src.Is6() {
+				v6 = 1
+			}
+			for range 2 { // the flow cache in user space keeps the second verdict
+				u.evaluate(packetOf(src, dst, protocol, port, 20))
+			}
 			remembered := decides(s, src, dst) && !leftToUserSpace(s, k) && policy.DecidedByIDs(src, dst, s.Endpoint(src), s.Endpoint(dst))
 			for _, a := range everyone(v6) {
 				for _, b := range everyone(v6) {
