@@ -47,7 +47,7 @@ import (
 //
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -no-global-types -target bpfel,bpfeb program program.c -- -O2 -Wall -Werror -mcpu=v2
 
-// DefaultFlows is the number of verdicts in the cache: about 8 MiB, allocated at once.
+// DefaultFlows is the number of verdicts in the cache: about 6 MiB, allocated at once.
 const DefaultFlows = 65536
 
 // DefaultPrefixes is the usual Options.Prefixes. Only prefixes that exist take memory.

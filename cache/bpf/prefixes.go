@@ -12,8 +12,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// stranger is a value of the map prefixes, laid out as struct stranger in program.c.
-type stranger struct {
+// unowned is a value of the map prefixes, laid out as struct unowned in program.c.
+type unowned struct {
 	ID            policy.ID
 	Host, Pending uint32
 }
@@ -55,7 +55,7 @@ func newPrefixTable() *prefixTable {
 
 // entry is an entry of the map. It is named if policies name its prefix.
 type entry struct {
-	stranger
+	unowned
 	named bool
 }
 
@@ -207,8 +207,8 @@ func (t *prefixTable) set(p netip.Prefix, now entry) error {
 	if ok && was == now {
 		return nil
 	}
-	if !ok || was.stranger != now.stranger {
-		if err := t.in.Update(prefixOf(p), now.stranger, ebpf.UpdateAny); err != nil {
+	if !ok || was.unowned != now.unowned {
+		if err := t.in.Update(prefixOf(p), now.unowned, ebpf.UpdateAny); err != nil {
 			return fmt.Errorf("add prefix %s to the kernel's flow cache: %w", p, err)
 		}
 	}

@@ -25,7 +25,7 @@ func TestKeyLayout(t *testing.T) {
 		t.Errorf("a key of the map has %d bytes, an IDKey %d", got, end)
 	}
 	for name, size := range map[string][2]uintptr{
-		programMapPrefixes: {uintptr(spec.Maps[programMapPrefixes].ValueSize), unsafe.Sizeof(stranger{})},
+		programMapPrefixes: {uintptr(spec.Maps[programMapPrefixes].ValueSize), unsafe.Sizeof(unowned{})},
 		"endpoints":        {uintptr(spec.Maps[programMapEndpoints].InnerMap.ValueSize), unsafe.Sizeof(endpoint{})},
 	} {
 		if size[0] != size[1] {
@@ -35,10 +35,10 @@ func TestKeyLayout(t *testing.T) {
 }
 
 // fakePrefixes is the map prefixes without a kernel.
-type fakePrefixes map[prefix]stranger
+type fakePrefixes map[prefix]unowned
 
 func (m fakePrefixes) Update(key, value any, _ ebpf.MapUpdateFlags) error {
-	m[key.(prefix)] = value.(stranger)
+	m[key.(prefix)] = value.(unowned)
 	return nil
 }
 

@@ -116,11 +116,11 @@ struct prefix {
 	struct address first;
 };
 
-// stranger is what is known of an address without an endpoint, by the longest prefix with it. An
+// unowned is what is known of an address without an endpoint, by the longest prefix with it. An
 // address that is "pending" belongs to a pod that is not known yet, and user space holds the packet.
 // "host" is not 0 if the address is that of a node with pods: it is the endpoint.host of these pods,
 // or SEVERAL if they have different ones.
-struct stranger {
+struct unowned {
 	__u64 id;
 	__u32 host, pending;
 };
@@ -135,7 +135,7 @@ struct {
 	__uint(max_entries, 1 << 20);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct prefix);
-	__type(value, struct stranger);
+	__type(value, struct unowned);
 } prefixes SEC(".maps");
 
 // flows holds the verdicts. A value is a stamp, with the verdict in its lowest two bits: DENY,
@@ -438,12 +438,12 @@ static __always_inline int denied(struct __sk_buff *skb, struct key *k, struct u
 	return yes(as);
 }
 
-// read_stranger reads the ID and the host of an address without an endpoint. It returns 0 if the
+// read_unowned reads the ID and the host of an address without an endpoint. It returns 0 if the
 // address is pending.
-static __always_inline int read_stranger(struct address *a, __u64 *id, __u32 *host)
+static __always_inline int read_unowned(struct address *a, __u64 *id, __u32 *host)
 {
 	struct prefix one = { .bits = 128, .first = *a };
-	struct stranger *is = bpf_map_lookup_elem(&prefixes, &one);
+	struct unowned *is = bpf_map_lookup_elem(&prefixes, &one);
 
 	if (!is)
 		return 1;
@@ -544,7 +544,7 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 		src_host = src->host;
 		if (src->device && src->device != skb->ingress_ifindex)
 			return 0;
-	} else if (!read_stranger(&k.src, &src_id, &src_host)) {
+	} else if (!read_unowned(&k.src, &src_id, &src_host)) {
 		return 0;
 	}
 	if (dst) {
@@ -554,7 +554,7 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 		// The packet has no output interface yet in FORWARD, where the other programs are called.
 		if (wanted <= ALLOW && dst->device && dst->device != skb->ifindex)
 			return 0;
-	} else if (!read_stranger(&k.dst, &dst_id, &dst_host)) {
+	} else if (!read_unowned(&k.dst, &dst_id, &dst_host)) {
 		return 0;
 	}
 
