@@ -14,6 +14,7 @@ import (
 	kjson "sigs.k8s.io/json"
 
 	"sluice/filter"
+	"sluice/filter/flow/flowfile"
 	"sluice/filter/policy/explain"
 	"sluice/filter/policy/near"
 )
@@ -28,7 +29,7 @@ type flowLine struct {
 	Port     portText `json:"port"`
 	Protocol string   `json:"protocol"`
 
-	logged string // the verdict in the agent's log, if the line is from there
+	logged string // the verdict in the file, if an agent has written the line
 }
 
 // portText is a port in the input: a number or a name.
@@ -69,7 +70,7 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool,
 		defer f.Close() // the file is only read, so an error is harmless
 		in = f
 	}
-	x := flowExplainer{cluster: c, namespace: opts.question.Namespace, out: bufio.NewWriter(e.stdout)}
+	x := flowExplainer{cluster: c, namespace: opts.question.Namespace, parser: flowfile.NewParser(), out: bufio.NewWriter(e.stdout)}
 	x.answer = textAnswers{x.out}
 	if opts.format == "json" {
 		enc := json.NewEncoder(x.out)
@@ -80,7 +81,7 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool,
 		return false, err
 	}
 	if x.skipped > 0 {
-		e.say("note: skipped %s of the log without a flow", count(x.skipped, "line", "lines"))
+		e.say("note: skipped %s without an attempt to connect", count(x.skipped, "line", "lines"))
 	}
 	if x.failed > 0 {
 		return false, fmt.Errorf("%s of %d could not be answered", count(x.failed, "flow", "flows"), x.flows)
@@ -93,18 +94,19 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool,
 type flowExplainer struct {
 	cluster   *explain.Cluster
 	namespace string // namespace of names without one
+	parser    *flowfile.Parser
 	out       *bufio.Writer
 	answer    answerWriter
 	line      int // number of the current line
-	// Counts of all flows, of allowed flows, of flows that could not be answered, and of lines of a log
-	// without a flow.
+	// Counts of all flows, of allowed flows, of flows that could not be answered, and of lines of agents
+	// without an attempt to connect.
 	flows, allowed, failed, skipped int
 }
 
 // flowAnswer is the answer about a flow.
 type flowAnswer struct {
 	explain.Answer
-	Logged string `json:"logged,omitempty"` // the verdict in the agent's log, if the flow is from there
+	Logged string `json:"logged,omitempty"` // the verdict in the file, if an agent has written the line
 }
 
 // answerWriter writes answers in one format.
@@ -147,14 +149,13 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 
 // flow answers one line. It returns an error only if it cannot write.
 func (x *flowExplainer) flow(text []byte) error {
-	f, isFlow := readLogLine(text)
-	if !isFlow {
+	var f *flowLine
+	var err error
+	if seen, ok := x.parser.Parse(text); !ok {
+		f, err = readFlow(text)
+	} else if f = questionAbout(&seen); f == nil {
 		x.skipped++
 		return nil
-	}
-	var err error
-	if f == nil {
-		f, err = readFlow(text)
 	}
 	x.flows++
 	if err == nil {
@@ -170,7 +171,7 @@ func (x *flowExplainer) flow(text []byte) error {
 	return x.fail(text, err)
 }
 
-// ask answers a flow. If a pod in a log does not exist any more, ask uses the other pods of its
+// ask answers a flow. If a pod that an agent has seen does not exist any more, ask uses the other pods of its
 // workload, which it finds by the beginning of the name.
 func (x *flowExplainer) ask(f *flowLine) (explain.Answer, error) {
 	q := explain.Question{From: f.From, To: f.To, Port: string(f.Port), Protocol: f.Protocol, Namespace: x.namespace}

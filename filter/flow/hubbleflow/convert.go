@@ -1,5 +1,5 @@
-// Package hubbleflow writes records of flows in the form of Hubble's API, and selects them as
-// Hubble's clients ask. The API is that of github.com/cilium/cilium/api/v1.
+// Package hubbleflow writes records of flows in the form of Hubble's API, reads them, and selects them
+// as Hubble's clients ask. The API is that of github.com/cilium/cilium/api/v1.
 //
 // A flow of Hubble has one direction, and a record has both: the flow has the direction that denies
 // or, if it is allowed, that of the end on the node of the record. The policies of both directions

@@ -1,0 +1,158 @@
+// Package flowfile reads flows that agents have written into files, one JSON object to a line: what
+// "sluice observe -o json" and "sluice denied -o json" print, the log of Sluice's agent, and what
+// "hubble observe -o json" and Hubble's exporter write. Lines of several of them may be mixed, and
+// files may be compressed with gzip, as the exporter's rotated ones are.
+//
+// Lines are read one by one, so that the size of a file does not matter.
+package flowfile
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"sluice/filter/flow"
+	"sluice/filter/flow/hubbleflow"
+)
+
+// MaxLine bounds the length of a line, in bytes. A longer one is skipped, and reported.
+const MaxLine = 1 << 20
+
+// Forms names the forms of lines, for error messages.
+const Forms = `the output of "sluice observe -o json" or "hubble observe -o json", files of Hubble's exporter, or the agent's log in JSON`
+
+// Flow is what a line stands for.
+type Flow struct {
+	// Record is the flow; nil if Skip is set. It has the event allowed, denied, ended or left-out.
+	*flow.Record
+	// Skip is why the line is not an attempt to connect.
+	Skip flow.Skip
+	// First is the time of the first of the packets that the record counts; otherwise it is zero.
+	First time.Time
+}
+
+// form reads lines of one form; ok is false for others.
+type form func(line []byte) (f Flow, ok bool)
+
+// Parser reads lines. It remembers the form of the last one, and tries it first.
+type Parser struct{ forms []form }
+
+// NewParser returns a parser.
+func NewParser() *Parser { return &Parser{[]form{ours, logged, hubble}} }
+
+// Parse reads a line. ok is false if the line is of no known form.
+func (p *Parser) Parse(line []byte) (f Flow, ok bool) {
+	for i, read := range p.forms {
+		if f, ok = read(line); ok {
+			p.forms = slices.Insert(slices.Delete(p.forms, i, i+1), 0, read)
+			return f, true
+		}
+	}
+	return Flow{}, false
+}
+
+// ours reads a record of Sluice.
+func ours(line []byte) (Flow, bool) {
+	var r struct {
+		flow.Record
+		Msg   *string   `json:"msg"` // lines of logs have it, and their event means something else
+		First time.Time `json:"first"`
+	}
+	if json.Unmarshal(line, &r) != nil || r.Msg != nil {
+		return Flow{}, false
+	}
+	for _, k := range []flow.Kind{flow.Opened, flow.Denied, flow.Ended, flow.LeftOut} {
+		if r.Event == k.String() {
+			return Flow{Record: &r.Record, First: r.First}, true
+		}
+	}
+	return Flow{}, false
+}
+
+func hubble(line []byte) (Flow, bool) {
+	r, skip, ok := hubbleflow.Parse(line)
+	return Flow{Record: r, Skip: skip}, ok
+}
+
+// Reader reads the lines of a file.
+type Reader struct {
+	in     *bufio.Reader
+	parser *Parser
+	line   int
+}
+
+// NewReader returns a reader of a file, which may be compressed with gzip.
+func NewReader(in io.Reader) (*Reader, error) {
+	b := bufio.NewReaderSize(in, 64<<10)
+	if magic, _ := b.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {
+		z, err := gzip.NewReader(b)
+		if err != nil {
+			return nil, fmt.Errorf("decompress: %w", err)
+		}
+		b = bufio.NewReaderSize(z, 64<<10)
+	}
+	return &Reader{in: b, parser: NewParser()}, nil
+}
+
+// LineError is a line that is not a flow in a known form.
+type LineError struct {
+	Line int // number of the line, from 1
+	Why  string
+}
+
+// Error names the line.
+func (e *LineError) Error() string { return fmt.Sprintf("line %d %s", e.Line, e.Why) }
+
+// Next returns the next flow, and skips empty lines. After the last one it returns io.EOF. A
+// [LineError] concerns one line, and Next can be called again; any other error ends the file.
+func (r *Reader) Next() (Flow, error) {
+	for {
+		text, err := r.read()
+		var wrong *LineError
+		switch {
+		case errors.As(err, &wrong):
+			return Flow{}, err
+		case err != nil && !errors.Is(err, io.EOF):
+			return Flow{}, fmt.Errorf("line %d: %w", r.line, err)
+		}
+		if text = bytes.TrimSpace(text); len(text) == 0 {
+			if err != nil {
+				return Flow{}, io.EOF
+			}
+			continue
+		}
+		f, ok := r.parser.Parse(text)
+		switch {
+		case ok:
+			return f, nil
+		case !json.Valid(text):
+			return Flow{}, &LineError{r.line, "is not JSON"}
+		}
+		return Flow{}, &LineError{r.line, "is not a flow in a known form"}
+	}
+}
+
+// read returns the next line, with io.EOF for the last one. The text is valid until the next call.
+func (r *Reader) read() ([]byte, error) {
+	r.line++
+	text, err := r.in.ReadSlice('\n')
+	if !errors.Is(err, bufio.ErrBufferFull) {
+		return text, err
+	}
+	long := slices.Clone(text)
+	for errors.Is(err, bufio.ErrBufferFull) {
+		if text, err = r.in.ReadSlice('\n'); len(long) <= MaxLine {
+			long = append(long, text...)
+		}
+	}
+	if len(long) > MaxLine && (err == nil || errors.Is(err, io.EOF)) {
+		return nil, &LineError{r.line, fmt.Sprintf("is longer than %d bytes", MaxLine)}
+	}
+	return long, err
+}
