@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// maxDenials bounds the distinct denials that are kept: some 200 KiB.
+	// maxDenials bounds the distinct denials that are kept. So many take some 200 KiB.
 	maxDenials = 512
-	// maxStrangers bounds those of them with an address outside the cluster that no other has. Beyond
-	// it, such addresses are one end, so that a scan from many addresses does not displace the denials
-	// between pods.
+	// maxStrangers bounds the denials that are kept for one unowned address: one outside the cluster, for
+	// example. Later unowned addresses are counted together, as Denial.Many, so that a scan from many
+	// addresses does not displace the denials between pods.
 	maxStrangers = 128
 )
 
@@ -24,12 +24,12 @@ const (
 type Denials struct {
 	mu        sync.Mutex
 	all       map[denialKey]*Denial
-	strangers int // denials with an address outside the cluster as an end of its own
+	strangers int // denials of one unowned address: see maxStrangers
 }
 
 // denialKey identifies equal denials: the same addresses, protocol and port, denied for the same reason
-// by the same policies. An address is zero for many addresses outside the cluster. To compare names
-// instead of pointers would cost each denied packet an allocation.
+// by the same policies. A zero address means many unowned addresses. The policies are compared by
+// pointer, because to compare their names would cost each denied packet an allocation.
 type denialKey struct {
 	filter.Key
 	reason    filter.Reason
@@ -39,18 +39,19 @@ type denialKey struct {
 
 // Denial is a set of equal denials.
 type Denial struct {
-	Entry       // the last one
+	Entry       // of the last packet
 	Packets     uint64
 	First, Last time.Time
-	// Many is set if the ends outside the cluster differ: their addresses in Entry are those of one of
-	// them.
+	// Many is set if the denials of many unowned addresses are counted here. Entry has the address of
+	// the last packet.
 	Many bool
 }
 
 // Add counts a denied packet.
 func (d *Denials) Add(e *Entry) { d.AddMany(e, 1, e.Time) }
 
-// AddMany counts denied packets; e is the last of them, and first the time of the first.
+// AddMany counts packets that were denied alike. e describes the last of them, and first is the time of
+// the first.
 func (d *Denials) AddMany(e *Entry, packets uint64, first time.Time) {
 	k := denialKeyOf(e)
 	d.mu.Lock()
@@ -80,7 +81,7 @@ func (d *Denials) AddMany(e *Entry, packets uint64, first time.Time) {
 	}
 }
 
-// makeRoom removes the denial that is longest ago, if there is no room for another.
+// makeRoom removes the denial whose last packet is the oldest, if there is no room for another denial.
 func (d *Denials) makeRoom() {
 	if len(d.all) < maxDenials {
 		return
@@ -98,7 +99,7 @@ func (d *Denials) makeRoom() {
 	delete(d.all, oldest)
 }
 
-// All returns the denials, the last one first.
+// All returns the denials, the most recent first.
 func (d *Denials) All() []Denial {
 	d.mu.Lock()
 	all := make([]Denial, 0, len(d.all))
@@ -112,7 +113,7 @@ func (d *Denials) All() []Denial {
 	return all
 }
 
-// Clone returns a copy, to which the denials of the kernel can be added.
+// Clone returns a copy, to which the caller can add the denials of the kernel without changing d.
 func (d *Denials) Clone() *Denials {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -129,7 +130,7 @@ func denialKeyOf(e *Entry) denialKey {
 	return denialKey{e.Key, e.Verdict.Reason, side.Rule, side.Isolation}
 }
 
-// isStranger reports whether an end of a denial is outside the cluster.
+// isStranger reports whether an address of a denial is unowned: no known pod or own node has it.
 func isStranger(e *Entry) bool { return e.Src == nil || e.Dst == nil }
 
 func (k denialKey) withoutStrangers(e *Entry) denialKey {

@@ -10,17 +10,18 @@ import (
 	"sluice/filter"
 )
 
-// Filter selects records. Its fields are conditions that must all be fulfilled; an empty one always
-// is. A record of left-out records fulfills all, and one of what was not recorded those that what is missing could fulfill.
+// Filter selects the records that fulfill the conditions of all its fields. An empty field sets no
+// condition. A Filter selects every LeftOut. It selects an Unrecorded, unless it wants denials only and
+// only connections were not recorded.
 type Filter struct {
-	Event      string   // allowed or denied; ended connections are allowed ones
-	Namespaces []string // one of the ends is in one of them
-	From, To   []Name   // the end is one of them
+	Event      string   // allowed or denied; allowed selects the ends of connections, too
+	Namespaces []string // the source or the destination is in one of them
+	From, To   []Name   // the source (From), the destination (To) has one of these names
 	Ports      []Port   // the destination port is one of them
 	Policies   []string // one of them decides, or passes the flow on
 }
 
-// Name is what the user calls an end.
+// Name is the name of one or several ends, as a user writes it.
 type Name struct {
 	text      string
 	prefix    netip.Prefix // for an address or a range
@@ -30,8 +31,8 @@ type Name struct {
 }
 
 // ParseName reads the name of an end: "web" or "shop/web" for a pod or a workload, "ns/shop" for all
-// pods of a namespace, an address or a range, world, host or remote-node. The namespace is that of
-// names without one; empty means any.
+// pods of a namespace, an address or a range, world, host or remote-node. A name without a namespace,
+// such as "web", is looked for in the given namespace; if that is empty, in all.
 func ParseName(text, namespace string) (Name, error) {
 	n := Name{text: text}
 	if a, err := netip.ParseAddr(text); err == nil {
@@ -62,7 +63,7 @@ func ParseName(text, namespace string) (Name, error) {
 	return n, nil
 }
 
-// matches reports whether an end has the name.
+// matches reports whether n is a name of the end e with the address addr.
 func (n *Name) matches(e *End, addr netip.Addr) bool {
 	switch {
 	case n.prefix.IsValid():
@@ -77,7 +78,7 @@ func (n *Name) matches(e *End, addr netip.Addr) bool {
 	return n.name == "" || e.Pod == n.name || e.Workload != nil && e.Workload.Name == n.name || strings.HasPrefix(e.Pod, n.name+"-")
 }
 
-// Port is a destination port, of one protocol or of any.
+// Port is a destination port of one protocol or, if protocol is empty, of any.
 type Port struct {
 	number   uint16
 	protocol string
@@ -135,8 +136,8 @@ func selectsEnd(names []Name, e *End, addr netip.Addr) bool {
 	return len(names) == 0 || slices.ContainsFunc(names, func(n Name) bool { return n.matches(e, addr) })
 }
 
-// selectsPolicy compares titles, such as "shop/db" and "admin/platform", or names without what stands
-// in front.
+// selectsPolicy compares the titles of the record's policies, such as "shop/db" or "admin/platform", and
+// also their bare names, such as "db" or "platform".
 func (f *Filter) selectsPolicy(r *Record) bool {
 	if len(f.Policies) == 0 {
 		return true

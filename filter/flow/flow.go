@@ -1,14 +1,14 @@
 // Package flow records what happens on a node: connections that are allowed, packets that are
 // denied, and connections that end.
 //
-// Records come from three places, and are the same everywhere: the verdicts of the workers, the
-// events of the connection table, which show what the kernel lets pass without a worker, and those of
-// the kernel's flow cache, which show what it denies without one. The workers' allowed packets are
-// left to the connection table, so that a connection has one record.
+// Records have three sources: the verdicts of the workers; the events of the connection table, which
+// include the connections that the kernel allows without a worker; and the events of the kernel's flow
+// cache, about the packets that it denies without a worker. While the connection table reports
+// connections, the workers' verdicts that allow make no records, so that a connection has one record.
 //
-// A [Log] keeps the last records for those who watch. While nothing watches, it keeps none, and costs
-// a verdict one atomic load. [Denials] counts the last distinct denials, whether anything watches or
-// not.
+// A [Log] keeps the last records, and passes them to watchers. While nothing watches, it records
+// nothing, and costs a verdict one atomic load. [Denials] counts the last distinct denials, whether
+// anything watches or not.
 package flow
 
 import (
@@ -30,10 +30,10 @@ const (
 	Denied
 	// Ended: a connection has ended.
 	Ended
-	// LeftOut: records are missing here. Count is their number.
+	// LeftOut: Count records are missing here.
 	LeftOut
-	// Unrecorded: nothing has watched for Duration until now, so that what happened was not recorded.
-	// If OnlyConnections is set, denials were.
+	// Unrecorded: nothing was recorded in the Duration before Time, because nothing watched. If
+	// OnlyConnections is set, denials were recorded, and connections were not.
 	Unrecorded
 )
 
@@ -42,29 +42,29 @@ var kinds = [...]string{Opened: "allowed", Denied: "denied", Ended: "ended", Lef
 // String returns the kind as in JSON.
 func (k Kind) String() string { return kinds[k] }
 
-// Entry is a record as the log keeps it: with what is in force when it happens, and without the
-// texts, which only those who watch need.
+// Entry is a record as the log keeps it. It points to the pods and policies that were in force at its
+// time. A Describer makes texts of them, for watchers only.
 type Entry struct {
 	Kind    Kind
-	Kernel  bool // the kernel has answered without a worker
+	Kernel  bool // the kernel has denied the packet without a worker
 	Time    time.Time
 	Key     filter.Key
 	SrcPort uint16
 	// Verdict is that of the packet; zero unless the kind is Opened or Denied.
 	Verdict filter.Verdict
-	// Src and Dst are the owners of the addresses; nil outside the cluster.
+	// Src and Dst are the owners of the addresses; nil if no pod or own node has the address.
 	Src, Dst *policy.Endpoint
-	// To is the destination that the client has talked to, if it is not that of the key: that of a
-	// Service. Otherwise it is invalid.
+	// To is the destination to which the client has sent, before DNAT. For a Service, it differs from
+	// that of Key. It is invalid if it is not known, and its port is 0 if the protocol has none.
 	To netip.AddrPort
 	// Duration, Sent and Received are those of a connection that has ended. Duration is 0 if it is not
-	// known, and Counted reports whether the kernel has counted packets.
+	// known. Sent and Received are valid if Counted is set: the kernel has counted packets.
 	Duration       time.Duration
 	Sent, Received Traffic
 	Counted        bool
-	// OnlyConnections is for Unrecorded.
+	// OnlyConnections is set only for an Unrecorded: see there.
 	OnlyConnections bool
-	// Count is the number of records that LeftOut stands for.
+	// Count is the number of missing records of a LeftOut.
 	Count uint64
 }
 

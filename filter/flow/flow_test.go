@@ -21,15 +21,16 @@ import (
 
 var start = time.Date(2026, 11, 27, 6, 0, 0, 0, time.UTC)
 
-// numbered returns an entry with a number that numberOf finds.
+// numbered returns an entry with a number, as its source port, that drain returns.
 func numbered(n int) *flow.Entry {
 	return &flow.Entry{Kind: flow.Opened, Time: start.Add(time.Duration(n) * time.Millisecond), SrcPort: uint16(n)}
 }
 
-// unrecorded stands for a record of what was not recorded.
+// unrecorded is the number that drain returns for an Unrecorded.
 const unrecorded = 1 << 20
 
-// drain returns the numbers of the records that are there; a LeftOut is its negative count.
+// drain reads the records that are there and returns their numbers. The number of a LeftOut is its
+// negative count.
 func drain(w *flow.Watcher) (numbers []int) {
 	var into [3]flow.Entry // fewer than most tests have
 	for {
@@ -50,8 +51,8 @@ func drain(w *flow.Watcher) (numbers []int) {
 	}
 }
 
-// A log records only while something watches, and gives each watcher all records since it began, and
-// the last ones from before.
+// A log records only while something watches. Each watcher gets the last records from before its Watch,
+// and all records after it.
 func TestLog(t *testing.T) {
 	var switched []flow.Watched
 	l := flow.NewLog(8, func(w flow.Watched) { switched = append(switched, w) })
@@ -86,14 +87,15 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// Records from before are followed by how long nothing has watched: connections or anything.
+// After records from before, a watcher reads how long nothing has watched, or nothing has watched
+// connections.
 func TestUnrecorded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(8, nil)
 		denials := l.Watch(0, false)
 		l.Add(&flow.Entry{Kind: flow.Denied, Time: time.Now()})
 		time.Sleep(5 * time.Second)
-		connections := l.Watch(8, true) // since the begin, only denials were recorded
+		connections := l.Watch(8, true) // until now, only denials were recorded
 		connections.Close()
 		denials.Close()
 		time.Sleep(time.Minute)
@@ -133,8 +135,8 @@ func TestSlowWatcher(t *testing.T) {
 	}
 }
 
-// What is beyond the rate, and what sources have missed, is told in the stream, at the latest after a
-// second, and nothing is told twice.
+// A watcher reads LeftOuts for the records beyond the rate and for those that sources have missed, at
+// the latest after a second. Each missing record is counted once.
 func TestLeftOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(100_000, nil)
@@ -144,7 +146,7 @@ func TestLeftOut(t *testing.T) {
 		for range added {
 			l.Add(&flow.Entry{Kind: flow.Opened, Time: time.Now()})
 		}
-		l.Add(&flow.Entry{Kind: flow.Denied, Time: time.Now()}) // it has a rate of its own
+		l.Add(&flow.Entry{Kind: flow.Denied, Time: time.Now()}) // denials have a rate of their own
 		l.Miss(7, time.Now())
 		records, denied, left := 0, 0, uint64(0)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -171,14 +173,14 @@ func TestLeftOut(t *testing.T) {
 	})
 }
 
-// Watchers come and go while records are added: each watcher reads an unbroken sequence, or is told
-// of the gap.
+// Watchers come and go while records are added. None of them counts more records, read and left out,
+// than were added.
 func TestLogConcurrently(t *testing.T) {
 	l := flow.NewLog(64, nil)
 	const writers, each = 4, 3000
 	var writing, reading sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
-	keep := l.Watch(0, true) // so that all is recorded
+	keep := l.Watch(0, true) // so that something always watches
 	defer keep.Close()
 	for range 3 {
 		reading.Go(func() {
@@ -341,8 +343,8 @@ func TestDenials(t *testing.T) {
 	}
 }
 
-// A scan from many addresses outside the cluster does not displace the denials between pods, and
-// loses no packet of the count.
+// A scan from many addresses outside the cluster does not displace the denials between pods, and all
+// its packets are counted.
 func TestDenialsOfStrangers(t *testing.T) {
 	s := cluster(t)
 	var d flow.Denials
@@ -377,7 +379,7 @@ func TestDenialsOfStrangers(t *testing.T) {
 	}
 }
 
-// To count a denial that is known allocates nothing, and nor does a record.
+// Neither counting a denial that is known nor adding a record allocates.
 func TestAllocatesNothing(t *testing.T) {
 	s := cluster(t)
 	e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", 80)

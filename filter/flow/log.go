@@ -10,22 +10,22 @@ import (
 )
 
 const (
-	// DefaultBuffer is the usual number of records in a Log: some 4 MiB, allocated when something
-	// watches for the first time.
+	// DefaultBuffer is the default number of records in a Log. They take some 4 MiB, which are allocated
+	// when something watches for the first time.
 	DefaultBuffer = 16384
 	// perSecond bounds the records of each kind within a second. Beyond it, records are left out.
 	// Making a record, reading it and writing it as JSON takes 10 µs or so: 20,000 a second take a
 	// fifth of a processor.
 	perSecond = 20_000
-	// gapInterval is the least time between two records about what is left out.
+	// gapInterval is the least time between two LeftOuts that have no other record between them.
 	gapInterval = time.Second
 )
 
-// Log keeps the last records for those who watch. Its methods may be called concurrently.
+// Log keeps the last records for its watchers. Its methods may be called concurrently.
 type Log struct {
 	size        int
 	watchers    atomic.Int32
-	connections atomic.Int32 // the watchers of connections too
+	connections atomic.Int32 // those of the watchers that watch connections, too
 	onWatch     func(Watched)
 
 	switching sync.Mutex // held while onWatch runs
@@ -34,22 +34,23 @@ type Log struct {
 	ring   []Entry // nil until something watches
 	next   uint64  // number of the next record; record n is in ring[n%size]
 	limits [LeftOut]*rate.Limiter
-	left   uint64    // records that are left out, and not yet told
-	told   time.Time // when the last LeftOut was recorded
-	// watched and connected are when denials and connections were recorded last, or may have been.
+	left   uint64    // records that were left out since the last LeftOut
+	told   time.Time // when the last LeftOut was added
+	// watched is the time when something last ceased to watch denials, and connected when something last
+	// ceased to watch connections; before the first time, both are when the log was made.
 	watched, connected time.Time
-	// more is closed when there is a new record, if waiting is set: then a watcher waits for it.
+	// more is closed when a record is added while waiting is set: while a watcher waits.
 	more    chan struct{}
 	waiting bool
 
 	total, leftOut atomic.Uint64
 }
 
-// Watched is what something watches.
+// Watched reports what at least one watcher watches.
 type Watched struct{ Denials, Connections bool }
 
-// NewLog returns a log of the given number of records. onWatch is called when what is watched has
-// changed; the calls never overlap. It may be nil.
+// NewLog returns a log that keeps size records. The log calls onWatch when Watched changes; the calls
+// never overlap. onWatch may be nil.
 func NewLog(size int, onWatch func(Watched)) *Log {
 	now := time.Now()
 	l := &Log{size: max(size, 1), onWatch: onWatch, more: make(chan struct{}), watched: now, connected: now}
@@ -59,8 +60,8 @@ func NewLog(size int, onWatch func(Watched)) *Log {
 	return l
 }
 
-// Watched returns what something watches: connections only together with denials. It is cheap enough
-// to be called for each packet.
+// Watched returns what the watchers watch. Connections is set only together with Denials, because each
+// watcher watches denials. It is cheap enough to be called for each packet.
 func (l *Log) Watched() Watched { return Watched{l.watchers.Load() > 0, l.connections.Load() > 0} }
 
 // Add records e if something watches.
@@ -83,7 +84,7 @@ func (l *Log) Add(e *Entry) {
 	l.put(e)
 }
 
-// Miss records that n records are missing, because what makes them could not keep up.
+// Miss records that n records are missing, because their source could not keep up.
 func (l *Log) Miss(n uint64, at time.Time) {
 	if n == 0 || !l.Watched().Denials {
 		return
@@ -103,7 +104,7 @@ func (l *Log) leave(at time.Time, n uint64) {
 	}
 }
 
-// tell records what is left out since the last call.
+// tell adds a LeftOut with the number of records that were left out since the last one.
 func (l *Log) tell(at time.Time) {
 	l.put(&Entry{Kind: LeftOut, Time: at, Count: l.left})
 	l.left, l.told = 0, at
@@ -124,10 +125,10 @@ func (l *Log) wake() {
 	}
 }
 
-// Stats returns the number of records, and of those that were left out.
+// Stats returns the number of records that were added, and of those that were left out.
 func (l *Log) Stats() (total, leftOut uint64) { return l.total.Load(), l.leftOut.Load() }
 
-// Kept returns the number of records in the log, when the oldest was made, and how many there can be.
+// Kept returns the number of records in the log, the time of the oldest, and how many the log can keep.
 func (l *Log) Kept() (n int, oldest time.Time, size int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -144,9 +145,10 @@ type Watcher struct {
 	at          uint64 // number of the next record to read
 }
 
-// Watch begins to watch denials, and connections that begin and end if connections is set: without, it
-// may get them all the same, because another watcher does. The first records that Next returns are the
-// last ones from before, at most the given number. Close must be called.
+// Watch begins to watch denials and, if connections is true, also connections that begin and end. If
+// connections is false, Next may still return connections, because another watcher watches them. Next
+// first returns earlier records: the last ones in the log, at most last of them. The caller must call
+// Close.
 func (l *Log) Watch(last int, connections bool) *Watcher {
 	l.switching.Lock()
 	defer l.switching.Unlock()
@@ -161,7 +163,8 @@ func (l *Log) Watch(last int, connections bool) *Watcher {
 	return &Watcher{l, connections, at}
 }
 
-// tellUnrecorded records for how long nothing has watched, if there are records from before.
+// tellUnrecorded adds an Unrecorded, if the log has earlier records and nothing has watched until now.
+// If connections is true, that something has watched denials only counts as well.
 func (l *Log) tellUnrecorded(connections bool, now time.Time) {
 	e := Entry{Kind: Unrecorded, Time: now}
 	switch w := l.Watched(); {
@@ -177,7 +180,7 @@ func (l *Log) tellUnrecorded(connections bool, now time.Time) {
 	l.put(&e)
 }
 
-// watch adds n to the watchers.
+// watch adds n to the number of watchers. If Watched changes, it calls onWatch.
 func (l *Log) watch(n int32, connections bool) {
 	before := l.Watched()
 	l.watchers.Add(n)
@@ -194,7 +197,7 @@ func (l *Log) watch(n int32, connections bool) {
 	l.noteEnd(before, now)
 }
 
-// noteEnd remembers when something has ceased to be watched.
+// noteEnd sets watched and connected, if denials or connections are not watched any more.
 func (l *Log) noteEnd(before, now Watched) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -210,9 +213,9 @@ func (l *Log) noteEnd(before, now Watched) {
 // kept returns the number of records in the ring.
 func (l *Log) kept() uint64 { return min(l.next, uint64(l.size)) }
 
-// Next returns the next records, at most len(into), and waits for one unless wait is false. If the
-// watcher was too slow, so that records are lost, the first one is a LeftOut with their number. It
-// returns 0 if there are none, and wait is false or ctx has ended.
+// Next reads the next records into the slice into, and returns their number. If there are none, it
+// returns 0 if wait is false, and waits until there is a record or ctx ends if wait is true. If the
+// watcher was too slow and has lost records, the first record is a LeftOut with their number.
 func (w *Watcher) Next(ctx context.Context, into []Entry, wait bool) int {
 	for {
 		n, more, untold := w.read(into, wait)
@@ -233,7 +236,8 @@ func (w *Watcher) Next(ctx context.Context, into []Entry, wait bool) int {
 	}
 }
 
-// tellNow records what is left out since the last record about it, because no later record does.
+// tellNow adds a LeftOut for the records that were left out since the last one. Watchers call it if no
+// record is added for gapInterval, because otherwise the next Add would do this.
 func (l *Log) tellNow(at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -242,8 +246,8 @@ func (l *Log) tellNow(at time.Time) {
 	}
 }
 
-// read returns the records that are there. untold reports that records are left out about which none
-// of them tells.
+// read reads the records that are there, without waiting. untold reports whether records were left out
+// since the last LeftOut.
 func (w *Watcher) read(into []Entry, wait bool) (n int, more <-chan struct{}, untold bool) {
 	l := w.log
 	l.mu.Lock()

@@ -16,7 +16,7 @@ import (
 // added.
 type Record struct {
 	Time time.Time `json:"time"`
-	// Node is the name of the node that has made the record.
+	// Node is the name of the node whose agent has made the record.
 	Node string `json:"node,omitempty"`
 	// Event is allowed, denied, ended, left-out or unrecorded.
 	Event string `json:"event"`
@@ -33,7 +33,8 @@ type Record struct {
 	Protocol string     `json:"proto,omitempty"`
 	// Transport is opaque if the ports could not be read.
 	Transport string `json:"transport,omitempty"`
-	// To is the address and the port that the client has talked to, where that is a Service's.
+	// To is the address and the port to which the client has sent, if DNAT has replaced them: those of
+	// a Service.
 	To string `json:"to_service,omitempty"`
 
 	From    *End  `json:"from,omitempty"`
@@ -41,11 +42,11 @@ type Record struct {
 	Egress  *Side `json:"egress,omitempty"`
 	Ingress *Side `json:"ingress,omitempty"`
 
-	// Missing is what was not recorded in the Seconds until Time: all or connections.
+	// Missing is what was not recorded in the Seconds before Time: all or connections.
 	Missing string `json:"missing,omitempty"`
 
-	// Seconds, Sent and Received are those of a connection that has ended. They are missing where the
-	// kernel does not count: net.netfilter.nf_conntrack_acct and nf_conntrack_timestamp.
+	// Seconds, Sent and Received are those of a connection that has ended. Seconds is missing unless
+	// net.netfilter.nf_conntrack_timestamp is set, Sent and Received unless nf_conntrack_acct is.
 	Seconds  float64  `json:"seconds,omitempty"`
 	Sent     *Traffic `json:"sent,omitempty"`
 	Received *Traffic `json:"received,omitempty"`
@@ -57,17 +58,17 @@ type Record struct {
 
 // End is an end of a flow.
 type End struct {
-	// Kind is pod, host (this node), remote-node or world.
+	// Kind is pod, host (the node of the record), remote-node or world.
 	Kind      string            `json:"kind"`
 	Namespace string            `json:"namespace,omitempty"`
 	Pod       string            `json:"pod,omitempty"`
 	Workload  *Workload         `json:"workload,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
-	// Node is the name of the node that the pod runs on, or of the node that the end is.
+	// Node is the name of the pod's node. If the end is a node, it is the name of the end.
 	Node string `json:"node,omitempty"`
 }
 
-// Workload is what made a pod.
+// Workload is the object that has created a pod, such as a Deployment.
 type Workload struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
@@ -88,13 +89,14 @@ const (
 type Side struct {
 	// Action is accept or deny.
 	Action string `json:"action"`
-	// Policies are the titles of the policies: that of the rule, or those that isolate the pod. There
-	// are none if a rule of the Admin tier has passed the flow on, and nothing else concerns it.
+	// Policies are the titles of the policies that decide: the policy of the rule or, without a rule, the
+	// policies that isolate the pod. There are none if a rule of the Admin tier has passed the flow on and
+	// no policy of a later tier concerns it.
 	Policies []string `json:"policies,omitempty"`
 	Tier     string   `json:"tier,omitempty"`
 	Rule     string   `json:"rule,omitempty"` // the field of the rule, as in "ingress[0]"
 	RuleName string   `json:"rule_name,omitempty"`
-	// Passed is the rule of the Admin tier that has left the flow to the next tiers.
+	// Passed is the rule of the Admin tier that has passed the flow on to the next tiers.
 	Passed *Passed `json:"passed,omitempty"`
 }
 
@@ -105,16 +107,16 @@ type Passed struct {
 	RuleName string `json:"rule_name,omitempty"`
 }
 
-// Describer makes records of entries. It is for use by one goroutine.
+// Describer converts entries to records. It is for use by one goroutine.
 type Describer struct {
 	node     string
 	snapshot func() *policy.Snapshot
-	named    *policy.Snapshot // of which names are
-	names    map[netip.Addr]string
+	named    *policy.Snapshot      // the snapshot from which names was built
+	names    map[netip.Addr]string // of nodes
 }
 
-// NewDescriber returns a describer for the entries of a node. snapshot returns the snapshot in force,
-// or nil.
+// NewDescriber returns a describer for the entries of the node with the given name. snapshot returns the
+// snapshot in force; nil before the first one.
 func NewDescriber(node string, snapshot func() *policy.Snapshot) *Describer {
 	return &Describer{node: node, snapshot: snapshot}
 }
@@ -196,8 +198,9 @@ func (d *Describer) end(e *policy.Endpoint, addr netip.Addr) *End {
 	return end
 }
 
-// workloadOf returns what made a pod; nil if that is not known. What a Deployment has made belongs to
-// a ReplicaSet, whose name is the Deployment's with the hash of its template behind.
+// workloadOf returns the workload that has created a pod; nil if it is not known. The owner of a
+// Deployment's pod is a ReplicaSet, whose name is the Deployment's followed by a hash: for such a pod,
+// workloadOf returns the Deployment.
 func workloadOf(e *policy.Endpoint) *Workload {
 	w := e.Workload()
 	if w.Name == "" {
@@ -218,7 +221,7 @@ func (d *Describer) nodeAt(addr netip.Addr) (name string, is bool) {
 		if s != nil {
 			for _, n := range slices.SortedFunc(s.Nodes(), func(a, b *policy.Node) int { return cmp.Compare(b.Name, a.Name) }) {
 				for _, a := range n.Addrs {
-					d.names[a] = n.Name // the first name wins
+					d.names[a] = n.Name // in reverse order of the names, so that the first in the alphabet remains
 				}
 			}
 		}
@@ -227,7 +230,7 @@ func (d *Describer) nodeAt(addr netip.Addr) (name string, is bool) {
 	return name, is
 }
 
-// sideOf describes a side; nil if no policy has decided it.
+// sideOf describes a side; it returns nil if no policy concerns the flow in this direction.
 func sideOf(s filter.Side) *Side {
 	var out Side
 	switch r := s.Rule; {
@@ -268,8 +271,8 @@ func (r *Record) Policies() []string {
 type DenialRecord struct {
 	Record
 	First time.Time `json:"first"`
-	// Many reports that many addresses outside the cluster are counted here; those in Record are one
-	// of them.
+	// Many is set if the denials of many unowned addresses, such as those outside the cluster, are
+	// counted here. Record has the address of the last packet.
 	Many bool `json:"many,omitempty"`
 }
 

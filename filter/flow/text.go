@@ -40,8 +40,8 @@ func (r *Record) Text() string {
 	return b.String()
 }
 
-// Names returns the names of both ends as people read them. For many addresses outside the cluster,
-// that is "many" with one of them.
+// Names returns the names of both ends as people read them. An end with many addresses outside the
+// cluster has the name "many", followed by one of the addresses.
 func (d *DenialRecord) Names() (from, to string) {
 	name := func(e *End, addr netip.Addr) string {
 		if d.Many && e != nil && e.Kind == WorldEnd {
@@ -52,7 +52,7 @@ func (d *DenialRecord) Names() (from, to string) {
 	return name(d.From, d.Src), name(d.Into, d.Dst)
 }
 
-// word is the verdict, as wide as the longest.
+// word returns the verdict, padded with spaces to the length of the longest.
 func (r *Record) word() string {
 	switch r.Event {
 	case Denied.String():
@@ -66,7 +66,7 @@ func (r *Record) word() string {
 	return "allow "
 }
 
-// Port returns the port and the protocol as they stand behind the destination: ":80/TCP", or " ICMP".
+// Port returns the port and the protocol as a suffix of the destination: ":80/TCP" or " ICMP".
 func (r *Record) Port() string {
 	switch {
 	case r.Protocol == "":
@@ -79,7 +79,7 @@ func (r *Record) Port() string {
 	return " " + r.Protocol
 }
 
-// text is the name of an end, or its address.
+// text returns the name of an end, or its address if it has no name.
 func (e *End) text(addr netip.Addr) string {
 	switch {
 	case e == nil && !addr.IsValid():
@@ -94,7 +94,7 @@ func (e *End) text(addr netip.Addr) string {
 	return strings.TrimSpace(cmp.Or(e.Node, e.Kind) + " (" + addr.String() + ")")
 }
 
-// Why names the policies that have decided, or else the reason.
+// Why returns the policies that have decided or, if there are none, the reason of the verdict.
 func (r *Record) Why() string {
 	denied := r.Event == Denied.String()
 	var parts []string
@@ -124,7 +124,7 @@ func quoted(name string) string {
 	return strconv.Quote(name)
 }
 
-// traffic is what a connection that has ended has sent.
+// traffic returns, for a connection that has ended, its duration and how much each end has sent.
 func (r *Record) traffic() string {
 	var parts []string
 	if r.Seconds > 0 {
@@ -149,8 +149,8 @@ func size(n uint64) string {
 	return fmt.Sprintf("%.1f %s", v, units[i])
 }
 
-// Same reports whether two records differ in nothing but time, source port and counts, so that they
-// can be shown as one.
+// Same reports whether two records differ at most in time, source port and counts, so that one line
+// can show both.
 func (r *Record) Same(o *Record) bool {
 	return r.Event == o.Event && r.Event != Ended.String() && r.Event != LeftOut.String() && r.Event != Unrecorded.String() && r.Node == o.Node &&
 		r.Src == o.Src && r.Dst == o.Dst && r.DstPort == o.DstPort && r.Protocol == o.Protocol && r.Transport == o.Transport &&

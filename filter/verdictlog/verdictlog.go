@@ -46,7 +46,7 @@ const DefaultRate = 100
 // summaryInterval is the time between two reports of the number of suppressed lines.
 const summaryInterval = 5 * time.Second
 
-// Log logs the records of flows: those of the kernel too.
+// Log logs the verdicts of the agent and those of the kernel: it reads both from a flow.Log.
 type Log struct {
 	level      Level
 	log        *slog.Logger
@@ -57,8 +57,8 @@ type Log struct {
 }
 
 // New returns a log of the verdicts of a level. It logs at most perSecond lines a second,
-// with a burst of as many; 0 disables the limit. It watches flows from now on, unless the level is
-// None; Run must be called.
+// with a burst of as many; 0 disables the limit. Unless the level is None, it watches flows from now
+// on, and the caller must call Run.
 func New(level Level, perSecond int, flows *flow.Log, logger *slog.Logger) *Log {
 	limit := rate.NewLimiter(rate.Inf, 0)
 	if perSecond > 0 {
@@ -107,7 +107,7 @@ func (l *Log) Run(ctx context.Context) {
 	defer l.watcher.Close()
 	for l.next(ctx, true) {
 	}
-	for l.next(ctx, false) { // what has come before the end
+	for l.next(ctx, false) { // the records from before the end
 	}
 }
 

@@ -26,8 +26,7 @@ var (
 	db  = netip.MustParseAddr("fd00::2")
 )
 
-// log returns a verdict log and the buffer that it writes to. The lines have no timestamp.
-// logged is a log whose lines a test reads.
+// logged is a verdict log, with the flows that it watches and the lines that it has written.
 type logged struct {
 	*verdictlog.Log
 	flows    *flow.Log
@@ -35,6 +34,7 @@ type logged struct {
 	out      bytes.Buffer
 }
 
+// log returns a verdict log that writes to its field out. The lines have no timestamp.
 func log(level verdictlog.Level, perSecond int) *logged {
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(&corev1.Pod{
@@ -63,7 +63,7 @@ func (l *logged) observe(p packet.Packet, v filter.Verdict) {
 	l.flows.Add(&e)
 }
 
-// lines logs what was recorded, and returns it.
+// lines logs the recorded verdicts, and returns all lines.
 func (l *logged) lines(t *testing.T) string {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -170,7 +170,9 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// Lines over the rate limit, and records that are left out, are suppressed, counted and reported.
+// Lines over the rate limit are suppressed, counted and reported. Records that the flow log has left out
+// are counted with them.
+
 func TestRate(t *testing.T) {
 	const burst, more, missed = 1000, 500, 7
 	l := log(verdictlog.All, burst)

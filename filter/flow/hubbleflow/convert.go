@@ -1,9 +1,9 @@
-// Package hubbleflow writes records of flows in the form of Hubble's API, reads them, and selects them
-// as Hubble's clients ask. The API is that of github.com/cilium/cilium/api/v1.
+// Package hubbleflow converts records of flows to flows of Hubble's API and back, and implements the
+// filters of that API. The API is that of github.com/cilium/cilium/api/v1.
 //
-// A flow of Hubble has one direction, and a record has both: the flow has the direction that denies
-// or, if it is allowed, that of the end on the node of the record. The policies of both directions
-// are in the flow all the same.
+// A flow of Hubble has one direction, while a record has both. A denied flow gets the direction that
+// denies. An allowed flow gets the direction of the end on the node of the record: egress for the
+// source, ingress for the destination. The flow has the policies of both directions in any case.
 package hubbleflow
 
 import (
@@ -30,16 +30,15 @@ const (
 
 	matchNone   = 0 // policy_match_type: no rule matches
 	matchL3L4   = 2 // a rule matches
-	matchAll    = 4 // no policy concerns the flow
+	matchAll    = 4 // allowed, and no rule matches
 	hostID      = 1 // identities
 	worldID     = 2
 	remoteID    = 6
 	namespaceOf = "k8s:io.kubernetes.pod.namespace=" // label that Hubble's clients expect
 )
 
-// Response returns a record as Observer.GetFlows answers it and "hubble observe -o jsonpb" prints it.
-// It returns nil for the end of a connection and for what was not recorded, for which Hubble has
-// nothing.
+// Response returns a record as Observer.GetFlows sends it and "hubble observe -o jsonpb" prints it. It
+// returns nil for the end of a connection and for an Unrecorded, because Hubble has no form for them.
 func Response(r *flow.Record) *observerpb.GetFlowsResponse {
 	at := timestamppb.New(r.Time)
 	out := &observerpb.GetFlowsResponse{NodeName: r.Node, Time: at}
@@ -64,7 +63,7 @@ func Flow(r *flow.Record) *flowpb.Flow {
 		Verdict:   flowpb.Verdict_FORWARDED,
 		Type:      flowpb.FlowType_L3_L4,
 		EventType: &flowpb.CiliumEventType{Type: policyVerdict},
-		IsReply:   wrapperspb.Bool(false), // missing would mean unknown, and hubble-ui shows no such flow
+		IsReply:   wrapperspb.Bool(false), // nil would mean unknown, and hubble-ui hides such flows
 		IP:        ipOf(r), L4: layer4Of(r),
 		Source: endpointOf(r.From, r.Src), Destination: endpointOf(r.Into, r.Dst),
 		TrafficDirection: directionOf(r),
@@ -82,8 +81,8 @@ func Flow(r *flow.Record) *flowpb.Flow {
 
 func isDenied(r *flow.Record) bool { return r.Event == flow.Denied.String() }
 
-// uuidOf returns the same UUID for the same record, wherever it is converted: a hash in the form of
-// version 8 of RFC 9562.
+// uuidOf returns a UUID of version 8 (RFC 9562): a hash of the record, so that each conversion of the
+// record returns the same UUID.
 func uuidOf(r *flow.Record) string {
 	h := fnv.New128a()
 	for _, part := range []any{r.Time.UnixNano(), r.SrcPort, r.DstPort, r.Src.As16(), r.Dst.As16()} {
@@ -120,13 +119,13 @@ func directionOf(r *flow.Record) flowpb.TrafficDirection {
 
 func denies(s *flow.Side) bool { return s != nil && s.Action == filter.RuleDenies.String() }
 
-// isHere reports whether an end is on the node of the record, or is that node.
+// isHere reports whether an end is a pod on the node of the record, or this node itself.
 func isHere(e *flow.End, r *flow.Record) bool {
 	return e != nil && (e.Kind == flow.HostEnd || e.Kind == flow.PodEnd && e.Node != "" && e.Node == r.Node)
 }
 
-// dropReasonOf returns Cilium's name for a reason. POLICY_DENIED is that nothing allows the flow,
-// and POLICY_DENY that a rule denies it.
+// dropReasonOf returns Cilium's name for a reason. POLICY_DENIED means that nothing allows the flow, and
+// POLICY_DENY that a rule denies it.
 func dropReasonOf(r *flow.Record) flowpb.DropReason {
 	for _, s := range []*flow.Side{r.Egress, r.Ingress} {
 		if denies(s) && s.Rule != "" {
@@ -159,7 +158,7 @@ func matchOf(r *flow.Record) uint32 {
 	return matchAll
 }
 
-// summaryOf is what hubble prints in brackets.
+// summaryOf returns the text that hubble prints in brackets.
 func summaryOf(r *flow.Record) string {
 	text := strings.TrimSpace(r.Protocol + " " + r.Transport)
 	if r.Answer != "" {
@@ -200,8 +199,8 @@ func layer4Of(r *flow.Record) *flowpb.Layer4 {
 	return nil
 }
 
-// endpointOf describes an end. Only ends that Cilium reserves an identity for have one: pods are
-// known by their workloads, which hubble-ui then makes a card of.
+// endpointOf describes an end. It sets an identity only where Cilium has a reserved one. Pods have none,
+// so that hubble-ui makes a card of each workload instead.
 func endpointOf(e *flow.End, addr netip.Addr) *flowpb.Endpoint {
 	switch {
 	case e == nil && !addr.IsValid():

@@ -39,7 +39,7 @@ func allowed() *flow.Record {
 	return r
 }
 
-// A line is what hubble prints and reads, to the byte.
+// A record becomes the JSON that hubble prints and reads.
 func TestJSON(t *testing.T) {
 	line, err := json.Marshal(hubbleflow.Response(denied()))
 	if err != nil {
@@ -68,7 +68,7 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// Whatever hubble-ui drops a flow for is set: is_reply, both ends, l4.
+// An allowed flow has the fields without which hubble-ui drops it: is_reply, both ends and l4.
 func TestAllowed(t *testing.T) {
 	f := hubbleflow.Flow(allowed())
 	if f.GetVerdict() != flowpb.Verdict_FORWARDED || f.GetIsReply() == nil || f.GetL4().GetTCP() == nil || f.GetIP().GetIpVersion() != flowpb.IPVersion_IPv6 ||
@@ -83,7 +83,8 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
-// An explicit denial, a packet that no policy denies, what was left out, and the end of a connection.
+// The other records: a denial by a rule, a malformed packet, records that were left out, and the end of
+// a connection.
 func TestOtherRecords(t *testing.T) {
 	r := allowed()
 	r.Event, r.Ingress.Action = "denied", "deny"
@@ -102,7 +103,8 @@ func TestOtherRecords(t *testing.T) {
 	}
 }
 
-// A flow has the direction that denies, or else that of the end on the node.
+// A denied flow has the direction that denies, and an allowed flow that of the end on the node of the
+// record.
 func TestDirection(t *testing.T) {
 	side := func(action string) *flow.Side {
 		return &flow.Side{Action: action, Policies: []string{"a/b"}, Tier: "NetworkPolicy"}
@@ -131,8 +133,8 @@ func TestDirection(t *testing.T) {
 	}
 }
 
-// Each filter selects the flow that it is about, and not another; a filter that Sluice cannot fulfill
-// is an error that names the field.
+// Each filter selects the flow that it describes and not the other one. For a filter that Sluice does
+// not support, the error names the field.
 func TestFilter(t *testing.T) {
 	drop, pass := hubbleflow.Flow(denied()), hubbleflow.Flow(allowed())
 	for _, tt := range []struct{ filter, want string }{
@@ -201,7 +203,8 @@ func TestFilter(t *testing.T) {
 	}
 }
 
-// selected returns which of two flows the lists select, or the field of the error.
+// selected returns which of the two flows the lists select or, if they are refused, the field that the
+// error names.
 func selected(t *testing.T, drop, pass *flowpb.Flow, allow, deny []*flowpb.FlowFilter) string {
 	t.Helper()
 	f, err := hubbleflow.NewFilter(allow, deny)
@@ -216,7 +219,8 @@ func selected(t *testing.T, drop, pass *flowpb.Flow, allow, deny []*flowpb.FlowF
 	return names[[2]bool{f.Selects(drop), f.Selects(pass)}]
 }
 
-// Only a filter that selects nothing that is allowed lets connections be left out.
+// OnlyDenials is true only for filters that select no allowed flow, so that connections need not be
+// watched.
 func TestOnlyDenials(t *testing.T) {
 	dropped := &flowpb.FlowFilter{Verdict: []flowpb.Verdict{flowpb.Verdict_DROPPED}}
 	for _, tt := range []struct {

@@ -14,19 +14,19 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Filter selects flows as the lists of a GetFlowsRequest do: those that a filter of the first list
-// selects, or any if that list is empty, without those that a filter of the second list selects. A
-// filter selects what all its fields select, and a field what any of its values does.
+// Filter selects flows as the two lists of a GetFlowsRequest do. A flow is selected if a filter of the
+// list allow matches it, or this list is empty, and no filter of the list deny matches it. A filter
+// matches if each of its fields matches, and a field matches if one of its values does.
 type Filter struct {
 	allow, deny []match
-	denials     bool
+	denials     bool // see OnlyDenials
 }
 
 // match reports whether a flow fulfills a condition.
 type match func(*flowpb.Flow) bool
 
-// NewFilter reads filters. The error names a field that Sluice cannot fulfill: to ignore it would
-// answer another question.
+// NewFilter returns a Filter for two lists. If a filter has a field that Sluice does not support,
+// NewFilter returns an error that names the field: without the field, it would select other flows.
 func NewFilter(allow, deny []*flowpb.FlowFilter) (*Filter, error) {
 	f := &Filter{denials: len(allow) > 0}
 	var err error
@@ -44,7 +44,7 @@ func NewFilter(allow, deny []*flowpb.FlowFilter) (*Filter, error) {
 	return f, nil
 }
 
-// OnlyDenials reports whether the filter selects nothing that is allowed.
+// OnlyDenials reports whether the filter selects denied flows only.
 func (f *Filter) OnlyDenials() bool { return f.denials }
 
 // Selects reports whether the filter selects a flow.
@@ -64,7 +64,7 @@ func matches(filters []*flowpb.FlowFilter) (out []match, err error) {
 	return out, nil
 }
 
-// matchOfFilter returns the conjunction of all fields that are set.
+// matchOfFilter returns the conjunction of the conditions of all fields that are set.
 func matchOfFilter(ff *flowpb.FlowFilter) (match, error) {
 	var all []match
 	var errs []error
@@ -85,7 +85,7 @@ func matchOfFilter(ff *flowpb.FlowFilter) (match, error) {
 	}, errors.Join(errs...)
 }
 
-// errNotKnown is why a field cannot be fulfilled.
+// errNotKnown is the error about a field of which Sluice's flows have no value.
 var errNotKnown = errors.New("Sluice does not know this about a flow: leave it out") //nolint:staticcheck // a name begins it
 
 func matchOfField(field string, ff *flowpb.FlowFilter) (match, error) {
@@ -141,7 +141,7 @@ func isOneOf[T comparable](values []T, of func(*flowpb.Flow) T) match {
 	return func(f *flowpb.Flow) bool { return slices.Contains(values, of(f)) }
 }
 
-// matchAddrs takes addresses and ranges.
+// matchAddrs compares an address of the flow, which of returns, with addresses and ranges.
 func matchAddrs(texts []string, of func(*flowpb.Flow) string) (match, error) {
 	var ranges []netip.Prefix
 	for _, text := range texts {
@@ -161,8 +161,8 @@ func matchAddrs(texts []string, of func(*flowpb.Flow) string) (match, error) {
 	}, nil
 }
 
-// matchPods takes what Hubble does: the beginning of a pod's name in the namespace default, or
-// "namespace/beginning", both of which may be empty if there is a slash.
+// matchPods takes names as Hubble does: "prefix" for the pods of the namespace default whose names begin
+// with it, or "namespace/prefix". In the second form, each part may be empty: any namespace, any pod.
 func matchPods(names []string, of func(*flowpb.Flow) *flowpb.Endpoint) (match, error) {
 	type name struct{ namespace, begin string }
 	var all []name
@@ -194,8 +194,9 @@ func matchWorkloads(want []*flowpb.Workload, of func(*flowpb.Flow) *flowpb.Endpo
 	}
 }
 
-// matchLabels takes selectors with Cilium's sources of labels, such as "k8s:app in (web, db)",
-// "reserved:world" or "app=web", which is about any source.
+// matchLabels takes selectors whose keys may have one of Cilium's sources of labels in front, such as
+// "k8s:app in (web, db)" or "reserved:world". A key without a source, as in "app=web", matches labels of
+// any source.
 func matchLabels(texts []string, of func(*flowpb.Flow) *flowpb.Endpoint) (match, error) {
 	var selectors []labels.Selector
 	for _, text := range texts {
@@ -216,8 +217,8 @@ func matchLabels(texts []string, of func(*flowpb.Flow) *flowpb.Endpoint) (match,
 	}, nil
 }
 
-// withSources writes the source of each key of a selector before a dot, because a key of Kubernetes
-// has no colon.
+// withSources rewrites each key of a selector, such as Cilium's "k8s:app", to "k8s.app", and a key
+// without a source, such as "app", to "any.app", because labels.Parse accepts no colon in a key.
 func withSources(selector string) string {
 	var out []string
 	depth, begin := 0, 0
@@ -294,9 +295,8 @@ func matchProtocols(names []string) (match, error) {
 	return func(f *flowpb.Flow) bool { return slices.ContainsFunc(all, func(m match) bool { return m(f) }) }, nil
 }
 
-// matchEvents takes Cilium's types of events. Where Cilium has several events for a packet, Sluice
-// has one, which all of them select: a drop (1) is what is denied, a trace (4) what is allowed, and a
-// policy verdict (5) both.
+// matchEvents takes Cilium's types of events. Cilium reports several events about a packet, and Sluice
+// one flow. So drop (1) matches denied flows, trace (4) allowed flows, and policy verdict (5) both.
 func matchEvents(types []*flowpb.EventTypeFilter) (match, error) {
 	var all []match
 	for _, t := range types {
@@ -317,8 +317,8 @@ func matchEvents(types []*flowpb.EventTypeFilter) (match, error) {
 	return func(f *flowpb.Flow) bool { return slices.ContainsFunc(all, func(m match) bool { return m(f) }) }, nil
 }
 
-// matchNodes takes patterns with asterisks: of the name of a node in any cluster, "cluster/node", or
-// "cluster/" for all nodes. The cluster is named "default".
+// matchNodes takes patterns with asterisks: "node" for the nodes of any cluster, "cluster/node", or
+// "cluster/" for all nodes of a cluster. Sluice's cluster has the name "default".
 func matchNodes(patterns []string) (match, error) {
 	var all []string
 	for _, p := range patterns {
