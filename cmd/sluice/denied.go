@@ -84,7 +84,7 @@ func denied(ctx context.Context, e env, opts observeOptions) error {
 	return writeDenials(e, &opts, shown, now)
 }
 
-// writeDenials writes denials, the last one first.
+// writeDenials writes denials in the wanted format and in the given order.
 func writeDenials(e env, opts *observeOptions, shown []*flow.DenialRecord, now time.Time) error {
 	if opts.format == "json" {
 		encoder := json.NewEncoder(e.stdout)
@@ -97,7 +97,7 @@ func writeDenials(e env, opts *observeOptions, shown []*flow.DenialRecord, now t
 	return printDenials(e, shown, now, opts.wanted())
 }
 
-// printDenials prints a table, with the nodes if these are wanted.
+// printDenials prints a table of denials. If nodes is true, it has a column for the node.
 func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) error {
 	if len(all) == 0 {
 		fmt.Fprintln(e.stdout, "nothing was denied")
@@ -118,7 +118,8 @@ func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) er
 	return table.Flush()
 }
 
-// ago returns how long ago a time is, to a digit that matters.
+// ago returns how long before now a time is: in tenths of a second below 10 s, in seconds below a
+// minute, in minutes below 48 hours, and in days beyond.
 func ago(now, at time.Time) string {
 	d := now.Sub(at)
 	switch {

@@ -18,7 +18,7 @@ import (
 	"sluice/filter/flow/hubbleflow"
 )
 
-// observeOptions are the flags of observe.
+// observeOptions are the flags of observe and denied.
 type observeOptions struct {
 	fleetOptions
 	socket       string
@@ -96,7 +96,7 @@ that does not answer is named, and with -f asked again. Without -f, the exit sta
 	return cmd
 }
 
-// filter returns the conditions of the flags.
+// filter returns the conditions that the flags set.
 func (o *observeOptions) filter() (f flow.Filter, err error) {
 	f = flow.Filter{Event: o.verdict, Namespaces: o.namespaces, Policies: o.policies}
 	namespace := ""
@@ -126,11 +126,11 @@ func (o *observeOptions) filter() (f flow.Filter, err error) {
 	return f, nil
 }
 
-// request is what to ask the agent.
+// request returns the path and the query of the request to the agent.
 func (o *observeOptions) request() string {
 	last := o.last
 	if last == 0 && (!o.follow || o.since > 0) {
-		last = 1 << 20 // all that it has
+		last = 1 << 20 // all that the agent has kept
 	}
 	return "/flows?" + url.Values{"last": {strconv.Itoa(last)}, "follow": {strconv.FormatBool(o.follow)}, "denied": {strconv.FormatBool(o.verdict == "denied")}}.Encode()
 }
@@ -160,7 +160,7 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 	err = <-failed
 	switch {
 	case ctx.Err() != nil:
-		return nil // interrupted, as it ends
+		return nil // the user has interrupted it, or the standard input has ended
 	case err != nil:
 		return fmt.Errorf("read the flows of the agent on %s: %w", opts.socket, err)
 	case opts.follow:
@@ -171,11 +171,11 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 	return nil
 }
 
-// untilEnd returns a context that ends when the input does.
+// untilEnd returns a context that ends when the input in ends.
 func untilEnd(ctx context.Context, in io.Reader) (context.Context, func()) {
 	ctx, stop := context.WithCancel(ctx)
 	go func() {
-		_, _ = io.Copy(io.Discard, in) // an error ends the input, too
+		_, _ = io.Copy(io.Discard, in) // an error is an end, too
 		stop()
 	}()
 	return ctx, stop
@@ -223,20 +223,21 @@ func showRecords(e env, opts *observeOptions, selected *flow.Filter, records <-c
 	}
 }
 
-// mergeInterval is the time in which equal flows are one line.
+// mergeInterval is the time within which equal flows are shown as one line.
 const mergeInterval = time.Second
 
-// recordPrinter prints records as they come. Of equal ones within mergeInterval, it prints the
-// first at once, and the others as one line.
+// recordPrinter prints records as they come. In text, it prints the first of several equal records at
+// once, and those that follow within mergeInterval as one line with their number.
 type recordPrinter struct {
 	out    io.Writer
 	format string
-	nodes  bool // lines name the node
-	width  int  // of the longest name of a node so far
+	nodes  bool // whether lines name the node
+	width  int  // the length of the longest name of a node so far
 	recent []recent
 }
 
-// recent is a record that was printed, with those that were equal since.
+// recent is a record that was printed. Equal records that follow are merged into it until a time: more
+// is their number.
 type recent struct {
 	*flow.Record
 	until time.Time
@@ -267,7 +268,8 @@ func (p *recordPrinter) print(r *flow.Record) {
 	p.recent = append(p.recent, recent{Record: &same, until: r.Time.Add(mergeInterval)})
 }
 
-// flush prints what was merged until a time; zero means all.
+// flush prints a line for each recent with merged records whose interval has ended at until, and removes
+// it. If until is zero, it does this for all.
 func (p *recordPrinter) flush(until time.Time) {
 	kept := p.recent[:0]
 	for _, o := range p.recent {

@@ -16,16 +16,16 @@ import (
 )
 
 const (
-	// mergeDelay is how long records are kept to order those of several nodes by their times. A record
-	// that takes longer to arrive is shown later than others that are younger.
+	// mergeDelay is how long each record is held back, so that the records of several nodes are shown in
+	// the order of their times. A record that arrives later than that is shown out of order.
 	mergeDelay = 500 * time.Millisecond
-	// maxMerged bounds the records that are kept for that. Beyond it, the oldest are shown at once.
+	// maxMerged bounds the records that are held back. Beyond it, the oldest are shown at once.
 	maxMerged = 16384
-	// agentsInterval is the time between two looks for agents on new nodes.
+	// agentsInterval is the time between two lists of the agents, which find those on new nodes.
 	agentsInterval = 10 * time.Second
 )
 
-// args are the flags of the command that asks the same in the pod of an agent.
+// args returns the arguments by which sluice, in the pod of an agent, asks that agent the same.
 func (o *observeOptions) args(command string) []string {
 	args := []string{"sluice", command, "-o", "json", "--socket", o.socket}
 	add := func(flag string, values ...string) {
@@ -75,7 +75,7 @@ func observeAll(ctx context.Context, e env, f fleet, opts observeOptions) error 
 	}
 	shown := showRecords(e, &opts, &selected, ordered)
 	if ctx.Err() != nil {
-		return nil // interrupted, as it ends
+		return nil // the user has interrupted it
 	}
 	if shown == 0 && len(o.silent.names) == 0 {
 		e.say("the agents have kept no such flow: they record while a command shows them: -f shows what happens from now on, and %s denied the last denials", e.name())
@@ -94,7 +94,7 @@ type observedFleet struct {
 	watched sync.Map // the nodes that are followed
 }
 
-// once reads what a node has kept.
+// once reads the records that the agent of a node has kept.
 func (o *observedFleet) once(ctx context.Context, pod kube.AgentPod) {
 	args := o.opts.args("observe")
 	if o.opts.last > 0 {
@@ -106,7 +106,8 @@ func (o *observedFleet) once(ctx context.Context, pod kube.AgentPod) {
 	}
 }
 
-// follow reads the records of all nodes as they come, also of nodes that are added, until ctx ends.
+// follow reads the records of all nodes as they come, until ctx ends. It also follows nodes that are
+// added meanwhile.
 func (o *observedFleet) follow(ctx context.Context, pods []kube.AgentPod) {
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -127,8 +128,8 @@ func (o *observedFleet) follow(ctx context.Context, pods []kube.AgentPod) {
 	}
 }
 
-// followNode reads the records of a node until ctx ends. If the stream breaks off, it names the node, and
-// connects again to the agent that the node has then. It returns when the node has no agent any more.
+// followNode reads the records of a node until ctx ends or the node has no agent any more. If the stream
+// breaks off, it reports the node to the user, and connects to the agent that the node has by then.
 func (o *observedFleet) followNode(ctx context.Context, pod kube.AgentPod) {
 	defer o.watched.Delete(pod.Node)
 	args := append(o.opts.args("observe"), "--follow", "--end-with-stdin")
@@ -167,7 +168,8 @@ func (o *observedFleet) followNode(ctx context.Context, pod kube.AgentPod) {
 	}
 }
 
-// stream reads records until the command in the pod ends. That is always an error.
+// stream reads records until the command in the pod ends, which is always an error: the command is meant
+// to follow.
 func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod, args []string) error {
 	in, out := io.Pipe()
 	done := make(chan error, 1)
@@ -187,14 +189,15 @@ func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod, args []st
 	return err
 }
 
-// mergeByTime passes records on in the order of their times, as far as they arrive within mergeDelay.
+// mergeByTime passes records on from in to out, in the order of their times. It holds each back for
+// mergeDelay, and cannot order those that arrive later.
 func mergeByTime(in <-chan *flow.Record, out chan<- *flow.Record) {
 	defer close(out)
 	type kept struct {
 		*flow.Record
 		until time.Time
 	}
-	var all []kept // by their times
+	var all []kept // ordered by time
 	tick := time.NewTicker(mergeDelay / 10)
 	defer tick.Stop()
 	pass := func(n int) {
@@ -214,7 +217,7 @@ func mergeByTime(in <-chan *flow.Record, out chan<- *flow.Record) {
 				if k.Time.After(at) {
 					return 1
 				}
-				return -1 // behind those of the same time
+				return -1 // so that r comes after records with the same time
 			})
 			all = slices.Insert(all, i, kept{r, time.Now().Add(mergeDelay)})
 			pass(max(0, len(all)-maxMerged))
@@ -222,7 +225,7 @@ func mergeByTime(in <-chan *flow.Record, out chan<- *flow.Record) {
 			n := 0
 			for i := range all {
 				if !now.Before(all[i].until) {
-					n = i + 1 // those before it are older
+					n = i + 1 // with those before it, because they are older
 				}
 			}
 			pass(n)
@@ -230,7 +233,8 @@ func mergeByTime(in <-chan *flow.Record, out chan<- *flow.Record) {
 	}
 }
 
-// lastByTime passes the last records on in the order of their times; 0 means all.
+// lastByTime passes the last records on from in to out, in the order of their times: as many as last
+// says, or all if last is 0.
 func lastByTime(in <-chan *flow.Record, out chan<- *flow.Record, last int) {
 	defer close(out)
 	var all []*flow.Record
@@ -246,7 +250,7 @@ func lastByTime(in <-chan *flow.Record, out chan<- *flow.Record, last int) {
 	}
 }
 
-// deniedOfAll shows the last denials of all nodes.
+// deniedOfAll shows the last denials of all nodes, the most recent first.
 func deniedOfAll(ctx context.Context, e env, f fleet, opts observeOptions) error {
 	pods, err := opts.pods(ctx, f)
 	if err != nil {

@@ -17,31 +17,30 @@ import (
 	"sluice/filter/policy"
 )
 
-// missInterval is the time between two looks at what the kernel could not report.
+// missInterval is the time between two reads of the number of events that the kernel could not report.
 const missInterval = time.Second
 
-// kernelRate bounds the denials that the kernel reports of one source, within a second. Beyond it
-// they are left out, so that one pod that hammers a closed port does not use the records of all
-// others.
+// kernelRate bounds the denials of one source that the kernel reports within a second. The kernel leaves
+// out the others, so that the records of one pod that retries without pause do not displace all others.
 const kernelRate = 1000
 
-// flows records what happens on the node. While something watches, it follows the events of the
-// kernel too: connections that begin and end, and packets that the kernel's flow cache denies.
+// flows records the flows of the node. While something watches, it also follows the events of the
+// kernel: connections that begin and end, and packets that the kernel's flow cache denies.
 type flows struct {
 	*agent
 	log     *flow.Log
 	denials flow.Denials
-	// fromTable is set while the connection table reports allowed connections, so that a worker's
-	// verdict about their first packet makes no second record.
+	// fromTable is set while connections are recorded from the connection table. Meanwhile Observe records
+	// no packets that a worker allows, because each connection would get a second record.
 	fromTable atomic.Bool
 
 	table, denying following
 
 	kernelDenied engine.Counter
 	counting     sync.Mutex
-	counted      map[filter.Key]uint64 // the packets of each flow in the kernel that kernelDenied has
+	counted      map[filter.Key]uint64 // the kernel's count of packets of each flow, at the last countKernel
 	attributed   uint64                // the sum of the packets in kernelDenied
-	forgotten    uint64                // the packets that the kernel has denied and whose flow it has forgotten
+	forgotten    uint64                // denied packets of flows that the kernel forgot before they were counted
 }
 
 func newFlows(a *agent, size int) *flows {
@@ -71,23 +70,24 @@ func (f *flows) setOwners(e *flow.Entry, s *policy.Snapshot) {
 	}
 }
 
-// follow begins or ends following the kernel.
+// follow begins or ends to follow the kernel's events, as w demands.
 func (f *flows) follow(w flow.Watched) {
 	f.table.set(w.Connections, f.followTable)
 	f.denying.set(w.Denials && f.kernel != nil, f.followKernel)
 }
 
-// close ends following the kernel.
+// close stops following the kernel's events.
 func (f *flows) close() { f.follow(flow.Watched{}) }
 
-// following is a goroutine that runs while it is set.
+// following is a goroutine that set starts and stops.
 type following struct {
 	mu     sync.Mutex
-	cancel context.CancelFunc // nil while it does not run
+	cancel context.CancelFunc // nil while the goroutine does not run
 	ended  chan struct{}
 }
 
-// set begins run or ends it, and waits for its end. Before set returns, run has called begun.
+// set starts run in a goroutine if on is true, and waits until run has called begun or has returned. If
+// on is false, it ends run, and waits until run has returned.
 func (f *following) set(on bool, run func(ctx context.Context, begun func())) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -109,7 +109,7 @@ func (f *following) set(on bool, run func(ctx context.Context, begun func())) {
 	}()
 	select {
 	case <-begun:
-	case <-ended: // it cannot follow, and has logged why
+	case <-ended: // run has failed, and has logged the error
 	}
 }
 
@@ -151,7 +151,8 @@ func (f *flows) followKernel(ctx context.Context, begun func()) {
 	}
 }
 
-// miss records, at intervals, by how much a count of what is missing has grown.
+// miss reads, at intervals, a count of events that were not reported. It records how much the count has
+// grown as missing records. what names the events in a log line.
 func (f *flows) miss(ctx context.Context, what string, count func() (uint64, error)) {
 	last, err := count()
 	tick := time.NewTicker(missInterval)
@@ -175,7 +176,7 @@ func (f *flows) miss(ctx context.Context, what string, count func() (uint64, err
 	f.agent.log.Warn("cannot count what is missing among the flows", "what", what, "err", err)
 }
 
-// connection records a connection that begins or ends if one end is a pod, or may be one.
+// connection records the begin or the end of a connection if one of its ends is a pod or may be one.
 func (f *flows) connection(c *conntrack.Event) {
 	s := f.published.Snapshot()
 	if s == nil || c.Malformed {
@@ -195,14 +196,14 @@ func (f *flows) connection(c *conntrack.Event) {
 	} else if v := s.DecideBetween(&e.Key, c.Key.SrcAddr(), c.Key.DstAddr(), e.Src, e.Dst); v.Action == filter.Allow {
 		e.Verdict = v
 	} else {
-		// The policy has changed since, or the fail mode has allowed the packet: what the policies say
-		// now is not why it passed.
+		// The packet has passed, but the policies in force deny it: they have changed in between, or the
+		// fail mode has allowed it. So their verdict does not explain why it passed.
 		e.Verdict.Action = filter.Allow
 	}
 	f.log.Add(&e)
 }
 
-// isPod reports whether an address is a pod's, or is expected to be.
+// isPod reports whether an address belongs to a pod, or to one that the API server will probably report.
 func isPod(s *policy.Snapshot, e *policy.Endpoint, addr netip.Addr) bool {
 	if e == nil {
 		return s.Pending(addr) != policy.Known
@@ -217,8 +218,8 @@ func (f *flows) denied(k *bpf.Event) {
 	f.log.Add(&e)
 }
 
-// decideDenied sets the verdict of a packet that the kernel has denied, and the owners of its
-// addresses. If the policies would allow it now, the verdict has no reason.
+// decideDenied sets the owners of the addresses and the verdict of a packet that the kernel has denied.
+// If the policies in force would allow the packet, the verdict has no reason.
 func (f *flows) decideDenied(e *flow.Entry, rejected bool) {
 	s := f.published.Snapshot()
 	if s == nil {
@@ -231,12 +232,12 @@ func (f *flows) decideDenied(e *flow.Entry, rejected bool) {
 	e.Verdict.Reject = rejected
 }
 
-// countInterval is the time between two counts of what the kernel has denied. In that time, more than
-// the some 4,000 flows that the kernel keeps may be denied: the packets of the others are counted
-// without a policy.
+// countInterval is the time between two counts of the packets that the kernel has denied. The kernel
+// keeps some 4,000 denied flows. If it denies more flows between two counts, the packets of those that it
+// no longer keeps are counted without a policy.
 const countInterval = 10 * time.Second
 
-// countDenials counts what the kernel denies, at intervals, until ctx ends.
+// countDenials counts the packets that the kernel denies, at intervals, until ctx ends.
 func (f *flows) countDenials(ctx context.Context) {
 	if f.kernel == nil {
 		return
@@ -253,14 +254,14 @@ func (f *flows) countDenials(ctx context.Context) {
 	}
 }
 
-// countKernel counts, by policy, what the kernel has denied since the last call.
+// countKernel counts, by policy, the packets that the kernel has denied since the last call.
 func (f *flows) countKernel() {
 	if f.kernel == nil {
 		return
 	}
 	f.counting.Lock()
 	defer f.counting.Unlock()
-	stats, err := f.kernel.Stats() // before the list: what is denied in between is in the list only
+	stats, err := f.kernel.Stats() // before Denials: so packets denied in between do not count as forgotten
 	var known []bpf.Denial
 	if err == nil {
 		known, err = f.kernel.Denials()
@@ -273,7 +274,7 @@ func (f *flows) countKernel() {
 	for _, k := range known {
 		packets := k.Packets
 		if before := f.counted[k.Key]; before <= packets {
-			packets -= before // otherwise the kernel has forgotten the flow and begun to count again
+			packets -= before // if before is larger, the kernel has forgotten the flow and counts from 0 again
 		}
 		now[k.Key] = k.Packets
 		if packets > 0 {
@@ -289,8 +290,8 @@ func (f *flows) countKernel() {
 	}
 }
 
-// kernelDenials returns the verdicts of what the kernel has denied, and the number of packets whose
-// flow it has forgotten. Neither ever becomes smaller.
+// kernelDenials returns the verdicts on the packets that the kernel has denied, and the number of denied
+// packets whose flow is not known because the kernel has forgotten it. No count ever becomes smaller.
 func (f *flows) kernelDenials() (known engine.Tally, forgotten uint64) {
 	f.countKernel()
 	f.counting.Lock()
@@ -298,7 +299,7 @@ func (f *flows) kernelDenials() (known engine.Tally, forgotten uint64) {
 	return *f.kernelDenied.Tally(), f.forgotten
 }
 
-// lastDenials returns the last distinct denials, those of the kernel's flow cache too.
+// lastDenials returns the last distinct denials, including those of the kernel's flow cache.
 func (f *flows) lastDenials() []flow.Denial {
 	all := f.denials.Clone()
 	if f.kernel != nil {

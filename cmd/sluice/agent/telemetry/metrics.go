@@ -122,8 +122,9 @@ var (
 	withLabels = []*prometheus.Desc{buildInfo, verdicts, rejects, tiers, byTier, byPolicy, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
-// The kernel's flow cache does not store the direction and the reason of a verdict. So what it
-// allows, and denials whose flow is not known, have these values of the labels "direction" (notKnown) and "reason" (byKernel).
+// The kernel's flow cache does not store the direction and the reason of a verdict. So the packets that
+// it allows have these values of the labels "direction" (notKnown) and "reason" (byKernel). The packets
+// that it denies have them only if their flow is not known.
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
@@ -221,7 +222,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// denied returns the verdicts of the agent, and those denials of the kernel whose flow is known.
+// denied returns the sum of the agent's verdicts and the kernel's denials whose flow is known.
 func (s *State) denied() *engine.Tally {
 	var sum engine.Tally
 	sum.Add(&s.Tally)

@@ -45,31 +45,31 @@ type Options struct {
 	Socket  string // path of the unix socket for sluice status; empty disables it
 	// HandOver answers an agent that wants to take over. nil rejects such requests.
 	HandOver http.HandlerFunc
-	// Flows streams records of flows, and Denials lists the last denials. nil leaves them out.
+	// Flows streams records of flows, and Denials lists the last denials. nil disables the request.
 	Flows, Denials http.HandlerFunc
-	// Policies returns the policies in force. nil leaves them out of the status.
+	// Policies returns the policies in force. If it is nil, the status does not list them.
 	Policies func() []status.PolicyInForce
-	// Versions tells which versions of some policies are in force. nil leaves it out.
+	// Versions answers which versions of given policies are in force. nil disables the request.
 	Versions http.HandlerFunc
 	// TookOver reports whether this agent has taken over from the agent that listens on the
 	// socket. If so, this agent may replace that agent's socket. nil means that no agent has
 	// yielded.
 	TookOver func() bool
-	// Services are other servers, each on an address or a socket of its own.
+	// Services are further servers. Each has its own address or socket.
 	Services []Service
 	Logger   *slog.Logger // nil discards all log lines
 }
 
-// Service is a server of another protocol, which Serve treats like its own: it listens again if it
-// must, and bounds the connections.
+// Service is a server of another protocol. Serve treats it like its own servers: it reopens the listener
+// when clients can no longer reach it, and bounds the number of connections.
 type Service struct {
 	Name string // address, or path of a unix socket that only root may open
 	Unix bool
-	Flag string // which sets Name
+	Flag string // the flag that sets Name; hints name it
 	Server
 }
 
-// Server answers on listeners: *http.Server, for example.
+// Server answers requests that arrive at a listener. An *http.Server is one.
 type Server interface {
 	Serve(net.Listener) error
 	Close() error
@@ -149,7 +149,7 @@ func socketHandler(opts Options, read func() *State) http.Handler {
 	}
 	if opts.Flows != nil {
 		mux.HandleFunc("GET /flows", func(w http.ResponseWriter, r *http.Request) {
-			setDeadlines(w, time.Time{}) // it streams until the client hangs up
+			setDeadlines(w, time.Time{}) // none: the answer lasts until the client hangs up
 			opts.Flows(w, r)
 		})
 	}

@@ -31,15 +31,15 @@ type State struct {
 
 	Snapshot  *policy.Snapshot // the snapshot in force; nil before the first one
 	Published time.Time        // when the snapshot came into force
-	// Digest and DigestSince are those of status.Enforcing.
+	// Digest and DigestSince are the fields of status.Enforcing with these names.
 	Digest      string
 	DigestSince time.Time
 
 	Tally  engine.Tally // sum of all evaluators
 	Flows  cache.Stats  // sum of all evaluators' flow caches
 	Kernel *bpf.Stats   // nil if the kernel remembers no verdicts
-	// KernelDenied has the denials in Kernel whose flow is known, and KernelUnknown is the number of the
-	// others.
+	// KernelDenied counts the kernel's denied packets whose flow is known, by verdict. KernelUnknown is
+	// the number of the others.
 	KernelDenied  engine.Tally
 	KernelUnknown uint64
 	Guard         *guard.Stats // nil if pods' interfaces are not guarded
