@@ -19,19 +19,20 @@ type Command struct {
 	Pod       types.NamespacedName
 	Container string
 	Args      []string
-	// Stdin ends when the client has gone.
+	// Stdin has no data, and ends when the client closes the connection.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 }
 
-// The channels of the protocol v5.channel.k8s.io: the first byte of each message.
+// The numbers of channels in the protocol v5.channel.k8s.io. The first byte of a message is its channel.
 const (
 	stdoutChannel = 1
 	stderrChannel = 2
 	errorChannel  = 3
 )
 
-// exec executes a command in a pod, if Options.Exec is set and the request asks for that.
+// exec answers requests to execute a command in a pod, by Options.Exec. It returns false, without an
+// answer, for other requests and if Options.Exec is nil.
 func (s *Server) exec(w http.ResponseWriter, req *http.Request) bool {
 	path, is := strings.CutSuffix(req.URL.Path, "/exec")
 	parts := strings.Split(strings.TrimPrefix(path, "/api/v1/namespaces/"), "/")
@@ -83,10 +84,10 @@ func commandStatus(code int) *metav1.Status {
 	}
 }
 
-// channel is a stream to the client.
+// channel is a stream to the client: a Writer that sends messages of one channel.
 type channel struct {
 	conn *websocket.Conn
-	mu   *sync.Mutex // of the connection
+	mu   *sync.Mutex // guards the writes to conn, which all channels share
 	id   byte
 }
 
