@@ -16,18 +16,18 @@ import (
 	"sluice/filter"
 )
 
-// Denial counts the packets of a flow that the kernel has denied without user space.
+// Denial counts the packets of a flow that the kernel has denied without the agent.
 type Denial struct {
 	// Key is the key of the packets. If the transport header of a packet could not be read,
 	// Transport is Opaque, and the protocol may be 0.
 	Key         filter.Key
-	SrcPort     uint16 // of the first packet; 0 if it has none
+	SrcPort     uint16 // of the first packet; 0 if the packet has no port or it could not be read
 	Packets     uint64
 	First, Last time.Time
 	Rejected    bool // whether the last packet was rejected
 }
 
-// Event is a packet that the kernel has denied without user space.
+// Event is a packet that the kernel has denied without the agent.
 type Event struct {
 	Key      filter.Key // as in Denial
 	SrcPort  uint16
@@ -35,7 +35,7 @@ type Event struct {
 	Rejected bool
 }
 
-// LeftOut counts denied packets without an Event, although Watch was running.
+// LeftOut counts the denied packets for which Watch was running and yet got no Event.
 type LeftOut struct {
 	BeyondRate uint64 // beyond the rate of their source
 	NoRoom     uint64 // Watch did not read fast enough
@@ -57,8 +57,8 @@ const (
 	eventLen      = eventRejected + 2
 )
 
-// Denials returns the flows that the kernel has denied last, some 4,000 at most, in no order. If
-// packets are denied meanwhile, a flow may be missing or be there twice.
+// Denials returns the flows that the kernel has denied last, some 4,000 at most, in no particular order.
+// If the kernel denies packets at the same time, a flow may be missing or listed twice.
 func (c *Cache) Denials() ([]Denial, error) {
 	clock, err := readClock()
 	if err != nil {
@@ -81,10 +81,9 @@ func (c *Cache) Denials() ([]Denial, error) {
 	}
 }
 
-// Watch calls report for each packet that the kernel denies without user space, until ctx ends; it
-// calls begun when that has begun. It
-// reports at most perSecond packets of one source within a second. Only one Watch may run at a time.
-// While none runs, a denied packet makes no event. Watch returns an error if the kernel has no ring
+// Watch calls begun, and then report for each packet that the kernel denies without the agent, until ctx
+// ends. It reports at most perSecond packets of one source within a second. Only one Watch may run at a
+// time. While none runs, the kernel makes no events. Watch returns an error if the kernel has no ring
 // buffers, as before Linux 5.8.
 func (c *Cache) Watch(ctx context.Context, perSecond uint32, begun func(), report func(*Event)) error {
 	if c.old {
@@ -104,7 +103,7 @@ func (c *Cache) Watch(ctx context.Context, perSecond uint32, begun func(), repor
 	return errors.Join(err, c.setWatch(0), events.Close())
 }
 
-// report reports events until the reader is closed.
+// report calls the function report for each event, until the reader is closed.
 func (c *Cache) report(events *ringbuf.Reader, report func(*Event)) error {
 	clock, err := readClock()
 	if err != nil {
@@ -137,7 +136,7 @@ func (c *Cache) setWatch(perSecond uint32) error {
 	return nil
 }
 
-// LeftOut returns the counts since the cache was opened.
+// LeftOut returns the counts since Open.
 func (c *Cache) LeftOut() (out LeftOut, err error) {
 	for i, sum := range []*uint64{&out.BeyondRate, &out.NoRoom} {
 		if *sum, err = sumOf(c.objs.LeftOut, uint32(i)); err != nil {
@@ -147,8 +146,8 @@ func (c *Cache) LeftOut() (out LeftOut, err error) {
 	return out, nil
 }
 
-// clock converts times of the kernel's monotonic clock. Unlike the times that it returns, they do not
-// change when the time of the system is set.
+// clock converts times of the kernel's monotonic clock to times of day. Setting the time of day does not
+// change the monotonic clock, so that a clock must be read again afterwards.
 type clock struct {
 	zero time.Time // when the monotonic clock was 0
 }
@@ -163,7 +162,8 @@ func readClock() (clock, error) {
 
 func (c clock) at(monotonic uint64) time.Time { return c.zero.Add(time.Duration(monotonic)) }
 
-// stopEvents replaces the ring buffer, which kernels before 5.8 lack, and what writes to it.
+// stopEvents replaces the ring buffer, which kernels before 5.8 lack, by an array, and the calls that
+// write to it by an error.
 func stopEvents(spec *ebpf.CollectionSpec) {
 	events := spec.Maps[programMapEvents]
 	events.Type, events.KeySize, events.ValueSize, events.MaxEntries = ebpf.Array, 4, 4, 1

@@ -17,16 +17,16 @@ import (
 // Event is the begin or the end of a connection. It is valid only while it is being reported.
 type Event struct {
 	Conn
-	// Ended is set at the end of the connection: its entry has left the table. Otherwise its first
-	// packet has just passed all rules, and Mark is the mark that they have given it.
+	// Ended is set at the end of the connection: its entry has left the table. If it is not set, the first
+	// packet of the connection has just passed all rules, and Mark is the mark that they have set.
 	Ended bool
 	// To is the destination of the first packet before DNAT, such as the address of a Service. The
 	// port is 0 unless Key.Transport is Ported.
 	To netip.AddrPort
 	// Began is the time of the first packet; zero unless net.netfilter.nf_conntrack_timestamp is set.
 	Began time.Time
-	// Sent and Received count what the two ends have sent, in the order of the key. They are set at
-	// the end, and only if Counted: net.netfilter.nf_conntrack_acct is set.
+	// Sent counts what the source of the key has sent, Received what the destination has. Both are valid
+	// at the end of the connection and if Counted is set: net.netfilter.nf_conntrack_acct is 1.
 	Sent, Received Traffic
 	Counted        bool
 }
@@ -38,24 +38,24 @@ type Traffic struct{ Packets, Bytes uint64 }
 var ErrNoEvents = errors.New("the kernel reports no connections: set net.netfilter.nf_conntrack_events to 1 or 2")
 
 const (
-	// eventBuffer is the receive buffer of events, in bytes. An event takes some 900 bytes there, so it
-	// holds those of 4,500 connections that begin and end while nothing reads.
+	// eventBuffer is the size of the receive buffer for events, in bytes. An event takes some 900 bytes, so
+	// that the buffer has room for 4,500 connections that begin and end while nothing reads.
 	eventBuffer = 8 << 20
 	// The multicast groups of events: linux/netfilter/nfnetlink_compat.h.
 	groupNew     = 1 << 0 // NF_NETLINK_CONNTRACK_NEW
 	groupDestroy = 1 << 2 // NF_NETLINK_CONNTRACK_DESTROY
 )
 
-// Events are the events of a connection table. While they are open, each connection that begins or
-// ends costs the kernel an event, some microseconds; without, it costs nothing unless
-// net.netfilter.nf_conntrack_events is 1.
+// Events is a subscription to the events of a connection table. While it is open, the kernel makes an
+// event for each connection that begins or ends, which takes some microseconds. While none is open, the
+// kernel makes no events, unless net.netfilter.nf_conntrack_events is 1.
 type Events struct {
 	conn *netlink.Conn
 	in   []byte
 }
 
-// Events subscribes to the connections that begin and end from now on, except the ends of those that
-// have begun before.
+// Events subscribes to the connections that begin and end from now on. The ends of connections that
+// have begun before may not be reported.
 func (k *Netlink) Events() (*Events, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.netNS, Groups: groupNew | groupDestroy})
 	if err != nil {
@@ -67,7 +67,8 @@ func (k *Netlink) Events() (*Events, error) {
 	return &Events{conn: c, in: make([]byte, readSize)}, nil
 }
 
-// widen sets the receive buffer of a socket, beyond the system's limit if the process may do that.
+// widen sets the size of a socket's receive buffer. It exceeds the system's limit if the process has the
+// right to do so.
 func widen(c *netlink.Conn, bytes int) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -99,7 +100,7 @@ func (e *Events) Read(ctx context.Context, report func(*Event)) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			continue // Lost counts what is gone
+			continue // Lost counts the events that were dropped
 		case err != nil:
 			return fmt.Errorf("read connections: %w", err)
 		}
@@ -156,7 +157,7 @@ func parseEvent(m message, e *Event) error {
 	return nil
 }
 
-// parseTo returns the destination of a CTA_TUPLE_* attribute.
+// parseTo returns the destination in the value of a CTA_TUPLE_* attribute.
 func parseTo(b []byte, transport filter.Transport) netip.AddrPort {
 	var addr netip.Addr
 	var port uint16
@@ -188,7 +189,7 @@ func parseTraffic(b []byte) (t Traffic) {
 	return t
 }
 
-// number64 returns a number from nested attributes.
+// number64 returns the number in the nested attribute of the given kind.
 func number64(b []byte, kind uint16) (n uint64, found bool) {
 	for a, rest, ok := cut(b); ok; a, rest, ok = cut(rest) {
 		if a.kind == kind && len(a.value) == 8 {
