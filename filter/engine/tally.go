@@ -108,7 +108,7 @@ func (t *tally) count(v *filter.Verdict, n uint64) {
 	}
 }
 
-// Counter counts verdicts that no evaluator has given, such as those of the kernel. Its methods may be
+// Counter counts verdicts that come from no evaluator, such as those of the kernel. Its methods may be
 // called concurrently.
 type Counter struct{ tally tally }
 

@@ -31,7 +31,7 @@ const (
 	Verdict        Name = "verdict"
 	PacketHeld     Name = "packet-held"
 	PacketsDropped Name = "packets-dropped"
-	// FlowsIncomplete: those who watch flows do not see all of them.
+	// FlowsIncomplete: watchers of flows do not see all of them.
 	FlowsIncomplete Name = "flows-incomplete"
 )
 

@@ -66,8 +66,8 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	}, changes
 }
 
-// takeDeleted returns the policies that were deleted since the last Commit and not set again, also by
-// the names that verdicts use.
+// takeDeleted returns the policies that were deleted since the last Commit and not set again: removed has
+// their references, and names the names that verdicts use for them.
 func (w *Store) takeDeleted() (names []string, removed []Ref) {
 	for _, ref := range w.deleted {
 		if w.policies[ref] == nil {

@@ -17,7 +17,7 @@ type namespace struct {
 	identities identitySet
 	policies   int
 	denial     filter.Denial
-	counted    Digest // the summand of the namespace in the digest of the store
+	counted    Digest // the namespace's summand of the store's digest
 	budget     budget
 	scopes     idBits // namespace selectors of subjects that match it
 	matched    idSet  // namespace selectors of peers that match it, as of the last Commit

@@ -172,7 +172,6 @@ func TestLevels(t *testing.T) {
 
 // Lines over the rate limit are suppressed, counted and reported. Records that the flow log has left out
 // are counted with them.
-
 func TestRate(t *testing.T) {
 	const burst, more, missed = 1000, 500, 7
 	l := log(verdictlog.All, burst)
