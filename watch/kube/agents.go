@@ -31,8 +31,8 @@ func (p AgentPod) String() string { return p.Namespace + "/" + p.Name }
 // AgentContainer is the name of the agent's container, as the chart and the kustomization call it.
 const AgentContainer = "sluice"
 
-// Agents are the agents of a cluster, as a user reaches them through the API server: by the rights to
-// list pods and to execute commands in them.
+// Agents gives a user access to the agents of a cluster through the API server. The user needs the
+// rights to list pods and to execute commands in them.
 type Agents struct {
 	client    *client
 	config    *rest.Config
@@ -52,8 +52,8 @@ func NewAgents(config *rest.Config, namespace, selector string) (*Agents, error)
 	return &Agents{client: c, config: config, namespace: namespace, selector: selector}, nil
 }
 
-// Pods returns the pod of each node's agent, by the names of the nodes. While one agent replaces another,
-// it is the one that runs, or the younger one.
+// Pods returns one pod for each node that has agents, sorted by the names of the nodes. If a node has
+// several, because one replaces another, it is the pod that runs or, if several run, the youngest.
 func (a *Agents) Pods(ctx context.Context) ([]AgentPod, error) {
 	on := make(map[string]*corev1.Pod)
 	err := a.each(ctx, podKind, a.namespace, a.selector, func(o runtime.Object) {
@@ -72,7 +72,7 @@ func (a *Agents) Pods(ctx context.Context) ([]AgentPod, error) {
 	return pods, nil
 }
 
-// comparePods orders the pods of a node's agents: the last one is the one to ask.
+// comparePods compares two agents' pods of a node: the greater one is the one to ask.
 func comparePods(a, b *corev1.Pod) int {
 	rank := func(p *corev1.Pod) int {
 		switch {
@@ -106,7 +106,8 @@ func (a *Agents) Nodes(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
-// each calls f with each object of a kind: of a namespace, or of the cluster.
+// each calls f with each object of a kind: those of a namespace or, if namespace is empty, of the
+// cluster.
 func (a *Agents) each(ctx context.Context, k *kind, namespace, selector string, f func(runtime.Object)) error {
 	for opts := (metav1.ListOptions{Limit: pageSize, LabelSelector: selector}); ; {
 		list, err := a.client.listIn(ctx, k, k.group, namespace, opts)
@@ -127,7 +128,7 @@ func (a *Agents) failure(err error, k *kind, verb string) error {
 	return e.once()
 }
 
-// Version returns the resourceVersion that a policy has now. found is false if it does not exist.
+// Version returns the current resourceVersion of a policy. found is false if the policy does not exist.
 func (a *Agents) Version(ctx context.Context, ref policy.Ref) (version string, found bool, err error) {
 	k, group := networkPolicyKind, networkPolicyKind.group
 	if ref.Kind == clusterNetworkPolicyKind.name {

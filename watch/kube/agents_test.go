@@ -21,7 +21,7 @@ import (
 	"sluice/watch/kube"
 )
 
-// agentPod returns the pod of an agent.
+// agentPod returns the pod of an agent that was created at a Unix time.
 func agentPod(name, node string, phase corev1.PodPhase, created int64) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name, Labels: map[string]string{"app": "sluice"}, CreationTimestamp: metav1.Unix(created, 0)},
@@ -45,7 +45,7 @@ func agentsOf(t *testing.T, opts apiserver.Options, pods ...*corev1.Pod) *kube.A
 	return agents
 }
 
-// Of each node, the pod to ask is the one that runs, and of several the younger one.
+// Pods returns for each node the pod that runs or, if several run, the youngest.
 func TestAgentPods(t *testing.T) {
 	ending := agentPod("a-ending", "a", corev1.PodRunning, 9)
 	ending.DeletionTimestamp = &metav1.Time{Time: time.Unix(10, 0)}
@@ -92,11 +92,11 @@ func TestRunInPod(t *testing.T) {
 	if err := agents.Run(t.Context(), pods[0], []string{"fail"}, io.Discard); !errors.As(err, &failed) || failed.Status != 3 || !strings.HasPrefix(failed.Text, "one; two; x") || len(failed.Text) > 5000 {
 		t.Errorf("%.100v", err)
 	}
-	// A command that waits for the end of its input ends with the client.
+	// The input of a command ends when its client ends.
 	ctx, stop := context.WithCancel(t.Context())
 	in, lines := io.Pipe()
 	go func() {
-		_, _ = in.Read(make([]byte, 100)) // it runs
+		_, _ = in.Read(make([]byte, 100)) // returns when the command runs
 		stop()
 	}()
 	if err := agents.Run(ctx, pods[0], []string{"stay"}, lines); !errors.Is(err, context.Canceled) {
@@ -110,7 +110,7 @@ func TestRunInPod(t *testing.T) {
 	}
 }
 
-// Errors name the right that is missing.
+// The errors name the right that the user lacks.
 func TestAgentsNeedRights(t *testing.T) {
 	refuse := func(part string) apiserver.Options {
 		return apiserver.Options{Exec: func(apiserver.Command) int { return 0 }, Refuse: func(r *http.Request) *metav1.Status {

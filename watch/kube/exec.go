@@ -19,22 +19,22 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// maxErrorText bounds the text of a command in a pod that is kept for its error.
+// maxErrorText bounds the part of a command's standard error that is kept for a CommandError.
 const maxErrorText = 4 << 10
 
 // CommandError is the error of a command that has ended with a status other than 0.
 type CommandError struct {
 	Status int
-	Text   string // what it has written to its standard error, as far as it is kept
+	Text   string // the first lines of its standard error
 }
 
 func (e *CommandError) Error() string {
 	return cmp.Or(e.Text, fmt.Sprintf("exit status %d", e.Status))
 }
 
-// Run runs a command in the pod of an agent, with the rights of the user, and writes what it prints to
-// out. The standard input of the command stays open until ctx ends, so that a command that reads it
-// notices that. The error is a *CommandError if the command has run and failed.
+// Run runs a command in the pod of an agent, with the rights of the user, and copies its output to out.
+// The standard input of the command has no data and ends with ctx, so that a command that reads it
+// notices the end. If the command has run and failed, the error is a *CommandError.
 func (a *Agents) Run(ctx context.Context, pod AgentPod, command []string, out io.Writer) error {
 	if !pod.Running {
 		return fmt.Errorf("pod %s does not run", pod)
@@ -48,7 +48,7 @@ func (a *Agents) Run(ctx context.Context, pod AgentPod, command []string, out io
 	if err != nil {
 		return fmt.Errorf("run a command in pod %s: %w", pod, err)
 	}
-	// client-go logs broken streams itself. Here they are part of the error.
+	// Without this, client-go would log broken streams, which are also in the error.
 	quiet := klog.NewContext(ctx, logr.Discard())
 	in, hold := io.Pipe()
 	defer hold.Close()
@@ -68,8 +68,8 @@ func (a *Agents) Run(ctx context.Context, pod AgentPod, command []string, out io
 	return fmt.Errorf("run a command in pod %s: %w", pod, err)
 }
 
-// executor returns what runs commands over a WebSocket or, with an API server or a proxy that refuses it,
-// over SPDY.
+// executor returns an Executor that runs commands over a WebSocket or, if the API server or a proxy
+// refuses WebSockets, over SPDY.
 func (a *Agents) executor(at *url.URL) (remotecommand.Executor, error) {
 	socket, err := remotecommand.NewWebSocketExecutor(a.config, http.MethodGet, at.String())
 	if err != nil {
@@ -84,8 +84,8 @@ func (a *Agents) executor(at *url.URL) (remotecommand.Executor, error) {
 	})
 }
 
-// boundedBuffer keeps the first bytes that are written to it. It has no other way in: io.Copy would use
-// the buffer's ReadFrom.
+// boundedBuffer keeps the first bytes that are written to it. It does not embed the Buffer, because
+// io.Copy would then call the Buffer's ReadFrom, which has no bound.
 type boundedBuffer struct {
 	kept bytes.Buffer
 	left int
@@ -98,7 +98,7 @@ func (b *boundedBuffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// lines returns the lines as one, without the program's name before each.
+// lines returns the kept lines joined to one, each without the prefix "sluice: ".
 func (b *boundedBuffer) lines() string {
 	var all []string
 	for line := range strings.Lines(b.kept.String()) {
