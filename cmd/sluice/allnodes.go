@@ -14,7 +14,7 @@ import (
 	"sluice/watch/kube"
 )
 
-// maxLags bounds the differences that the text names of each node.
+// maxLags bounds the lines of details in the text about each node.
 const maxLags = 10
 
 // nodeStatus is the status of a node, as status --all-nodes -o json writes it.
@@ -23,13 +23,14 @@ type nodeStatus struct {
 	Pod    string         `json:"pod"`             // of the agent
 	Error  string         `json:"error,omitempty"` // why the agent has not answered
 	Status *status.Status `json:"status,omitempty"`
-	// Lags are the policies in which the node differs from most others, if its digest does.
+	// Lags describes in which policies the node differs from most others. It is empty if their digests are
+	// equal.
 	Lags []string `json:"lags,omitempty"`
 }
 
-// allStatus is what status --all-nodes -o json writes.
+// allStatus is the output of status --all-nodes -o json.
 type allStatus struct {
-	// Digest is that of most nodes.
+	// Digest is the digest that most nodes have.
 	Digest string       `json:"digest"`
 	Nodes  []nodeStatus `json:"nodes"`
 	// Without are the nodes that have no agent.
@@ -78,7 +79,7 @@ func askStatus(ctx context.Context, f fleet, pod kube.AgentPod, command []string
 	return s, nil
 }
 
-// digest returns what the node enforces; empty if it is not known.
+// digest returns the digest of what the node enforces; empty if it is not known.
 func (n *nodeStatus) digest() string {
 	if n.Status == nil || n.Status.Enforcing == nil {
 		return ""
@@ -86,8 +87,8 @@ func (n *nodeStatus) digest() string {
 	return n.Status.Enforcing.Digest
 }
 
-// common returns the digest of most nodes. Of several that are as frequent, it is the one that has come
-// into force last: nodes that lag have an older one.
+// common returns the digest that most nodes have. If several digests are equally frequent, it returns
+// the one that has come into force last, because nodes that lag have an older one.
 func (a *allStatus) common() string {
 	count := make(map[string]int)
 	for i := range a.Nodes {
@@ -108,8 +109,8 @@ func (a *allStatus) common() string {
 	return best
 }
 
-// compare finds in which policies nodes differ from most others. Only then, it asks for all policies: one
-// of the others, and one node of each other digest.
+// compare sets Lags of the nodes whose digest differs from the common one. To do so, it asks one node of
+// each digest for all its policies. It asks no node if all digests are equal.
 func (a *allStatus) compare(ctx context.Context, f fleet, opts *statusOptions, pods []kube.AgentPod) {
 	policies := make(map[string][]status.PolicyInForce) // by digest
 	failed := make(map[string]error)
@@ -142,7 +143,8 @@ func (a *allStatus) compare(ctx context.Context, f fleet, opts *statusOptions, p
 	}
 }
 
-// differences describes in which policies a node differs from others.
+// differences describes in which policies a node differs from others. The list is has the policies of the
+// node, and want those of the others.
 func differences(is, want []status.PolicyInForce) (lags []string) {
 	have := make(map[string]*status.PolicyInForce, len(is))
 	for i := range is {
@@ -169,7 +171,7 @@ func differences(is, want []status.PolicyInForce) (lags []string) {
 	return lags
 }
 
-// good reports whether all nodes are ready, without problems and in step.
+// good reports whether all nodes have an agent that is ready, has no problems and has the common digest.
 func (a *allStatus) good() bool {
 	return len(a.Without) == 0 && !slices.ContainsFunc(a.Nodes, func(n nodeStatus) bool {
 		return n.Status == nil || !n.Status.Good() || n.digest() != a.Digest
@@ -197,7 +199,7 @@ func (a *allStatus) print(e env, output statusOutput) error {
 	return nil
 }
 
-// writeText writes a line for each node, and then what differs.
+// writeText writes a line for each node, and then differences and problems.
 func (a *allStatus) writeText(out io.Writer, wide bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NODE\tVERSION\tREADY\tPOLICIES\tDIGEST\tFOR\tPROBLEMS")
@@ -222,7 +224,7 @@ func (a *allStatus) writeText(out io.Writer, wide bool) error {
 	return nil
 }
 
-// row is the line of a node in the table.
+// row returns the line of a node in the table.
 func (n *nodeStatus) row() string {
 	s := n.Status
 	if s == nil {
@@ -241,7 +243,8 @@ func (n *nodeStatus) row() string {
 	return strings.Join([]string{n.Node, s.Version, ready, policies, digest, since, fmt.Sprint(len(s.Problems))}, "\t")
 }
 
-// writeDetails writes why a node is not as it should be, if it is not.
+// writeDetails writes what is wrong with a node: no answer, not ready, differences and problems. If wide is
+// false, it writes at most maxLags of these lines.
 func (n *nodeStatus) writeDetails(out io.Writer, wide bool) {
 	var lines []string
 	switch {

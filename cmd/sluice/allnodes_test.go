@@ -88,7 +88,7 @@ n3    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 	}
 }
 
-// record returns a denial on a node, some seconds after a fixed time.
+// record returns a denial on a node, at the given number of seconds after a fixed time.
 func record(node, pod string, second int) *flow.Record {
 	return &flow.Record{
 		Time: time.Date(2026, 1, 2, 3, 4, second, 0, time.UTC), Node: node, Event: "denied", Reason: "ingress-denied",
@@ -97,7 +97,7 @@ func record(node, pod string, second int) *flow.Record {
 	}
 }
 
-// pods returns the senders of the records in a JSON stream.
+// podsIn returns the names of the pods that are the sources of the records in a JSON stream.
 func podsIn(t *testing.T, text string) (pods []string) {
 	t.Helper()
 	for d := json.NewDecoder(strings.NewReader(text)); d.More(); {
@@ -110,7 +110,7 @@ func podsIn(t *testing.T, text string) (pods []string) {
 	return pods
 }
 
-// The flows of all nodes are one stream, in the order of their times.
+// observe --all-nodes merges the flows of all nodes in the order of their times.
 func TestObserveAllNodes(t *testing.T) {
 	f := newTestFleet(t, "n1", "node-2")
 	fill := func() {
@@ -156,7 +156,7 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// A stream that breaks off goes on when the agent answers again, and the node is named. When the command
+// If a stream breaks off, observe names the node and reads on when the agent answers again. When observe
 // ends, the commands in the pods end, too.
 func TestObserveFollowsAllNodes(t *testing.T) {
 	f := newTestFleet(t, "n1", "n2")
@@ -190,7 +190,8 @@ func TestObserveFollowsAllNodes(t *testing.T) {
 	await("ended in the pods", func() bool { return f.running.Load() == 0 })
 }
 
-// Records are ordered by their times, also if those of one node arrive later than those of another.
+// mergeByTime orders records by their times, even if those of one node arrive later than those of
+// another.
 func TestMergeByTime(t *testing.T) {
 	in, out := make(chan *flow.Record), make(chan *flow.Record)
 	go mergeByTime(in, out)
@@ -236,7 +237,7 @@ func TestDeniedOnAllNodes(t *testing.T) {
 	}
 }
 
-// Without the right to execute commands, the error says which right that is.
+// If the user may not list pods, the error names this right.
 func TestAllNodesNeedsRights(t *testing.T) {
 	kubeconfig := liveCluster(t, "examples/tiers", forbidding(func(path string) bool { return !strings.HasSuffix(path, "/pods") }))
 	exit, _, stderr := sluice(t, "status", "--all-nodes", "--kubeconfig", kubeconfig)

@@ -24,11 +24,11 @@ const (
 	maxAsked = 64
 )
 
-// fleet is the agents of a cluster, as the user reaches them through the API server.
+// fleet gives access to the agents of a cluster through the API server. kube.Agents implements it.
 type fleet interface {
 	Pods(ctx context.Context) ([]kube.AgentPod, error)
 	Nodes(ctx context.Context) ([]string, error)
-	// Version returns the resourceVersion that a policy has now.
+	// Version returns the current resourceVersion of a policy.
 	Version(ctx context.Context, ref policy.Ref) (version string, found bool, err error)
 	// Run runs a command in a pod. See kube.Agents.Run.
 	Run(ctx context.Context, pod kube.AgentPod, command []string, out io.Writer) error
@@ -48,7 +48,8 @@ func addFleetFlags(fs *pflag.FlagSet, o *fleetOptions) {
 	fs.StringVar(&o.selector, "agent-selector", "app.kubernetes.io/name=sluice", "`LABELS` of the agents' pods")
 }
 
-// addAllNodesFlag adds the flag with which a command asks all agents instead of this node's.
+// addAllNodesFlag adds --all-nodes, with which a command asks all agents instead of the agent of this
+// node, and the flags that select the agents.
 func addAllNodesFlag(fs *pflag.FlagSet, o *fleetOptions) {
 	fs.BoolVar(&o.allNodes, "all-nodes", false, "ask the agents of all nodes through the Kubernetes API, with the rights of the user; --context and --kubeconfig imply it")
 	addFleetFlags(fs, o)
@@ -93,7 +94,7 @@ func sayWithoutAgent(ctx context.Context, e env, f fleet, pods []kube.AgentPod) 
 	}
 }
 
-// listed writes the first names of a list, and how many more there are.
+// listed returns the first names of a list, at most as many as most says, and the number of the others.
 func listed(names []string, most int) string {
 	if len(names) <= most {
 		return strings.Join(names, ", ")
@@ -101,7 +102,8 @@ func listed(names []string, most int) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
-// onEach calls f for each pod, for several at the same time, and returns when all calls have.
+// onEach calls f for each pod, at most maxAsked at the same time, and returns when all calls have
+// returned.
 func onEach(pods []kube.AgentPod, f func(i int, pod kube.AgentPod)) {
 	var group errgroup.Group
 	group.SetLimit(maxAsked)
@@ -111,8 +113,8 @@ func onEach(pods []kube.AgentPod, f func(i int, pod kube.AgentPod)) {
 	_ = group.Wait() // the functions return no error
 }
 
-// askNode runs a command in the pod of an agent, and passes its output to read. That it exits with
-// exitFindings is an answer too.
+// askNode runs a command in the pod of an agent, and passes its output to read. If the command exits with
+// exitFindings, its output is an answer as well, and askNode returns no error.
 func askNode(ctx context.Context, f fleet, pod kube.AgentPod, command []string, read func(io.Reader) error) error {
 	ctx, stop := context.WithTimeoutCause(ctx, answerTimeout, fmt.Errorf("it has not answered within %v", answerTimeout))
 	defer stop()
@@ -128,7 +130,7 @@ func askNode(ctx context.Context, f fleet, pod kube.AgentPod, command []string, 
 		done <- err
 	}()
 	err := read(in)
-	_ = in.CloseWithError(err) // lets the command go on if read has failed
+	_ = in.CloseWithError(err) // so that the command does not wait for a reader
 	if failed := <-done; failed != nil {
 		return failed
 	}
@@ -141,7 +143,7 @@ type silentNodes struct {
 	names []string
 }
 
-// add names a node that has not answered, with the reason.
+// add adds a node that has not answered, and prints its name and the reason.
 func (s *silentNodes) add(e env, node string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -149,7 +151,7 @@ func (s *silentNodes) add(e env, node string, err error) {
 	e.say("%s does not answer: %v", node, err)
 }
 
-// err returns an error if a node has not answered, because the answer is not complete then.
+// err returns an error if a node has not answered, because then the output of the command is incomplete.
 func (s *silentNodes) err() error {
 	if len(s.names) == 0 {
 		return nil

@@ -27,8 +27,9 @@ import (
 	"sluice/filter/flow"
 )
 
-// testFleet is a cluster whose API server executes commands of sluice in the pods of agents. The agents
-// are fakes behind their sockets; the API server, the connections to it and the commands are as ever.
+// testFleet is a cluster whose API server executes commands of sluice in the pods of agents. The commands
+// and the connections are real. The agents are fakes that answer on sockets, and the API server is the
+// stand-in of the testbed.
 type testFleet struct {
 	t          *testing.T
 	api        *apiserver.Server
@@ -36,13 +37,13 @@ type testFleet struct {
 
 	mu     sync.Mutex
 	agents map[string]*testAgent // by the name of the pod
-	broken map[string]string     // pods in which no command runs, with what is said instead
+	broken map[string]string     // by the names of pods in which commands fail: the error that they print
 	runs   []string              // the commands that were run
 
-	running atomic.Int64 // commands that run now
+	running atomic.Int64 // number of commands that run now
 }
 
-// testAgent answers on the socket of a node.
+// testAgent is a fake agent that answers on a socket.
 type testAgent struct {
 	mu       sync.Mutex
 	versions status.Versions
@@ -107,7 +108,7 @@ func (f *testFleet) addAgent(node string) *testAgent {
 	return a
 }
 
-// serveFlows streams records while the request says follow, and otherwise those that are there.
+// serveFlows streams the records that are there and, with follow=true, those that come later.
 func (a *testAgent) serveFlows(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).Flush()
 	for {
@@ -198,7 +199,7 @@ func TestWaitForAllNodes(t *testing.T) {
 		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
 	}
 
-	// It returns when the last node has it.
+	// wait returns when the last node has the version.
 	done := make(chan string)
 	go func() {
 		exit, stdout, stderr := f.command("wait", "--for", "networkpolicy/default/web", "--timeout", "1m")
@@ -210,7 +211,7 @@ func TestWaitForAllNodes(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 
-	// A later version will do.
+	// wait also accepts a later version.
 	f.agent("n1").set("web@" + version + "0")
 	if exit, _, stderr := f.command("wait", "--for", "default/web", "--timeout", "1m"); exit != 0 {
 		t.Errorf("with a later version: exit %d, %s", exit, stderr)
@@ -228,7 +229,7 @@ func TestWaitNamesNodesThatDoNotAnswer(t *testing.T) {
 	if exit != exitFindings || stdout != "n2: it does not answer: no agent answers on the socket\n" {
 		t.Errorf("exit %d, %q", exit, stdout)
 	}
-	// A node that answers again is asked again.
+	// wait asks a node again that has not answered.
 	done := make(chan int)
 	go func() {
 		exit, _, _ := f.command("wait", "--for", "default/web", "--timeout", "1m")

@@ -22,7 +22,7 @@ import (
 	"sluice/filter/flow"
 )
 
-// watched reads the records of an agent.
+// watched collects the records that an agent streams.
 type watched struct {
 	t       *testing.T
 	mu      sync.Mutex
@@ -31,7 +31,7 @@ type watched struct {
 	done    chan error
 }
 
-// watch begins to watch the flows of the agent.
+// watch starts to watch the flows of the agent.
 func (s *testbed) watch(t *testing.T) *watched {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -69,7 +69,7 @@ func (w *watched) stop() {
 	}
 }
 
-// count returns the number of records that match, and of those that were left out.
+// count returns the number of records that match, and the number of those that were left out.
 func (w *watched) count(match func(*flow.Record) bool) (n, left int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -84,8 +84,8 @@ func (w *watched) count(match func(*flow.Record) bool) (n, left int) {
 	return n, left
 }
 
-// With the kernel's cache, what watches sees every connection and every denied packet once, or is
-// told how many are missing, with the ends and the policies of explain.
+// With the kernel's flow cache, a watcher gets one record for each connection and each denied packet, or
+// is told how many are missing. The records have the right pods and policies.
 func TestObserveOnPackets(t *testing.T) {
 	attempts := 10_000
 	if testing.Short() {
@@ -133,7 +133,7 @@ func TestObserveOnPackets(t *testing.T) {
 			continue
 		}
 		key := r.Event + netip.AddrPortFrom(r.Src, r.SrcPort).String()
-		if seen[key] && isDenied(r) { // a connection may have the port of one that has ended
+		if seen[key] && isDenied(r) { // a new connection may reuse the port of one that has ended
 			t.Fatalf("twice: %s", key)
 		}
 		seen[key] = true

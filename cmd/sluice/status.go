@@ -28,7 +28,7 @@ type statusOptions struct {
 	brief  bool
 }
 
-// command is the command that asks for the status in the pod of an agent.
+// command returns the command that, in the pod of an agent, prints the status of that agent.
 func (o *statusOptions) command(flags ...string) []string {
 	return append([]string{"sluice", "status", "-o", "json", "--socket", o.socket}, flags...)
 }

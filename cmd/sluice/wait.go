@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// waitInterval is the time between two questions to an agent on the same node.
+	// waitInterval is the time between two requests to the agent of this node.
 	waitInterval = 20 * time.Millisecond
 	// retryNodeInterval is the time after which a node that has not answered is asked again.
 	retryNodeInterval = time.Second
@@ -76,7 +76,8 @@ the nodes that lag, and 2 if wait could not do its work.`,
 	return cmd
 }
 
-// wait waits, on this node if here is set, and otherwise on all nodes of a cluster.
+// wait waits until the policies are in force: on this node if here is true, otherwise on all nodes of a
+// cluster.
 func wait(ctx context.Context, e env, opts *waitOptions, here bool) error {
 	wanted, err := opts.wantedPolicies(e.stdin, here)
 	if err != nil {
@@ -97,8 +98,8 @@ func wait(ctx context.Context, e env, opts *waitOptions, here bool) error {
 	return waitEverywhere(ctx, e, f, opts, wanted)
 }
 
-// wantedPolicies returns the policies of the flags. On this node, those of manifests have the digests of
-// the files.
+// wantedPolicies returns the policies that the flags name. If here is true, policies from manifests also
+// have the digest to wait for.
 func (o *waitOptions) wantedPolicies(stdin io.Reader, here bool) (all []status.Wanted, err error) {
 	for _, name := range o.names {
 		w, err := status.ParseWanted(name)
@@ -126,8 +127,8 @@ func (o *waitOptions) wantedPolicies(stdin io.Reader, here bool) (all []status.W
 	return all, nil
 }
 
-// ofManifests returns the named policies or, if none are, those of manifests. On this node they have
-// the digests of the manifests.
+// ofManifests returns the named policies or, if none are named, those that were read from manifests. If
+// here is true, it also sets the digests of those that are in the manifests.
 func ofManifests(named []status.Wanted, read []*policy.Policy, here bool) []status.Wanted {
 	all := slices.Clone(named)
 	for _, p := range read {
@@ -166,7 +167,7 @@ func waitHere(ctx context.Context, e env, opts *waitOptions, wanted []status.Wan
 		case first:
 			return err
 		case ctx.Err() == nil:
-			why = []string{err.Error()} // an agent that is replaced answers soon
+			why = []string{err.Error()} // asks again: another agent may be about to take over
 		}
 		select {
 		case <-ctx.Done():
@@ -176,7 +177,7 @@ func waitHere(ctx context.Context, e env, opts *waitOptions, wanted []status.Wan
 	}
 }
 
-// notInTime is the error of policies that are not in force in time, or of an interruption.
+// notInTime returns the error after the timeout, with the reason why, or after an interruption.
 func notInTime(ctx context.Context, timeout time.Duration, why string) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return errors.New("interrupted")
@@ -199,7 +200,8 @@ func sayInForce(e env, wanted []status.Wanted, where string) {
 	}
 }
 
-// setVersions sets the versions that the policies have now in the Kubernetes API.
+// setVersions sets the versions to wait for: those that the policies have now in the Kubernetes API,
+// unless the user has named a version.
 func setVersions(ctx context.Context, f fleet, wanted []status.Wanted) error {
 	for i := range wanted {
 		w := &wanted[i]
@@ -233,7 +235,7 @@ func waitEverywhere(ctx context.Context, e env, f fleet, opts *waitOptions, want
 	w := fleetWait{fleet: f, opts: opts, wanted: wanted, done: make(map[string]string)}
 	for len(pods) > 0 {
 		w.all(ctx, pods)
-		// An agent that has started meanwhile is waited for, too.
+		// Wait also for agents that have started meanwhile.
 		if pods, err = f.Pods(ctx); err != nil && ctx.Err() == nil {
 			return err
 		}
@@ -264,10 +266,10 @@ type fleetWait struct {
 	wanted []status.Wanted
 
 	mu   sync.Mutex
-	done map[string]string // by node, why it lags; empty if it does not
+	done map[string]string // by the names of nodes: why the node lags, or "" if it does not
 }
 
-// all waits for the nodes of some pods.
+// all waits for the nodes of the given pods.
 func (w *fleetWait) all(ctx context.Context, pods []kube.AgentPod) {
 	var group sync.WaitGroup
 	for _, pod := range pods {
@@ -291,8 +293,8 @@ func (w *fleetWait) lagging() (lines []string) {
 	return lines
 }
 
-// node waits for a node, and returns why it lags when ctx has ended. A node that has not answered, as
-// while its agent is replaced, is asked again.
+// node waits for a node. It returns "" when the policies are in force there, or why the node lags when ctx
+// has ended. If the node does not answer, for example while its agent is replaced, it asks again.
 func (w *fleetWait) node(ctx context.Context, pod kube.AgentPod) (why string) {
 	for {
 		err := w.fleet.Run(ctx, pod, w.command(ctx), io.Discard)
@@ -301,7 +303,7 @@ func (w *fleetWait) node(ctx context.Context, pod kube.AgentPod) (why string) {
 		case err == nil:
 			return ""
 		case errors.As(err, &failed) && failed.Status == exitFindings:
-			_, reason, _ := strings.Cut(failed.Text, ": ") // without the time
+			_, reason, _ := strings.Cut(failed.Text, ": ") // without "after 30s"
 			return cmp.Or(reason, failed.Text)
 		case ctx.Err() == nil:
 			why = "it does not answer: " + err.Error()
@@ -327,8 +329,8 @@ func (w *fleetWait) node(ctx context.Context, pod kube.AgentPod) (why string) {
 	}
 }
 
-// command is the command that waits in the pod of an agent. It gives up a little earlier, so that its
-// answer arrives.
+// command returns the command that waits in the pod of an agent. Its timeout ends a little before ctx, so
+// that its answer arrives in time.
 func (w *fleetWait) command(ctx context.Context) []string {
 	left := w.opts.timeout
 	if until, limited := ctx.Deadline(); limited {

@@ -21,8 +21,8 @@ import (
 	"sluice/watch/kube"
 )
 
-// labFleet is the agents of a lab behind a real API server. It knows the policies from the server, and runs
-// the commands for the pod of the agent on this machine, because the lab has no kubelet.
+// labFleet is a fleet with the agent of a lab and a real API server. It asks the server for the versions
+// of policies. The lab has no kubelet, so it runs the commands for the agent's pod in this process.
 type labFleet struct {
 	*kube.Agents
 	node, socket string
@@ -41,8 +41,8 @@ func (f labFleet) Run(ctx context.Context, _ kube.AgentPod, command []string, ou
 	return nil
 }
 
-// When wait returns, the version that the API server has is in force: the next connection is judged by
-// it, and none by the version before.
+// When wait returns, the version that the API server has is in force: all connections from then on are
+// judged by it.
 func TestClusterWait(t *testing.T) {
 	rounds := 200
 	if testing.Short() {
@@ -91,7 +91,7 @@ func TestClusterWait(t *testing.T) {
 	}
 }
 
-// saveOnly replaces a file at once, and does not wait for the agent.
+// saveOnly replaces a file atomically, and does not wait until the agent has read it.
 func saveOnly(t *testing.T, path, text string) {
 	t.Helper()
 	next := filepath.Join(t.TempDir(), "next")
@@ -103,7 +103,7 @@ func saveOnly(t *testing.T, path, text string) {
 	}
 }
 
-// When wait returns on a node with manifests, what the file says is in force.
+// When wait returns on a node with manifests, the policy in the file is in force.
 func TestWaitForManifestsOnPackets(t *testing.T) {
 	rounds := 200
 	if testing.Short() {

@@ -9,12 +9,13 @@ import (
 	"sluice/filter/flow"
 )
 
-// maxLast bounds the records from before that a request may ask for.
+// maxLast bounds the earlier records that a request may ask for.
 const maxLast = 1 << 20
 
-// serveFlows streams records, a JSON object on each line: the last ones from before (parameter
-// "last"), and, with follow=true, all others until the client hangs up. With denied=true, there may be no
-// connections that begin and end: a client that does not want them saves the node their cost.
+// serveFlows streams records, a JSON object on each line: the last ones in the log, as many as the
+// parameter "last" says, and, with follow=true, all later ones until the client hangs up. With
+// denied=true, the stream may lack the records of connections that begin and end, which then cost the
+// node nothing.
 func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	last, err := strconv.Atoi(r.FormValue("last"))
 	if r.FormValue("last") == "" {
@@ -29,7 +30,7 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	watcher := f.log.Watch(last, r.FormValue("denied") != "true")
 	defer watcher.Close()
 	control, lines := http.NewResponseController(w), json.NewEncoder(w)
-	_ = control.Flush() // the client knows now that it watches
+	_ = control.Flush() // tells the client that all flows from now on will be in the stream
 	describer := flow.NewDescriber(f.opts.NodeName, f.published.Snapshot)
 	var entries [64]flow.Entry
 	for {
@@ -48,7 +49,7 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveDenials lists the last distinct denials, the last one first.
+// serveDenials lists the last distinct denials, the most recent first.
 func (f *flows) serveDenials(w http.ResponseWriter, _ *http.Request) {
 	describer := flow.NewDescriber(f.opts.NodeName, f.published.Snapshot)
 	all := []*flow.DenialRecord{}

@@ -51,7 +51,7 @@ type Options struct {
 	Socket      string // path of the socket for sluice status and for the agent that takes over
 
 	Hubble       hubble.Listen
-	FlowBuffer   int // number of records of flows that are kept for those who watch
+	FlowBuffer   int // number of records of flows that the log keeps for watchers
 	Verdicts     verdictlog.Level
 	VerdictsRate int
 	Version      string

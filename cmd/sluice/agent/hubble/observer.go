@@ -20,10 +20,10 @@ type observer struct {
 	observerpb.UnimplementedObserverServer
 	Options
 	started time.Time
-	streams chan struct{} // a value for each call of GetFlows
+	streams chan struct{} // holds a value for each running call of GetFlows
 }
 
-// GetFlows sends flows that were kept from before, and with follow those that happen.
+// GetFlows sends the flows that the log has kept and, if req has Follow, also those from now on.
 func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.Observer_GetFlowsServer) error {
 	q, err := newQuery(req, time.Now())
 	if err != nil {
@@ -38,14 +38,14 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 	_, _, size := o.Log.Kept()
 	w := o.Log.Watch(q.backlog(size), !q.filter.OnlyDenials())
 	defer w.Close()
-	if err := stream.SendHeader(nil); err != nil { // the client knows now that it watches
+	if err := stream.SendHeader(nil); err != nil { // tells the client that the flows from now on are watched
 		return err
 	}
 	s := &sender{query: q, stream: stream, watcher: w, describer: flow.NewDescriber(o.NodeName, o.Snapshot)}
 	return s.run(stream.Context())
 }
 
-// sender sends the flows of a query to a client.
+// sender sends the answer of a query to a client.
 type sender struct {
 	*query
 	stream    observerpb.Observer_GetFlowsServer
@@ -54,7 +54,7 @@ type sender struct {
 	sent      uint64
 }
 
-// run sends until the query is answered, or the client has gone.
+// run sends flows until the query is answered or the client has gone.
 func (s *sender) run(ctx context.Context) error {
 	if !s.until.IsZero() {
 		var cancel context.CancelFunc
@@ -74,7 +74,7 @@ func (s *sender) run(ctx context.Context) error {
 		for i := range entries[:n] {
 			e := &entries[i]
 			if !following && e.Time.After(s.now) {
-				done = true // what is kept from before ends here
+				done = true // the records from before the query end here
 			}
 			if done && !s.follow {
 				break
@@ -89,7 +89,7 @@ func (s *sender) run(ctx context.Context) error {
 		case !done:
 			continue
 		case following:
-			return nil // until has come, or the client has gone
+			return nil // the time s.until has come, or the client has gone
 		}
 		if err := last.each(s.send); err != nil || !s.follow {
 			return err
@@ -98,7 +98,7 @@ func (s *sender) run(ctx context.Context) error {
 	}
 }
 
-// pass gives an entry to send if the query selects it.
+// pass calls send with an entry if the query selects the entry.
 func (s *sender) pass(e *flow.Entry, send func(*flow.Entry) error) error {
 	if e.Time.Before(s.since) || !s.until.IsZero() && e.Time.After(s.until) || e.Kind == flow.Ended || e.Kind == flow.Unrecorded {
 		return nil
@@ -121,7 +121,7 @@ func (s *sender) send(e *flow.Entry) error {
 	return s.stream.Send(answer)
 }
 
-// ServerStatus describes the log of flows.
+// ServerStatus returns the size and the age of the log of flows.
 func (o *observer) ServerStatus(context.Context, *observerpb.ServerStatusRequest) (*observerpb.ServerStatusResponse, error) {
 	kept, oldest, size := o.Log.Kept()
 	seen, _ := o.Log.Stats()
@@ -137,7 +137,7 @@ func (o *observer) ServerStatus(context.Context, *observerpb.ServerStatusRequest
 
 func (o *observer) version() string { return "sluice " + o.Version }
 
-// GetNodes returns this node: a relay knows the others.
+// GetNodes returns this node only. A relay collects the answers of all nodes.
 func (o *observer) GetNodes(ctx context.Context, _ *observerpb.GetNodesRequest) (*observerpb.GetNodesResponse, error) {
 	s, err := o.ServerStatus(ctx, nil)
 	if err != nil {
@@ -149,7 +149,8 @@ func (o *observer) GetNodes(ctx context.Context, _ *observerpb.GetNodesRequest) 
 	}}}, nil
 }
 
-// GetNamespaces returns the namespaces that have pods, with flows or without: hubble-ui offers them.
+// GetNamespaces returns all namespaces that have pods, even those without flows. hubble-ui offers them
+// for selection.
 func (o *observer) GetNamespaces(context.Context, *observerpb.GetNamespacesRequest) (*observerpb.GetNamespacesResponse, error) {
 	names := make(map[string]bool)
 	if s := o.Snapshot(); s != nil {

@@ -68,7 +68,8 @@ func (f *fixture) publish() {
 	f.published.Publish(s)
 }
 
-// add records a flow from web to port n of db, or that n are missing, n seconds after the beginning.
+// add records a flow from web to port n of db, at n seconds after f.began. If kind is LeftOut, it instead
+// records that n records are missing.
 func (f *fixture) add(kind flow.Kind, n uint16) {
 	e := &flow.Entry{Kind: kind, Time: f.began.Add(time.Duration(n) * time.Second), SrcPort: 40000,
 		Key: filter.NewKey(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), filter.TCP, n)}
@@ -84,7 +85,8 @@ func (f *fixture) add(kind flow.Kind, n uint16) {
 	f.log.Add(e)
 }
 
-// keep makes the log keep flows 1 to 5, of which 2 and 4 are denied, and an end of a connection.
+// keep makes the log keep flows to the ports 1 to 5, of which 2 and 4 are denied, and after each flow the
+// end of a connection.
 func (f *fixture) keep() {
 	w := f.log.Watch(0, true)
 	defer w.Close()
@@ -94,7 +96,8 @@ func (f *fixture) keep() {
 	}
 }
 
-// ports calls GetFlows and returns the ports of the flows; what was left out is its negative number.
+// ports calls GetFlows and returns the destination ports of the flows. For lost events, it returns their
+// negative number.
 func (f *fixture) ports(ctx context.Context, req *observerpb.GetFlowsRequest) (all []int, err error) {
 	stream, err := observerpb.NewObserverClient(f.conn).GetFlows(ctx, req)
 	if err != nil {
@@ -115,7 +118,7 @@ func (f *fixture) ports(ctx context.Context, req *observerpb.GetFlowsRequest) (a
 	}
 }
 
-// Each kind of request gets the flows of its numbers, times and filters, in their order.
+// Each kind of request gets the flows that its number, times and filters select, in the order of time.
 func TestGetFlows(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -153,7 +156,8 @@ func TestGetFlows(t *testing.T) {
 	}
 }
 
-// A request ends with what was there when it came, so that it ends on a busy node, too.
+// A request without Follow gets only flows from before the request, so that its answer ends even on a
+// busy node.
 func TestGetFlowsEnds(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -168,8 +172,8 @@ func TestGetFlowsEnds(t *testing.T) {
 	}
 }
 
-// A client that follows gets the last flows, those that happen, and how many are missing. While only
-// it watches, and wants denials only, connections are not watched.
+// A client that follows gets the last flows, then new flows and the number of those that are missing.
+// If it is the only watcher and wants denials only, connections are not watched.
 func TestFollow(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -206,7 +210,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// Without a number, a client that follows gets nothing from before.
+// A client that follows and sets no Number gets no earlier flows.
 func TestFollowFromNow(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -216,7 +220,7 @@ func TestFollowFromNow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stream.Header(); err != nil { // it watches now
+	if _, err := stream.Header(); err != nil { // arrives when the flows are watched
 		t.Fatal(err)
 	}
 	f.add(flow.Opened, 9)
@@ -246,7 +250,7 @@ func TestFieldMask(t *testing.T) {
 	}
 }
 
-// What cannot be fulfilled is an error that names the field, and too many clients are refused.
+// A request that Sluice cannot fulfill gets an error that names the field. Too many clients are refused.
 func TestRefused(t *testing.T) {
 	f := newFixture(t, Peers{})
 	for field, req := range map[string]*observerpb.GetFlowsRequest{
@@ -276,7 +280,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// What a client asks beside flows: health, status, nodes and namespaces.
+// The calls other than GetFlows: health, status, nodes, namespaces and agent events.
 func TestDescriptions(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -306,7 +310,7 @@ func TestDescriptions(t *testing.T) {
 	}
 }
 
-// A call that panics is an error of that call.
+// A panic in a call becomes an error of this call.
 func TestPanic(t *testing.T) {
 	api := New(Options{Logger: slog.New(slog.DiscardHandler)})
 	_, err := api.recoverCall(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/x"}, func(context.Context, any) (any, error) { panic("boom") })

@@ -16,20 +16,20 @@ import (
 	"sluice/filter/policy"
 )
 
-// peerInterval is the time between two looks for changes of the nodes, while a client is told of them.
+// peerInterval is the time between two checks for changes of the nodes, while a client follows the peers.
 const peerInterval = time.Second
 
-// Peers is how the agents of the other nodes are reached: as this one is, at the addresses of their
-// nodes.
+// Peers tells how clients reach the agents of all nodes: at the addresses of the nodes, each with the
+// same port and TLS settings as this agent.
 type Peers struct {
-	// Port is the TCP port of all agents. 0 means that there is none: then the only peer is this agent,
-	// at Socket.
+	// Port is the TCP port of all agents. If it is 0, agents have no TCP address, and the only peer is this
+	// agent, at Socket.
 	Port   uint16
 	Socket string
-	// Addr is the address that this agent listens on. If it is not unspecified, it is that of this node
-	// where no Node object is known.
+	// Addr is the address that this agent listens on; invalid or unspecified for all addresses. If no
+	// address of this node is known from a Node object, clients get Addr, unless it means all addresses.
 	Addr netip.Addr
-	// ServerName returns the name in the certificate of a node's agent. nil means that connections are
+	// ServerName returns the name in the certificate of the agent on a node. If it is nil, connections are
 	// not encrypted.
 	ServerName func(node string) string
 }
@@ -38,7 +38,7 @@ type Peers struct {
 type peer struct {
 	peerpb.UnimplementedPeerServer
 	Options
-	calls    chan struct{} // a value for each call of Notify
+	calls    chan struct{} // holds a value for each running call of Notify
 	interval time.Duration
 }
 
@@ -72,7 +72,8 @@ func (p *peer) Notify(_ *peerpb.NotifyRequest, stream peerpb.Peer_NotifyServer) 
 	}
 }
 
-// peers returns the peers by name. This node is one of them, also if no Node object is known.
+// peers returns the peers by the names of their nodes. This node is one of them if it has an address: in
+// its Node object, or Peers.Addr.
 func (p *peer) peers(s *policy.Snapshot) map[string]*peerpb.ChangeNotification {
 	out := make(map[string]*peerpb.ChangeNotification)
 	if p.Peers.Port == 0 {
@@ -102,7 +103,7 @@ func (p *peer) at(node string, addr netip.Addr) *peerpb.ChangeNotification {
 	return c
 }
 
-// changes returns what to send so that a client that knows the peers was knows the peers now.
+// changes returns the notifications that turn the set of peers was into the set now.
 func changes(was, now map[string]*peerpb.ChangeNotification) (out []*peerpb.ChangeNotification) {
 	for name, n := range now {
 		switch o := was[name]; {

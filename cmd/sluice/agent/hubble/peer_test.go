@@ -11,7 +11,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// A client of Peer is told the nodes at their addresses, and each change.
+// A client of Notify gets the addresses of the nodes, and then each change.
 func TestNotify(t *testing.T) {
 	f := newFixture(t, Peers{Port: 4244, Addr: netip.MustParseAddr("0.0.0.0"), ServerName: func(node string) string { return node + ".x" }})
 	node := func(name string, addrs ...string) {

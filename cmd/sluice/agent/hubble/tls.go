@@ -13,29 +13,30 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// TLSFiles are the PEM files of a server that only clients with a certificate may ask.
+// TLSFiles are the paths of the PEM files of a server that requires certificates of its clients.
 type TLSFiles struct{ Cert, Key, ClientCA string }
 
-// Certificates reads TLSFiles again for each connection, so that a renewed certificate is used without
-// a restart. If they cannot be read then, it logs the reason and uses the last ones; without any, it
-// refuses the connection.
+// Certificates reads TLSFiles again for each connection, so that the server uses a renewed certificate
+// without a restart. If it cannot read the files, it logs the reason and uses those that it has read
+// last. If it has never read them, it refuses the connection.
 type Certificates struct {
 	files  TLSFiles
 	logger *slog.Logger
 
 	mu     sync.Mutex
 	last   *tls.Config // nil if the files were never read
-	failed string      // why they could not be read the last time
+	failed string      // the error of the last attempt to read the files; empty if it succeeded
 }
 
-// NewCertificates reads the files for the first time. A failure does not keep the agent from starting.
+// NewCertificates reads the files for the first time. If it fails, it logs the error, and the agent starts
+// nevertheless.
 func NewCertificates(files TLSFiles, logger *slog.Logger) *Certificates {
 	c := &Certificates{files: files, logger: logger}
-	_, _ = c.current() // it has logged the error
+	_, _ = c.current() // current logs the error
 	return c
 }
 
-// Credentials returns those of a server.
+// Credentials returns the credentials of a server with these certificates.
 func (c *Certificates) Credentials() credentials.TransportCredentials {
 	return credentials.NewTLS(&tls.Config{
 		MinVersion:         tls.VersionTLS13,
@@ -82,9 +83,9 @@ func (c *Certificates) load() (*tls.Config, error) {
 	}, nil
 }
 
-// ServerName returns the name by which a relay verifies the certificate of a node's agent: the first
-// name in this agent's certificate. If that begins with an asterisk, as Cilium's "*.default.hubble-grpc.cilium.io",
-// the name of the node replaces it.
+// ServerName returns the name by which a relay verifies the certificate of the agent on a node: the first
+// DNS name in this agent's certificate. If it begins with an asterisk, as in Cilium's
+// "*.default.hubble-grpc.cilium.io", the name of the node replaces the asterisk.
 func (c *Certificates) ServerName(node string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

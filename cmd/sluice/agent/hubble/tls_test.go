@@ -20,7 +20,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// call returns the result of a call with a certificate of the authority, or without one.
+// call calls the server and returns the error. If certified is true, the client has a certificate of the
+// authority.
 func call(t *testing.T, a *authority.Authority, address, server string, certified bool) error {
 	t.Helper()
 	roots := x509.NewCertPool()
@@ -45,8 +46,8 @@ func call(t *testing.T, a *authority.Authority, address, server string, certifie
 	return err
 }
 
-// Only a client with a certificate is answered, a renewed certificate is used without a restart, and
-// broken files leave the last one.
+// The server answers only clients with a certificate of the authority. It uses a renewed certificate
+// without a restart, and keeps the last one if a file is broken.
 func TestTLS(t *testing.T) {
 	a := authority.New(t)
 	a.Server("server", "*.default.hubble-grpc.cilium.io")
@@ -85,7 +86,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// The name of a node's certificate is made of that of this one.
+// The name of another node's certificate is derived from the name in this node's certificate.
 func TestServerName(t *testing.T) {
 	a := authority.New(t)
 	files := TLSFiles{Cert: a.Path("server.crt"), Key: a.Path("server.key"), ClientCA: a.Path("ca.crt")}
@@ -100,7 +101,8 @@ func TestServerName(t *testing.T) {
 	}
 }
 
-// Flags that contradict each other, or would show the flows to all, are errors with a hint.
+// If flags contradict each other or would show the flows to all clients, Check returns an error with a
+// hint.
 func TestCheck(t *testing.T) {
 	all := TLSFiles{Cert: "c", Key: "k", ClientCA: "a"}
 	for _, tt := range []struct {

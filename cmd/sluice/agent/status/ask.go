@@ -25,7 +25,7 @@ const askTimeout = 5 * time.Second
 // no agent listens there.
 func Ask(ctx context.Context, path string) (*Status, error) { return ask(ctx, path, "/status") }
 
-// AskAll is like Ask, and also requests the policies in force.
+// AskAll is like Ask, but also requests the policies in force.
 func AskAll(ctx context.Context, path string) (*Status, error) {
 	return ask(ctx, path, "/status?policies=true")
 }
@@ -49,14 +49,14 @@ func ask(ctx context.Context, path, what string) (*Status, error) {
 	return &s, nil
 }
 
-// Open requests something of the agent that listens on a socket, such as "/denials", and returns its
-// answer. The error wraps ErrNoAgent if no agent listens there.
+// Open sends a request, such as "/denials", to the agent that listens on a socket, and returns the answer.
+// The error wraps ErrNoAgent if no agent listens there.
 func Open(ctx context.Context, path, request string) (io.ReadCloser, error) {
 	body, _, err := open(ctx, path, request)
 	return body, err
 }
 
-// body is the body of a response, with the connection that it comes from.
+// body is the body of a response. Close also closes the connection.
 type body struct {
 	io.ReadCloser
 	transport *http.Transport

@@ -20,8 +20,7 @@ type Status struct {
 	Unready string    `json:"unready,omitempty"` // why the agent is not ready
 
 	Enforcing *Enforcing `json:"enforcing,omitempty"` // nil before the first snapshot
-	// Policies are the policies in force, by their names. They are set only if the caller of Ask wants
-	// them.
+	// Policies are the policies in force, sorted by tier and name. They are set by AskAll, and not by Ask.
 	Policies []PolicyInForce `json:"policies,omitempty"`
 	Packets  Packets         `json:"packets"`
 	Kernel   *InKernel       `json:"kernel,omitempty"` // nil if the kernel remembers no verdicts
@@ -104,8 +103,9 @@ type Enforcing struct {
 
 	Tiers map[string]int `json:"tiers"` // the policies of each tier
 
-	// Digest is the same on all nodes that enforce the same policies and namespaces: see policy.Digest.
-	// It is that of the last snapshot that is in force in every part of the agent, since DigestSince.
+	// Digest is the digest of the last snapshot that every part of the agent has applied, and DigestSince
+	// is since when it is. All nodes that enforce the same policies and namespaces have the same Digest:
+	// see policy.Digest.
 	Digest      string    `json:"digest,omitempty"`
 	DigestSince time.Time `json:"digestSince,omitzero"`
 }
@@ -185,8 +185,8 @@ type Live struct {
 // Good reports whether the agent is ready and has no problems.
 func (s *Status) Good() bool { return s.Ready && len(s.Problems) == 0 }
 
-// WriteText writes the status as text: of the policies, all that are in it or a bounded number of those
-// that select pods of the node.
+// WriteText writes the status as text. If all is true, it writes all policies of the status. Otherwise it
+// writes a bounded number of those that select pods of the node.
 func (s *Status) WriteText(out io.Writer, all bool) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "sluice %s, process %d, %s\n\n", s.Version, s.PID, s.headline())

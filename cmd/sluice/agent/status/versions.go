@@ -15,15 +15,15 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// Versions are the versions in force of some policies.
+// Versions are the versions of some policies that are in force on a node.
 type Versions struct {
 	Node      string          `json:"node,omitempty"`
 	Enforcing bool            `json:"enforcing"` // false while nothing is in force yet
 	Policies  []PolicyInForce `json:"policies"`
 }
 
-// AskVersions asks the agent that listens on a socket which versions of some policies are in force. The
-// error wraps ErrNoAgent if no agent listens there.
+// AskVersions asks the agent that listens on a socket which versions of the given policies are in force.
+// The error wraps ErrNoAgent if no agent listens there.
 func AskVersions(ctx context.Context, path string, of ...policy.Ref) (*Versions, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("it took longer than %v to answer", askTimeout))
 	defer cancel()
@@ -43,9 +43,9 @@ func AskVersions(ctx context.Context, path string, of ...policy.Ref) (*Versions,
 	return &v, nil
 }
 
-// ParseRef reads the name of a policy: default/web, admin/platform, or with the kind:
-// networkpolicy/default/web, clusternetworkpolicy/platform. A NetworkPolicy in a namespace named admin or
-// baseline needs its kind.
+// ParseRef reads the name of a policy, such as default/web or admin/platform. The name may begin with the
+// kind, as in networkpolicy/default/web or clusternetworkpolicy/platform. It must for a NetworkPolicy in a
+// namespace named admin or baseline.
 func ParseRef(text string) (policy.Ref, error) {
 	parts := strings.Split(text, "/")
 	for _, part := range parts {
@@ -70,7 +70,7 @@ func errRef(text string) error {
 	return fmt.Errorf("%q is not the name of a policy: write NAMESPACE/NAME, admin/NAME, clusternetworkpolicy/NAME or networkpolicy/NAMESPACE/NAME", text)
 }
 
-// RefText writes the name of a policy with its kind, as ParseRef reads it.
+// RefText returns the name of a policy with its kind, in the form that ParseRef reads.
 func RefText(ref policy.Ref) string { return strings.ToLower(ref.Kind) + "/" + ref.String() }
 
 // Wanted is a policy to wait for.
@@ -78,13 +78,15 @@ type Wanted struct {
 	Ref policy.Ref
 	// Version is the resourceVersion that must be in force, or a later one.
 	Version string
-	// Digest is the digest that must be in force. With neither Version nor Digest, any version will do.
+	// Digest is the digest that must be in force. If both Version and Digest are empty, any version will
+	// do.
 	Digest string
-	// Deleted reports that the policy must not be in force.
+	// Deleted is set if the policy must not be in force any more.
 	Deleted bool
 }
 
-// Missing returns why a policy is not in force as it is wanted; empty if it is. in may be nil.
+// Missing returns why the wanted policy is not in force as wanted; empty if it is. The parameter in is the
+// version in force; nil if there is none.
 func (w *Wanted) Missing(in *PolicyInForce) string {
 	name := w.Ref.String()
 	switch {
@@ -102,8 +104,8 @@ func (w *Wanted) Missing(in *PolicyInForce) string {
 	return ""
 }
 
-// sameOrLater reports whether a resourceVersion is the wanted one or a later one of the same kind. Those of a
-// server that does not follow the rule that they are numbers can only be equal.
+// sameOrLater reports whether a resourceVersion equals the wanted one or is later. If a server's
+// resourceVersions are not numbers, contrary to the rule, sameOrLater only compares them for equality.
 func sameOrLater(is, wanted string) bool {
 	if is == wanted {
 		return true
@@ -112,7 +114,7 @@ func sameOrLater(is, wanted string) bool {
 	return err == nil && order > 0
 }
 
-// Missing returns why some policies are not in force as they are wanted, one reason each.
+// Missing returns a reason for each wanted policy that is not in force as wanted.
 func (v *Versions) Missing(wanted []Wanted) (why []string) {
 	if !v.Enforcing {
 		return []string{"the agent does not enforce yet"}
@@ -130,7 +132,8 @@ func (v *Versions) Missing(wanted []Wanted) (why []string) {
 	return why
 }
 
-// ParseWanted reads a policy to wait for: its name as for ParseRef, and optionally @VERSION.
+// ParseWanted reads a policy to wait for: its name in the form that ParseRef reads, and optionally
+// @VERSION.
 func ParseWanted(text string) (w Wanted, err error) {
 	name, version, has := strings.Cut(text, "@")
 	if w.Ref, err = ParseRef(name); err == nil && has && version == "" {
