@@ -21,7 +21,6 @@ const (
 	module  = "github.com/cilium/cilium"
 
 	// Enable is the environment variable that enables the tests with these programs.
-
 	Enable = "SLUICE_TEST_HUBBLE"
 )
 
