@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"net/netip"
 	"strings"
@@ -156,38 +155,48 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// If a stream breaks off, observe names the node and reads on when the agent answers again. When observe
-// ends, the commands in the pods end, too.
+// A stream that breaks off goes on when the agent answers again, also in another pod, and the node is
+// named. What was shown is not asked for again. When the command ends, the commands in the pods end, too.
 func TestObserveFollowsAllNodes(t *testing.T) {
 	f := newTestFleet(t, "n1", "n2")
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	var out, errs syncBuffer
-	done := make(chan int, 1)
-	go func() {
-		e := env{stdout: &out, stderr: &errs, getenv: func(string) string { return "" }}
-		done <- run(ctx, e, []string{"observe", "-f", "-o", "json", "--kubeconfig", f.kubeconfig})
-	}()
-	await := func(what string, ok func() bool) {
-		t.Helper()
-		for end := time.Now().Add(waitTimeout); !ok(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("not %s: %s%s", what, out.String(), errs.String())
-			}
-		}
+	o := startObserve(t, "-o", "json", "--last", "7", "--since", "1000000h", "--kubeconfig", f.kubeconfig)
+	said := func(text string) func() bool {
+		return func() bool { return strings.Contains(o.errs.String(), text) }
 	}
 	f.agent("n2").flows <- record("n2", "late", 9)
 	f.agent("n1").flows <- record("n1", "early", 1)
-	await("both shown", func() bool { return strings.Count(out.String(), "\n") == 2 })
+	o.await("both shown", func() bool { return strings.Count(o.out.String(), "\n") == 2 })
 	f.agent("n1").flows <- nil // the agent ends
-	await("named", func() bool { return strings.Contains(errs.String(), "n1 has ended the flows, connecting again: ") })
+	o.await("named", said("n1 has ended the flows, connecting again: the agent on "))
+	o.await("the gap is told", said("n1 answers again: nothing was seen for "))
 	f.agent("n1").flows <- record("n1", "again", 10)
-	await("connected again", func() bool { return strings.Contains(out.String(), `"again"`) })
-	stop()
-	if exit := <-done; exit != 0 {
-		t.Errorf("exit %d after an interruption: %s", exit, errs.String())
+	o.await("connected again", func() bool { return strings.Contains(o.out.String(), `"again"`) })
+	if strings.Count(o.out.String(), `"node":"n1","event":"unrecorded","missing":"all","seconds":`) != 1 || strings.Contains(o.errs.String(), "n2") {
+		t.Errorf("%s%s", o.out.String(), o.errs.String())
 	}
-	await("ended in the pods", func() bool { return f.running.Load() == 0 })
+
+	// The pod is deleted, and the DaemonSet makes another one.
+	old := f.api.Get(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "sluice-n1"}})
+	f.api.Delete(old)
+	f.breakAgent("n1", "the pod is gone")
+	f.agent("n1").flows <- nil
+	o.await("named again", said("n1 has no agent any more"))
+	f.addPod(f.agent("n1"), "sluice-n1-next", "n1")
+	f.agent("n1").flows <- record("n1", "next", 11)
+	o.await("the next pod is followed", func() bool { return strings.Contains(o.out.String(), `"next"`) })
+	if n := strings.Count(o.errs.String(), "n1 answers again: nothing was seen for "); n != 2 {
+		t.Errorf("the gap is told %d times:\n%s", n, o.errs.String())
+	}
+	o.stop()
+	if exit := <-o.exit; exit != 0 {
+		t.Errorf("exit %d after an interruption: %s", exit, o.errs.String())
+	}
+	o.await("ended in the pods", func() bool { return f.running.Load() == 0 })
+	for i, run := range f.runs {
+		if first := i < 2; strings.Contains(run, "--last=7") != first || strings.Contains(run, "--since=1000000h") != first {
+			t.Errorf("command %d: %s", i, run)
+		}
+	}
 }
 
 // mergeByTime orders records by their times, even if those of one node arrive later than those of

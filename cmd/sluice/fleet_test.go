@@ -97,15 +97,22 @@ func (f *testFleet) addAgent(node string) *testAgent {
 	server := &http.Server{Handler: mux}
 	go func() { _ = server.Serve(l) }()
 	f.t.Cleanup(func() { server.Close() })
+	f.api.Set(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}})
+	f.addPod(a, "sluice-"+node, node)
+	return a
+}
+
+// addPod adds a pod of an agent.
+func (f *testFleet) addPod(a *testAgent, name, node string) *corev1.Pod {
 	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "sluice-" + node, Labels: map[string]string{"app.kubernetes.io/name": "sluice"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name, Labels: map[string]string{"app.kubernetes.io/name": "sluice"}},
 		Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "sluice"}}}, Status: corev1.PodStatus{Phase: corev1.PodRunning},
 	}
 	f.mu.Lock()
 	f.agents[pod.Name] = a
 	f.mu.Unlock()
-	f.api.Set(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}, pod)
-	return a
+	f.api.Set(pod)
+	return pod
 }
 
 // serveFlows streams the records that are there and, with follow=true, those that come later.

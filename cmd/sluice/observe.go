@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -91,7 +92,7 @@ that does not answer is named, and with -f asked again. Without -f, the exit sta
 	flags.StringArrayVarP(&opts.ports, "port", "p", nil, "flows to this `PORT`, as in 80 or 53/udp; repeatable")
 	flags.StringArrayVar(&opts.policies, "policy", nil, "flows that this `POLICY` decides, as in shop/db, admin/platform or db; repeatable")
 	flags.VarP(newChoiceFlag(&opts.format, "text", "json", "hubble"), "output", "o", "text; json with an object on each line; hubble: the same in the form of Hubble, for hubble observe\n--input-file -, without the ends of connections")
-	flags.BoolVar(&opts.endWithStdin, "end-with-stdin", false, "end when the standard input ends, as when the client of a remote command has gone")
+	flags.BoolVar(&opts.endWithStdin, "end-with-stdin", false, "end when the standard input ends, as when the client of a remote command has gone; with -f, an\nempty line shows that flows are seen from now on")
 	addAllNodesFlag(flags, &opts.fleetOptions)
 	return cmd
 }
@@ -126,11 +127,14 @@ func (o *observeOptions) filter() (f flow.Filter, err error) {
 	return f, nil
 }
 
-// request returns the path and the query of the request to the agent.
-func (o *observeOptions) request() string {
+// request is what to ask the agent. Without earlier, it asks for nothing from before.
+func (o *observeOptions) request(earlier bool) string {
 	last := o.last
-	if last == 0 && (!o.follow || o.since > 0) {
-		last = 1 << 20 // all that the agent has kept
+	switch {
+	case !earlier:
+		last = 0
+	case last == 0 && (!o.follow || o.since > 0):
+		last = 1 << 20 // all that it has
 	}
 	return "/flows?" + url.Values{"last": {strconv.Itoa(last)}, "follow": {strconv.FormatBool(o.follow)}, "denied": {strconv.FormatBool(o.verdict == "denied")}}.Encode()
 }
@@ -145,16 +149,16 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 		ctx, stop = untilEnd(ctx, e.stdin)
 		defer stop()
 	}
-	answer, err := status.Open(ctx, opts.socket, opts.request())
-	if err != nil {
-		return err
-	}
-	defer answer.Close()
 	records := make(chan *flow.Record)
 	failed := make(chan error, 1)
 	go func() {
-		failed <- readRecords(ctx, answer, records)
-		close(records)
+		defer close(records)
+		s := socketStream{e, &opts, records}
+		if opts.follow {
+			failed <- s.follow(ctx)
+		} else {
+			failed <- s.once(ctx)
+		}
 	}()
 	shown := showRecords(e, &opts, &selected, records)
 	err = <-failed
@@ -162,9 +166,7 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 	case ctx.Err() != nil:
 		return nil // the user has interrupted it, or the standard input has ended
 	case err != nil:
-		return fmt.Errorf("read the flows of the agent on %s: %w", opts.socket, err)
-	case opts.follow:
-		return fmt.Errorf("the agent on %s has ended: ask again when the next one is ready", opts.socket)
+		return err
 	case shown == 0:
 		e.say("the agent has kept no such flow: it records while a command shows them: -f shows what happens from now on, and %s denied the last denials", e.name())
 	}
@@ -181,8 +183,8 @@ func untilEnd(ctx context.Context, in io.Reader) (context.Context, func()) {
 	return ctx, stop
 }
 
-// readRecords reads records until the end of the input.
-func readRecords(ctx context.Context, in io.Reader, records chan<- *flow.Record) error {
+// readRecords reads records until the end of the input. Those that name no node get the given one.
+func readRecords(ctx context.Context, in io.Reader, node string, records chan<- *flow.Record) error {
 	for decoder := json.NewDecoder(bufio.NewReader(in)); ; {
 		r := new(flow.Record)
 		switch err := decoder.Decode(r); {
@@ -191,6 +193,7 @@ func readRecords(ctx context.Context, in io.Reader, records chan<- *flow.Record)
 		case err != nil:
 			return err
 		}
+		r.Node = cmp.Or(r.Node, node)
 		select {
 		case records <- r:
 		case <-ctx.Done():

@@ -92,6 +92,7 @@ type observedFleet struct {
 	silent  silentNodes
 
 	watched sync.Map // the nodes that are followed
+	gone    sync.Map // the nodes that have ended their flows, and when
 }
 
 // once reads the records that the agent of a node has kept.
@@ -100,7 +101,7 @@ func (o *observedFleet) once(ctx context.Context, pod kube.AgentPod) {
 	if o.opts.last > 0 {
 		args = append(args, "--last="+strconv.Itoa(o.opts.last))
 	}
-	err := askNode(ctx, o.fleet, pod, args, func(in io.Reader) error { return readRecords(ctx, in, o.records) })
+	err := askNode(ctx, o.fleet, pod, args, func(in io.Reader) error { return readRecords(ctx, in, pod.Node, o.records) })
 	if err != nil && ctx.Err() == nil {
 		o.silent.add(o.env, pod.Node, err)
 	}
@@ -128,20 +129,17 @@ func (o *observedFleet) follow(ctx context.Context, pods []kube.AgentPod) {
 	}
 }
 
-// followNode reads the records of a node until ctx ends or the node has no agent any more. If the stream
-// breaks off, it reports the node to the user, and connects to the agent that the node has by then.
+// followNode reads the records of a node until ctx ends. If the stream breaks off, it names the node, and
+// connects again to the agent that the node has then. It returns when the node has no agent for a while.
 func (o *observedFleet) followNode(ctx context.Context, pod kube.AgentPod) {
 	defer o.watched.Delete(pod.Node)
-	args := append(o.opts.args("observe"), "--follow", "--end-with-stdin")
-	if o.opts.last > 0 {
-		args = append(args, "--last="+strconv.Itoa(o.opts.last))
-	}
-	for said := ""; ctx.Err() == nil; {
+	for said := ""; ; {
 		began := time.Now()
-		err := o.stream(ctx, pod, args)
+		err := o.stream(ctx, pod)
 		if ctx.Err() != nil {
 			return
 		}
+		o.gone.LoadOrStore(pod.Node, time.Now())
 		if time.Since(began) > 2*agentsInterval {
 			said = ""
 		}
@@ -149,36 +147,68 @@ func (o *observedFleet) followNode(ctx context.Context, pod kube.AgentPod) {
 			o.env.say("%s has ended the flows, connecting again: %v", pod.Node, err)
 			said = text
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(retryNodeInterval):
-		}
-		args = append(o.opts.args("observe"), "--follow", "--end-with-stdin")
-		pods, err := o.fleet.Pods(ctx)
-		if err != nil {
-			continue
-		}
-		i := slices.IndexFunc(pods, func(p kube.AgentPod) bool { return p.Node == pod.Node })
-		if i < 0 {
-			o.env.say("%s has no agent any more", pod.Node)
+		var found bool
+		if pod, found = o.next(ctx, pod, began.Add(retryNodeInterval)); !found {
 			return
 		}
-		pod = pods[i]
 	}
 }
 
-// stream reads records until the command in the pod ends, which is always an error: the command is meant
-// to follow.
-func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod, args []string) error {
+// next returns the pod of a node's agent at a time or later. It returns false if ctx ends, or the node
+// has none for agentsInterval: a DaemonSet makes the next pod within seconds.
+func (o *observedFleet) next(ctx context.Context, pod kube.AgentPod, at time.Time) (next kube.AgentPod, found bool) {
+	var without time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return pod, false
+		case <-time.After(time.Until(at)):
+		}
+		pods, err := o.fleet.Pods(ctx)
+		if err != nil {
+			return pod, true
+		}
+		i := slices.IndexFunc(pods, func(p kube.AgentPod) bool { return p.Node == pod.Node })
+		now := time.Now()
+		switch {
+		case i >= 0:
+			return pods[i], true
+		case without.IsZero():
+			without = now
+			o.env.say("%s has no agent any more", pod.Node)
+		case now.Sub(without) > agentsInterval:
+			return pod, false
+		}
+		at = now.Add(retryNodeInterval)
+	}
+}
+
+// followArgs are the flags of the command that follows a node. After an interruption, the records from
+// before are not wanted again.
+func (o *observedFleet) followArgs(node string) []string {
+	opts := *o.opts
+	_, again := o.gone.Load(node)
+	if again {
+		opts.since, opts.last = 0, 0
+	}
+	args := append(opts.args("observe"), "--follow", "--end-with-stdin")
+	if opts.last > 0 {
+		args = append(args, "--last="+strconv.Itoa(opts.last))
+	}
+	return args
+}
+
+// stream reads records until the command in the pod ends. That is always an error.
+func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod) error {
 	in, out := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := o.fleet.Run(ctx, pod, args, out)
+		err := o.fleet.Run(ctx, pod, o.followArgs(pod.Node), out)
 		out.CloseWithError(err)
 		done <- err
 	}()
-	err := readRecords(ctx, in, o.records)
+	begun := begin{Reader: in, begun: func() { o.answers(ctx, pod.Node) }}
+	err := readRecords(ctx, &begun, pod.Node, o.records)
 	_ = in.CloseWithError(errors.New("not read any more"))
 	if failed := <-done; failed != nil {
 		return failed
@@ -189,8 +219,30 @@ func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod, args []st
 	return err
 }
 
-// mergeByTime passes records on from in to out, in the order of their times. It holds each back for
-// mergeDelay, and cannot order those that arrive later.
+// answers tells about the time in which nothing was seen of a node that answers now.
+func (o *observedFleet) answers(ctx context.Context, node string) {
+	if gone, was := o.gone.LoadAndDelete(node); was {
+		sayAgain(o.env, node, gone.(time.Time))
+		passGap(ctx, o.records, node, gone.(time.Time))
+	}
+}
+
+// begin is a reader that calls begun before it returns the first bytes.
+type begin struct {
+	io.Reader
+	begun func() // nil when it was called
+}
+
+func (b *begin) Read(into []byte) (n int, err error) {
+	n, err = b.Reader.Read(into)
+	if n > 0 && b.begun != nil {
+		b.begun()
+		b.begun = nil
+	}
+	return n, err
+}
+
+// mergeByTime passes records on in the order of their times, as far as they arrive within mergeDelay.
 func mergeByTime(in <-chan *flow.Record, out chan<- *flow.Record) {
 	defer close(out)
 	type kept struct {

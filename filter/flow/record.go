@@ -74,8 +74,11 @@ type Workload struct {
 	Name string `json:"name"`
 }
 
-// onlyConnections is a value of Missing.
-const onlyConnections = "connections"
+// The values of Missing.
+const (
+	everything      = "all"
+	onlyConnections = "connections"
+)
 
 // The kinds of ends.
 const (
@@ -128,7 +131,7 @@ func (d *Describer) Record(e *Entry) *Record {
 	case e.Kind == LeftOut:
 		return r
 	case e.Kind == Unrecorded:
-		r.Seconds, r.Missing = e.Duration.Seconds(), "all"
+		r.Seconds, r.Missing = e.Duration.Seconds(), everything
 		if e.OnlyConnections {
 			r.Missing = onlyConnections
 		}
@@ -157,6 +160,11 @@ func (d *Describer) Record(e *Entry) *Record {
 		}
 	}
 	return r
+}
+
+// Gap returns the record about a time in which no agent answered.
+func Gap(node string, from, until time.Time) *Record {
+	return &Record{Time: until, Node: node, Event: Unrecorded.String(), Missing: everything, Seconds: until.Sub(from).Seconds()}
 }
 
 // describeKey sets the addresses, ports and protocol, as far as they are known.

@@ -19,7 +19,7 @@ func (r *Record) Text() string {
 		if r.Missing == onlyConnections {
 			what = "connections"
 		}
-		since := r.Time.Add(-time.Duration(r.Seconds * float64(time.Second)))
+		since := r.Time.Add(-r.duration())
 		return fmt.Sprintf("(%s from %s to %s were not recorded)", what, since.Local().Format(time.TimeOnly), r.Time.Local().Format(time.TimeOnly))
 	}
 	var b strings.Builder
@@ -128,7 +128,7 @@ func quoted(name string) string {
 func (r *Record) traffic() string {
 	var parts []string
 	if r.Seconds > 0 {
-		parts = append(parts, "after "+time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond).String())
+		parts = append(parts, "after "+Rounded(r.duration()))
 	}
 	if r.Sent != nil && r.Received != nil {
 		parts = append(parts, fmt.Sprintf("sent %s, received %s", size(r.Sent.Bytes), size(r.Received.Bytes)))
@@ -155,4 +155,21 @@ func (r *Record) Same(o *Record) bool {
 	return r.Event == o.Event && r.Event != Ended.String() && r.Event != LeftOut.String() && r.Event != Unrecorded.String() && r.Node == o.Node &&
 		r.Src == o.Src && r.Dst == o.Dst && r.DstPort == o.DstPort && r.Protocol == o.Protocol && r.Transport == o.Transport &&
 		r.Answer == o.Answer && r.Reason == o.Reason && r.To == o.To && r.Why() == o.Why()
+}
+
+func (r *Record) duration() time.Duration { return time.Duration(r.Seconds * float64(time.Second)) }
+
+// Rounded writes a duration with the digits that people read: "1.2ms", "3.4s", "2m5s".
+func Rounded(d time.Duration) string {
+	switch {
+	case d < 10*time.Millisecond:
+		d = d.Round(100 * time.Microsecond)
+	case d < time.Second:
+		d = d.Round(time.Millisecond)
+	case d < time.Minute:
+		d = d.Round(100 * time.Millisecond)
+	default:
+		d = d.Round(time.Second)
+	}
+	return d.String()
 }

@@ -66,6 +66,7 @@ type agent struct {
 	ending    chan struct{} // closed when the agent begins to shut down
 	gaps      chan struct{} // a value means that packets may have passed unjudged; see recordGap
 	handovers chan handover
+	tookOverC chan struct{} // closed when the predecessor has yielded
 
 	lease     io.Closer // while the lease is open, the predecessor yields; if it is closed, the predecessor enforces again; nil without a predecessor
 	rulesStay bool      // rules remain after the agent ends, because of --on-exit keep or because their removal failed
@@ -112,7 +113,7 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 	return &agent{
 		opts: opts, log: log,
 		failed: make(chan error, 1), synced: make(chan struct{}), ending: make(chan struct{}), gaps: make(chan struct{}, 1),
-		handovers: make(chan handover), ruleChanges: newRuleChanges(),
+		handovers: make(chan handover), tookOverC: make(chan struct{}), ruleChanges: newRuleChanges(),
 	}
 }
 

@@ -35,6 +35,7 @@ type flows struct {
 	fromTable atomic.Bool
 
 	table, denying following
+	tenure         tenure
 
 	kernelDenied engine.Counter
 	counting     sync.Mutex

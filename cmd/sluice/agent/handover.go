@@ -253,6 +253,7 @@ func (a *agent) yield() bool {
 		return false
 	}
 	a.setPhase(yielded)
+	a.flows.tenure.end()
 	a.manager.Yield()
 	a.yieldGuard()
 	a.follower.Pause()
@@ -264,6 +265,7 @@ func (a *agent) yield() bool {
 func (a *agent) enforceAgain(ctx context.Context) error {
 	a.log.Warn("the agent that took over is gone; enforcing again", event.Resumed.Attr())
 	a.setPhase(resuming)
+	a.flows.tenure.begin()
 	ctx, cancel := within(ctx, rulesTimeout, "to put the rules back in place")
 	defer cancel()
 	// After an error, the manager tries again.

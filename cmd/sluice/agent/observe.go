@@ -12,10 +12,10 @@ import (
 // maxLast bounds the earlier records that a request may ask for.
 const maxLast = 1 << 20
 
-// serveFlows streams records, a JSON object on each line: the last ones in the log, as many as the
-// parameter "last" says, and, with follow=true, all later ones until the client hangs up. With
-// denied=true, the stream may lack the records of connections that begin and end, which then cost the
-// node nothing.
+// serveFlows streams records, a JSON object on each line: the last ones from before (parameter
+// "last"), and, with follow=true, all others until the client hangs up or another agent takes over. With
+// denied=true, there may be no connections that begin and end: a client that does not want them saves the
+// node their cost.
 func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	last, err := strconv.Atoi(r.FormValue("last"))
 	if r.FormValue("last") == "" {
@@ -26,6 +26,12 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	follow := r.FormValue("follow") == "true"
+	ctx, stop := f.tenure.within(r.Context())
+	defer stop()
+	if follow && ctx.Err() != nil {
+		http.Error(w, "another agent takes over", http.StatusServiceUnavailable)
+		return
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	watcher := f.log.Watch(last, r.FormValue("denied") != "true")
 	defer watcher.Close()
@@ -34,7 +40,7 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	describer := flow.NewDescriber(f.opts.NodeName, f.published.Snapshot)
 	var entries [64]flow.Entry
 	for {
-		n := watcher.Next(r.Context(), entries[:], follow)
+		n := watcher.Next(ctx, entries[:], follow)
 		if n == 0 {
 			return
 		}

@@ -60,7 +60,7 @@ func timeOf(when *atomic.Pointer[time.Time]) time.Time {
 func (a *agent) serve(ctx context.Context) {
 	telemetry.Serve(ctx, telemetry.Options{
 		Address: a.opts.HTTPAddress, Socket: a.opts.Socket, Logger: a.log,
-		HandOver: a.handOver, TookOver: a.tookOver, Flows: a.flows.serveFlows, Denials: a.flows.serveDenials, Policies: a.policies, Versions: a.serveVersions,
+		HandOver: a.handOver, TookOver: a.tookOver, Yielded: a.tookOverC, Flows: a.flows.serveFlows, Denials: a.flows.serveDenials, Policies: a.policies, Versions: a.serveVersions,
 		Services: a.hubbleServices(),
 	}, a.state)
 }
@@ -73,6 +73,7 @@ func (a *agent) hubbleServices() (all []telemetry.Service) {
 	}
 	socket, address := l.Servers(hubble.Options{
 		Log: a.flows.log, Snapshot: a.published.Snapshot, NodeName: a.opts.NodeName, Version: a.opts.Version, Logger: a.log,
+		Within: a.flows.tenure.within,
 	})
 	if l.Socket != "" {
 		all = append(all, telemetry.Service{Name: l.Socket, Unix: true, Flag: "--hubble-socket", Server: socket})

@@ -95,6 +95,9 @@ func (a *agent) takeOver(ctx context.Context) (err error) {
 // applyRules guards the interfaces and puts the rules in place.
 func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
 	a.setPhase(applying)
+	if a.predecessor != nil {
+		close(a.tookOverC)
+	}
 	a.network.begin(s) // the ranges of starting pods must be known before packets are queued
 	a.ruleChanges.last = a.needs(watch.Change{Snapshot: s})
 	a.setNeeds(ctx, a.ruleChanges.last) // writes nothing yet

@@ -35,6 +35,15 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 	default:
 		return status.Errorf(codes.ResourceExhausted, "%d clients read the flows of %s already: end one of them", maxStreams, o.NodeName)
 	}
+	ctx := stream.Context()
+	if q.follow {
+		var stop context.CancelFunc
+		ctx, stop = o.Within(ctx)
+		defer stop()
+		if ctx.Err() != nil {
+			return errTakenOver
+		}
+	}
 	_, _, size := o.Log.Kept()
 	w := o.Log.Watch(q.backlog(size), !q.filter.OnlyDenials())
 	defer w.Close()
@@ -42,10 +51,17 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 		return err
 	}
 	s := &sender{query: q, stream: stream, watcher: w, describer: flow.NewDescriber(o.NodeName, o.Snapshot)}
-	return s.run(stream.Context())
+	err = s.run(ctx)
+	if err == nil && ctx.Err() != nil && stream.Context().Err() == nil {
+		return errTakenOver
+	}
+	return err
 }
 
-// sender sends the answer of a query to a client.
+// errTakenOver makes clients connect again, to the other agent.
+var errTakenOver = status.Error(codes.Unavailable, "another agent takes over: ask again")
+
+// sender sends the flows of a query to a client.
 type sender struct {
 	*query
 	stream    observerpb.Observer_GetFlowsServer

@@ -38,29 +38,46 @@ type fixture struct {
 	store     *policy.Store
 	conn      *grpc.ClientConn
 	began     time.Time
+
+	path   string
+	peers  Peers
+	server Server
+	within func(context.Context) (context.Context, context.CancelFunc)
 }
 
 func newFixture(t *testing.T, peers Peers) *fixture {
 	t.Helper()
-	f := &fixture{log: flow.NewLog(100, nil), store: policy.NewStore(), began: time.Now().Add(-time.Hour)}
+	return newFixtureWithin(t, peers, nil)
+}
+
+func newFixtureWithin(t *testing.T, peers Peers, within func(context.Context) (context.Context, context.CancelFunc)) *fixture {
+	t.Helper()
+	f := &fixture{within: within, log: flow.NewLog(100, nil), store: policy.NewStore(), began: time.Now().Add(-time.Hour)}
 	f.store.SetPod(&policy.Pod{Namespace: "shop", Name: "web", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
 	f.store.SetPod(&policy.Pod{Namespace: "default", Name: "db", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}})
 	f.publish()
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	api := New(Options{Log: f.log, Snapshot: f.published.Snapshot, NodeName: "n1", Version: "v1", Peers: peers, Logger: slog.New(slog.DiscardHandler)})
-	api.peer.interval = time.Millisecond
-	s := api.NewServer(nil)
-	go s.Serve(l) //nolint:errcheck // it ends with the test
-	t.Cleanup(func() { _ = s.Close() })
-	if f.conn, err = grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+	f.path, f.peers = filepath.Join(t.TempDir(), "s"), peers
+	f.serve(t)
+	var err error
+	if f.conn, err = grpc.NewClient("unix://"+f.path, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.conn.Close() })
 	return f
+}
+
+// serve starts the server, which ends with the test.
+func (f *fixture) serve(t *testing.T) {
+	t.Helper()
+	l, err := net.Listen("unix", f.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := New(Options{Log: f.log, Snapshot: f.published.Snapshot, NodeName: "n1", Version: "v1", Peers: f.peers, Logger: slog.New(slog.DiscardHandler), Within: f.within})
+	api.peer.interval = time.Millisecond
+	f.server = api.NewServer(nil)
+	go func() { _ = f.server.Serve(l) }()
+	t.Cleanup(func() { _ = f.server.Close() })
 }
 
 func (f *fixture) publish() {

@@ -52,7 +52,10 @@ type Options struct {
 	NodeName string
 	Version  string
 	Peers    Peers
-	Logger   *slog.Logger
+	// Within returns a context that also ends when another agent takes over, because what that one
+	// decides is not in Log; stop releases it. nil means that this does not happen.
+	Within func(context.Context) (limited context.Context, stop context.CancelFunc)
+	Logger *slog.Logger
 }
 
 // API answers the calls of clients. maxStreams and maxPeers apply to all its servers together.
@@ -64,6 +67,9 @@ type API struct {
 
 // New returns an API.
 func New(opts Options) *API {
+	if opts.Within == nil {
+		opts.Within = context.WithCancel
+	}
 	return &API{
 		observer: &observer{Options: opts, started: time.Now(), streams: make(chan struct{}, maxStreams)},
 		peer:     &peer{Options: opts, calls: make(chan struct{}, maxPeers), interval: peerInterval},

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -18,7 +19,11 @@ const DefaultSocket = "/run/sluice/sluice.sock"
 // ErrNoAgent is wrapped by errors of Ask if no agent listens on the socket.
 var ErrNoAgent = errors.New("no agent answers")
 
-// askTimeout bounds the wait for an agent's status.
+// ErrTakenOver is wrapped by errors of Open if another agent takes over, and will listen on the socket
+// soon.
+var ErrTakenOver = errors.New("another agent takes over")
+
+// askTimeout bounds the wait for an agent's status, and for the beginning of each other answer.
 const askTimeout = 5 * time.Second
 
 // Ask requests the status of the agent that listens on a socket. The error wraps ErrNoAgent if
@@ -49,8 +54,8 @@ func ask(ctx context.Context, path, what string) (*Status, error) {
 	return &s, nil
 }
 
-// Open sends a request, such as "/denials", to the agent that listens on a socket, and returns the answer.
-// The error wraps ErrNoAgent if no agent listens there.
+// Open requests something of the agent that listens on a socket, such as "/denials", and returns its
+// answer. The error wraps ErrNoAgent if no agent listens there, or ErrTakenOver.
 func Open(ctx context.Context, path, request string) (io.ReadCloser, error) {
 	body, _, err := open(ctx, path, request)
 	return body, err
@@ -69,7 +74,7 @@ func (b body) Close() error {
 
 // open is like Open. It also returns the PID of the agent, as in Status.Process.
 func open(ctx context.Context, path, what string) (answer io.ReadCloser, process int, err error) {
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	transport := &http.Transport{ResponseHeaderTimeout: askTimeout, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 		if err == nil {
 			process = listenerOf(conn)
@@ -85,17 +90,41 @@ func open(ctx context.Context, path, what string) (answer io.ReadCloser, process
 	case noListener(err):
 		return nil, 0, fmt.Errorf("%w on %s: %s", ErrNoAgent, path, noAgentHint)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, 0, fmt.Errorf("only its owner may open the agent's socket %s: ask as root", path)
+		return nil, 0, permanentError{fmt.Errorf("only its owner may open the agent's socket %s: ask as root", path)}
 	case ctx.Err() != nil:
 		return nil, 0, fmt.Errorf("ask the agent on %s: %w", path, context.Cause(ctx))
+	case isTimeout(err):
+		return nil, 0, fmt.Errorf("ask the agent on %s: it took longer than %v to answer", path, askTimeout)
 	case err != nil:
 		return nil, 0, fmt.Errorf("ask the agent on %s: %w", path, err)
 	}
 	b := body{response.Body, transport}
+	if response.StatusCode == http.StatusServiceUnavailable {
+		return nil, 0, errors.Join(fmt.Errorf("ask the agent on %s: %w: ask again in a moment", path, ErrTakenOver), b.Close())
+	}
 	if response.StatusCode != http.StatusOK {
 		defer b.Close()
 		text, _ := io.ReadAll(io.LimitReader(b, 200)) // an incomplete text is better than none
-		return nil, 0, fmt.Errorf("the agent on %s answers %s: %s", path, response.Status, text)
+		err := fmt.Errorf("the agent on %s answers %s: %s", path, response.Status, strings.TrimSpace(string(text)))
+		if response.StatusCode < http.StatusInternalServerError {
+			err = permanentError{err}
+		}
+		return nil, 0, err
 	}
 	return b, process, nil
+}
+
+func isTimeout(err error) bool {
+	var failed net.Error
+	return errors.As(err, &failed) && failed.Timeout()
+}
+
+// permanentError is an error that stays the same if the agent is asked again.
+type permanentError struct{ error }
+
+// Permanent reports whether an error of Open would be the same if the agent, or the next one on the
+// socket, were asked again: the user must do something.
+func Permanent(err error) bool {
+	var permanent permanentError
+	return errors.As(err, &permanent)
 }

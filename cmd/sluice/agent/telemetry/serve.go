@@ -55,7 +55,10 @@ type Options struct {
 	// socket. If so, this agent may replace that agent's socket. nil means that no agent has
 	// yielded.
 	TookOver func() bool
-	// Services are further servers. Each has its own address or socket.
+	// Yielded is closed when TookOver begins to be true, so that the socket is replaced at once. It may
+	// be nil.
+	Yielded <-chan struct{}
+	// Services are other servers, each on an address or a socket of its own.
 	Services []Service
 	Logger   *slog.Logger // nil discards all log lines
 }
@@ -88,14 +91,14 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	node, others, socket := newSlots(may.node, may.node), newSlots(may.others, may.perSource), newSlots(may.socket, may.socket)
 	all := []*slots{node, others, socket}
 	address := &binding{name: opts.Address, hint: "end the process that listens there, or give another address with --http-address", log: opts.Logger}
-	path := &binding{name: opts.Socket, hint: "free the path, or give another one with --socket", log: opts.Logger}
+	path := &binding{name: opts.Socket, hint: "free the path, or give another one with --socket", log: opts.Logger, free: opts.Yielded}
 	bindings := []*binding{address, path}
 	var group errgroup.Group
 	for _, s := range opts.Services {
 		b := &binding{name: s.Name, hint: "free it, or give another one with " + s.Flag, log: opts.Logger}
 		listen := listenTCP(newSlots(may.node, may.node), newSlots(may.others, may.perSource))
 		if s.Unix {
-			listen = listenUnix(opts, newSlots(may.socket, may.socket))
+			listen, b.free = listenUnix(opts, newSlots(may.socket, may.socket)), opts.Yielded
 		}
 		bindings = append(bindings, b)
 		group.Go(func() error { b.serve(ctx, s.Server, listen); return nil })
@@ -239,6 +242,7 @@ type binding struct {
 	name string
 	hint string // what to do if the agent cannot listen there
 	log  *slog.Logger
+	free <-chan struct{} // closed when the name becomes free; may be nil
 
 	mu     sync.Mutex
 	failed error     // the reason why the agent does not listen; nil if it does
@@ -254,7 +258,7 @@ func (p *binding) serve(ctx context.Context, server Server, listen listener) {
 	defer server.Close()
 	tick := time.NewTicker(listenInterval)
 	defer tick.Stop()
-	for ctx.Err() == nil {
+	for free := p.free; ctx.Err() == nil; {
 		l, lost, err := listen(ctx, p.name)
 		p.report(ctx, err)
 		var ended chan error
@@ -269,6 +273,8 @@ func (p *binding) serve(ctx context.Context, server Server, listen listener) {
 			case err := <-ended:
 				p.report(ctx, err)
 				ended, lost, waiting = nil, nil, false
+			case <-free:
+				free, waiting = nil, ended != nil
 			case <-tick.C:
 				waiting = ended != nil && !lost()
 			}

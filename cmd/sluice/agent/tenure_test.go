@@ -1,0 +1,55 @@
+package agent
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+
+	"sluice/filter/flow"
+)
+
+// While another agent has taken over, nothing follows the flows here. What was kept can be read.
+func TestFlowsEndWithTheTenure(t *testing.T) {
+	f := &flows{agent: &agent{}, log: flow.NewLog(10, nil)}
+	server := httptest.NewServer(http.HandlerFunc(f.serveFlows))
+	defer server.Close()
+	// ask returns the status, and calls begun when the answer has begun.
+	ask := func(query string, begun func()) int {
+		r, err := http.Get(server.URL + query)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		defer r.Body.Close()
+		begun()
+		_, _ = io.Copy(io.Discard, r.Body)
+		return r.StatusCode
+	}
+	for range 2 {
+		var watching, answers sync.WaitGroup
+		watching.Add(2)
+		for range 2 {
+			answers.Go(func() {
+				if status := ask("?follow=true", watching.Done); status != http.StatusOK {
+					t.Errorf("status %d", status)
+				}
+			})
+		}
+		watching.Wait()
+		f.tenure.end()
+		answers.Wait()
+		if status := ask("?follow=true", func() {}); status != http.StatusServiceUnavailable {
+			t.Errorf("status %d although another agent has taken over", status)
+		}
+		if status := ask("?last=5", func() {}); status != http.StatusOK {
+			t.Errorf("status %d for what was kept", status)
+		}
+		f.tenure.end()
+		f.tenure.begin()
+	}
+	if f.log.Watched().Denials {
+		t.Error("something still watches")
+	}
+}

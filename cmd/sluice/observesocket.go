@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"sluice/cmd/sluice/agent/status"
+	"sluice/filter/flow"
+)
+
+// reconnectInterval is the time between two attempts to reach the next agent.
+const reconnectInterval = 100 * time.Millisecond
+
+// socketStream reads the records of this node's agent.
+type socketStream struct {
+	env     env
+	opts    *observeOptions
+	records chan<- *flow.Record
+}
+
+// once reads what the agent has kept.
+func (s *socketStream) once(ctx context.Context) error {
+	answer, err := status.Open(ctx, s.opts.socket, s.opts.request(true))
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	return s.failure(readRecords(ctx, answer, "", s.records))
+}
+
+// follow reads records as they come until ctx ends: those of the agent, and of the agents after it. It
+// returns an error if there is no agent yet, and if waiting cannot help. If this command runs for the
+// client of a cluster, it ends with the agent: the client connects again, and tells the user.
+func (s *socketStream) follow(ctx context.Context) error {
+	answer, err := status.Open(ctx, s.opts.socket, s.opts.request(true))
+	if err != nil && (s.opts.endWithStdin || !errors.Is(err, status.ErrTakenOver)) {
+		return err
+	}
+	if err == nil && s.opts.endWithStdin {
+		fmt.Fprintln(s.env.stdout) // the client of this command knows now that it watches
+	}
+	for {
+		what := "another agent takes over"
+		if err == nil {
+			what = "the agent has gone"
+			if err = s.read(ctx, answer); ctx.Err() != nil || !breaksOff(err) {
+				return s.failure(err)
+			}
+			if s.opts.endWithStdin {
+				return fmt.Errorf("the agent on %s has gone", s.opts.socket)
+			}
+		}
+		gone := time.Now()
+		s.env.say("%s: flows are shown again when it answers on %s", what, s.opts.socket)
+		if answer, err = s.reconnect(ctx); err != nil {
+			return err
+		}
+		sayAgain(s.env, "the agent", gone)
+		passGap(ctx, s.records, "", gone)
+	}
+}
+
+// read reads records until the stream breaks off.
+func (s *socketStream) read(ctx context.Context, answer io.ReadCloser) error {
+	defer answer.Close()
+	if err := readRecords(ctx, answer, "", s.records); err != nil {
+		return err
+	}
+	return io.EOF
+}
+
+// reconnect waits for an agent that answers.
+func (s *socketStream) reconnect(ctx context.Context) (io.ReadCloser, error) {
+	for {
+		answer, err := status.Open(ctx, s.opts.socket, s.opts.request(false))
+		if err == nil || status.Permanent(err) {
+			return answer, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(reconnectInterval):
+		}
+	}
+}
+
+func (s *socketStream) failure(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("read the flows of the agent on %s: %w", s.opts.socket, err)
+}
+
+// breaksOff reports whether an error ends a stream that the next agent continues. What cannot be read
+// does not become better.
+func breaksOff(err error) bool {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	return !errors.As(err, &syntax) && !errors.As(err, &kind)
+}
+
+// sayAgain says for how long nothing was seen.
+func sayAgain(e env, what string, gone time.Time) {
+	e.say("%s answers again: nothing was seen for %s", what, flow.Rounded(time.Since(gone)))
+}
+
+// passGap passes on a record about the time in which nothing was seen.
+func passGap(ctx context.Context, records chan<- *flow.Record, node string, gone time.Time) {
+	select {
+	case records <- flow.Gap(node, gone, time.Now()):
+	case <-ctx.Done():
+	}
+}
