@@ -39,7 +39,7 @@ var (
 	times     = result.Metric{Name: "ratio of p99", Unit: "×", Better: result.Less}
 	changes   = result.Metric{Name: "changes", Unit: "/s"}
 	floodSent = result.Metric{Name: "flood", Unit: "packets/s"}
-	// deniedObserved counts the packets of a flood that an observer was shown.
+	// deniedObserved is the share of a flood's packets that an observer has printed.
 	deniedObserved = result.Metric{Name: "denied observed", Unit: "/packet"}
 	quietRate      = result.Metric{Name: "connections quiet", Unit: "/s"}
 	changeRate     = result.Metric{Name: "connections", Unit: "/s", Better: result.More}
@@ -78,8 +78,8 @@ func (s *testbed) agents() (contenders []*contender) {
 	return contenders
 }
 
-// unobservedOf returns the contenders whose rows are not observed. No observer is attached while an agent
-// starts or a policy takes effect.
+// unobservedOf returns the contenders whose rows are not observed. The extras about the start of an agent
+// and about policies that take effect measure only these.
 func unobservedOf(contenders []*contender) []*contender {
 	return slices.DeleteFunc(contenders, func(t *contender) bool { return t.observed })
 }

@@ -64,7 +64,7 @@ func (s *testbed) target(t *contender) load.Target {
 }
 
 // window runs a load on a contender for the given time. It returns the result of the load
-// and its cost. If the row is observed, an observer is attached.
+// and its cost. If the row is observed, an observer runs meanwhile.
 func (s *testbed) window(ctx context.Context, t *contender, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
 	seen, err := s.observing(ctx, t, l, func() (load.Answer, error) {
 		var err error
@@ -142,7 +142,7 @@ func (s *testbed) record(r *result.Result, t *contender, l loadSpec, a load.Answ
 	return err
 }
 
-// recordObserved adds to the result what the observer has seen of a window.
+// recordObserved adds the figures about the observer during a window to the result.
 func recordObserved(add func(result.Metric, float64), l loadSpec, a load.Answer, used usage) {
 	seen, done := used.watched, float64(a.Done)
 	if n := seen.records(); n > 0 {

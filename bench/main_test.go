@@ -135,7 +135,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: the agent's CPU time has decreased", row)
 		}
 	}
-	// An observer sees each connection, or is told that it is left out.
+	// The observer has printed each connection, or counted it as left out.
 	for _, load := range []string{"tcp-1", "tcp-16", "tcp-64"} {
 		if all := one("observed", load, observed) + one("observed", load, leftOut); all < 0.999 || one("observed", load, unobserved) != 0 || one("observed", load, observerCPU) <= 0 {
 			t.Errorf("%s: %v of the connections are observed or counted as left out", load, all)
@@ -173,7 +173,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestSilentObserver checks that a row whose observer sees nothing has no figures.
+// TestSilentObserver checks that the run fails if an observer prints no records or unknown ones, or ends.
 func TestSilentObserver(t *testing.T) {
 	needLab(t)
 	for _, tt := range []struct{ observe, want string }{

@@ -20,24 +20,25 @@ import (
 const (
 	// attachTimeout bounds the wait until an observer prints the first connection.
 	attachTimeout = 5 * time.Second
-	// observedLead is the time for which the load runs with an observer before it is measured. Its
-	// connections end meanwhile: the table forgets them after a second or two, as contender.pods sets
-	// it. So while the load is measured, as many connections end as begin.
+	// observedLead is the time for which the load runs with an observer before it is measured. The
+	// connection table removes a closed connection after a second or two, a timeout that contender.pods
+	// sets. So from then on, as many connections end as begin.
 	observedLead = 2 * time.Second
-	// settleTimeout bounds the wait for what the observer prints after a load. What is left out is
-	// told after a second.
+	// settleTimeout bounds the wait for the records that the observer prints after a load. The record of
+	// left-out ones arrives up to a second later.
 	settleTimeout = 5 * time.Second
-	// settleQuiet is the time without a record after which no more is expected.
+	// settleQuiet is the time without a new record after which settle expects no more records.
 	settleQuiet = 50 * time.Millisecond
 )
 
-// watched is what an observer has printed, by event, and the CPU time of its process.
+// watched holds the number of records that an observer has printed, by event, and its CPU time. leftOut
+// is the sum of the counts in its records of left-out ones.
 type watched struct {
 	allowed, denied, ended, leftOut uint64
 	cpu                             time.Duration
 }
 
-// seen returns the connections that have begun and that were printed or counted as left out.
+// seen returns the number of connections whose begin was printed or counted as left out.
 func (w watched) seen() uint64 { return w.allowed + w.leftOut }
 
 // records returns the number of records that were printed or counted as left out.
@@ -56,10 +57,10 @@ type observer struct {
 
 	mu      sync.Mutex
 	printed watched
-	err     error // why its output cannot be read
+	err     error // from reading its output
 }
 
-// startObserver starts "sluice observe" as a user does who passes all flows on to another program.
+// startObserver starts "sluice observe" with the flags for passing all flows to another program.
 func (s *testbed) startObserver(ctx context.Context, t *contender) (*observer, error) {
 	o := &observer{
 		cmd:    exec.Command(s.sluice, "observe", "--socket", s.socket(t), "--follow", "--output", "json"),
@@ -86,8 +87,8 @@ func (s *testbed) startObserver(ctx context.Context, t *contender) (*observer, e
 	return o, nil
 }
 
-// read counts the records in the output of an observer, without decoding them: that would take the
-// machine more CPU than the observer does.
+// read counts the records in the output of an observer. It does not decode them, because that would take
+// more CPU time than the observer.
 func (o *observer) read(out io.Reader) error {
 	lines := bufio.NewScanner(out)
 	lines.Buffer(make([]byte, 64<<10), 1<<20)
@@ -126,7 +127,8 @@ func (w *watched) count(line []byte) error {
 	return nil
 }
 
-// watched returns what the observer has printed until now.
+// watched returns the counts of what the observer has printed so far. It returns an error if the observer
+// has ended.
 func (o *observer) watched() (watched, error) {
 	cpu, cpuErr := cpuOf(o.cmd.Process.Pid)
 	o.mu.Lock()
@@ -144,9 +146,8 @@ func (o *observer) watched() (watched, error) {
 	}
 }
 
-// settle waits until the observer has printed, or counted as left out, the given number of
-// connections in all, and prints nothing more. It returns what it has printed also if it does not
-// get there.
+// settle waits until watched.seen has reached the number seen and the observer prints nothing more, at
+// most for timeout. It returns the counts of what the observer has printed, even after the timeout.
 func (o *observer) settle(ctx context.Context, seen uint64, timeout time.Duration) (w watched, err error) {
 	var last watched
 	for quiet, deadline := time.Now(), time.Now().Add(timeout); ctx.Err() == nil; time.Sleep(time.Millisecond) {
@@ -200,9 +201,9 @@ func (s *testbed) attach(ctx context.Context, t *contender) (*observer, error) {
 	return o, nil
 }
 
-// observing calls run, which runs a load on a contender and returns its result. If the contender's
-// row is observed, it does so with an observer attached, and returns what that has printed about the
-// load. If the observer prints nothing, observing returns an error.
+// observing calls run, which runs a load on a contender and returns the load's result. If the contender's
+// row is observed, an observer runs meanwhile, and observing returns the counts of what the observer has
+// printed about the load. If the observer prints nothing, observing returns an error.
 func (s *testbed) observing(ctx context.Context, t *contender, l loadSpec, run func() (load.Answer, error)) (watched, error) {
 	if !t.observed {
 		_, err := run()
@@ -225,7 +226,8 @@ func (s *testbed) observing(ctx context.Context, t *contender, l loadSpec, run f
 	return o.watch(ctx, l, run)
 }
 
-// watch calls run, which runs a load, and returns what the observer has printed about the load.
+// watch calls run, which runs a load, and returns the counts of what the observer has printed about the
+// load.
 func (o *observer) watch(ctx context.Context, l loadSpec, run func() (load.Answer, error)) (watched, error) {
 	before, err := o.watched()
 	if err != nil {
@@ -239,11 +241,13 @@ func (o *observer) watch(ctx context.Context, l loadSpec, run func() (load.Answe
 	return after.since(before), err
 }
 
-// observable returns the least number of connections that an observer sees or counts as left out.
+// observable returns the least number of connections of a load that an observer must print or count as
+// left out.
 func (l loadSpec) observable(a load.Answer) uint64 {
 	if l.do == "tcp" {
 		return a.Done
 	}
-	// A request from a port that another request had within a second or two is no new connection.
+	// A request from a port that another request used within the last second or two is not a new
+	// connection.
 	return 1
 }
