@@ -1,7 +1,7 @@
-// Package flowfile reads flows that agents have written into files, one JSON object to a line: what
-// "sluice observe -o json" and "sluice denied -o json" print, the log of Sluice's agent, and what
-// "hubble observe -o json" and Hubble's exporter write. Lines of several of them may be mixed, and
-// files may be compressed with gzip, as the exporter's rotated ones are.
+// Package flowfile reads files of flows with one JSON object on each line: the output of "sluice observe
+// -o json", "sluice denied -o json" and "hubble observe -o json", the log of Sluice's agent, and the files
+// of Hubble's exporter. A file may have lines of different forms, and may be compressed with gzip, as the
+// rotated files of the exporter are.
 //
 // Lines are read one by one, so that the size of a file does not matter.
 package flowfile
@@ -21,32 +21,32 @@ import (
 	"sluice/filter/flow/hubbleflow"
 )
 
-// MaxLine bounds the length of a line, in bytes. A longer one is skipped, and reported.
+// MaxLine bounds the length of a line, in bytes. For a longer line, Next returns a LineError.
 const MaxLine = 1 << 20
 
 // Forms names the forms of lines, for error messages.
 const Forms = `the output of "sluice observe -o json" or "hubble observe -o json", files of Hubble's exporter, or the agent's log in JSON`
 
-// Flow is what a line stands for.
+// Flow is the content of a line.
 type Flow struct {
 	// Record is the flow; nil if Skip is set. It has the event allowed, denied, ended or left-out.
 	*flow.Record
-	// Skip is why the line is not an attempt to connect.
+	// Skip is the reason why the line is not an attempt to connect; empty if it is one.
 	Skip flow.Skip
-	// First is the time of the first of the packets that the record counts; otherwise it is zero.
+	// First is the time of the first packet if the record counts several packets; zero otherwise.
 	First time.Time
 }
 
-// form reads lines of one form; ok is false for others.
+// form reads lines of one form; ok is false if the line has another form.
 type form func(line []byte) (f Flow, ok bool)
 
-// Parser reads lines. It remembers the form of the last one, and tries it first.
+// Parser reads lines. It first tries the form of the last line.
 type Parser struct{ forms []form }
 
 // NewParser returns a parser.
 func NewParser() *Parser { return &Parser{[]form{ours, logged, hubble}} }
 
-// Parse reads a line. ok is false if the line is of no known form.
+// Parse reads a line. ok is false if the line has no known form.
 func (p *Parser) Parse(line []byte) (f Flow, ok bool) {
 	for i, read := range p.forms {
 		if f, ok = read(line); ok {
@@ -61,7 +61,7 @@ func (p *Parser) Parse(line []byte) (f Flow, ok bool) {
 func ours(line []byte) (Flow, bool) {
 	var r struct {
 		flow.Record
-		Msg   *string   `json:"msg"` // lines of logs have it, and their event means something else
+		Msg   *string   `json:"msg"` // only lines of logs have it, whose "event" has another meaning
 		First time.Time `json:"first"`
 	}
 	if json.Unmarshal(line, &r) != nil || r.Msg != nil {
@@ -109,8 +109,8 @@ type LineError struct {
 // Error names the line.
 func (e *LineError) Error() string { return fmt.Sprintf("line %d %s", e.Line, e.Why) }
 
-// Next returns the next flow, and skips empty lines. After the last one it returns io.EOF. A
-// [LineError] concerns one line, and Next can be called again; any other error ends the file.
+// Next returns the next flow, and skips empty lines. After the last flow it returns io.EOF. After a
+// [LineError], which concerns one line, Next can be called again. Any other error is final.
 func (r *Reader) Next() (Flow, error) {
 	for {
 		text, err := r.read()
@@ -138,7 +138,7 @@ func (r *Reader) Next() (Flow, error) {
 	}
 }
 
-// read returns the next line, with io.EOF for the last one. The text is valid until the next call.
+// read returns the next line, and with the last line io.EOF. The text is valid until the next call.
 func (r *Reader) read() ([]byte, error) {
 	r.line++
 	text, err := r.in.ReadSlice('\n')

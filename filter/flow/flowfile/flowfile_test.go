@@ -35,7 +35,8 @@ func text(f flowfile.Flow) string {
 	return fmt.Sprintf("%s %s %s %s %s %d: %s to %s, %s", r.Time.UTC().Format("15:04:05"), r.Event, r.Reason, r.Node, r.Protocol, r.DstPort, end(r.From), end(r.Into), r.Src)
 }
 
-// The lines of agents, as they write them, and what each stands for.
+// lines are lines in all forms, as agents write them, and the flow or the reason to skip that each
+// contains.
 var lines = []struct{ name, line, want string }{
 	{"ours", `{"time":"2026-11-26T10:00:01Z","node":"n1","event":"allowed","reason":"rule","src":"10.0.0.1","sport":4000,"dst":"10.0.0.2","dport":80,"proto":"TCP","from":{"kind":"pod","namespace":"shop","pod":"web-1","workload":{"kind":"Deployment","name":"web"},"labels":{"app":"web"},"node":"n1"},"to":{"kind":"world"}}`,
 		"10:00:01 allowed rule n1 TCP 80: pod shop/web-1 n1 of web map[app:web] to world /  map[], 10.0.0.1"},
@@ -58,7 +59,7 @@ var lines = []struct{ name, line, want string }{
 }
 
 func TestParse(t *testing.T) {
-	p := flowfile.NewParser() // one for all, as in a file with lines of several agents
+	p := flowfile.NewParser() // one for all lines, as for a file with lines of several forms
 	for _, tt := range lines {
 		f, ok := p.Parse([]byte(tt.line))
 		if !ok {
@@ -69,7 +70,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// A record that is written for Hubble's clients is read as what it was, but for the rules.
+// A record that is converted to Hubble's form and read again is the same record, except for its rules.
 func TestHubbleFormOfOurRecord(t *testing.T) {
 	p := flowfile.NewParser()
 	for _, tt := range lines[:2] {
@@ -82,9 +83,9 @@ func TestHubbleFormOfOurRecord(t *testing.T) {
 		if !ok {
 			t.Fatalf("not read: %s", again)
 		}
-		back.Reason = f.Reason // Hubble has none for what is allowed
+		back.Reason = f.Reason // allowed flows of Hubble have no reason
 		if back.Record.From != nil {
-			back.Record.From.Node = f.Record.From.Node // nor the nodes of pods
+			back.Record.From.Node = f.Record.From.Node // pods in flows of Hubble have no node
 		}
 		if got, want := text(back), text(f); got != want {
 			t.Errorf("%s:\n%s, want\n%s", tt.name, got, want)
@@ -128,7 +129,7 @@ func TestReader(t *testing.T) {
 	}
 }
 
-// A compressed file that breaks off is an error, since flows may be missing.
+// A compressed file that breaks off is an error, because flows may be missing.
 func TestReaderOfBrokenGzip(t *testing.T) {
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)

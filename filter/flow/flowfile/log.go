@@ -25,7 +25,7 @@ type logLine struct {
 	Protocol  string      `json:"proto"`
 	Port      json.Number `json:"dport"`
 	Transport string      `json:"transport"`
-	From      string      `json:"from"` // the pod with the address Src; empty if it is not a pod
+	From      string      `json:"from"` // the pod with the address Src; empty if no pod has it
 	To        string      `json:"to"`
 }
 
@@ -56,8 +56,8 @@ func logged(line []byte) (Flow, bool) {
 	return Flow{Record: r}, true
 }
 
-// podNamed returns the pod of a name in the log; nil if the name does not have the form
-// "namespace/name" of pods. The name of the node does not have it.
+// podNamed returns the pod with a name in the log. It returns nil if the name is not of the form
+// "namespace/name", as that of the node.
 func podNamed(name string) *flow.End {
 	namespace, pod, ok := strings.Cut(name, "/")
 	if !ok || strings.Contains(pod, "/") {

@@ -14,15 +14,16 @@ import (
 	"sluice/filter/flow"
 )
 
-// Parse reads a line that "hubble observe -o json" or Hubble's exporter has written: a flow, or an
-// object around it. It returns the record of the flow, without the rules that have decided, or why the
-// flow is not an attempt to connect. ok is false if the line is not Hubble's.
+// Parse reads a line that "hubble observe -o json" or Hubble's exporter has written: a flow, or a response
+// that contains one. It returns the flow as a record, without the rules that have decided. If the flow is
+// not an attempt to connect, it returns the reason skip instead. ok is false if the line is not Hubble's.
 //
-// Hubble writes a packet as often as it sees it: at both ends, and a connection several times.
+// Hubble may write the same attempt several times: once at each end, and for further packets of the
+// connection.
 func Parse(line []byte) (r *flow.Record, skip flow.Skip, ok bool) {
 	fields := [][]byte{[]byte(`"flow"`), []byte(`"IP"`), []byte(`"event_type"`), []byte(`"eventType"`), []byte(`"lost_events"`), []byte(`"lostEvents"`), []byte(`"node_status"`), []byte(`"nodeStatus"`)}
 	if !slices.ContainsFunc(fields, func(f []byte) bool { return bytes.Contains(line, f) }) {
-		return nil, "", false // in a fifth of the time
+		return nil, "", false // takes a fifth of the time of Unmarshal
 	}
 	lenient := protojson.UnmarshalOptions{DiscardUnknown: true} // fields and values of later versions
 	var event observerpb.GetFlowsResponse
@@ -50,7 +51,7 @@ func Parse(line []byte) (r *flow.Record, skip flow.Skip, ok bool) {
 	return r, skip, true
 }
 
-// recordOf is the inverse of Flow, for flows of any agent.
+// recordOf is the inverse of Flow. It also converts flows of Cilium's agents.
 func recordOf(f *flowpb.Flow) (*flow.Record, flow.Skip) {
 	if skip := skipped(f); skip != "" {
 		return nil, skip
@@ -91,10 +92,10 @@ func skipped(f *flowpb.Flow) flow.Skip {
 	return flow.SkipNoVerdict
 }
 
-// isAnswer reports whether a packet is the answer to the first one of a connection.
+// isAnswer reports whether a packet answers the first packet of a TCP connection.
 func isAnswer(t *flowpb.TCP) bool { return t.GetFlags().GetSYN() && t.GetFlags().GetACK() }
 
-// reasonOf returns the reason of a denial: of policies, or else what Hubble calls it.
+// reasonOf returns the reason of a denial: Sluice's if a policy denied, otherwise Hubble's name for it.
 func reasonOf(f *flowpb.Flow) string {
 	reason := f.DropReasonDesc
 	if reason == flowpb.DropReason_DROP_REASON_UNKNOWN {
@@ -110,7 +111,7 @@ func reasonOf(f *flowpb.Flow) string {
 	return strings.ToLower(strings.ReplaceAll(reason.String(), "_", "-"))
 }
 
-// nodeNameOf returns the name of a node without that of its cluster.
+// nodeNameOf returns the name of a node without the name of its cluster in front.
 func nodeNameOf(name string) string { return name[strings.LastIndexByte(name, '/')+1:] }
 
 func portsFrom(r *flow.Record, l4 *flowpb.Layer4) {
@@ -128,7 +129,7 @@ func portsFrom(r *flow.Record, l4 *flowpb.Layer4) {
 	}
 }
 
-// endOf describes an end. node is the node that has seen the flow: the one that Hubble calls host.
+// endOf describes an end. The parameter node is the node that has seen the flow, which Hubble calls host.
 func endOf(e *flowpb.Endpoint, node string) *flow.End {
 	if e == nil {
 		return nil
