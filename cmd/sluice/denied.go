@@ -20,15 +20,15 @@ func deniedCommand(e env) *cobra.Command {
 		Use:   "denied",
 		Short: "Show who was denied last on this node, and by which policy",
 		Long: `Denied asks the agent of this node, over its unix socket, for the last distinct denials: the two
-ends, the port, the policies that deny, how many packets, and when. The agent always keeps a
-few hundred of them, those of the kernel too.
+ends, the port, the policies that deny, the number of packets, and when the first and the last
+packet were denied. The agent always keeps a few hundred denials, including those of the kernel.
 
-If very many addresses outside the cluster are denied, some of them are one line, with one of
-the addresses.
+If packets of very many addresses outside the cluster are denied, one line counts the packets of
+several addresses, and shows one of them.
 
-With --all-nodes or --context it asks every agent through the Kubernetes API, by a command in
-its pod, with the rights of the user. A node that does not answer is named, and the exit status
-is then 2.`,
+With --all-nodes or --context it asks every agent through the Kubernetes API: it executes a
+command in the agent's pod, with the rights of the user. It names each node that does not
+answer; the exit status is then 2.`,
 		Example: `  sluice denied
   sluice denied -n shop --since 10m
   sluice denied -o json

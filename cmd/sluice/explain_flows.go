@@ -98,8 +98,8 @@ type flowExplainer struct {
 	out       *bufio.Writer
 	answer    answerWriter
 	line      int // number of the current line
-	// Counts of all flows, of allowed flows, of flows that could not be answered, and of lines of agents
-	// without an attempt to connect.
+	// Counts of all flows, of allowed flows, of flows without an answer, and of lines of agents that are
+	// not an attempt to connect.
 	flows, allowed, failed, skipped int
 }
 

@@ -9,9 +9,9 @@ import (
 	"sluice/filter/flow/flowfile"
 )
 
-// questionAbout returns the question about a flow that an agent has seen. It is nil if the line is not an
-// attempt to connect, or if its addresses or port could not be read: a connection that has ended has
-// another line.
+// questionAbout returns the question about a flow that an agent has seen. It returns nil if the flow is
+// not an attempt to connect, or if its addresses or its port could not be read. It also returns nil for
+// the end of a connection, whose begin is another line.
 func questionAbout(f *flowfile.Flow) *flowLine {
 	if f.Skip != "" || f.Event != flow.Opened.String() && f.Event != flow.Denied.String() || f.Transport != "" {
 		return nil
@@ -32,7 +32,8 @@ func questionAbout(f *flowfile.Flow) *flowLine {
 	return q
 }
 
-// endText names an end as questions do: a pod by its name, or its workload, and others by the address.
+// endText returns an end in the form of a question: the name of a pod or, if it is not known, of its
+// workload; the address of any other end.
 func endText(e *flow.End, addr netip.Addr) string {
 	switch {
 	case e != nil && e.Pod != "":

@@ -40,25 +40,27 @@ func observeCommand(e env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "observe",
 		Short: "Show the flows on this node: what is allowed and denied, by which policy",
-		Long: `Observe asks the agent of this node, over its unix socket, which connections begin and end
-and which packets are denied, with the policies that decide. It sees what the kernel
-answers without the agent, too.
+		Long: `Observe asks the agent of this node, over its unix socket, which connections begin and end,
+which packets are denied, and which policies decide. It also shows what the kernel allows
+and denies without the agent.
 
-With -f it prints flows as they happen, until it is interrupted. Without, it prints the last
-ones that the agent has kept. The agent records flows only while a command shows them, so
-that they cost nothing otherwise, and a line says for which time there are none; it always keeps
-the last denials: see sluice denied.
+With -f it prints flows as they happen, until it is interrupted. Without -f, it prints the
+last flows that the agent has kept. The agent records flows only while a command shows them,
+so that they cost nothing at other times. A line tells for which time flows were not recorded.
+The agent always keeps the last denials: see sluice denied.
 
-In the text, equal flows within a second are one line. If there are more than the agent can
-show, or a flow is left out, a line says how many are missing.
+In the text, the first of several equal flows is printed at once, and those that follow within
+a second as one line with their number. If there are more flows than the agent can record, a
+line tells how many are missing.
 
-The conditions must all be fulfilled; a flag that is given several times is fulfilled by any of
-its values. --from and --to take a pod or a workload (web or shop/web), all of a namespace
+A flow must fulfill all conditions. If a flag is given several times, one of its values must
+match. --from and --to take a pod or a workload (web or shop/web), all of a namespace
 (ns/shop), an address or a range, world, host (this node) or remote-node.
 
-With --all-nodes or --context it asks every agent through the Kubernetes API, by a command in
-its pod, with the rights of the user, and orders the flows of all nodes by their times. A node
-that does not answer is named, and with -f asked again. Without -f, the exit status is then 2.`,
+With --all-nodes or --context it asks every agent through the Kubernetes API: it executes a
+command in the agent's pod, with the rights of the user. It prints the flows of all nodes in
+the order of their times. It names each node that does not answer. With -f, it asks these
+nodes again; without -f, the exit status is then 2.`,
 		Example: `  sluice observe -f
   sluice observe -f --verdict denied -n shop
   sluice observe -f --from shop/web --to world --port 443

@@ -42,13 +42,13 @@ func statusCommand(e env) *cobra.Command {
 when, what it has done, and which problems there are: policies that cannot be
 understood, broken manifests, a Kubernetes API that cannot be followed, rules that
 cannot be kept. It lists the policies that select pods of this node, with the version in
-force and since when. In a cluster: kubectl -n kube-system exec POD -- sluice status.
+force and since when it is. In a cluster: kubectl -n kube-system exec POD -- sluice status.
 
 The digest is the same on all nodes that enforce the same policies and namespaces.
 
-With --all-nodes it asks every agent through the Kubernetes API, by a command in its pod,
-with the rights of the user. It tells which nodes differ from most others and in which
-policies, and names those that do not answer and those without an agent.
+With --all-nodes it asks every agent through the Kubernetes API: it executes a command in
+the agent's pod, with the rights of the user. It tells which nodes differ from most others,
+and in which policies. It names the nodes that do not answer and those without an agent.
 
 The exit status is 0 if the agent is ready and has no problems, 1 if it is not ready or
 has problems, and 2 if no agent answers.

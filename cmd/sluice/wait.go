@@ -43,19 +43,20 @@ func waitCommand(e env) *cobra.Command {
 		Use:   "wait",
 		Short: "Wait until policies are in force on all nodes",
 		Long: `Wait returns when every node enforces the versions that the policies have now in the
-Kubernetes API, or later ones: new connections, the kernel's cache and the connections
-from before are then judged by them. It asks each agent by a command in its pod, with the
-rights of the user. A node without an agent is named, and not waited for.
+Kubernetes API, or later ones. They then apply to new connections, to the kernel's flow
+cache and to the connections from before. Wait asks every agent through the Kubernetes API:
+it executes a command in the agent's pod, with the rights of the user. It names the nodes
+without an agent, and does not wait for them.
 
-The policies are named with --for, or with -f are those of manifests. A name is
+Name the policies with --for, or give manifests that contain them with -f. A name is
 NAMESPACE/NAME, admin/NAME, clusternetworkpolicy/NAME or networkpolicy/NAMESPACE/NAME.
 
-With --socket, it asks the agent of this node, and needs no cluster: it waits for the
-policies as they are in the manifests of -f, for the resourceVersion in
---for NAMESPACE/NAME@VERSION, or for any version.
+With --socket, it asks only the agent of this node, and needs no cluster. It then waits for
+the policies as the manifests of -f define them, for the resourceVersion in
+--for NAMESPACE/NAME@VERSION or, without either, for any version.
 
-The exit status is 0 if the policies are in force, 1 if they are not in force in time, with
-the nodes that lag, and 2 if wait could not do its work.`,
+The exit status is 0 if the policies are in force, 1 if they are not in force in time, and
+2 if wait could not do its work. With status 1, wait also prints which nodes lag.`,
 		Example: `  sluice wait --for default/web
   sluice wait --for default/web --for admin/platform --timeout 1m --context production
   sluice wait --for default/web --deleted
