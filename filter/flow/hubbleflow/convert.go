@@ -11,8 +11,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
-	"net/netip"
-	"slices"
 	"strings"
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
@@ -28,12 +26,9 @@ import (
 const (
 	policyVerdict = 5 // type of an event: what policies say about a packet
 
-	matchNone   = 0 // policy_match_type: no rule matches
-	matchL3L4   = 2 // a rule matches
-	matchAll    = 4 // allowed, and no rule matches
-	hostID      = 1 // identities
-	worldID     = 2
-	remoteID    = 6
+	matchNone   = 0                                  // policy_match_type: no rule matches
+	matchL3L4   = 2                                  // a rule matches
+	matchAll    = 4                                  // allowed, and no rule matches
 	namespaceOf = "k8s:io.kubernetes.pod.namespace=" // label that Hubble's clients expect
 )
 
@@ -197,30 +192,6 @@ func layer4Of(r *flow.Record) *flowpb.Layer4 {
 		return &flowpb.Layer4{Protocol: &flowpb.Layer4_ICMPv6{ICMPv6: &flowpb.ICMPv6{}}}
 	}
 	return nil
-}
-
-// endpointOf describes an end. It sets an identity only where Cilium has a reserved one. Pods have none,
-// so that hubble-ui makes a card of each workload instead.
-func endpointOf(e *flow.End, addr netip.Addr) *flowpb.Endpoint {
-	switch {
-	case e == nil && !addr.IsValid():
-		return &flowpb.Endpoint{Labels: []string{"reserved:unknown"}}
-	case e == nil, e.Kind == flow.WorldEnd:
-		return &flowpb.Endpoint{Identity: worldID, Labels: []string{"reserved:world"}}
-	case e.Kind == flow.HostEnd:
-		return &flowpb.Endpoint{Identity: hostID, Labels: []string{"reserved:host"}}
-	case e.Kind == flow.RemoteNodeEnd:
-		return &flowpb.Endpoint{Identity: remoteID, Labels: []string{"reserved:remote-node"}}
-	}
-	out := &flowpb.Endpoint{Namespace: e.Namespace, PodName: e.Pod, Labels: []string{namespaceOf + e.Namespace}}
-	for k, v := range e.Labels {
-		out.Labels = append(out.Labels, "k8s:"+k+"="+v)
-	}
-	slices.Sort(out.Labels)
-	if w := e.Workload; w != nil {
-		out.Workloads = []*flowpb.Workload{{Kind: w.Kind, Name: w.Name}}
-	}
-	return out
 }
 
 // policiesOf returns the policies of a side: those that allow, or those that deny.

@@ -47,8 +47,8 @@ func TestJSON(t *testing.T) {
 	}
 	want := `{"flow":{"time":"2026-11-27T06:00:00.123456789Z","uuid":"UUID","verdict":"DROPPED","drop_reason":133,` +
 		`"IP":{"source":"10.0.0.1","destination":"10.0.1.2","ipVersion":"IPv4"},"l4":{"TCP":{"source_port":40000,"destination_port":5432}},` +
-		`"source":{"namespace":"shop","labels":["k8s:app=web","k8s:io.kubernetes.pod.namespace=shop"],"pod_name":"web-6d4cf56db6-x2k4q","workloads":[{"name":"web","kind":"Deployment"}]},` +
-		`"destination":{"namespace":"shop","labels":["k8s:app=db","k8s:io.kubernetes.pod.namespace=shop"],"pod_name":"db-0"},` +
+		`"source":{"identity":702776570,"namespace":"shop","labels":["k8s:app=web","k8s:io.kubernetes.pod.namespace=shop"],"pod_name":"web-6d4cf56db6-x2k4q","workloads":[{"name":"web","kind":"Deployment"}]},` +
+		`"destination":{"identity":1276157185,"namespace":"shop","labels":["k8s:app=db","k8s:io.kubernetes.pod.namespace=shop"],"pod_name":"db-0","workloads":[{"kind":"Pod","name":"db-0"}]},` +
 		`"Type":"L3_L4","node_name":"n1","event_type":{"type":5},"traffic_direction":"INGRESS","drop_reason_desc":"POLICY_DENIED","is_reply":false,` +
 		`"emitter":{"name":"Sluice"},"Summary":"TCP","ingress_denied_by":[{"name":"db","namespace":"shop","kind":"NetworkPolicy"},{"name":"default","namespace":"shop","kind":"NetworkPolicy"}]},` +
 		`"node_name":"n1","time":"2026-11-27T06:00:00.123456789Z"}`
@@ -156,6 +156,7 @@ func TestFilter(t *testing.T) {
 		{`{"destination_label":["app"]}`, "both"},
 		{`{"source_workload":[{"kind":"Deployment"}]}`, "drop"},
 		{`{"destination_workload":[{"name":"db"}]}`, "none"},
+		{`{"destination_workload":[{"kind":"Pod"}]}`, "both"},
 		{`{"source_identity":[2]}`, "pass"},
 		{`{"destination_identity":[2]}`, "none"},
 		{`{"source_port":["40000"]}`, "both"},
@@ -172,6 +173,7 @@ func TestFilter(t *testing.T) {
 		{`{"event_type":[{"type":4}]}`, "pass"},
 		{`{"event_type":[{"type":5}]}`, "both"},
 		{`{"event_type":[{"type":129}]}`, "event_type"},
+		{`{"event_type":[{"type":129},{"type":1}]}`, "drop"},
 		{`{"node_name":["n1"]}`, "drop"},
 		{`{"node_name":["default/n*"]}`, "both"},
 		{`{"node_name":["other/"]}`, "none"},
@@ -182,6 +184,7 @@ func TestFilter(t *testing.T) {
 		{`{"destination_port":["http"]}`, "destination_port"},
 		{`{"protocol":["dns"]}`, "protocol"},
 		{`{"http_path":["/x"]}`, "http_path"},
+		{`{"destination_fqdn":["example.org"]}`, "destination_fqdn"},
 		{`{"tcp_flags":[{"SYN":true}]}`, "tcp_flags"},
 		{`{"destination_service":["shop/db"]}`, "destination_service"},
 		{`{"experimental":{"cel_expression":["true"]}}`, "experimental"},

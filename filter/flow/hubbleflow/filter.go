@@ -33,7 +33,7 @@ func NewFilter(allow, deny []*flowpb.FlowFilter) (*Filter, error) {
 	if f.allow, err = matches(allow); err != nil {
 		return nil, err
 	}
-	if f.deny, err = matches(deny); err != nil {
+	if f.deny, err = matches(withoutNames(deny)); err != nil {
 		return nil, err
 	}
 	for _, a := range allow {
@@ -51,6 +51,15 @@ func (f *Filter) OnlyDenials() bool { return f.denials }
 func (f *Filter) Selects(fl *flowpb.Flow) bool {
 	in := func(m match) bool { return m(fl) }
 	return (len(f.allow) == 0 || slices.ContainsFunc(f.allow, in)) && !slices.ContainsFunc(f.deny, in)
+}
+
+// withoutNames leaves out the filters about DNS names. No flow of Sluice has a DNS name, so such a filter
+// selects nothing. To select by a name is an error, but to leave out names is not: hubble-ui leaves out
+// *.cluster.local* in each request.
+func withoutNames(deny []*flowpb.FlowFilter) []*flowpb.FlowFilter {
+	return slices.DeleteFunc(slices.Clone(deny), func(ff *flowpb.FlowFilter) bool {
+		return len(ff.GetSourceFqdn()) > 0 || len(ff.GetDestinationFqdn()) > 0
+	})
 }
 
 func matches(filters []*flowpb.FlowFilter) (out []match, err error) {
@@ -296,9 +305,12 @@ func matchProtocols(names []string) (match, error) {
 }
 
 // matchEvents takes Cilium's types of events. Cilium reports several events about a packet, and Sluice
-// one flow. So drop (1) matches denied flows, trace (4) allowed flows, and policy verdict (5) both.
+// one flow. So drop (1) matches denied flows, trace (4) allowed flows, and policy verdict (5) both. Other types
+// match nothing. They are an error only if there is no type that Sluice has: older versions of hubble-ui
+// list all types that they show.
 func matchEvents(types []*flowpb.EventTypeFilter) (match, error) {
 	var all []match
+	var others []string
 	for _, t := range types {
 		number := uint32(t.GetSubType())
 		switch {
@@ -311,8 +323,11 @@ func matchEvents(types []*flowpb.EventTypeFilter) (match, error) {
 		case t.GetType() == policyVerdict && !t.GetMatchSubType():
 			all = append(all, func(*flowpb.Flow) bool { return true })
 		default:
-			return nil, fmt.Errorf("Sluice has no events of type %d, subtype %d: it has drop, trace and policy-verdict", t.GetType(), t.GetSubType()) //nolint:staticcheck // a name begins it
+			others = append(others, fmt.Sprintf("%d, subtype %d", t.GetType(), number))
 		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("Sluice has no events of type %s: it has drop, trace and policy-verdict", strings.Join(others, "; ")) //nolint:staticcheck // a name begins it
 	}
 	return func(f *flowpb.Flow) bool { return slices.ContainsFunc(all, func(m match) bool { return m(f) }) }, nil
 }
