@@ -43,17 +43,12 @@ func statusOfAll(ctx context.Context, e env, f fleet, opts *statusOptions) error
 	if err != nil {
 		return err
 	}
-	var all allStatus
-	all.Nodes = make([]nodeStatus, len(pods))
-	onEach(pods, func(i int, pod kube.AgentPod) {
-		n := nodeStatus{Node: pod.Node, Pod: pod.String()}
-		s, err := askStatus(ctx, f, pod, opts.command("--brief"))
-		if n.Status = s; err != nil {
-			n.Error = err.Error()
-		}
-		all.Nodes[i] = n
-	})
-	all.Digest = all.common()
+	all := askAll(ctx, f, opts, pods)
+	if all.differ() {
+		// A change that was coming into force reaches the nodes at different moments. A node that lags
+		// still does so when it is asked again.
+		all = askAll(ctx, f, opts, pods)
+	}
 	all.compare(ctx, f, opts, pods)
 	nodes, err := f.Nodes(ctx)
 	if err != nil {
@@ -65,6 +60,26 @@ func statusOfAll(ctx context.Context, e env, f fleet, opts *statusOptions) error
 		}
 	}
 	return all.print(e, opts.output)
+}
+
+// askAll asks all nodes, at about the same time.
+func askAll(ctx context.Context, f fleet, opts *statusOptions, pods []kube.AgentPod) (all allStatus) {
+	all.Nodes = make([]nodeStatus, len(pods))
+	onEach(pods, func(i int, pod kube.AgentPod) {
+		n := nodeStatus{Node: pod.Node, Pod: pod.String()}
+		s, err := askStatus(ctx, f, pod, opts.command("--brief"))
+		if n.Status = s; err != nil {
+			n.Error = err.Error()
+		}
+		all.Nodes[i] = n
+	})
+	all.Digest = all.common()
+	return all
+}
+
+// differ reports whether nodes enforce different policies or namespaces.
+func (a *allStatus) differ() bool {
+	return slices.ContainsFunc(a.Nodes, func(n nodeStatus) bool { return n.digest() != "" && n.digest() != a.Digest })
 }
 
 // askStatus returns the status of a node.
@@ -120,6 +135,9 @@ func (a *allStatus) compare(ctx context.Context, f fleet, opts *statusOptions, p
 		}
 		i := slices.IndexFunc(a.Nodes, func(n nodeStatus) bool { return n.digest() == digest })
 		s, err := askStatus(ctx, f, pods[i], opts.command())
+		if now := (&nodeStatus{Status: s}).digest(); err == nil && now != digest {
+			err = fmt.Errorf("what %s enforces has changed while the nodes were asked: ask again", a.Nodes[i].Node)
+		}
 		if failed[digest] = err; err == nil {
 			policies[digest] = s.Policies
 		}
@@ -136,7 +154,7 @@ func (a *allStatus) compare(ctx context.Context, f fleet, opts *statusOptions, p
 			is, err = ask(n.digest())
 		}
 		if err != nil {
-			n.Lags = []string{fmt.Sprintf("its policies are not known: %v", err)}
+			n.Lags = []string{fmt.Sprintf("not known in what: %v", err)}
 			continue
 		}
 		n.Lags = differences(is, want)

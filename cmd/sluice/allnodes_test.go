@@ -87,6 +87,32 @@ n3    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 	}
 }
 
+// A node that is asked while a change comes into force does not lag. If policies go on changing, it is not
+// known in what nodes differ.
+func TestStatusOfNodesThatChange(t *testing.T) {
+	f := newTestFleet(t, "n1", "n2")
+	old, late := f.agent("n1"), f.agent("n2")
+	old.enforce("aaaaaaaaaaaaaaaa", inForce("web", "12"))
+	late.enforce("bbbbbbbbbbbbbbbb", inForce("web", "11"))
+	late.answered = func() {
+		late.status.Enforcing, late.answered = &status.Enforcing{Policies: 1, Digest: "aaaaaaaaaaaaaaaa"}, nil
+	}
+	exit, stdout, stderr := f.command("status", "--all-nodes")
+	if exit != 0 || !strings.Contains(stdout, "\n2 of 2 nodes enforce the same policies and namespaces.\n") {
+		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
+	}
+	late.enforce("0000000000000000", inForce("web", "13"))
+	digests := []string{"1111111111111111", "2222222222222222", "3333333333333333"}
+	late.answered = func() {
+		late.status.Enforcing = &status.Enforcing{Policies: 1, Digest: digests[0]}
+		digests = append(digests[1:], digests[0])
+	}
+	exit, stdout, stderr = f.command("status", "--all-nodes")
+	if want := "  n2: differs: not known in what: what n2 enforces has changed while the nodes were asked: ask again\n"; exit != exitFindings || !strings.Contains(stdout, want) {
+		t.Errorf("exit %d, %s%s\nwant %s", exit, stdout, stderr, want)
+	}
+}
+
 // record returns a denial on a node, at the given number of seconds after a fixed time.
 func record(node, pod string, second int) *flow.Record {
 	return &flow.Record{

@@ -51,6 +51,7 @@ type testAgent struct {
 	denials  []*flow.DenialRecord
 	flows    chan *flow.Record
 	socket   string
+	answered func() // called after an answer with the status; nil: not called
 }
 
 // newTestFleet starts a cluster with an agent on each of the given nodes.
@@ -84,14 +85,20 @@ func (f *testFleet) addAgent(node string) *testAgent {
 	}
 	mux := http.NewServeMux()
 	answer := func(path string, what func() any) {
-		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			_ = json.NewEncoder(w).Encode(what())
 		})
 	}
 	answer("/versions", func() any { return a.versions })
-	answer("/status", func() any { return a.status })
+	answer("/status", func() any {
+		s := a.status
+		if a.answered != nil {
+			a.answered()
+		}
+		return s
+	})
 	answer("/denials", func() any { return a.denials })
 	mux.HandleFunc("GET /flows", a.serveFlows)
 	server := &http.Server{Handler: mux}
@@ -202,7 +209,7 @@ func TestWaitForAllNodes(t *testing.T) {
 
 	exit, stdout, stderr := f.command("wait", "--for", "default/web", "--timeout", "1s")
 	want := "n2: default/web: version 1 is in force, and not " + version + "\n"
-	if exit != exitFindings || stdout != want || !strings.Contains(stderr, "after 1s: 1 node of 2 lag") || !strings.Contains(stderr, "without an agent: bare") {
+	if exit != exitFindings || stdout != want || !strings.Contains(stderr, "after 1s: not in force on 1 of 2 nodes") || !strings.Contains(stderr, "without an agent: bare") {
 		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
 	}
 

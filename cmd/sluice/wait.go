@@ -165,9 +165,13 @@ func waitHere(ctx context.Context, e env, opts *waitOptions, wanted []status.Wan
 				sayInForce(e, wanted, "")
 				return nil
 			}
+		case ctx.Err() != nil: // the last answer tells why, if there was one
+			if first {
+				why = []string{fmt.Sprintf("the agent on %s has not answered", opts.socket)}
+			}
 		case first:
 			return err
-		case ctx.Err() == nil:
+		default:
 			why = []string{err.Error()} // asks again: another agent may be about to take over
 		}
 		select {
@@ -250,7 +254,7 @@ func waitEverywhere(ctx context.Context, e env, f fleet, opts *waitOptions, want
 	for _, line := range lagging {
 		fmt.Fprintln(e.stdout, line)
 	}
-	return notInTime(ctx, opts.timeout, fmt.Sprintf("%s of %d lag", nodesText(len(lagging)), len(w.done)))
+	return notInTime(ctx, opts.timeout, fmt.Sprintf("not in force on %d of %s", len(lagging), nodesText(len(w.done))))
 }
 
 func nodesText(n int) string {
