@@ -78,7 +78,7 @@ func TestChartValues(t *testing.T) {
 	}
 }
 
-// The flows are shown to all who reach the nodes only if the values say so.
+// Agents show the flows to every client that can connect to a node only if the values say so.
 func TestHubbleNeedsTLS(t *testing.T) {
 	_, err := renderWith(t, map[string]any{"hubble": map[string]any{"enabled": true}})
 	if err == nil || !strings.Contains(err.Error(), "set hubble.tlsSecret, or hubble.disableTLS if you want that") {

@@ -92,7 +92,7 @@ func read(t *testing.T, text []byte) *objects {
 		}
 		name := kind.APIVersion + " " + kind.Kind
 		if kind.Name == "hubble-peer" {
-			name += " " + kind.Name // the other Service
+			name += " " + kind.Name // to tell it from the other Service
 		}
 		target := into[name]
 		if target == nil && o.others[name] == nil {

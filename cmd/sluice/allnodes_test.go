@@ -181,8 +181,9 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// A stream that breaks off goes on when the agent answers again, also in another pod, and the node is
-// named. What was shown is not asked for again. When the command ends, the commands in the pods end, too.
+// If a stream breaks off, observe names the node and reads on when the agent answers again, even in
+// another pod. It does not ask for earlier records again. When observe ends, the commands in the pods
+// end, too.
 func TestObserveFollowsAllNodes(t *testing.T) {
 	f := newTestFleet(t, "n1", "n2")
 	o := startObserve(t, "-o", "json", "--last", "7", "--since", "1000000h", "--kubeconfig", f.kubeconfig)

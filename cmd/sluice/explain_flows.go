@@ -171,7 +171,7 @@ func (x *flowExplainer) flow(text []byte) error {
 	return x.fail(text, err)
 }
 
-// ask answers a flow. If a pod that an agent has seen does not exist any more, ask uses the other pods of its
+// ask answers a flow. If a pod in a line of an agent does not exist any more, ask uses the other pods of its
 // workload, which it finds by the beginning of the name.
 func (x *flowExplainer) ask(f *flowLine) (explain.Answer, error) {
 	q := explain.Question{From: f.From, To: f.To, Port: string(f.Port), Protocol: f.Protocol, Namespace: x.namespace}

@@ -129,14 +129,15 @@ func (o *observeOptions) filter() (f flow.Filter, err error) {
 	return f, nil
 }
 
-// request is what to ask the agent. Without earlier, it asks for nothing from before.
+// request returns the path and the query of the request to the agent. If earlier is false, it asks for no
+// earlier records.
 func (o *observeOptions) request(earlier bool) string {
 	last := o.last
 	switch {
 	case !earlier:
 		last = 0
 	case last == 0 && (!o.follow || o.since > 0):
-		last = 1 << 20 // all that it has
+		last = 1 << 20 // all that the agent has kept
 	}
 	return "/flows?" + url.Values{"last": {strconv.Itoa(last)}, "follow": {strconv.FormatBool(o.follow)}, "denied": {strconv.FormatBool(o.verdict == "denied")}}.Encode()
 }
@@ -185,7 +186,7 @@ func untilEnd(ctx context.Context, in io.Reader) (context.Context, func()) {
 	return ctx, stop
 }
 
-// readRecords reads records until the end of the input. Those that name no node get the given one.
+// readRecords reads records until the end of the input. It sets the node of records that name none.
 func readRecords(ctx context.Context, in io.Reader, node string, records chan<- *flow.Record) error {
 	for decoder := json.NewDecoder(bufio.NewReader(in)); ; {
 		r := new(flow.Record)

@@ -25,7 +25,7 @@ const (
 	agentsInterval = 10 * time.Second
 )
 
-// args returns the arguments by which sluice, in the pod of an agent, asks that agent the same.
+// args returns the arguments with which sluice, in the pod of an agent, asks this agent for the same.
 func (o *observeOptions) args(command string) []string {
 	args := []string{"sluice", command, "-o", "json", "--socket", o.socket}
 	add := func(flag string, values ...string) {
@@ -92,7 +92,7 @@ type observedFleet struct {
 	silent  silentNodes
 
 	watched sync.Map // the nodes that are followed
-	gone    sync.Map // the nodes that have ended their flows, and when
+	gone    sync.Map // by node: when its stream broke off; without the nodes that have answered since
 }
 
 // once reads the records that the agent of a node has kept.
@@ -129,8 +129,9 @@ func (o *observedFleet) follow(ctx context.Context, pods []kube.AgentPod) {
 	}
 }
 
-// followNode reads the records of a node until ctx ends. If the stream breaks off, it names the node, and
-// connects again to the agent that the node has then. It returns when the node has no agent for a while.
+// followNode reads the records of a node until ctx ends. If the stream breaks off, it reports the node to
+// the user, and connects to the agent that the node has by then. It also returns if the node has had no
+// agent for agentsInterval.
 func (o *observedFleet) followNode(ctx context.Context, pod kube.AgentPod) {
 	defer o.watched.Delete(pod.Node)
 	for said := ""; ; {
@@ -154,8 +155,9 @@ func (o *observedFleet) followNode(ctx context.Context, pod kube.AgentPod) {
 	}
 }
 
-// next returns the pod of a node's agent at a time or later. It returns false if ctx ends, or the node
-// has none for agentsInterval: a DaemonSet makes the next pod within seconds.
+// next waits until the time at, and returns the pod of the node's agent by then. If there is none, it
+// waits for one, because a DaemonSet makes the next pod within seconds. found is false if ctx ends or if
+// the node has no agent for longer than agentsInterval.
 func (o *observedFleet) next(ctx context.Context, pod kube.AgentPod, at time.Time) (next kube.AgentPod, found bool) {
 	var without time.Time
 	for {
@@ -183,8 +185,8 @@ func (o *observedFleet) next(ctx context.Context, pod kube.AgentPod, at time.Tim
 	}
 }
 
-// followArgs are the flags of the command that follows a node. After an interruption, the records from
-// before are not wanted again.
+// followArgs returns the arguments of the command that follows a node. After a stream has broken off, the
+// command does not ask for earlier records again.
 func (o *observedFleet) followArgs(node string) []string {
 	opts := *o.opts
 	_, again := o.gone.Load(node)
@@ -198,7 +200,8 @@ func (o *observedFleet) followArgs(node string) []string {
 	return args
 }
 
-// stream reads records until the command in the pod ends. That is always an error.
+// stream reads records until the command in the pod ends, which is always an error: the command is meant
+// to follow.
 func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod) error {
 	in, out := io.Pipe()
 	done := make(chan error, 1)
@@ -219,7 +222,8 @@ func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod) error {
 	return err
 }
 
-// answers tells about the time in which nothing was seen of a node that answers now.
+// answers is called when a node answers. If its stream had broken off, answers reports to the user, and
+// in a record, for how long no flows were seen.
 func (o *observedFleet) answers(ctx context.Context, node string) {
 	if gone, was := o.gone.LoadAndDelete(node); was {
 		sayAgain(o.env, node, gone.(time.Time))
@@ -230,7 +234,7 @@ func (o *observedFleet) answers(ctx context.Context, node string) {
 // begin is a reader that calls begun before it returns the first bytes.
 type begin struct {
 	io.Reader
-	begun func() // nil when it was called
+	begun func() // nil after the call
 }
 
 func (b *begin) Read(into []byte) (n int, err error) {
@@ -242,7 +246,8 @@ func (b *begin) Read(into []byte) (n int, err error) {
 	return n, err
 }
 
-// mergeByTime passes records on in the order of their times, as far as they arrive within mergeDelay.
+// mergeByTime passes records on from in to out, in the order of their times. It holds each back for
+// mergeDelay, and cannot order those that arrive later.
 func mergeByTime(in <-chan *flow.Record, out chan<- *flow.Record) {
 	defer close(out)
 	type kept struct {

@@ -15,14 +15,14 @@ import (
 // reconnectInterval is the time between two attempts to reach the next agent.
 const reconnectInterval = 100 * time.Millisecond
 
-// socketStream reads the records of this node's agent.
+// socketStream reads the records of this node's agent, and of the agents that replace it.
 type socketStream struct {
 	env     env
 	opts    *observeOptions
 	records chan<- *flow.Record
 }
 
-// once reads what the agent has kept.
+// once reads the records that the agent has kept.
 func (s *socketStream) once(ctx context.Context) error {
 	answer, err := status.Open(ctx, s.opts.socket, s.opts.request(true))
 	if err != nil {
@@ -32,16 +32,17 @@ func (s *socketStream) once(ctx context.Context) error {
 	return s.failure(readRecords(ctx, answer, "", s.records))
 }
 
-// follow reads records as they come until ctx ends: those of the agent, and of the agents after it. It
-// returns an error if there is no agent yet, and if waiting cannot help. If this command runs for the
-// client of a cluster, it ends with the agent: the client connects again, and tells the user.
+// follow reads records as they come, until ctx ends. When the agent has gone, it goes on with the next
+// agent. It returns an error if there is no agent at the start, or if waiting for the next one cannot
+// help. With --end-with-stdin, it returns an error when the agent has gone: then the command runs for a
+// client in a cluster, which tells the user and connects again.
 func (s *socketStream) follow(ctx context.Context) error {
 	answer, err := status.Open(ctx, s.opts.socket, s.opts.request(true))
 	if err != nil && (s.opts.endWithStdin || !errors.Is(err, status.ErrTakenOver)) {
 		return err
 	}
 	if err == nil && s.opts.endWithStdin {
-		fmt.Fprintln(s.env.stdout) // the client of this command knows now that it watches
+		fmt.Fprintln(s.env.stdout) // tells the client of this command that flows are watched from now on
 	}
 	for {
 		what := "another agent takes over"
@@ -64,7 +65,7 @@ func (s *socketStream) follow(ctx context.Context) error {
 	}
 }
 
-// read reads records until the stream breaks off.
+// read reads records until the stream breaks off. It always returns an error.
 func (s *socketStream) read(ctx context.Context, answer io.ReadCloser) error {
 	defer answer.Close()
 	if err := readRecords(ctx, answer, "", s.records); err != nil {
@@ -95,20 +96,21 @@ func (s *socketStream) failure(err error) error {
 	return fmt.Errorf("read the flows of the agent on %s: %w", s.opts.socket, err)
 }
 
-// breaksOff reports whether an error ends a stream that the next agent continues. What cannot be read
-// does not become better.
+// breaksOff reports whether a stream has ended with an error after which follow can go on with the next
+// agent. It cannot after an error in the syntax or the types of a record, which the next agent would
+// repeat.
 func breaksOff(err error) bool {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
 	return !errors.As(err, &syntax) && !errors.As(err, &kind)
 }
 
-// sayAgain says for how long nothing was seen.
+// sayAgain tells the user that an agent answers again, and for how long no flows were seen.
 func sayAgain(e env, what string, gone time.Time) {
 	e.say("%s answers again: nothing was seen for %s", what, flow.Rounded(time.Since(gone)))
 }
 
-// passGap passes on a record about the time in which nothing was seen.
+// passGap adds a record about the time, from gone until now, in which no flows were seen.
 func passGap(ctx context.Context, records chan<- *flow.Record, node string, gone time.Time) {
 	select {
 	case records <- flow.Gap(node, gone, time.Now()):

@@ -17,12 +17,12 @@ import (
 	"sluice/filter/flow"
 )
 
-// socketAgent answers on the socket of a node, as an agent does, until it ends.
+// socketAgent is a fake agent that answers on a socket.
 type socketAgent struct {
 	server *http.Server
-	flows  chan *flow.Record // nil ends the stream
-	asked  chan string       // the queries
-	over   bool              // another agent takes over
+	flows  chan *flow.Record // the records to stream; nil ends the stream
+	asked  chan string       // the queries of the requests
+	over   bool              // whether another agent takes over
 }
 
 func newSocketAgent(t *testing.T, path string) *socketAgent {
@@ -86,8 +86,8 @@ func (o *observed) await(what string, ok func() bool) {
 	}
 }
 
-// When the agent ends, observe says so and goes on with the next one, which it does not ask for what
-// was before, and the time between is in the stream.
+// When the agent ends, observe tells the user and goes on with the next agent. It does not ask the next
+// agent for earlier records, and adds a record about the time between the two.
 func TestObserveFollowsTheNextAgent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	a := newSocketAgent(t, path)
@@ -97,7 +97,7 @@ func TestObserveFollowsTheNextAgent(t *testing.T) {
 	}
 	a.flows <- record("n1", "before", 1)
 	o.await("shown", func() bool { return strings.Contains(o.out.String(), "before") })
-	a.server.Close() // and its socket is gone
+	a.server.Close() // removes its socket, too
 	o.await("gone", func() bool {
 		return o.errs.String() == "sluice: the agent has gone: flows are shown again when it answers on "+path+"\n"
 	})
@@ -127,7 +127,7 @@ func TestObserveFollowsTheNextAgent(t *testing.T) {
 	}
 }
 
-// While an agent hands over, its streams end, and it refuses others until the next agent has its socket.
+// While an agent hands over, it refuses streams. observe asks again until the next agent has the socket.
 func TestObserveFollowsATakeover(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	a := newSocketAgent(t, path)
@@ -149,7 +149,7 @@ func TestObserveFollowsATakeover(t *testing.T) {
 	}
 }
 
-// What waiting cannot repair ends observe, with what to do.
+// observe ends with an error that tells what to do, if waiting for the next agent cannot help.
 func TestObserveEnds(t *testing.T) {
 	dir := t.TempDir()
 	if exit, _, stderr := sluice(t, "observe", "-f", "--socket", filepath.Join(dir, "none")); exit != exitFailed || !strings.Contains(stderr, "no agent answers on "+dir) {
@@ -173,7 +173,7 @@ func TestObserveEnds(t *testing.T) {
 	if exit, _, stderr := sluice(t, "observe", "-f", "--socket", older); exit != exitFailed || !strings.Contains(stderr, "answers 404 Not Found: 404 page not found") {
 		t.Errorf("an agent without flows: exit %d, %s", exit, stderr)
 	}
-	// The next agent has no flows.
+	// The next agent is an older version that cannot stream flows.
 	a := newSocketAgent(t, path+"2")
 	o = startObserve(t, "--socket", path+"2")
 	<-a.asked

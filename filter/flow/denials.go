@@ -130,7 +130,8 @@ func denialKeyOf(e *Entry) denialKey {
 	return denialKey{e.Key, e.Verdict.Reason, side.Rule, side.Isolation}
 }
 
-// isStranger reports whether an address of a denial is unowned: no known pod or own node has it.
+// isStranger reports whether an address of a denial is unowned: it belongs neither to a known pod nor to
+// this node.
 func isStranger(e *Entry) bool { return e.Src == nil || e.Dst == nil }
 
 func (k denialKey) withoutStrangers(e *Entry) denialKey {

@@ -52,7 +52,7 @@ type Entry struct {
 	SrcPort uint16
 	// Verdict is that of the packet; zero unless the kind is Opened or Denied.
 	Verdict filter.Verdict
-	// Src and Dst are the owners of the addresses; nil if no pod or own node has the address.
+	// Src and Dst are the owners of the addresses: a pod or this node. They are nil for other addresses.
 	Src, Dst *policy.Endpoint
 	// To is the destination to which the client has sent, before DNAT. For a Service, it differs from
 	// that of Key. It is invalid if it is not known, and its port is 0 if the protocol has none.

@@ -163,8 +163,8 @@ func (l *Log) Watch(last int, connections bool) *Watcher {
 	return &Watcher{l, connections, at}
 }
 
-// tellUnrecorded adds an Unrecorded, if the log has earlier records and nothing has watched until now.
-// If connections is true, that something has watched denials only counts as well.
+// tellUnrecorded adds an Unrecorded if the log has earlier records and, until now, no watcher has watched
+// denials or, if connections is true, no watcher has watched connections.
 func (l *Log) tellUnrecorded(connections bool, now time.Time) {
 	e := Entry{Kind: Unrecorded, Time: now}
 	switch w := l.Watched(); {

@@ -162,7 +162,7 @@ func (d *Describer) Record(e *Entry) *Record {
 	return r
 }
 
-// Gap returns the record about a time in which no agent answered.
+// Gap returns a record that tells that no agent answered between from and until.
 func Gap(node string, from, until time.Time) *Record {
 	return &Record{Time: until, Node: node, Event: Unrecorded.String(), Missing: everything, Seconds: until.Sub(from).Seconds()}
 }

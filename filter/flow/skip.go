@@ -1,10 +1,10 @@
 package flow
 
-// Skip is why a line of a file of flows stands for no attempt to connect. It is empty for a line that
-// does. The texts are parts of sentences, as in "40 replies".
+// Skip is the reason why a line of a file of flows is not an attempt to connect; empty if it is one. The
+// texts are parts of sentences, as in "40 replies".
 type Skip string
 
-// Why lines are skipped.
+// The reasons to skip a line.
 const (
 	SkipReply     Skip = "replies"
 	SkipRequest   Skip = "requests of HTTP, DNS and others within connections"

@@ -159,7 +159,7 @@ func (r *Record) Same(o *Record) bool {
 
 func (r *Record) duration() time.Duration { return time.Duration(r.Seconds * float64(time.Second)) }
 
-// Rounded writes a duration with the digits that people read: "1.2ms", "3.4s", "2m5s".
+// Rounded returns a duration with two or three significant digits, as in "1.2ms", "3.4s" or "2m5s".
 func Rounded(d time.Duration) string {
 	switch {
 	case d < 10*time.Millisecond:

@@ -72,7 +72,7 @@ func TestVersionsComeIntoForce(t *testing.T) {
 	check("applied with the next snapshot, whose sweep runs", "a@3", "b@2")
 	e.swept(three.Number())
 	check("swept", "a@3")
-	e.applied(three, true) // again
+	e.applied(three, true) // a repetition has no effect
 	check("applied twice", "a@3")
 }
 

@@ -5,12 +5,12 @@ import (
 	"sync"
 )
 
-// tenure is the time in which this agent decides about packets. While another agent has taken over,
-// nothing can follow the flows here: it would miss what the other one decides. The zero value is a
-// tenure that has begun.
+// tenure is the time in which this agent decides about packets. After another agent has taken over,
+// clients must not follow the flows of this agent, because they would miss the verdicts of the other
+// agent. The zero value is a tenure that has begun.
 type tenure struct {
 	mu    sync.Mutex
-	ended chan struct{} // closed at the end; nil until it matters
+	ended chan struct{} // closed by end; nil until within is called
 	over  bool
 }
 
@@ -21,7 +21,7 @@ func (t *tenure) begin() {
 	t.over, t.ended = false, nil
 }
 
-// end ends the tenure, and with it the contexts of within.
+// end ends the tenure and the contexts that within has returned.
 func (t *tenure) end() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -31,8 +31,8 @@ func (t *tenure) end() {
 	t.over = true
 }
 
-// within returns a context that ends with the tenure, too; stop releases it. If the tenure is over, it
-// has ended.
+// within returns a context that ends when ctx or the tenure ends. If the tenure is over, the context has
+// already ended. The caller must call stop to release it.
 func (t *tenure) within(ctx context.Context) (limited context.Context, stop context.CancelFunc) {
 	limited, stop = context.WithCancel(ctx)
 	t.mu.Lock()

@@ -10,12 +10,13 @@ import (
 	"sluice/filter/flow"
 )
 
-// While another agent has taken over, nothing follows the flows here. What was kept can be read.
+// After another agent has taken over, clients cannot follow the flows of this agent. They can still read
+// the records that it has kept.
 func TestFlowsEndWithTheTenure(t *testing.T) {
 	f := &flows{agent: &agent{}, log: flow.NewLog(10, nil)}
 	server := httptest.NewServer(http.HandlerFunc(f.serveFlows))
 	defer server.Close()
-	// ask returns the status, and calls begun when the answer has begun.
+	// ask returns the status code of the answer, and calls begun when it has received the header.
 	ask := func(query string, begun func()) int {
 		r, err := http.Get(server.URL + query)
 		if err != nil {

@@ -58,10 +58,10 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 	return err
 }
 
-// errTakenOver makes clients connect again, to the other agent.
+// errTakenOver is the error that makes clients connect again. They then reach the other agent.
 var errTakenOver = status.Error(codes.Unavailable, "another agent takes over: ask again")
 
-// sender sends the flows of a query to a client.
+// sender sends the answer of a query to a client.
 type sender struct {
 	*query
 	stream    observerpb.Observer_GetFlowsServer

@@ -14,7 +14,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// follow calls GetFlows and returns when the server watches.
+// follow calls GetFlows and returns when the server watches the flows.
 func (f *fixture) follow(ctx context.Context, t *testing.T) observerpb.Observer_GetFlowsClient {
 	t.Helper()
 	stream, err := observerpb.NewObserverClient(f.conn).GetFlows(ctx, &observerpb.GetFlowsRequest{Follow: true})
@@ -27,7 +27,7 @@ func (f *fixture) follow(ctx context.Context, t *testing.T) observerpb.Observer_
 	return stream
 }
 
-// wantPort receives a flow.
+// wantPort receives a flow and checks its destination port.
 func wantPort(t *testing.T, stream observerpb.Observer_GetFlowsClient, port uint32) {
 	t.Helper()
 	a, err := stream.Recv()
@@ -36,8 +36,8 @@ func wantPort(t *testing.T, stream observerpb.Observer_GetFlowsClient, port uint
 	}
 }
 
-// As hubble-relay does, a client calls again when an agent has ended, on the same connection: the next
-// agent tells it all peers, and the flows from then on, none twice.
+// When an agent has ended, a client calls the next one on the same connection, as hubble-relay does. The
+// next agent sends all peers, and the flows from then on, each once.
 func TestAgentRestarts(t *testing.T) {
 	f := newFixture(t, Peers{Port: 4244, Addr: netip.MustParseAddr("0.0.0.0")})
 	f.store.SetNodeObject(&policy.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}})
@@ -91,8 +91,8 @@ func (f *fixture) until(ctx context.Context, t *testing.T) {
 	}
 }
 
-// When another agent takes over, what follows ends, so that clients connect to that one. What was kept
-// can still be read.
+// When another agent takes over, calls with Follow end, so that clients connect to the other agent.
+// Clients can still read the records that this agent has kept.
 func TestFollowingEndsWithATakeover(t *testing.T) {
 	taken, takeOver := context.WithCancel(t.Context())
 	f := newFixtureWithin(t, Peers{}, func(ctx context.Context) (context.Context, context.CancelFunc) {

@@ -23,7 +23,8 @@ var ErrNoAgent = errors.New("no agent answers")
 // soon.
 var ErrTakenOver = errors.New("another agent takes over")
 
-// askTimeout bounds the wait for an agent's status, and for the beginning of each other answer.
+// askTimeout bounds the wait for an agent's status. For other requests, it bounds the wait for the
+// beginning of the answer.
 const askTimeout = 5 * time.Second
 
 // Ask requests the status of the agent that listens on a socket. The error wraps ErrNoAgent if
@@ -54,8 +55,8 @@ func ask(ctx context.Context, path, what string) (*Status, error) {
 	return &s, nil
 }
 
-// Open requests something of the agent that listens on a socket, such as "/denials", and returns its
-// answer. The error wraps ErrNoAgent if no agent listens there, or ErrTakenOver.
+// Open sends a request, such as "/denials", to the agent that listens on a socket, and returns the answer.
+// The error wraps ErrNoAgent if no agent listens there, and ErrTakenOver if another agent takes over.
 func Open(ctx context.Context, path, request string) (io.ReadCloser, error) {
 	body, _, err := open(ctx, path, request)
 	return body, err
@@ -119,11 +120,11 @@ func isTimeout(err error) bool {
 	return errors.As(err, &failed) && failed.Timeout()
 }
 
-// permanentError is an error that stays the same if the agent is asked again.
+// permanentError is an error that remains if the same request is sent again.
 type permanentError struct{ error }
 
-// Permanent reports whether an error of Open would be the same if the agent, or the next one on the
-// socket, were asked again: the user must do something.
+// Permanent reports whether an error of Open remains until the user does something: sending the request
+// again, to this agent or the next one on the socket, would return the same error.
 func Permanent(err error) bool {
 	var permanent permanentError
 	return errors.As(err, &permanent)

@@ -55,10 +55,10 @@ type Options struct {
 	// socket. If so, this agent may replace that agent's socket. nil means that no agent has
 	// yielded.
 	TookOver func() bool
-	// Yielded is closed when TookOver begins to be true, so that the socket is replaced at once. It may
-	// be nil.
+	// Yielded is closed when TookOver becomes true, so that Serve replaces the socket at once. It may be
+	// nil.
 	Yielded <-chan struct{}
-	// Services are other servers, each on an address or a socket of its own.
+	// Services are further servers. Each has its own address or socket.
 	Services []Service
 	Logger   *slog.Logger // nil discards all log lines
 }
@@ -242,7 +242,7 @@ type binding struct {
 	name string
 	hint string // what to do if the agent cannot listen there
 	log  *slog.Logger
-	free <-chan struct{} // closed when the name becomes free; may be nil
+	free <-chan struct{} // closed when another agent has given up the name; may be nil
 
 	mu     sync.Mutex
 	failed error     // the reason why the agent does not listen; nil if it does
