@@ -67,6 +67,8 @@ type Config struct {
 	// Strangers remembers addresses in other nodes' pod ranges that belong to no pod, so that only
 	// their first packets wait. It may be nil.
 	Strangers *Strangers
+	// Series may be nil. The evaluators of an agent share it.
+	Series *Series
 	// FailOpen allows a packet from or to an address that is expected to belong to a pod of this
 	// node (policy.PendingLocal), if the pod does not become known in time.
 	FailOpen bool
@@ -86,7 +88,9 @@ type Evaluator struct {
 
 // New returns an evaluator that remembers verdicts in flows.
 func New(config Config, flows *cache.Flows) *Evaluator {
-	return &Evaluator{config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
+	e := &Evaluator{config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
+	e.tally.denials.series = config.Series
+	return e
 }
 
 // Evaluate decides the packet that begins with the IP header at data[0] and was queued at the

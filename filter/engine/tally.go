@@ -112,6 +112,13 @@ func (t *tally) count(v *filter.Verdict, n uint64) {
 // called concurrently.
 type Counter struct{ tally tally }
 
+// NewCounter returns a counter that shares series with others.
+func NewCounter(series *Series) *Counter {
+	c := new(Counter)
+	c.tally.denials.series = series
+	return c
+}
+
 // Count counts a verdict on n packets.
 func (c *Counter) Count(v *filter.Verdict, n uint64) { c.tally.count(v, n) }
 

@@ -55,6 +55,7 @@ type agent struct {
 	flows       *flows
 	manager     *iptables.Manager
 	evaluators  []*engine.Evaluator
+	series      engine.Series // which policies have metrics of their own
 	strangers   engine.Strangers
 	tracked     *conntrack.TrackedFlows
 	sweeper     *conntrack.Sweeper
@@ -165,7 +166,7 @@ func (a *agent) wire() error {
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
 		Published: &a.published, Observer: a.flows, Tracker: a.tracked, Translated: a.ipvs.translated,
-		Rejects: a.manager.Rejects, Strangers: &a.strangers, FailOpen: a.opts.Rules.FailOpen,
+		Rejects: a.manager.Rejects, Strangers: &a.strangers, Series: &a.series, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()

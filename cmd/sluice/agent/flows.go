@@ -37,7 +37,7 @@ type flows struct {
 	table, denying following
 	tenure         tenure
 
-	kernelDenied engine.Counter
+	kernelDenied *engine.Counter
 	counting     sync.Mutex
 	counted      map[filter.Key]uint64 // the kernel's count of packets of each flow, at the last countKernel
 	attributed   uint64                // the sum of the packets in kernelDenied
@@ -45,7 +45,7 @@ type flows struct {
 }
 
 func newFlows(a *agent, size int) *flows {
-	f := &flows{agent: a}
+	f := &flows{agent: a, kernelDenied: engine.NewCounter(&a.series)}
 	f.log = flow.NewLog(size, f.follow)
 	return f
 }
@@ -278,11 +278,12 @@ func (f *flows) countKernel() {
 			packets -= before // if before is larger, the kernel has forgotten the flow and counts from 0 again
 		}
 		now[k.Key] = k.Packets
-		if packets > 0 {
-			e := flow.Entry{Key: k.Key}
-			f.decideDenied(&e, k.Rejected)
-			f.kernelDenied.Count(&e.Verdict, packets)
-			f.attributed += packets
+		if e := (flow.Entry{Key: k.Key}); packets > 0 {
+			// If the policies would allow the packets now, no policy can be named: they count as forgotten.
+			if f.decideDenied(&e, k.Rejected); e.Verdict.Reason != filter.NoReason {
+				f.kernelDenied.Count(&e.Verdict, packets)
+				f.attributed += packets
+			}
 		}
 	}
 	f.counted = now

@@ -37,6 +37,7 @@ func (a *agent) awaitWorkers(ctx context.Context, c watch.Change) error {
 			e.Forget(deleted)
 		}
 		a.flows.kernelDenied.Forget(deleted)
+		a.series.Free(deleted)
 	}
 	return err
 }
