@@ -101,6 +101,7 @@ func (a *agent) state() *telemetry.State {
 		s.Problems = append(s.Problems, status.Problem{Kind: "rules", Where: "of the other backend", Detail: (*left).Error()})
 	}
 	s.Digest, s.DigestSince = a.enforced.digestNow()
+	s.FlowRecords, s.FlowsLeftOut = a.flows.log.Stats()
 	s.Kernel = a.kernelStats()
 	s.KernelDenied, s.KernelUnknown = a.flows.kernelDenials()
 	s.Guard, s.Unguarded = a.guardStats()

@@ -52,6 +52,9 @@ type State struct {
 	RepairFailures uint64
 	Unlogged       uint64 // verdicts that were not logged because of the rate limit
 
+	FlowRecords  uint64 // flows that were recorded for those who watch them
+	FlowsLeftOut uint64 // flows that were left out there
+
 	Connections Connections // connections of the HTTP server and the socket
 
 	// Unguarded is the reason why the guard of pods' interfaces is not up to date; empty if
