@@ -58,6 +58,10 @@ test-hubble: ## test Hubble's API with the real hubble and hubble-relay, as root
 	@.ci/setup test
 	SLUICE_TEST_HUBBLE=1 go test -buildvcs=false -count=1 -timeout=30m -v -run '^TestHubble' ./cmd/sluice
 
+.PHONY: test-alerts
+test-alerts: ## test the alerts with the real promtool: each fires when it should (the first run builds it: 2 minutes)
+	SLUICE_TEST_ALERTS=1 go test -buildvcs=false -count=1 -timeout=30m -v -run '^TestAlerts' ./deploy
+
 # The pages in Chromium: a module of its own, so that no build of Sluice needs what drives a browser.
 BROWSER = bench/testbed/browser
 PICTURES = .github/pictures
