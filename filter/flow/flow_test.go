@@ -100,7 +100,7 @@ func TestUnrecorded(t *testing.T) {
 		denials.Close()
 		time.Sleep(time.Minute)
 		again := l.Watch(8, false)
-		again.Close()
+		defer again.Close()
 		describer := flow.NewDescriber("node-1", func() *policy.Snapshot { return nil })
 		var got []string
 		for into := make([]flow.Entry, 8); ; {
@@ -132,6 +132,39 @@ func TestSlowWatcher(t *testing.T) {
 	}
 	if total, left := l.Stats(); total != 10 || left != 6 {
 		t.Errorf("%d records and %d left out, want 10 and 6", total, left)
+	}
+}
+
+// A watcher can begin and end to watch connections, and keeps its place. It is told for which time connections
+// were not recorded. Close makes Next return.
+func TestWatcherChanges(t *testing.T) {
+	var switched []flow.Watched
+	l := flow.NewLog(8, func(w flow.Watched) { switched = append(switched, w) })
+	w := l.Watch(0, false)
+	l.Add(numbered(1))
+	w.WatchConnections(true)
+	w.WatchConnections(true)
+	l.Add(numbered(2))
+	w.WatchConnections(false)
+	w.WatchConnections(true)
+	if got, want := drain(w), []int{1, unrecorded, 2, unrecorded}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	waiting := make(chan int)
+	go func() { waiting <- w.Next(t.Context(), make([]flow.Entry, 1), true) }()
+	w.Close()
+	if n := <-waiting; n != 0 {
+		t.Errorf("Next returns %d of a closed watcher", n)
+	}
+	other := l.Watch(0, false)
+	l.Add(numbered(3))
+	if got := drain(w); len(got) > 0 {
+		t.Errorf("a closed watcher reads %v", got)
+	}
+	other.Close()
+	denials, both := flow.Watched{Denials: true}, flow.Watched{Denials: true, Connections: true}
+	if want := []flow.Watched{denials, both, denials, both, {}, denials, {}}; !slices.Equal(switched, want) {
+		t.Errorf("switched %v, want %v", switched, want)
 	}
 }
 

@@ -138,11 +138,13 @@ func (l *Log) Kept() (n int, oldest time.Time, size int) {
 	return n, oldest, l.size
 }
 
-// Watcher reads the records of a Log. It is for use by one goroutine.
+// Watcher reads the records of a Log. Next is for use by one goroutine; the other methods may be called
+// while it waits.
 type Watcher struct {
 	log         *Log
-	connections bool
+	connections bool   // guarded by Log.switching
 	at          uint64 // number of the next record to read
+	closed      bool   // guarded by Log.mu
 }
 
 // Watch begins to watch denials and, if connections is true, also connections that begin and end. If
@@ -159,8 +161,9 @@ func (l *Log) Watch(last int, connections bool) *Watcher {
 	l.tellUnrecorded(connections, time.Now())
 	at := l.next - min(uint64(max(last, 0)), l.kept())
 	l.mu.Unlock()
-	l.watch(1, connections)
-	return &Watcher{l, connections, at}
+	w := &Watcher{log: l, connections: connections, at: at}
+	l.watch(1, w.ofConnections())
+	return w
 }
 
 // tellUnrecorded adds an Unrecorded if the log has earlier records and, until now, no watcher has watched
@@ -180,13 +183,12 @@ func (l *Log) tellUnrecorded(connections bool, now time.Time) {
 	l.put(&e)
 }
 
-// watch adds n to the number of watchers. If Watched changes, it calls onWatch.
-func (l *Log) watch(n int32, connections bool) {
+// watch adds to the number of watchers, and to that of the watchers of connections. If Watched changes,
+// it calls onWatch.
+func (l *Log) watch(watchers, connections int32) {
 	before := l.Watched()
-	l.watchers.Add(n)
-	if connections {
-		l.connections.Add(n)
-	}
+	l.watchers.Add(watchers)
+	l.connections.Add(connections)
 	now := l.Watched()
 	if now == before {
 		return
@@ -214,12 +216,13 @@ func (l *Log) noteEnd(before, now Watched) {
 func (l *Log) kept() uint64 { return min(l.next, uint64(l.size)) }
 
 // Next reads the next records into the slice into, and returns their number. If there are none, it
-// returns 0 if wait is false, and waits until there is a record or ctx ends if wait is true. If the
-// watcher was too slow and has lost records, the first record is a LeftOut with their number.
+// returns 0 if wait is false, and waits until there is a record, ctx ends or the watcher is closed if
+// wait is true. If the watcher was too slow and has lost records, the first record is a LeftOut with
+// their number.
 func (w *Watcher) Next(ctx context.Context, into []Entry, wait bool) int {
 	for {
 		n, more, untold := w.read(into, wait)
-		if n > 0 || !wait {
+		if n > 0 || more == nil || !wait {
 			return n
 		}
 		var later <-chan time.Time
@@ -247,11 +250,14 @@ func (l *Log) tellNow(at time.Time) {
 }
 
 // read reads the records that are there, without waiting. untold reports whether records were left out
-// since the last LeftOut.
+// since the last LeftOut. more is nil if the watcher is closed.
 func (w *Watcher) read(into []Entry, wait bool) (n int, more <-chan struct{}, untold bool) {
 	l := w.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if w.closed {
+		return 0, nil, false
+	}
 	if oldest := l.next - l.kept(); w.at < oldest {
 		into[0] = Entry{Kind: LeftOut, Time: l.ring[oldest%uint64(l.size)].Time, Count: oldest - w.at}
 		l.leftOut.Add(oldest - w.at)
@@ -265,10 +271,37 @@ func (w *Watcher) read(into []Entry, wait bool) (n int, more <-chan struct{}, un
 	return n, l.more, l.left > 0
 }
 
-// Close ends watching.
+// WatchConnections begins or ends to watch connections, too.
+func (w *Watcher) WatchConnections(on bool) {
+	l := w.log
+	l.switching.Lock()
+	defer l.switching.Unlock()
+	if on && !w.connections {
+		l.mu.Lock()
+		l.tellUnrecorded(true, time.Now())
+		l.mu.Unlock()
+	}
+	before := w.ofConnections()
+	w.connections = on
+	l.watch(0, w.ofConnections()-before)
+}
+
+// ofConnections returns 1 if the watcher watches connections, and 0 otherwise.
+func (w *Watcher) ofConnections() int32 {
+	if w.connections {
+		return 1
+	}
+	return 0
+}
+
+// Close ends watching, and makes Next return. From then on, Next returns no record.
 func (w *Watcher) Close() {
 	l := w.log
 	l.switching.Lock()
 	defer l.switching.Unlock()
-	l.watch(-1, w.connections)
+	l.watch(-1, -w.ofConnections())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	w.closed = true
+	l.wake()
 }
