@@ -50,6 +50,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		removed:   removed,
 		changed:   w.takeChanged(),
 		digest:    w.versions.digest,
+		logging:   w.logs.commit(),
 		newest:    w.lastEpoch,
 		table:     w.table,
 		everyone:  w.everyone,

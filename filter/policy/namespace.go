@@ -44,6 +44,7 @@ func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
 		w.declare(ns, false)
 		w.SetNamespaceDenial(name, filter.DenialUnset, nil)
+		w.SetNamespaceLog(name, LogSetting{})
 		w.relabelNamespace(ns, nil)
 		w.countNamespace(ns)
 		w.dropNamespace(ns)
