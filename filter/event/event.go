@@ -28,9 +28,11 @@ const (
 
 // Events about packets.
 const (
-	Verdict        Name = "verdict"
-	PacketHeld     Name = "packet-held"
-	PacketsDropped Name = "packets-dropped"
+	Verdict Name = "verdict"
+	// VerdictsWatched: annotations have changed which verdicts are watched, to be logged.
+	VerdictsWatched Name = "verdicts-watched"
+	PacketHeld      Name = "packet-held"
+	PacketsDropped  Name = "packets-dropped"
 	// FlowsIncomplete: watchers of flows do not see all of them.
 	FlowsIncomplete Name = "flows-incomplete"
 )

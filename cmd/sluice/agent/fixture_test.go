@@ -15,11 +15,11 @@ import (
 
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
+	"sluice/filter"
 	"sluice/filter/guard"
 	"sluice/filter/iptables"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
-	"sluice/filter/verdictlog"
 	"sluice/watch"
 )
 
@@ -61,7 +61,7 @@ const (
 func newFixture(t *testing.T) *fixture {
 	f := &fixture{t: t, in: make(chan watch.Update), hooks: make(map[string]func() error), ended: make(chan error, 1)}
 	opts := Options{
-		Manifests: []string{"a feed"}, Rules: iptables.Defaults, OnExit: RemoveRules, Overflow: DropPackets, Verdicts: verdictlog.None,
+		Manifests: []string{"a feed"}, Rules: iptables.Defaults, OnExit: RemoveRules, Overflow: DropPackets, Verdicts: filter.LogNone,
 	}
 	f.agent = newAgent(opts, slog.New(slog.DiscardHandler))
 	f.iptables = iptables.NewFake(iptables.IPv4)

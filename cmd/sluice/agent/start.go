@@ -53,6 +53,7 @@ func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 	case first = <-a.controller.First():
 	}
 	markNow(&a.inForce)
+	a.verdicts.Follow(first.Snapshot.Logging())
 	if err := a.publishToKernel(ctx, first); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,102 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sluice/bench/testbed/agenttest"
+	"sluice/filter/event"
+)
+
+// loggedNamespaces is testbedNamespaces with the annotation sluice/log of the namespace default; an
+// empty level leaves it out.
+func loggedNamespaces(level string) string {
+	if level == "" {
+		return testbedNamespaces
+	}
+	return strings.Replace(testbedNamespaces, "name: default}", "name: default, annotations: {sluice/log: "+level+"}}", 1)
+}
+
+// connectionGroups are the multicast groups of events about connections that begin and end.
+const connectionGroups = 1<<(unix.NFNLGRP_CONNTRACK_NEW-1) | 1<<(unix.NFNLGRP_CONNTRACK_DESTROY-1)
+
+// followsConnections reports whether the agent has subscribed to the kernel's events about connections.
+func (s *testbed) followsConnections(t *testing.T) bool {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/netlink", s.agent.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var address string
+		var protocol, port, groups uint32
+		n, _ := fmt.Sscanf(line, "%s %d %d %x", &address, &protocol, &port, &groups)
+		if n == 4 && protocol == unix.NETLINK_NETFILTER && groups&connectionGroups != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// isVerdict matches the line of a verdict about what a pod sends.
+func isVerdict(verdict, from string) func(agenttest.Line) bool {
+	return func(l agenttest.Line) bool {
+		return l.Is(event.Verdict) && l.Text("verdict") == verdict && l.Text("from") == from
+	}
+}
+
+// Annotations of namespaces and policies set which verdicts are logged, also of those that the kernel
+// answers. Changes have effect at once, and without annotations nothing is watched.
+func TestLogAnnotationOnPackets(t *testing.T) {
+	s := newTestbed(t)
+	const webToOther = "default/web default/other tcp 80" // allowed, by no policy
+	s.write("policies.yaml", policies(demo1))
+	s.start(kernelArgs("--log-verdicts-rate", "0")...)
+	probes := func() { s.check(t, []string{webToDB, webToOther}, []string{otherToDB}) }
+	probes()
+	for i, c := range []struct {
+		namespace, policy string   // the levels of the namespace and the policy
+		logged            []string // verdicts and senders
+		connections       bool     // the agent follows connections
+	}{
+		{"", "", nil, false},
+		{"denied", "", []string{"deny default/other"}, false},
+		{"all", "", []string{"deny default/other", "allow default/web"}, true},
+		{"all", "none", []string{"allow default/web"}, true},
+		{"none", "", nil, false},
+		{"none", "denied", []string{"deny default/other"}, false},
+		{"", "all", []string{"deny default/other", "allow default/web"}, true},
+		{"", "", nil, false},
+	} {
+		s.save("cluster.yaml", loggedNamespaces(c.namespace)+s.pods())
+		text := policies(demo1)
+		if c.policy != "" {
+			text = strings.ReplaceAll(text, "metadata: {", "metadata: {annotations: {sluice/log: "+c.policy+"}, ")
+		}
+		s.save("policies.yaml", text)
+		step := fmt.Sprintf("step %d: namespace %q, policy %q", i, c.namespace, c.policy)
+		if follows := s.followsConnections(t); follows != c.connections {
+			t.Errorf("%s: follows connections: %t", step, follows)
+		}
+		mark := s.agent.Mark()
+		s.checkNotQueued(t, step, probes)
+		for _, want := range c.logged {
+			verdict, from, _ := strings.Cut(want, " ")
+			s.await(mark, step+": "+want, isVerdict(verdict, from))
+		}
+		for _, l := range s.agent.Since(mark, agenttest.Event(event.Verdict)) {
+			switch {
+			case !strings.Contains(strings.Join(c.logged, ","), l.Text("verdict")+" "+l.Text("from")):
+				t.Errorf("%s: logged: %v", step, l)
+			case c.policy == "all" && l.Text("policy") != "default/access-demo1":
+				t.Errorf("%s: logged, although the policy does not decide: %v", step, l)
+			}
+		}
+	}
+}
