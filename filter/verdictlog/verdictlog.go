@@ -2,7 +2,8 @@
 // agent and annotations of namespaces and policies select the verdicts (see [policy.Logging]). What
 // none of them asks for is not watched, and costs nothing.
 //
-// The rate limit applies before a line is formatted, so that a flood of denied packets costs little. Suppressed lines are counted, and their number is logged.
+// The rate limit applies before a line is formatted, so that a flood of denied packets costs
+// little. Suppressed lines are counted, and their number is logged.
 package verdictlog
 
 import (
