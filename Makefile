@@ -79,7 +79,7 @@ pictures: ## take the pictures of README.md in Chromium (as test-browser), into 
 	@.ci/setup pictures
 	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice
 	@mkdir -p $(PICTURES)
-	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' $(SHOP) -o '$(CURDIR)/$(PICTURES)'
+	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' $(SHOP) -flows flows/flows.jsonl -o '$(CURDIR)/$(PICTURES)'
 
 .PHONY: build
 build: ## build bin/sluice

@@ -1,7 +1,7 @@
 package flow
 
 // Skip is the reason why a line of a file of flows is not an attempt to connect; empty if it is one. The
-// texts are parts of sentences, as in "40 replies".
+// texts are parts of sentences, as in "replies: 40".
 type Skip string
 
 // The reasons to skip a line.

@@ -145,10 +145,14 @@ func (t *tab) waitFor(condition string) error {
 	return nil
 }
 
-// picture writes the visible part of the page as a WebP file.
+// picture writes the visible part of the page as a WebP or PNG file, by the ending of its name.
 func (t *tab) picture(file string) error {
 	quality := int64(90)
-	image, err := chromedp.Call(t.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{Format: page.CaptureScreenshotFormatWebp, Quality: &quality})
+	format := page.CaptureScreenshotParams{Format: page.CaptureScreenshotFormatWebp, Quality: &quality}
+	if filepath.Ext(file) == ".png" {
+		format = page.CaptureScreenshotParams{Format: page.CaptureScreenshotFormatPng}
+	}
+	image, err := chromedp.Call(t.ctx, page.CaptureScreenshot, format)
 	if err != nil {
 		return fmt.Errorf("take the picture %s: %w", file, err)
 	}

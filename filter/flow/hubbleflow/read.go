@@ -68,6 +68,11 @@ func recordOf(f *flowpb.Flow) (*flow.Record, flow.Skip) {
 	r.Src, r.Dst = r.Src.Unmap(), r.Dst.Unmap()
 	portsFrom(r, f.L4)
 	r.From, r.Into = endOf(f.Source, r.Node), endOf(f.Destination, r.Node)
+	// The direction is that of the end on the node of the flow, which Hubble does not name otherwise.
+	here := map[flowpb.TrafficDirection]*flow.End{flowpb.TrafficDirection_EGRESS: r.From, flowpb.TrafficDirection_INGRESS: r.Into}[f.TrafficDirection]
+	if here != nil && here.Kind == flow.PodEnd {
+		here.Node = r.Node
+	}
 	return r, ""
 }
 

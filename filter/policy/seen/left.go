@@ -9,7 +9,7 @@ import (
 )
 
 // Why flows are left out, in addition to the reasons for which lines of files are skipped. The texts
-// are parts of sentences, as in "40 flows with ends that are not here".
+// are parts of sentences, as in "flows with ends that are not here: 40".
 const (
 	LeftEnds     flow.Skip = "flows with ends that are not in these manifests"
 	LeftService  flow.Skip = "flows to addresses of Services, before their translation"

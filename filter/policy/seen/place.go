@@ -260,7 +260,7 @@ func (p *placer) pod(e *flow.End) int32 {
 		return at
 	}
 	if e.Workload != nil {
-		if at := p.among(p.workloads[e.Namespace+"/"+e.Workload.Name], e, 0); at != nowhere {
+		if at := p.workload(e); at != nowhere {
 			return at
 		}
 	}
@@ -273,11 +273,34 @@ func (p *placer) pod(e *flow.End) int32 {
 			break
 		}
 		short = short[:dash]
-		if at := p.among(p.workloads[e.Namespace+"/"+short], e, 0); at != nowhere {
+		units := p.workloads[e.Namespace+"/"+short]
+		if at, is := p.pods[e.Namespace+"/"+short]; is && len(units) == 0 {
+			units = []int32{at} // a pod that stands for its workload, as in examples
+		}
+		if at := p.among(units, e, 0); at != nowhere {
 			return at
 		}
 	}
 	return p.among(p.inside[e.Namespace], e, 1)
+}
+
+// workload returns the unit of the workload that an end names. If policies tell pods of the workload
+// apart, the labels decide.
+func (p *placer) workload(e *flow.End) int32 {
+	var units []int32
+	for _, at := range p.workloads[e.Namespace+"/"+e.Workload.Name] {
+		if e.Workload.Kind == "" || p.units[at].Workload.Kind == e.Workload.Kind {
+			units = append(units, at)
+		}
+	}
+	if len(units) == 0 {
+		return nowhere
+	}
+	other := func(at int32) bool { return p.units[at].Party != p.units[units[0]].Party }
+	if slices.ContainsFunc(units, other) {
+		return p.among(units, e, 0)
+	}
+	return units[0]
 }
 
 // among returns the unit whose pods have the most labels in common with an end, and at least so many, out

@@ -1,0 +1,167 @@
+package matrix
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"sluice/filter/flow"
+)
+
+var tenOClock = time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
+
+// shopFlow is a flow from web to db, of which policies allow TCP 80.
+func shopFlow(event string, port uint16, minute int) *flow.Record {
+	end := func(pod string) *flow.End { return &flow.End{Kind: flow.PodEnd, Namespace: "shop0", Pod: pod} }
+	r := &flow.Record{Time: tenOClock.Add(time.Duration(minute) * time.Minute), Event: event, Protocol: "TCP", DstPort: port, From: end("web-0"), Into: end("db-0")}
+	if event == "denied" {
+		r.Reason = "ingress-denied"
+	}
+	return r
+}
+
+// laidOver returns the matrix of shop0 with flows laid over it, and the cell from web to db.
+func laidOver(t *testing.T, o Options, flows ...*flow.Record) (*Matrix, *Cell) {
+	t.Helper()
+	m := New(shops(2, 1), o)
+	tally := m.Tally()
+	tally.Files = 1
+	for _, r := range flows {
+		tally.Add(r, time.Time{})
+	}
+	m.Lay(tally)
+	for _, c := range m.Flows {
+		if c.From == "shop0/web" && c.To == "shop0/db" || c.From == "shop0/*" && c.To == "shop0/*" || c.From == "shop0/web-0" && c.To == "shop0/db-0" {
+			return m, c
+		}
+	}
+	t.Fatal("there is no cell from web to db")
+	return nil, nil
+}
+
+func TestLay(t *testing.T) {
+	tests := map[string]struct {
+		flows []*flow.Record
+		cell  string // the text of the cell
+		seen  string
+		pairs Uses
+	}{
+		"nothing": {nil, "=80", "never used", Uses{NeverUsed: 14}},
+		"used":    {[]*flow.Record{shopFlow("allowed", 80, 0), shopFlow("allowed", 80, 5)}, "=80+", "TCP 80 allowed 2 times, last 10:05:00", Uses{Used: 1, NeverUsed: 13}},
+		"tried":   {[]*flow.Record{shopFlow("denied", 22, 0)}, "=80 !", "TCP 22 tried, closed: denied 1 time, last 10:00:00; never used", Uses{NeverUsed: 14, Tried: 1}},
+		"used and tried": {[]*flow.Record{shopFlow("allowed", 80, 0), shopFlow("denied", 22, 0)}, "=80+ !",
+			"TCP 22 tried, closed: denied 1 time, last 10:00:00; TCP 80 allowed 1 time, last 10:00:00", Uses{Used: 1, NeverUsed: 13, Tried: 1}},
+		"open now, denied then": {[]*flow.Record{shopFlow("denied", 80, 0)}, "=80", "TCP 80 denied 1 time, last 10:00:00 (not as these policies say); never used",
+			Uses{NeverUsed: 14, Changed: 1}},
+		"closed now, allowed then": {[]*flow.Record{shopFlow("allowed", 22, 0)}, "=80 !", "TCP 22 tried, closed: allowed 1 time, last 10:00:00 (not as these policies say); never used",
+			Uses{NeverUsed: 14, Tried: 1, Changed: 1}},
+		"denied before, and allowed since": {[]*flow.Record{shopFlow("denied", 80, 0), shopFlow("allowed", 80, 5)}, "=80+", "TCP 80 allowed 1 time, denied 1 time, last 10:05:00",
+			Uses{Used: 1, NeverUsed: 13}},
+		"allowed before, and denied since": {[]*flow.Record{shopFlow("allowed", 80, 0), shopFlow("denied", 80, 5)}, "=80+", "TCP 80 allowed 1 time, denied 1 time, last 10:05:00 (not as these policies say)",
+			Uses{Used: 1, NeverUsed: 13, Changed: 1}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			m, c := laidOver(t, Options{}, tt.flows...)
+			if got := c.text(); got != tt.cell {
+				t.Errorf("cell %q, want %q", got, tt.cell)
+			}
+			if got := m.Seen.cellText(c); got != tt.seen {
+				t.Errorf("seen %q, want %q", got, tt.seen)
+			}
+			if m.Seen.Pairs != tt.pairs {
+				t.Errorf("pairs %+v, want %+v", m.Seen.Pairs, tt.pairs)
+			}
+		})
+	}
+}
+
+// With only open pairs, closed ones that were tried are counted and named all the same.
+func TestLayOverOpenPairs(t *testing.T) {
+	back := shopFlow("denied", 22, 0)
+	back.From = &flow.End{Kind: flow.WorldEnd}
+	m, _ := laidOver(t, Options{OnlyOpen: true}, back)
+	var b bytes.Buffer
+	if err := m.WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	if m.Seen.Pairs.Tried != 1 || !strings.Contains(b.String(), "  world → shop0/db TCP 22: denied 1 time") {
+		t.Errorf("%+v in\n%s", m.Seen.Pairs, b.String())
+	}
+}
+
+// A matrix by namespace adds the flows of its pairs, and knows what is open for each of them.
+func TestLayByNamespace(t *testing.T) {
+	other := shopFlow("denied", 22, 1)
+	m, c := laidOver(t, Options{By: ByNamespace}, shopFlow("allowed", 80, 0), shopFlow("denied", 22, 0), other)
+	if got, want := m.Seen.cellText(c), "TCP 22 tried, closed: denied 2 times, last 10:01:00; TCP 80 allowed 1 time, last 10:00:00; never used: UDP, SCTP, ICMP"; !strings.HasPrefix(got, want[:40]) || !strings.Contains(got, "TCP 80 allowed 1 time") {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if below := m.below(); below.Seen == nil || below.Seen.Pairs.Used != 1 {
+		t.Error("the matrix by workload below has no flows")
+	}
+}
+
+// What is not about the matrix is counted by reason.
+func TestLayLeavesOut(t *testing.T) {
+	asked := NewPort(80, 6)
+	o := Options{Ports: []Port{asked}, To: []string{"shop0"}}
+	self := shopFlow("allowed", 80, 0)
+	self.Into = self.From
+	elsewhere := shopFlow("allowed", 80, 0)
+	elsewhere.Into = &flow.End{Kind: flow.PodEnd, Namespace: "shop1", Pod: "db-0"}
+	m, _ := laidOver(t, o, shopFlow("allowed", 80, 0), shopFlow("denied", 22, 0), self, self, self, elsewhere)
+	want := "flows that policies do not decide about, as between nodes or of a pod to itself: 3; flows that the matrix is not about: 2"
+	if got := m.Seen.leftOutText(); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if m.Seen.Flows != 6 || m.Seen.Pairs.Used != 1 {
+		t.Errorf("%d flows, %+v", m.Seen.Flows, m.Seen.Pairs)
+	}
+}
+
+// All forms have what was seen.
+func TestLayInAllForms(t *testing.T) {
+	m, _ := laidOver(t, Options{Namespaces: []string{"shop0"}}, shopFlow("allowed", 80, 0), shopFlow("denied", 22, 5))
+	write := func(f func(*bytes.Buffer) error) string {
+		var b bytes.Buffer
+		if err := f(&b); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	texts := map[string]string{
+		"csv":      write(func(b *bytes.Buffer) error { return m.WriteCSV(b) }),
+		"markdown": write(func(b *bytes.Buffer) error { return m.WriteMarkdown(b) }),
+		"dot":      write(func(b *bytes.Buffer) error { return m.WriteDot(b) }),
+		"html":     write(func(b *bytes.Buffer) error { return m.WriteHTML(b) }),
+		"text":     write(func(b *bytes.Buffer) error { return m.WriteText(b) }),
+		"json":     write(func(b *bytes.Buffer) error { return m.WriteJSON(b) }),
+	}
+	for form, parts := range map[string][]string{
+		"csv": {
+			",used,1,0,2026-11-26T10:00:00Z,2026-11-26T10:00:00Z,TCP 80: 1,\n", ",tried,0,1,2026-11-26T10:05:00Z,2026-11-26T10:05:00Z,TCP 22: 1,\n", ",never used,,,,,,\n",
+			"seen,allowed,denied,first,last,seen ports,changed\n",
+		},
+		"markdown": {"| =80+ ! |", "\"Never used\" means only: not in these flows."},
+		"dot":      {`"shop0/web" -> "shop0/db" [label="=80+ !", color=green]`, "style=dashed]"},
+		"text":     {"Pairs seen: 1 open and used, 8 open and never used, 1 closed and tried.\nFlows: 2 in 1 file, 2026-11-26 10:00:00 to 10:05:00 UTC. \"Never used\" means only: not in these flows.\n"},
+		"html":     {"not in these flows"},
+	} {
+		for _, part := range parts {
+			if !strings.Contains(strings.ReplaceAll(texts[form], "&#34;", `"`), part) {
+				t.Errorf("%s has no %q:\n%s", form, part, texts[form][:min(4000, len(texts[form]))])
+			}
+		}
+	}
+	var read Matrix
+	if err := json.Unmarshal([]byte(texts["json"]), &read); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(read.Seen.Pairs, read.Seen.First, read.Seen.Flows); got != fmt.Sprint(m.Seen.Pairs, m.Seen.First, m.Seen.Flows) {
+		t.Errorf("JSON has %s", got)
+	}
+}
