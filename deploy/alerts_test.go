@@ -21,12 +21,13 @@ type series map[string]string
 // agents are the instances of the agents in the tests.
 var agents = []string{"a", "b", "c"}
 
-// of returns a series of an agent. labels end with a comma, or are empty.
+// of returns the name and the labels of an agent's series. The parameter labels ends with a comma or is
+// empty.
 func of(name, labels, instance string) string {
 	return fmt.Sprintf(`%s{%sinstance="%s"}`, name, labels, instance)
 }
 
-// healthy returns the series of three agents that nothing is wrong with, for five hours.
+// healthy returns the series of three agents without problems, for five hours.
 func healthy() series {
 	all := make(series)
 	for _, a := range agents {
@@ -53,7 +54,7 @@ func healthy() series {
 
 const denies = `tier="NetworkPolicy",policy="shop/db",direction="ingress",`
 
-// everywhere returns the same values of a series of each agent.
+// everywhere returns a series for each agent, all with the same values.
 func everywhere(name, labels, values string) series {
 	all := make(series)
 	for _, a := range agents {
@@ -62,7 +63,7 @@ func everywhere(name, labels, values string) series {
 	return all
 }
 
-// with returns the union of series.
+// with returns the union of series. If several have the same name, it takes the last one.
 func with(all ...series) series {
 	sum := make(series)
 	for _, s := range all {
@@ -71,8 +72,8 @@ func with(all ...series) series {
 	return sum
 }
 
-// alertCase is what happens to healthy agents, and which alerts fire when. An alert is "NAME" or
-// "NAME LABEL=VALUE", with one of the labels in shownLabels.
+// alertCase is a change of the series of healthy agents, and the alerts that then fire, by time. An alert
+// is "NAME" or "NAME LABEL=VALUE", with one of the labels in shownLabels.
 type alertCase struct {
 	name   string
 	change series
@@ -81,7 +82,7 @@ type alertCase struct {
 
 var shownLabels = []string{"instance", "kind", "policy"}
 
-// alertCases has, for each alert, a case in which it fires, and those that are close to it.
+// alertCases returns, for each alert, cases in which it fires and cases in which it almost does.
 func alertCases() []alertCase {
 	down := series{of("up", `job="sluice",`, "a"): "1x10 0x290"}
 	gone := series{of("sluice_ready", "", "a"): "1x10 stale", of("sluice_build_info", `version="v1",`, "a"): "1x10 stale"}
@@ -136,7 +137,7 @@ func alertCases() []alertCase {
 	}
 }
 
-// promtoolGroup returns a test of promtool: at the given times, exactly the given alerts fire.
+// promtoolGroup returns a test for promtool: at each time in c.fires, exactly the alerts of that time fire.
 func promtoolGroup(c alertCase) map[string]any {
 	var inputs, tests []map[string]any
 	all := with(healthy(), c.change)
@@ -175,7 +176,7 @@ func promtool(t *testing.T, args ...string) {
 	}
 }
 
-// Each alert fires when it should, and at no other time: in each case, no other alert fires.
+// In each case exactly the expected alerts fire, and each alert fires in some case.
 func TestAlertsFire(t *testing.T) {
 	rulesFile, err := filepath.Abs(filepath.Join(monitoringDir, "alerts.yaml"))
 	if err != nil {
@@ -212,7 +213,7 @@ func TestAlertsFire(t *testing.T) {
 	promtool(t, "test", "rules", file)
 }
 
-// burstTexts returns a test that compares the annotations of an alert: they name the policy.
+// burstTexts returns a test for promtool that compares the annotations of an alert, which name the policy.
 func burstTexts() map[string]any {
 	c := promtoolGroup(alertCase{change: everywhere("sluice_policy_denied_total", denies, "0+6x120 720+600x180")})
 	delete(c, "promql_expr_test")

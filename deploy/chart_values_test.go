@@ -94,7 +94,8 @@ func TestHubbleNeedsTLS(t *testing.T) {
 	}
 }
 
-// The chart refuses values with which an update would wait forever, or alerts would count agents twice.
+// The chart refuses values with which an update would never end, or with which alerts would count agents
+// twice.
 func TestMonitoringValuesThatConflict(t *testing.T) {
 	for values, want := range map[string]string{
 		"metrics: {declarePort: true}":                    "set updateStrategy.rollingUpdate.maxSurge=0 and maxUnavailable=1",

@@ -45,8 +45,8 @@ func statusOfAll(ctx context.Context, e env, f fleet, opts *statusOptions) error
 	}
 	all := askAll(ctx, f, opts, pods)
 	if all.differ() {
-		// A change that was coming into force reaches the nodes at different moments. A node that lags
-		// still does so when it is asked again.
+		// A change that comes into force meanwhile reaches the nodes at different moments. So only nodes
+		// that still differ when they are asked again count as different.
 		all = askAll(ctx, f, opts, pods)
 	}
 	all.compare(ctx, f, opts, pods)

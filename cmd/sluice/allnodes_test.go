@@ -87,8 +87,8 @@ n3    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 	}
 }
 
-// A node that is asked while a change comes into force does not lag. If policies go on changing, it is not
-// known in what nodes differ.
+// A node that is asked while a change comes into force does not count as different. If policies go on
+// changing, status cannot tell in which policies nodes differ.
 func TestStatusOfNodesThatChange(t *testing.T) {
 	f := newTestFleet(t, "n1", "n2")
 	old, late := f.agent("n1"), f.agent("n2")

@@ -51,7 +51,7 @@ type testAgent struct {
 	denials  []*flow.DenialRecord
 	flows    chan *flow.Record
 	socket   string
-	answered func() // called after an answer with the status; nil: not called
+	answered func() // called when the agent answers with its status; may be nil
 }
 
 // newTestFleet starts a cluster with an agent on each of the given nodes.

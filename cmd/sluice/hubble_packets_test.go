@@ -226,7 +226,7 @@ func TestHubbleOnPackets(t *testing.T) {
 		{"--to-ip " + s.hosts["default/db"].IPv4.String() + " --traffic-direction ingress", []string{"default/other", "default/web"}, nil},
 		{"-n mine", nil, []string{"->"}},
 		{"--since 1h --drop-reason-desc POLICY_DENIED --not-reply --node-name node-1", []string{"default/other"}, []string{"default/web"}},
-		// what hubble-ui asks for a namespace
+		// the request of hubble-ui for a namespace
 		{`--allowlist {"source_pod":["default/"],"reply":[false]} --denylist {"destination_fqdn":["*.cluster.local*"]}`, []string{"default/other", "default/web"}, nil},
 		{"--http-method GET", []string{"filter http_method: Sluice does not know this"}, []string{"->"}},
 	} {

@@ -165,7 +165,7 @@ func waitHere(ctx context.Context, e env, opts *waitOptions, wanted []status.Wan
 				sayInForce(e, wanted, "")
 				return nil
 			}
-		case ctx.Err() != nil: // the last answer tells why, if there was one
+		case ctx.Err() != nil: // why stays that of the last answer, if there was one
 			if first {
 				why = []string{fmt.Sprintf("the agent on %s has not answered", opts.socket)}
 			}

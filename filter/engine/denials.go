@@ -10,8 +10,8 @@ import (
 const (
 	// maxCauses bounds the causes that a counter keeps by pointer.
 	maxCauses = 500
-	// MaxPolicies bounds the policies that have series of their own, and maxSeries their series: most
-	// policies have one or two, and a ClusterNetworkPolicy may have one for each of its rules.
+	// MaxPolicies bounds the policies that have series of their own, and maxSeries the series of all these
+	// policies. Most policies have one or two series; a ClusterNetworkPolicy may have one for each rule.
 	MaxPolicies = 1000
 	maxSeries   = 4 * MaxPolicies
 )
@@ -20,16 +20,16 @@ const (
 // series of their own, one for each tier and direction.
 const OtherPolicies = "(other)"
 
-// Series decides which policies have series of their own: the first MaxPolicies that deny something,
-// until they are freed. All counters of an agent share one, so that the sum of their series has the same
-// bound. The zero value is ready for use; its methods may be called concurrently.
+// Series decides which policies have series of their own: the first MaxPolicies that deny something. A
+// policy keeps its series until Free. All counters of an agent share a Series, so that the bounds hold for
+// all of them together. The zero value is ready for use. Its methods may be called concurrently.
 type Series struct {
 	mu       sync.Mutex
 	policies map[string]bool
 	all      map[Denial]bool
 }
 
-// has reports whether a series is one of its own, and reserves it if there is room.
+// has reports whether the series d exists. If it does not and there is room for it, has adds it first.
 func (s *Series) has(d Denial) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,7 +46,8 @@ func (s *Series) has(d Denial) bool {
 	return true
 }
 
-// Free gives the room of policies to others. Call it when no counter has series of these policies.
+// Free removes the series of the given policies, so that other policies can have series. It must be called
+// after all counters have forgotten these policies.
 func (s *Series) Free(policies []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,7 +121,7 @@ func causeOf(v *filter.Verdict) (c cause, ok bool) {
 // compiled policy has new pointers. Only denied packets pay for it.
 type denialCounter struct {
 	mu      sync.Mutex
-	series  *Series          // made at the first denial of a counter that shares none
+	series  *Series          // if nil, the first denial makes one that is not shared
 	causes  map[cause]uint64 // since the last call of fold
 	denials Denials
 }

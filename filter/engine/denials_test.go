@@ -74,8 +74,8 @@ func denyBy(c *denialCounter, name string, rule int) {
 	}}, 1)
 }
 
-// policiesOf returns the number of policies that have series of their own in the sum of counters, and
-// the number of denials by the others.
+// policiesOf returns, for the sum of some counters, the number of policies that have series of their own,
+// the number of denials by other policies, and the number of all denials.
 func policiesOf(counters ...*denialCounter) (policies int, other, all uint64) {
 	var sum Denials
 	for _, c := range counters {
@@ -93,8 +93,8 @@ func policiesOf(counters ...*denialCounter) (policies int, other, all uint64) {
 	return policies, sum.ByPolicy[Denial{Tier: filter.BaselineTier, Direction: filter.Ingress, Policy: OtherPolicies}], sum.ByTier[filter.BaselineTier]
 }
 
-// At most MaxPolicies have series in all counters together, and no denial is lost. A deleted policy gives
-// its room to another one.
+// At most MaxPolicies have series in all counters together, and every denial is counted. When policies are
+// deleted, as many others can have series.
 func TestDenialsAreBounded(t *testing.T) {
 	var shared Series
 	one, two := &denialCounter{series: &shared}, &denialCounter{series: &shared}
@@ -133,7 +133,7 @@ func TestDenialsAreBounded(t *testing.T) {
 	}
 }
 
-// Policies with many rules do not exceed the bound either.
+// The number of series is bounded even if policies have many rules.
 func TestRulesAreBounded(t *testing.T) {
 	var c denialCounter
 	for i := range MaxPolicies {

@@ -67,7 +67,7 @@ type Config struct {
 	// Strangers remembers addresses in other nodes' pod ranges that belong to no pod, so that only
 	// their first packets wait. It may be nil.
 	Strangers *Strangers
-	// Series may be nil. The evaluators of an agent share it.
+	// Series is shared by the evaluators of an agent. If it is nil, the evaluator has its own.
 	Series *Series
 	// FailOpen allows a packet from or to an address that is expected to belong to a pod of this
 	// node (policy.PendingLocal), if the pod does not become known in time.

@@ -112,7 +112,7 @@ func (t *tally) count(v *filter.Verdict, n uint64) {
 // called concurrently.
 type Counter struct{ tally tally }
 
-// NewCounter returns a counter that shares series with others.
+// NewCounter returns a counter that shares a Series with other counters.
 func NewCounter(series *Series) *Counter {
 	c := new(Counter)
 	c.tally.denials.series = series

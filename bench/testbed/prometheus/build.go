@@ -19,7 +19,7 @@ const (
 	Version = "v0.316.0"
 	module  = "github.com/prometheus/prometheus"
 
-	// Enable is the environment variable that enables the tests that need the programs.
+	// Enable is the environment variable that enables the tests with these programs.
 	Enable = "SLUICE_TEST_ALERTS"
 )
 
@@ -42,7 +42,7 @@ func built(ctx context.Context, name string, log io.Writer) (string, error) {
 }
 
 // build builds a program from its Go module into dir, unless it is already there. The first time, this
-// takes two minutes of a processor, and build writes a line about it to log. If two processes build at
+// takes two minutes of CPU time, and build writes a line about it to log. If two processes call build at
 // the same time, one waits for the other.
 func build(ctx context.Context, dir, name string, log io.Writer) error {
 	work, made := filepath.Join(dir, "module"), filepath.Join(dir, name)
@@ -73,7 +73,7 @@ func build(ctx context.Context, dir, name string, log io.Writer) error {
 }
 
 // goBuild builds a program at a low priority, without the caller's module settings. It leaves out the
-// service discovery of the clouds, which takes most of the build and is not needed.
+// service discovery of cloud providers, which takes most of the time to build and is not needed.
 func goBuild(ctx context.Context, dir, out, path string) error {
 	cmd := exec.CommandContext(ctx, "nice", "-n", "10", "go", "build", "-mod=mod", "-tags=remove_all_sd", "-trimpath", "-ldflags=-s -w", "-o", out, path)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOWORK=off", "GOFLAGS=", "CGO_ENABLED=0")

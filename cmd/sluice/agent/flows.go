@@ -41,7 +41,7 @@ type flows struct {
 	counting     sync.Mutex
 	counted      map[filter.Key]uint64 // the kernel's count of packets of each flow, at the last countKernel
 	attributed   uint64                // the sum of the packets in kernelDenied
-	forgotten    uint64                // denied packets of flows that the kernel forgot before they were counted
+	forgotten    uint64                // denied packets without a verdict: see kernelDenials
 }
 
 func newFlows(a *agent, size int) *flows {
@@ -292,8 +292,9 @@ func (f *flows) countKernel() {
 	}
 }
 
-// kernelDenials returns the verdicts on the packets that the kernel has denied, and the number of denied
-// packets whose flow is not known because the kernel has forgotten it. No count ever becomes smaller.
+// kernelDenials returns the verdicts on the packets that the kernel has denied. forgotten is the number of
+// the denied packets to which no verdict can be attributed: the kernel has forgotten their flow, or the
+// policies in force would allow them. No count ever becomes smaller.
 func (f *flows) kernelDenials() (known engine.Tally, forgotten uint64) {
 	f.countKernel()
 	f.counting.Lock()

@@ -11,7 +11,7 @@ import (
 	"sluice/filter/flow"
 )
 
-// Identities that Cilium reserves. Those of pods are above.
+// Identities that Cilium reserves. The identities of pods are greater than maxReserved.
 const (
 	hostID      = 1
 	worldID     = 2
@@ -41,8 +41,8 @@ func endpointOf(e *flow.End, addr netip.Addr) *flowpb.Endpoint {
 	return out
 }
 
-// workloadOf returns the workload of a pod. A pod without one is its own: hubble-ui takes an end without
-// identity and workload for the world.
+// workloadOf returns the workload of a pod. For a pod without a workload it returns the pod itself, because
+// hubble-ui shows an end that has neither an identity nor a workload as the world.
 func workloadOf(e *flow.End) *flowpb.Workload {
 	if e.Workload != nil {
 		return &flowpb.Workload{Kind: e.Workload.Kind, Name: e.Workload.Name}
@@ -50,9 +50,10 @@ func workloadOf(e *flow.End) *flowpb.Workload {
 	return &flowpb.Workload{Kind: "Pod", Name: e.Pod}
 }
 
-// identityOf returns the number of a workload, the same on all nodes: a hash. hubble-ui draws a card for each
-// number. Without numbers, workloads of the same name in different namespaces would share one. Two workloads
-// share a number by chance: of 1,000 workloads, with a probability of 1 in 9,000.
+// identityOf returns a number that identifies a workload: a hash, so that it is the same on all nodes.
+// hubble-ui draws a card for each number. Without numbers, workloads with the same name in different
+// namespaces would share a card. The probability that any two of 1,000 workloads have the same number is 1
+// in 9,000.
 func identityOf(namespace string, w *flowpb.Workload) uint32 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(strings.Join([]string{namespace, w.GetKind(), w.GetName()}, "\x00"))) // a hash returns no error

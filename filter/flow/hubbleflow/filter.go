@@ -53,9 +53,9 @@ func (f *Filter) Selects(fl *flowpb.Flow) bool {
 	return (len(f.allow) == 0 || slices.ContainsFunc(f.allow, in)) && !slices.ContainsFunc(f.deny, in)
 }
 
-// withoutNames leaves out the filters about DNS names. No flow of Sluice has a DNS name, so such a filter
-// selects nothing. To select by a name is an error, but to leave out names is not: hubble-ui leaves out
-// *.cluster.local* in each request.
+// withoutNames returns the filters of the list deny without those about DNS names, which match nothing
+// because flows of Sluice have no DNS names. In the list allow, such a filter is an error. In the list deny
+// it is not, because each request of hubble-ui denies *.cluster.local*.
 func withoutNames(deny []*flowpb.FlowFilter) []*flowpb.FlowFilter {
 	return slices.DeleteFunc(slices.Clone(deny), func(ff *flowpb.FlowFilter) bool {
 		return len(ff.GetSourceFqdn()) > 0 || len(ff.GetDestinationFqdn()) > 0
@@ -305,9 +305,9 @@ func matchProtocols(names []string) (match, error) {
 }
 
 // matchEvents takes Cilium's types of events. Cilium reports several events about a packet, and Sluice
-// one flow. So drop (1) matches denied flows, trace (4) allowed flows, and policy verdict (5) both. Other types
-// match nothing. They are an error only if there is no type that Sluice has: older versions of hubble-ui
-// list all types that they show.
+// one flow. So drop (1) matches denied flows, trace (4) allowed flows, and policy verdict (5) both. Other
+// types match nothing. They are an error only if the filter has none of these three types, because older
+// versions of hubble-ui list all types that they show.
 func matchEvents(types []*flowpb.EventTypeFilter) (match, error) {
 	var all []match
 	var others []string

@@ -10,8 +10,8 @@ import (
 	"sluice/filter/flow/hubbleflow"
 )
 
-// The requests of hubble-ui for a namespace, with what it leaves out by default, are answered. Before
-// version 0.13 it listed the types of events.
+// The requests of hubble-ui for a namespace, with its default list deny, are answered. Versions before 0.13
+// also listed the types of events.
 func TestFilterOfHubbleUI(t *testing.T) {
 	deny := filters(t, `{"source_label":["reserved:unknown","reserved:host","k8s:k8s-app=kube-dns","reserved:remote-node","k8s:app=prometheus"]}`,
 		`{"destination_label":["reserved:unknown","reserved:host","reserved:remote-node","k8s:app=prometheus"]}`,
@@ -29,7 +29,8 @@ func TestFilterOfHubbleUI(t *testing.T) {
 	}
 }
 
-// hubble-ui draws a card for each identity above 0: of a workload in its namespace, or of a pod without one.
+// Each workload of a namespace and each pod without a workload has its own identity, for which hubble-ui
+// draws a card.
 func TestIdentity(t *testing.T) {
 	card := func(namespace, pod string, w *flow.Workload) *flowpb.Endpoint {
 		return hubbleflow.Flow(&flow.Record{Event: "allowed", From: &flow.End{Kind: flow.PodEnd, Namespace: namespace, Pod: pod, Workload: w}}).GetSource()

@@ -134,7 +134,7 @@ var (
 
 // The kernel's flow cache does not store the direction and the reason of a verdict. So the packets that
 // it allows have these values of the labels "direction" (notKnown) and "reason" (byKernel). The packets
-// that it denies have them only if their flow is not known.
+// that it denies have them only if no verdict can be attributed to them: see State.KernelUnknown.
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
@@ -235,14 +235,15 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// digestNumber returns the digits of a digest that sluice status shows: a float64 holds them exactly. As a
-// label, they would begin a new series with each change.
+// digestNumber returns the digits of a digest that sluice status shows, as a number: a float64 holds them
+// exactly. As a label, the digits would make a new series with each change.
 func digestNumber(digest string) (n float64, ok bool) {
 	bits, err := strconv.ParseUint(status.ShortDigest(digest), 16, 64)
 	return float64(bits), err == nil
 }
 
-// linuxNodes returns the number of Nodes that can have an agent. Old kubelets set no such label.
+// linuxNodes returns the number of Nodes that can have an agent. It counts a Node without the label of the
+// operating system, because old kubelets do not set it.
 func linuxNodes(s *State) (n int) {
 	for node := range s.Snapshot.Nodes() {
 		if os := node.Labels[corev1.LabelOSStable]; os == "" || os == "linux" {
@@ -252,7 +253,7 @@ func linuxNodes(s *State) (n int) {
 	return n
 }
 
-// denied returns the sum of the agent's verdicts and the kernel's denials whose flow is known.
+// denied returns the sum of the agent's verdicts and those denials of the kernel that have a verdict.
 func (s *State) denied() *engine.Tally {
 	var sum engine.Tally
 	sum.Add(&s.Tally)

@@ -38,8 +38,8 @@ type State struct {
 	Tally  engine.Tally // sum of all evaluators
 	Flows  cache.Stats  // sum of all evaluators' flow caches
 	Kernel *bpf.Stats   // nil if the kernel remembers no verdicts
-	// KernelDenied counts the kernel's denied packets whose flow is known, by verdict. KernelUnknown is
-	// the number of the others.
+	// KernelDenied counts the kernel's denied packets by verdict, as far as their flow is known and the
+	// policies in force deny it. KernelUnknown is the number of the others.
 	KernelDenied  engine.Tally
 	KernelUnknown uint64
 	Guard         *guard.Stats // nil if pods' interfaces are not guarded
@@ -52,8 +52,8 @@ type State struct {
 	RepairFailures uint64
 	Unlogged       uint64 // verdicts that were not logged because of the rate limit
 
-	FlowRecords  uint64 // flows that were recorded for those who watch them
-	FlowsLeftOut uint64 // flows that were left out there
+	FlowRecords  uint64 // flows that were recorded for watchers
+	FlowsLeftOut uint64 // flows that watchers did not get
 
 	Connections Connections // connections of the HTTP server and the socket
 
