@@ -58,7 +58,7 @@ func TestCountRecords(t *testing.T) {
 	for _, line := range []string{
 		`{"time":"2026-11-27T06:00:00Z","node":"n","event":"allowed","reason":"rule"}`,
 		`{"time":"2026-11-27T06:00:00Z","event":"allowed","from":{"labels":{"event":"denied"}}}`,
-		`{"event":"denied","answer":"reject"}`, `{"event":"ended","seconds":1}`, `{"event":"left-out","count":7}`,
+		`{"event":"denied","answer":"reject"}`, `{"event":"ended","seconds":1}`, `{"event":"left-out","count":7}`, `{"event":"unrecorded","missing":"all"}`,
 	} {
 		if err := w.count([]byte(line)); err != nil {
 			t.Error(err)
