@@ -27,7 +27,8 @@ type Denial struct {
 	Rejected    bool // whether the last packet was rejected
 }
 
-// Event is a packet that the kernel has denied without the agent.
+// Event is a packet that the kernel has denied without user space. It is valid only while it is being
+// reported.
 type Event struct {
 	Key      filter.Key // as in Denial
 	SrcPort  uint16
@@ -97,19 +98,20 @@ func (c *Cache) Watch(ctx context.Context, perSecond uint32, begun func(), repor
 	stop := context.AfterFunc(ctx, func() { _ = events.Close() })
 	if err = c.setWatch(perSecond); err == nil {
 		begun()
-		err = c.report(events, report)
+		err = c.report(ctx, events, report)
 	}
 	stop()
 	return errors.Join(err, c.setWatch(0), events.Close())
 }
 
-// report calls the function report for each event, until the reader is closed.
-func (c *Cache) report(events *ringbuf.Reader, report func(*Event)) error {
+// report reports events until the reader is closed.
+func (c *Cache) report(ctx context.Context, events *ringbuf.Reader, report func(*Event)) error {
 	clock, err := readClock()
 	if err != nil {
 		return err
 	}
 	var record ringbuf.Record
+	var event Event // reused for all events, because it escapes to the heap
 	for {
 		switch err := events.ReadInto(&record); {
 		case errors.Is(err, ringbuf.ErrClosed):
@@ -119,14 +121,31 @@ func (c *Cache) report(events *ringbuf.Reader, report func(*Event)) error {
 		case len(record.RawSample) < eventLen:
 			return fmt.Errorf("read what the kernel's flow cache denies: an event of %d bytes, want %d", len(record.RawSample), eventLen)
 		}
-		report(parseEvent(record.RawSample, clock))
+		event = parseEvent(record.RawSample, clock)
+		if report(&event); record.Remaining == 0 {
+			pause(ctx)
+		}
 	}
 }
 
-func parseEvent(b []byte, clock clock) *Event {
+// gatherTime is the time after the last event until Watch reads again. The kernel wakes Watch up for an
+// event only if Watch has read all others; that takes the kernel ten times as long as the event does.
+const gatherTime = 5 * time.Millisecond
+
+// pause waits for gatherTime.
+func pause(ctx context.Context) {
+	wait := time.NewTimer(gatherTime)
+	defer wait.Stop()
+	select {
+	case <-ctx.Done():
+	case <-wait.C:
+	}
+}
+
+func parseEvent(b []byte, clock clock) Event {
 	e := Event{Time: clock.at(binary.NativeEndian.Uint64(b)), SrcPort: binary.NativeEndian.Uint16(b[eventSource:]), Rejected: b[eventRejected] != 0}
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&e.Key)), eventSource-eventKey), b[eventKey:])
-	return &e
+	return e
 }
 
 func (c *Cache) setWatch(perSecond uint32) error {

@@ -206,6 +206,76 @@ func TestLeftOut(t *testing.T) {
 	})
 }
 
+// Beyond the rate, the log keeps a part of the records of each second, and tells the number of the
+// others about once a second, also while records that are kept and others alternate. What it skips is
+// counted in the same way.
+func TestSampling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const seconds, perSecond, limit = 10, 40_000, 20_000
+		l := flow.NewLog(1<<20, nil)
+		w := l.Watch(0, true)
+		defer w.Close()
+		for i := range seconds * perSecond {
+			now := time.Now()
+			if i%2 == 0 && l.Skip(flow.Opened, now) {
+				continue
+			}
+			l.Add(&flow.Entry{Kind: flow.Opened, Time: now})
+			time.Sleep(time.Second / perSecond)
+		}
+		time.Sleep(time.Second)
+		l.Miss(1, time.Now()) // so that all is told
+		kept, told, left := 0, 0, uint64(0)
+		for into := make([]flow.Entry, 1000); ; {
+			n := w.Next(t.Context(), into, false)
+			if n == 0 {
+				break
+			}
+			for _, e := range into[:n] {
+				if e.Kind == flow.LeftOut {
+					told++
+					left += e.Count
+				} else {
+					kept++
+				}
+			}
+		}
+		if kept+int(left) != seconds*perSecond+1 || kept < seconds*limit || kept > (seconds+2)*limit || told > 2*seconds+1 {
+			t.Errorf("%d of %d records are kept and %d left out, which %d records tell", kept, seconds*perSecond, left, told)
+		}
+	})
+}
+
+// A watcher gets the records of some milliseconds at once, and those that are there without a delay.
+func TestWatcherGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := flow.NewLog(100, nil)
+		w := l.Watch(0, true)
+		defer w.Close()
+		go func() {
+			for n := range 30 {
+				l.Add(numbered(n))
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		into, began := make([]flow.Entry, 100), time.Now()
+		n := w.Next(t.Context(), into, true)
+		if took := time.Since(began); n < 5 || took > 20*time.Millisecond {
+			t.Errorf("%d records after %v", n, took)
+		}
+		time.Sleep(time.Second)
+		began = time.Now()
+		if n += w.Next(t.Context(), into, true); n != 30 || time.Since(began) > 0 {
+			t.Errorf("%d records after %v, want all 30 at once", n, time.Since(began))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if n := w.Next(ctx, into, true); n != 0 {
+			t.Errorf("%d records after all", n)
+		}
+	})
+}
+
 // Watchers come and go while records are added. None of them counts more records, read and left out,
 // than were added.
 func TestLogConcurrently(t *testing.T) {
@@ -257,7 +327,7 @@ func TestLogConcurrently(t *testing.T) {
 }
 
 // cluster returns a snapshot with the pods shop/web-1 and shop/db-0 and the node n2.
-func cluster(t *testing.T) *policy.Snapshot {
+func cluster(t testing.TB) *policy.Snapshot {
 	t.Helper()
 	w := policy.NewStore()
 	w.SetPod(&policy.Pod{

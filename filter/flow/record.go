@@ -66,6 +66,8 @@ type End struct {
 	Labels    map[string]string `json:"labels,omitempty"`
 	// Node is the name of the pod's node. If the end is a node, it is the name of the end.
 	Node string `json:"node,omitempty"`
+
+	encoded []byte // the end in JSON; nil unless a Describer has made it
 }
 
 // Workload is the object that has created a pod, such as a Deployment.
@@ -101,6 +103,8 @@ type Side struct {
 	RuleName string   `json:"rule_name,omitempty"`
 	// Passed is the rule of the Admin tier that has passed the flow on to the next tiers.
 	Passed *Passed `json:"passed,omitempty"`
+
+	encoded []byte // as in End
 }
 
 // Passed names a rule.
@@ -110,32 +114,50 @@ type Passed struct {
 	RuleName string `json:"rule_name,omitempty"`
 }
 
-// Describer converts entries to records. It is for use by one goroutine.
+// Describer makes records of entries. It keeps the ends and sides that it has described, with their
+// text in JSON, because the same ones occur again and again. It is for use by one goroutine.
 type Describer struct {
-	node     string
-	snapshot func() *policy.Snapshot
-	named    *policy.Snapshot      // the snapshot from which names was built
-	names    map[netip.Addr]string // of nodes
+	node      string
+	snapshot  func() *policy.Snapshot
+	described *policy.Snapshot // the snapshot in force at the last record
+	world     *End
+	nodes     map[netip.Addr]*End // the other nodes
+	ends      kept[*policy.Endpoint, *End]
+	sides     kept[filter.Side, *Side]
 }
 
 // NewDescriber returns a describer for the entries of the node with the given name. snapshot returns the
 // snapshot in force; nil before the first one.
 func NewDescriber(node string, snapshot func() *policy.Snapshot) *Describer {
-	return &Describer{node: node, snapshot: snapshot}
+	return &Describer{node: node, snapshot: snapshot, world: (&End{Kind: WorldEnd}).encode()}
 }
 
-// Record returns the record of an entry.
+// Record returns the record of an entry. Its ends and sides must not be changed, because other records
+// share them.
 func (d *Describer) Record(e *Entry) *Record {
-	r := &Record{Time: e.Time, Node: d.node, Event: e.Kind.String(), Count: e.Count}
+	r := new(Record)
+	d.describe(r, e)
+	return r
+}
+
+// AppendJSON appends the record of an entry to b, as [json.Marshal] writes it.
+func (d *Describer) AppendJSON(b []byte, e *Entry) ([]byte, error) {
+	var r Record
+	d.describe(&r, e)
+	return r.AppendJSON(b)
+}
+
+func (d *Describer) describe(r *Record, e *Entry) {
+	*r = Record{Time: e.Time, Node: d.node, Event: e.Kind.String(), Count: e.Count}
 	switch {
 	case e.Kind == LeftOut:
-		return r
+		return
 	case e.Kind == Unrecorded:
 		r.Seconds, r.Missing = e.Duration.Seconds(), everything
 		if e.OnlyConnections {
 			r.Missing = onlyConnections
 		}
-		return r
+		return
 	}
 	if e.Kind == Denied {
 		r.By = "agent"
@@ -151,15 +173,15 @@ func (d *Describer) Record(e *Entry) *Record {
 	if e.Kind == Denied && v.Reject {
 		r.Answer = filter.Reject.String()
 	}
+	d.follow()
 	r.From, r.Into = d.end(e.Src, r.Src), d.end(e.Dst, r.Dst)
-	r.Egress, r.Ingress = sideOf(v.Egress), sideOf(v.Ingress)
+	r.Egress, r.Ingress = d.sides.get(v.Egress, sideOf), d.sides.get(v.Ingress, sideOf)
 	if e.Kind == Ended {
 		r.Seconds = e.Duration.Seconds()
 		if e.Counted {
 			r.Sent, r.Received = &e.Sent, &e.Received
 		}
 	}
-	return r
 }
 
 // Gap returns a record that tells that no agent answered between from and until.
@@ -193,17 +215,22 @@ func (d *Describer) end(e *policy.Endpoint, addr netip.Addr) *End {
 	switch {
 	case !addr.IsValid():
 		return nil
-	case e.IsNode():
-		return &End{Kind: HostEnd, Node: d.node}
-	case e == nil:
-		if name, is := d.nodeAt(addr); is {
-			return &End{Kind: RemoteNodeEnd, Node: name}
-		}
-		return &End{Kind: WorldEnd}
+	case e != nil:
+		return d.ends.get(e, d.endOf)
 	}
-	end := &End{Kind: PodEnd, Namespace: e.Namespace, Pod: e.Name, Labels: e.Labels(), Node: e.NodeName()}
-	end.Workload = workloadOf(e)
-	return end
+	if node := d.nodes[addr]; node != nil {
+		return node
+	}
+	return d.world
+}
+
+// endOf describes this node or a pod.
+func (d *Describer) endOf(e *policy.Endpoint) *End {
+	end := &End{Kind: HostEnd, Node: d.node}
+	if !e.IsNode() {
+		end = &End{Kind: PodEnd, Namespace: e.Namespace, Pod: e.Name, Labels: e.Labels(), Node: e.NodeName(), Workload: workloadOf(e)}
+	}
+	return end.encode()
 }
 
 // workloadOf returns the workload that has created a pod; nil if it is not known. The owner of a
@@ -222,20 +249,24 @@ func workloadOf(e *policy.Endpoint) *Workload {
 	return &Workload{Kind: w.Kind, Name: w.Name}
 }
 
-// nodeAt returns the name of the node with an address.
-func (d *Describer) nodeAt(addr netip.Addr) (name string, is bool) {
-	if s := d.snapshot(); s != d.named {
-		d.named, d.names = s, make(map[netip.Addr]string)
-		if s != nil {
-			for _, n := range slices.SortedFunc(s.Nodes(), func(a, b *policy.Node) int { return cmp.Compare(b.Name, a.Name) }) {
-				for _, a := range n.Addrs {
-					d.names[a] = n.Name // in reverse order of the names, so that the first in the alphabet remains
-				}
-			}
+// follow forgets what the describer keeps from a snapshot that is no longer in force.
+func (d *Describer) follow() {
+	s := d.snapshot()
+	if s == d.described && d.nodes != nil {
+		return
+	}
+	d.described, d.nodes = s, make(map[netip.Addr]*End)
+	d.ends.clear() // otherwise they would keep earlier snapshots in memory
+	d.sides.clear()
+	if s == nil {
+		return
+	}
+	for _, n := range slices.SortedFunc(s.Nodes(), func(a, b *policy.Node) int { return cmp.Compare(b.Name, a.Name) }) {
+		end := (&End{Kind: RemoteNodeEnd, Node: n.Name}).encode()
+		for _, a := range n.Addrs {
+			d.nodes[a] = end // in reverse order of the names, so that the first in the alphabet remains
 		}
 	}
-	name, is = d.names[addr]
-	return name, is
 }
 
 // sideOf describes a side; it returns nil if no policy concerns the flow in this direction.
@@ -254,7 +285,7 @@ func sideOf(s filter.Side) *Side {
 	if p := s.Passed; p != nil {
 		out.Passed = &Passed{Policy: p.PolicyTitle(), Rule: p.Field(), RuleName: p.Name}
 	}
-	return &out
+	return out.encode()
 }
 
 // Policies returns the titles of all policies that a record names, sorted, each once.

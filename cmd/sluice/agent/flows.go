@@ -189,7 +189,13 @@ func (f *flows) connection(c *conntrack.Event) {
 		return
 	}
 	if c.Ended {
-		e.Kind, e.Counted = flow.Ended, c.Counted
+		e.Kind = flow.Ended
+	}
+	if f.log.Skip(e.Kind, e.Time) {
+		return // beyond the rate, a connection costs no decision
+	}
+	if c.Ended {
+		e.Counted = c.Counted
 		e.Sent, e.Received = flow.Traffic(c.Sent), flow.Traffic(c.Received)
 		if !c.Began.IsZero() {
 			e.Duration = max(e.Time.Sub(c.Began), 0)
@@ -214,6 +220,9 @@ func isPod(s *policy.Snapshot, e *policy.Endpoint, addr netip.Addr) bool {
 
 // denied records a packet that the kernel's flow cache has denied.
 func (f *flows) denied(k *bpf.Event) {
+	if f.log.Skip(flow.Denied, k.Time) {
+		return
+	}
 	e := flow.Entry{Kind: flow.Denied, Kernel: true, Time: k.Time, Key: k.Key, SrcPort: k.SrcPort}
 	f.decideDenied(&e, k.Rejected)
 	f.log.Add(&e)

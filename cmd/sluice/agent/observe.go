@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 
+	"sluice/filter/event"
 	"sluice/filter/flow"
 )
 
@@ -35,22 +36,32 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	watcher := f.log.Watch(last, r.FormValue("denied") != "true")
 	defer watcher.Close()
-	control, lines := http.NewResponseController(w), json.NewEncoder(w)
-	_ = control.Flush() // tells the client that all flows from now on will be in the stream
+	_ = http.NewResponseController(w).Flush() // tells the client that all flows from now on will be in the stream
+	f.writeFlows(w, func(into []flow.Entry) int { return watcher.Next(ctx, into, follow) })
+}
+
+// burst bounds the records that a stream writes at once. A stream takes some 300 KiB for them and their
+// text.
+const burst = 256
+
+// writeFlows writes the records of the entries that next reads, until it reads none.
+func (f *flows) writeFlows(w http.ResponseWriter, next func([]flow.Entry) int) {
+	control := http.NewResponseController(w)
 	describer := flow.NewDescriber(f.opts.NodeName, f.published.Snapshot)
-	var entries [64]flow.Entry
-	for {
-		n := watcher.Next(ctx, entries[:], follow)
-		if n == 0 {
-			return
-		}
+	entries := make([]flow.Entry, burst)
+	var lines []byte
+	for n := next(entries); n > 0; n = next(entries) {
+		lines = lines[:0]
 		for i := range entries[:n] {
-			if lines.Encode(describer.Record(&entries[i])) != nil {
-				return // the client has hung up
+			line, err := describer.AppendJSON(lines, &entries[i])
+			if err != nil {
+				f.agent.log.Warn("a flow is not shown", event.FlowsIncomplete.Attr(), "err", err)
+				continue
 			}
+			lines = append(line, '\n')
 		}
-		if control.Flush() != nil {
-			return
+		if _, err := w.Write(lines); err != nil || control.Flush() != nil {
+			return // the client has hung up
 		}
 	}
 }

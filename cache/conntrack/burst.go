@@ -1,0 +1,67 @@
+package conntrack
+
+import (
+	"io"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxBurst is the number of datagrams that one system call reads.
+	maxBurst = 64
+	// eventSize exceeds the size of an event, some 400 bytes with counts and times.
+	eventSize = 4 << 10
+)
+
+// messageHeader is struct mmsghdr of recvmmsg(2).
+type messageHeader struct {
+	hdr unix.Msghdr
+	len uint32
+}
+
+// burst reads several datagrams at once. It takes 256 KiB.
+type burst struct {
+	all     []byte
+	iovecs  [maxBurst]unix.Iovec
+	headers [maxBurst]messageHeader
+}
+
+func newBurst() *burst {
+	b := &burst{all: make([]byte, maxBurst*eventSize)}
+	for i := range b.headers {
+		b.iovecs[i].Base = &b.all[i*eventSize]
+		b.iovecs[i].SetLen(eventSize)
+		b.headers[i].hdr.Iov = &b.iovecs[i]
+		b.headers[i].hdr.SetIovlen(1)
+	}
+	return b
+}
+
+// receive waits for datagrams and reads up to maxBurst of them. A datagram that does not fit is an
+// error, because its tail is lost.
+func (b *burst) receive(raw syscall.RawConn) (n int, err error) {
+	if e := raw.Read(func(fd uintptr) bool {
+		err = retry(func() error {
+			got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.headers[0])), maxBurst, unix.MSG_DONTWAIT, 0, 0)
+			if n = int(got); errno != 0 {
+				n = 0
+				return errno
+			}
+			return nil
+		})
+		return err != unix.EAGAIN
+	}); e != nil {
+		return 0, e
+	}
+	for i := range n {
+		if b.headers[i].hdr.Flags&unix.MSG_TRUNC != 0 {
+			return 0, io.ErrShortBuffer
+		}
+	}
+	return n, err
+}
+
+// datagram returns the i-th datagram of the last receive.
+func (b *burst) datagram(i int) []byte { return b.all[i*eventSize:][:b.headers[i].len] }

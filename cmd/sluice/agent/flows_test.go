@@ -1,0 +1,138 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/cache/bpf"
+	"sluice/cache/conntrack"
+	"sluice/filter"
+	"sluice/filter/flow"
+	"sluice/filter/policy"
+)
+
+// noEvents is a subscription to a connection table in which nothing happens.
+type noEvents struct{}
+
+func (noEvents) Read(ctx context.Context, _ func(*conntrack.Event)) error { <-ctx.Done(); return nil }
+func (noEvents) Lost() (uint64, error)                                    { return 0, nil }
+func (noEvents) Close() error                                             { return nil }
+
+var (
+	flowClient = netip.MustParseAddr("10.0.0.1")
+	flowServer = netip.MustParseAddr("10.0.0.2")
+)
+
+// newTestFlows returns a recorder for a cluster with a client, and a server with a policy.
+func newTestFlows(tb testing.TB, size int) *flows {
+	tb.Helper()
+	a := newAgent(Options{FlowBuffer: size, NodeName: "n1"}, slog.New(slog.DiscardHandler))
+	a.host.connections = func() (connectionEvents, error) { return noEvents{}, nil }
+	w := policy.NewStore()
+	for name, addr := range map[string]netip.Addr{"client": flowClient, "server": flowServer} {
+		w.SetPod(&policy.Pod{Namespace: "shop", Name: name, Addrs: []netip.Addr{addr}, Labels: labels.Set{"app": name}})
+	}
+	w.SetPolicy(&policy.Policy{
+		Ref: policy.Ref{Kind: "NetworkPolicy", Namespace: "shop", Name: "server"}, Tier: policy.NetworkPolicy,
+		Subject:  policy.Subject{Namespaces: labels.Everything(), Pods: labels.SelectorFromSet(labels.Set{"app": "server"})},
+		Isolates: [2]bool{filter.Ingress: true},
+		Rules:    [2][]policy.Rule{filter.Ingress: {{Action: policy.Accept, Ports: []policy.PortRange{{Low: 80, High: 80, Protocol: filter.TCP}}}}},
+	})
+	s, _ := w.Commit()
+	a.published.Publish(s)
+	a.flows = newFlows(a, size)
+	tb.Cleanup(a.flows.close)
+	return a.flows
+}
+
+func newConnection(ended bool) *conntrack.Event {
+	return &conntrack.Event{Conn: conntrack.Conn{Key: filter.NewKey(flowClient, flowServer, filter.TCP, 80), SrcPort: 40000}, Ended: ended}
+}
+
+// drainFlows returns the numbers of records of each kind; for LeftOut, it is that of records left out.
+func drainFlows(w *flow.Watcher) map[flow.Kind]int {
+	got := make(map[flow.Kind]int)
+	for into := make([]flow.Entry, 100); ; {
+		n := w.Next(context.Background(), into, false)
+		if n == 0 {
+			return got
+		}
+		for _, e := range into[:n] {
+			got[e.Kind] += int(max(e.Count, 1))
+		}
+	}
+}
+
+// Each kind of records has a rate. What is beyond it is left out and counted, and does not use the rate
+// of another kind.
+func TestFlowsBeyondTheRate(t *testing.T) {
+	const added = 100_000
+	f := newTestFlows(t, 1<<20)
+	w := f.log.Watch(0, true)
+	defer w.Close()
+	began := time.Now()
+	for range added {
+		f.connection(newConnection(false))
+	}
+	took := time.Since(began)
+	f.connection(newConnection(true))
+	f.denied(&bpf.Event{Key: filter.NewKey(flowClient, flowServer, filter.TCP, 81), Time: time.Now()})
+	f.log.Miss(1, time.Now().Add(time.Minute)) // so that the number of what is left out is told
+	got := drainFlows(w)
+	most := int(20_000 * (1 + took.Seconds() + 1))
+	if got[flow.Ended] != 1 || got[flow.Denied] != 1 || got[flow.Opened]+got[flow.LeftOut] != added+1 || got[flow.Opened] > most || got[flow.Opened] < 20_000 {
+		t.Errorf("%v of %d connections in %v", got, added, took)
+	}
+}
+
+// discard is a client that reads everything.
+type discard struct{ *httptest.ResponseRecorder }
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+
+// BenchmarkFlows measures how a record is made from a kernel's event, without adding it to the log, how
+// an event beyond the rate is left out, and how a record is written to a stream.
+func BenchmarkFlows(b *testing.B) {
+	for _, ended := range []bool{false, true} {
+		b.Run(map[bool]string{false: "begin", true: "end"}[ended], func(b *testing.B) {
+			f := newTestFlows(b, flow.DefaultBuffer)
+			b.ReportAllocs()
+			for c := newConnection(ended); b.Loop(); {
+				f.connection(c)
+			}
+		})
+	}
+	b.Run("beyond the rate", func(b *testing.B) {
+		f := newTestFlows(b, flow.DefaultBuffer)
+		defer f.log.Watch(0, true).Close()
+		b.ReportAllocs()
+		for c := newConnection(false); b.Loop(); {
+			f.connection(c)
+		}
+	})
+	b.Run("stream", func(b *testing.B) {
+		f := newTestFlows(b, flow.DefaultBuffer)
+		w := f.log.Watch(0, true)
+		defer w.Close()
+		f.connection(newConnection(false))
+		var one [1]flow.Entry
+		w.Next(b.Context(), one[:], false)
+		b.ReportAllocs()
+		b.ResetTimer()
+		left := b.N
+		f.writeFlows(discard{httptest.NewRecorder()}, func(into []flow.Entry) int {
+			n := min(left, len(into))
+			for i := range into[:n] {
+				into[i] = one[0]
+			}
+			left -= n
+			return n
+		})
+	})
+}
