@@ -27,7 +27,7 @@ type Denial struct {
 	Rejected    bool // whether the last packet was rejected
 }
 
-// Event is a packet that the kernel has denied without user space. It is valid only while it is being
+// Event is a packet that the kernel has denied without the agent. It is valid only while it is being
 // reported.
 type Event struct {
 	Key      filter.Key // as in Denial
@@ -104,7 +104,7 @@ func (c *Cache) Watch(ctx context.Context, perSecond uint32, begun func(), repor
 	return errors.Join(err, c.setWatch(0), events.Close())
 }
 
-// report reports events until the reader is closed.
+// report calls the function report for each event, until the reader is closed.
 func (c *Cache) report(ctx context.Context, events *ringbuf.Reader, report func(*Event)) error {
 	clock, err := readClock()
 	if err != nil {

@@ -94,11 +94,11 @@ func (w *writer) number(name string, n uint64) {
 func (w *writer) time(name string, t time.Time) {
 	w.name(name)
 	text, err := t.AppendText(append(w.b, '"'))
-	if err != nil {
-		w.marshal(t)
-		return
+	if err != nil && w.err == nil {
+		w.err = fmt.Errorf("encode the time of a record: %w", err)
 	}
-	w.b = append(text, '"')
+	w.b = text
+	w.b = append(w.b, '"')
 }
 
 func (w *writer) addr(name string, a netip.Addr) {

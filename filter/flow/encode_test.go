@@ -157,9 +157,12 @@ func BenchmarkEncode(b *testing.B) {
 	b.Run("json.Unmarshal", func(b *testing.B) {
 		b.ReportAllocs()
 		text, err := describe().AppendJSON(nil, e)
+		if err != nil {
+			b.Fatal(err)
+		}
 		for b.Loop() {
 			var r flow.Record
-			if err = json.Unmarshal(text, &r); err != nil {
+			if err := json.Unmarshal(text, &r); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -149,10 +149,10 @@ func (d *Describer) AppendJSON(b []byte, e *Entry) ([]byte, error) {
 
 func (d *Describer) describe(r *Record, e *Entry) {
 	*r = Record{Time: e.Time, Node: d.node, Event: e.Kind.String(), Count: e.Count}
-	switch {
-	case e.Kind == LeftOut:
+	switch e.Kind {
+	case LeftOut:
 		return
-	case e.Kind == Unrecorded:
+	case Unrecorded:
 		r.Seconds, r.Missing = e.Duration.Seconds(), everything
 		if e.OnlyConnections {
 			r.Missing = onlyConnections

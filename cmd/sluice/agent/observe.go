@@ -53,12 +53,12 @@ func (f *flows) writeFlows(w http.ResponseWriter, next func([]flow.Entry) int) {
 	for n := next(entries); n > 0; n = next(entries) {
 		lines = lines[:0]
 		for i := range entries[:n] {
-			line, err := describer.AppendJSON(lines, &entries[i])
-			if err != nil {
+			var err error
+			if lines, err = describer.AppendJSON(lines, &entries[i]); err != nil {
 				f.agent.log.Warn("a flow is not shown", event.FlowsIncomplete.Attr(), "err", err)
 				continue
 			}
-			lines = append(line, '\n')
+			lines = append(lines, '\n')
 		}
 		if _, err := w.Write(lines); err != nil || control.Flush() != nil {
 			return // the client has hung up
