@@ -38,14 +38,14 @@ func (s *socketStream) once(ctx context.Context) error {
 // client in a cluster, which tells the user and connects again.
 func (s *socketStream) follow(ctx context.Context) error {
 	answer, err := status.Open(ctx, s.opts.socket, s.opts.request(true))
-	if err != nil && (s.opts.endWithStdin || !errors.Is(err, status.ErrTakenOver)) {
+	if err != nil && (s.opts.endWithStdin || !errors.Is(err, status.ErrNotEnforcing)) {
 		return err
 	}
 	if err == nil && s.opts.endWithStdin {
 		fmt.Fprintln(s.env.stdout) // tells the client of this command that flows are watched from now on
 	}
 	for {
-		what := "another agent takes over"
+		what := "the agent does not enforce yet, or another one has taken over"
 		if err == nil {
 			what = "the agent has gone"
 			if err = s.read(ctx, answer); ctx.Err() != nil || !breaksOff(err) {

@@ -265,7 +265,6 @@ func (a *agent) yield() bool {
 func (a *agent) enforceAgain(ctx context.Context) error {
 	a.log.Warn("the agent that took over is gone; enforcing again", event.Resumed.Attr())
 	a.setPhase(resuming)
-	a.flows.tenure.begin()
 	ctx, cancel := within(ctx, rulesTimeout, "to put the rules back in place")
 	defer cancel()
 	// After an error, the manager tries again.
@@ -275,6 +274,7 @@ func (a *agent) enforceAgain(ctx context.Context) error {
 		a.removePins()
 	}
 	a.setPhase(enforcing)
+	a.flows.tenure.begin()
 	a.judgeAll(conntrack.ScopeAll)
 	return err
 }

@@ -30,7 +30,7 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	ctx, stop := f.tenure.within(r.Context())
 	defer stop()
 	if follow && ctx.Err() != nil {
-		http.Error(w, "another agent takes over", http.StatusServiceUnavailable)
+		http.Error(w, "the agent does not enforce yet, or another one has taken over", http.StatusServiceUnavailable)
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")

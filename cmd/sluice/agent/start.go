@@ -34,6 +34,7 @@ func (a *agent) start(ctx context.Context, background func(part func(context.Con
 	if err := a.applyRules(ctx, first); err != nil {
 		return err
 	}
+	a.flows.tenure.begin()
 	a.removeLeftovers(ctx, background)
 	if err := a.sweepAll(ctx, first); err != nil {
 		return err

@@ -41,7 +41,7 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 		ctx, stop = o.Within(ctx)
 		defer stop()
 		if ctx.Err() != nil {
-			return errTakenOver
+			return errNotEnforcing
 		}
 	}
 	_, _, size := o.Log.Kept()
@@ -53,13 +53,13 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 	s := &sender{query: q, stream: stream, watcher: w, describer: flow.NewDescriber(o.NodeName, o.Snapshot)}
 	err = s.run(ctx)
 	if err == nil && ctx.Err() != nil && stream.Context().Err() == nil {
-		return errTakenOver
+		return errNotEnforcing
 	}
 	return err
 }
 
-// errTakenOver is the error that makes clients connect again. They then reach the other agent.
-var errTakenOver = status.Error(codes.Unavailable, "another agent takes over: ask again")
+// errNotEnforcing makes clients call again.
+var errNotEnforcing = status.Error(codes.Unavailable, "the agent does not enforce yet, or another one has taken over: ask again")
 
 // sender sends the answer of a query to a client.
 type sender struct {

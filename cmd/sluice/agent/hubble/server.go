@@ -52,8 +52,8 @@ type Options struct {
 	NodeName string
 	Version  string
 	Peers    Peers
-	// Within returns a context that also ends when another agent takes over, because Log does not have
-	// the flows of the other agent. The caller must call stop. If Within is nil, no agent takes over.
+	// Within returns a context that also ends when another agent takes over, because what that agent
+	// decides is not in Log; stop releases it. nil means that this does not happen.
 	Within func(context.Context) (limited context.Context, stop context.CancelFunc)
 	Logger *slog.Logger
 }

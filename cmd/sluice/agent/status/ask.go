@@ -19,9 +19,9 @@ const DefaultSocket = "/run/sluice/sluice.sock"
 // ErrNoAgent is wrapped by errors of Ask if no agent listens on the socket.
 var ErrNoAgent = errors.New("no agent answers")
 
-// ErrTakenOver is wrapped by errors of Open if another agent takes over, and will listen on the socket
-// soon.
-var ErrTakenOver = errors.New("another agent takes over")
+// ErrNotEnforcing is wrapped by errors of Open if the agent does not enforce yet, or another one has taken
+// over, and will listen on the socket soon.
+var ErrNotEnforcing = errors.New("it does not enforce yet, or another one has taken over")
 
 // askTimeout bounds the wait for an agent's status. For other requests, it bounds the wait for the
 // beginning of the answer.
@@ -55,8 +55,8 @@ func ask(ctx context.Context, path, what string) (*Status, error) {
 	return &s, nil
 }
 
-// Open sends a request, such as "/denials", to the agent that listens on a socket, and returns the answer.
-// The error wraps ErrNoAgent if no agent listens there, and ErrTakenOver if another agent takes over.
+// Open requests something of the agent that listens on a socket, such as "/denials", and returns its
+// answer. The error wraps ErrNoAgent if no agent listens there, or ErrNotEnforcing.
 func Open(ctx context.Context, path, request string) (io.ReadCloser, error) {
 	body, _, err := open(ctx, path, request)
 	return body, err
@@ -101,7 +101,7 @@ func open(ctx context.Context, path, what string) (answer io.ReadCloser, process
 	}
 	b := body{response.Body, transport}
 	if response.StatusCode == http.StatusServiceUnavailable {
-		return nil, 0, errors.Join(fmt.Errorf("ask the agent on %s: %w: ask again in a moment", path, ErrTakenOver), b.Close())
+		return nil, 0, errors.Join(fmt.Errorf("ask the agent on %s: %w: ask again in a moment", path, ErrNotEnforcing), b.Close())
 	}
 	if response.StatusCode != http.StatusOK {
 		defer b.Close()
