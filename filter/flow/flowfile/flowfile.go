@@ -29,7 +29,7 @@ const Forms = `the output of "sluice observe -o json" or "hubble observe -o json
 
 // Flow is the content of a line.
 type Flow struct {
-	// Record is the flow; nil if Skip is set. It has the event allowed, denied, ended or left-out.
+	// Record is the flow; nil if Skip is set. Its event is allowed, denied, ended, left-out or unrecorded.
 	*flow.Record
 	// Skip is the reason why the line is not an attempt to connect; empty if it is one.
 	Skip flow.Skip
@@ -67,7 +67,7 @@ func ours(line []byte) (Flow, bool) {
 	if json.Unmarshal(line, &r) != nil || r.Msg != nil {
 		return Flow{}, false
 	}
-	for _, k := range []flow.Kind{flow.Opened, flow.Denied, flow.Ended, flow.LeftOut} {
+	for _, k := range []flow.Kind{flow.Opened, flow.Denied, flow.Ended, flow.LeftOut, flow.Unrecorded} {
 		if r.Event == k.String() {
 			return Flow{Record: &r.Record, First: r.First}, true
 		}

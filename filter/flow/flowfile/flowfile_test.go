@@ -56,6 +56,7 @@ var lines = []struct{ name, line, want string }{
 	{"Hubble, request", `{"flow":{"verdict":"FORWARDED","IP":{"source":"10.0.0.2"},"l7":{"type":"REQUEST","http":{"method":"GET"}},"Type":"L7"}}`, "skip: requests of HTTP, DNS and others within connections"},
 	{"Hubble, translated", `{"flow":{"verdict":"TRANSLATED","IP":{"source":"10.0.0.2"},"is_reply":false}}`, "skip: events without a verdict"},
 	{"Hubble, lost", `{"lost_events":{"source":"PERF_EVENT_RING_BUFFER","num_events_lost":"5"},"node_name":"n1","time":"2026-11-26T10:00:05Z"}`, "10:00:05 left-out  n1  0: ? to ?, invalid IP"},
+	{"ours, not recorded", `{"time":"2026-11-26T10:00:01Z","event":"unrecorded","missing":"all","seconds":3}`, "10:00:01 unrecorded    0: ? to ?, invalid IP"},
 }
 
 func TestParse(t *testing.T) {
