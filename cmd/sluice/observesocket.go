@@ -83,7 +83,7 @@ func (s *socketStream) reconnect(ctx context.Context) (io.ReadCloser, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		case <-time.After(reconnectInterval):
 		}
 	}

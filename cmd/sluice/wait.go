@@ -88,7 +88,7 @@ func wait(ctx context.Context, e env, opts *waitOptions, here bool) error {
 		return errors.New("--socket asks this node, and --context or --kubeconfig a cluster: give one of them")
 	}
 	if here {
-		ctx, stop := context.WithTimeout(ctx, opts.timeout)
+		ctx, stop := context.WithTimeoutCause(ctx, opts.timeout, errTimeout)
 		defer stop()
 		return waitHere(ctx, e, opts, wanted)
 	}
@@ -182,9 +182,12 @@ func waitHere(ctx context.Context, e env, opts *waitOptions, wanted []status.Wan
 	}
 }
 
+// errTimeout is the cause of the end of a wait that has taken --timeout.
+var errTimeout = errors.New("--timeout is over")
+
 // notInTime returns the error after the timeout, with the reason why, or after an interruption.
 func notInTime(ctx context.Context, timeout time.Duration, why string) error {
-	if errors.Is(ctx.Err(), context.Canceled) {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errTimeout) {
 		return errors.New("interrupted")
 	}
 	return exitError{exitFindings, fmt.Errorf("after %v: %s", timeout, why)}
@@ -235,7 +238,7 @@ func waitEverywhere(ctx context.Context, e env, f fleet, opts *waitOptions, want
 		return err
 	}
 	sayWithoutAgent(ctx, e, f, pods)
-	ctx, stop := context.WithTimeout(ctx, opts.timeout)
+	ctx, stop := context.WithTimeoutCause(ctx, opts.timeout, errTimeout)
 	defer stop()
 	w := fleetWait{fleet: f, opts: opts, wanted: wanted, done: make(map[string]string)}
 	for len(pods) > 0 {

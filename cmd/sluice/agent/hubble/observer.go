@@ -2,6 +2,7 @@ package hubble
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -61,6 +62,9 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 // errNotEnforcing makes clients call again.
 var errNotEnforcing = status.Error(codes.Unavailable, "the agent does not enforce yet, or another one has taken over: ask again")
 
+// errUntil is the cause of the end of a query that ends at a time.
+var errUntil = errors.New("the end that the client has asked for")
+
 // sender sends the answer of a query to a client.
 type sender struct {
 	*query
@@ -74,7 +78,7 @@ type sender struct {
 func (s *sender) run(ctx context.Context) error {
 	if !s.until.IsZero() {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, s.until)
+		ctx, cancel = context.WithDeadlineCause(ctx, s.until, errUntil)
 		defer cancel()
 	}
 	send := s.send
