@@ -152,6 +152,14 @@ func TestObserveAllNodes(t *testing.T) {
 	if exit, stdout, stderr := f.command("observe", "--last", "2", "-o", "json"); exit != 0 || strings.Join(podsIn(t, stdout), "") != "cd" {
 		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
 	}
+	// The last flows are the last ones that are selected, without those that are missing.
+	fill()
+	for _, node := range []string{"n1", "node-2"} {
+		f.agent(node).flows <- flow.Gap(node, time.Date(2026, 1, 2, 3, 4, 8, 0, time.UTC), time.Date(2026, 1, 2, 3, 4, 9, 0, time.UTC))
+	}
+	if exit, stdout, stderr := f.command("observe", "--last", "1", "--from", "default/a"); exit != 0 || !strings.Contains(stdout, "default/a") || strings.Count(stdout, "were not recorded") != 2 {
+		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
+	}
 	fill()
 	f.breakAgent("node-2", "sluice: no agent answers")
 	exit, stdout, stderr := f.command("observe", "--from", "default/a")

@@ -136,10 +136,16 @@ func (o *observeOptions) request(earlier bool) string {
 	switch {
 	case !earlier:
 		last = 0
-	case last == 0 && (!o.follow || o.since > 0):
+	case last == 0 && (!o.follow || o.since > 0), !o.follow && o.selective():
 		last = 1 << 20 // all that the agent has kept
 	}
 	return "/flows?" + url.Values{"last": {strconv.Itoa(last)}, "follow": {strconv.FormatBool(o.follow)}, "denied": {strconv.FormatBool(o.verdict == "denied")}}.Encode()
+}
+
+// selective reports whether there are conditions, so that the last flows that fulfill them are not the last
+// ones that the agent has kept.
+func (o *observeOptions) selective() bool {
+	return o.verdict != "" || len(o.namespaces)+len(o.from)+len(o.to)+len(o.ports)+len(o.policies) > 0
 }
 
 func observe(ctx context.Context, e env, opts observeOptions) error {
@@ -163,7 +169,7 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 			failed <- s.once(ctx)
 		}
 	}()
-	shown := showRecords(e, &opts, &selected, records)
+	shown := showRecords(e, &opts, &selected, lastOf(&opts, &selected, records))
 	err = <-failed
 	switch {
 	case ctx.Err() != nil:
@@ -174,6 +180,24 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 		e.say("the agent has kept no such flow: it records while a command shows them: -f shows what happens from now on, and %s denied the last denials", e.name())
 	}
 	return nil
+}
+
+// lastOf returns the last selected records, if so many are wanted of those that the agent has kept.
+func lastOf(opts *observeOptions, selected *flow.Filter, records <-chan *flow.Record) <-chan *flow.Record {
+	if opts.follow || opts.last == 0 {
+		return records
+	}
+	some, last := make(chan *flow.Record), make(chan *flow.Record)
+	go func() {
+		defer close(some)
+		for r := range records {
+			if selected.Selects(r) {
+				some <- r
+			}
+		}
+	}()
+	go lastByTime(some, last, opts.last)
+	return last
 }
 
 // untilEnd returns a context that ends when the input in ends.

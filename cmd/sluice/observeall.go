@@ -299,8 +299,14 @@ func lastByTime(in <-chan *flow.Record, out chan<- *flow.Record, last int) {
 		all = append(all, r)
 	}
 	slices.SortStableFunc(all, func(a, b *flow.Record) int { return a.Time.Compare(b.Time) })
-	if last > 0 && len(all) > last {
-		all = all[len(all)-last:]
+	flows, begin := 0, len(all)
+	for last > 0 && flows < last && begin > 0 {
+		if begin--; !all[begin].IsMissing() {
+			flows++
+		}
+	}
+	if last > 0 {
+		all = all[begin:]
 	}
 	for _, r := range all {
 		out <- r

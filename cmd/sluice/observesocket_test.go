@@ -107,7 +107,7 @@ func TestObserveFollowsTheNextAgent(t *testing.T) {
 	if q := <-a.asked; q != "denied=false&follow=true&last=0" {
 		t.Errorf("asked again for %s", q)
 	}
-	if ok := regexp.MustCompile(`\nsluice: the agent answers again: nothing was seen for [\d.]+m?s\n$`).MatchString(o.errs.String()); !ok {
+	if ok := regexp.MustCompile(`\nsluice: the agent answers again: nothing was seen for [\d.]+[mµ]?s\n$`).MatchString(o.errs.String()); !ok {
 		t.Errorf("said %q", o.errs.String())
 	}
 	var all []flow.Record

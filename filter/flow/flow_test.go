@@ -119,6 +119,38 @@ func TestUnrecorded(t *testing.T) {
 	})
 }
 
+// To read what the log keeps adds nothing to it that takes the place of flows: times without records become
+// one, unless something has watched for long in between, and do not count as flows.
+func TestUnrecordedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := flow.NewLog(8, nil)
+		w := l.Watch(0, true)
+		for n := range 3 {
+			l.Add(numbered(n))
+		}
+		w.Close()
+		for range 20 {
+			time.Sleep(time.Minute)
+			l.Watch(1, true).Close()
+		}
+		w = l.Watch(2, true)
+		w.Close()
+		var into [8]flow.Entry
+		n := w.Next(t.Context(), into[:], false)
+		if n != 3 || into[0].SrcPort != 1 || into[1].SrcPort != 2 || into[2].Kind != flow.Unrecorded || into[2].Duration != 20*time.Minute {
+			t.Errorf("%+v", into[:n])
+		}
+		w = l.Watch(0, true)
+		time.Sleep(time.Minute)
+		w.Close()
+		time.Sleep(time.Second)
+		w = l.Watch(1, true)
+		if got, want := drain(w), []int{2, unrecorded, unrecorded}; !slices.Equal(got, want) {
+			t.Errorf("after a minute in which something watched: %v, want %v", got, want)
+		}
+	})
+}
+
 // A watcher that is too slow is told how many records it has missed.
 func TestSlowWatcher(t *testing.T) {
 	l := flow.NewLog(4, nil)

@@ -24,6 +24,8 @@ const (
 	// reads, encodes and writes those of that time at once. Waking it up for each record, and each write,
 	// takes several times as much CPU as a record.
 	gatherTime = 10 * time.Millisecond
+	// joinInterval is how long something may have watched between two Unrecordeds that become one.
+	joinInterval = time.Second
 )
 
 // Log keeps the last records for its watchers. Its methods may be called concurrently.
@@ -166,8 +168,8 @@ type Watcher struct {
 
 // Watch begins to watch denials and, if connections is true, also connections that begin and end. If
 // connections is false, Next may still return connections, because another watcher watches them. Next
-// first returns earlier records: the last ones in the log, at most last of them. The caller must call
-// Close.
+// first returns earlier records: the last flows in the log, at most last of them, and the records about
+// missing ones among and behind them. The caller must call Close.
 func (l *Log) Watch(last int, connections bool) *Watcher {
 	l.switching.Lock()
 	defer l.switching.Unlock()
@@ -176,7 +178,7 @@ func (l *Log) Watch(last int, connections bool) *Watcher {
 		l.ring = make([]Entry, l.size)
 	}
 	l.tellUnrecorded(connections, time.Now())
-	at := l.next - min(uint64(max(last, 0)), l.kept())
+	at := l.before(last)
 	l.mu.Unlock()
 	w := &Watcher{log: l, connections: connections, at: at}
 	l.watch(1, w.ofConnections())
@@ -197,7 +199,32 @@ func (l *Log) tellUnrecorded(connections bool, now time.Time) {
 	default:
 		return
 	}
+	l.join(&e)
 	l.put(&e)
+}
+
+// join makes an Unrecorded begin with the last record, which it replaces, if that is an Unrecorded too and
+// the log was watched for at most joinInterval in between. Otherwise, a command that only reads what the log
+// keeps, and is called again and again, would fill the log.
+func (l *Log) join(e *Entry) {
+	p := &l.ring[(l.next-1)%uint64(l.size)]
+	if p.Kind != Unrecorded || p.OnlyConnections != e.OnlyConnections || e.Time.Add(-e.Duration).Sub(p.Time) > joinInterval {
+		return
+	}
+	e.Duration = e.Time.Sub(p.Time.Add(-p.Duration))
+	l.next--
+}
+
+// before returns the number of the record with which the last n flows begin, without counting the records
+// about missing ones.
+func (l *Log) before(n int) uint64 {
+	at := l.next
+	for oldest := l.next - l.kept(); n > 0 && at > oldest; at-- {
+		if k := l.ring[(at-1)%uint64(l.size)].Kind; k != LeftOut && k != Unrecorded {
+			n--
+		}
+	}
+	return at
 }
 
 // watch adds to the number of watchers, and to that of the watchers of connections. If Watched changes,

@@ -184,6 +184,11 @@ func (d *Describer) describe(r *Record, e *Entry) {
 	}
 }
 
+// IsMissing reports whether the record is about flows that are missing, and not about a flow.
+func (r *Record) IsMissing() bool {
+	return r.Event == LeftOut.String() || r.Event == Unrecorded.String()
+}
+
 // Gap returns a record that tells that no agent answered between from and until.
 func Gap(node string, from, until time.Time) *Record {
 	return &Record{Time: until, Node: node, Event: Unrecorded.String(), Missing: everything, Seconds: until.Sub(from).Seconds()}
