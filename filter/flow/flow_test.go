@@ -134,9 +134,9 @@ func TestUnrecordedOnce(t *testing.T) {
 			l.Watch(1, true).Close()
 		}
 		w = l.Watch(2, true)
-		w.Close()
 		var into [8]flow.Entry
 		n := w.Next(t.Context(), into[:], false)
+		w.Close()
 		if n != 3 || into[0].SrcPort != 1 || into[1].SrcPort != 2 || into[2].Kind != flow.Unrecorded || into[2].Duration != 20*time.Minute {
 			t.Errorf("%+v", into[:n])
 		}
@@ -145,6 +145,7 @@ func TestUnrecordedOnce(t *testing.T) {
 		w.Close()
 		time.Sleep(time.Second)
 		w = l.Watch(1, true)
+		defer w.Close()
 		if got, want := drain(w), []int{2, unrecorded, unrecorded}; !slices.Equal(got, want) {
 			t.Errorf("after a minute in which something watched: %v, want %v", got, want)
 		}
