@@ -41,6 +41,7 @@ var lines = []struct{ name, line, want string }{
 	{"ours", `{"time":"2026-11-26T10:00:01Z","node":"n1","event":"allowed","reason":"rule","src":"10.0.0.1","sport":4000,"dst":"10.0.0.2","dport":80,"proto":"TCP","from":{"kind":"pod","namespace":"shop","pod":"web-1","workload":{"kind":"Deployment","name":"web"},"labels":{"app":"web"},"node":"n1"},"to":{"kind":"world"}}`,
 		"10:00:01 allowed rule n1 TCP 80: pod shop/web-1 n1 of web map[app:web] to world /  map[], 10.0.0.1"},
 	{"ours, left out", `{"time":"2026-11-26T10:00:01Z","event":"left-out","count":7}`, "10:00:01 left-out    0: ? to ?, invalid IP"},
+	{"ours, not recorded", `{"time":"2026-11-26T10:00:01Z","node":"n1","event":"unrecorded","missing":"all","seconds":60}`, "10:00:01 unrecorded  n1  0: ? to ?, invalid IP"},
 	{"log", `{"time":"2026-11-26T10:00:02Z","level":"INFO","msg":"verdict","event":"verdict","verdict":"deny","reason":"ingress-denied","src":"203.0.113.9","dst":"10.0.0.2","proto":"TCP","sport":1,"dport":22,"to":"shop/db-0"}`,
 		"10:00:02 denied ingress-denied  TCP 22: ? to pod shop/db-0  map[], 203.0.113.9"},
 	{"log of another event", `{"time":"2026-11-26T10:00:02Z","msg":"ready","event":"ready","from":{"a":1}}`, "skip: lines of a log without a flow"},
@@ -92,7 +93,7 @@ func TestHubbleFormOfOurRecord(t *testing.T) {
 }
 
 func TestReader(t *testing.T) {
-	file := lines[0].line + "\n\n{\"from\":\"a\",\"to\":\"b\"}\n" + `{"flow":{"x":"` + strings.Repeat("x", flowfile.MaxLine) + "\"}}\nnot JSON\n" + lines[4].line
+	file := lines[0].line + "\n\n{\"from\":\"a\",\"to\":\"b\"}\n" + `{"flow":{"x":"` + strings.Repeat("x", flowfile.MaxLine) + "\"}}\nnot JSON\n" + lines[5].line
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
 	if _, err := io.WriteString(z, file); err != nil {
@@ -151,7 +152,7 @@ func TestReaderOfBrokenGzip(t *testing.T) {
 }
 
 func BenchmarkParse(b *testing.B) {
-	for _, i := range []int{0, 2, 4} {
+	for _, i := range []int{0, 3, 5} {
 		b.Run(lines[i].name, func(b *testing.B) {
 			p := flowfile.NewParser()
 			b.SetBytes(int64(len(lines[i].line)))

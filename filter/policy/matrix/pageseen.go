@@ -69,7 +69,7 @@ func (m *Matrix) documentSeen() *documentSeen {
 	if o == nil {
 		return nil
 	}
-	d := &documentSeen{Source: o.sourceText() + ".", Means: neverUsedMeans, Missing: strings.Join(o.missingText(), "")}
+	d := &documentSeen{Source: o.sourceText() + ".", Means: neverUsedMeans, Missing: strings.Join(o.missingText(), " ")}
 	for i, c := range o.changed {
 		if i == maxPageCallouts {
 			d.Changed = append(d.Changed, fmt.Sprintf("and %d more", len(o.changed)-i))

@@ -27,7 +27,9 @@ type Overview struct {
 	Last  time.Time `json:"last,omitzero"`
 	// Missing is the number of flows that are missing in the files, as these say.
 	Missing uint64 `json:"missing,omitempty"`
-	Pairs   Uses   `json:"pairs"`
+	// Gaps are the periods in which a node recorded nothing, as the files say.
+	Gaps  seen.Gaps `json:"unrecorded,omitzero"`
+	Pairs Uses      `json:"pairs"`
 	// LeftOut has what is not in the matrix, by reason.
 	LeftOut []seen.LeftOut `json:"leftOut"`
 
@@ -109,7 +111,7 @@ func (m *Matrix) Lay(t *seen.Tally) {
 			l.of[one] = p
 		}
 	}
-	m.Seen = &Overview{Files: t.Files, Flows: t.Flows(), Missing: t.Missing(), LeftOut: t.LeftOut()}
+	m.Seen = &Overview{Files: t.Files, Flows: t.Flows(), Missing: t.Missing(), Gaps: t.Gaps(), LeftOut: t.LeftOut()}
 	m.Seen.First, m.Seen.Last = t.Span()
 	t.Each(l.add)
 	for _, c := range m.Flows {

@@ -123,6 +123,15 @@ func TestLayLeavesOut(t *testing.T) {
 	}
 }
 
+// What the files report as missing is told: it may have been used.
+func TestLayTellsGaps(t *testing.T) {
+	m, _ := laidOver(t, Options{}, &flow.Record{Event: "left-out", Count: 1200}, &flow.Record{Event: "unrecorded", Missing: "all", Seconds: 90.5})
+	want := "Missing in the files, as they say: 1,200 flows. What is never used may be among them.\nPeriods in which a node recorded no flows, as the files say: 1, the longest of 1m30s."
+	if got := strings.Join(m.Seen.missingText(), "\n"); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 // All forms have what was seen.
 func TestLayInAllForms(t *testing.T) {
 	m, _ := laidOver(t, Options{Namespaces: []string{"shop0"}}, shopFlow("allowed", 80, 0), shopFlow("denied", 22, 5))

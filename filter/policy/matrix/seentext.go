@@ -62,11 +62,16 @@ func (o *Overview) sourceText() string {
 	return text + ", " + o.First.UTC().Format(time.DateTime) + " to " + last + " UTC"
 }
 
-func (o *Overview) missingText() []string {
-	if o.Missing == 0 {
-		return nil
+// missingText describes what the files themselves report as missing.
+func (o *Overview) missingText() (lines []string) {
+	if o.Missing > 0 {
+		lines = append(lines, "Missing in the files, as they say: "+grouped(o.Missing)+" flows. What is never used may be among them.")
 	}
-	return []string{"Missing in the files, as they say: " + grouped(o.Missing) + " flows. What is never used may be among them."}
+	if o.Gaps.Periods > 0 {
+		longest := (time.Duration(o.Gaps.Longest) * time.Second).String()
+		lines = append(lines, fmt.Sprintf("Periods in which a node recorded no flows, as the files say: %d, the longest of %s.", o.Gaps.Periods, longest))
+	}
+	return lines
 }
 
 func (o *Overview) sameDay() bool {

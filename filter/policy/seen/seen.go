@@ -80,6 +80,13 @@ type count struct {
 	first, last, lastAllowed, lastDenied int64 // nanoseconds of Unix time; 0 is not known
 }
 
+// Gaps are periods in which a node recorded nothing, or no connections, because nothing watched its agent,
+// or because it had none.
+type Gaps struct {
+	Periods int     `json:"periods"`
+	Longest float64 `json:"longestSeconds"`
+}
+
 // Tally counts flows. It must not be used concurrently.
 type Tally struct {
 	// Files is the number of files that were read. It is for output only.
@@ -89,8 +96,9 @@ type Tally struct {
 	counts  map[key]*count
 	left    left
 	missing uint64 // flows that are missing in the files, as these say
-	span    count  // only first and last
-	max     int    // maxCounts, but in tests
+	gaps    Gaps
+	span    count // only first and last
+	max     int   // maxCounts, but in tests
 }
 
 // New returns a tally for the parties of a map or, if byPod is true, for its pods.
@@ -105,8 +113,12 @@ func (t *Tally) Skip(why flow.Skip, example string, n uint64) { t.left.add(why, 
 // zero.
 func (t *Tally) Add(r *flow.Record, first time.Time) {
 	n := max(r.Count, 1)
-	if r.Event == flow.LeftOut.String() {
+	switch r.Event {
+	case flow.LeftOut.String():
 		t.missing += r.Count
+		return
+	case flow.Unrecorded.String():
+		t.gaps.Periods, t.gaps.Longest = t.gaps.Periods+1, max(t.gaps.Longest, r.Seconds)
 		return
 	}
 	if first.IsZero() {
@@ -217,6 +229,9 @@ func (t *Tally) Flows() uint64 {
 
 // Missing returns the number of flows that the files report as missing in them.
 func (t *Tally) Missing() uint64 { return t.missing }
+
+// Gaps returns the periods of which the files say that nothing was recorded.
+func (t *Tally) Gaps() Gaps { return t.gaps }
 
 // Span returns the times of the first and of the last flow; zero if no flow has a time.
 func (t *Tally) Span() (first, last time.Time) { return timeOf(t.span.first), timeOf(t.span.last) }

@@ -164,6 +164,12 @@ func TestCount(t *testing.T) {
 	}
 	missing := &flow.Record{Event: "left-out", Count: 7}
 	tally.Add(missing, time.Time{})
+	for _, seconds := range []float64{60, 3600} {
+		tally.Add(&flow.Record{Time: begin.Add(9 * time.Hour), Event: "unrecorded", Missing: "all", Seconds: seconds}, time.Time{})
+	}
+	if want := (seen.Gaps{Periods: 2, Longest: 3600}); tally.Gaps() != want {
+		t.Errorf("gaps %+v, want %+v", tally.Gaps(), want)
+	}
 	tally.Each(func(_ seen.At, c seen.Count) {
 		got := fmt.Sprint(c.Allowed, c.Denied, c.First.Sub(begin), c.Last.Sub(begin), c.LastAllowed.Sub(begin), c.LastDenied.Sub(begin))
 		if want := "2 1 -55m0s 5m0s 2m0s 3m0s"; got != want {
