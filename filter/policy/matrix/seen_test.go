@@ -4,11 +4,17 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/labels"
+
+	"sluice/filter"
 	"sluice/filter/flow"
+	"sluice/filter/policy"
+	"sluice/filter/policy/inventory"
 )
 
 var tenOClock = time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
@@ -120,6 +126,39 @@ func TestLayLeavesOut(t *testing.T) {
 	}
 	if m.Seen.Flows != 6 || m.Seen.Pairs.Used != 1 {
 		t.Errorf("%d flows, %+v", m.Seen.Flows, m.Seen.Pairs)
+	}
+}
+
+// A pod's own node always reaches it, so that its flows do not make an open port used, nor a closed one
+// tried.
+func TestLayOwnNode(t *testing.T) {
+	addr := netip.MustParseAddr
+	pod := func(name, node, host, a string) *policy.Pod {
+		return &policy.Pod{Namespace: "shop0", Name: name, Labels: labels.Set{"app": name}, Node: node, Hosts: []netip.Addr{addr(host)}, Addrs: []netip.Addr{addr(a)}}
+	}
+	v := inventory.New(inventory.Objects{
+		Pods:  []*policy.Pod{pod("db", "n1", "192.0.2.1", "10.0.0.1")},
+		Nodes: []*policy.Node{{Name: "n1", Addrs: []netip.Addr{addr("192.0.2.1")}}, {Name: "n2", Addrs: []netip.Addr{addr("192.0.2.2")}}},
+		Policies: []*policy.Policy{{
+			Ref: policy.Ref{Kind: "NetworkPolicy", Namespace: "shop0", Name: "db"}, Tier: policy.NetworkPolicy, Isolates: [2]bool{filter.Ingress: true},
+			Subject: policy.Subject{Namespace: "shop0", Pods: labels.Everything()},
+		}},
+	})
+	m := New(v, Options{})
+	tally := m.Tally()
+	for _, node := range []string{"n1", "n2"} {
+		r := &flow.Record{Time: tenOClock, Event: "allowed", Protocol: "TCP", DstPort: 80, From: &flow.End{Kind: flow.HostEnd, Node: node}, Into: &flow.End{Kind: flow.PodEnd, Namespace: "shop0", Pod: "db"}}
+		tally.Add(r, time.Time{})
+	}
+	m.Lay(tally)
+	want := "TCP 80 tried, closed: allowed 1 time, last 10:00:00 (not as these policies say); TCP 80 from its own node allowed 1 time, last 10:00:00"
+	for _, c := range m.Flows {
+		if c.From == "nodes" && (m.Seen.cellText(c) != want || c.text() != "- !") {
+			t.Errorf("%s: %s, want %s", c.text(), m.Seen.cellText(c), want)
+		}
+	}
+	if want := (Uses{NeverUsed: 2, Tried: 1, Changed: 1}); m.Seen.Pairs != want {
+		t.Errorf("%+v, want %+v", m.Seen.Pairs, want)
 	}
 }
 

@@ -115,14 +115,15 @@ func TestEnds(t *testing.T) {
 		"not by address, with the name of another pod": {record(podEnd("gone", nil), db, "10.0.0.1", "10.0.0.3"), "1 flows with ends that are not in these manifests [{shop/gone 1}]"},
 		"own node": {record(host, db, "192.0.2.1", "10.0.0.3"), "n1 → shop/db TCP 80 on its own node: 1 allowed, 0 denied"},
 		"another node that is not in the manifests": {record(&flow.End{Kind: flow.RemoteNodeEnd, Node: "n9"}, db, "192.0.2.9", "10.0.0.3"), "n1 → shop/db TCP 80: 1 allowed, 0 denied"},
-		"a range":                       {record(world, db, "198.51.100.7", "10.0.0.3"), "198.51.100.0/24 → shop/db TCP 80: 1 allowed, 0 denied"},
-		"the world":                     {record(world, db, "203.0.113.7", "10.0.0.3"), "world → shop/db TCP 80: 1 allowed, 0 denied"},
-		"a Service's address":           {record(db, world, "10.0.0.3", "10.96.0.1"), "1 flows to addresses of Services, before their translation [{shop/web 1}]"},
-		"a denial":                      {denied(record(world, db, "203.0.113.7", ""), "ingress-denied"), "world → shop/db TCP 80: 0 allowed, 1 denied"},
-		"a denial for another reason":   {denied(record(world, db, "203.0.113.7", ""), "malformed"), "1 denied for other reasons than policies [{malformed 1}]"},
-		"a port that could not be read": {&flow.Record{Event: "allowed", From: db, Into: db, Protocol: "TCP", Transport: "opaque"}, "1 flows whose ports could not be read []"},
-		"ICMPv6":                        {&flow.Record{Event: "allowed", From: podEnd("web-7d9-a", nil), Into: db, Protocol: "ICMPv6"}, "shop/web → shop/db ICMP 0: 1 allowed, 0 denied"},
-		"another protocol":              {&flow.Record{Event: "allowed", From: db, Into: db, Protocol: "GRE"}, "1 flows of other protocols than TCP, UDP, SCTP and ICMP [{GRE 1}]"},
+		"a range":   {record(world, db, "198.51.100.7", "10.0.0.3"), "198.51.100.0/24 → shop/db TCP 80: 1 allowed, 0 denied"},
+		"the world": {record(world, db, "203.0.113.7", "10.0.0.3"), "world → shop/db TCP 80: 1 allowed, 0 denied"},
+		"the world, though a pod has the address now": {record(world, db, "10.0.0.1", "10.0.0.3"), "world → shop/db TCP 80: 1 allowed, 0 denied"},
+		"a Service's address":                         {record(db, world, "10.0.0.3", "10.96.0.1"), "1 flows to addresses of Services, before their translation [{shop/web 1}]"},
+		"a denial":                                    {denied(record(world, db, "203.0.113.7", ""), "ingress-denied"), "world → shop/db TCP 80: 0 allowed, 1 denied"},
+		"a denial for another reason":                 {denied(record(world, db, "203.0.113.7", ""), "malformed"), "1 denied for other reasons than policies [{malformed 1}]"},
+		"a port that could not be read":               {&flow.Record{Event: "allowed", From: db, Into: db, Protocol: "TCP", Transport: "opaque"}, "1 flows whose ports could not be read []"},
+		"ICMPv6":                                      {&flow.Record{Event: "allowed", From: podEnd("web-7d9-a", nil), Into: db, Protocol: "ICMPv6"}, "shop/web → shop/db ICMP 0: 1 allowed, 0 denied"},
+		"another protocol":                            {&flow.Record{Event: "allowed", From: db, Into: db, Protocol: "GRE"}, "1 flows of other protocols than TCP, UDP, SCTP and ICMP [{GRE 1}]"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
