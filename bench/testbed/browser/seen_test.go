@@ -84,6 +84,9 @@ func TestMatrixSeenByKeyboardAndTouch(t *testing.T) {
 	p.has("the reasons below", detailText, "shop/web → pci/vault", "✓ TCP 8443: allowed 2 times", "! TCP 8443: denied 1 time")
 	phone := flowsOf(t, b, "namespace", "", phone())
 	phone.fits()
+	if !get[bool](phone, `document.getElementById("sum-changed").checkVisibility()`) {
+		t.Error("the legend on a phone lacks a sign")
+	}
 	phone.touch(cellAt("shop/*", "pci/*"))
 	phone.has("what was seen after a touch", detailText, "shop/* → pci/*", "✓ TCP 8443: allowed 2 times", "! TCP 8443: denied 1 time")
 	phone.fits()
