@@ -23,8 +23,8 @@ type Denial struct {
 	Key         filter.Key
 	SrcPort     uint16 // of the first packet; 0 if the packet has no port or it could not be read
 	Packets     uint64
-	First, Last time.Time
-	Rejected    bool // whether the last packet was rejected
+	First, Last time.Time // zero if the kernel does not let the programs read the clock, as before Linux 5.8
+	Rejected    bool      // whether the last packet was rejected
 }
 
 // Event is a packet that the kernel has denied without the agent. It is valid only while it is being
@@ -179,7 +179,14 @@ func readClock() (clock, error) {
 	return clock{time.Now().Add(-time.Duration(now.Nano()))}, nil
 }
 
-func (c clock) at(monotonic uint64) time.Time { return c.zero.Add(time.Duration(monotonic)) }
+// at returns the time of day of a time of the monotonic clock. 0 is the time of programs that cannot read
+// the clock, and at returns the zero time for it.
+func (c clock) at(monotonic uint64) time.Time {
+	if monotonic == 0 {
+		return time.Time{}
+	}
+	return c.zero.Add(time.Duration(monotonic))
+}
 
 // stopEvents replaces the ring buffer, which kernels before 5.8 lack, by an array, and the calls that
 // write to it by an error.

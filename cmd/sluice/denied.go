@@ -77,7 +77,7 @@ func denied(ctx context.Context, e env, opts observeOptions) error {
 	}
 	now := time.Now()
 	for _, d := range all {
-		if selected.Selects(&d.Record) && (opts.since == 0 || !d.Time.Before(now.Add(-opts.since))) {
+		if selected.Selects(&d.Record) && (opts.since == 0 || d.Time.IsZero() || !d.Time.Before(now.Add(-opts.since))) {
 			shown = append(shown, d)
 		}
 	}
@@ -123,6 +123,8 @@ func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) er
 func ago(now, at time.Time) string {
 	d := now.Sub(at)
 	switch {
+	case at.IsZero():
+		return "not known" // see bpf.Denial
 	case d < 10*time.Second:
 		return fmt.Sprintf("%.1fs ago", max(d, 0).Seconds())
 	case d < time.Minute:

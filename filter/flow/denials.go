@@ -45,6 +45,8 @@ type Denial struct {
 	// Many is set if the denials of many unowned addresses are counted here. Entry has the address of
 	// the last packet.
 	Many bool
+
+	stranger bool // it is counted in Denials.strangers
 }
 
 // Add counts a denied packet.
@@ -59,16 +61,16 @@ func (d *Denials) AddMany(e *Entry, packets uint64, first time.Time) {
 	if d.all == nil {
 		d.all = make(map[denialKey]*Denial)
 	}
-	known := d.all[k]
+	known, many := d.all[k], false
 	if known == nil && isStranger(e) && d.strangers >= maxStrangers {
-		k = k.withoutStrangers(e)
+		k, many = k.withoutStrangers(e), true
 		known = d.all[k]
 	}
 	if known == nil {
 		d.makeRoom()
-		known = &Denial{First: first, Last: first, Many: k.many()}
+		known = &Denial{First: first, Last: first, Many: many, stranger: isStranger(e) && !many}
 		d.all[k] = known
-		if isStranger(e) && !known.Many {
+		if known.stranger {
 			d.strangers++
 		}
 	}
@@ -93,7 +95,7 @@ func (d *Denials) makeRoom() {
 			oldest, at = k, o
 		}
 	}
-	if isStranger(&at.Entry) && !at.Many {
+	if at.stranger {
 		d.strangers--
 	}
 	delete(d.all, oldest)
@@ -143,8 +145,6 @@ func (k denialKey) withoutStrangers(e *Entry) denialKey {
 	}
 	return k
 }
-
-func (k denialKey) many() bool { return k.Src == [16]byte{} || k.Dst == [16]byte{} }
 
 // denying returns the side of a verdict that denies; the zero Side if no policy denies.
 func denying(v *filter.Verdict) filter.Side {

@@ -515,6 +515,40 @@ func TestDenialsOfStrangers(t *testing.T) {
 	}
 }
 
+// An end that becomes a known pod between two packets does not change how many addresses outside the
+// cluster are counted one by one. A packet without addresses is not one of many.
+func TestDenialsOfKnownStranger(t *testing.T) {
+	s := cluster(t)
+	var d flow.Denials
+	stranger := func(i int) *flow.Entry {
+		return entry(s, flow.Denied, netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}).String(), "10.0.0.2", 22)
+	}
+	later := stranger(0)
+	d.Add(later)
+	later.Src = s.Endpoint(netip.MustParseAddr("10.0.0.1"))
+	d.Add(later)
+	d.Add(&flow.Entry{Kind: flow.Denied, Time: start})
+	for port := range uint16(512) { // these displace the first ones
+		e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", port+1)
+		e.Time = start.Add(time.Hour)
+		d.Add(e)
+	}
+	for i := range 129 {
+		e := stranger(i)
+		e.Time = start.Add(2 * time.Hour)
+		d.Add(e)
+	}
+	many := 0
+	for _, o := range d.All() {
+		if o.Many {
+			many++
+		}
+	}
+	if many != 1 {
+		t.Errorf("%d denials are about many addresses, want the 129th only", many)
+	}
+}
+
 // Neither counting a denial that is known nor adding a record allocates.
 func TestAllocatesNothing(t *testing.T) {
 	s := cluster(t)

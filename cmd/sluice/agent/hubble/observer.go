@@ -93,11 +93,15 @@ func (s *sender) run(ctx context.Context) error {
 		done := n == 0
 		for i := range entries[:n] {
 			e := &entries[i]
-			if !following && e.Time.After(s.now) {
+			if !following && !done && e.Time.After(s.now) {
 				done = true // the records from before the query end here
-			}
-			if done && !s.follow {
-				break
+				if !s.follow {
+					break
+				}
+				if err := last.each(s.send); err != nil {
+					return err
+				}
+				send = s.send
 			}
 			if err := s.pass(e, send); err != nil {
 				return err

@@ -189,6 +189,30 @@ func TestGetFlowsEnds(t *testing.T) {
 	}
 }
 
+// A flow that happens after the request is sent in addition to the last ones from before.
+func TestFollowAtOnce(t *testing.T) {
+	f := newFixture(t, Peers{})
+	f.keep()
+	w := f.log.Watch(0, true)
+	defer w.Close()
+	f.add(flow.Opened, 7200) // after the request
+	ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
+	defer cancel()
+	stream, err := observerpb.NewObserverClient(f.conn).GetFlows(ctx, &observerpb.GetFlowsRequest{Follow: true, Number: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []uint32{5, 7200} {
+		a, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := a.GetFlow().GetL4().GetTCP().GetDestinationPort(); got != want {
+			t.Errorf("port %d, want %d", got, want)
+		}
+	}
+}
+
 // A client that follows gets the last flows, then new flows and the number of those that are missing.
 // If it is the only watcher and wants denials only, connections are not watched.
 func TestFollow(t *testing.T) {
