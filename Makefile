@@ -81,6 +81,19 @@ pictures: ## take the pictures of README.md in Chromium (as test-browser), into 
 	@mkdir -p $(PICTURES)
 	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' $(SHOP) -flows flows/flows.jsonl -o '$(CURDIR)/$(PICTURES)'
 
+# uPlot draws the lines in Grafana, too. Grafana itself is in no package registry that make uses.
+UPLOT = uplot@1.6.32
+
+.PHONY: picture-dashboard
+picture-dashboard: ## take the pictures of the dashboard, with agents and a real Prometheus under traffic (as root, 5 minutes)
+	@.ci/setup pictures
+	@.ci/setup demo
+	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice ./bench/testbed/dashboard
+	@npm install --silent --no-audit --no-fund --prefix .cache/uplot $(UPLOT)
+	@mkdir -p $(PICTURES)
+	bin/dashboard -sluice bin/sluice -o bin/dashboard-data.json
+	cd $(BROWSER) && go run . -dashboard '$(CURDIR)/bin/dashboard-data.json' -uplot '$(CURDIR)/.cache/uplot/node_modules/uplot' -o '$(CURDIR)/$(PICTURES)'
+
 .PHONY: build
 build: ## build bin/sluice
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w $(STAMP)' -o bin/sluice ./cmd/sluice

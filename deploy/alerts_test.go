@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -211,6 +212,42 @@ func TestAlertsFire(t *testing.T) {
 	}
 	promtool(t, "check", "rules", rulesFile)
 	promtool(t, "test", "rules", file)
+}
+
+// Prometheus understands the queries of the dashboard.
+func TestAlertsDashboard(t *testing.T) {
+	var board struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(monitoringDir, "dashboard.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &board); err != nil {
+		t.Fatal(err)
+	}
+	var queries []any
+	for _, p := range board.Panels {
+		for _, target := range p.Targets {
+			expr := strings.NewReplacer("$__rate_interval", "2m", "$instance", ".*").Replace(target.Expr)
+			queries = append(queries, map[string]any{"record": fmt.Sprint("panel:", len(queries)), "expr": expr})
+		}
+	}
+	if len(queries) < 30 {
+		t.Fatalf("found only %d queries", len(queries))
+	}
+	rules, err := yaml.Marshal(map[string]any{"groups": []any{map[string]any{"name": "dashboard", "rules": queries}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "dashboard.yaml")
+	if err := os.WriteFile(file, rules, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	promtool(t, "check", "rules", file)
 }
 
 // burstTexts returns a test for promtool that compares the annotations of an alert, which name the policy.

@@ -51,6 +51,12 @@ type screen struct {
 func desktop() screen { return screen{width: 1360, height: 820, scale: 1} }
 func phone() screen   { return screen{width: 390, height: 780, scale: 2, phone: true} }
 
+// inDark returns the same screen in the dark theme.
+func (s screen) inDark() screen {
+	s.dark = true
+	return s
+}
+
 // use makes a tab emulate the screen.
 func (s screen) use(ctx context.Context) error {
 	if _, err := chromedp.Call(ctx, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: s.width, Height: s.height, DeviceScaleFactor: s.scale, Mobile: s.phone}); err != nil {

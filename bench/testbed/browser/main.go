@@ -23,9 +23,12 @@ func main() {
 	var manifests []string
 	flows := flag.String("flows", "", "the `FILE` with flows that the picture of the matrix with flows shows, relative to the directory of -in")
 	flag.Func("f", "the manifests `DIR` that the pictures show, relative to that of -in (repeatable)", func(dir string) error { manifests = append(manifests, dir); return nil })
+	var board dashboardPicture
+	flag.StringVar(&board.data, "dashboard", "", "take only the pictures of the dashboard, with the data in this `FILE`")
+	flag.StringVar(&board.uplot, "uplot", "", "the `DIR` of the package uplot, for -dashboard")
 	out := flag.String("o", "", "the `DIR` of the pictures")
 	flag.Parse()
-	if err := pictures(context.Background(), w, all(manifests, *flows), *out); err != nil {
+	if err := pictures(context.Background(), w, all(manifests, *flows), board, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "pictures:", err)
 		os.Exit(1)
 	}
@@ -70,7 +73,7 @@ func all(manifests []string, flows string) (list []picture) {
 	return list
 }
 
-func pictures(ctx context.Context, w writer, list []picture, out string) error {
+func pictures(ctx context.Context, w writer, list []picture, board dashboardPicture, out string) error {
 	b, stop, err := start(ctx)
 	if err != nil {
 		return err
@@ -81,6 +84,9 @@ func pictures(ctx context.Context, w writer, list []picture, out string) error {
 		return err
 	}
 	defer os.RemoveAll(work)
+	if board.data != "" {
+		return board.pictures(b, work, out)
+	}
 	for _, p := range list {
 		file := filepath.Join(work, p.name+".html")
 		if err := w.write(ctx, file, p.command...); err != nil {
@@ -101,7 +107,9 @@ func (b *browser) take(p picture, file, image string) error {
 	}
 	defer stop()
 	if err := t.waitFor(p.ready); err != nil {
-		return err
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return fmt.Errorf("%w; errors of the page: %q", err, t.faults)
 	}
 	return t.picture(image)
 }
