@@ -262,3 +262,27 @@ func TestLogUnknown(t *testing.T) {
 		t.Errorf("the API server does not accept the annotation: %v", wrong)
 	}
 }
+
+// A large policy, whose form is read later, has the level at once. A policy that is read has it, too.
+func TestLogOfLargePolicies(t *testing.T) {
+	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: "p", Annotations: logged("denied")}}
+	for i := range 1000 {
+		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: []networkingv1.NetworkPolicyPeer{{
+			IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("192.0.%d.%d/32", i/256, i%256)},
+		}}})
+	}
+	w := newLogBed(t)
+	e := netpol.Encode(p)
+	if e.Form != nil {
+		t.Fatal("the policy is not large")
+	}
+	w.SetEncoded(e)
+	if got, v := w.level(logWeb, logDB, filter.LogNone); got != filter.LogDenied || v.Action == filter.Allow {
+		t.Errorf("level %s of a denial, want denied", got)
+	}
+	w.DeletePolicy(netpol.Ref("bank", "p"))
+	w.SetPolicy(netpol.Read(p))
+	if got, _ := w.level(logWeb, logDB, filter.LogNone); got != filter.LogDenied {
+		t.Errorf("level %s of a policy that was read, want denied", got)
+	}
+}
