@@ -161,7 +161,8 @@ func TestLogLevel(t *testing.T) {
 func TestLogLevelWithoutPolicies(t *testing.T) {
 	w := newLogBed(t)
 	w.namespace("shop", "denied")
-	w.policy("bank", "p", "all", egress, false)
+	w.namespace("bank", "all")
+	w.policy("bank", "p", "", egress, false)
 	s, _ := w.Commit()
 	web, db := s.Endpoint(logWeb), s.Endpoint(logDB)
 	back := s.Decide(filter.NewKey(logDB, logWeb, filter.TCP, 80))
@@ -174,7 +175,7 @@ func TestLogLevelWithoutPolicies(t *testing.T) {
 	}{
 		{"from the pod", filter.Verdict{Reason: filter.Malformed}, web, nil, filter.LogDenied},
 		{"to the pod", filter.Verdict{Reason: filter.PodNotKnown}, nil, web, filter.LogDenied},
-		{"of the other pod", filter.Verdict{Reason: filter.PodNotKnown}, nil, db, filter.LogNone},
+		{"between the pods", filter.Verdict{Reason: filter.Malformed}, db, web, filter.LogAll},
 		{"no end is known", filter.Verdict{Reason: filter.Malformed}, nil, nil, filter.LogNone},
 		{"in the middle of a connection", back, web, db, filter.LogAll},
 	} {
