@@ -84,6 +84,12 @@ func TestLogAnnotationOnPackets(t *testing.T) {
 		if follows := s.followsConnections(t); follows != c.connections {
 			t.Errorf("%s: follows connections: %t", step, follows)
 		}
+		if c.namespace == "all" && c.policy == "none" {
+			const want = "none (--log-verdicts); up to all by the annotation of 1 namespace and 1 policy\n"
+			if exit, out, stderr := sluice(t, "status", "--socket", s.socket); exit != 0 || !strings.Contains(out, want) {
+				t.Errorf("status: exit status %d: %s%s", exit, out, stderr)
+			}
+		}
 		mark := s.agent.Mark()
 		s.checkNotQueued(t, step, probes)
 		for _, want := range c.logged {

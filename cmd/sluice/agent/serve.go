@@ -90,6 +90,7 @@ func (a *agent) state() *telemetry.State {
 		Settings: status.Settings{
 			Version: a.opts.Version, Node: a.opts.NodeName, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
 			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit), DenyWith: a.opts.Denial.Or(filter.DenialDrop).String(),
+			LogVerdicts: a.opts.Verdicts.Or(filter.LogNone).String(),
 		},
 		Now: time.Now(), Started: a.started, Ready: timeOf(&a.ready),
 		Snapshot: a.published.Snapshot(), Published: timeOf(&a.inForce),

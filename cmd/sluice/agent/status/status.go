@@ -30,7 +30,9 @@ type Status struct {
 	Failed   uint64          `json:"ruleRepairFailures"`
 	Watches  []Watch         `json:"watches"`
 	Problems []Problem       `json:"problems"`
-	NotRead  string          `json:"notRead,omitempty"` // objects that the agent does not read, but that may change what is allowed
+	// LogAnnotations is nil if no annotation sets which verdicts are logged.
+	LogAnnotations *LogAnnotations `json:"logAnnotations,omitempty"`
+	NotRead        string          `json:"notRead,omitempty"` // objects that the agent does not read, but that may change what is allowed
 
 	Now time.Time `json:"now"`
 	// Process is the PID of the agent in the PID namespace of the caller of Ask. It differs
@@ -50,6 +52,29 @@ type Settings struct {
 	OnExit  string   `json:"onExit"`
 	// DenyWith is how the node denies packets: drop, or reject.
 	DenyWith string `json:"denyWith"`
+	// LogVerdicts is which verdicts the node logs: none, denied or all. Annotations may set another level.
+	LogVerdicts string `json:"logVerdicts"`
+}
+
+// LogAnnotations counts the objects whose annotation sets which verdicts are logged.
+type LogAnnotations struct {
+	Namespaces int `json:"namespaces"`
+	Policies   int `json:"policies"`
+	// Most is the highest level that one of them sets: none, denied or all.
+	Most string `json:"most"`
+}
+
+// verdictLog describes which verdicts the node logs; it is empty if it logs none.
+func (s *Status) verdictLog() string {
+	a := s.LogAnnotations
+	if a == nil && (s.LogVerdicts == "none" || s.LogVerdicts == "") {
+		return ""
+	}
+	text := s.LogVerdicts + " (--log-verdicts)"
+	if a != nil {
+		text += fmt.Sprintf("; up to %s by the annotation of %s and %s", a.Most, count(a.Namespaces, "namespace"), count(a.Policies, "policy"))
+	}
+	return text
 }
 
 // Watch is the state of the watch for one kind of object.
@@ -211,6 +236,9 @@ func (s *Status) WriteText(out io.Writer, all bool) error {
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d denied after a panic; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
 	fmt.Fprintf(w, "live connections\t%d judged after changes: %d unchanged, %d newly allowed, %d revoked, %d restored; %d had passed unjudged\n",
 		s.Live.Judged, s.Live.Unchanged, s.Live.Allowed, s.Live.Revoked, s.Live.Restored, s.Live.Unjudged)
+	if text := s.verdictLog(); text != "" {
+		fmt.Fprintf(w, "verdict log\t%s\n", text)
+	}
 	if s.NotRead != "" {
 		fmt.Fprintf(w, "not read\t%s\n", s.NotRead)
 	}

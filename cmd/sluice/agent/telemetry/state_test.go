@@ -66,6 +66,7 @@ func snapshot(t *testing.T) *policy.Snapshot {
 			Rules:   [2][]policy.Rule{filter.Ingress: {{Action: policy.Deny}}},
 		})
 	}
+	w.SetNamespaceLog("default", policy.ReadNamespaceLog("default", map[string]string{policy.LogAnnotation: "denied"}))
 	s, _ := w.Commit()
 	return s
 }
@@ -75,7 +76,7 @@ func busyState(t *testing.T) *State {
 	s := &State{
 		Settings: status.Settings{
 			Version: "v1.2.3", PID: 42, Sources: []string{"manifests ./policies"},
-			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep", DenyWith: "reject",
+			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep", DenyWith: "reject", LogVerdicts: "none",
 		},
 		Now: noon, Started: noon.Add(-3 * time.Hour), Ready: noon.Add(-2*time.Hour - 59*time.Minute),
 		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),
