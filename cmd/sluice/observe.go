@@ -50,8 +50,10 @@ so that they cost nothing at other times. A line tells for which time flows were
 The agent always keeps the last denials: see sluice denied.
 
 In the text, the first of several equal flows is printed at once, and those that follow within
-a second as one line with their number. If there are more flows than the agent can record, a
-line tells how many are missing.
+a second as one line with their number. The agent records at most 20,000 connections, 20,000
+ends of connections and 20,000 denied packets a second, and of the packets that the kernel
+denies at most 1,000 a second of one source. If there are more, it records a part of them, and
+a line tells how many are missing.
 
 A flow must fulfill all conditions. If a flag is given several times, one of its values must
 match. --from and --to take a pod or a workload (web or shop/web), all of a namespace
@@ -129,6 +131,11 @@ func (o *observeOptions) filter() (f flow.Filter, err error) {
 	return f, nil
 }
 
+// wantsAll reports whether no flag leaves out a flow.
+func (o *observeOptions) wantsAll() bool {
+	return o.verdict == "" && o.since == 0 && len(o.namespaces)+len(o.from)+len(o.to)+len(o.ports)+len(o.policies) == 0
+}
+
 // request returns the path and the query of the request to the agent. If earlier is false, it asks for no
 // earlier records.
 func (o *observeOptions) request(earlier bool) string {
@@ -160,9 +167,14 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 	}
 	records := make(chan *flow.Record)
 	failed := make(chan error, 1)
+	lines := &lineCopier{out: &lockedWriter{w: e.stdout}}
+	e.stdout = lines.out
 	go func() {
 		defer close(records)
-		s := socketStream{e, &opts, records}
+		s := socketStream{env: e, opts: &opts, records: records}
+		if opts.wantsAll() && opts.format == "json" {
+			s.lines = lines
+		}
 		if opts.follow {
 			failed <- s.follow(ctx)
 		} else {
@@ -176,7 +188,7 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 		return nil // the user has interrupted it, or the standard input has ended
 	case err != nil:
 		return err
-	case shown == 0:
+	case shown == 0 && !lines.copied:
 		e.say("the agent has kept no such flow: it records while a command shows them: -f shows what happens from now on, and %s denied the last denials", e.name())
 	}
 	return nil
@@ -263,21 +275,25 @@ type recordPrinter struct {
 	format string
 	nodes  bool // whether lines name the node
 	width  int  // the length of the longest name of a node so far
-	recent []recent
+	recent []*recent
+	known  map[flow.Likeness]*recent // those of recent
 }
 
 // recent is a record that was printed. Equal records that follow are merged into it until a time: more
 // is their number.
 type recent struct {
-	*flow.Record
-	until time.Time
-	more  uint64
+	flow.Record
+	likeness flow.Likeness
+	until    time.Time
+	more     uint64
 }
 
 func (p *recordPrinter) print(r *flow.Record) {
 	switch p.format {
 	case "json":
-		_ = json.NewEncoder(p.out).Encode(r)
+		if line, err := r.AppendJSON(nil); err == nil {
+			_, _ = p.out.Write(append(line, '\n'))
+		}
 		return
 	case "hubble":
 		if answer := hubbleflow.Response(r); answer != nil {
@@ -286,33 +302,37 @@ func (p *recordPrinter) print(r *flow.Record) {
 		return
 	}
 	p.flush(r.Time)
-	for i := range p.recent {
-		if o := &p.recent[i]; o.Same(r) {
-			o.more += max(r.Count, 1)
-			o.Time = r.Time
-			return
-		}
+	likeness, merges := r.Likeness()
+	if o := p.known[likeness]; o != nil && merges {
+		o.more += max(r.Count, 1)
+		o.Time = r.Time
+		return
 	}
 	p.line(r)
-	same := *r
-	p.recent = append(p.recent, recent{Record: &same, until: r.Time.Add(mergeInterval)})
+	if !merges {
+		return
+	}
+	o := &recent{Record: *r, likeness: likeness, until: r.Time.Add(mergeInterval)}
+	if p.known == nil {
+		p.known = make(map[flow.Likeness]*recent)
+	}
+	p.recent, p.known[likeness] = append(p.recent, o), o
 }
 
 // flush prints a line for each recent with merged records whose interval has ended at until, and removes
 // it. If until is zero, it does this for all.
 func (p *recordPrinter) flush(until time.Time) {
-	kept := p.recent[:0]
-	for _, o := range p.recent {
-		if !until.IsZero() && until.Before(o.until) {
-			kept = append(kept, o)
-			continue
-		}
+	// They are in the order of their times, which differ little from that in which they come.
+	n := 0
+	for ; n < len(p.recent) && (until.IsZero() || !until.Before(p.recent[n].until)); n++ {
+		o := p.recent[n]
+		delete(p.known, o.likeness)
 		if o.more > 0 {
 			o.Count = o.more
-			p.line(o.Record)
+			p.line(&o.Record)
 		}
 	}
-	p.recent = kept
+	p.recent = p.recent[n:]
 }
 
 func (p *recordPrinter) line(r *flow.Record) {

@@ -149,12 +149,24 @@ func size(n uint64) string {
 	return fmt.Sprintf("%.1f %s", v, units[i])
 }
 
-// Same reports whether two records differ at most in time, source port and counts, so that one line
-// can show both.
-func (r *Record) Same(o *Record) bool {
-	return r.Event == o.Event && r.Event != Ended.String() && r.Event != LeftOut.String() && r.Event != Unrecorded.String() && r.Node == o.Node &&
-		r.Src == o.Src && r.Dst == o.Dst && r.DstPort == o.DstPort && r.Protocol == o.Protocol && r.Transport == o.Transport &&
-		r.Answer == o.Answer && r.Reason == o.Reason && r.To == o.To && r.Why() == o.Why()
+// Likeness identifies records that can be shown as one. It is comparable.
+type Likeness struct {
+	event, node, protocol, transport, answer, reason, to, why string
+	src, dst                                                  netip.Addr
+	port                                                      uint16
+}
+
+// Likeness returns the likeness of a record: records with the same one differ only in time, source port
+// and counts. is is false for a record that is never shown with others as one.
+func (r *Record) Likeness() (l Likeness, is bool) {
+	switch r.Event {
+	case Ended.String(), LeftOut.String(), Unrecorded.String():
+		return l, false
+	}
+	return Likeness{
+		event: r.Event, node: r.Node, protocol: r.Protocol, transport: r.Transport, answer: r.Answer, reason: r.Reason,
+		to: r.To, why: r.Why(), src: r.Src, dst: r.Dst, port: r.DstPort,
+	}, true
 }
 
 func (r *Record) duration() time.Duration { return time.Duration(r.Seconds * float64(time.Second)) }

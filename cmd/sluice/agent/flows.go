@@ -22,6 +22,7 @@ const missInterval = time.Second
 
 // kernelRate bounds the denials of one source that the kernel reports within a second. The kernel leaves
 // out the others, so that the records of one pod that retries without pause do not displace all others.
+// The help of "sluice observe" names it.
 const kernelRate = 1000
 
 // flows records the flows of the node. While something watches, it also follows the events of the
