@@ -38,7 +38,7 @@ func newQuery(req *observerpb.GetFlowsRequest, now time.Time) (q *query, err err
 	case q.first && q.follow:
 		return nil, errors.New("first and follow exclude each other: leave out one")
 	case req.GetExtensions() != nil:
-		return nil, errors.New("extensions: Sluice has none: leave it out") //nolint:staticcheck // a name begins it
+		return nil, errors.New("extensions: Sluice has none: leave it out")
 	}
 	if req.GetSince() != nil {
 		if err := req.GetSince().CheckValid(); err != nil {

@@ -59,7 +59,7 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go server.Serve(l) //nolint:errcheck // it ends with the test
+	go server.Serve(l)
 	address := l.Addr().String()
 	if err := call(t, a, address, "n1.default.hubble-grpc.cilium.io", true); err != nil {
 		t.Errorf("with a certificate: %v", err)

@@ -86,7 +86,7 @@ func open(ctx context.Context, path, what string) (answer io.ReadCloser, process
 	if err != nil {
 		return nil, 0, fmt.Errorf("ask the agent: %w", err)
 	}
-	response, err := transport.RoundTrip(request)
+	response, err := transport.RoundTrip(request) //nolint:bodyclose // the caller closes b, which holds the body
 	switch {
 	case noListener(err):
 		return nil, 0, fmt.Errorf("%w on %s: %s", ErrNoAgent, path, noAgentHint)
