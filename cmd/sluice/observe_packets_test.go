@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,16 +11,21 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/gopacket/layers"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"sluice/bench/testbed/lab"
 	"sluice/cmd/sluice/agent/status"
 	"sluice/filter/flow"
+	"sluice/filter/flow/hubbleflow"
+	"sluice/filter/policy/matrix"
 )
 
 // watched collects the records that an agent streams.
@@ -158,5 +164,48 @@ func TestObserveOnPackets(t *testing.T) {
 	}
 	if len(denials) != 1 || denials[0].Count != uint64(attempts) || denials[0].Why() != "ingress: no rule of default/access-demo1" {
 		t.Errorf("sluice denied: %s", out)
+	}
+	s.checkMatrix(t, w.records, allowed, denied)
+}
+
+// checkMatrix checks that sluice matrix finds the flows again in a file of records, as JSON of Sluice and of
+// Hubble: those that were allowed at an open port, and those that were denied at a closed one.
+func (s *testbed) checkMatrix(t *testing.T, records []*flow.Record, allowed, denied int) {
+	t.Helper()
+	var ours, hubbles bytes.Buffer
+	encoder := json.NewEncoder(&ours)
+	for _, r := range records {
+		if err := encoder.Encode(r); err != nil {
+			t.Fatal(err)
+		}
+		if answer := hubbleflow.Response(r); answer != nil {
+			line, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(answer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hubbles.Write(append(line, '\n'))
+		}
+	}
+	for name, text := range map[string]string{"sluice": ours.String(), "hubble": hubbles.String()} {
+		file := filepath.Join(t.TempDir(), name+".jsonl")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		exit, out, stderr := sluice(t, "matrix", "-f", s.dir, "--flows", file, "-o", "json", "--from-namespace", "default", "--to-namespace", "default")
+		var m matrix.Matrix
+		if err := json.Unmarshal([]byte(out), &m); err != nil || exit != 0 {
+			t.Fatalf("%s: %v, exit status %d, %s", name, err, exit, stderr)
+		}
+		var got []string
+		for _, c := range m.Flows {
+			for i := 0; c.Seen != nil && c.To == "default/db" && i < len(c.Seen.Ports); i++ {
+				p := c.Seen.Ports[i]
+				got = append(got, fmt.Sprintf("%s %s %s: %d allowed, %d denied", c.From, p.Port, p.Verdict, p.Allowed, p.Denied))
+			}
+		}
+		want := fmt.Sprintf("default/other TCP 6379 deny: 0 allowed, %d denied; default/web TCP 6379 allow: %d allowed, 0 denied", denied, allowed)
+		if text := strings.Join(got, "; "); text != want || m.Seen.Pairs.Changed != 0 {
+			t.Errorf("%s: %s, want %s; %+v", name, text, want, m.Seen)
+		}
 	}
 }

@@ -1,6 +1,6 @@
 // Package flowfile reads files of flows with one JSON object on each line: the output of "sluice observe
-// -o json", "sluice denied -o json" and "hubble observe -o json", the log of Sluice's agent, and the files
-// of Hubble's exporter. A file may have lines of different forms, and may be compressed with gzip, as the
+// -o json" and "hubble observe -o json", the denials of "sluice denied -o json", the log of Sluice's
+// agent, and the files of Hubble's exporter. A file may have lines of different forms, and may be compressed with gzip, as the
 // rotated files of the exporter are.
 //
 // Lines are read one by one, so that the size of a file does not matter.

@@ -92,6 +92,14 @@ func TestHubbleFormOfOurRecord(t *testing.T) {
 	}
 }
 
+// A denial of "sluice denied -o json" has the time of its first packet, and the number of packets.
+func TestParseDenial(t *testing.T) {
+	f, ok := flowfile.NewParser().Parse([]byte(`{"time":"2026-11-26T10:00:09Z","first":"2026-11-26T10:00:01Z","event":"denied","reason":"ingress-denied","count":7}`))
+	if !ok || f.Count != 7 || f.Time.Sub(f.First).Seconds() != 8 {
+		t.Errorf("%+v, %t", f, ok)
+	}
+}
+
 func TestReader(t *testing.T) {
 	file := lines[0].line + "\n\n{\"from\":\"a\",\"to\":\"b\"}\n" + `{"flow":{"x":"` + strings.Repeat("x", flowfile.MaxLine) + "\"}}\nnot JSON\n" + lines[5].line
 	var packed bytes.Buffer
