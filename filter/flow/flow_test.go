@@ -479,6 +479,25 @@ func TestDenials(t *testing.T) {
 	}
 }
 
+// A policy that is updated and denies as before makes no second row.
+func TestDenialsOfUpdatedPolicy(t *testing.T) {
+	s := cluster(t)
+	var d flow.Denials
+	for second, policies := range []string{"shop/db", "shop/other", "shop/db"} {
+		e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", 80)
+		e.Time = start.Add(time.Duration(second) * time.Second)
+		e.Verdict = filter.Verdict{Reason: filter.IngressDenied, Ingress: filter.Side{Isolation: &filter.Isolation{Policies: []string{policies}}}}
+		d.Add(e)
+	}
+	var got []string
+	for _, r := range flow.NewDescriber("node-1", func() *policy.Snapshot { return s }).Denials(d.All()) {
+		got = append(got, fmt.Sprintf("%dx %v-%v %s", r.Count, r.First.Sub(start), r.Time.Sub(start), r.Why()))
+	}
+	if want := []string{"2x 0s-2s ingress: no rule of shop/db", "1x 1s-1s ingress: no rule of shop/other"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 // A scan from many addresses outside the cluster does not displace the denials between pods, and all
 // its packets are counted.
 func TestDenialsOfStrangers(t *testing.T) {
@@ -588,4 +607,17 @@ func BenchmarkAdd(b *testing.B) {
 			d.Add(e)
 		}
 	})
+}
+
+// A short time without records does not begin and end in the same second.
+func TestTextOfUnrecorded(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	for since, want := range map[time.Duration]string{
+		300 * time.Millisecond: "(flows from 03:04:04.700 to 03:04:05.000 were not recorded)",
+		time.Minute:            "(flows from 03:03:05 to 03:04:05 were not recorded)",
+	} {
+		if got := flow.Gap("n1", at.Add(-since), at).Text(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
 }

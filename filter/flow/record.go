@@ -320,8 +320,36 @@ type DenialRecord struct {
 	Many bool `json:"many,omitempty"`
 }
 
-// Denial returns the record of a denial.
-func (d *Describer) Denial(o *Denial) *DenialRecord {
+// Denials returns the records of denials, in their order. Denials that read alike become one record, in the
+// place of the first: a policy that has changed and denies as before is another object, and makes another Denial.
+func (d *Describer) Denials(all []Denial) []*DenialRecord {
+	type text struct {
+		src, dst               netip.Addr
+		from, to, port, answer string
+		reason, why            string
+	}
+	out, known := []*DenialRecord{}, make(map[text]*DenialRecord)
+	for i := range all {
+		r := d.denial(&all[i])
+		from, to := r.Names()
+		k := text{r.Src, r.Dst, from, to, r.Port(), r.Answer, r.Reason, r.Why()}
+		same := known[k]
+		if same == nil || r.Many { // of many addresses, the record has only one
+			known[k], out = r, append(out, r)
+			continue
+		}
+		same.Count += r.Count
+		if r.First.Before(same.First) {
+			same.First = r.First
+		}
+		if r.Time.After(same.Time) {
+			same.Time = r.Time
+		}
+	}
+	return out
+}
+
+func (d *Describer) denial(o *Denial) *DenialRecord {
 	r := &DenialRecord{Record: *d.Record(&o.Entry), First: o.First, Many: o.Many}
 	r.Time, r.Count = o.Last, o.Packets
 	return r

@@ -19,8 +19,11 @@ func (r *Record) Text() string {
 		if r.Missing == onlyConnections {
 			what = "connections"
 		}
-		since := r.Time.Add(-r.duration())
-		return fmt.Sprintf("(%s from %s to %s were not recorded)", what, since.Local().Format(time.TimeOnly), r.Time.Local().Format(time.TimeOnly))
+		since, layout := r.Time.Add(-r.duration()), time.TimeOnly
+		if r.duration() < 10*time.Second {
+			layout = "15:04:05.000"
+		}
+		return fmt.Sprintf("(%s from %s to %s were not recorded)", what, since.Local().Format(layout), r.Time.Local().Format(layout))
 	}
 	var b strings.Builder
 	b.WriteString(r.word())

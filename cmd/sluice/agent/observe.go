@@ -69,10 +69,7 @@ func (f *flows) writeFlows(w http.ResponseWriter, next func([]flow.Entry) int) {
 // serveDenials lists the last distinct denials, the most recent first.
 func (f *flows) serveDenials(w http.ResponseWriter, _ *http.Request) {
 	describer := flow.NewDescriber(f.opts.NodeName, f.published.Snapshot)
-	all := []*flow.DenialRecord{}
-	for _, d := range f.lastDenials() {
-		all = append(all, describer.Denial(&d))
-	}
+	all := describer.Denials(f.lastDenials())
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(all) // fails only if the client has hung up
 }
