@@ -41,6 +41,8 @@ type fixture struct {
 	iptables *iptables.Fake
 	sweptAll atomic.Int64 // number of dumps of all connections
 	ended    chan error
+
+	kernelDenied atomic.Pointer[bpf.Denial] // what the kernel has denied
 }
 
 // Names of the steps that the fakes record.
@@ -245,8 +247,21 @@ func (k fakeKernel) Publish(*policy.Snapshot, policy.Changes) error { return k.f
 func (k fakeKernel) SetStarting([]netip.Prefix) error               { return nil }
 func (k fakeKernel) SetDevices(map[netip.Addr]uint32) error         { return nil }
 func (k fakeKernel) EnsurePins() error                              { return nil }
-func (k fakeKernel) Denials() ([]bpf.Denial, error)                 { return nil, nil }
-func (k fakeKernel) Stats() (bpf.Stats, error)                      { return bpf.Stats{}, nil }
+
+// Denials returns the flow that the test says the kernel has denied.
+func (k fakeKernel) Denials() ([]bpf.Denial, error) {
+	if d := k.f.kernelDenied.Load(); d != nil {
+		return []bpf.Denial{*d}, nil
+	}
+	return nil, nil
+}
+
+func (k fakeKernel) Stats() (s bpf.Stats, err error) {
+	if d := k.f.kernelDenied.Load(); d != nil {
+		s.Denied = d.Packets
+	}
+	return s, nil
+}
 
 type fakeGuard struct{ f *fixture }
 
