@@ -35,7 +35,7 @@ DEMO ?=
 .PHONY: help
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' Makefile | \
-		while IFS=$$'\t' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
+		while IFS=$$'\t' read -r name what; do printf '  make %-18s %s\n' "$$name" "$$what"; done
 
 .PHONY: demo
 demo: ## show policies at work on real packets, in network namespaces (as root, under a minute; DEMO=--help: options)
