@@ -2,7 +2,6 @@ package conntrack
 
 import (
 	"io"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -39,21 +38,19 @@ func newBurst() *burst {
 	return b
 }
 
-// receive waits for datagrams and reads up to maxBurst of them. A datagram that does not fit is an
-// error, because its tail is lost.
-func (b *burst) receive(raw syscall.RawConn) (n int, err error) {
-	if e := raw.Read(func(fd uintptr) bool {
-		err = retry(func() error {
-			got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&b.headers[0])), maxBurst, unix.MSG_DONTWAIT, 0, 0)
-			if n = int(got); errno != 0 {
-				n = 0
-				return errno
-			}
-			return nil
-		})
-		return err != unix.EAGAIN
-	}); e != nil {
-		return 0, e
+// receive reads up to maxBurst datagrams from a socket, without waiting. A datagram that does not fit is
+// an error, because its tail is lost.
+func (b *burst) receive(fd int) (n int, err error) {
+	err = retry(func() error {
+		got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.headers[0])), maxBurst, unix.MSG_DONTWAIT, 0, 0)
+		if errno != 0 {
+			return errno
+		}
+		n = int(got)
+		return nil
+	})
+	if err == unix.EAGAIN {
+		return 0, nil
 	}
 	for i := range n {
 		if b.headers[i].hdr.Flags&unix.MSG_TRUNC != 0 {

@@ -26,7 +26,9 @@ func (a *TrackedFlows) Keys() (counted, sum int) {
 }
 
 // SetBuffer sets the size of the receive buffer, in bytes.
-func (e *Events) SetBuffer(bytes int) error { return widen(e.conn, bytes) }
+func (e *Events) SetBuffer(bytes int) error {
+	return unix.SetsockoptInt(e.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, bytes)
+}
 
 // ReadEvents calls report for each event in a datagram.
 func ReadEvents(datagram []byte, event *Event, report func(*Event)) error {
