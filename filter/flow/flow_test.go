@@ -152,6 +152,37 @@ func TestUnrecordedOnce(t *testing.T) {
 	})
 }
 
+// A watcher that waits is told within a second what is missing, also if it was told just before and no
+// record follows.
+func TestMissWhileWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := flow.NewLog(8, nil)
+		w := l.Watch(0, true)
+		defer w.Close()
+		go func() {
+			for n := range uint64(3) {
+				time.Sleep(100 * time.Millisecond)
+				l.Miss(n+1, time.Now())
+			}
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		var counts []uint64
+		for into := make([]flow.Entry, 8); len(counts) < 2; {
+			n := w.Next(ctx, into, true)
+			if n == 0 {
+				t.Fatalf("told %v, and no more", counts)
+			}
+			for _, e := range into[:n] {
+				counts = append(counts, e.Count)
+			}
+		}
+		if counts[0] != 1 || counts[1] != 5 {
+			t.Errorf("told %v, want 1 and 5", counts)
+		}
+	})
+}
+
 // A watcher that is too slow is told how many records it has missed.
 func TestSlowWatcher(t *testing.T) {
 	l := flow.NewLog(4, nil)

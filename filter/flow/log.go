@@ -115,11 +115,17 @@ func (l *Log) Miss(n uint64, at time.Time) {
 	}
 }
 
+// leave counts n records that are left out. If it does not tell of the first ones, it wakes the watchers
+// that wait: they tell of them later if no record follows. It does so once, not for each record.
 func (l *Log) leave(at time.Time, n uint64) {
+	first := l.left == 0
 	l.left += n
 	l.leftOut.Add(n)
-	if at.Sub(l.told) >= gapInterval {
+	switch {
+	case at.Sub(l.told) >= gapInterval:
 		l.tell(at)
+	case first:
+		l.wake()
 	}
 }
 
