@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"strconv"
 	"time"
 
@@ -102,38 +101,10 @@ nodes again; without -f, the exit status is then 2.`,
 }
 
 // filter returns the conditions that the flags set.
-func (o *observeOptions) filter() (f flow.Filter, err error) {
-	f = flow.Filter{Event: o.verdict, Namespaces: o.namespaces, Policies: o.policies}
-	namespace := ""
-	if len(o.namespaces) == 1 {
-		namespace = o.namespaces[0]
-	}
-	for _, ends := range []struct {
-		flag  string
-		texts []string
-		to    *[]flow.Name
-	}{{"from", o.from, &f.From}, {"to", o.to, &f.To}} {
-		for _, text := range ends.texts {
-			n, err := flow.ParseName(text, namespace)
-			if err != nil {
-				return f, fmt.Errorf("%s: %w", ends.flag, err)
-			}
-			*ends.to = append(*ends.to, n)
-		}
-	}
-	for _, text := range o.ports {
-		p, err := flow.ParsePort(text)
-		if err != nil {
-			return f, fmt.Errorf("port: %w", err)
-		}
-		f.Ports = append(f.Ports, p)
-	}
-	return f, nil
-}
+func (o *observeOptions) filter() (flow.Filter, error) { return o.conditions().Filter() }
 
-// wantsAll reports whether no flag leaves out a flow.
-func (o *observeOptions) wantsAll() bool {
-	return o.verdict == "" && o.since == 0 && len(o.namespaces)+len(o.from)+len(o.to)+len(o.ports)+len(o.policies) == 0
+func (o *observeOptions) conditions() flow.Conditions {
+	return flow.Conditions{Verdict: o.verdict, Namespaces: o.namespaces, From: o.from, To: o.to, Ports: o.ports, Policies: o.policies}
 }
 
 // request returns the path and the query of the request to the agent. If earlier is false, it asks for no
@@ -146,7 +117,13 @@ func (o *observeOptions) request(earlier bool) string {
 	case last == 0 && (!o.follow || o.since > 0), !o.follow && o.selective():
 		last = 1 << 20 // all that the agent has kept
 	}
-	return "/flows?" + url.Values{"last": {strconv.Itoa(last)}, "follow": {strconv.FormatBool(o.follow)}, "denied": {strconv.FormatBool(o.verdict == "denied")}}.Encode()
+	// The agent leaves out what the conditions do not select, which saves it the text and the command the
+	// reading. The command selects all the same: the agent may be older than it.
+	query := o.conditions().Values()
+	query.Set("last", strconv.Itoa(last))
+	query.Set("follow", strconv.FormatBool(o.follow))
+	query.Set("denied", strconv.FormatBool(o.verdict == "denied"))
+	return "/flows?" + query.Encode()
 }
 
 // selective reports whether there are conditions, so that the last flows that fulfill them are not the last
@@ -172,7 +149,7 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 	go func() {
 		defer close(records)
 		s := socketStream{env: e, opts: &opts, records: records}
-		if opts.wantsAll() && opts.format == "json" {
+		if opts.format == "json" && opts.since == 0 && !opts.selective() {
 			s.lines = lines
 		}
 		if opts.follow {

@@ -97,7 +97,7 @@ func TestDescriberKeeps(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, err := d.AppendJSON(nil, e); err != nil || string(got) != string(want) {
+			if got, err := d.Record(e).AppendJSON(nil); err != nil || string(got) != string(want) {
 				t.Errorf("%v\n%s, want\n%s", err, got, want)
 			}
 			if again := d.Record(e); again.From != r.From || again.Into != r.Into || again.Ingress != r.Ingress {
@@ -116,7 +116,7 @@ func TestDescriberKeeps(t *testing.T) {
 	}
 	buf := make([]byte, 0, 1<<12)
 	if n := testing.AllocsPerRun(100, func() {
-		if _, err := d.AppendJSON(buf, entries[0]); err != nil {
+		if _, err := d.Record(entries[0]).AppendJSON(buf); err != nil {
 			t.Error(err)
 		}
 	}); n != 0 {
@@ -149,14 +149,14 @@ func BenchmarkEncode(b *testing.B) {
 		var buf []byte
 		for d := describe(); b.Loop(); {
 			var err error
-			if buf, err = d.AppendJSON(buf[:0], e); err != nil {
+			if buf, err = d.Record(e).AppendJSON(buf[:0]); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
 	b.Run("json.Unmarshal", func(b *testing.B) {
 		b.ReportAllocs()
-		text, err := describe().AppendJSON(nil, e)
+		text, err := describe().Record(e).AppendJSON(nil)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -140,13 +140,8 @@ func (d *Describer) Record(e *Entry) *Record {
 	return r
 }
 
-// AppendJSON appends the record of an entry to b, as [json.Marshal] writes it.
-func (d *Describer) AppendJSON(b []byte, e *Entry) ([]byte, error) {
-	var r Record
-	d.describe(&r, e)
-	return r.AppendJSON(b)
-}
-
+// describe is apart from Record, so that the compiler inlines Record and a record that is not kept takes no
+// allocation.
 func (d *Describer) describe(r *Record, e *Entry) {
 	*r = Record{Time: e.Time, Node: d.node, Event: e.Kind.String(), Count: e.Count}
 	switch e.Kind {

@@ -2,9 +2,12 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -91,6 +94,49 @@ func TestFlowsBeyondTheRate(t *testing.T) {
 	}
 }
 
+// The agent writes only the records that fulfill the conditions of a request, and what is left out.
+func TestServeSelectedFlows(t *testing.T) {
+	f := newTestFlows(t, 100)
+	w := f.log.Watch(0, true)
+	f.connection(newConnection(false))
+	f.connection(newConnection(true))
+	f.denied(&bpf.Event{Key: filter.NewKey(flowClient, flowServer, filter.TCP, 81), Time: time.Now()})
+	f.log.Miss(5, time.Now())
+	w.Close()
+	for query, want := range map[string]string{
+		"":                             "allowed ended denied left-out unrecorded",
+		"verdict=denied":               "denied left-out unrecorded",
+		"verdict=allowed":              "allowed ended left-out unrecorded",
+		"port=81":                      "denied left-out unrecorded",
+		"from=shop/client&to=server":   "allowed ended denied left-out unrecorded",
+		"from=server&namespace=shop":   "left-out unrecorded",
+		"policy=shop/server&port=80":   "allowed left-out unrecorded",
+		"namespace=shop&namespace=two": "allowed ended denied left-out unrecorded",
+	} {
+		answer := httptest.NewRecorder()
+		f.serveFlows(answer, httptest.NewRequest(http.MethodGet, "/flows?last=100&"+query, nil))
+		var got []string
+		for line := range strings.Lines(answer.Body.String()) {
+			var r flow.Record
+			if err := json.Unmarshal([]byte(line), &r); err != nil {
+				t.Fatal(err)
+			}
+			// Each request makes one more record of what was not recorded.
+			if n := len(got); n == 0 || got[n-1] != r.Event {
+				got = append(got, r.Event)
+			}
+		}
+		if text := strings.Join(got, " "); answer.Code != http.StatusOK || text != want {
+			t.Errorf("%s: status %d, %q, want %q", query, answer.Code, text, want)
+		}
+	}
+	answer := httptest.NewRecorder()
+	f.serveFlows(answer, httptest.NewRequest(http.MethodGet, "/flows?port=x", nil))
+	if answer.Code != http.StatusBadRequest || !strings.Contains(answer.Body.String(), "port: ") {
+		t.Errorf("status %d: %s", answer.Code, answer.Body)
+	}
+}
+
 // discard is a client that reads everything.
 type discard struct{ *httptest.ResponseRecorder }
 
@@ -126,7 +172,7 @@ func BenchmarkFlows(b *testing.B) {
 		b.ReportAllocs()
 		b.ResetTimer()
 		left := b.N
-		f.writeFlows(discard{httptest.NewRecorder()}, func(into []flow.Entry) int {
+		f.writeFlows(discard{httptest.NewRecorder()}, new(flow.Filter), func(into []flow.Entry) int {
 			n := min(left, len(into))
 			for i := range into[:n] {
 				into[i] = one[0]

@@ -26,6 +26,11 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("last: write a number from 0 to %d", maxLast), http.StatusBadRequest)
 		return
 	}
+	selected, err := flow.ReadConditions(r.Form).Filter()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
 	follow := r.FormValue("follow") == "true"
 	ctx, stop := f.tenure.within(r.Context())
 	defer stop()
@@ -37,15 +42,15 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	watcher := f.log.Watch(last, r.FormValue("denied") != "true")
 	defer watcher.Close()
 	_ = http.NewResponseController(w).Flush() // tells the client that all flows from now on will be in the stream
-	f.writeFlows(w, func(into []flow.Entry) int { return watcher.Next(ctx, into, follow) })
+	f.writeFlows(w, &selected, func(into []flow.Entry) int { return watcher.Next(ctx, into, follow) })
 }
 
 // burst bounds the records that a stream writes at once. A stream takes some 300 KiB for them and their
 // text.
 const burst = 256
 
-// writeFlows writes the records of the entries that next reads, until it reads none.
-func (f *flows) writeFlows(w http.ResponseWriter, next func([]flow.Entry) int) {
+// writeFlows writes the selected records of the entries that next reads, until it reads none.
+func (f *flows) writeFlows(w http.ResponseWriter, selected *flow.Filter, next func([]flow.Entry) int) {
 	control := http.NewResponseController(w)
 	describer := flow.NewDescriber(f.opts.NodeName, f.published.Snapshot)
 	entries := make([]flow.Entry, burst)
@@ -53,12 +58,19 @@ func (f *flows) writeFlows(w http.ResponseWriter, next func([]flow.Entry) int) {
 	for n := next(entries); n > 0; n = next(entries) {
 		lines = lines[:0]
 		for i := range entries[:n] {
+			record := describer.Record(&entries[i])
+			if !selected.Selects(record) {
+				continue
+			}
 			var err error
-			if lines, err = describer.AppendJSON(lines, &entries[i]); err != nil {
+			if lines, err = record.AppendJSON(lines); err != nil {
 				f.agent.log.Warn("a flow is not shown", event.FlowsIncomplete.Attr(), "err", err)
 				continue
 			}
 			lines = append(lines, '\n')
+		}
+		if len(lines) == 0 {
+			continue
 		}
 		if _, err := w.Write(lines); err != nil || control.Flush() != nil {
 			return // the client has hung up
