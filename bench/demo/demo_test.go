@@ -211,17 +211,18 @@ func TestKept(t *testing.T) {
 	checkTempDir(t)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	shown := &interrupter{at: "sluice explain"}
+	shown := &interrupter{at: "sluice observe"}
 	shown.stop = func() {
 		defer stop()
 		text := shown.seen.String()
 		connect := regexp.MustCompile(`(?m)^  (nsenter .* && echo reached)$`).FindStringSubmatch(text)
 		explain := regexp.MustCompile(`(?m)^  (\S*sluice explain .*)$`).FindStringSubmatch(text)
-		if connect == nil || explain == nil {
+		denied := regexp.MustCompile(`(?m)^  (\S*sluice denied .*)$`).FindStringSubmatch(text)
+		if connect == nil || explain == nil || denied == nil {
 			t.Errorf("there are no commands in\n%s", text)
 			return
 		}
-		for command, want := range map[string]string{connect[1]: "reached", explain[1]: "allow (rule): default/web (fd"} {
+		for command, want := range map[string]string{connect[1]: "reached", explain[1]: "allow (rule): default/web (fd", denied[1]: "LAST "} {
 			if out, err := exec.Command("bash", "-c", command).CombinedOutput(); err != nil || !strings.HasPrefix(string(out), want) {
 				t.Errorf("%s: %v\n%s", command, err, out)
 			}

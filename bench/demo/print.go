@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -126,6 +127,9 @@ func (p *printer) kept(c *cluster, dir, sluice string) {
 	p.printf("\nConnect from %s to %s, and ask what is allowed and why:", web.name, db.name)
 	p.printf("  nsenter --net=/proc/%d/fd/%d timeout 2 bash -c '</dev/tcp/%s/%d' && echo reached", os.Getpid(), web.NetNS(), addr, db.ports[0])
 	p.printf("  %s explain -f %s --from %s --to %s --port %d", sluice, dir, web.name, db.name, db.ports[0])
+	p.printf("\nSee who was denied last, and what happens from now on:")
+	p.printf("  %s denied --socket %s", sluice, filepath.Join(dir, ".socket"))
+	p.printf("  %s observe -f --socket %s", sluice, filepath.Join(dir, ".socket"))
 }
 
 // labels returns the text followed by the labels of a namespace.

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"sluice/filter/flow"
+)
+
+// The pages show what denied and observe print of what an agent recorded in the demo (step both).
+func TestDeniedAndObserveText(t *testing.T) {
+	was := time.Local
+	time.Local = time.UTC
+	defer func() { time.Local = was }()
+	now := time.Date(2026, 11, 27, 10, 37, 14, 0, time.UTC)
+	var out bytes.Buffer
+	e := env{stdout: &out}
+
+	var all, shown []*flow.DenialRecord
+	if err := json.Unmarshal(readTestdata(t, "denied.json"), &all); err != nil {
+		t.Fatal(err)
+	}
+	opts := observeOptions{format: "text", to: []string{"default/db"}, ports: []string{"6379/tcp"}}
+	selected, err := opts.filter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range all {
+		if selected.Selects(&d.Record) {
+			shown = append(shown, d)
+		}
+	}
+	if err := writeDenials(e, &opts, shown, now); err != nil {
+		t.Fatal(err)
+	}
+	compareTestdata(t, "denied.txt", out.Bytes())
+
+	out.Reset()
+	p := recordPrinter{out: &out, format: "text"}
+	for d := json.NewDecoder(bytes.NewReader(readTestdata(t, "observe.jsonl"))); d.More(); {
+		r := new(flow.Record)
+		if err := d.Decode(r); err != nil {
+			t.Fatal(err)
+		}
+		p.print(r)
+	}
+	p.flush(time.Time{})
+	compareTestdata(t, "observe.txt", out.Bytes())
+}
+
+func readTestdata(t *testing.T, name string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// compareTestdata compares a text with a file, which it writes instead if SLUICE_UPDATE_SCRIPTS is set.
+func compareTestdata(t *testing.T, name string, got []byte) {
+	t.Helper()
+	if os.Getenv("SLUICE_UPDATE_SCRIPTS") != "" {
+		if err := os.WriteFile(filepath.Join("testdata", name), got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := readTestdata(t, name); !bytes.Equal(got, want) {
+		t.Errorf("%s: got\n%swant\n%s", name, got, want)
+	}
+}
