@@ -156,7 +156,7 @@ struct denial {
 };
 
 // denials holds the flows that the programs have denied last. The programs always update it, even if
-// nothing reads it. That takes some 100 ns for each denied packet, and no time for other packets.
+// nothing reads it. That takes 80 ns for a denied packet, 600 ns for the first of a flow, and nothing for others.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
