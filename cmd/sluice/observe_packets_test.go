@@ -134,6 +134,7 @@ func TestObserveOnPackets(t *testing.T) {
 		t.Errorf("%d allowed and %d denied, of %d each", allowed, denied, attempts)
 	}
 	seen, kernel := make(map[string]bool), 0
+	var all []*flow.Record
 	for _, r := range w.records {
 		if !isAllowed(r) && !isDenied(r) {
 			continue
@@ -146,10 +147,12 @@ func TestObserveOnPackets(t *testing.T) {
 		if r.By == "kernel" {
 			kernel++
 		}
+		all = append(all, r)
 		if r.Ingress == nil || strings.Join(r.Policies(), " ") != "default/access-demo1" || r.Egress != nil || (r.Ingress.Action == "accept") != isAllowed(r) {
 			t.Fatalf("%+v: ingress %+v", r, r.Ingress)
 		}
 	}
+	s.checkExplained(t, all)
 	if kernel < denied/2 {
 		t.Errorf("%d of %d denied packets are the kernel's, so that they are not what the test is about", kernel, denied)
 	}
