@@ -43,8 +43,9 @@ func observeCommand(e env) *cobra.Command {
 which packets are denied, and which policies decide. It also shows what the kernel allows
 and denies without the agent.
 
-With -f it prints flows as they happen, until it is interrupted. Without -f, it prints the
-last flows that the agent has kept. The agent records flows only while a command shows them,
+With -f it prints flows as they happen, until it is interrupted. If the agent ends, or another
+one takes over, it says so and goes on with the next agent; it prints no flow again. Without
+-f, it prints the last flows that the agent has kept. The agent records flows only while a command shows them,
 so that they cost nothing at other times. A line tells for which time flows were not recorded.
 The agent always keeps the last denials: see sluice denied.
 
