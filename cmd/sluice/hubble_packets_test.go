@@ -264,8 +264,9 @@ func TestHubbleRelayOnPackets(t *testing.T) {
 	a := authority.New(t)
 	a.Server("server", "*.default.hubble-grpc.cilium.io")
 	a.Client("relay")
-	s := newHubbleBed(t, "--hubble-address", "0.0.0.0:"+hubblePort,
-		"--hubble-tls-cert", a.Path("server.crt"), "--hubble-tls-key", a.Path("server.key"), "--hubble-tls-client-ca", a.Path("ca.crt"))
+	args := []string{"--hubble-address", "0.0.0.0:" + hubblePort,
+		"--hubble-tls-cert", a.Path("server.crt"), "--hubble-tls-key", a.Path("server.key"), "--hubble-tls-client-ca", a.Path("ca.crt")}
+	s := newHubbleBed(t, args...)
 	s.background(s.command(s.Relay, "serve", "--gops=false", "--disable-server-tls", "--listen-address", relayAddress,
 		"--peer-service", s.hosts["node-1"].IPv4.String()+":"+hubblePort, "--tls-hubble-server-ca-files", a.Path("ca.crt"),
 		"--tls-hubble-client-cert-file", a.Path("relay.crt"), "--tls-hubble-client-key-file", a.Path("relay.key")))
@@ -283,19 +284,31 @@ func TestHubbleRelayOnPackets(t *testing.T) {
 	}
 	following := s.background(s.command(s.Hubble, "observe", "-f", "--print-policy-names", "--print-node-name", "--server", relayAddress))
 	by := "DENIED BY access-demo1 (NetworkPolicy)"
-	var sent time.Time
-	s.eventually(t, "the flows of both nodes are shown", func() bool {
-		// The relay sorts flows, and passes them on when none has arrived for a second.
-		if time.Since(sent) > 5*time.Second {
-			s.connect("default/far", 80, lab.TimedOut)     // node-2 denies it
-			s.connect("default/other", 6379, lab.TimedOut) // node-1 denies it
-			sent = time.Now()
-		}
-		return len(lines(following(), "[node-2]", "default/far:", "-> default/db:80", by)) > 0 &&
-			len(lines(following(), "[node-1]", "default/other:", "-> default/db:6379", by)) > 0
-	})
+	awaitBoth := func(what string) {
+		t.Helper()
+		var sent time.Time
+		before := len(following())
+		s.eventually(t, what, func() bool {
+			// The relay sorts flows, and passes them on when none has arrived for a second.
+			if time.Since(sent) > 5*time.Second {
+				s.connect("default/far", 80, lab.TimedOut)     // node-2 denies it
+				s.connect("default/other", 6379, lab.TimedOut) // node-1 denies it
+				sent = time.Now()
+			}
+			text := following()[before:]
+			return len(lines(text, "[node-2]", "default/far:", "-> default/db:80", by)) > 0 &&
+				len(lines(text, "[node-1]", "default/other:", "-> default/db:6379", by)) > 0
+		})
+	}
+	awaitBoth("the flows of both nodes are shown")
 	out := s.hubble(relayAddress, "observe", "--all", "--verdict", "DROPPED", "--node-name", "node-2", "--print-node-name")
 	if len(lines(out, "default/far:")) == 0 || strings.Contains(out, "[node-1]") {
 		t.Errorf("of node-2: %s", out)
 	}
+
+	// The agent that tells the relay the peers is killed. The relay, and the command that follows, go on
+	// with the next agent.
+	s.agent.Kill()
+	s.start(kernelArgs(append(args, "--node-name", "node-1")...)...)
+	awaitBoth("the flows of the next agent are shown")
 }

@@ -65,6 +65,13 @@ func (n *numberedFlows) send() {
 	}
 }
 
+// count returns the number of flows that were sent.
+func (n *numberedFlows) count() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.sent)
+}
+
 // records returns what observe -o json has printed.
 func (o *observed) records() (all []*flow.Record) {
 	o.t.Helper()
@@ -109,22 +116,23 @@ func TestObserveBeyondTheAgentOnPackets(t *testing.T) {
 		name string
 		args []string
 		// next ends the agent and starts the next one, while flows are sent.
-		next func(s *testbed, args []string)
+		next func(s *testbed, n *numberedFlows, args []string)
 	}{
-		{"killed", nil, func(s *testbed, args []string) {
+		{"killed", nil, func(s *testbed, n *numberedFlows, args []string) {
 			s.agent.Kill()
-			time.Sleep(300 * time.Millisecond) // so that flows are sent while no agent runs
+			before := n.count()
+			s.eventually(n.t, "a flow is sent while no agent runs", func() bool { return n.count() > before+1 })
 			s.start(args...)
 		}},
-		{"ended and kept", []string{"--on-exit", "keep"}, func(s *testbed, args []string) {
+		{"ended and kept", []string{"--on-exit", "keep"}, func(s *testbed, _ *numberedFlows, args []string) {
 			s.stop()
 			s.start(args...)
 		}},
-		{"ended and removed", []string{"--on-exit", "remove"}, func(s *testbed, args []string) {
+		{"ended and removed", []string{"--on-exit", "remove"}, func(s *testbed, _ *numberedFlows, args []string) {
 			s.stop()
 			s.start(args...)
 		}},
-		{"taken over from", nil, func(s *testbed, args []string) {
+		{"taken over from", nil, func(s *testbed, _ *numberedFlows, args []string) {
 			old := s.agent
 			s.start(args...)
 			if err := old.Stop(); err != nil {
@@ -159,7 +167,7 @@ func TestObserveBeyondTheAgentOnPackets(t *testing.T) {
 					n.send()
 				}
 			}()
-			tt.next(s, args)
+			tt.next(s, n, args)
 			s.eventually(t, "the next agent answers", func() bool { return strings.Contains(o.errs.String(), "answers again: nothing was seen for ") })
 			stop()
 			<-sending
