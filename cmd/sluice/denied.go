@@ -108,14 +108,46 @@ func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) er
 		fmt.Fprint(table, "NODE\t")
 	}
 	fmt.Fprintln(table, "LAST\tFIRST\tPACKETS\tFROM\tTO\tPORT\tWHY")
-	for _, d := range all {
-		from, to := d.Names()
+	for _, r := range denialRows(all) {
 		if nodes {
-			fmt.Fprint(table, d.Node, "\t")
+			fmt.Fprint(table, r.node, "\t")
 		}
-		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", ago(now, d.Time), ago(now, d.First), d.Count, from, to, strings.TrimLeft(d.Port(), ": "), d.Why())
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", ago(now, r.last), ago(now, r.first), r.packets, r.from, r.to, r.port, r.why)
 	}
 	return table.Flush()
+}
+
+// denialRow is a row of the table of denials.
+type denialRow struct {
+	denialText
+	packets     uint64
+	first, last time.Time
+}
+
+// denialText is what a row tells besides numbers and times.
+type denialText struct{ node, from, to, port, why string }
+
+// denialRows returns the rows of the table. Denials with the same text are one row: those of the IPv4 and
+// the IPv6 addresses of two pods, for example.
+func denialRows(all []*flow.DenialRecord) (rows []*denialRow) {
+	known := make(map[denialText]*denialRow)
+	for _, d := range all {
+		from, to := d.Names()
+		text := denialText{d.Node, from, to, strings.TrimLeft(d.Port(), ": "), d.Why()}
+		r := known[text]
+		if r == nil {
+			r = &denialRow{denialText: text, first: d.First, last: d.Time}
+			known[text], rows = r, append(rows, r)
+		}
+		r.packets += d.Count
+		if d.First.Before(r.first) {
+			r.first = d.First
+		}
+		if d.Time.After(r.last) {
+			r.last = d.Time
+		}
+	}
+	return rows
 }
 
 // ago returns how long before now a time is: in tenths of a second below 10 s, in seconds below a

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -50,6 +51,24 @@ func TestDeniedAndObserveText(t *testing.T) {
 	}
 	p.flush(time.Time{})
 	compareTestdata(t, "observe.txt", out.Bytes())
+}
+
+// Denials that differ only in the addresses of pods are one row.
+func TestDenialRows(t *testing.T) {
+	denial := func(src string, port uint16, count uint64, first, last int) *flow.DenialRecord {
+		at := time.Date(2026, 11, 27, 10, 0, 0, 0, time.UTC)
+		return &flow.DenialRecord{
+			Record: flow.Record{
+				Time: at.Add(time.Duration(last) * time.Second), Event: "denied", Reason: "ingress-denied", Src: netip.MustParseAddr(src), DstPort: port, Protocol: "TCP", Count: count,
+				From: &flow.End{Kind: flow.PodEnd, Namespace: "default", Pod: "web"}, Into: &flow.End{Kind: flow.PodEnd, Namespace: "default", Pod: "db"},
+			},
+			First: at.Add(time.Duration(first) * time.Second),
+		}
+	}
+	rows := denialRows([]*flow.DenialRecord{denial("10.0.0.1", 80, 3, 5, 9), denial("10.0.0.1", 81, 1, 8, 8), denial("fd00::1", 80, 4, 2, 7)})
+	if len(rows) != 2 || rows[0].packets != 7 || rows[0].first.Second() != 2 || rows[0].last.Second() != 9 || rows[1].packets != 1 {
+		t.Errorf("%+v", rows)
+	}
 }
 
 func readTestdata(t *testing.T, name string) []byte {
