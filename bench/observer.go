@@ -121,7 +121,7 @@ func (w *watched) count(line []byte) error {
 			return fmt.Errorf("read a record: %w", err)
 		}
 		w.leftOut += r.Count
-	case flow.Unrecorded.String(): // before the observer was attached
+	case flow.Unrecorded.String(): // a time before the observer was attached
 	default:
 		return fmt.Errorf("a record has an unknown event: %.200q", line)
 	}

@@ -74,8 +74,8 @@ func TestClusterTakesTheDaemonSets(t *testing.T) {
 	})
 }
 
-// A real API server with the Prometheus Operator's definitions accepts the monitors and the alerts of the
-// chart and of the kustomize component. It refuses unknown fields.
+// A real API server that has the definitions of the Prometheus Operator accepts the monitors and the
+// alerts of the chart and of the kustomize component. The server refuses unknown fields.
 func TestClusterTakesTheMonitors(t *testing.T) {
 	client, err := controlplane.ForTest(t, nil).Client(controlplane.Admin)
 	if err != nil {

@@ -23,12 +23,12 @@ type Denial struct {
 	Key         filter.Key
 	SrcPort     uint16 // of the first packet; 0 if the packet has no port or it could not be read
 	Packets     uint64
-	First, Last time.Time // zero if the kernel does not let the programs read the clock, as before Linux 5.8
+	First, Last time.Time // zero if the programs cannot read the clock, as before Linux 5.8
 	Rejected    bool      // whether the last packet was rejected
 }
 
-// Event is a packet that the kernel has denied without the agent. It is valid only while it is being
-// reported.
+// Event is a packet that the kernel has denied without the agent. It must not be used after the function
+// that gets it has returned.
 type Event struct {
 	Key      filter.Key // as in Denial
 	SrcPort  uint16
@@ -36,7 +36,7 @@ type Event struct {
 	Rejected bool
 }
 
-// LeftOut counts the denied packets for which Watch was running and yet got no Event.
+// LeftOut counts the denied packets of which Watch has reported no Event, although it was running.
 type LeftOut struct {
 	BeyondRate uint64 // beyond the rate of their source
 	NoRoom     uint64 // Watch did not read fast enough
@@ -128,8 +128,9 @@ func (c *Cache) report(ctx context.Context, events *ringbuf.Reader, report func(
 	}
 }
 
-// gatherTime is the time after the last event until Watch reads again. The kernel wakes Watch up for an
-// event only if Watch has read all others; that takes the kernel ten times as long as the event does.
+// gatherTime is how long Watch waits, after it has read all events, before it reads again. The kernel
+// wakes Watch up for the first event after Watch has read all others, and for no further ones until Watch
+// has read again. A wake-up takes the kernel ten times as long as an event, so fewer of them save time.
 const gatherTime = 5 * time.Millisecond
 
 // pause waits for gatherTime.
@@ -179,8 +180,8 @@ func readClock() (clock, error) {
 	return clock{time.Now().Add(-time.Duration(now.Nano()))}, nil
 }
 
-// at returns the time of day of a time of the monotonic clock. 0 is the time of programs that cannot read
-// the clock, and at returns the zero time for it.
+// at returns the time of day for a time of the monotonic clock. Programs that cannot read the clock write
+// 0. For 0, at returns the zero time.
 func (c clock) at(monotonic uint64) time.Time {
 	if monotonic == 0 {
 		return time.Time{}

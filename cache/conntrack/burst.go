@@ -10,7 +10,8 @@ import (
 const (
 	// maxBurst is the number of datagrams that one system call reads.
 	maxBurst = 64
-	// eventSize exceeds the size of an event, some 400 bytes with counts and times.
+	// eventSize is the room for a datagram. It exceeds the size of an event, which is some 400 bytes with
+	// counts and times.
 	eventSize = 4 << 10
 )
 
@@ -20,7 +21,7 @@ type messageHeader struct {
 	len uint32
 }
 
-// burst reads several datagrams at once. It takes 256 KiB.
+// burst reads several datagrams with one system call. It takes 256 KiB.
 type burst struct {
 	all     []byte
 	iovecs  [maxBurst]unix.Iovec
@@ -38,8 +39,8 @@ func newBurst() *burst {
 	return b
 }
 
-// receive reads up to maxBurst datagrams from a socket, without waiting. A datagram that does not fit is
-// an error, because its tail is lost.
+// receive reads up to maxBurst datagrams from a socket, without waiting. If a datagram does not fit,
+// receive returns an error, because the tail of the datagram is lost.
 func (b *burst) receive(fd int) (n int, err error) {
 	err = retry(func() error {
 		got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.headers[0])), maxBurst, unix.MSG_DONTWAIT, 0, 0)

@@ -14,19 +14,23 @@ import (
 	"sluice/filter"
 )
 
-// Event is the begin or the end of a connection. It is valid only while it is being reported.
+// Event is the begin or the end of a connection. It must not be used after the function that gets it has
+// returned.
 type Event struct {
 	Conn
-	// Ended is set at the end of the connection: its entry has left the table. If it is not set, the first
-	// packet of the connection has just passed all rules, and Mark is the mark that they have set.
+	// Ended is set if the connection has ended: its entry has left the table. If Ended is not set, the
+	// connection has begun: its first packet has just passed all rules, and Mark is the mark that the
+	// rules have set.
 	Ended bool
 	// To is the destination of the first packet before DNAT, such as the address of a Service. The
 	// port is 0 unless Key.Transport is Ported.
 	To netip.AddrPort
-	// Began is the time of the first packet; zero unless net.netfilter.nf_conntrack_timestamp is set.
+	// Began is the time of the first packet. It is zero unless net.netfilter.nf_conntrack_timestamp is
+	// set.
 	Began time.Time
-	// Sent counts what the source of the key has sent, Received what the destination has. Both are valid
-	// at the end of the connection and if Counted is set: net.netfilter.nf_conntrack_acct is 1.
+	// Sent counts the packets from the source of the key, and Received the packets from the destination.
+	// Both are valid only if Ended and Counted are set. Counted is set if net.netfilter.nf_conntrack_acct
+	// is 1.
 	Sent, Received Traffic
 	Counted        bool
 }
@@ -38,11 +42,11 @@ type Traffic struct{ Packets, Bytes uint64 }
 var ErrNoEvents = errors.New("the kernel reports no connections: set net.netfilter.nf_conntrack_events to 1 or 2")
 
 const (
-	// eventBuffer is the size of the receive buffer for events, in bytes. An event takes some 900 bytes, so
-	// that the buffer has room for 4,500 connections that begin and end while nothing reads.
+	// eventBuffer is the size of the receive buffer for events, in bytes. An event takes some 900 bytes of
+	// it, so the buffer has room for 4,500 connections that begin and end while nothing reads.
 	eventBuffer = 8 << 20
-	// gatherTime is the time between two reads of all events that are there. Meanwhile, the buffer fills
-	// only if more than 450,000 connections a second begin and end.
+	// gatherTime is how long Read waits, after it has read all events, before it reads again. The buffer
+	// is large enough for this time unless more than 450,000 connections begin and end in a second.
 	gatherTime = 10 * time.Millisecond
 	// The multicast groups of events: linux/netfilter/nfnetlink_compat.h.
 	groupNew     = 1 << 0 // NF_NETLINK_CONNTRACK_NEW
@@ -57,8 +61,8 @@ type Events struct {
 	in *burst
 }
 
-// Events subscribes to the connections that begin and end from now on. The ends of connections that
-// have begun before may not be reported.
+// Events subscribes to the connections that begin and end from now on. If a connection has begun before,
+// its end may not be reported.
 func (k *Netlink) Events() (*Events, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.netNS, Groups: groupNew | groupDestroy})
 	if err != nil {
@@ -68,13 +72,14 @@ func (k *Netlink) Events() (*Events, error) {
 	if err := widen(c, eventBuffer); err != nil {
 		return nil, fmt.Errorf("subscribe to connections: %w", err)
 	}
-	// The kernel counts events that do not fit into the buffer. Without this option, it would also drop
-	// all others until the buffer is empty.
+	// With this option, the kernel drops and counts only the events that do not fit into the buffer.
+	// Without it, the kernel would drop all events from then on until the buffer is empty.
 	if err := c.SetOption(netlink.NoENOBUFS, true); err != nil {
 		return nil, fmt.Errorf("subscribe to connections: %w", err)
 	}
-	// c belongs to the runtime's poller, which each event would wake up, also while nothing waits for it.
-	// That takes several times as much CPU as the event.
+	// The file descriptor of c is registered with the poller of Go's runtime. Each event would wake up the
+	// poller, even if no goroutine waits for the socket, and that takes several times as much CPU as the
+	// event. The duplicate is not registered.
 	fd, err := duplicate(c)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to connections: %w", err)

@@ -152,7 +152,8 @@ func TestObserveAllNodes(t *testing.T) {
 	if exit, stdout, stderr := f.command("observe", "--last", "2", "-o", "json"); exit != 0 || strings.Join(podsIn(t, stdout), "") != "cd" {
 		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
 	}
-	// The last flows are the last ones that are selected, without those that are missing.
+	// --last counts only flows that fulfill the conditions. Records about missing flows are shown, and do
+	// not count.
 	fill()
 	for _, node := range []string{"n1", "node-2"} {
 		f.agent(node).flows <- flow.Gap(node, time.Date(2026, 1, 2, 3, 4, 8, 0, time.UTC), time.Date(2026, 1, 2, 3, 4, 9, 0, time.UTC))

@@ -12,7 +12,9 @@ import (
 	"sluice/filter/flow"
 )
 
-// The pages show what denied and observe print of what an agent recorded in the demo (step both).
+// testdata/denied.json and testdata/observe.jsonl have records that an agent made in the demo (step both).
+// The commands denied and observe print them as denied.txt and observe.txt. README.md shows a part of
+// denied.txt.
 func TestDeniedAndObserveText(t *testing.T) {
 	was := time.Local
 	time.Local = time.UTC
@@ -80,7 +82,8 @@ func readTestdata(t *testing.T, name string) []byte {
 	return text
 }
 
-// compareTestdata compares a text with a file, which it writes instead if SLUICE_UPDATE_SCRIPTS is set.
+// compareTestdata compares a text with a file of testdata. If SLUICE_UPDATE_SCRIPTS is set, it first
+// writes the text into the file.
 func compareTestdata(t *testing.T, name string, got []byte) {
 	t.Helper()
 	if os.Getenv("SLUICE_UPDATE_SCRIPTS") != "" {

@@ -10,18 +10,19 @@ import (
 const (
 	// copyBuffer is the size of the buffer for lines. It grows if a line is longer.
 	copyBuffer = 64 << 10
-	// maxLine bounds a line. The longest records have some KiB.
+	// maxLine bounds the length of a line. The longest records take some KiB.
 	maxLine = 16 << 20
 )
 
-// lineCopier copies lines as they come.
+// lineCopier copies lines as soon as they are complete.
 type lineCopier struct {
 	out    io.Writer
 	copied bool // whether it has copied a line
 }
 
-// copy copies the lines of in until its end. It writes only complete lines, and those that are there at
-// once.
+// copy copies lines from in to the output, until in ends. It writes only complete lines, and writes all
+// complete lines that it has read with one call of Write. If in ends within a line, it returns
+// io.ErrUnexpectedEOF.
 func (c *lineCopier) copy(in io.Reader) error {
 	buf := make([]byte, copyBuffer)
 	for kept := 0; ; {
@@ -51,12 +52,12 @@ func (c *lineCopier) copy(in io.Reader) error {
 	}
 }
 
-// outputError means that the output cannot be written.
+// outputError is an error of writing to the output.
 type outputError struct{ error }
 
 func (e outputError) Unwrap() error { return e.error }
 
-// lockedWriter is a writer for several goroutines.
+// lockedWriter is a writer that several goroutines may use at the same time.
 type lockedWriter struct {
 	mu sync.Mutex
 	w  io.Writer

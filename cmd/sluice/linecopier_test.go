@@ -8,12 +8,13 @@ import (
 	"testing/iotest"
 )
 
-// writes records each write.
+// writes records the text of each call of Write.
 type writes []string
 
 func (w *writes) Write(b []byte) (int, error) { *w = append(*w, string(b)); return len(b), nil }
 
-// Only complete lines are written, however they come, and those that come together at once.
+// The copier writes only complete lines, whatever parts of them a read returns. Complete lines that are
+// read together are written together.
 func TestLineCopier(t *testing.T) {
 	long := strings.Repeat("x", 200_000)
 	for name, tt := range map[string]struct {

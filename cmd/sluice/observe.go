@@ -50,10 +50,10 @@ so that they cost nothing at other times. A line tells for which time flows were
 The agent always keeps the last denials: see sluice denied.
 
 In the text, the first of several equal flows is printed at once, and those that follow within
-a second as one line with their number. The agent records at most 20,000 connections, 20,000
-ends of connections and 20,000 denied packets a second, and of the packets that the kernel
-denies at most 1,000 a second of one source. If there are more, it records a part of them, and
-a line tells how many are missing.
+a second as one line with their number. In each second, the agent records at most 20,000
+connections that begin, 20,000 that end and 20,000 denied packets. Of the packets that the
+kernel denies, it records at most 1,000 a second from one source. If there are more, it
+records a part of them, and a line tells how many are missing.
 
 A flow must fulfill all conditions. If a flag is given several times, one of its values must
 match. --from and --to take a pod or a workload (web or shop/web), all of a namespace
@@ -108,8 +108,8 @@ func (o *observeOptions) conditions() flow.Conditions {
 	return flow.Conditions{Verdict: o.verdict, Namespaces: o.namespaces, From: o.from, To: o.to, Ports: o.ports, Policies: o.policies}
 }
 
-// request returns the path and the query of the request to the agent. If earlier is false, it asks for no
-// earlier records.
+// request returns the path and the query of the request to the agent. If earlier is false, it requests
+// only records from now on.
 func (o *observeOptions) request(earlier bool) string {
 	last := o.last
 	switch {
@@ -118,8 +118,9 @@ func (o *observeOptions) request(earlier bool) string {
 	case last == 0 && (!o.follow || o.since > 0), !o.follow && o.selective():
 		last = 1 << 20 // all that the agent has kept
 	}
-	// The agent leaves out what the conditions do not select, which saves it the text and the command the
-	// reading. The command selects all the same: the agent may be older than it.
+	// With the conditions in the query, the agent makes no text of the records that are not selected, and
+	// this command does not read them. The command selects the records again, because an older agent
+	// ignores the conditions.
 	query := o.conditions().Values()
 	query.Set("last", strconv.Itoa(last))
 	query.Set("follow", strconv.FormatBool(o.follow))
@@ -127,8 +128,8 @@ func (o *observeOptions) request(earlier bool) string {
 	return "/flows?" + query.Encode()
 }
 
-// selective reports whether there are conditions, so that the last flows that fulfill them are not the last
-// ones that the agent has kept.
+// selective reports whether the flags set conditions. If they do, the last flows that fulfill them may be
+// older than the last flows that the agent has kept.
 func (o *observeOptions) selective() bool {
 	return o.verdict != "" || len(o.namespaces)+len(o.from)+len(o.to)+len(o.ports)+len(o.policies) > 0
 }
@@ -172,7 +173,8 @@ func observe(ctx context.Context, e env, opts observeOptions) error {
 	return nil
 }
 
-// lastOf returns the last selected records, if so many are wanted of those that the agent has kept.
+// lastOf returns a channel with those of the records that are selected: at most the last opts.last flows.
+// If opts.follow is set or opts.last is 0, it returns records itself.
 func lastOf(opts *observeOptions, selected *flow.Filter, records <-chan *flow.Record) <-chan *flow.Record {
 	if opts.follow || opts.last == 0 {
 		return records
@@ -251,14 +253,14 @@ const mergeInterval = time.Second
 type recordPrinter struct {
 	out    io.Writer
 	format string
-	nodes  bool // whether lines name the node
-	width  int  // the length of the longest name of a node so far
-	recent []*recent
-	known  map[flow.Likeness]*recent // those of recent
+	nodes  bool                      // whether lines name the node
+	width  int                       // the length of the longest name of a node so far
+	recent []*recent                 // in the order in which they came
+	known  map[flow.Likeness]*recent // the same, by their likeness
 }
 
-// recent is a record that was printed. Equal records that follow are merged into it until a time: more
-// is their number.
+// recent is a record that was printed. Equal records that come before the time until are merged into it.
+// more is the number of these.
 type recent struct {
 	flow.Record
 	likeness flow.Likeness
@@ -297,10 +299,11 @@ func (p *recordPrinter) print(r *flow.Record) {
 	p.recent, p.known[likeness] = append(p.recent, o), o
 }
 
-// flush prints a line for each recent with merged records whose interval has ended at until, and removes
-// it. If until is zero, it does this for all.
+// flush removes each recent record whose interval has ended at the time until. If until is zero, it
+// removes all. If other records were merged into a recent record, flush prints a line with their number.
 func (p *recordPrinter) flush(until time.Time) {
-	// They are in the order of their times, which differ little from that in which they come.
+	// p.recent is almost in the order of the times of its records, because records come almost in this
+	// order. So the loop stops at the first record whose interval has not ended.
 	n := 0
 	for ; n < len(p.recent) && (until.IsZero() || !until.Before(p.recent[n].until)); n++ {
 		o := p.recent[n]

@@ -171,8 +171,9 @@ func TestObserveOnPackets(t *testing.T) {
 	s.checkMatrix(t, w.records, allowed, denied)
 }
 
-// checkMatrix checks that sluice matrix finds the flows again in a file of records, as JSON of Sluice and of
-// Hubble: those that were allowed at an open port, and those that were denied at a closed one.
+// checkMatrix writes records into two files, in Sluice's JSON and in Hubble's. It checks that sluice
+// matrix counts the same flows from each file: the allowed flows at an open port, and the denied flows at
+// a closed port.
 func (s *testbed) checkMatrix(t *testing.T, records []*flow.Record, allowed, denied int) {
 	t.Helper()
 	var ours, hubbles bytes.Buffer

@@ -290,8 +290,9 @@ func mergeByTime(in <-chan *flow.Record, out chan<- *flow.Record) {
 	}
 }
 
-// lastByTime passes the last records on from in to out, in the order of their times: as many as last
-// says, or all if last is 0.
+// lastByTime passes records on from in to out, in the order of their times. It passes the last flows, at
+// most as many as the parameter last, and the records about missing flows among and after them. If last is
+// 0, it passes all records.
 func lastByTime(in <-chan *flow.Record, out chan<- *flow.Record, last int) {
 	defer close(out)
 	var all []*flow.Record

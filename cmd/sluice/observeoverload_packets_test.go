@@ -20,7 +20,7 @@ import (
 	"sluice/filter/flow"
 )
 
-// lateWatched is a stream of records that nothing reads until read is called.
+// lateWatched is a stream of records that the test does not read before it calls the method read.
 type lateWatched struct {
 	t      *testing.T
 	answer io.ReadCloser
@@ -39,8 +39,10 @@ func (s *testbed) watchLate(t *testing.T) *lateWatched {
 	return &lateWatched{t, answer, stop}
 }
 
-// read reads until as many records are seen or left out as were sent, and what comes until a record that
-// last selects. It fails if a record comes twice.
+// read reads records until each of the sent flows is either seen or counted as left out. It then calls
+// sendLast, and reads on until a record for which last returns true. It returns the number of records for
+// which counts returns true, and the number of records left out. The test fails if two of the counted
+// records have the same source port.
 func (w *lateWatched) read(sent int, counts, last func(*flow.Record) bool, sendLast func()) (seen, left int) {
 	w.t.Helper()
 	ports := make(map[uint16]bool)
@@ -69,8 +71,8 @@ func (w *lateWatched) read(sent int, counts, last func(*flow.Record) bool, sendL
 	}
 }
 
-// Of more flows than the agent can pass on, those that are missing are counted, exactly: of each place
-// that records come from.
+// If there are more flows than the agent can pass on, it counts the missing ones exactly. This holds for
+// each source of records: denials by the agent, denials by the kernel, and connections.
 func TestObserveOverloadOnPackets(t *testing.T) {
 	const buffer = "50"
 	const firstPort = 20_000
@@ -110,7 +112,7 @@ func TestObserveOverloadOnPackets(t *testing.T) {
 				}
 			}
 			s.check(t, nil, []string{"default/other default/db udp 6379"})
-			s.check(t, []string{"default/web default/db udp 53"}, nil) // the kernel remembers both now
+			s.check(t, []string{"default/web default/db udp 53"}, nil) // from now on, the kernel remembers both verdicts
 			before := s.deniedPackets(t, from.IPv4, tt.port)
 			w := s.watchLate(t)
 			resume := func() {}
@@ -146,8 +148,8 @@ func TestObserveOverloadOnPackets(t *testing.T) {
 	}
 }
 
-// deniedPackets returns how many packets from an address to a port of default/db were denied, as the agent
-// and the kernel have counted them.
+// deniedPackets returns how many packets from an address to a port were denied, as sluice denied shows it:
+// by the agent and by the kernel.
 func (s *testbed) deniedPackets(t *testing.T, from netip.Addr, port uint16) (n int) {
 	t.Helper()
 	_, out, _ := sluice(t, "denied", "--socket", s.socket, "--from", from.String(), "--port", fmt.Sprint(port), "-o", "json")
@@ -161,7 +163,8 @@ func (s *testbed) deniedPackets(t *testing.T, from netip.Addr, port uint16) (n i
 	return n
 }
 
-// connectionsFrom returns the number of connections from an address, from a port on, that the node knows.
+// connectionsFrom returns how many connections in the node's table come from an address, and from a source
+// port that is at least port.
 func (s *testbed) connectionsFrom(t *testing.T, from netip.Addr, port uint16) (n int) {
 	t.Helper()
 	err := s.Nodes[0].Do(func() error {

@@ -17,7 +17,7 @@ import (
 	"sluice/filter/flow"
 )
 
-// explained is an answer of sluice explain --flows, as far as a record has the same.
+// explained is the part of an answer of sluice explain --flows that a record has, too.
 type explained struct {
 	Verdict, Reason string
 	Egress, Ingress explainedSide
@@ -32,7 +32,8 @@ type explainedSide struct {
 
 type explainedRule struct{ Policy, Field, Name, Tier, Action string }
 
-// explain returns what sluice explain answers about records.
+// explain writes records into a file, and returns the answers of sluice explain about their flows, in the
+// same order.
 func (s *testbed) explain(t *testing.T, records []*flow.Record) (answers []explained) {
 	t.Helper()
 	var text strings.Builder
@@ -62,7 +63,8 @@ func (s *testbed) explain(t *testing.T, records []*flow.Record) (answers []expla
 	return answers
 }
 
-// side returns a direction of an answer in the form of a record.
+// side converts one direction of an answer to the form that it has in a record. It returns nil if no
+// policy concerns the flow in this direction.
 func (s explainedSide) side() *flow.Side {
 	out := &flow.Side{}
 	switch r := s.Rule; {
@@ -81,7 +83,7 @@ func (s explainedSide) side() *flow.Side {
 	return out
 }
 
-// checkExplained compares records with what sluice explain says about the same flows.
+// checkExplained compares each record with the answer of sluice explain about the same flow.
 func (s *testbed) checkExplained(t *testing.T, records []*flow.Record) {
 	t.Helper()
 	for i, a := range s.explain(t, records) {
@@ -95,9 +97,10 @@ func (s *testbed) checkExplained(t *testing.T, records []*flow.Record) {
 	}
 }
 
-// Each record names the same ends, policies, tiers and rules as explain, of both directions: of both
-// families, over TCP, UDP and ICMP, dropped and rejected, and for all kinds of ends. What the kernel
-// answers has the same record as what the agent answers.
+// Each record names the same policies, tiers and rules as sluice explain, for both directions. It also
+// names the right source and destination. The cases are IPv4 and IPv6; TCP, UDP and ICMP; packets that are
+// dropped, and packets that are rejected; and pods, nodes and addresses outside. A record is the same
+// whether the agent or the kernel has decided about the packet.
 func TestObservedPoliciesOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.serve(s.host("node-1"))
@@ -154,7 +157,7 @@ func TestObservedPoliciesOnPackets(t *testing.T) {
 	} {
 		s.observed(t, o, p.what, p.event)
 		if !strings.Contains(p.what, "icmp") { // all pings are one connection
-			s.observed(t, o, p.what, p.event) // the kernel answers some of them
+			s.observed(t, o, p.what, p.event) // the kernel decides about some of these without the agent
 		}
 	}
 	var records []*flow.Record
@@ -179,11 +182,13 @@ func TestObservedPoliciesOnPackets(t *testing.T) {
 	}
 }
 
-// isHost reports whether an end is the node itself, with which pods can always talk: explain does not
-// know on which node it is asked.
+// isHost reports whether the source or the destination is the agent's own node, from and to which flows of
+// its pods are always allowed. sluice explain cannot know this about a flow, because it is not told the
+// node.
 func isHost(r *flow.Record) bool { return r.From.Kind == flow.HostEnd || r.Into.Kind == flow.HostEnd }
 
-// observed makes a probe of each family, and waits for its record. It checks the ends.
+// observed makes a probe over IPv4 and one over IPv6. For each, it waits for the record, and checks the
+// names of its source and destination.
 func (s *testbed) observed(t *testing.T, o *observed, probe, event string) {
 	t.Helper()
 	p := strings.Fields(probe)
@@ -220,7 +225,7 @@ func (s *testbed) observed(t *testing.T, o *observed, probe, event string) {
 	}
 }
 
-// endName returns the name of a host of the lab that an end is.
+// endName returns the name that the source or the destination of a flow has in the lab.
 func endName(e *flow.End) string {
 	switch {
 	case e.Kind == flow.PodEnd:
@@ -233,7 +238,8 @@ func endName(e *flow.End) string {
 	return fmt.Sprintf("%+v", e)
 }
 
-// checkService connects to a Service. The record has the pod, and the address of the Service.
+// checkService connects to a Service, and waits for a record that has both the pod behind the Service and
+// the address of the Service.
 func (s *testbed) checkService(t *testing.T, o *observed, service string, pod netip.Addr) {
 	t.Helper()
 	to := netip.AddrPortFrom(netip.MustParseAddr(service), 81)

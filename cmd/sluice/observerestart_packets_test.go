@@ -19,8 +19,8 @@ import (
 	"sluice/filter/flow"
 )
 
-// numberedFlows are connections from default/web to default/db, which are allowed, and as many denied
-// packets from default/other. Each has a source port of its own.
+// numberedFlows sends flows, each with a source port of its own: connections from default/web to
+// default/db, which are allowed, and as many packets from default/other to default/db, which are denied.
 type numberedFlows struct {
 	*testbed
 	t    *testing.T
@@ -28,10 +28,11 @@ type numberedFlows struct {
 	port uint16 // of the last denied packet
 
 	mu   sync.Mutex
-	sent map[string][]sentFlow // several if a later connection has the same port
+	sent map[string][]sentFlow // by flowKey; several flows if a later connection has the same port
 }
 
-// sentFlow is when a flow was sent, and when its sender knew that it had arrived or not.
+// sentFlow has the time at which a flow was sent, and the time at which its sender knew whether it had
+// arrived.
 type sentFlow struct{ from, until time.Time }
 
 func (s *testbed) numberedFlows(t *testing.T) *numberedFlows {
@@ -39,10 +40,11 @@ func (s *testbed) numberedFlows(t *testing.T) *numberedFlows {
 	return &numberedFlows{testbed: s, t: t, pr: s.newProberBetween(t, "default/other", "default/db", false), port: 20_000, sent: make(map[string][]sentFlow)}
 }
 
-// flowKey identifies a flow by its event, source address and source port.
+// flowKey returns a text that identifies a flow: its event, and the address and the port of its source.
 func flowKey(event string, src netip.AddrPort) string { return event + " " + src.String() }
 
-// send sends one flow of each kind. It does not check whether they pass, because no agent may run.
+// send sends one flow of each kind. It does not check whether they pass, because there may be no agent at
+// the time.
 func (n *numberedFlows) send() {
 	n.t.Helper()
 	began := time.Now()
@@ -85,7 +87,8 @@ func (o *observed) records() (all []*flow.Record) {
 	return all
 }
 
-// missing returns the flows that observe has not printed, and fails if it has printed one twice.
+// missing returns the flows that were sent and that observe has not printed. It leaves out keys that
+// several flows have. The test fails if observe has printed more flows with a key than were sent.
 func (n *numberedFlows) missing(o *observed) (left map[string]sentFlow) {
 	n.t.Helper()
 	n.mu.Lock()
@@ -108,9 +111,10 @@ func (n *numberedFlows) missing(o *observed) (left map[string]sentFlow) {
 	return left
 }
 
-// An observer follows the flows beyond the end of the agent: before and after, it sees all, none of them
-// twice, and what it does not see is within the time about which it tells. A connection that lasts
-// longer than the agent has its end, with what was counted from its begin.
+// An observer goes on when the agent ends and another agent starts. It sees all flows before and after,
+// and none of them twice. The flows that it does not see are within the time about which it prints that
+// nothing was recorded. If a connection lasts longer than the agent, the observer sees the record of its
+// end, with the packets and bytes since its begin.
 func TestObserveBeyondTheAgentOnPackets(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -184,7 +188,8 @@ func TestObserveBeyondTheAgentOnPackets(t *testing.T) {
 	}
 }
 
-// gap returns the time about which observe has told that nothing was recorded.
+// gap returns the time about which observe has printed that nothing was recorded. The test fails unless
+// there is exactly one such time.
 func (o *observed) gap() (told sentFlow) {
 	o.t.Helper()
 	for _, r := range o.records() {
@@ -202,8 +207,9 @@ func (o *observed) gap() (told sentFlow) {
 	return told
 }
 
-// checkMissing waits until only those flows are missing that were sent in the given time. A flow that the
-// agent had received but not yet recorded when it was killed was sent a little before.
+// checkMissing waits until all flows are seen, except those that were sent within the time told or up to a
+// second before it. In that second, the agent may have received a flow and have been killed before it
+// recorded the flow.
 func (n *numberedFlows) checkMissing(o *observed, told sentFlow) {
 	n.t.Helper()
 	const before = time.Second
@@ -224,7 +230,8 @@ func (n *numberedFlows) checkMissing(o *observed, told sentFlow) {
 	})
 }
 
-// longConnection sends a datagram from default/web to default/db each time when send is called.
+// longConnection opens a UDP connection from default/web to default/db. It returns the address of its
+// source, and a function that sends a datagram and waits for the answer.
 func (s *testbed) longConnection(t *testing.T) (from netip.AddrPort, send func()) {
 	t.Helper()
 	c, err := s.host("default/web").DialUDP(netip.AddrPortFrom(s.host("default/db").IPv4, 53))
@@ -252,7 +259,8 @@ func (s *testbed) endConnections(t *testing.T) {
 	}
 }
 
-// checkEnd waits for the record of the end of the long connection, which has sent four datagrams.
+// checkEnd waits for the record of the end of the long connection, in which four datagrams were sent in
+// each direction.
 func (s *testbed) checkEnd(t *testing.T, o *observed, from netip.AddrPort) {
 	t.Helper()
 	var end *flow.Record

@@ -17,8 +17,8 @@ func recordAt(at time.Duration, port uint16) *flow.Record {
 	}
 }
 
-// Equal records within a second are two lines: the first one, and one for the others. Here are 10 records
-// of each of 3 flows, within 2.4 s.
+// Equal records within a second are printed as two lines: one for the first record, and one with the
+// number of the others. The test prints 10 records of each of 3 flows, within 2.4 s.
 func TestRecordPrinterMerges(t *testing.T) {
 	var out bytes.Buffer
 	p := recordPrinter{out: &out, format: "text"}

@@ -182,10 +182,11 @@ func waitHere(ctx context.Context, e env, opts *waitOptions, wanted []status.Wan
 	}
 }
 
-// errTimeout is the cause of the end of a wait that has taken --timeout.
+// errTimeout is the cause with which the context of a wait ends after the time of --timeout.
 var errTimeout = errors.New("--timeout is over")
 
-// notInTime returns the error after the timeout, with the reason why, or after an interruption.
+// notInTime returns the error of a wait that has ended without success. If the wait was interrupted, the
+// error says so. After the timeout, it gives the reason why.
 func notInTime(ctx context.Context, timeout time.Duration, why string) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, errTimeout) {
 		return errors.New("interrupted")

@@ -5,18 +5,18 @@ import (
 	"net/url"
 )
 
-// Conditions are the conditions of a Filter as a user writes them. An empty field sets none.
+// Conditions are the conditions of a Filter, as a user writes them. An empty field sets no condition.
 type Conditions struct {
 	Verdict    string // allowed or denied
 	Namespaces []string
-	// From and To are names of ends, as for ParseName. If there is one namespace, it is that of pods
-	// without one.
+	// From and To are names that ParseName reads. If there is exactly one namespace, names without a
+	// namespace are looked for in it.
 	From, To []string
-	Ports    []string // as for ParsePort
+	Ports    []string // ports that ParsePort reads
 	Policies []string
 }
 
-// Filter parses the conditions. An error names the field.
+// Filter parses the conditions. If one of them is wrong, the error names its field.
 func (c Conditions) Filter() (f Filter, err error) {
 	switch c.Verdict {
 	case "", Opened.String(), Denied.String():
@@ -51,7 +51,7 @@ func (c Conditions) Filter() (f Filter, err error) {
 	return f, nil
 }
 
-// Values returns the conditions as parameters of a request, which ReadConditions reads.
+// Values returns the conditions as parameters of a request. ReadConditions reads them.
 func (c Conditions) Values() url.Values {
 	v := make(url.Values)
 	for name, field := range c.fields() {
@@ -74,7 +74,8 @@ func ReadConditions(v url.Values) Conditions {
 	return c
 }
 
-// fields returns the fields with several values, by the names of the parameters.
+// fields returns pointers to the fields that have several values. The keys of the map are the names of
+// their parameters in a request.
 func (c *Conditions) fields() map[string]*[]string {
 	return map[string]*[]string{"namespace": &c.Namespaces, "from": &c.From, "to": &c.To, "port": &c.Ports, "policy": &c.Policies}
 }

@@ -9,7 +9,8 @@ import (
 	"sluice/filter/flow"
 )
 
-// Conditions pass through a request unchanged.
+// Conditions that are written into a request and read from it are the same as before. If one is wrong, the
+// error names its field.
 func TestConditionsInRequests(t *testing.T) {
 	for _, c := range []flow.Conditions{
 		{},

@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// maxDenials bounds the distinct denials that are kept. So many take some 200 KiB.
+	// maxDenials bounds the distinct denials that are kept. All of them together take some 200 KiB.
 	maxDenials = 512
-	// maxStrangers bounds the denials that are kept for one unowned address: one outside the cluster, for
-	// example. Later unowned addresses are counted together, as Denial.Many, so that a scan from many
-	// addresses does not displace the denials between pods.
+	// maxStrangers bounds the denials that have an unowned address of their own, such as an address
+	// outside the cluster. Beyond it, denials of other unowned addresses are counted together, as
+	// Denial.Many, so that a scan from many addresses does not displace the denials between pods.
 	maxStrangers = 128
 )
 
@@ -24,12 +24,13 @@ const (
 type Denials struct {
 	mu        sync.Mutex
 	all       map[denialKey]*Denial
-	strangers int // denials of one unowned address: see maxStrangers
+	strangers int // number of denials that have an unowned address of their own: see maxStrangers
 }
 
-// denialKey identifies equal denials: the same addresses, protocol and port, denied for the same reason
-// by the same policies. A zero address means many unowned addresses. The policies are compared by
-// pointer, because to compare their names would cost each denied packet an allocation.
+// denialKey identifies equal denials. They have the same addresses, protocol and port, and the same
+// policies deny them for the same reason. A zero address stands for many unowned addresses, unless the
+// packet itself has no address. The policies are compared by pointer, because to compare their names would
+// cost each denied packet an allocation.
 type denialKey struct {
 	filter.Key
 	reason    filter.Reason
@@ -46,7 +47,7 @@ type Denial struct {
 	// the last packet.
 	Many bool
 
-	stranger bool // it is counted in Denials.strangers
+	stranger bool // whether the denial is counted in Denials.strangers
 }
 
 // Add counts a denied packet.
@@ -146,7 +147,7 @@ func (k denialKey) withoutStrangers(e *Entry) denialKey {
 	return k
 }
 
-// denying returns the side of a verdict that denies; the zero Side if no policy denies.
+// denying returns the side of a verdict that denies. If no policy denies, it returns the zero Side.
 func denying(v *filter.Verdict) filter.Side {
 	if !v.Egress.Allows() {
 		return v.Egress

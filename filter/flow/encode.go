@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// AppendJSON appends the record to b, as [json.Marshal] writes it. It returns b and an error if the time
-// is beyond the year 9999.
+// AppendJSON appends the record to b, in the form in which [json.Marshal] writes it. If the time of the
+// record is beyond the year 9999, AppendJSON returns b unchanged and an error.
 func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 	w := writer{b: append(b, '{')}
 	w.time("time", r.Time)
@@ -42,10 +42,10 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 	return append(w.b, '}'), nil
 }
 
-// writer appends the fields of an object. Its methods leave out an empty field.
+// writer appends the fields of a JSON object. Its methods leave out empty fields, except the method time.
 type writer struct {
 	b   []byte
-	err error // the first one
+	err error // the first error
 }
 
 // name begins a field.
@@ -90,7 +90,7 @@ func (w *writer) number(name string, n uint64) {
 	}
 }
 
-// time appends a field even if it is zero.
+// time appends a field with a time. It writes a zero time, too.
 func (w *writer) time(name string, t time.Time) {
 	w.name(name)
 	text, err := t.AppendText(append(w.b, '"'))
@@ -108,7 +108,8 @@ func (w *writer) addr(name string, a netip.Addr) {
 	}
 }
 
-// seconds appends a duration. Shorter ones than a microsecond are written with an exponent.
+// seconds appends a field with a number of seconds. As json.Marshal does, it writes very small and very
+// large numbers with an exponent.
 func (w *writer) seconds(name string, s float64) {
 	switch {
 	case s == 0:
@@ -144,7 +145,7 @@ func (w *writer) side(name string, s *Side) {
 	}
 }
 
-// known appends v. encoded is its text if a Describer has made v; otherwise nil.
+// known appends v. If a Describer has made v, encoded is the JSON text of v; otherwise encoded is nil.
 func (w *writer) known(encoded []byte, v any) {
 	if encoded == nil {
 		w.marshal(v)

@@ -12,7 +12,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// fill sets all fields of a value, also of those that it points to.
+// fill sets all exported fields of v, and those of the values to which they point.
 func fill(v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Pointer:
@@ -47,8 +47,8 @@ func fill(v reflect.Value) {
 	}
 }
 
-// AppendJSON writes a record as json.Marshal does: with all fields, with one of them, and with numbers
-// and times of all sizes.
+// AppendJSON writes a record as json.Marshal does. The records have no field, all fields, one field each,
+// or numbers and times of many sizes.
 func TestAppendJSON(t *testing.T) {
 	full := flow.Record{}
 	fill(reflect.ValueOf(&full).Elem())
@@ -79,8 +79,8 @@ func TestAppendJSON(t *testing.T) {
 	}
 }
 
-// A describer describes each end and each side once as long as the snapshot is in force, and always as
-// json.Marshal does.
+// While a snapshot is in force, a describer describes each end and each side of a flow only once. The text
+// that it keeps is the one that json.Marshal writes.
 func TestDescriberKeeps(t *testing.T) {
 	now := cluster(t)
 	d := flow.NewDescriber("n1", func() *policy.Snapshot { return now })
@@ -110,7 +110,7 @@ func TestDescriberKeeps(t *testing.T) {
 	if after := d.Record(entries[0]).From; after == before || !reflect.DeepEqual(after, before) {
 		t.Errorf("%+v in the next snapshot, %+v before", after, before)
 	}
-	// The number of what is kept is bounded.
+	// The number of sides that the describer keeps is bounded: these are more.
 	for i := range 5000 {
 		d.Record(&flow.Entry{Time: start, Verdict: filter.Verdict{Ingress: filter.Side{Rule: &filter.Rule{Index: i}}}})
 	}

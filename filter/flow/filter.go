@@ -11,28 +11,30 @@ import (
 )
 
 // Filter selects the records that fulfill the conditions of all its fields. An empty field sets no
-// condition. A Filter selects every LeftOut. It selects an Unrecorded, unless it wants denials only and
-// only connections were not recorded.
+// condition. A Filter also selects every LeftOut, and every Unrecorded with one exception: a Filter for
+// denials does not select an Unrecorded that is about connections only.
 type Filter struct {
-	Event      string   // allowed or denied; allowed selects the ends of connections, too
+	Event      string   // allowed or denied; allowed also selects the records of connections that have ended
 	Namespaces []string // the source or the destination is in one of them
-	From, To   []Name   // the source (From), the destination (To) has one of these names
+	From, To   []Name   // the source has one of the names in From; the destination has one of the names in To
 	Ports      []Port   // the destination port is one of them
 	Policies   []string // one of them decides, or passes the flow on
 }
 
-// Name is the name of one or several ends, as a user writes it.
+// Name is a name that a user writes for the source or the destination of flows. Several pods may have the
+// same Name.
 type Name struct {
 	text      string
 	prefix    netip.Prefix // for an address or a range
 	namespace string       // empty: any
 	name      string       // of a pod or a workload
-	kind      string       // of the end: world, host or remote-node
+	kind      string       // world, host or remote-node, as in End.Kind
 }
 
-// ParseName reads the name of an end: "web" or "shop/web" for a pod or a workload, "ns/shop" for all
-// pods of a namespace, an address or a range, world, host or remote-node. A name without a namespace,
-// such as "web", is looked for in the given namespace; if that is empty, in all.
+// ParseName reads the name of a source or destination: "web" or "shop/web" for a pod or a workload,
+// "ns/shop" for all pods of a namespace, an address or a range, world, host or remote-node. A name without
+// a namespace, such as "web", is looked for in the given namespace. If namespace is empty, it is looked
+// for in all namespaces.
 func ParseName(text, namespace string) (Name, error) {
 	n := Name{text: text}
 	if a, err := netip.ParseAddr(text); err == nil {

@@ -1,13 +1,14 @@
-// Package flow records what happens on a node: connections that are allowed, packets that are
-// denied, and connections that end.
+// Package flow keeps records of what happens on a node: of connections that begin, of packets that are
+// denied, and of connections that have ended.
 //
-// Records have three sources: the verdicts of the workers; the events of the connection table, which
-// include the connections that the kernel allows without a worker; and the events of the kernel's flow
-// cache, about the packets that it denies without a worker. While the connection table reports
-// connections, the workers' verdicts that allow make no records, so that a connection has one record.
+// Records have three sources. The first is the verdicts of the workers. The second is the events of the
+// connection table, which include connections that the kernel allows without a worker. The third is the
+// events of the kernel's flow cache, about packets that it denies without a worker. A worker that allows a
+// packet makes no record while connections are recorded from the connection table. Each connection thus
+// has one record of its begin.
 //
-// A [Log] keeps the last records, and passes them to watchers. While nothing watches, it records
-// nothing, and costs a verdict one atomic load. [Denials] counts the last distinct denials, whether
+// A [Log] keeps the last records, and passes them to watchers. While nothing watches, the log records
+// nothing, and a verdict costs one atomic load more. [Denials] counts the last distinct denials, whether
 // anything watches or not.
 package flow
 
@@ -30,10 +31,10 @@ const (
 	Denied
 	// Ended: a connection has ended.
 	Ended
-	// LeftOut: Count records are missing here.
+	// LeftOut: records are missing here. Count is their number.
 	LeftOut
-	// Unrecorded: nothing was recorded in the Duration before Time, because nothing watched. If
-	// OnlyConnections is set, denials were recorded, and connections were not.
+	// Unrecorded: nothing was recorded for Duration until Time, because nothing watched. If
+	// OnlyConnections is set, denials were recorded and connections were not.
 	Unrecorded
 )
 

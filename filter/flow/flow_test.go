@@ -119,8 +119,9 @@ func TestUnrecorded(t *testing.T) {
 	})
 }
 
-// To read what the log keeps adds nothing to it that takes the place of flows: times without records become
-// one, unless something has watched for long in between, and do not count as flows.
+// Commands that only read what the log keeps do not fill the log. The times without records between them
+// become one record, unless something has watched for longer than a second in between. Records about such
+// times do not count when a watcher asks for the last flows.
 func TestUnrecordedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(8, nil)
@@ -152,8 +153,8 @@ func TestUnrecordedOnce(t *testing.T) {
 	})
 }
 
-// A watcher that waits is told within a second what is missing, also if it was told just before and no
-// record follows.
+// If records are left out while a watcher waits, it gets their number after about a second, even if no
+// record follows. This is so, too, if it got such a number just before.
 func TestMissWhileWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(8, nil)
@@ -270,9 +271,9 @@ func TestLeftOut(t *testing.T) {
 	})
 }
 
-// Beyond the rate, the log keeps a part of the records of each second, and tells the number of the
-// others about once a second, also while records that are kept and others alternate. What it skips is
-// counted in the same way.
+// Beyond the rate, the log keeps a part of the records of each second. It adds the number of the others
+// about once a second, even if it keeps and leaves out records in turn. Records that Skip has left out are
+// in these numbers, too.
 func TestSampling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const seconds, perSecond, limit = 10, 40_000, 20_000
@@ -288,7 +289,7 @@ func TestSampling(t *testing.T) {
 			time.Sleep(time.Second / perSecond)
 		}
 		time.Sleep(time.Second)
-		l.Miss(1, time.Now()) // so that all is told
+		l.Miss(1, time.Now()) // makes the log add the rest of the number
 		kept, told, left := 0, 0, uint64(0)
 		for into := make([]flow.Entry, 1000); ; {
 			n := w.Next(t.Context(), into, false)
@@ -310,7 +311,8 @@ func TestSampling(t *testing.T) {
 	})
 }
 
-// A watcher gets the records of some milliseconds at once, and those that are there without a delay.
+// If a watcher waits, it gets the records of some milliseconds together. If there are records already, it
+// gets them without a delay.
 func TestWatcherGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(100, nil)
@@ -510,7 +512,7 @@ func TestDenials(t *testing.T) {
 	}
 }
 
-// A policy that is updated and denies as before makes no second row.
+// If a policy is updated and denies as before, its denials are still one row.
 func TestDenialsOfUpdatedPolicy(t *testing.T) {
 	s := cluster(t)
 	var d flow.Denials
@@ -565,8 +567,9 @@ func TestDenialsOfStrangers(t *testing.T) {
 	}
 }
 
-// An end that becomes a known pod between two packets does not change how many addresses outside the
-// cluster are counted one by one. A packet without addresses is not one of many.
+// A denied packet comes from an unowned address, which then becomes the address of a known pod, and
+// another packet from it is denied. This does not change how many unowned addresses can have a denial of
+// their own: 128. A packet without addresses does not count as one from many addresses.
 func TestDenialsOfKnownStranger(t *testing.T) {
 	s := cluster(t)
 	var d flow.Denials
@@ -640,7 +643,8 @@ func BenchmarkAdd(b *testing.B) {
 	})
 }
 
-// A short time without records does not begin and end in the same second.
+// The text about a short time without records has milliseconds, so that the time does not begin and end in
+// the same second.
 func TestTextOfUnrecorded(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
 	for since, want := range map[time.Duration]string{

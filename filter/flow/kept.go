@@ -2,14 +2,15 @@ package flow
 
 import "encoding/json"
 
-// maxKept bounds the values that a Describer keeps of each kind. The end of a pod with ten labels takes
-// some KiB with its text, so a Describer takes a few MiB at most.
+// maxKept bounds the ends, and likewise the sides, that a Describer keeps. The end of a pod with ten
+// labels takes some KiB with its text, so a Describer takes a few MiB at most.
 const maxKept = 1024
 
-// kept keeps the values that a function has returned.
+// kept keeps the values that a function has returned, by their keys.
 type kept[K comparable, V any] struct{ values map[K]V }
 
-// get returns the value for k, which it gets from describe unless it is kept.
+// get returns the value for k. If no value is kept for k, get calls describe and keeps the result. If
+// there is no room, it first forgets all other values.
 func (o *kept[K, V]) get(k K, describe func(K) V) V {
 	v, is := o.values[k]
 	if !is {
@@ -24,13 +25,13 @@ func (o *kept[K, V]) get(k K, describe func(K) V) V {
 
 func (o *kept[K, V]) clear() { o.values = nil }
 
-// encode sets the text of an end, which cannot fail.
+// encode sets the JSON text of an end. This cannot fail.
 func (e *End) encode() *End {
 	e.encoded, _ = json.Marshal(e)
 	return e
 }
 
-// encode sets the text of a side, which cannot fail.
+// encode sets the JSON text of a side. This cannot fail.
 func (s *Side) encode() *Side {
 	s.encoded, _ = json.Marshal(s)
 	return s

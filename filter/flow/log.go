@@ -13,18 +13,20 @@ const (
 	// DefaultBuffer is the default number of records in a Log. They take some 4 MiB, which are allocated
 	// when something watches for the first time.
 	DefaultBuffer = 16384
-	// perSecond bounds the records of each kind within a second. Beyond it, records are left out, as the
-	// help of "sluice observe" says. A record takes some 3 µs of the agent's CPU, so 20,000 connections that
-	// begin and end in a second take an eighth of a processor.
+	// perSecond bounds the records of each kind within a second. Further records are left out. The help of
+	// "sluice observe" names this number. A record takes some 3 µs of the agent's CPU, so 20,000
+	// connections that begin and end within a second take an eighth of a processor.
 	perSecond = 20_000
-	// gapInterval is the least time between two LeftOuts that the log adds. Beyond the rate, records that
-	// are kept and records that are left out alternate.
+	// gapInterval is the least time between two LeftOuts that the log adds. Beyond the rate, the log keeps
+	// and leaves out records in turn, and would otherwise add a LeftOut for almost each record that it
+	// keeps.
 	gapInterval = time.Second
-	// gatherTime is the time from the first record that a watcher waits for until it reads, so that it
-	// reads, encodes and writes those of that time at once. Waking it up for each record, and each write,
-	// takes several times as much CPU as a record.
+	// gatherTime is how long a watcher waits after the first record has come, before it reads. It then
+	// reads, encodes and writes all records of this time together. To wake up the watcher for each record,
+	// and to write each record on its own, would take several times as much CPU as the record.
 	gatherTime = 10 * time.Millisecond
-	// joinInterval is how long something may have watched between two Unrecordeds that become one.
+	// joinInterval bounds the time between two Unrecordeds that become one. In this time, something
+	// watched.
 	joinInterval = time.Second
 )
 
@@ -43,10 +45,11 @@ type Log struct {
 	limits [LeftOut]*rate.Limiter
 	left   uint64    // records that were left out since the last LeftOut
 	told   time.Time // when the last LeftOut was added
-	// watched is the time when something last ceased to watch denials, and connected when something last
-	// ceased to watch connections; before the first time, both are when the log was made.
+	// watched is the time at which the last watcher of denials ended, and connected the time at which the
+	// last watcher of connections ended. If there was none yet, it is the time at which the log was made.
 	watched, connected time.Time
-	// more is closed when a record is added while waiting is set: while a watcher waits.
+	// more is closed, and replaced, when a record is added or is the first to be left out, but only if
+	// waiting is set. waiting is set while a watcher waits.
 	more    chan struct{}
 	waiting bool
 
@@ -71,7 +74,8 @@ func NewLog(size int, onWatch func(Watched)) *Log {
 // watcher watches denials. It is cheap enough to be called for each packet.
 func (l *Log) Watched() Watched { return Watched{l.watchers.Load() > 0, l.connections.Load() > 0} }
 
-// Add records e if something watches.
+// Add adds e to the log if something watches denials, as every watcher does. If e is beyond the rate of
+// its kind, Add only counts it as left out.
 func (l *Log) Add(e *Entry) {
 	if !l.Watched().Denials {
 		return
@@ -91,8 +95,8 @@ func (l *Log) Add(e *Entry) {
 	l.put(e)
 }
 
-// Skip reports whether Add would leave out a record of a kind because of its rate, and counts the record
-// as left out in this case. A caller that calls Skip does not have to make the record.
+// Skip reports whether Add would leave out a record of the kind because of its rate. If so, Skip counts
+// this record as left out, and the caller does not have to make it.
 func (l *Log) Skip(kind Kind, at time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -103,7 +107,7 @@ func (l *Log) Skip(kind Kind, at time.Time) bool {
 	return true
 }
 
-// Miss records that n records are missing, because their source could not keep up.
+// Miss counts n records as left out, because their source could not keep up.
 func (l *Log) Miss(n uint64, at time.Time) {
 	if n == 0 || !l.Watched().Denials {
 		return
@@ -115,8 +119,9 @@ func (l *Log) Miss(n uint64, at time.Time) {
 	}
 }
 
-// leave counts n records that are left out. If it does not tell of the first ones, it wakes the watchers
-// that wait: they tell of them later if no record follows. It does so once, not for each record.
+// leave counts n records as left out. If the last LeftOut is old enough, leave adds another one. If it is
+// not, and these records are the first since then, leave wakes the watchers that wait. They add a LeftOut
+// later, if no record follows. Further records that are left out do not wake them again.
 func (l *Log) leave(at time.Time, n uint64) {
 	first := l.left == 0
 	l.left += n
@@ -174,8 +179,8 @@ type Watcher struct {
 
 // Watch begins to watch denials and, if connections is true, also connections that begin and end. If
 // connections is false, Next may still return connections, because another watcher watches them. Next
-// first returns earlier records: the last flows in the log, at most last of them, and the records about
-// missing ones among and behind them. The caller must call Close.
+// first returns earlier records. These are the last flows in the log, at most as many as the parameter
+// last, and the records about missing flows among and after them. The caller must call Close.
 func (l *Log) Watch(last int, connections bool) *Watcher {
 	l.switching.Lock()
 	defer l.switching.Unlock()
@@ -191,8 +196,8 @@ func (l *Log) Watch(last int, connections bool) *Watcher {
 	return w
 }
 
-// tellUnrecorded adds an Unrecorded if the log has earlier records and, until now, no watcher has watched
-// denials or, if connections is true, no watcher has watched connections.
+// tellUnrecorded adds an Unrecorded about the time until now, if the log has earlier records and something
+// was not watched in this time: denials or, if connections is true, connections.
 func (l *Log) tellUnrecorded(connections bool, now time.Time) {
 	e := Entry{Kind: Unrecorded, Time: now}
 	switch w := l.Watched(); {
@@ -209,9 +214,10 @@ func (l *Log) tellUnrecorded(connections bool, now time.Time) {
 	l.put(&e)
 }
 
-// join makes an Unrecorded begin with the last record, which it replaces, if that is an Unrecorded too and
-// the log was watched for at most joinInterval in between. Otherwise, a command that only reads what the log
-// keeps, and is called again and again, would fill the log.
+// join lets e replace the last record and cover its time, too. It does so only if the last record is an
+// Unrecorded of the same kind as e, and if something watched for at most joinInterval between the two.
+// Without join, a command that only reads what the log keeps would fill the log when it is called again
+// and again.
 func (l *Log) join(e *Entry) {
 	p := &l.ring[(l.next-1)%uint64(l.size)]
 	if p.Kind != Unrecorded || p.OnlyConnections != e.OnlyConnections || e.Time.Add(-e.Duration).Sub(p.Time) > joinInterval {
@@ -221,8 +227,8 @@ func (l *Log) join(e *Entry) {
 	l.next--
 }
 
-// before returns the number of the record with which the last n flows begin, without counting the records
-// about missing ones.
+// before returns the number of the first record of the last n flows. Records about missing flows do not
+// count as flows.
 func (l *Log) before(n int) uint64 {
 	at := l.next
 	for oldest := l.next - l.kept(); n > 0 && at > oldest; at-- {
@@ -265,10 +271,10 @@ func (l *Log) noteEnd(before, now Watched) {
 // kept returns the number of records in the ring.
 func (l *Log) kept() uint64 { return min(l.next, uint64(l.size)) }
 
-// Next reads the next records into the slice into, and returns their number. If there are none, it
-// returns 0 if wait is false, and waits until there is a record, ctx ends or the watcher is closed if
-// wait is true. If the watcher was too slow and has lost records, the first record is a LeftOut with
-// their number.
+// Next reads the next records into the slice into, and returns their number. If there are none and wait is
+// false, it returns 0. If there are none and wait is true, it waits for a record. It returns 0 if ctx ends
+// or the watcher is closed while it waits. If the watcher was too slow and has lost records, the first
+// record is a LeftOut with their number.
 func (w *Watcher) Next(ctx context.Context, into []Entry, wait bool) int {
 	for {
 		n, more, untold := w.read(into, wait)
@@ -290,7 +296,7 @@ func (w *Watcher) Next(ctx context.Context, into []Entry, wait bool) int {
 	}
 }
 
-// gather waits until more records have been added.
+// gather waits for gatherTime, so that more records can come.
 func gather(ctx context.Context) {
 	wait := time.NewTimer(gatherTime)
 	defer wait.Stop()
@@ -300,8 +306,8 @@ func gather(ctx context.Context) {
 	}
 }
 
-// tellNow adds a LeftOut for the records that were left out since the last one. Watchers call it if no
-// record is added for gapInterval, because otherwise the next Add would do this.
+// tellNow adds a LeftOut with the number of records that were left out since the last one. A watcher calls
+// it if no record has been added for gapInterval. If a record is added, Add does the same.
 func (l *Log) tellNow(at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -332,7 +338,7 @@ func (w *Watcher) read(into []Entry, wait bool) (n int, more <-chan struct{}, un
 	return n, l.more, l.left > 0
 }
 
-// WatchConnections begins or ends to watch connections, too.
+// WatchConnections sets whether the watcher watches connections, too.
 func (w *Watcher) WatchConnections(on bool) {
 	l := w.log
 	l.switching.Lock()

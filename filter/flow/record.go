@@ -67,7 +67,7 @@ type End struct {
 	// Node is the name of the pod's node. If the end is a node, it is the name of the end.
 	Node string `json:"node,omitempty"`
 
-	encoded []byte // the end in JSON; nil unless a Describer has made it
+	encoded []byte // the end in JSON, if a Describer has made the end; otherwise nil
 }
 
 // Workload is the object that has created a pod, such as a Deployment.
@@ -104,7 +104,7 @@ type Side struct {
 	// Passed is the rule of the Admin tier that has passed the flow on to the next tiers.
 	Passed *Passed `json:"passed,omitempty"`
 
-	encoded []byte // as in End
+	encoded []byte // the side in JSON, as in End
 }
 
 // Passed names a rule.
@@ -114,14 +114,14 @@ type Passed struct {
 	RuleName string `json:"rule_name,omitempty"`
 }
 
-// Describer makes records of entries. It keeps the ends and sides that it has described, with their
-// text in JSON, because the same ones occur again and again. It is for use by one goroutine.
+// Describer makes records of entries. It keeps the ends and sides that it has described, and their text in
+// JSON, because records often have the same ends and sides. It is for use by one goroutine.
 type Describer struct {
 	node      string
 	snapshot  func() *policy.Snapshot
 	described *policy.Snapshot // the snapshot in force at the last record
 	world     *End
-	nodes     map[netip.Addr]*End // the other nodes
+	nodes     map[netip.Addr]*End // the other nodes, by address
 	ends      kept[*policy.Endpoint, *End]
 	sides     kept[filter.Side, *Side]
 }
@@ -140,8 +140,8 @@ func (d *Describer) Record(e *Entry) *Record {
 	return r
 }
 
-// describe is apart from Record, so that the compiler inlines Record and a record that is not kept takes no
-// allocation.
+// describe sets r to the record of an entry. It is apart from Record, so that the compiler can inline
+// Record. A record that the caller does not keep then needs no allocation.
 func (d *Describer) describe(r *Record, e *Entry) {
 	*r = Record{Time: e.Time, Node: d.node, Event: e.Kind.String(), Count: e.Count}
 	switch e.Kind {
@@ -184,7 +184,7 @@ func (r *Record) IsMissing() bool {
 	return r.Event == LeftOut.String() || r.Event == Unrecorded.String()
 }
 
-// Gap returns a record that tells that no agent answered between from and until.
+// Gap returns a record about a time in which no agent answered: from the time from to the time until.
 func Gap(node string, from, until time.Time) *Record {
 	return &Record{Time: until, Node: node, Event: Unrecorded.String(), Missing: everything, Seconds: until.Sub(from).Seconds()}
 }
@@ -249,7 +249,9 @@ func workloadOf(e *policy.Endpoint) *Workload {
 	return &Workload{Kind: w.Kind, Name: w.Name}
 }
 
-// follow forgets what the describer keeps from a snapshot that is no longer in force.
+// follow prepares the describer for the snapshot in force. If the snapshot has changed since the last
+// record, follow forgets the ends and sides that were described, and describes the nodes of the new
+// snapshot.
 func (d *Describer) follow() {
 	s := d.snapshot()
 	if s == d.described && d.nodes != nil {
@@ -315,8 +317,9 @@ type DenialRecord struct {
 	Many bool `json:"many,omitempty"`
 }
 
-// Denials returns the records of denials, in their order. Denials that read alike become one record, in the
-// place of the first: a policy that has changed and denies as before is another object, and makes another Denial.
+// Denials returns the records of denials, in the order of the denials. If several records read alike, they
+// become one, in the place of the first. This happens after a change of a policy: the changed policy is
+// another object, so its denials have a Denial of their own, even if it denies as before.
 func (d *Describer) Denials(all []Denial) []*DenialRecord {
 	type text struct {
 		src, dst               netip.Addr
@@ -329,7 +332,7 @@ func (d *Describer) Denials(all []Denial) []*DenialRecord {
 		from, to := r.Names()
 		k := text{r.Src, r.Dst, from, to, r.Port(), r.Answer, r.Reason, r.Why()}
 		same := known[k]
-		if same == nil || r.Many { // of many addresses, the record has only one
+		if same == nil || r.Many { // the text has only one of the many addresses, so other records may read alike
 			known[k], out = r, append(out, r)
 			continue
 		}

@@ -5,7 +5,7 @@ import (
 	"unsafe"
 )
 
-// bench/README.md and the comments give these sizes.
+// The sizes are as bench/README.md and the comments say.
 func TestSizes(t *testing.T) {
 	if size := DefaultBuffer * int(unsafe.Sizeof(Entry{})); size > 4<<20 || size < 3<<20 {
 		t.Errorf("a log of the default size takes %d bytes", size)

@@ -152,15 +152,15 @@ func size(n uint64) string {
 	return fmt.Sprintf("%.1f %s", v, units[i])
 }
 
-// Likeness identifies records that can be shown as one. It is comparable.
+// Likeness is what records have in common if one line can show them. It is comparable.
 type Likeness struct {
 	event, node, protocol, transport, answer, reason, to, why string
 	src, dst                                                  netip.Addr
 	port                                                      uint16
 }
 
-// Likeness returns the likeness of a record: records with the same one differ only in time, source port
-// and counts. is is false for a record that is never shown with others as one.
+// Likeness returns the likeness of a record. Records with the same likeness differ only in time, source
+// port and counts. The second result is false if a record always has a line of its own.
 func (r *Record) Likeness() (l Likeness, is bool) {
 	switch r.Event {
 	case Ended.String(), LeftOut.String(), Unrecorded.String():

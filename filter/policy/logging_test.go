@@ -156,8 +156,9 @@ func TestLogLevel(t *testing.T) {
 	}
 }
 
-// Denials that are not by policies count for both ends. The verdict about a packet in the middle of a
-// connection is about the opposite direction.
+// If a packet is denied for another reason than policies, the namespaces of its source and of its
+// destination both count. A packet in the middle of a connection has a verdict about the opposite
+// direction.
 func TestLogLevelWithoutPolicies(t *testing.T) {
 	w := newLogBed(t)
 	w.namespace("shop", "denied")
@@ -264,7 +265,8 @@ func TestLogUnknown(t *testing.T) {
 	}
 }
 
-// A large policy, whose form is read later, has the level at once. A policy that is read has it, too.
+// netpol.Encode does not make the form of a large policy: the form is read from the encoded policy later.
+// The log level of such a policy has effect at once. So has that of a policy from netpol.Read.
 func TestLogOfLargePolicies(t *testing.T) {
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: "p", Annotations: logged("denied")}}
 	for i := range 1000 {

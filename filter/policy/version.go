@@ -55,7 +55,8 @@ func (s *Snapshot) Digest() Digest { return s.digest }
 // no particular order.
 func (s *Snapshot) Changed() []Version { return s.changed }
 
-// Removed returns the policies that were deleted after the previous snapshot and not set again.
+// Removed returns the policies that were deleted after the previous snapshot was made, and that this
+// snapshot does not have.
 func (s *Snapshot) Removed() []Ref { return s.removed }
 
 // stamp sets the digest and the resourceVersion of a policy that put has just put into the store.

@@ -12,8 +12,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// TestLogAnnotations checks that the annotation sluice/log of namespaces and policies, and its
-// changes arrive from the API server, although nothing else of the objects changes.
+// TestLogAnnotations checks that the annotation sluice/log of namespaces and policies comes from the API
+// server, and that a change of it comes even if nothing else of the object changes.
 func TestLogAnnotations(t *testing.T) {
 	s, config := serve(t, apiserver.Options{})
 	small(s)

@@ -12,7 +12,7 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// annotations notes annotations that are probably meant for Sluice, and have no effect.
+// annotations reports annotations that are probably meant for Sluice and have no effect.
 func (c *checker) annotations(o metav1.Object, kind string) {
 	for _, key := range slices.Sorted(maps.Keys(o.GetAnnotations())) {
 		applies := c.kind != nil || kind == "Namespace"
@@ -41,9 +41,11 @@ func meantAnnotation(key string) string {
 	return policy.DenyWithAnnotation
 }
 
-// likeAnnotation reports whether the key of an annotation is, or is similar to, one of Sluice's. All
-// keys with the prefix sluice/ count. Other programs may have names with "log" too: without a prefix,
-// only that of the flag counts.
+// likeAnnotation reports whether the key of an annotation is, or is similar to, one of Sluice's
+// annotations. All keys with the prefix sluice/ are. Keys with another prefix that contains "sluice" are
+// if their name is similar to deny-with or contains "log". Keys without a prefix are if their name is
+// similar to deny-with, is that of the flag log-verdicts, or begins with "sluice". Other names with "log"
+// do not count without a prefix, because other programs use such names, too.
 func likeAnnotation(key string) bool {
 	prefix, name := splitAnnotation(key)
 	_, likeDenyWith := near.Name(name, []string{"deny-with"})

@@ -12,10 +12,10 @@ import (
 //go:embed dashboard.html
 var dashboardPage string
 
-// dashboardPicture describes how to draw the dashboard: Grafana is not among the packages of Go, Debian and
-// npm, so a page draws its panels with uPlot, which draws the lines in Grafana, too.
+// dashboardPicture describes how to draw the dashboard. Grafana is not among the packages of Go, Debian
+// and npm. So a page draws the panels with uPlot, the library with which Grafana draws its lines.
 type dashboardPicture struct {
-	data  string // the file that the command dashboard wrote
+	data  string // the file that bench/testbed/dashboard has written
 	uplot string // the directory of uPlot's package
 }
 
@@ -46,7 +46,7 @@ func (d dashboardPicture) write(file string) error {
 		return err
 	}
 	defer out.Close()
-	// The script and the style are a library's, and no input.
+	// The script and the style come from a library, and not from input.
 	err = page.Execute(out, map[string]any{"Data": data, "Script": template.JS(script), "Style": template.CSS(style)}) //nolint:gosec // see above
 	if err != nil {
 		return fmt.Errorf("write the page of the dashboard: %w", err)

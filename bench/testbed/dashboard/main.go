@@ -1,6 +1,6 @@
-// Command dashboard records what the panels of deploy/monitoring/dashboard.json show: two agents enforce
-// policies on real packets in a lab, a real Prometheus scrapes them, and the panels' queries are asked of
-// it. make picture-dashboard draws the result.
+// Command dashboard records what the panels of deploy/monitoring/dashboard.json show. Two agents enforce
+// policies on real packets in a lab, and a real Prometheus scrapes them. The command then asks Prometheus
+// the queries of the panels, and writes the answers. make picture-dashboard draws them.
 package main
 
 import (

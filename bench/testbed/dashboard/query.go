@@ -58,7 +58,7 @@ func readDashboard(path string) (d dashboard, err error) {
 	return d, json.Unmarshal(text, &d)
 }
 
-// record is what a page draws: the dashboard, with the answers to its queries.
+// record is what a page draws: a dashboard, with the answers to its queries.
 type record struct {
 	Title  string    `json:"title"`
 	Times  []float64 `json:"times"`
@@ -131,7 +131,7 @@ func (s *shop) startPrometheus(ctx context.Context) (*server, error) {
 	}
 }
 
-// dialer dials in a host's network namespace.
+// dialer returns a function that dials in a host's network namespace.
 func dialer(h *lab.Host) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, _, address string) (net.Conn, error) {
 		to, err := netip.ParseAddrPort(address)
@@ -153,7 +153,7 @@ type result struct {
 	Values [][2]any          `json:"values"`
 }
 
-// get asks the API, and returns an error also if the answer is empty.
+// get sends a query to the API of Prometheus. It returns errEmpty if the answer has no series.
 func (p *server) get(ctx context.Context, path string, query url.Values) ([]result, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, p.base+path+"?"+query.Encode(), nil)
 	if err != nil {
@@ -186,7 +186,7 @@ func (p *server) get(ctx context.Context, path string, query url.Values) ([]resu
 
 var errEmpty = errors.New("the answer is empty")
 
-// answer asks the queries of all panels, between two times.
+// answer asks the queries of all panels about the time between from and to.
 func (p *server) answer(ctx context.Context, d dashboard, from, to time.Time) (*record, error) {
 	step := to.Sub(from) / points
 	r := &record{Title: d.Title}
@@ -211,17 +211,17 @@ func (p *server) answer(ctx context.Context, d dashboard, from, to time.Time) (*
 	return r, nil
 }
 
-// expand replaces the variables of Grafana: all instances, and the interval of rates as Grafana computes it,
-// but at least 15 s for smooth lines.
+// expand replaces the variables of Grafana in a query. It selects all instances. The interval of rates is
+// the one that Grafana computes, but at least 15 s, so that lines are smooth.
 func expand(expr string, step time.Duration) string {
 	interval := max(4*scrapeInterval, step+scrapeInterval, 15*time.Second)
 	return strings.NewReplacer("$instance", ".*", "$__rate_interval", interval.String()).Replace(expr)
 }
 
-// placeholder is a label in the name of a series.
+// placeholder matches a label in a legend, as in "{{instance}}".
 var placeholder = regexp.MustCompile(`\{\{\w+\}\}`)
 
-// lineOf returns the values of a series at the times from first on.
+// lineOf returns the line of a series. first is the time of its first point.
 func lineOf(s result, legend string, first float64, step time.Duration) line {
 	l := line{Name: legend, Values: make([]*float64, points)}
 	for name, value := range s.Metric {

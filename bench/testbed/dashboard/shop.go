@@ -20,7 +20,7 @@ import (
 // httpPort is the port of the agents' metrics.
 const httpPort = 10301
 
-// pods are the pods of the shop, the node that each is on, and what it serves.
+// pods are the pods of the lab. Each is on the node with the index node, and serves the TCP port.
 var pods = []struct {
 	namespace, name string
 	node            int
@@ -30,7 +30,8 @@ var pods = []struct {
 	{"monitoring", "prometheus", 0, 9090}, {"guest", "scanner", 1, 8080},
 }
 
-// policiesFile has the policies from the start, and newPolicyFile one that comes later.
+// policiesFile has the policies that are there from the start. newPolicyFile has a policy that is added
+// later.
 const (
 	policiesFile = `
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: db}, spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: cart}}}], ports: [{port: 5432}]}]}}
@@ -101,7 +102,8 @@ func (s *shop) build(ctx context.Context) error {
 	return nil
 }
 
-// startAgent starts the agent of a node. Each has manifests of its own, so that one can lag.
+// startAgent starts the agent of a node. Each agent has a directory of manifests of its own, so that a new
+// policy can reach one agent later than the other.
 func (s *shop) startAgent(ctx context.Context, i int, cluster string) error {
 	node, dir := s.lab.Nodes[i], s.manifests(i)
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -137,8 +139,9 @@ func (s *shop) close() (err error) {
 	return errors.Join(err, os.RemoveAll(s.dir))
 }
 
-// flow is traffic from one pod to another: so many attempts a second, within a part of the period. Without
-// a port, each goes to another one, so that the kernel does not remember the verdict.
+// flow is traffic from one pod to another: rate connections a second, from begin to end, which are
+// fractions of the period. If port is 0, each connection goes to a random port, so that the kernel does
+// not remember the verdict.
 type flow struct {
 	from, to   string
 	port       uint16
@@ -146,16 +149,17 @@ type flow struct {
 	begin, end float64
 }
 
-// flows are what the pods do: what policies allow, what they deny all the time, a burst of denials, and
-// from the middle on what the new policy denies.
+// flows are the traffic of all pods: flows that policies allow, flows that policies deny all the time, a
+// burst of denials, and a flow that the new policy denies from the middle of the period on.
 var flows = []flow{
 	{"web", "cart", 8080, 30, 0, 1}, {"cart", "db", 5432, 20, 0, 1}, {"web", "payment", 8443, 8, 0, 1}, {"web", "prometheus", 9090, 5, 0, 1},
 	{"web", "db", 5432, 2, 0, 1}, {"payment", "prometheus", 9090, 1, 0, 1}, {"prometheus", "cart", 8080, 6, 0.4, 1},
 	{"scanner", "db", 5432, 3, 0, 1}, {"cart", "db", 0, 4, 0, 1}, {"scanner", "payment", 8443, 40, 0.6, 0.8},
 }
 
-// traffic runs the flows for the period. At its middle, a new policy comes, to the second node later. In
-// its last third, something observes the flows.
+// traffic sends the flows for the period. In the middle of the period, the first node gets the new policy;
+// the second node gets it a little later. In the last third, sluice observe follows the flows of the first
+// node.
 func (s *shop) traffic(ctx context.Context, period time.Duration) error {
 	began := time.Now()
 	part := func(f float64) time.Time { return began.Add(time.Duration(f * float64(period))) }
@@ -184,7 +188,7 @@ func (s *shop) traffic(ctx context.Context, period time.Duration) error {
 	return nil
 }
 
-// observe starts sluice observe on the first node, until ctx ends.
+// observe starts sluice observe on the first node. It runs until ctx ends.
 func (s *shop) observe(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, s.sluice, "observe", "-f", "--socket", filepath.Join(s.manifests(0), ".socket"))
 	if err := s.lab.Nodes[0].Start(cmd); err != nil {
@@ -194,7 +198,7 @@ func (s *shop) observe(ctx context.Context) error {
 	return nil
 }
 
-// send connects from one pod to the other, at the flow's rate with random pauses.
+// send makes the connections of a flow, at its rate with random pauses.
 func (s *shop) send(ctx context.Context, f flow, from, until time.Time) {
 	sleepUntil(ctx, from)
 	ctx, cancel := context.WithDeadline(ctx, until)

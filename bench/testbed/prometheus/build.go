@@ -72,8 +72,8 @@ func build(ctx context.Context, dir, name string, log io.Writer) error {
 	return os.Rename(made+".part", made)
 }
 
-// goBuild builds a program at a low priority, without the caller's module settings. It leaves out the
-// service discovery of cloud providers, which takes most of the time to build and is not needed.
+// goBuild builds a program at a low priority, without the caller's module settings. The build tag leaves
+// out all optional service discovery, which takes most of the time to build and is not needed.
 func goBuild(ctx context.Context, dir, out, path string) error {
 	cmd := exec.CommandContext(ctx, "nice", "-n", "10", "go", "build", "-mod=mod", "-tags=remove_all_sd", "-trimpath", "-ldflags=-s -w", "-o", out, path)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOWORK=off", "GOFLAGS=", "CGO_ENABLED=0")

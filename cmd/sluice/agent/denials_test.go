@@ -61,7 +61,7 @@ func TestKernelDenialsCountOnce(t *testing.T) {
 	check(13, 10, 3, 1)
 }
 
-// The metrics of a policy end with its deletion.
+// When a policy is deleted, its metrics are removed. The denials of its tier still count.
 func TestDeletedPolicyHasNoDenials(t *testing.T) {
 	f := newFixture(t)
 	e := engine.New(engine.Config{Published: &f.published}, cache.NewFlows(16))
@@ -83,7 +83,8 @@ func TestDeletedPolicyHasNoDenials(t *testing.T) {
 	}
 }
 
-// A deleted policy gives its room among those with metrics to another one.
+// At most engine.MaxPolicies policies have metrics of their own. If one of them is deleted, another policy
+// can have metrics in its place.
 func TestDeletedPolicyFreesItsRoom(t *testing.T) {
 	f := newFixture(t)
 	f.start()

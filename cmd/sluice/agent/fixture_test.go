@@ -42,7 +42,7 @@ type fixture struct {
 	sweptAll atomic.Int64 // number of dumps of all connections
 	ended    chan error
 
-	kernelDenied atomic.Pointer[bpf.Denial] // what the kernel has denied
+	kernelDenied atomic.Pointer[bpf.Denial] // the flow that fakeKernel reports as denied; nil for none
 }
 
 // Names of the steps that the fakes record.
@@ -248,7 +248,7 @@ func (k fakeKernel) SetStarting([]netip.Prefix) error               { return nil
 func (k fakeKernel) SetDevices(map[netip.Addr]uint32) error         { return nil }
 func (k fakeKernel) EnsurePins() error                              { return nil }
 
-// Denials returns the flow that the test says the kernel has denied.
+// Denials returns the flow in kernelDenied, if a test has set it.
 func (k fakeKernel) Denials() ([]bpf.Denial, error) {
 	if d := k.f.kernelDenied.Load(); d != nil {
 		return []bpf.Denial{*d}, nil

@@ -21,8 +21,8 @@ import (
 const missInterval = time.Second
 
 // kernelRate bounds the denials of one source that the kernel reports within a second. The kernel leaves
-// out the others, so that the records of one pod that retries without pause do not displace all others.
-// The help of "sluice observe" names it.
+// out further ones, so that the records of one pod that retries without pause do not displace all others.
+// The help of "sluice observe" names this number.
 const kernelRate = 1000
 
 // flows records the flows of the node. While something watches, it also follows the events of the
@@ -72,7 +72,7 @@ func (f *flows) setOwners(e *flow.Entry, s *policy.Snapshot) {
 	}
 }
 
-// follow begins or ends to follow the kernel's events, as w demands.
+// follow starts or stops following the kernel's events. w is what is watched.
 func (f *flows) follow(w flow.Watched) {
 	f.table.set(w.Connections, f.followTable)
 	f.denying.set(w.Denials && f.kernel != nil, f.followKernel)
@@ -153,8 +153,9 @@ func (f *flows) followKernel(ctx context.Context, begun func()) {
 	}
 }
 
-// miss reads, at intervals, a count of events that were not reported. It records how much the count has
-// grown as missing records. what names the events in a log line.
+// miss calls count at intervals. count returns how many events the kernel could not report so far.
+// Whenever this number has grown, miss adds the difference to the missing records of the log. what names
+// the events in a log line.
 func (f *flows) miss(ctx context.Context, what string, count func() (uint64, error)) {
 	last, err := count()
 	tick := time.NewTicker(missInterval)
@@ -178,7 +179,8 @@ func (f *flows) miss(ctx context.Context, what string, count func() (uint64, err
 	f.agent.log.Warn("cannot count what is missing among the flows", "what", what, "err", err)
 }
 
-// connection records the begin or the end of a connection if one of its ends is a pod or may be one.
+// connection records that a connection has begun or has ended, if its source or its destination is a pod
+// or may be one.
 func (f *flows) connection(c *conntrack.Event) {
 	s := f.published.Snapshot()
 	if s == nil || c.Malformed {
@@ -211,7 +213,8 @@ func (f *flows) connection(c *conntrack.Event) {
 	f.log.Add(&e)
 }
 
-// isPod reports whether an address belongs to a pod, or to one that the API server will probably report.
+// isPod reports whether an address belongs to a known pod, or probably belongs to a pod that the API
+// server has not reported yet.
 func isPod(s *policy.Snapshot, e *policy.Endpoint, addr netip.Addr) bool {
 	if e == nil {
 		return s.Pending(addr) != policy.Known

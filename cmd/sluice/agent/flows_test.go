@@ -58,7 +58,8 @@ func newConnection(ended bool) *conntrack.Event {
 	return &conntrack.Event{Conn: conntrack.Conn{Key: filter.NewKey(flowClient, flowServer, filter.TCP, 80), SrcPort: 40000}, Ended: ended}
 }
 
-// drainFlows returns the numbers of records of each kind; for LeftOut, it is that of records left out.
+// drainFlows reads all records that w has, and returns their number for each kind. For LeftOut, it returns
+// how many records were left out.
 func drainFlows(w *flow.Watcher) map[flow.Kind]int {
 	got := make(map[flow.Kind]int)
 	for into := make([]flow.Entry, 100); ; {
@@ -72,8 +73,8 @@ func drainFlows(w *flow.Watcher) map[flow.Kind]int {
 	}
 }
 
-// Each kind of records has a rate. What is beyond it is left out and counted, and does not use the rate
-// of another kind.
+// Each kind of record has its own rate. Records beyond the rate are left out and counted. They do not use
+// up the rate of another kind.
 func TestFlowsBeyondTheRate(t *testing.T) {
 	const added = 100_000
 	f := newTestFlows(t, 1<<20)
@@ -86,7 +87,7 @@ func TestFlowsBeyondTheRate(t *testing.T) {
 	took := time.Since(began)
 	f.connection(newConnection(true))
 	f.denied(&bpf.Event{Key: filter.NewKey(flowClient, flowServer, filter.TCP, 81), Time: time.Now()})
-	f.log.Miss(1, time.Now().Add(time.Minute)) // so that the number of what is left out is told
+	f.log.Miss(1, time.Now().Add(time.Minute)) // makes the log add a LeftOut with the number of records that were left out
 	got := drainFlows(w)
 	most := int(20_000 * (1 + took.Seconds() + 1))
 	if got[flow.Ended] != 1 || got[flow.Denied] != 1 || got[flow.Opened]+got[flow.LeftOut] != added+1 || got[flow.Opened] > most || got[flow.Opened] < 20_000 {
@@ -94,7 +95,8 @@ func TestFlowsBeyondTheRate(t *testing.T) {
 	}
 }
 
-// The agent writes only the records that fulfill the conditions of a request, and what is left out.
+// The agent writes only the records that fulfill the conditions of a request. It writes the records about
+// missing flows (left-out and unrecorded) whatever the conditions are.
 func TestServeSelectedFlows(t *testing.T) {
 	f := newTestFlows(t, 100)
 	w := f.log.Watch(0, true)
@@ -121,7 +123,8 @@ func TestServeSelectedFlows(t *testing.T) {
 			if err := json.Unmarshal([]byte(line), &r); err != nil {
 				t.Fatal(err)
 			}
-			// Each request makes one more record of what was not recorded.
+			// A request may add a record about the time since the request before it, in which nothing was
+			// recorded. Equal events in a row count once here.
 			if n := len(got); n == 0 || got[n-1] != r.Event {
 				got = append(got, r.Event)
 			}
@@ -142,8 +145,8 @@ type discard struct{ *httptest.ResponseRecorder }
 
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
-// BenchmarkFlows measures how a record is made from a kernel's event, without adding it to the log, how
-// an event beyond the rate is left out, and how a record is written to a stream.
+// BenchmarkFlows measures three steps: to make a record of an event of the kernel, without adding it to
+// the log; to leave out an event beyond the rate; and to write a record to a stream.
 func BenchmarkFlows(b *testing.B) {
 	for _, ended := range []bool{false, true} {
 		b.Run(map[bool]string{false: "begin", true: "end"}[ended], func(b *testing.B) {

@@ -45,11 +45,12 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	f.writeFlows(w, &selected, func(into []flow.Entry) int { return watcher.Next(ctx, into, follow) })
 }
 
-// burst bounds the records that a stream writes at once. A stream takes some 300 KiB for them and their
-// text.
+// burst bounds the records that a stream writes at once. Their entries and their text take some 300 KiB
+// for each stream.
 const burst = 256
 
-// writeFlows writes the selected records of the entries that next reads, until it reads none.
+// writeFlows calls next for entries until it returns 0. It writes the records of those entries that are
+// selected.
 func (f *flows) writeFlows(w http.ResponseWriter, selected *flow.Filter, next func([]flow.Entry) int) {
 	control := http.NewResponseController(w)
 	describer := flow.NewDescriber(f.opts.NodeName, f.published.Snapshot)

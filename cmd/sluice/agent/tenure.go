@@ -5,15 +5,15 @@ import (
 	"sync"
 )
 
-// tenure is the time in which this agent decides about packets: from when its rules are in place until
-// another agent takes over. At other times, nothing can follow the flows here, because they would be
-// incomplete. The zero value is a tenure that has not begun.
+// tenure is the time in which this agent decides about packets. It begins when the rules of the agent are
+// in place, and ends when another agent takes over. At other times, clients cannot follow the flows of
+// this agent, because its records would be incomplete. The zero value is a tenure that has not begun.
 type tenure struct {
 	mu    sync.Mutex
-	ended chan struct{} // closed at the end; nil while there is no tenure
+	ended chan struct{} // closed when the tenure ends; nil while there is no tenure
 }
 
-// begin begins a tenure.
+// begin begins a tenure, unless one has begun.
 func (t *tenure) begin() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -22,7 +22,7 @@ func (t *tenure) begin() {
 	}
 }
 
-// end ends the tenure, and with it the contexts that within has returned.
+// end ends the tenure, and the contexts that within has returned.
 func (t *tenure) end() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -32,8 +32,8 @@ func (t *tenure) end() {
 	}
 }
 
-// within returns a context that also ends with the tenure; stop releases it. Without a tenure, it has
-// ended.
+// within returns a context that ends when ctx or the tenure ends. While there is no tenure, the returned
+// context has already ended. The caller must call stop.
 func (t *tenure) within(ctx context.Context) (limited context.Context, stop context.CancelFunc) {
 	limited, stop = context.WithCancel(ctx)
 	t.mu.Lock()

@@ -10,7 +10,8 @@ import (
 	"sluice/filter/flow"
 )
 
-// Nothing follows the flows of an agent that does not enforce. What was kept can be read.
+// While an agent does not enforce, clients cannot follow its flows. They can still read the records that
+// it has kept.
 func TestFlowsEndWithTheTenure(t *testing.T) {
 	f := &flows{agent: &agent{}, log: flow.NewLog(10, nil)}
 	server := httptest.NewServer(http.HandlerFunc(f.serveFlows))

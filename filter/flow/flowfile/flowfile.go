@@ -1,7 +1,7 @@
-// Package flowfile reads files of flows with one JSON object on each line: the output of "sluice observe
-// -o json" and "hubble observe -o json", the denials of "sluice denied -o json", the log of Sluice's
-// agent, and the files of Hubble's exporter. A file may have lines of different forms, and may be compressed with gzip, as the
-// rotated files of the exporter are.
+// Package flowfile reads files of flows with one JSON object on each line. These are the output of "sluice
+// observe -o json" and of "hubble observe -o json", the elements of the array that "sluice denied -o json"
+// writes, the log of Sluice's agent, and the files of Hubble's exporter. A file may have lines of
+// different forms. It may be compressed with gzip, as the rotated files of the exporter are.
 //
 // Lines are read one by one, so that the size of a file does not matter.
 package flowfile

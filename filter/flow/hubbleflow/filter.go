@@ -14,9 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Filter selects flows as the two lists of a GetFlowsRequest do. A flow is selected if a filter of the
-// list allow matches it, or this list is empty, and no filter of the list deny matches it. A filter
-// matches if each of its fields matches, and a field matches if one of its values does.
+// Filter selects flows by the two lists of a GetFlowsRequest. It selects a flow if the list allow is empty
+// or has a filter that matches the flow, and if the list deny has no filter that matches the flow. A
+// filter matches if each of its fields matches. A field matches if one of its values does.
 type Filter struct {
 	allow, deny []match
 	denials     bool // see OnlyDenials

@@ -25,9 +25,9 @@ type Overview struct {
 	// First and Last are the times of the first and the last flow; zero if none is known.
 	First time.Time `json:"first,omitzero"`
 	Last  time.Time `json:"last,omitzero"`
-	// Missing is the number of flows that are missing in the files, as these say.
+	// Missing is the number of flows that the files report as missing.
 	Missing uint64 `json:"missing,omitempty"`
-	// Gaps are the periods in which a node recorded nothing, as the files say.
+	// Gaps are the periods in which, as the files report, a node recorded nothing or no connections.
 	Gaps  seen.Gaps `json:"unrecorded,omitzero"`
 	Pairs Uses      `json:"pairs"`
 	// LeftOut has what is not in the matrix, by reason.
@@ -81,8 +81,8 @@ type SeenPort struct {
 // open reports whether the policies of the matrix allow flows at the port, at least some.
 func (s *SeenPort) open() bool { return s.Verdict != denied }
 
-// used reports whether the port is open and was used. What a pod's own node does is not decided by
-// policies, and does not count.
+// used reports whether the port is open and was used. Flows between a pod and its own node do not count,
+// because policies do not decide about them.
 func (s *SeenPort) used() bool { return s.open() && s.Allowed > 0 && !s.OwnNode }
 
 // used reports whether anything that is open was used.

@@ -129,8 +129,9 @@ func TestLayLeavesOut(t *testing.T) {
 	}
 }
 
-// A pod's own node always reaches it, so that its flows do not make an open port used, nor a closed one
-// tried.
+// Flows from a node to its own pods are always allowed. They do not make an open port count as used, nor a
+// closed port as tried. Here, TCP 80 of db is closed, and both its own node n1 and the node n2 connect to
+// it: only the flow from n2 counts.
 func TestLayOwnNode(t *testing.T) {
 	addr := netip.MustParseAddr
 	pod := func(name, node, host, a string) *policy.Pod {
@@ -162,7 +163,8 @@ func TestLayOwnNode(t *testing.T) {
 	}
 }
 
-// What the files report as missing is told: it may have been used.
+// The text tells what the files report as missing. The missing flows may have used ports that are shown as
+// never used.
 func TestLayTellsGaps(t *testing.T) {
 	m, _ := laidOver(t, Options{}, &flow.Record{Event: "left-out", Count: 1200}, &flow.Record{Event: "unrecorded", Missing: "all", Seconds: 90.5})
 	want := "Missing in the files, as they say: 1,200 flows. What is never used may be among them.\nPeriods in which a node recorded no flows, as the files say: 1, the longest of 1m30s."
@@ -171,7 +173,7 @@ func TestLayTellsGaps(t *testing.T) {
 	}
 }
 
-// All forms have what was seen.
+// All forms of output have what was seen.
 func TestLayInAllForms(t *testing.T) {
 	m, _ := laidOver(t, Options{Namespaces: []string{"shop0"}}, shopFlow("allowed", 80, 0), shopFlow("denied", 22, 5))
 	write := func(f func(*bytes.Buffer) error) string {

@@ -62,7 +62,7 @@ func (o *Overview) sourceText() string {
 	return text + ", " + o.First.UTC().Format(time.DateTime) + " to " + last + " UTC"
 }
 
-// missingText describes what the files themselves report as missing.
+// missingText describes which flows are missing, as the files themselves report.
 func (o *Overview) missingText() (lines []string) {
 	if o.Missing > 0 {
 		lines = append(lines, "Missing in the files, as they say: "+grouped(o.Missing)+" flows. What is never used may be among them.")

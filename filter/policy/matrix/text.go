@@ -241,14 +241,16 @@ func (c *Cell) text() string {
 	return text
 }
 
-// bareText is text without marks of flows, which the page adds by itself: equal cells share a text.
+// bareText returns what text returns, without the marks about flows that were seen. The page adds these
+// marks by itself, so that equal cells share a text.
 func (c *Cell) bareText() string {
 	bare := *c
 	bare.Seen = nil
 	return bare.openText()
 }
 
-// usedMark returns the mark of open ports of which at least one was used.
+// usedMark returns the mark "+" if at least one of the open ports that the function used selects was used.
+// Otherwise it returns "".
 func (c *Cell) usedMark(used func(SeenPort) bool) string {
 	if c.Seen != nil && slices.ContainsFunc(c.Seen.Ports, func(p SeenPort) bool { return p.used() && used(p) }) {
 		return "+"
@@ -256,7 +258,7 @@ func (c *Cell) usedMark(used func(SeenPort) bool) string {
 	return ""
 }
 
-// openText is text without the mark of what was tried.
+// openText returns what text returns, without the mark "!" of closed ports that were tried.
 func (c *Cell) openText() string {
 	anyPort := func(SeenPort) bool { return true }
 	switch {

@@ -74,14 +74,15 @@ type key struct {
 	own      bool
 }
 
-// count is a Count while flows are added. Connections are counted at both of their ends.
+// count is a Count while flows are added. A connection may be counted twice: in opened when it begins, and
+// in ended when it ends.
 type count struct {
 	opened, ended, denied                uint64
 	first, last, lastAllowed, lastDenied int64 // nanoseconds of Unix time; 0 is not known
 }
 
-// Gaps are periods in which a node recorded nothing, or no connections, because nothing watched its agent,
-// or because it had none.
+// Gaps are periods in which a node recorded nothing or no connections. Either nothing watched the node's
+// agent, or the node had no agent.
 type Gaps struct {
 	Periods int     `json:"periods"`
 	Longest float64 `json:"longestSeconds"`
@@ -95,10 +96,10 @@ type Tally struct {
 	placer  *placer
 	counts  map[key]*count
 	left    left
-	missing uint64 // flows that are missing in the files, as these say
+	missing uint64 // flows that the files report as missing
 	gaps    Gaps
 	span    count // only first and last
-	max     int   // maxCounts, but in tests
+	max     int   // maxCounts, except in tests
 }
 
 // New returns a tally for the parties of a map or, if byPod is true, for its pods.
@@ -227,10 +228,10 @@ func (t *Tally) Flows() uint64 {
 	return n
 }
 
-// Missing returns the number of flows that the files report as missing in them.
+// Missing returns the number of flows that the files report as missing.
 func (t *Tally) Missing() uint64 { return t.missing }
 
-// Gaps returns the periods of which the files say that nothing was recorded.
+// Gaps returns the periods in which, as the files report, nothing or no connections were recorded.
 func (t *Tally) Gaps() Gaps { return t.gaps }
 
 // Span returns the times of the first and of the last flow; zero if no flow has a time.

@@ -62,7 +62,7 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 // errNotEnforcing makes clients call again.
 var errNotEnforcing = status.Error(codes.Unavailable, "the agent does not enforce yet, or another one has taken over: ask again")
 
-// errUntil is the cause of the end of a query that ends at a time.
+// errUntil is the cause with which the context of a query ends at the time that the client has set.
 var errUntil = errors.New("the end that the client has asked for")
 
 // sender sends the answer of a query to a client.

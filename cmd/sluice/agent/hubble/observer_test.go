@@ -189,7 +189,8 @@ func TestGetFlowsEnds(t *testing.T) {
 	}
 }
 
-// A flow that happens after the request is sent in addition to the last ones from before.
+// A client asks for the last flow (Number: 1) and for all that follow. It gets the last flow from before
+// its request. It then gets the flow that is in the log already, but is later than the request.
 func TestFollowAtOnce(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()

@@ -54,7 +54,7 @@ func (p *peer) Notify(_ *peerpb.NotifyRequest, stream peerpb.Peer_NotifyServer) 
 	defer tick.Stop()
 	var told map[string]*peerpb.ChangeNotification
 	for seen, first := (*policy.Snapshot)(nil), true; ; first = false {
-		if s := p.Snapshot(); first || s != seen || p.Peers.ServerName != nil { // names change with the certificate
+		if s := p.Snapshot(); first || s != seen || p.Peers.ServerName != nil { // a new certificate may change the names
 			seen = s
 			now := p.peers(s)
 			for _, change := range changes(told, now) {

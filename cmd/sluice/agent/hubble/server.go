@@ -52,8 +52,10 @@ type Options struct {
 	NodeName string
 	Version  string
 	Peers    Peers
-	// Within returns a context that also ends when another agent takes over, because what that agent
-	// decides is not in Log; stop releases it. nil means that this does not happen.
+	// Within returns a context that ends when the given context ends, and also when another agent takes
+	// over: Log does not have the flows about which that agent decides. If this agent does not enforce,
+	// the context has already ended. The caller must call stop. If Within is nil, contexts end for none of
+	// these reasons.
 	Within func(context.Context) (limited context.Context, stop context.CancelFunc)
 	Logger *slog.Logger
 }

@@ -19,8 +19,8 @@ const DefaultSocket = "/run/sluice/sluice.sock"
 // ErrNoAgent is wrapped by errors of Ask if no agent listens on the socket.
 var ErrNoAgent = errors.New("no agent answers")
 
-// ErrNotEnforcing is wrapped by errors of Open if the agent does not enforce yet, or another one has taken
-// over, and will listen on the socket soon.
+// ErrNotEnforcing is wrapped by errors of Open if the agent does not enforce yet, or if another agent has
+// taken over. In the latter case, the other agent will soon listen on the socket.
 var ErrNotEnforcing = errors.New("it does not enforce yet, or another one has taken over")
 
 // askTimeout bounds the wait for an agent's status. For other requests, it bounds the wait for the
@@ -55,8 +55,9 @@ func ask(ctx context.Context, path, what string) (*Status, error) {
 	return &s, nil
 }
 
-// Open requests something of the agent that listens on a socket, such as "/denials", and returns its
-// answer. The error wraps ErrNoAgent if no agent listens there, or ErrNotEnforcing.
+// Open sends a request, such as "/denials", to the agent that listens on a socket, and returns the answer.
+// If no agent listens there, the error wraps ErrNoAgent. If the answer needs an agent that enforces and
+// this one does not, the error wraps ErrNotEnforcing.
 func Open(ctx context.Context, path, request string) (io.ReadCloser, error) {
 	body, _, err := open(ctx, path, request)
 	return body, err

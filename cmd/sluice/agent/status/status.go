@@ -30,7 +30,7 @@ type Status struct {
 	Failed   uint64          `json:"ruleRepairFailures"`
 	Watches  []Watch         `json:"watches"`
 	Problems []Problem       `json:"problems"`
-	// LogAnnotations is nil if no annotation sets which verdicts are logged.
+	// LogAnnotations is nil if no object has an annotation about which verdicts are logged.
 	LogAnnotations *LogAnnotations `json:"logAnnotations,omitempty"`
 	NotRead        string          `json:"notRead,omitempty"` // objects that the agent does not read, but that may change what is allowed
 
@@ -56,7 +56,7 @@ type Settings struct {
 	LogVerdicts string `json:"logVerdicts"`
 }
 
-// LogAnnotations counts the objects whose annotation sets which verdicts are logged.
+// LogAnnotations counts the objects that have an annotation about which verdicts are logged.
 type LogAnnotations struct {
 	Namespaces int `json:"namespaces"`
 	Policies   int `json:"policies"`
@@ -64,7 +64,8 @@ type LogAnnotations struct {
 	Most string `json:"most"`
 }
 
-// verdictLog describes which verdicts the node logs; it is empty if it logs none.
+// verdictLog describes which verdicts the node logs. It returns "" if the flag --log-verdicts is none and
+// no annotation sets a level.
 func (s *Status) verdictLog() string {
 	a := s.LogAnnotations
 	if a == nil && (s.LogVerdicts == "none" || s.LogVerdicts == "") {

@@ -95,7 +95,8 @@ func TestMetricsFollowConventions(t *testing.T) {
 	}
 }
 
-// The digest is a number that a float64 holds exactly. Before the first snapshot there is no series.
+// The metric of the digest is its first 48 bits, a number that a float64 holds exactly. Before the first
+// snapshot, the metric does not exist.
 func TestDigestNumber(t *testing.T) {
 	for digest, want := range map[string]float64{"ffffffffffff0000": 1<<48 - 1, "000000000001ffff": 1, "7a224f61ae470123": 0x7a224f61ae47} {
 		if n, ok := digestNumber(digest); !ok || n != want {
