@@ -124,11 +124,11 @@ type denialRow struct {
 	first, last time.Time
 }
 
-// denialText is what a row tells besides numbers and times.
+// denialText has the texts of a row, without numbers and times.
 type denialText struct{ node, from, to, port, why string }
 
-// denialRows returns the rows of the table. Denials with the same text are one row: those of the IPv4 and
-// the IPv6 addresses of two pods, for example.
+// denialRows returns the rows of the table. Denials with the same texts are one row, such as denials
+// between the same two pods over IPv4 and over IPv6.
 func denialRows(all []*flow.DenialRecord) (rows []*denialRow) {
 	known := make(map[denialText]*denialRow)
 	for _, d := range all {

@@ -55,7 +55,8 @@ func TestDeniedAndObserveText(t *testing.T) {
 	compareTestdata(t, "observe.txt", out.Bytes())
 }
 
-// Denials that differ only in the addresses of pods are one row.
+// Denials that differ only in the addresses of pods are one row, with their packets added up. A denial at
+// another port is a row of its own.
 func TestDenialRows(t *testing.T) {
 	denial := func(src string, port uint16, count uint64, first, last int) *flow.DenialRecord {
 		at := time.Date(2026, 11, 27, 10, 0, 0, 0, time.UTC)

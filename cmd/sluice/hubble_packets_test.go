@@ -306,8 +306,8 @@ func TestHubbleRelayOnPackets(t *testing.T) {
 		t.Errorf("of node-2: %s", out)
 	}
 
-	// The agent that tells the relay the peers is killed. The relay, and the command that follows, go on
-	// with the next agent.
+	// The agent from which the relay gets the peers is killed. The relay and the command that follows go
+	// on with the next agent.
 	s.agent.Kill()
 	s.start(kernelArgs(append(args, "--node-name", "node-1")...)...)
 	awaitBoth("the flows of the next agent are shown")

@@ -45,9 +45,9 @@ and denies without the agent.
 
 With -f it prints flows as they happen, until it is interrupted. If the agent ends, or another
 one takes over, it says so and goes on with the next agent; it prints no flow again. Without
--f, it prints the last flows that the agent has kept. The agent records flows only while a command shows them,
-so that they cost nothing at other times. A line tells for which time flows were not recorded.
-The agent always keeps the last denials: see sluice denied.
+-f, it prints the last flows that the agent has kept. The agent records flows only while a
+command shows them, so that they cost nothing at other times. A line tells for which time
+flows were not recorded. The agent always keeps the last denials: see sluice denied.
 
 In the text, the first of several equal flows is printed at once, and those that follow within
 a second as one line with their number. In each second, the agent records at most 20,000

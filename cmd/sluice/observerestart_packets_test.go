@@ -67,7 +67,7 @@ func (n *numberedFlows) send() {
 	}
 }
 
-// count returns the number of flows that were sent.
+// count returns the number of flows that were sent. Flows with the same key count once.
 func (n *numberedFlows) count() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
