@@ -26,6 +26,9 @@ packet were denied. The agent always keeps a few hundred denials, including thos
 If packets of very many addresses outside the cluster are denied, one line counts the packets of
 several addresses, and shows one of them.
 
+A row keeps the policies that have denied its packets when policies change later. The agent counts
+what the kernel denies at least every 10 seconds, and names the policies of that moment.
+
 With --all-nodes or --context it asks every agent through the Kubernetes API: it executes a
 command in the agent's pod, with the rights of the user. It names each node that does not
 answer; the exit status is then 2.`,
@@ -77,7 +80,7 @@ func denied(ctx context.Context, e env, opts observeOptions) error {
 	}
 	now := time.Now()
 	for _, d := range all {
-		if selected.Selects(&d.Record) && (opts.since == 0 || d.Time.IsZero() || !d.Time.Before(now.Add(-opts.since))) {
+		if selected.Selects(&d.Record) && (opts.since == 0 || !d.Time.Before(now.Add(-opts.since))) {
 			shown = append(shown, d)
 		}
 	}
@@ -155,8 +158,6 @@ func denialRows(all []*flow.DenialRecord) (rows []*denialRow) {
 func ago(now, at time.Time) string {
 	d := now.Sub(at)
 	switch {
-	case at.IsZero():
-		return "not known" // see bpf.Denial
 	case d < 10*time.Second:
 		return fmt.Sprintf("%.1fs ago", max(d, 0).Seconds())
 	case d < time.Minute:

@@ -116,18 +116,6 @@ func (d *Denials) All() []Denial {
 	return all
 }
 
-// Clone returns a copy, to which the caller can add the denials of the kernel without changing d.
-func (d *Denials) Clone() *Denials {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	out := &Denials{all: make(map[denialKey]*Denial, len(d.all)), strangers: d.strangers}
-	for k, o := range d.all {
-		same := *o
-		out.all[k] = &same
-	}
-	return out
-}
-
 func denialKeyOf(e *Entry) denialKey {
 	side := denying(&e.Verdict)
 	return denialKey{e.Key, e.Verdict.Reason, side.Rule, side.Isolation}

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -59,6 +61,40 @@ func TestKernelDenialsCountOnce(t *testing.T) {
 	check(12, 9, 3, 0)
 	f.denyAll()
 	check(13, 10, 3, 1)
+}
+
+// What the kernel has denied keeps the policy that has denied it, when policies change later.
+func TestKernelDenialsKeepTheirPolicy(t *testing.T) {
+	f := newFixture(t)
+	f.start()
+	f.denyAll()
+	p, err := packet.NewDecoder().Decode(denied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := time.Now()
+	last := first
+	check := func(packets uint64, want ...string) {
+		t.Helper()
+		last = last.Add(time.Minute)
+		f.kernelDenied.Store(&bpf.Denial{Key: p.Key, Packets: packets, First: first, Last: last})
+		var got []string
+		for _, d := range f.agent.flows.lastDenials() {
+			policy := "no policy"
+			if r := d.Verdict.Ingress.Rule; r != nil {
+				policy = r.Policy
+			}
+			got = append(got, fmt.Sprint(d.Packets, " by ", policy))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	check(7, "7 by platform")
+	f.update(func(w *policy.Store) { w.DeletePolicy(platform) })
+	f.until("gone", func() bool { return f.published.Snapshot().Counts().Policies == 0 })
+	check(7, "7 by platform")
+	check(12, "5 by no policy", "7 by platform")
 }
 
 // When a policy is deleted, its metrics are removed. The denials of its tier still count.

@@ -41,12 +41,13 @@ type flows struct {
 	kernelDenied *engine.Counter
 	counting     sync.Mutex
 	counted      map[filter.Key]uint64 // the kernel's count of packets of each flow, at the last countKernel
+	countedAt    time.Time             // when that was
 	attributed   uint64                // the sum of the packets in kernelDenied
 	forgotten    uint64                // denied packets without a verdict: see kernelDenials
 }
 
 func newFlows(a *agent, size int) *flows {
-	f := &flows{agent: a, kernelDenied: engine.NewCounter(&a.series)}
+	f := &flows{agent: a, kernelDenied: engine.NewCounter(&a.series), countedAt: time.Now()}
 	f.log = flow.NewLog(size, f.follow)
 	return f
 }
@@ -281,7 +282,7 @@ func (f *flows) countKernel() {
 		known, err = f.kernel.Denials()
 	}
 	if err != nil {
-		f.agent.log.Debug("cannot count by policy what the kernel has denied", "err", err)
+		f.agent.log.Debug("cannot count what the kernel has denied", "err", err)
 		return
 	}
 	now := make(map[filter.Key]uint64, len(known))
@@ -291,17 +292,33 @@ func (f *flows) countKernel() {
 			packets -= before // if before is larger, the kernel has forgotten the flow and counts from 0 again
 		}
 		now[k.Key] = k.Packets
-		if e := (flow.Entry{Key: k.Key}); packets > 0 {
-			// If the policies would allow the packets now, no policy can be named: they count as forgotten.
-			if f.decideDenied(&e, k.Rejected); e.Verdict.Reason != filter.NoReason {
-				f.kernelDenied.Count(&e.Verdict, packets)
-				f.attributed += packets
-			}
+		if packets > 0 {
+			f.countFlow(&k, packets)
 		}
 	}
-	f.counted = now
+	f.counted, f.countedAt = now, time.Now()
 	if all := stats.Denied + stats.Rejected; all > f.attributed {
 		f.forgotten = max(f.forgotten, all-f.attributed)
+	}
+}
+
+// countFlow counts packets of a flow that the kernel has denied. The policies that are in force now are
+// taken for those that have denied them, and keep the denial when policies change later. If they would
+// allow the packets, no policy can be named: then the packets count as forgotten.
+func (f *flows) countFlow(k *bpf.Denial, packets uint64) {
+	first, last := k.First, k.Last
+	if _, known := f.counted[k.Key]; known || first.IsZero() {
+		first = f.countedAt // the packets from before are counted already
+	}
+	if last.IsZero() { // the kernel does not know the time
+		last = time.Now()
+	}
+	e := flow.Entry{Kind: flow.Denied, Kernel: true, Time: last, Key: k.Key, SrcPort: k.SrcPort}
+	f.decideDenied(&e, k.Rejected)
+	f.denials.AddMany(&e, packets, first)
+	if e.Verdict.Reason != filter.NoReason {
+		f.kernelDenied.Count(&e.Verdict, packets)
+		f.attributed += packets
 	}
 }
 
@@ -317,17 +334,6 @@ func (f *flows) kernelDenials() (known engine.Tally, forgotten uint64) {
 
 // lastDenials returns the last distinct denials, including those of the kernel's flow cache.
 func (f *flows) lastDenials() []flow.Denial {
-	all := f.denials.Clone()
-	if f.kernel != nil {
-		known, err := f.kernel.Denials()
-		if err != nil {
-			f.agent.log.Warn("cannot list what the kernel has denied", "err", err)
-		}
-		for _, k := range known {
-			e := flow.Entry{Kind: flow.Denied, Kernel: true, Time: k.Last, Key: k.Key, SrcPort: k.SrcPort}
-			f.decideDenied(&e, k.Rejected)
-			all.AddMany(&e, k.Packets, k.First)
-		}
-	}
-	return all.All()
+	f.countKernel()
+	return f.denials.All()
 }
