@@ -161,8 +161,8 @@ func (a *allStatus) compare(ctx context.Context, f fleet, opts *statusOptions, p
 	}
 }
 
-// differences describes in which policies a node differs from others. The list is has the policies of the
-// node, and want those of the others.
+// differences describes in which policies a node differs from others. is has the policies of the node, and
+// want the policies of the others.
 func differences(is, want []status.PolicyInForce) (lags []string) {
 	have := make(map[string]*status.PolicyInForce, len(is))
 	for i := range is {

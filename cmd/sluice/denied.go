@@ -153,8 +153,8 @@ func denialRows(all []*flow.DenialRecord) (rows []*denialRow) {
 	return rows
 }
 
-// ago returns how long before now a time is: in tenths of a second below 10 s, in seconds below a
-// minute, in minutes below 48 hours, and in days beyond.
+// ago returns how long before now a time is. It counts in tenths of a second below 10 s, in seconds below
+// a minute, in minutes below 48 hours, and in days beyond. It returns "not known" for the zero time.
 func ago(now, at time.Time) string {
 	d := now.Sub(at)
 	switch {

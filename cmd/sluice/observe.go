@@ -245,11 +245,11 @@ func showRecords(e env, opts *observeOptions, selected *flow.Filter, records <-c
 	}
 }
 
-// mergeInterval is the time within which equal flows are shown as one line.
+// mergeInterval is the time within which equal flows after the first are shown as one line.
 const mergeInterval = time.Second
 
 // recordPrinter prints records as they come. In text, it prints the first of several equal records at
-// once, and those that follow within mergeInterval as one line with their number.
+// once. If equal records follow within mergeInterval, it prints one line with their number.
 type recordPrinter struct {
 	out    io.Writer
 	format string

@@ -75,7 +75,7 @@ func (w *watched) stop() {
 	}
 }
 
-// count returns the number of records that match, and the number of those that were left out.
+// count returns how many records match, and how many records were left out.
 func (w *watched) count(match func(*flow.Record) bool) (n, left int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -90,8 +90,8 @@ func (w *watched) count(match func(*flow.Record) bool) (n, left int) {
 	return n, left
 }
 
-// With the kernel's flow cache, a watcher gets one record for each connection and each denied packet, or
-// is told how many are missing. The records have the right pods and policies.
+// With the kernel's flow cache, a watcher gets one record for each connection and for each denied packet,
+// or the number of records that are missing. The records have the right pods and policies.
 func TestObserveOnPackets(t *testing.T) {
 	attempts := 10_000
 	if testing.Short() {

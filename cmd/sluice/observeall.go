@@ -25,7 +25,8 @@ const (
 	agentsInterval = 10 * time.Second
 )
 
-// args returns the arguments with which sluice, in the pod of an agent, asks this agent for the same.
+// args returns the arguments for sluice in the pod of an agent, so that it asks this agent for the flows
+// that the user wants.
 func (o *observeOptions) args(command string) []string {
 	args := []string{"sluice", command, "-o", "json", "--socket", o.socket}
 	add := func(flag string, values ...string) {
@@ -92,7 +93,7 @@ type observedFleet struct {
 	silent  silentNodes
 
 	watched sync.Map // the nodes that are followed
-	gone    sync.Map // by node: when its stream broke off; without the nodes that have answered since
+	gone    sync.Map // by node: when its stream broke off. A node that answers again is removed
 }
 
 // once reads the records that the agent of a node has kept.
@@ -107,8 +108,8 @@ func (o *observedFleet) once(ctx context.Context, pod kube.AgentPod) {
 	}
 }
 
-// follow reads the records of all nodes as they come, until ctx ends. It also follows nodes that are
-// added meanwhile.
+// follow reads the records of all nodes as they come, until ctx ends. If nodes are added meanwhile, it
+// follows them, too.
 func (o *observedFleet) follow(ctx context.Context, pods []kube.AgentPod) {
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -129,9 +130,9 @@ func (o *observedFleet) follow(ctx context.Context, pods []kube.AgentPod) {
 	}
 }
 
-// followNode reads the records of a node until ctx ends. If the stream breaks off, it reports the node to
-// the user, and connects to the agent that the node has by then. It also returns if the node has had no
-// agent for agentsInterval.
+// followNode reads the records of a node until ctx ends. If the stream breaks off, it tells the user, and
+// connects to the agent that the node then has. It also returns if the node has had no agent for
+// agentsInterval.
 func (o *observedFleet) followNode(ctx context.Context, pod kube.AgentPod) {
 	defer o.watched.Delete(pod.Node)
 	for said := ""; ; {
@@ -155,9 +156,9 @@ func (o *observedFleet) followNode(ctx context.Context, pod kube.AgentPod) {
 	}
 }
 
-// next waits until the time at, and returns the pod of the node's agent by then. If there is none, it
-// waits for one, because a DaemonSet makes the next pod within seconds. found is false if ctx ends or if
-// the node has no agent for longer than agentsInterval.
+// next waits until the time at, and returns the pod of the node's agent at that time. If there is no such
+// pod, it waits for one, because a DaemonSet makes the next pod within seconds. found is false if ctx
+// ends, or if the node has had no agent for longer than agentsInterval.
 func (o *observedFleet) next(ctx context.Context, pod kube.AgentPod, at time.Time) (next kube.AgentPod, found bool) {
 	var without time.Time
 	for {
@@ -200,8 +201,8 @@ func (o *observedFleet) followArgs(node string) []string {
 	return args
 }
 
-// stream reads records until the command in the pod ends, which is always an error: the command is meant
-// to follow.
+// stream reads records until the command in the pod ends. It always returns an error, because the command
+// should not end.
 func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod) error {
 	in, out := io.Pipe()
 	done := make(chan error, 1)
@@ -222,8 +223,8 @@ func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod) error {
 	return err
 }
 
-// answers is called when a node answers. If its stream had broken off, answers reports to the user, and
-// in a record, for how long no flows were seen.
+// answers is called when a node answers. If the stream of the node had broken off, answers tells the user
+// for how long no flows were seen, and adds a record about this time.
 func (o *observedFleet) answers(ctx context.Context, node string) {
 	if gone, was := o.gone.LoadAndDelete(node); was {
 		sayAgain(o.env, node, gone.(time.Time))
@@ -246,8 +247,8 @@ func (b *begin) Read(into []byte) (n int, err error) {
 	return n, err
 }
 
-// mergeByTime passes records on from in to out, in the order of their times. It holds each back for
-// mergeDelay, and cannot order those that arrive later.
+// mergeByTime passes records on from in to out, in the order of their times. It holds each record back for
+// mergeDelay. Records that arrive later than that are out of order.
 func mergeByTime(in <-chan *flow.Record, out chan<- *flow.Record) {
 	defer close(out)
 	type kept struct {

@@ -45,9 +45,9 @@ func (s *socketStream) once(ctx context.Context) error {
 }
 
 // follow reads records as they come, until ctx ends. When the agent has gone, it goes on with the next
-// agent. It returns an error if there is no agent at the start, or if waiting for the next one cannot
-// help. With --end-with-stdin, it returns an error when the agent has gone: then the command runs for a
-// client in a cluster, which tells the user and connects again.
+// agent. It returns an error if there is no agent at the start, or if waiting for the next agent cannot
+// help. With --end-with-stdin, the command runs for a client outside of the pod, which tells the user and
+// connects again. In this case, follow returns an error when the agent has gone.
 func (s *socketStream) follow(ctx context.Context) error {
 	answer, err := status.Open(ctx, s.opts.socket, s.opts.request(true))
 	if err != nil && (s.opts.endWithStdin || !errors.Is(err, status.ErrNotEnforcing)) {

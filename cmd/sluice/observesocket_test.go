@@ -87,7 +87,7 @@ func (o *observed) await(what string, ok func() bool) {
 }
 
 // When the agent ends, observe tells the user and goes on with the next agent. It does not ask the next
-// agent for earlier records, and adds a record about the time between the two.
+// agent for earlier records. It adds a record about the time between the two agents.
 func TestObserveFollowsTheNextAgent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	a := newSocketAgent(t, path)
@@ -149,7 +149,7 @@ func TestObserveFollowsATakeover(t *testing.T) {
 	}
 }
 
-// observe ends with an error that tells what to do, if waiting for the next agent cannot help.
+// If waiting for the next agent cannot help, observe ends with an error that tells what to do.
 func TestObserveEnds(t *testing.T) {
 	dir := t.TempDir()
 	if exit, _, stderr := sluice(t, "observe", "-f", "--socket", filepath.Join(dir, "none")); exit != exitFailed || !strings.Contains(stderr, "no agent answers on "+dir) {

@@ -128,8 +128,8 @@ func (o *waitOptions) wantedPolicies(stdin io.Reader, here bool) (all []status.W
 	return all, nil
 }
 
-// ofManifests returns the named policies or, if none are named, those that were read from manifests. If
-// here is true, it also sets the digests of those that are in the manifests.
+// ofManifests returns the named policies. If none are named, it returns the policies that were read from
+// manifests. If here is true, it also sets the digests of the policies that are in the manifests.
 func ofManifests(named []status.Wanted, read []*policy.Policy, here bool) []status.Wanted {
 	all := slices.Clone(named)
 	for _, p := range read {
@@ -165,7 +165,7 @@ func waitHere(ctx context.Context, e env, opts *waitOptions, wanted []status.Wan
 				sayInForce(e, wanted, "")
 				return nil
 			}
-		case ctx.Err() != nil: // why stays that of the last answer, if there was one
+		case ctx.Err() != nil: // why keeps the reasons of the last answer, if there was one
 			if first {
 				why = []string{fmt.Sprintf("the agent on %s has not answered", opts.socket)}
 			}
@@ -209,8 +209,8 @@ func sayInForce(e env, wanted []status.Wanted, where string) {
 	}
 }
 
-// setVersions sets the versions to wait for: those that the policies have now in the Kubernetes API,
-// unless the user has named a version.
+// setVersions sets the version to wait for, for each policy that was not deleted. If the user has named no
+// version, it is the one that the policy has now in the Kubernetes API.
 func setVersions(ctx context.Context, f fleet, wanted []status.Wanted) error {
 	for i := range wanted {
 		w := &wanted[i]
@@ -302,8 +302,9 @@ func (w *fleetWait) lagging() (lines []string) {
 	return lines
 }
 
-// node waits for a node. It returns "" when the policies are in force there, or why the node lags when ctx
-// has ended. If the node does not answer, for example while its agent is replaced, it asks again.
+// node waits for a node. When the policies are in force there, it returns "". When ctx has ended, it
+// returns why the node lags. If the node does not answer, for example while its agent is replaced, node
+// asks again.
 func (w *fleetWait) node(ctx context.Context, pod kube.AgentPod) (why string) {
 	for {
 		err := w.fleet.Run(ctx, pod, w.command(ctx), io.Discard)

@@ -41,8 +41,8 @@ func (f labFleet) Run(ctx context.Context, _ kube.AgentPod, command []string, ou
 	return nil
 }
 
-// When wait returns, the version that the API server has is in force: all connections from then on are
-// judged by it.
+// When wait returns, the agent enforces the version of the policy that the API server has: it judges all
+// later connections by this version.
 func TestClusterWait(t *testing.T) {
 	rounds := 200
 	if testing.Short() {

@@ -25,7 +25,7 @@ type Filter struct {
 // same Name.
 type Name struct {
 	text      string
-	prefix    netip.Prefix // for an address or a range
+	prefix    netip.Prefix // the address or the range; the zero Prefix for other names
 	namespace string       // empty: any
 	name      string       // of a pod or a workload
 	kind      string       // world, host or remote-node, as in End.Kind
@@ -80,7 +80,7 @@ func (n *Name) matches(e *End, addr netip.Addr) bool {
 	return n.name == "" || e.Pod == n.name || e.Workload != nil && e.Workload.Name == n.name || strings.HasPrefix(e.Pod, n.name+"-")
 }
 
-// Port is a destination port of one protocol or, if protocol is empty, of any.
+// Port is a destination port. If protocol is empty, the port is that of any protocol.
 type Port struct {
 	number   uint16
 	protocol string
@@ -138,8 +138,8 @@ func selectsEnd(names []Name, e *End, addr netip.Addr) bool {
 	return len(names) == 0 || slices.ContainsFunc(names, func(n Name) bool { return n.matches(e, addr) })
 }
 
-// selectsPolicy compares the titles of the record's policies, such as "shop/db" or "admin/platform", and
-// also their bare names, such as "db" or "platform".
+// selectsPolicy reports whether a policy of the record has one of the wanted names. These are titles, such
+// as "shop/db" or "admin/platform", or bare names, such as "db" or "platform".
 func (f *Filter) selectsPolicy(r *Record) bool {
 	if len(f.Policies) == 0 {
 		return true

@@ -44,28 +44,30 @@ var kinds = [...]string{Opened: "allowed", Denied: "denied", Ended: "ended", Lef
 func (k Kind) String() string { return kinds[k] }
 
 // Entry is a record as the log keeps it. It points to the pods and policies that were in force at its
-// time. A Describer makes texts of them, for watchers only.
+// time. Only for watchers, a Describer converts it to a Record with texts.
 type Entry struct {
 	Kind    Kind
 	Kernel  bool // the kernel has denied the packet without a worker
 	Time    time.Time
 	Key     filter.Key
 	SrcPort uint16
-	// Verdict is that of the packet; zero unless the kind is Opened or Denied.
+	// Verdict is the verdict about the packet. It is zero unless the kind is Opened or Denied.
 	Verdict filter.Verdict
 	// Src and Dst are the owners of the addresses: a pod or this node. They are nil for other addresses.
 	Src, Dst *policy.Endpoint
-	// To is the destination to which the client has sent, before DNAT. For a Service, it differs from
-	// that of Key. It is invalid if it is not known, and its port is 0 if the protocol has none.
+	// To is the address and port to which the client has sent, before DNAT. For a Service, it differs from
+	// the destination in Key. It is invalid if it is not known. Its port is 0 if the protocol has no
+	// ports.
 	To netip.AddrPort
-	// Duration, Sent and Received are those of a connection that has ended. Duration is 0 if it is not
-	// known. Sent and Received are valid if Counted is set: the kernel has counted packets.
+	// Duration, Sent and Received describe a connection that has ended. Duration is 0 if it is not known.
+	// Sent and Received are valid only if Counted is set, because the kernel does not always count
+	// packets.
 	Duration       time.Duration
 	Sent, Received Traffic
 	Counted        bool
-	// OnlyConnections is set only for an Unrecorded: see there.
+	// OnlyConnections may be set if the kind is Unrecorded. Its meaning is described there.
 	OnlyConnections bool
-	// Count is the number of missing records of a LeftOut.
+	// Count is the number of missing records, if the kind is LeftOut.
 	Count uint64
 }
 

@@ -21,7 +21,7 @@ import (
 
 var start = time.Date(2026, 11, 27, 6, 0, 0, 0, time.UTC)
 
-// numbered returns an entry with a number, as its source port, that drain returns.
+// numbered returns an entry that has the number n as its source port. drain returns this number.
 func numbered(n int) *flow.Entry {
 	return &flow.Entry{Kind: flow.Opened, Time: start.Add(time.Duration(n) * time.Millisecond), SrcPort: uint16(n)}
 }
@@ -87,8 +87,8 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// After records from before, a watcher reads how long nothing has watched, or nothing has watched
-// connections.
+// A watcher first reads the records from before its Watch. It then reads for how long nothing has watched,
+// or for how long nothing has watched connections.
 func TestUnrecorded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(8, nil)
@@ -184,7 +184,7 @@ func TestMissWhileWaiting(t *testing.T) {
 	})
 }
 
-// A watcher that is too slow is told how many records it has missed.
+// A watcher that is too slow gets the number of records that it has missed.
 func TestSlowWatcher(t *testing.T) {
 	l := flow.NewLog(4, nil)
 	w := l.Watch(0, true)
@@ -200,8 +200,8 @@ func TestSlowWatcher(t *testing.T) {
 	}
 }
 
-// A watcher can begin and end to watch connections, and keeps its place. It is told for which time connections
-// were not recorded. Close makes Next return.
+// A watcher can begin to watch connections and cease to watch them, and reads on from where it was. It
+// gets a record about the time in which connections were not recorded. Close makes Next return.
 func TestWatcherChanges(t *testing.T) {
 	var switched []flow.Watched
 	l := flow.NewLog(8, func(w flow.Watched) { switched = append(switched, w) })
@@ -233,8 +233,8 @@ func TestWatcherChanges(t *testing.T) {
 	}
 }
 
-// A watcher reads LeftOuts for the records beyond the rate and for those that sources have missed, at
-// the latest after a second. Each missing record is counted once.
+// A watcher gets LeftOuts for the records beyond the rate, and for the records that sources have missed,
+// after at most a second. Each missing record is counted once.
 func TestLeftOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(100_000, nil)
@@ -342,8 +342,8 @@ func TestWatcherGathers(t *testing.T) {
 	})
 }
 
-// Watchers come and go while records are added. None of them counts more records, read and left out,
-// than were added.
+// Watchers come and go while records are added. No watcher counts more records than were added, whether it
+// has read them or they were left out.
 func TestLogConcurrently(t *testing.T) {
 	l := flow.NewLog(64, nil)
 	const writers, each = 4, 3000
@@ -479,7 +479,7 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// Denials are counted by ends, port and policies.
+// Denials are counted by source, destination, port and policies.
 func TestDenials(t *testing.T) {
 	s := cluster(t)
 	isolation := &filter.Isolation{Policies: []string{"shop/db"}}
@@ -527,8 +527,8 @@ func TestDenialsOfUpdatedPolicy(t *testing.T) {
 	}
 }
 
-// A scan from many addresses outside the cluster does not displace the denials between pods, and all
-// its packets are counted.
+// A scan from many addresses outside the cluster does not displace the denials between pods. All packets
+// of the scan are counted.
 func TestDenialsOfStrangers(t *testing.T) {
 	s := cluster(t)
 	var d flow.Denials

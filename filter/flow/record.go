@@ -33,8 +33,8 @@ type Record struct {
 	Protocol string     `json:"proto,omitempty"`
 	// Transport is opaque if the ports could not be read.
 	Transport string `json:"transport,omitempty"`
-	// To is the address and the port to which the client has sent, if DNAT has replaced them: those of
-	// a Service.
+	// To is the address and the port to which the client has sent, if DNAT has replaced them. These are
+	// the address and the port of a Service.
 	To string `json:"to_service,omitempty"`
 
 	From    *End  `json:"from,omitempty"`
@@ -42,17 +42,19 @@ type Record struct {
 	Egress  *Side `json:"egress,omitempty"`
 	Ingress *Side `json:"ingress,omitempty"`
 
-	// Missing is what was not recorded in the Seconds before Time: all or connections.
+	// Missing is what was not recorded in the time of length Seconds before Time: all or connections.
 	Missing string `json:"missing,omitempty"`
 
-	// Seconds, Sent and Received are those of a connection that has ended. Seconds is missing unless
-	// net.netfilter.nf_conntrack_timestamp is set, Sent and Received unless nf_conntrack_acct is.
+	// Seconds, Sent and Received describe a connection that has ended. Seconds is missing unless
+	// net.netfilter.nf_conntrack_timestamp is set. Sent and Received are missing unless
+	// net.netfilter.nf_conntrack_acct is set. In an unrecorded record, Seconds is the length of the time
+	// without records.
 	Seconds  float64  `json:"seconds,omitempty"`
 	Sent     *Traffic `json:"sent,omitempty"`
 	Received *Traffic `json:"received,omitempty"`
 
-	// Count is the number of packets or connections that the record stands for; 0 means one. For
-	// left-out, it is the number of missing records.
+	// Count is the number of packets or connections that the record stands for; 0 means one. In a left-out
+	// record, it is the number of missing records.
 	Count uint64 `json:"count,omitempty"`
 }
 
@@ -64,7 +66,7 @@ type End struct {
 	Pod       string            `json:"pod,omitempty"`
 	Workload  *Workload         `json:"workload,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
-	// Node is the name of the pod's node. If the end is a node, it is the name of the end.
+	// Node is the name of the pod's node or, if the end is a node itself, the name of this node.
 	Node string `json:"node,omitempty"`
 
 	encoded []byte // the end in JSON, if a Describer has made the end; otherwise nil
@@ -233,9 +235,9 @@ func (d *Describer) endOf(e *policy.Endpoint) *End {
 	return end.encode()
 }
 
-// workloadOf returns the workload that has created a pod; nil if it is not known. The owner of a
-// Deployment's pod is a ReplicaSet, whose name is the Deployment's followed by a hash: for such a pod,
-// workloadOf returns the Deployment.
+// workloadOf returns the workload that has created a pod. It returns nil if the workload is not known. The
+// owner of a Deployment's pod is a ReplicaSet, whose name is the name of the Deployment followed by a
+// hash. For such a pod, workloadOf returns the Deployment.
 func workloadOf(e *policy.Endpoint) *Workload {
 	w := e.Workload()
 	if w.Name == "" {
@@ -307,7 +309,7 @@ func (r *Record) Policies() []string {
 	return slices.Sorted(maps.Keys(all))
 }
 
-// DenialRecord is a Denial as "sluice denied -o json" writes it. Time is that of the last packet, and
+// DenialRecord is a Denial as "sluice denied -o json" writes it. Time is the time of the last packet, and
 // Count the number of packets.
 type DenialRecord struct {
 	Record

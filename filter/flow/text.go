@@ -55,7 +55,7 @@ func (d *DenialRecord) Names() (from, to string) {
 	return name(d.From, d.Src), name(d.Into, d.Dst)
 }
 
-// word returns the verdict, padded with spaces to the length of the longest.
+// word returns the verdict, padded with spaces to the length of the longest verdict.
 func (r *Record) word() string {
 	switch r.Event {
 	case Denied.String():
@@ -127,7 +127,8 @@ func quoted(name string) string {
 	return strconv.Quote(name)
 }
 
-// traffic returns, for a connection that has ended, its duration and how much each end has sent.
+// traffic returns the duration of a connection that has ended, and how much its source and its destination
+// have sent.
 func (r *Record) traffic() string {
 	var parts []string
 	if r.Seconds > 0 {

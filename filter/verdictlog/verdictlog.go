@@ -1,9 +1,9 @@
 // Package verdictlog logs a line for each verdict, to show why a connection was denied. A flag of the
-// agent and annotations of namespaces and policies select the verdicts (see [policy.Logging]). What
-// none of them asks for is not watched, and costs nothing.
+// agent and annotations of namespaces and policies select the verdicts (see [policy.Logging]). Verdicts
+// for which none of them asks are not watched, and cost nothing.
 //
-// The rate limit applies before a line is formatted, so that a flood of denied packets costs
-// little. Suppressed lines are counted, and their number is logged.
+// The rate limit applies before a line is formatted, so that a flood of denied packets costs little.
+// Suppressed lines are counted, and their number is logged.
 package verdictlog
 
 import (
@@ -46,9 +46,9 @@ type Log struct {
 	ended    bool
 }
 
-// New returns a log of the verdicts of a level, unless annotations set another (see Follow). It logs
-// at most perSecond lines a second, with a burst of as many; 0 disables the limit. Unless the
-// level is LogNone, it watches flows from now on. The caller must call Run.
+// New returns a log of the verdicts of a level. Annotations may set another level (see Follow). It logs at
+// most perSecond lines a second, with a burst of as many lines. If perSecond is 0, there is no limit.
+// Unless the level is LogNone, it watches flows from now on. The caller must call Run.
 func New(level filter.LogLevel, perSecond int, flows *flow.Log, logger *slog.Logger) *Log {
 	limit := rate.NewLimiter(rate.Inf, 0)
 	if perSecond > 0 {
@@ -59,8 +59,8 @@ func New(level filter.LogLevel, perSecond int, flows *flow.Log, logger *slog.Log
 	return l
 }
 
-// Follow makes the log follow annotations: it watches what they and the node's level together ask
-// for. When Follow returns, no record about what happens from now on is missed.
+// Follow makes the log follow annotations: it watches what the annotations or the level of the node ask
+// for. When Follow returns, the log gets all records about what happens from now on.
 func (l *Log) Follow(annotations *policy.Logging) {
 	if l.annotations.Swap(annotations) == annotations {
 		return
@@ -77,7 +77,8 @@ func (l *Log) Follow(annotations *policy.Logging) {
 		"watched", wanted.String(), "namespaces", namespaces, "policies", policies)
 }
 
-// watch watches what a level needs: nothing, denials, or connections too, which cost the most.
+// watch watches what a level needs: nothing, only denials, or denials and connections. Connections cost
+// the most.
 func (l *Log) watch(level filter.LogLevel) {
 	l.watching = level
 	switch {
@@ -151,7 +152,7 @@ func (l *Log) Run(ctx context.Context) {
 	l.end(ctx)
 }
 
-// end logs the records from before the end, and ends watching.
+// end logs the records that are still to be read, and ends watching.
 func (l *Log) end(ctx context.Context) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -193,8 +194,8 @@ func (l *Log) reportSuppressed() {
 	}
 }
 
-// attrs returns the attributes of a line: the event, the verdict, the reason, the flow, and
-// what appendWhy appends. A line about a malformed packet has only the first three.
+// attrs returns the attributes of a line: the event, the verdict, the reason, the flow, and the attributes
+// that appendWhy appends. A line about a malformed packet has only the first three.
 func attrs(e *flow.Entry) []slog.Attr {
 	v, k := &e.Verdict, &e.Key
 	attrs := make([]slog.Attr, 0, 24)
@@ -223,8 +224,9 @@ func attrs(e *flow.Entry) []slog.Attr {
 	return appendWhy(attrs, *v)
 }
 
-// appendWhy appends the cause of a verdict: for a denial, the direction and all policies
-// that isolate the pod in this direction; for an allowed flow, the rule of each isolated end.
+// appendWhy appends the cause of a verdict. For a denial, this is the direction, and the rule that denies
+// the flow or all policies that isolate the pod in this direction. For an allowed flow, it is the rule
+// that allows the flow, for each end that is isolated.
 func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 	switch v.Reason {
 	case filter.EgressDenied:

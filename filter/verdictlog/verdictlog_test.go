@@ -50,8 +50,8 @@ func (l *logged) text() string {
 	return l.out.String()
 }
 
-// settle waits until the log has read all records so far: it counts the last one, which is about a
-// missing record.
+// settle waits until the log has read all records so far. It adds a record about a missing record, and
+// waits until the log has counted it.
 func (l *logged) settle(t *testing.T) {
 	t.Helper()
 	l.settled++
@@ -194,8 +194,8 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-// The log watches what the node's level and the annotations ask for, and no more, and logs by the
-// annotations that it follows.
+// The log watches only what the level of the node and the annotations ask for. It logs by the annotations
+// that it follows.
 func TestFollow(t *testing.T) {
 	none, denials, all := flow.Watched{}, flow.Watched{Denials: true}, flow.Watched{Denials: true, Connections: true}
 	for _, tt := range []struct {

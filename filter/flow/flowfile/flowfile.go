@@ -29,7 +29,8 @@ const Forms = `the output of "sluice observe -o json" or "hubble observe -o json
 
 // Flow is the content of a line.
 type Flow struct {
-	// Record is the flow; nil if Skip is set. Its event is allowed, denied, ended, left-out or unrecorded.
+	// Record is the flow, or nil if Skip is set. Its event is allowed, denied, ended, left-out or
+	// unrecorded.
 	*flow.Record
 	// Skip is the reason why the line is not an attempt to connect; empty if it is one.
 	Skip flow.Skip
@@ -61,7 +62,7 @@ func (p *Parser) Parse(line []byte) (f Flow, ok bool) {
 func ours(line []byte) (Flow, bool) {
 	var r struct {
 		flow.Record
-		Msg   *string   `json:"msg"` // only lines of logs have it, whose "event" has another meaning
+		Msg   *string   `json:"msg"` // only lines of logs have this field; their field "event" has another meaning
 		First time.Time `json:"first"`
 	}
 	if json.Unmarshal(line, &r) != nil || r.Msg != nil {
@@ -138,7 +139,8 @@ func (r *Reader) Next() (Flow, error) {
 	}
 }
 
-// read returns the next line, and with the last line io.EOF. The text is valid until the next call.
+// read returns the next line. With the last line, it returns io.EOF. The text is valid until the next
+// call.
 func (r *Reader) read() ([]byte, error) {
 	r.line++
 	text, err := r.in.ReadSlice('\n')

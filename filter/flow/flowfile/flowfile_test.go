@@ -35,8 +35,8 @@ func text(f flowfile.Flow) string {
 	return fmt.Sprintf("%s %s %s %s %s %d: %s to %s, %s", r.Time.UTC().Format("15:04:05"), r.Event, r.Reason, r.Node, r.Protocol, r.DstPort, end(r.From), end(r.Into), r.Src)
 }
 
-// lines are lines in all forms, as agents write them, and the flow or the reason to skip that each
-// contains.
+// lines are lines in all forms, as agents write them. want is the flow that a line contains, or the reason
+// to skip it.
 var lines = []struct{ name, line, want string }{
 	{"ours", `{"time":"2026-11-26T10:00:01Z","node":"n1","event":"allowed","reason":"rule","src":"10.0.0.1","sport":4000,"dst":"10.0.0.2","dport":80,"proto":"TCP","from":{"kind":"pod","namespace":"shop","pod":"web-1","workload":{"kind":"Deployment","name":"web"},"labels":{"app":"web"},"node":"n1"},"to":{"kind":"world"}}`,
 		"10:00:01 allowed rule n1 TCP 80: pod shop/web-1 n1 of web map[app:web] to world /  map[], 10.0.0.1"},

@@ -56,8 +56,8 @@ func logged(line []byte) (Flow, bool) {
 	return Flow{Record: r}, true
 }
 
-// podNamed returns the pod with a name in the log. It returns nil if the name is not of the form
-// "namespace/name", as that of the node.
+// podNamed returns the pod with a name in the log. If the name is not of the form "namespace/name", as the
+// name of the node is not, it returns nil.
 func podNamed(name string) *flow.End {
 	namespace, pod, ok := strings.Cut(name, "/")
 	if !ok || strings.Contains(pod, "/") {

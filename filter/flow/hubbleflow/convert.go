@@ -1,9 +1,10 @@
 // Package hubbleflow converts records of flows to flows of Hubble's API and back, and implements the
 // filters of that API. The API is that of github.com/cilium/cilium/api/v1.
 //
-// A flow of Hubble has one direction, while a record has both. A denied flow gets the direction that
-// denies. An allowed flow gets the direction of the end on the node of the record: egress for the
-// source, ingress for the destination. The flow has the policies of both directions in any case.
+// A flow of Hubble has one direction, whereas a record has both. A flow that policies deny has the
+// direction that denies. The direction of another flow depends on which end is on the node of the record.
+// It is egress if only the source is on the node, and ingress if only the destination is. The flow always
+// has the policies of both directions.
 package hubbleflow
 
 import (
@@ -32,8 +33,9 @@ const (
 	namespaceOf = "k8s:io.kubernetes.pod.namespace=" // label that Hubble's clients expect
 )
 
-// Response returns a record as Observer.GetFlows sends it and "hubble observe -o jsonpb" prints it. It
-// returns nil for the end of a connection and for an Unrecorded, because Hubble has no form for them.
+// Response returns a record in the form in which Observer.GetFlows sends it and "hubble observe -o jsonpb"
+// prints it. It returns nil for a connection that has ended and for an Unrecorded, because Hubble has no
+// form for them.
 func Response(r *flow.Record) *observerpb.GetFlowsResponse {
 	at := timestamppb.New(r.Time)
 	out := &observerpb.GetFlowsResponse{NodeName: r.Node, Time: at}
@@ -90,7 +92,9 @@ func uuidOf(r *flow.Record) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// directionOf returns the direction of a flow: see the comment of the package.
+// directionOf returns the direction of a flow: see the comment of the package. If both ends are on the
+// node of the record, it is ingress, unless only policies of the source concern the flow. If neither end
+// is, it is ingress if the destination is a pod, and otherwise egress.
 func directionOf(r *flow.Record) flowpb.TrafficDirection {
 	if isDenied(r) {
 		switch {
@@ -103,7 +107,7 @@ func directionOf(r *flow.Record) flowpb.TrafficDirection {
 	from, into := isHere(r.From, r), isHere(r.Into, r)
 	switch {
 	case from && into && r.Ingress == nil && r.Egress != nil:
-		return flowpb.TrafficDirection_EGRESS // only policies of the source concern it
+		return flowpb.TrafficDirection_EGRESS // only policies of the source concern the flow
 	case into:
 		return flowpb.TrafficDirection_INGRESS
 	case from, r.Into == nil, r.Into.Kind != flow.PodEnd:

@@ -83,8 +83,8 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
-// The other records: a denial by a rule, a malformed packet, records that were left out, and the end of
-// a connection.
+// The other records have the right form, too: a denial by a rule, a malformed packet, records that were
+// left out, and a connection that has ended.
 func TestOtherRecords(t *testing.T) {
 	r := allowed()
 	r.Event, r.Ingress.Action = "denied", "deny"
@@ -103,8 +103,9 @@ func TestOtherRecords(t *testing.T) {
 	}
 }
 
-// A denied flow has the direction that denies, and an allowed flow that of the end on the node of the
-// record.
+// A denied flow has the direction that denies. An allowed flow has the direction egress if only its source
+// is on the node of the record, and ingress if only its destination is. In the other cases, the direction
+// depends on the policies or on the kind of the destination.
 func TestDirection(t *testing.T) {
 	side := func(action string) *flow.Side {
 		return &flow.Side{Action: action, Policies: []string{"a/b"}, Tier: "NetworkPolicy"}
@@ -133,8 +134,8 @@ func TestDirection(t *testing.T) {
 	}
 }
 
-// Each filter selects the flow that it describes and not the other one. For a filter that Sluice does
-// not support, the error names the field.
+// Each filter selects the flow that it describes, and does not select the other flow. For a filter that
+// Sluice does not support, the error names the field.
 func TestFilter(t *testing.T) {
 	drop, pass := hubbleflow.Flow(denied()), hubbleflow.Flow(allowed())
 	for _, tt := range []struct{ filter, want string }{
@@ -206,8 +207,8 @@ func TestFilter(t *testing.T) {
 	}
 }
 
-// selected returns which of the two flows the lists select or, if they are refused, the field that the
-// error names.
+// selected returns which of the two flows the lists select. If the lists are refused, it returns the field
+// that the error names.
 func selected(t *testing.T, drop, pass *flowpb.Flow, allow, deny []*flowpb.FlowFilter) string {
 	t.Helper()
 	f, err := hubbleflow.NewFilter(allow, deny)

@@ -26,7 +26,8 @@ type Filter struct {
 type match func(*flowpb.Flow) bool
 
 // NewFilter returns a Filter for two lists. If a filter has a field that Sluice does not support,
-// NewFilter returns an error that names the field: without the field, it would select other flows.
+// NewFilter returns an error that names the field. If it ignored the field, the filter would select other
+// flows.
 func NewFilter(allow, deny []*flowpb.FlowFilter) (*Filter, error) {
 	f := &Filter{denials: len(allow) > 0}
 	var err error
@@ -53,9 +54,9 @@ func (f *Filter) Selects(fl *flowpb.Flow) bool {
 	return (len(f.allow) == 0 || slices.ContainsFunc(f.allow, in)) && !slices.ContainsFunc(f.deny, in)
 }
 
-// withoutNames returns the filters of the list deny without those about DNS names, which match nothing
-// because flows of Sluice have no DNS names. In the list allow, such a filter is an error. In the list deny
-// it is not, because each request of hubble-ui denies *.cluster.local*.
+// withoutNames returns the list deny without the filters about DNS names. These filters match nothing,
+// because flows of Sluice have no DNS names. In the list allow, such a filter is an error. In the list
+// deny it is not, because each request of hubble-ui denies *.cluster.local*.
 func withoutNames(deny []*flowpb.FlowFilter) []*flowpb.FlowFilter {
 	return slices.DeleteFunc(slices.Clone(deny), func(ff *flowpb.FlowFilter) bool {
 		return len(ff.GetSourceFqdn()) > 0 || len(ff.GetDestinationFqdn()) > 0
@@ -170,8 +171,8 @@ func matchAddrs(texts []string, of func(*flowpb.Flow) string) (match, error) {
 	}, nil
 }
 
-// matchPods takes names as Hubble does: "prefix" for the pods of the namespace default whose names begin
-// with it, or "namespace/prefix". In the second form, each part may be empty: any namespace, any pod.
+// matchPods takes names as Hubble does. "prefix" means the pods of the namespace default whose names begin
+// with prefix. In "namespace/prefix", each part may be empty, which means any namespace or any pod.
 func matchPods(names []string, of func(*flowpb.Flow) *flowpb.Endpoint) (match, error) {
 	type name struct{ namespace, begin string }
 	var all []name

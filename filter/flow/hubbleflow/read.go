@@ -63,12 +63,13 @@ func recordOf(f *flowpb.Flow) (*flow.Record, flow.Skip) {
 	if f.Verdict == flowpb.Verdict_DROPPED {
 		r.Event, r.Reason = flow.Denied.String(), reasonOf(f)
 	}
-	r.Src, _ = netip.ParseAddr(f.GetIP().GetSource())      // an address that is missing or wrong stays invalid:
-	r.Dst, _ = netip.ParseAddr(f.GetIP().GetDestination()) // the end is then known by its name only
+	r.Src, _ = netip.ParseAddr(f.GetIP().GetSource())      // a missing or wrong address stays invalid:
+	r.Dst, _ = netip.ParseAddr(f.GetIP().GetDestination()) // this end then has only its name
 	r.Src, r.Dst = r.Src.Unmap(), r.Dst.Unmap()
 	portsFrom(r, f.L4)
 	r.From, r.Into = endOf(f.Source, r.Node), endOf(f.Destination, r.Node)
-	// The direction is that of the end on the node of the flow, which Hubble does not name otherwise.
+	// The direction tells which end is on the node of the flow. Hubble does not name the node of an end
+	// otherwise.
 	here := map[flowpb.TrafficDirection]*flow.End{flowpb.TrafficDirection_EGRESS: r.From, flowpb.TrafficDirection_INGRESS: r.Into}[f.TrafficDirection]
 	if here != nil && here.Kind == flow.PodEnd {
 		here.Node = r.Node
@@ -150,7 +151,7 @@ func endOf(e *flowpb.Endpoint, node string) *flow.End {
 				return &flow.End{Kind: flow.WorldEnd}
 			}
 		}
-		return nil // known by its address only
+		return nil // the end has only its address
 	}
 	out := &flow.End{Kind: flow.PodEnd, Namespace: e.Namespace, Pod: e.PodName, Labels: make(map[string]string)}
 	if len(e.Workloads) > 0 {

@@ -8,8 +8,8 @@ import (
 	"sluice/filter/flow"
 )
 
-// Why flows are left out, in addition to the reasons for which lines of files are skipped. The texts
-// are parts of sentences, as in "flows with ends that are not here: 40".
+// The reasons for which flows are left out, in addition to the reasons for which lines of files are
+// skipped. The texts are parts of sentences, as in "flows with ends that are not here: 40".
 const (
 	LeftEnds     flow.Skip = "flows with ends that are not in these manifests"
 	LeftService  flow.Skip = "flows to addresses of Services, before their translation"
@@ -20,7 +20,7 @@ const (
 	LeftLines    flow.Skip = "lines that cannot be read"
 )
 
-// isFlow reports whether what is left out for a reason are flows.
+// isFlow reports whether the reason is about flows. Other reasons are about lines.
 func isFlow(why flow.Skip) bool {
 	switch why {
 	case LeftEnds, LeftService, LeftPorts, LeftProtocol, LeftReason, LeftTooMany:
@@ -29,8 +29,8 @@ func isFlow(why flow.Skip) bool {
 	return false
 }
 
-// maxExamples bounds the examples that are kept for a reason, and maxShown those that LeftOut returns. Of
-// more examples, the first ones count.
+// maxExamples bounds the examples that are kept for a reason. If there are more, the first ones are kept.
+// maxShown bounds the examples that LeftOut returns.
 const (
 	maxExamples = 1000
 	maxShown    = 5
@@ -40,7 +40,7 @@ const (
 type LeftOut struct {
 	Why   flow.Skip `json:"why"`
 	Flows uint64    `json:"flows"` // number of flows, or of lines
-	// Examples are the most frequent ones.
+	// Examples are the most frequent examples.
 	Examples []Example `json:"examples,omitempty"`
 	// More is the number of other examples.
 	More int `json:"more,omitempty"`
@@ -57,11 +57,11 @@ type left map[flow.Skip]*leftOut
 
 type leftOut struct {
 	flows    uint64
-	ended    uint64 // ends of connections: they count where there are more of them than beginnings
+	ended    uint64 // records of connections that have ended; the larger one of flows and ended counts
 	examples map[string]uint64
 }
 
-// get returns what is left out for a reason.
+// get returns the counts for a reason.
 func (l left) get(why flow.Skip) *leftOut {
 	o := l[why]
 	if o == nil {

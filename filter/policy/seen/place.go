@@ -12,13 +12,13 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// maxKnown bounds the ends that a placer remembers, to some 20 MB.
+// maxKnown bounds the ends of flows that a placer remembers. They take at most some 20 MB.
 const maxKnown = 100_000
 
-// nowhere is the index of an end that is not found.
+// nowhere is the index of the unit of an end that is not found.
 const nowhere = -1
 
-// placer finds the units of the ends of flows.
+// placer finds the units of the two ends of a flow: of its source and of its destination.
 type placer struct {
 	units     []Unit
 	pods      map[string]int32   // by "namespace/name"
@@ -29,7 +29,7 @@ type placer struct {
 	nodes     map[string]int32     // by name
 	nodeAt    map[netip.Addr]int32 // by address: nodes and pods of the host network
 	onlyNodes int32                // the unit of the nodes, if there is only one
-	ranges    []int32              // units outside the cluster, but the world
+	ranges    []int32              // units outside the cluster, except the world
 	world     int32
 	services  map[netip.Addr]string // by cluster IP
 
@@ -102,8 +102,8 @@ func (p *placer) addPods(u Unit, pods []*policy.Pod) {
 	}
 }
 
-// addNodeAddresses maps the addresses of nodes. Nodes win over pods of the host network, which are only
-// known by their addresses where no node is.
+// addNodeAddresses maps the addresses of nodes to their units. If a pod of the host network has the
+// address of a node, the address counts for the node.
 func (p *placer) addNodeAddresses(v *inventory.Inventory) {
 	for _, e := range v.NodeEnds() {
 		at, is := p.nodes[e.Name]
@@ -129,7 +129,8 @@ func servicesOf(v *inventory.Inventory) map[netip.Addr]string {
 	return all
 }
 
-// place returns the key of a flow. why is not empty if the flow is left out; example is then what to name.
+// place returns the key of a flow. If the flow is left out, why is the reason, and example is what the
+// output names for it. Otherwise why is empty.
 func (p *placer) place(r *flow.Record) (k key, why flow.Skip, example string) {
 	proto, known := filter.ParseProtocol(r.Protocol)
 	switch {
@@ -182,7 +183,8 @@ func endText(e *flow.End, addr netip.Addr) string {
 	return "an end without a name and an address"
 }
 
-// find returns the unit of an end. Names are first: an address may have had other owners since.
+// find returns the unit of an end. It looks for the name of the end before its address, because the
+// address may have another owner now.
 func (p *placer) find(e *flow.End, addr netip.Addr) int32 {
 	name := addr.String()
 	switch {
@@ -223,8 +225,8 @@ func (p *placer) look(e *flow.End, addr netip.Addr) int32 {
 	return p.outside(addr)
 }
 
-// node returns the unit of a node. One that is not in the manifests is counted with the others, if
-// policies treat all of those alike.
+// node returns the unit of a node. A node that is not in the manifests gets the unit of the other nodes,
+// if these have only one unit because policies treat them all alike.
 func (p *placer) node(e *flow.End, addr netip.Addr) int32 {
 	if at, is := p.nodes[e.Node]; is {
 		return at
@@ -253,8 +255,9 @@ var volatile = []string{
 	"apps.kubernetes.io/pod-index", "controller-uid", "batch.kubernetes.io/controller-uid", "job-name", "batch.kubernetes.io/job-name",
 }
 
-// pod returns the unit of a pod: by its name, that of its workload, the beginning of its name, which is
-// that of its workload, or its labels.
+// pod returns the unit of a pod. It looks for the name of the pod, then for the name of its workload. If
+// the workload is not given, it takes the beginning of the pod's name as the name of the workload. Last,
+// it compares labels.
 func (p *placer) pod(e *flow.End) int32 {
 	if at, is := p.pods[e.Namespace+"/"+e.Pod]; is && e.Pod != "" {
 		return at
@@ -264,7 +267,8 @@ func (p *placer) pod(e *flow.End) int32 {
 			return at
 		}
 	}
-	// The pods of a Deployment have two parts behind its name, and others one.
+	// The name of a Deployment's pod is that of the Deployment and two more parts. Names of other pods
+	// have one more part than those of their workloads.
 	const parts = 2
 	short := e.Pod
 	for range parts {
@@ -284,8 +288,8 @@ func (p *placer) pod(e *flow.End) int32 {
 	return p.among(p.inside[e.Namespace], e, 1)
 }
 
-// workload returns the unit of the workload that an end names. If policies tell pods of the workload
-// apart, the labels decide.
+// workload returns the unit of the workload that an end names. If policies treat the pods of the workload
+// differently, the labels of the end decide.
 func (p *placer) workload(e *flow.End) int32 {
 	var units []int32
 	for _, at := range p.workloads[e.Namespace+"/"+e.Workload.Name] {
@@ -303,9 +307,10 @@ func (p *placer) workload(e *flow.End) int32 {
 	return units[0]
 }
 
-// among returns the unit whose pods have the most labels in common with an end, and at least so many, out
-// of those that have no label which the end lacks. If several units have as many, it returns the first one
-// if they are pods of one party, which policies treat alike, and otherwise none.
+// among returns the unit whose pods have the most labels in common with an end. It considers only units
+// whose pods have at least least labels in common with the end, and no label that the end lacks. If
+// several units have the most labels in common, it returns one of them if all are pods of the same party,
+// which policies treat alike. Otherwise it returns nowhere.
 func (p *placer) among(units []int32, e *flow.End, least int) int32 {
 	best, most, tied := int32(nowhere), least-1, false
 	for _, at := range units {
@@ -324,8 +329,8 @@ func (p *placer) among(units []int32, e *flow.End, least int) int32 {
 	return best
 }
 
-// common returns the number of labels that the pods of a unit and an end have in common. fits is false if
-// the pods have a label that the end lacks.
+// common returns how many labels the pods of a unit and an end have in common. fits is false if the end
+// has labels, and the pods have a label that the end lacks.
 func (p *placer) common(at int32, e *flow.End) (n int, fits bool) {
 	u := p.units[at]
 	pod := u.Pod

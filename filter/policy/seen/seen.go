@@ -1,9 +1,9 @@
-// Package seen counts flows that agents have seen, by the parties of a cluster that they were between:
-// the rows and columns of a matrix.
+// Package seen counts flows that agents have seen. It counts them by the two parties of a cluster between
+// which they were: the rows and columns of a matrix.
 //
 // A [Tally] finds the two ends of each flow in the cluster and adds the flow to a count, so that its
-// memory does not grow with the number of flows. What it cannot find is counted too, by reason, with
-// examples.
+// memory does not grow with the number of flows. Flows whose ends it cannot find are counted, too, by
+// reason, with examples.
 package seen
 
 import (
@@ -17,8 +17,8 @@ import (
 	"sluice/filter/policy/reach"
 )
 
-// maxCounts bounds the number of counts, to some 40 MB. A scan of all ports between all ends would
-// need more. Flows beyond it are in LeftOut.
+// maxCounts bounds the number of counts. They take at most some 40 MB. A scan of all ports between all
+// ends would need more. Flows that would need further counts are in LeftOut.
 const maxCounts = 250_000
 
 // Unit is what flows are counted by: a party of package reach, or one of its pods.
@@ -27,7 +27,7 @@ type Unit struct {
 	Pod *policy.Pod // nil for the whole party
 }
 
-// At tells where flows went.
+// At is from where to where flows went, and at which port.
 type At struct {
 	From, To Unit
 	Protocol filter.Protocol // TCP, UDP, SCTP, or ICMP for ICMP and ICMPv6
@@ -38,8 +38,9 @@ type At struct {
 // Count counts the flows of one At by the verdicts that they got when they were seen.
 type Count struct {
 	Allowed, Denied uint64
-	// First and Last are the times of all; LastAllowed and LastDenied of those with this verdict. A time
-	// that is not known is zero.
+	// First and Last are the times of the first and the last flow. LastAllowed and LastDenied are the
+	// times of the last flow that was allowed and of the last that was denied. A time that is not known is
+	// zero.
 	First, Last, LastAllowed, LastDenied time.Time
 }
 
@@ -51,7 +52,8 @@ func (c *Count) Add(o Count) {
 	c.LastAllowed, c.LastDenied = later(c.LastAllowed, o.LastAllowed), later(c.LastDenied, o.LastDenied)
 }
 
-// earlier returns the earlier of two times, where a zero one is not known.
+// earlier returns the earlier of two times. A zero time is not known, and is returned only if both are
+// zero.
 func earlier(a, b time.Time) time.Time {
 	if a.IsZero() || !b.IsZero() && b.Before(a) {
 		return b
@@ -66,7 +68,7 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// key is an At in short.
+// key is an At in a shorter form.
 type key struct {
 	from, to int32 // indexes in placer.units
 	port     uint16
@@ -110,8 +112,8 @@ func New(m *reach.Map, byPod bool) *Tally {
 // Skip counts n lines that are not flows. example is what the output names; it may be empty.
 func (t *Tally) Skip(why flow.Skip, example string, n uint64) { t.left.add(why, example, n) }
 
-// Add counts a flow. first is the time of the first packet, if the record has several; otherwise it is
-// zero.
+// Add counts a flow. If the record counts several packets, first is the time of the first one. Otherwise
+// first is zero.
 func (t *Tally) Add(r *flow.Record, first time.Time) {
 	n := max(r.Count, 1)
 	switch r.Event {
@@ -181,7 +183,8 @@ func timeOf(nanos int64) time.Time {
 	return time.Unix(0, nanos).UTC()
 }
 
-// exported returns the count. A connection whose beginning is not in the files is counted by its end.
+// exported returns the count. A connection whose begin is not in the files is counted by the record of its
+// end.
 func (c *count) exported() Count {
 	return Count{
 		Allowed: max(c.opened, c.ended), Denied: c.denied,
@@ -213,8 +216,8 @@ func compareBools(a, b bool) int {
 	return 1
 }
 
-// Flows returns the number of flows that were read: those that Each reports, and those between ends that
-// were not found.
+// Flows returns the number of flows that were read. These are the flows that Each reports, and the flows
+// with ends that were not found.
 func (t *Tally) Flows() uint64 {
 	n := uint64(0)
 	for _, c := range t.counts {

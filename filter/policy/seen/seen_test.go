@@ -27,8 +27,8 @@ func addrs(texts ...string) (all []netip.Addr) {
 	return all
 }
 
-// cluster has a Deployment with pods, one without, two single pods that a policy tells apart, a node, a
-// Service and a range.
+// cluster has a Deployment with pods, a StatefulSet without pods, two single pods that policies treat
+// differently, a node, a Service and a range.
 func cluster() *reach.Map {
 	web := policy.Ref{Kind: "Deployment", Namespace: "shop", Name: "web"}
 	pod := func(name, addr string, owner policy.Ref, l labels.Set) *policy.Pod {
@@ -74,7 +74,7 @@ func denied(r *flow.Record, reason string) *flow.Record {
 	return r
 }
 
-// text describes all that a tally has.
+// text describes all counts of a tally.
 func text(t *seen.Tally) string {
 	var lines []string
 	t.Each(func(at seen.At, c seen.Count) {
@@ -148,8 +148,8 @@ func TestByPod(t *testing.T) {
 	}
 }
 
-// Connections have a record at each of their ends; one whose beginning is not in the files counts by its
-// end. Times are those of all records.
+// Each connection has a record of its begin and a record of its end. If the begin is not in the files, the
+// record of the end counts. The times are those of all records.
 func TestCount(t *testing.T) {
 	tally := seen.New(cluster(), false)
 	at := func(minute int, event string) *flow.Record {
@@ -183,7 +183,8 @@ func TestCount(t *testing.T) {
 	}
 }
 
-// A scan of all ports from a million addresses costs bounded memory, and what is not counted is said.
+// A scan of all ports from a million addresses costs bounded memory. The flows that are not counted at a
+// port are counted as left out.
 func TestMemoryIsBounded(t *testing.T) {
 	tally := seen.New(cluster(), false)
 	before := heap()

@@ -48,7 +48,8 @@ func (l Listen) isLoopback() bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
-// Peers returns how clients reach the agents of all nodes: like this one, with the same port.
+// Peers returns how clients reach the agents of all nodes. The other agents are reached as this one, at
+// the same port.
 func (l Listen) Peers() Peers {
 	p := Peers{Socket: l.Socket}
 	host, port, err := net.SplitHostPort(l.Address)

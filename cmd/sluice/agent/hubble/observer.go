@@ -24,7 +24,7 @@ type observer struct {
 	streams chan struct{} // holds a value for each running call of GetFlows
 }
 
-// GetFlows sends the flows that the log has kept and, if req has Follow, also those from now on.
+// GetFlows sends flows that the log has kept. If req has Follow, it also sends the flows from now on.
 func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.Observer_GetFlowsServer) error {
 	q, err := newQuery(req, time.Now())
 	if err != nil {
@@ -48,7 +48,7 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 	_, _, size := o.Log.Kept()
 	w := o.Log.Watch(q.backlog(size), !q.filter.OnlyDenials())
 	defer w.Close()
-	if err := stream.SendHeader(nil); err != nil { // tells the client that the flows from now on are watched
+	if err := stream.SendHeader(nil); err != nil { // tells the client that flows are watched from now on
 		return err
 	}
 	s := &sender{query: q, stream: stream, watcher: w, describer: flow.NewDescriber(o.NodeName, o.Snapshot)}
@@ -59,7 +59,8 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 	return err
 }
 
-// errNotEnforcing makes clients call again.
+// errNotEnforcing is the error of a call that follows the flows of an agent that does not enforce. Clients
+// call again.
 var errNotEnforcing = status.Error(codes.Unavailable, "the agent does not enforce yet, or another one has taken over: ask again")
 
 // errUntil is the cause with which the context of a query ends at the time that the client has set.

@@ -102,8 +102,8 @@ func (f *fixture) add(kind flow.Kind, n uint16) {
 	f.log.Add(e)
 }
 
-// keep makes the log keep flows to the ports 1 to 5, of which 2 and 4 are denied, and after each flow the
-// end of a connection.
+// keep makes the log keep flows to the ports 1 to 5, of which 2 and 4 are denied. After each flow, it adds
+// the record of a connection that has ended.
 func (f *fixture) keep() {
 	w := f.log.Watch(0, true)
 	defer w.Close()
@@ -113,8 +113,8 @@ func (f *fixture) keep() {
 	}
 }
 
-// ports calls GetFlows and returns the destination ports of the flows. For lost events, it returns their
-// negative number.
+// ports calls GetFlows and returns the destination ports of the flows. For an event about lost flows, it
+// returns the negative number of these flows.
 func (f *fixture) ports(ctx context.Context, req *observerpb.GetFlowsRequest) (all []int, err error) {
 	stream, err := observerpb.NewObserverClient(f.conn).GetFlows(ctx, req)
 	if err != nil {
@@ -214,8 +214,8 @@ func TestFollowAtOnce(t *testing.T) {
 	}
 }
 
-// A client that follows gets the last flows, then new flows and the number of those that are missing.
-// If it is the only watcher and wants denials only, connections are not watched.
+// A client that follows gets the last flows. It then gets new flows, and the number of flows that are
+// missing. If it is the only watcher and wants only denials, connections are not watched.
 func TestFollow(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -271,7 +271,7 @@ func TestFollowFromNow(t *testing.T) {
 	}
 }
 
-// A field mask leaves only its fields.
+// If a request has a field mask, the flows have only the fields in the mask.
 func TestFieldMask(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -322,7 +322,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// The calls other than GetFlows: health, status, nodes, namespaces and agent events.
+// The calls other than GetFlows are answered: health, status, nodes, namespaces and agent events.
 func TestDescriptions(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()

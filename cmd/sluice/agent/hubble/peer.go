@@ -72,8 +72,8 @@ func (p *peer) Notify(_ *peerpb.NotifyRequest, stream peerpb.Peer_NotifyServer) 
 	}
 }
 
-// peers returns the peers by the names of their nodes. This node is one of them if it has an address: in
-// its Node object, or Peers.Addr.
+// peers returns the peers by the names of their nodes. This node is among them if it has an address,
+// either in its Node object or in Peers.Addr.
 func (p *peer) peers(s *policy.Snapshot) map[string]*peerpb.ChangeNotification {
 	out := make(map[string]*peerpb.ChangeNotification)
 	if p.Peers.Port == 0 {
@@ -103,7 +103,8 @@ func (p *peer) at(node string, addr netip.Addr) *peerpb.ChangeNotification {
 	return c
 }
 
-// changes returns the notifications that turn the set of peers was into the set now.
+// changes returns the notifications that a client with the peers in was needs in order to have the peers
+// in now.
 func changes(was, now map[string]*peerpb.ChangeNotification) (out []*peerpb.ChangeNotification) {
 	for name, n := range now {
 		switch o := was[name]; {

@@ -11,7 +11,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// A client of Notify gets the addresses of the nodes, and then each change.
+// A client of Notify gets the addresses of all nodes. Later, it gets each change of them.
 func TestNotify(t *testing.T) {
 	f := newFixture(t, Peers{Port: 4244, Addr: netip.MustParseAddr("0.0.0.0"), ServerName: func(node string) string { return node + ".x" }})
 	node := func(name string, addrs ...string) {

@@ -21,7 +21,7 @@ type query struct {
 	filter       *hubbleflow.Filter
 	mask         mask
 	number       uint64 // 0: no limit
-	first        bool   // whether number means the oldest flows; otherwise it means the last ones before now
+	first        bool   // whether number is that of the oldest flows; otherwise it is that of the last flows before now
 	follow       bool
 	since, until time.Time // zero: no limit
 	now          time.Time // when the query began

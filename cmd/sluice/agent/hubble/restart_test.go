@@ -36,8 +36,8 @@ func wantPort(t *testing.T, stream observerpb.Observer_GetFlowsClient, port uint
 	}
 }
 
-// When an agent has ended, a client calls the next one on the same connection, as hubble-relay does. The
-// next agent sends all peers, and the flows from then on, each once.
+// When an agent has ended, a client calls the next agent on the same connection, as hubble-relay does. The
+// next agent sends all peers. It also sends the flows from then on, each of them once.
 func TestAgentRestarts(t *testing.T) {
 	f := newFixture(t, Peers{Port: 4244, Addr: netip.MustParseAddr("0.0.0.0")})
 	f.store.SetNodeObject(&policy.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}})

@@ -26,18 +26,19 @@ import (
 )
 
 const (
-	// maxStreams bounds the calls of GetFlows that run at the same time, over all connections. Each may
-	// hold the earlier records that it has selected: up to 4 MiB with the default --flow-buffer.
+	// maxStreams bounds the calls of GetFlows that run at the same time, over all connections. Each call
+	// may hold the earlier records that it has selected. They take up to 4 MiB with the default
+	// --flow-buffer.
 	maxStreams = 16
 	// maxRequest bounds the size of a request, in bytes. Most of it are lists of filters.
 	maxRequest = 256 << 10
-	// maxCalls bounds the calls that run at the same time on one connection, and maxPeers the calls of
+	// maxCalls bounds the calls that run at the same time on one connection. maxPeers bounds the calls of
 	// Notify that run at the same time, over all connections.
 	maxCalls, maxPeers = 32, 64
 	// handshakeTimeout bounds the time of a new connection until its handshakes are complete.
 	handshakeTimeout = 10 * time.Second
-	// keepaliveInterval is the time after which the server pings a silent client, and keepaliveTimeout
-	// bounds the wait for the answer.
+	// keepaliveInterval is the time after which the server pings a client that sends nothing.
+	// keepaliveTimeout bounds the wait for the answer.
 	keepaliveInterval, keepaliveTimeout = 30 * time.Second, 10 * time.Second
 	// pingInterval is the least time between two pings that a client may send.
 	pingInterval = 10 * time.Second
@@ -108,8 +109,8 @@ func (a *API) NewServer(c credentials.TransportCredentials) Server {
 	return Server{s}
 }
 
-// recoverCall and recoverStream recover from a panic in a call, and answer the call with an error. A
-// mistake in this package must not end the enforcement of policies.
+// recoverCall and recoverStream recover from a panic in a call, and answer the call with an error, because
+// a mistake in this package must not end the enforcement of policies.
 func (a *API) recoverCall(ctx context.Context, req any, call *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
 	defer a.recovered(call.FullMethod, &err)
 	return handle(ctx, req)
