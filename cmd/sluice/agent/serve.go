@@ -79,9 +79,28 @@ func (a *agent) hubbleServices() (all []telemetry.Service) {
 		all = append(all, telemetry.Service{Name: l.Socket, Unix: true, Flag: "--hubble-socket", Server: socket})
 	}
 	if l.Address != "" {
-		all = append(all, telemetry.Service{Name: l.Address, Flag: "--hubble-address", Server: address})
+		all = append(all, telemetry.Service{
+			Name: l.Address, Flag: "--hubble-address", Server: address,
+			Problems: func() []status.Problem { return certificateProblems(l.Address, address.Failure) },
+		})
 	}
 	return all
+}
+
+// certificateProblems returns a problem if the certificates of Hubble's API at an address cannot be read.
+// A rollout does not show it: the agent enforces policies and is ready.
+func certificateProblems(address string, failure func() string) []status.Problem {
+	if failure == nil {
+		return nil
+	}
+	why := failure()
+	if why == "" {
+		return nil
+	}
+	return []status.Problem{{
+		Kind: "hubble", Where: address, Detail: why,
+		Hint: "correct the files of --hubble-tls-cert, --hubble-tls-key and --hubble-tls-client-ca; in the chart, the Secret of hubble.tlsSecret",
+	}}
 }
 
 // state returns the current state of the agent.

@@ -79,5 +79,7 @@ func (l Listen) Servers(opts Options) (socket, address Server) {
 	certificates := NewCertificates(l.TLS, opts.Logger)
 	opts.Peers.ServerName = certificates.ServerName
 	api := New(opts)
-	return api.NewServer(nil), api.NewServer(certificates.Credentials())
+	address = api.NewServer(certificates.Credentials())
+	address.Failure = certificates.Failure
+	return api.NewServer(nil), address
 }

@@ -81,7 +81,12 @@ func New(opts Options) *API {
 }
 
 // Server is a server of an API.
-type Server struct{ *grpc.Server }
+type Server struct {
+	*grpc.Server
+	// Failure returns why clients are refused, or why their connections have an old certificate; empty if
+	// neither is so. It is nil if the server does not encrypt.
+	Failure func() string
+}
 
 // Close ends all calls.
 func (s Server) Close() error {
@@ -106,7 +111,7 @@ func (a *API) NewServer(c credentials.TransportCredentials) Server {
 	h := health.NewServer()
 	h.SetServingStatus(observerService, healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(s, h)
-	return Server{s}
+	return Server{Server: s}
 }
 
 // recoverCall and recoverStream recover from a panic in a call, and answer the call with an error, because

@@ -25,7 +25,7 @@ type Certificates struct {
 
 	mu     sync.Mutex
 	last   *tls.Config // nil if the files were never read
-	failed string      // the error of the last attempt to read the files; empty if it succeeded
+	failed error       // the error of the last attempt to read the files; nil if it succeeded
 }
 
 // NewCertificates reads the files for the first time. If it fails, it logs the error, and the agent starts
@@ -48,17 +48,41 @@ func (c *Certificates) current() (*tls.Config, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, err := c.load()
+	was := c.failed
+	c.failed = err
 	switch {
 	case err == nil:
-		c.last, c.failed = now, ""
-	case err.Error() != c.failed:
-		c.failed = err.Error()
-		c.logger.Error("cannot read the certificates of Hubble's API; policies are still enforced", "err", err)
+		c.last = now
+		if was != nil {
+			c.logger.Info("the certificates of Hubble's API can be read again")
+		}
+	case was == nil || was.Error() != err.Error():
+		c.logger.Error("cannot read the certificates of Hubble's API; policies are still enforced", "err", err, "effect", c.effect())
 	}
 	if c.last == nil {
 		return nil, err
 	}
 	return c.last, nil
+}
+
+// effect returns what follows from a failure to read the files. The caller holds c.mu.
+func (c *Certificates) effect() string {
+	if c.last == nil {
+		return "all clients are refused"
+	}
+	return "the certificate that was read last is used"
+}
+
+// Failure reads the files and returns the reason why they cannot be read, with its effect; empty if they
+// can be read.
+func (c *Certificates) Failure() string {
+	_, _ = c.current() // the error is in c.failed
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed == nil {
+		return ""
+	}
+	return c.failed.Error() + "; " + c.effect()
 }
 
 func (c *Certificates) load() (*tls.Config, error) {

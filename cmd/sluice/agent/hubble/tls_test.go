@@ -86,6 +86,34 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// While the files cannot be read, Failure has the reason and the effect. It reads the files again, so that
+// no client has to connect before the failure ends.
+func TestFailure(t *testing.T) {
+	a := authority.New(t)
+	var log bytes.Buffer
+	files := TLSFiles{Cert: a.Path("server.crt"), Key: a.Path("server.key"), ClientCA: a.Path("ca.crt")}
+	_, server := Listen{Address: ":0", TLS: files}.Servers(Options{Log: flow.NewLog(1, nil), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	defer server.Close()
+	for range 2 {
+		if got := server.Failure(); !strings.Contains(got, "server.crt: no such file or directory; all clients are refused") {
+			t.Errorf("without the files: %q", got)
+		}
+	}
+	a.Server("server", "n1")
+	if got := server.Failure(); got != "" {
+		t.Errorf("with the files: %q", got)
+	}
+	if err := os.WriteFile(a.Path("ca.crt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := server.Failure(); !strings.Contains(got, "ca.crt has no certificate; the certificate that was read last is used") {
+		t.Errorf("with an empty ca.crt: %q", got)
+	}
+	if n := strings.Count(log.String(), "level=ERROR"); n != 2 || !strings.Contains(log.String(), "can be read again") {
+		t.Errorf("%d errors are logged, want one for each reason:\n%s", n, &log)
+	}
+}
+
 // The name of another node's certificate is derived from the name in this node's certificate.
 func TestServerName(t *testing.T) {
 	a := authority.New(t)

@@ -98,7 +98,7 @@ func (w Watch) Kinds() string { return plural(w.Kind) }
 
 // Problem is a condition that the user should correct.
 type Problem struct {
-	Kind   string `json:"kind"`  // policy, namespace, address, manifest, watch, rules, taint, sysctl, ranges or listen
+	Kind   string `json:"kind"`  // policy, namespace, address, manifest, watch, rules, taint, sysctl, ranges, listen or hubble
 	Where  string `json:"where"` // an object of that kind, and the field in it
 	Detail string `json:"detail"`
 	Hint   string `json:"hint,omitempty"` // how to correct it

@@ -144,7 +144,7 @@ const (
 // problemKinds are the kinds of problems that have a series from the start, so that an alert
 // sees the first problem as an increase. Any other kind has a series only while it has
 // problems.
-var problemKinds = []string{"policy", "address", "manifest", "watch", "rules", "sysctl", "ranges", "taint", "listen"}
+var problemKinds = []string{"policy", "address", "manifest", "watch", "rules", "sysctl", "ranges", "taint", "listen", "hubble"}
 
 // collector reads a State for each scrape.
 type collector struct{ read func() *State }

@@ -69,6 +69,8 @@ type Service struct {
 	Name string // address, or path of a unix socket that only root may open
 	Unix bool
 	Flag string // the flag that sets Name; hints name it
+	// Problems returns the problems of the service besides those of listening. nil means that there are none.
+	Problems func() []status.Problem
 	Server
 }
 
@@ -95,7 +97,7 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	bindings := []*binding{address, path}
 	var group errgroup.Group
 	for _, s := range opts.Services {
-		b := &binding{name: s.Name, hint: "free it, or give another one with " + s.Flag, log: opts.Logger}
+		b := &binding{name: s.Name, hint: "free it, or give another one with " + s.Flag, log: opts.Logger, further: s.Problems}
 		listen := listenTCP(newSlots(may.node, may.node), newSlots(may.others, may.perSource))
 		if s.Unix {
 			listen, b.free = listenUnix(opts, newSlots(may.socket, may.socket)), opts.Yielded
@@ -122,7 +124,7 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 
 // withServers wraps the function "read". The function that it returns also sets the servers'
 // connections in the state, and adds a problem for each address on which a server cannot
-// listen.
+// listen, and the problems of Services.
 func withServers(read func() *State, all []*slots, listens ...*binding) func() *State {
 	return func() *State {
 		s := *read()
@@ -243,6 +245,8 @@ type binding struct {
 	hint string // what to do if the agent cannot listen there
 	log  *slog.Logger
 	free <-chan struct{} // closed when another agent has given up the name; may be nil
+	// further returns the problems of the server itself; may be nil.
+	further func() []status.Problem
 
 	mu     sync.Mutex
 	failed error     // the reason why the agent does not listen; nil if it does
@@ -314,12 +318,15 @@ func (p *binding) report(ctx context.Context, err error) {
 	}
 }
 
-// problems returns a problem if the agent has warned that it cannot listen.
-func (p *binding) problems() []status.Problem {
+// problems returns a problem if the agent has warned that it cannot listen, and the further problems.
+func (p *binding) problems() (all []status.Problem) {
+	if p.further != nil {
+		all = p.further()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.failed == nil || !p.warned {
-		return nil
+	if p.failed != nil && p.warned {
+		all = append(all, status.Problem{Kind: "listen", Where: p.name, Detail: p.failed.Error(), Hint: p.hint})
 	}
-	return []status.Problem{{Kind: "listen", Where: p.name, Detail: p.failed.Error(), Hint: p.hint}}
+	return all
 }

@@ -289,7 +289,7 @@ func (l *lines) String() string {
 
 // After an agent has failed to listen on an address for listenTimeout, it logs one warning and
 // reports a problem, even if the reason changes meanwhile. The problem ends when the agent
-// listens. Shorter failures cause neither.
+// listens. Shorter failures cause neither. The further problems of a service are reported as well.
 func TestBindingFailsForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logged := &lines{first: make(chan struct{})}
@@ -324,6 +324,8 @@ func TestBindingFailsForLong(t *testing.T) {
 		}
 		p.report(t.Context(), nil)
 		check(1, 0)
+		p.further = func() []status.Problem { return []status.Problem{{Kind: "hubble"}} }
+		check(1, 1)
 	})
 }
 
