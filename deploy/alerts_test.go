@@ -214,12 +214,15 @@ func TestAlertsFire(t *testing.T) {
 	promtool(t, "test", "rules", file)
 }
 
-// Prometheus understands the queries of the dashboard.
-func TestAlertsDashboard(t *testing.T) {
+// dashboardQuery is a query of the dashboard, with values for the variables of Grafana.
+type dashboardQuery struct{ panel, legend, expr string }
+
+func dashboardQueries(t *testing.T) (all []dashboardQuery) {
+	t.Helper()
 	var board struct {
 		Panels []struct {
 			Title   string
-			Targets []struct{ Expr string }
+			Targets []struct{ Expr, LegendFormat string }
 		}
 	}
 	text, err := os.ReadFile(filepath.Join(monitoringDir, "dashboard.json"))
@@ -229,12 +232,57 @@ func TestAlertsDashboard(t *testing.T) {
 	if err := json.Unmarshal(text, &board); err != nil {
 		t.Fatal(err)
 	}
-	var queries []any
 	for _, p := range board.Panels {
 		for _, target := range p.Targets {
 			expr := strings.NewReplacer("$__rate_interval", "2m", "$instance", ".*").Replace(target.Expr)
-			queries = append(queries, map[string]any{"record": fmt.Sprint("panel:", len(queries)), "expr": expr})
+			all = append(all, dashboardQuery{p.Title, target.LegendFormat, expr})
 		}
+	}
+	return all
+}
+
+// The dashboard counts the agents of the largest group with the same policies, and the others. Each agent is
+// in one of the two numbers, also if there is no majority.
+func TestAlertsDashboardCountsEveryAgent(t *testing.T) {
+	var groups []any
+	for _, tt := range []struct {
+		digests     []string
+		same, other int
+	}{
+		{[]string{"5", "5", "5"}, 3, 0}, {[]string{"134287779278407", "134287779278407", "134287779278406"}, 2, 1},
+		{[]string{"1", "2"}, 1, 1}, {[]string{"1", "2", "3"}, 1, 2}, {[]string{"1", "9", "9", "2"}, 2, 2},
+	} {
+		var inputs, tests []any
+		for i, d := range tt.digests {
+			inputs = append(inputs, map[string]any{"series": of("sluice_policies_digest", "", fmt.Sprint(i)), "values": d + "x3"})
+		}
+		for _, q := range dashboardQueries(t) {
+			want, is := map[string]int{"same": tt.same, "other": tt.other, "agents": tt.other}[q.legend]
+			if is && strings.Contains(q.expr, "sluice_policies_digest") {
+				tests = append(tests, map[string]any{"expr": q.expr, "eval_time": "2m", "exp_samples": []any{map[string]any{"labels": "{}", "value": want}}})
+			}
+		}
+		if len(tests) != 3 {
+			t.Fatalf("%d queries count agents with the same policies, want 3", len(tests))
+		}
+		groups = append(groups, map[string]any{"name": fmt.Sprint(tt.digests), "interval": "1m", "input_series": inputs, "promql_expr_test": tests})
+	}
+	text, err := yaml.Marshal(map[string]any{"evaluation_interval": "1m", "tests": groups})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "dashboard_test.yaml")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	promtool(t, "test", "rules", file)
+}
+
+// Prometheus understands the queries of the dashboard.
+func TestAlertsDashboard(t *testing.T) {
+	var queries []any
+	for _, q := range dashboardQueries(t) {
+		queries = append(queries, map[string]any{"record": fmt.Sprint("panel:", len(queries)), "expr": q.expr})
 	}
 	if len(queries) < 30 {
 		t.Fatalf("found only %d queries", len(queries))

@@ -52,12 +52,13 @@ func TestChartValues(t *testing.T) {
 		"a declared port": {"{httpAddress: ':10301', updateStrategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}, metrics: {declarePort: true, podMonitor: {enabled: true}}}",
 			[]string{"          ports:\n            - name: metrics\n              containerPort: 10301\n", "      port: metrics\n", "          targetLabel: node\n"}, []string{"replacement: $1"}},
 		"a declared port, update on delete": {"{updateStrategy: {type: OnDelete}, metrics: {declarePort: true}}", []string{"              containerPort: 10301\n"}, []string{"monitoring.coreos.com"}},
-		"alerts for all nodes":              {"metrics: {prometheusRule: {enabled: true}}", []string{" or max(sluice_nodes)) > "}, nil},
-		"alerts for some nodes":             {"{nodeSelector: {a: b}, metrics: {prometheusRule: {enabled: true}}}", []string{`sum(kube_daemonset_status_desired_number_scheduled{daemonset="sluice"})) > `}, []string{"sluice_nodes"}},
-		"alerts without tainted nodes":      {"{tolerations: [], metrics: {prometheusRule: {enabled: true}}}", nil, []string{"sluice_nodes"}},
-		"alerts for the given names":        {"{fullnameOverride: x, nameOverride: rules, metrics: {prometheusRule: {enabled: true}}}", []string{`daemonset="x"`, `job="rules"`}, []string{`="sluice"`}},
-		"labels that repeat":                {"{commonLabels: {a: common, b: common}, podLabels: {a: pod}}", []string{"        a: pod\n        b: common\n", "    a: common\n    b: common\n"}, nil},
-		"no hubble":                         {"{}", nil, []string{"hubble"}},
+		"alerts for all nodes":              {"{httpAddress: ':10301', metrics: {prometheusRule: {enabled: true}}}", []string{" or max(sluice_nodes)) > "}, nil},
+		"alerts for some nodes":             {"{httpAddress: ':10301', nodeSelector: {a: b}, metrics: {prometheusRule: {enabled: true}}}", []string{`sum(kube_daemonset_status_desired_number_scheduled{daemonset="sluice"})) > `}, []string{"sluice_nodes"}},
+		"alerts without tainted nodes":      {"{httpAddress: ':10301', tolerations: [], metrics: {prometheusRule: {enabled: true}}}", nil, []string{"sluice_nodes"}},
+		"alerts for the given names": {"{httpAddress: ':10301', fullnameOverride: x, nameOverride: rules, metrics: {prometheusRule: {enabled: true}}}", []string{`daemonset="x"`, `job="rules"`, "daemonset/x)", "-l app.kubernetes.io/name=rules", "status --all-nodes --agent-selector app.kubernetes.io/name=rules", `the job "rules"`},
+			[]string{`="sluice"`, "daemonset/sluice", "name=sluice", `job "sluice"`, "--agent-namespace"}},
+		"labels that repeat": {"{commonLabels: {a: common, b: common}, podLabels: {a: pod}}", []string{"        a: pod\n        b: common\n", "    a: common\n    b: common\n"}, nil},
+		"no hubble":          {"{}", nil, []string{"hubble"}},
 		"hubble with TLS": {"hubble: {enabled: true, tlsSecret: certs}", []string{
 			"- --hubble-address=:4244\n", "- --hubble-tls-client-ca=/etc/sluice/hubble/ca.crt\n", "secretName: certs\n", "mountPath: /etc/sluice/hubble\n",
 			"  name: hubble-peer\n", "      port: 443\n", "      targetPort: 4244\n"}, []string{"disable-tls"}},
@@ -94,6 +95,38 @@ func TestHubbleNeedsTLS(t *testing.T) {
 	}
 }
 
+// The chart refuses values about Hubble that contradict each other, or that would have no effect.
+func TestHubbleValuesThatConflict(t *testing.T) {
+	for values, want := range map[string]string{
+		"hubble: {enabled: true, tlsSecret: certs, disableTLS: true}": "set only one of them",
+		"hubble: {tlsSecret: certs}":                                  "unless hubble.enabled is true",
+		"hubble: {disableTLS: true}":                                  "unless hubble.enabled is true",
+	} {
+		if _, err := renderWith(t, valuesOf(t, values)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", values, err, want)
+		}
+	}
+}
+
+// The commands in the alerts' runbooks name the namespace of the release.
+func TestRunbooksNameTheNamespace(t *testing.T) {
+	all, data := templates(t, valuesOf(t, "{httpAddress: ':10301', metrics: {prometheusRule: {enabled: true}}}"))
+	data["Release"] = map[string]any{"Name": "sluice", "Namespace": "security", "Service": "Helm"}
+	var out strings.Builder
+	if err := all.ExecuteTemplate(&out, chartDir+"/templates/metrics.yaml", data); err != nil {
+		t.Fatal(err)
+	}
+	text := out.String()
+	for _, want := range []string{"kubectl -n security get pods -l app.kubernetes.io/name=sluice", "kubectl -n security rollout", "sluice denied --all-nodes --agent-namespace security --since"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the runbooks lack %q", want)
+		}
+	}
+	if strings.Contains(text, "kube-system") {
+		t.Errorf("the runbooks name kube-system:\n%s", text)
+	}
+}
+
 // The chart refuses values with which an update would never end, or with which alerts would count agents
 // twice.
 func TestMonitoringValuesThatConflict(t *testing.T) {
@@ -111,7 +144,7 @@ func TestMonitoringValuesThatConflict(t *testing.T) {
 // A scrape over the network needs an agent that listens there.
 func TestMetricsNeedAnAddress(t *testing.T) {
 	for _, address := range []string{"", "127.0.0.1:10301", "localhost:10301", "[::1]:10301"} {
-		for _, what := range []string{"service", "serviceMonitor", "podMonitor"} {
+		for _, what := range []string{"service", "serviceMonitor", "podMonitor", "prometheusRule"} {
 			_, err := renderWith(t, map[string]any{"httpAddress": address, "metrics": map[string]any{what: map[string]any{"enabled": true}}})
 			if err == nil || !strings.Contains(err.Error(), "set httpAddress to 0.0.0.0:10301") {
 				t.Errorf("%s with the address %q: error %v, want one with a hint", what, address, err)

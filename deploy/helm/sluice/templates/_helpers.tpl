@@ -118,9 +118,10 @@ true
 {{- end -}}
 {{- end }}
 
-{{- /* Whether something scrapes the metrics over the network. */ -}}
+{{- /* Whether something scrapes the metrics over the network. The alerts need that: without any metrics, they
+report that there is no agent. */ -}}
 {{- define "sluice.scraped" -}}
-{{- if or .Values.metrics.service.enabled .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled -}}
+{{- if or .Values.metrics.service.enabled .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled .Values.metrics.prometheusRule.enabled -}}
 {{- if or (not .Values.httpAddress) (regexMatch "^(127\\.|localhost:|\\[::1\\]:)" .Values.httpAddress) -}}
 {{- fail (printf "metrics: Prometheus cannot reach httpAddress %q from another node: set httpAddress to 0.0.0.0:10301" .Values.httpAddress) -}}
 {{- end -}}
