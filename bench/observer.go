@@ -24,8 +24,8 @@ const (
 	// connection table removes a closed connection after a second or two, a timeout that contender.pods
 	// sets. So from then on, as many connections end as begin.
 	observedLead = 2 * time.Second
-	// settleTimeout bounds the wait for the records that the observer prints after a load. The record of
-	// left-out ones arrives up to a second later.
+	// settleTimeout bounds the wait for the records that the observer prints after a load. The record
+	// about left-out records arrives up to a second later.
 	settleTimeout = 5 * time.Second
 	// settleQuiet is the time without a new record after which settle expects no more records.
 	settleQuiet = 50 * time.Millisecond

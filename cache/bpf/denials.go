@@ -166,8 +166,8 @@ func (c *Cache) LeftOut() (out LeftOut, err error) {
 	return out, nil
 }
 
-// clock converts times of the kernel's monotonic clock to times of day. Setting the time of day does not
-// change the monotonic clock, so that a clock must be read again afterwards.
+// clock converts times of the kernel's monotonic clock to times of day. A new clock must be read after the
+// time of day was set, because this does not change the monotonic clock.
 type clock struct {
 	zero time.Time // when the monotonic clock was 0
 }
@@ -189,8 +189,8 @@ func (c clock) at(monotonic uint64) time.Time {
 	return c.zero.Add(time.Duration(monotonic))
 }
 
-// stopEvents replaces the ring buffer, which kernels before 5.8 lack, by an array, and the calls that
-// write to it by an error.
+// stopEvents prepares the programs for kernels before 5.8, which have no ring buffer. It replaces the ring
+// buffer by an array, and each call that writes to the ring buffer by an error.
 func stopEvents(spec *ebpf.CollectionSpec) {
 	events := spec.Maps[programMapEvents]
 	events.Type, events.KeySize, events.ValueSize, events.MaxEntries = ebpf.Array, 4, 4, 1

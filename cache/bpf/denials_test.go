@@ -19,8 +19,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// newDenying returns a fixture in which the kernel denies two flows: packets from other to db, by a
-// remembered verdict, and packets to web, because its policy "closed" allows nothing.
+// newDenying returns a fixture in which the kernel denies two flows. It denies packets from other to db by
+// a remembered verdict, and packets to web because the policy "closed" of web allows nothing.
 func newDenying(t *testing.T) (c *bpf.Cache, p *programs) {
 	t.Helper()
 	c, p, u := newFixture(t, bpf.Options{}, nil)

@@ -99,8 +99,8 @@ func duplicate(c *netlink.Conn) (fd int, err error) {
 	return fd, err
 }
 
-// widen sets the size of a socket's receive buffer. It exceeds the system's limit if the process has the
-// right to do so.
+// widen sets the size of a socket's receive buffer. If the process has the right to, it also exceeds the
+// system's limit.
 func widen(c *netlink.Conn, bytes int) error {
 	raw, err := c.SyscallConn()
 	if err != nil {

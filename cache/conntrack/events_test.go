@@ -48,8 +48,8 @@ func listen(t *testing.T, e *conntrack.Events) *listening {
 	return l
 }
 
-// await returns the first event about the connections with a key: of an end if ended is true, otherwise
-// of a begin.
+// await returns the first event about the connections with a key. If ended is true, it waits for the event
+// of an end, otherwise for the event of a begin.
 func (l *listening) await(key filter.Key, ended bool) conntrack.Event {
 	l.t.Helper()
 	for deadline := time.Now().Add(testTimeout); ; time.Sleep(time.Millisecond) {
@@ -86,8 +86,8 @@ func (n network) flush() {
 	}
 }
 
-// A connection is reported twice: when it begins, with the destination before DNAT and the mark that the
-// rules have set, and when it ends, with the counts of packets and bytes.
+// A connection is reported twice. The event of its begin has the destination before DNAT and the mark that
+// the rules have set. The event of its end has the counts of packets and bytes.
 func TestEvents(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {

@@ -26,8 +26,9 @@ packet were denied. The agent always keeps a few hundred denials, including thos
 If packets of very many addresses outside the cluster are denied, one line counts the packets of
 several addresses, and shows one of them.
 
-A row keeps the policies that have denied its packets when policies change later. The agent counts
-what the kernel denies at least every 10 seconds, and names the policies of that moment.
+When policies change later, a row still names the policies that have denied its packets. The agent
+counts what the kernel denies at least every 10 seconds, and names the policies that are then in
+force.
 
 With --all-nodes or --context it asks every agent through the Kubernetes API: it executes a
 command in the agent's pod, with the rights of the user. It names each node that does not
@@ -154,7 +155,7 @@ func denialRows(all []*flow.DenialRecord) (rows []*denialRow) {
 }
 
 // ago returns how long before now a time is. It counts in tenths of a second below 10 s, in seconds below
-// a minute, in minutes below 48 hours, and in days beyond. It returns "not known" for the zero time.
+// a minute, in minutes below 48 hours, and in days beyond.
 func ago(now, at time.Time) string {
 	d := now.Sub(at)
 	switch {

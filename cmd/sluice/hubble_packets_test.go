@@ -152,7 +152,8 @@ func lines(text string, words ...string) (found []string) {
 	return found
 }
 
-// An agent serves Hubble's API on hubble.sock in the directory of its own socket. Only root may open it.
+// An agent serves Hubble's API on hubble.sock, in the directory of its own socket. Only root may open
+// hubble.sock.
 func TestHubbleSocketOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))

@@ -14,8 +14,8 @@ import (
 	"sluice/filter/event"
 )
 
-// loggedNamespaces is testbedNamespaces with the annotation sluice/log of the namespace default; an
-// empty level leaves it out.
+// loggedNamespaces is testbedNamespaces, in which the namespace default has the annotation sluice/log with
+// a level. If the level is empty, it has no annotation.
 func loggedNamespaces(level string) string {
 	if level == "" {
 		return testbedNamespaces
@@ -51,8 +51,8 @@ func isVerdict(verdict, from string) func(agenttest.Line) bool {
 	}
 }
 
-// Annotations of namespaces and policies set which verdicts are logged, also of those that the kernel
-// answers. Changes have effect at once, and without annotations nothing is watched.
+// Annotations of namespaces and policies set which verdicts are logged. This holds for verdicts of the
+// kernel, too. Changes have effect at once. Without annotations, nothing is watched.
 func TestLogAnnotationOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	const webToOther = "default/web default/other tcp 80" // allowed, by no policy

@@ -48,8 +48,8 @@ func layFlows(e env, m *matrix.Matrix, files []string) error {
 	return nil
 }
 
-// countFlows adds the flows of one file. It returns an error if the file has lines, but not one in a
-// known form: otherwise a wrong file would mean that nothing is ever used.
+// countFlows adds the flows of one file. If the file has lines, and none of them has a known form, it
+// returns an error, because a wrong file would mean that nothing is ever used.
 func countFlows(e env, t *seen.Tally, file string) error {
 	in, name := e.stdin, "standard input"
 	if file != manifests.Stdin {

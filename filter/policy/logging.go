@@ -8,17 +8,17 @@ import (
 )
 
 // LogAnnotation is the annotation of a policy or a namespace with the verdicts that the agents log:
-// denied, all or none. It affects no decision, and the digests of policies and namespaces do not
-// depend on it: a change makes no epoch new, and no connection is judged again.
+// denied, all or none. It affects no decision, and the digests of policies and namespaces do not depend on
+// it. So a change of it makes no epoch new, and no connection is judged again.
 const LogAnnotation = "sluice/log"
 
 // LogField is the field of LogAnnotation.
 const LogField = `metadata.annotations["` + LogAnnotation + `"]`
 
-// LogSetting is the LogAnnotation of an object. The zero value is that of an object without it.
+// LogSetting is the LogAnnotation of an object. The zero value is for an object without the annotation.
 type LogSetting struct {
 	Level   filter.LogLevel
-	Problem *Problem // of an unknown value, with which Level is unset; nil if there is none
+	Problem *Problem // about an unknown value, which leaves Level unset; nil if there is none
 }
 
 // ReadLog reads LogAnnotation of a policy.
@@ -86,7 +86,7 @@ func (l *logs) problems() (all []Problem) {
 	return all
 }
 
-// commit returns what the settings say.
+// commit returns the Logging with the current settings.
 func (l *logs) commit() *Logging {
 	if !l.stale {
 		return l.current
@@ -109,8 +109,8 @@ func (l *logs) commit() *Logging {
 	return l.current
 }
 
-// Logging is what annotations say about the verdicts that are logged. It never changes. nil is that
-// of a cluster without such annotations.
+// Logging is what annotations say about the verdicts that are logged. It never changes. In a cluster
+// without such annotations, it is nil.
 type Logging struct {
 	namespaces map[string]filter.LogLevel // by name
 	policies   map[string]filter.LogLevel // by the names that verdicts use
@@ -121,7 +121,7 @@ type Logging struct {
 // successive snapshots until an annotation changes.
 func (s *Snapshot) Logging() *Logging { return s.logging }
 
-// Most returns the highest level that an annotation sets; LogUnset if none does.
+// Most returns the highest level that an annotation sets. If none does, it returns LogUnset.
 func (l *Logging) Most() filter.LogLevel {
 	if l == nil {
 		return filter.LogUnset
@@ -137,12 +137,13 @@ func (l *Logging) Annotated() (namespaces, policies int) {
 	return len(l.namespaces), len(l.policies)
 }
 
-// Level returns the level for a verdict about a flow between two ends; nil is an address outside the
-// cluster. node is the level of ends without an annotation.
+// Level returns the level for a verdict about a flow from src to dst. An end that is nil is an address
+// outside the cluster. node is the level of pods that have none by annotations.
 //
-// Each end that is a pod has a level: the highest of the policies that decide for it, or else that of
-// its namespace, or else node. A denial has the highest level of the ends that deny it; an allowed flow,
-// and a denial that is not by policies, the highest level of both ends.
+// Each end that is a pod has a level. It is the highest level of the policies that decide for the pod. If
+// they have none, it is the level of the pod's namespace. If that has none, it is node. If policies deny
+// the flow, Level returns the highest level of the ends whose policies deny it. Otherwise, it returns the
+// highest level of both ends.
 func (l *Logging) Level(v *filter.Verdict, src, dst *Endpoint, node filter.LogLevel) filter.LogLevel {
 	if l == nil {
 		return node
@@ -163,7 +164,8 @@ func (l *Logging) Level(v *filter.Verdict, src, dst *Endpoint, node filter.LogLe
 
 func (e *Endpoint) isPod() bool { return e != nil && e.class != nil }
 
-// ofEnd returns the level of an end; LogUnset if neither its policies nor its namespace set one.
+// ofEnd returns the level of an end. If neither its policies nor its namespace set one, it returns
+// LogUnset.
 func (l *Logging) ofEnd(e *Endpoint, by *filter.Side) (level filter.LogLevel) {
 	switch {
 	case by.Rule != nil:

@@ -60,7 +60,7 @@ func (w logBed) policy(namespace, name, level string, d networkingv1.PolicyType,
 	w.SetEncoded(netpol.Encode(p))
 }
 
-// admin decides about all that the pods of a namespace receive.
+// admin sets a ClusterNetworkPolicy with a rule about everything that the pods of a namespace receive.
 func (w logBed) admin(namespace, level string, action v1beta1.ClusterNetworkPolicyRuleAction) {
 	p := &v1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "platform", Annotations: logged(level)}}
 	p.Spec = v1beta1.ClusterNetworkPolicySpec{
@@ -71,7 +71,7 @@ func (w logBed) admin(namespace, level string, action v1beta1.ClusterNetworkPoli
 	w.SetEncoded(clusterpolicy.Encode(p))
 }
 
-// level returns the level for a flow, with node as that of the node.
+// level returns the level for a flow. node is the level of the node.
 func (w logBed) level(from, to netip.Addr, node filter.LogLevel) (filter.LogLevel, filter.Verdict) {
 	s, _ := w.Commit()
 	v := s.Decide(filter.NewKey(from, to, filter.TCP, 80))
@@ -83,8 +83,8 @@ const (
 	egress  = networkingv1.PolicyTypeEgress
 )
 
-// The policies that decide set the level, or else the namespaces whose policies decide, or else the
-// node. What logs more prevails.
+// The policies that decide about a flow set its level. If they have none, the namespaces whose policies
+// decide set it, and otherwise the node. If several levels are set, the one that logs more counts.
 func TestLogLevel(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
@@ -186,7 +186,7 @@ func TestLogLevelWithoutPolicies(t *testing.T) {
 	}
 }
 
-// A change of the annotation is in the next snapshot, and changes nothing else: no epoch and no digest.
+// A change of the annotation is in the next snapshot. It changes nothing else: no epoch and no digest.
 func TestLogChanges(t *testing.T) {
 	w := newLogBed(t)
 	w.policy("bank", "p", "", ingress, false)

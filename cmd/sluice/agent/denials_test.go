@@ -35,8 +35,8 @@ func (f *fixture) denyAll() {
 	f.until("in force", func() bool { return f.published.Snapshot().Counts().Policies == 1 })
 }
 
-// Each packet that the kernel denies counts once: for the policy that denies it now, or as unknown if
-// none does.
+// Each packet that the kernel denies counts once. It counts for the policy that denies it at the next
+// count or, if no policy denies it then, as unknown.
 func TestKernelDenialsCountOnce(t *testing.T) {
 	f := newFixture(t)
 	f.start()
@@ -63,7 +63,8 @@ func TestKernelDenialsCountOnce(t *testing.T) {
 	check(13, 10, 3, 1)
 }
 
-// What the kernel has denied keeps the policy that has denied it, when policies change later.
+// A denial of the kernel keeps the policy that has denied it when policies change later. Further packets
+// of the same flow are a denial of their own.
 func TestKernelDenialsKeepTheirPolicy(t *testing.T) {
 	f := newFixture(t)
 	f.start()

@@ -41,7 +41,7 @@ type flows struct {
 	kernelDenied *engine.Counter
 	counting     sync.Mutex
 	counted      map[filter.Key]uint64 // the kernel's count of packets of each flow, at the last countKernel
-	countedAt    time.Time             // when that was
+	countedAt    time.Time             // time of the last countKernel
 	attributed   uint64                // the sum of the packets in kernelDenied
 	forgotten    uint64                // denied packets without a verdict: see kernelDenials
 }
@@ -302,15 +302,15 @@ func (f *flows) countKernel() {
 	}
 }
 
-// countFlow counts packets of a flow that the kernel has denied. The policies that are in force now are
-// taken for those that have denied them, and keep the denial when policies change later. If they would
-// allow the packets, no policy can be named: then the packets count as forgotten.
+// countFlow counts packets of a flow that the kernel has denied. It assumes that the policies that are in
+// force now have denied them. The denial keeps these policies when policies change later. If the policies
+// in force would allow the packets, no policy can be named, and the packets count as forgotten.
 func (f *flows) countFlow(k *bpf.Denial, packets uint64) {
 	first, last := k.First, k.Last
 	if _, known := f.counted[k.Key]; known || first.IsZero() {
-		first = f.countedAt // the packets from before are counted already
+		first = f.countedAt // earlier packets are already counted
 	}
-	if last.IsZero() { // the kernel does not know the time
+	if last.IsZero() { // the programs cannot read the clock
 		last = time.Now()
 	}
 	e := flow.Entry{Kind: flow.Denied, Kernel: true, Time: last, Key: k.Key, SrcPort: k.SrcPort}

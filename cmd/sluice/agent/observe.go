@@ -13,10 +13,10 @@ import (
 // maxLast bounds the earlier records that a request may ask for.
 const maxLast = 1 << 20
 
-// serveFlows streams records, a JSON object on each line: the last ones in the log, as many as the
-// parameter "last" says, and, with follow=true, all later ones until the client hangs up or another agent
-// takes over. With denied=true, the stream may lack the records of connections that begin and end, which
-// then cost the node nothing.
+// serveFlows streams records, a JSON object on each line. These are the last records in the log, as many
+// as the parameter "last" says. With follow=true, serveFlows also streams all later records, until the
+// client hangs up or another agent takes over. With denied=true, the stream may lack the records of
+// connections that begin and end, which then cost the node nothing.
 func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 	last, err := strconv.Atoi(r.FormValue("last"))
 	if r.FormValue("last") == "" {

@@ -15,8 +15,9 @@ type pageCell struct {
 	NeverUsed int        `json:"never"`
 }
 
-// pagePort is a port: the index of its text, the flags, the numbers of allowed and denied flows, and the
-// times of the first and the last in seconds of Unix time, or 0.
+// pagePort is what was seen at a port: the index of the port's text, the flags, the numbers of allowed and
+// denied flows, and the times of the first and of the last flow. The times are in seconds of Unix time; 0
+// means that they are not known.
 type pagePort [6]int64
 
 // The flags of a pagePort.
@@ -26,8 +27,8 @@ const (
 	portChanged
 )
 
-// addSeen adds what was seen in a cell. A cell in which nothing was seen is not added: the page finds out
-// by itself that what is open there was never used.
+// addSeen adds what was seen in a cell. It adds nothing if nothing was seen in the cell: the page finds
+// out by itself that the open ports of the cell were never used.
 func (p *page) addSeen(row, column int, c *Cell) {
 	if c == nil || c.Seen == nil || len(c.Seen.Ports) == 0 {
 		return
@@ -63,7 +64,7 @@ type documentSeen struct {
 	NotCounted             string // the number in LeftOut
 }
 
-// documentSeen describes the flows; nil if there are none.
+// documentSeen describes the flows. It returns nil if there are none.
 func (m *Matrix) documentSeen() *documentSeen {
 	o := m.Seen
 	if o == nil {
@@ -86,5 +87,6 @@ func (m *Matrix) documentSeen() *documentSeen {
 	return d
 }
 
-// maxPageCallouts bounds the ports with another verdict that the page lists. Its cells have all.
+// maxPageCallouts bounds the ports with another verdict that the page lists. The panels of the cells have
+// all of them.
 const maxPageCallouts = 100

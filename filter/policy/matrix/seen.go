@@ -11,14 +11,14 @@ import (
 	"sluice/filter/policy/seen"
 )
 
-// Why flows that were placed are not in a matrix.
+// The reasons for which flows with known ends are not in a matrix.
 const (
 	leftScope     flow.Skip = "flows that the matrix is not about"
 	leftOwnNode   flow.Skip = "flows between pods and the nodes that they run on"
 	leftUndecided flow.Skip = "flows that policies do not decide about, as between nodes or of a pod to itself"
 )
 
-// Overview is about all flows that were laid over a matrix.
+// Overview describes all flows that were laid over a matrix.
 type Overview struct {
 	Files int    `json:"files"`
 	Flows uint64 `json:"flows"`
@@ -30,20 +30,20 @@ type Overview struct {
 	// Gaps are the periods in which, as the files report, a node recorded nothing or no connections.
 	Gaps  seen.Gaps `json:"unrecorded,omitzero"`
 	Pairs Uses      `json:"pairs"`
-	// LeftOut has what is not in the matrix, by reason.
+	// LeftOut has the flows and lines that are not in the matrix, by reason.
 	LeftOut []seen.LeftOut `json:"leftOut"`
 
 	tried, changed []callout
 }
 
-// Uses counts pairs of parties. A pair of which some ports are open can be counted as used, and as tried
-// at the others.
+// Uses counts pairs of parties. A pair of which only some ports are open can count twice: as used because
+// of an open port, and as tried because of a closed one.
 type Uses struct {
 	Used      int `json:"openAndUsed"`
 	NeverUsed int `json:"openAndNeverUsed"`
 	Tried     int `json:"closedAndTried"`
-	// Changed counts the pairs with a port at which the last flow got another verdict than the policies
-	// of the matrix have: the flows may be from another version of the policies.
+	// Changed counts the pairs with a port at which the policies of the matrix have another verdict than
+	// the last flow got. The flows may be from another version of the policies.
 	Changed int `json:"changed"`
 }
 
@@ -71,26 +71,26 @@ type SeenPort struct {
 	Denied  uint64    `json:"denied"`
 	First   time.Time `json:"first,omitzero"`
 	Last    time.Time `json:"last,omitzero"`
-	// Changed reports that the last flow got another verdict.
+	// Changed reports that the last flow got another verdict than the policies of the matrix have.
 	Changed bool `json:"changed,omitempty"`
 
 	proto  filter.Protocol
 	number uint16
 }
 
-// open reports whether the policies of the matrix allow flows at the port, at least some.
+// open reports whether the policies of the matrix allow all or some flows at the port.
 func (s *SeenPort) open() bool { return s.Verdict != denied }
 
 // used reports whether the port is open and was used. Flows between a pod and its own node do not count,
 // because policies do not decide about them.
 func (s *SeenPort) used() bool { return s.open() && s.Allowed > 0 && !s.OwnNode }
 
-// used reports whether anything that is open was used.
+// used reports whether an open port was used.
 func (s *Seen) used() bool {
 	return slices.ContainsFunc(s.Ports, func(p SeenPort) bool { return p.used() })
 }
 
-// tried reports whether anything that is closed was tried.
+// tried reports whether a closed port was tried.
 func (s *Seen) tried() bool {
 	return slices.ContainsFunc(s.Ports, func(p SeenPort) bool { return !p.open() })
 }
@@ -152,7 +152,7 @@ type laidPort struct {
 	seen.Count
 }
 
-// add adds a count.
+// add adds a count of flows to the matrix, or to the flows that are left out.
 func (l *overlay) add(at seen.At, c seen.Count) {
 	from, to := l.of[member{at.From.Party, at.From.Pod}], l.of[member{at.To.Party, at.To.Pod}]
 	if !l.m.concerns(from.Namespace, to.Namespace) || !l.m.asks(at) {
@@ -202,8 +202,8 @@ func (l *overlay) count(pair [2]*Party, k laidKey, s span, c seen.Count) {
 	p.Add(c)
 }
 
-// changed reports whether the last flow got another verdict than policies have. It is false where the
-// verdict depends on the address family or on an address.
+// changed reports whether the last flow got another verdict than the policies have. It returns false if
+// the verdict of the policies depends on the address family or on an address.
 func changed(verdict string, c seen.Count) bool {
 	switch verdict {
 	case allowed:
@@ -256,7 +256,7 @@ func falseFirst(a, b bool) int {
 	return 1
 }
 
-// add counts a pair. Pairs that are open were counted as never used before.
+// add counts a pair. Before, each open pair was counted as never used.
 func (u *Uses) add(s *Seen) {
 	if s.used() {
 		u.Used++
@@ -279,10 +279,12 @@ func (o *Overview) callOut(c callout) {
 	}
 }
 
-// maxSingle bounds the length of a span of which single ports are listed as never used.
+// maxSingle bounds the length of the spans for which unused ports are listed although other ports were
+// used.
 const maxSingle = 16
 
-// neverUsed returns the open spans of which no port was used, and the unused ports of other short spans.
+// neverUsed returns the open spans of which no port was used. Of a short open span of which some ports
+// were used, it returns the unused ports.
 func neverUsed(spans []span, ports []SeenPort) (list []string) {
 	for _, s := range joined(spans, func(s span) bool { return s.verdict != denied }) {
 		used := func(o reach.Span) bool {
@@ -300,7 +302,7 @@ func neverUsed(spans []span, ports []SeenPort) (list []string) {
 	return list
 }
 
-// unusedIn divides a span at the ports that were used, and returns the rest.
+// unusedIn returns the parts of a span that remain without the used ports.
 func unusedIn(s reach.Span, used func(reach.Span) bool) (rest []reach.Span) {
 	for port := int(s.Low); port <= int(s.High); port++ {
 		one := reach.Span{Protocol: s.Protocol, Low: uint16(port), High: uint16(port)}

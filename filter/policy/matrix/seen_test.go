@@ -85,7 +85,8 @@ func TestLay(t *testing.T) {
 	}
 }
 
-// With only open pairs, closed ones that were tried are counted and named all the same.
+// With OnlyOpen, closed pairs are not in the matrix. If they were tried, they are nevertheless counted,
+// and listed below the matrix.
 func TestLayOverOpenPairs(t *testing.T) {
 	back := shopFlow("denied", 22, 0)
 	back.From = &flow.End{Kind: flow.WorldEnd}
@@ -111,7 +112,7 @@ func TestLayByNamespace(t *testing.T) {
 	}
 }
 
-// What is not about the matrix is counted by reason.
+// Flows that are not about the matrix are counted by reason.
 func TestLayLeavesOut(t *testing.T) {
 	asked := NewPort(80, 6)
 	o := Options{Ports: []Port{asked}, To: []string{"shop0"}}

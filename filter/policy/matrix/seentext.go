@@ -10,17 +10,18 @@ import (
 	"sluice/filter/policy/seen"
 )
 
-// maxCallouts bounds the ports that are listed below a matrix, and maxSeenPorts those in a line of a
-// pair. JSON and CSV have all.
+// maxCallouts bounds the ports that are listed below a matrix. maxSeenPorts bounds the ports in the line
+// of a pair. JSON and CSV have all ports.
 const (
 	maxCallouts  = 10
 	maxSeenPorts = 6
 )
 
-// neverUsedMeans is the warning that each form has.
+// neverUsedMeans is the warning that all forms of output have.
 const neverUsedMeans = `"Never used" means only: not in these flows.`
 
-// seenLines describes the flows, and names what was tried and what differs.
+// seenLines describes the flows. It names the closed ports that were tried, and the ports with another
+// verdict.
 func (m *Matrix) seenLines() []string {
 	o := m.Seen
 	if o == nil {

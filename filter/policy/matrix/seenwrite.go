@@ -61,8 +61,8 @@ func stampOf(t time.Time) string {
 	return t.UTC().Format(time.RFC3339)
 }
 
-// answers reports whether an answer of the cell is about a port. Those about a pod's own node have one
-// verdict at all ports.
+// answers reports whether an answer of the cell is about a port. Flows between a pod and its own node have
+// the same verdict at all ports, so for these only the verdicts are compared.
 func (c *Cell) answers(a *Answer, p *SeenPort) bool {
 	if p.OwnNode {
 		return a.Verdict == p.Verdict
