@@ -241,8 +241,8 @@ func dashboardQueries(t *testing.T) (all []dashboardQuery) {
 	return all
 }
 
-// The dashboard counts the agents of the largest group with the same policies, and the others. Each agent is
-// in one of the two numbers, also if there is no majority.
+// The dashboard counts the agents of the largest group with the same policies, and all other agents. Each
+// agent is in one of the two numbers, even if there is no majority.
 func TestAlertsDashboardCountsEveryAgent(t *testing.T) {
 	var groups []any
 	for _, tt := range []struct {

@@ -88,7 +88,7 @@ func (a *agent) hubbleServices() (all []telemetry.Service) {
 }
 
 // certificateProblems returns a problem if the certificates of Hubble's API at an address cannot be read.
-// A rollout does not show it: the agent enforces policies and is ready.
+// A rollout does not show this failure, because the agent nevertheless enforces policies and is ready.
 func certificateProblems(address string, failure func() string) []status.Problem {
 	if failure == nil {
 		return nil

@@ -83,8 +83,8 @@ func New(opts Options) *API {
 // Server is a server of an API.
 type Server struct {
 	*grpc.Server
-	// Failure returns why clients are refused, or why their connections have an old certificate; empty if
-	// neither is so. It is nil if the server does not encrypt.
+	// Failure returns the reason for which clients are refused, or for which their connections have an old
+	// certificate. It returns "" if there is no failure. The field is nil if the server does not encrypt.
 	Failure func() string
 }
 

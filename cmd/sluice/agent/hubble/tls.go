@@ -65,7 +65,7 @@ func (c *Certificates) current() (*tls.Config, error) {
 	return c.last, nil
 }
 
-// effect returns what follows from a failure to read the files. The caller holds c.mu.
+// effect returns the effect of a failure to read the files. The caller holds c.mu.
 func (c *Certificates) effect() string {
 	if c.last == nil {
 		return "all clients are refused"
@@ -73,8 +73,8 @@ func (c *Certificates) effect() string {
 	return "the certificate that was read last is used"
 }
 
-// Failure reads the files and returns the reason why they cannot be read, with its effect; empty if they
-// can be read.
+// Failure reads the files. If they cannot be read, it returns the reason and the effect; otherwise it
+// returns "".
 func (c *Certificates) Failure() string {
 	_, _ = c.current() // the error is in c.failed
 	c.mu.Lock()

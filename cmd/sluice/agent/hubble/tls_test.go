@@ -86,8 +86,8 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// While the files cannot be read, Failure has the reason and the effect. It reads the files again, so that
-// no client has to connect before the failure ends.
+// While the files cannot be read, Failure returns the reason and the effect. It reads the files at each
+// call, so the failure ends even if no client connects.
 func TestFailure(t *testing.T) {
 	a := authority.New(t)
 	var log bytes.Buffer

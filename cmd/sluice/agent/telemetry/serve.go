@@ -69,7 +69,8 @@ type Service struct {
 	Name string // address, or path of a unix socket that only root may open
 	Unix bool
 	Flag string // the flag that sets Name; hints name it
-	// Problems returns the problems of the service besides those of listening. nil means that there are none.
+	// Problems returns the problems of the service, except those of listening. If it is nil, there are
+	// none.
 	Problems func() []status.Problem
 	Server
 }
@@ -245,7 +246,7 @@ type binding struct {
 	hint string // what to do if the agent cannot listen there
 	log  *slog.Logger
 	free <-chan struct{} // closed when another agent has given up the name; may be nil
-	// further returns the problems of the server itself; may be nil.
+	// further returns the problems of the server, except those of listening. It may be nil.
 	further func() []status.Problem
 
 	mu     sync.Mutex
@@ -318,7 +319,8 @@ func (p *binding) report(ctx context.Context, err error) {
 	}
 }
 
-// problems returns a problem if the agent has warned that it cannot listen, and the further problems.
+// problems returns the problems that further returns. If the agent has warned that it cannot listen, it
+// also returns a problem about this.
 func (p *binding) problems() (all []status.Problem) {
 	if p.further != nil {
 		all = p.further()
