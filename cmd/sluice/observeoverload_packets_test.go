@@ -58,9 +58,10 @@ func (w *lateWatched) read(sent int, counts, last func(*flow.Record) bool, sendL
 			left += int(r.Count)
 		case last(r):
 			return seen, left
-		case counts(r) && ports[r.SrcPort]:
+		case !counts(r):
+		case ports[r.SrcPort]:
 			w.t.Fatalf("twice: %s from port %d", r.Text(), r.SrcPort)
-		case counts(r):
+		default:
 			ports[r.SrcPort] = true
 			seen++
 		}

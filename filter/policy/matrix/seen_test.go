@@ -168,7 +168,7 @@ func TestLayOwnNode(t *testing.T) {
 // never used.
 func TestLayTellsGaps(t *testing.T) {
 	m, _ := laidOver(t, Options{}, &flow.Record{Event: "left-out", Count: 1200}, &flow.Record{Event: "unrecorded", Missing: "all", Seconds: 90.5})
-	want := "Missing in the files, as they say: 1,200 flows. What is never used may be among them.\nPeriods in which a node recorded no flows, as the files say: 1, the longest of 1m30s."
+	want := "Missing in the files, as they say: 1,200 flows. What is never used may be among them.\nPeriods in which a node recorded no flows, or only denials, as the files say: 1, the longest of 1m30s."
 	if got := strings.Join(m.Seen.missingText(), "\n"); got != want {
 		t.Errorf("%s, want %s", got, want)
 	}

@@ -70,7 +70,7 @@ func (o *Overview) missingText() (lines []string) {
 	}
 	if o.Gaps.Periods > 0 {
 		longest := (time.Duration(o.Gaps.Longest) * time.Second).String()
-		lines = append(lines, fmt.Sprintf("Periods in which a node recorded no flows, as the files say: %d, the longest of %s.", o.Gaps.Periods, longest))
+		lines = append(lines, fmt.Sprintf("Periods in which a node recorded no flows, or only denials, as the files say: %d, the longest of %s.", o.Gaps.Periods, longest))
 	}
 	return lines
 }
