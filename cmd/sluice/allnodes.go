@@ -52,7 +52,7 @@ func statusOfAll(ctx context.Context, e env, f fleet, opts *statusOptions) error
 	all.compare(ctx, f, opts, pods)
 	nodes, err := f.Nodes(ctx)
 	if err != nil {
-		e.say("nodes without an agent are not found: %v", err)
+		e.say("nodes without an agent cannot be listed: %v", err)
 	}
 	for _, node := range nodes {
 		if !slices.ContainsFunc(pods, func(p kube.AgentPod) bool { return p.Node == node }) {

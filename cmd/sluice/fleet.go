@@ -28,10 +28,10 @@ const (
 type fleet interface {
 	Pods(ctx context.Context) ([]kube.AgentPod, error)
 	Nodes(ctx context.Context) ([]string, error)
-	// Version returns the current resourceVersion of a policy.
-	Version(ctx context.Context, ref policy.Ref) (version string, found bool, err error)
+	// Versions returns the current versions of policies. See kube.Agents.Versions.
+	Versions(ctx context.Context, of []policy.Ref) (map[policy.Ref]kube.PolicyVersion, error)
 	// Run runs a command in a pod. See kube.Agents.Run.
-	Run(ctx context.Context, pod kube.AgentPod, command []string, out io.Writer) error
+	Run(ctx context.Context, pod kube.AgentPod, command kube.Command) error
 }
 
 // fleetOptions select the agents to ask.
@@ -83,7 +83,7 @@ func (o *fleetOptions) pods(ctx context.Context, f fleet) ([]kube.AgentPod, erro
 func sayWithoutAgent(ctx context.Context, e env, f fleet, pods []kube.AgentPod) {
 	nodes, err := f.Nodes(ctx)
 	if err != nil {
-		e.say("nodes without an agent are not found: %v", err)
+		e.say("nodes without an agent cannot be listed: %v", err)
 		return
 	}
 	without := slices.DeleteFunc(nodes, func(node string) bool {
@@ -121,7 +121,7 @@ func askNode(ctx context.Context, f fleet, pod kube.AgentPod, command []string, 
 	in, out := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := f.Run(ctx, pod, command, out)
+		err := f.Run(ctx, pod, kube.Command{Args: command, Out: out})
 		var failed *kube.CommandError
 		if errors.As(err, &failed) && failed.Status == exitFindings {
 			err = nil

@@ -34,6 +34,7 @@ type testFleet struct {
 	t          *testing.T
 	api        *apiserver.Server
 	kubeconfig string
+	refuse     func(*http.Request) *metav1.Status // as apiserver.Options.Refuse; may be nil
 
 	mu     sync.Mutex
 	agents map[string]*testAgent // by the name of the pod
@@ -58,7 +59,12 @@ type testAgent struct {
 func newTestFleet(t *testing.T, nodes ...string) *testFleet {
 	t.Helper()
 	f := &testFleet{t: t, agents: make(map[string]*testAgent), broken: make(map[string]string)}
-	f.api = apiserver.New(apiserver.Options{Exec: f.exec})
+	f.api = apiserver.New(apiserver.Options{Exec: f.exec, Refuse: func(r *http.Request) *metav1.Status {
+		if f.refuse == nil {
+			return nil
+		}
+		return f.refuse(r)
+	}})
 	f.api.Install("v1beta1")
 	server := httptest.NewServer(f.api)
 	t.Cleanup(server.Close)
@@ -85,21 +91,21 @@ func (f *testFleet) addAgent(node string) *testAgent {
 	}
 	mux := http.NewServeMux()
 	answer := func(path string, what func() any) {
-		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			_ = json.NewEncoder(w).Encode(what())
 		})
 	}
-	answer("/versions", func() any { return a.versions })
-	answer("/status", func() any {
+	answer("POST /versions", func() any { return a.versions })
+	answer("GET /status", func() any {
 		s := a.status
 		if a.answered != nil {
 			a.answered()
 		}
 		return s
 	})
-	answer("/denials", func() any { return a.denials })
+	answer("GET /denials", func() any { return a.denials })
 	mux.HandleFunc("GET /flows", a.serveFlows)
 	server := &http.Server{Handler: mux}
 	go func() { _ = server.Serve(l) }()
@@ -257,14 +263,14 @@ func TestWaitNamesNodesThatDoNotAnswer(t *testing.T) {
 
 func TestWaitForOtherKinds(t *testing.T) {
 	f := newTestFleet(t, "n1")
-	o := &v1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "platform"}}
+	o := &v1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "platform"}, Spec: v1beta1.ClusterNetworkPolicySpec{Tier: v1beta1.AdminTier}}
 	f.api.Set(o)
 	version := f.api.Get(o).GetResourceVersion()
 	f.agent("n1").versions.Policies = []status.PolicyInForce{{Kind: "ClusterNetworkPolicy", Name: "platform", Tier: "Admin", Version: version}}
-	if exit, stdout, stderr := f.command("wait", "--for", "admin/platform"); exit != 0 || stdout != "platform (version "+version+") is in force on 1 node\n" {
+	if exit, stdout, stderr := f.command("wait", "--for", "admin/platform"); exit != 0 || stdout != "admin/platform (version "+version+") is in force on 1 node\n" {
 		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
 	}
-	if exit, stdout, stderr := f.command("wait", "--for", "default/gone", "--deleted"); exit != 0 || stdout != "default/gone is not in force any more on 1 node\n" {
+	if exit, stdout, stderr := f.command("wait", "--for", "default/gone", "--deleted"); exit != 0 || stdout != "default/gone is not in force on 1 node\n" {
 		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
 	}
 	f.api.Set(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "old"}})
@@ -275,6 +281,8 @@ func TestWaitForOtherKinds(t *testing.T) {
 		{"NetworkPolicy default/gone does not exist in the cluster", []string{"--for", "default/gone"}},
 		{"NetworkPolicy default/old still exists in the cluster: delete it first", []string{"--for", "default/old", "--deleted"}},
 		{"there is nothing to wait for", nil},
+		{"there is no baseline/platform: the ClusterNetworkPolicy platform is in the tier Admin: write admin/platform", []string{"--for", "baseline/platform"}},
+		{"--timeout -1s is negative", []string{"--for", "default/old", "--timeout", "-1s"}},
 		{`"web" is not the name of a policy`, []string{"--for", "web"}},
 		{"no pod in namespace other has the labels", []string{"--for", "default/old", "--agent-namespace", "other"}},
 		{"no pod in namespace kube-system has the labels app=x", []string{"--for", "default/old", "--agent-selector", "app=x"}},

@@ -207,7 +207,7 @@ func (o *observedFleet) stream(ctx context.Context, pod kube.AgentPod) error {
 	in, out := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := o.fleet.Run(ctx, pod, o.followArgs(pod.Node), out)
+		err := o.fleet.Run(ctx, pod, kube.Command{Args: o.followArgs(pod.Node), Out: out})
 		out.CloseWithError(err)
 		done <- err
 	}()

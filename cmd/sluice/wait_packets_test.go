@@ -6,11 +6,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,10 +32,10 @@ func (f labFleet) Pods(context.Context) ([]kube.AgentPod, error) {
 	return []kube.AgentPod{{Namespace: "kube-system", Name: "sluice-1", Node: f.node, Container: "sluice", Running: true}}, nil
 }
 
-func (f labFleet) Run(ctx context.Context, _ kube.AgentPod, command []string, out io.Writer) error {
+func (f labFleet) Run(ctx context.Context, _ kube.AgentPod, command kube.Command) error {
 	var failed bytes.Buffer
-	e := env{stdout: out, stderr: &failed, getenv: func(string) string { return "" }}
-	if status := run(ctx, e, append(slices.Clone(command[1:]), "--socket", f.socket)); status != 0 {
+	e := env{stdin: strings.NewReader(command.Input), stdout: command.Out, stderr: &failed, getenv: func(string) string { return "" }}
+	if status := run(ctx, e, append(slices.Clone(command.Args[1:]), "--socket", f.socket)); status != 0 {
 		return &kube.CommandError{Status: status, Text: failed.String()}
 	}
 	return nil
@@ -61,7 +61,9 @@ func TestClusterWait(t *testing.T) {
 		opts.timeout = waitTimeout
 		wanted, err := opts.wantedPolicies(nil, false)
 		s.must(err)
-		if err := waitEverywhere(t.Context(), env{stdout: &out, stderr: &errs}, f, &opts, wanted); err != nil {
+		ctx, stop := opts.bounded(t.Context())
+		defer stop()
+		if err := waitEverywhere(ctx, env{stdout: &out, stderr: &errs}, f, &opts, wanted); err != nil {
 			t.Fatalf("%s: %v: %s%s", what, err, out.String(), errs.String())
 		}
 	}

@@ -13,8 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
-
-	"sluice/filter/policy"
 )
 
 // AgentPod is the pod of an agent.
@@ -95,10 +93,15 @@ func agentPod(o *corev1.Pod) AgentPod {
 	return p
 }
 
-// Nodes returns the names of the Nodes, sorted.
+// Nodes returns the names of the Nodes, sorted, without those whose operating system is not Linux: no agent
+// runs there.
 func (a *Agents) Nodes(ctx context.Context) (names []string, err error) {
 	err = a.each(ctx, nodeKind, "", "", func(o runtime.Object) {
-		if n, is := o.(*corev1.Node); is {
+		n, is := o.(*corev1.Node)
+		if !is {
+			return
+		}
+		if os := n.Labels[corev1.LabelOSStable]; os == "" || os == string(corev1.Linux) {
 			names = append(names, n.Name)
 		}
 	})
@@ -126,30 +129,4 @@ func (a *Agents) failure(err error, k *kind, verb string) error {
 		e.Hint = fmt.Sprintf("let this user %s %s of API group %q: see the rights in deploy/README.md", verb, k.resource, k.group.Group)
 	}
 	return e.once()
-}
-
-// Version returns the current resourceVersion of a policy. found is false if the policy does not exist.
-func (a *Agents) Version(ctx context.Context, ref policy.Ref) (version string, found bool, err error) {
-	k, group := networkPolicyKind, networkPolicyKind.group
-	if ref.Kind == clusterNetworkPolicyKind.name {
-		k = clusterNetworkPolicyKind
-		if group, err = a.client.discover(ctx, k, true); err != nil {
-			return "", false, newDiscoveryError(err, a.config.Host, k).once()
-		}
-		if group == notServed {
-			return "", false, nil
-		}
-	}
-	o, err := a.client.groups[group].Get().NamespaceIfScoped(ref.Namespace, ref.Namespace != "").Resource(k.resource).Name(ref.Name).Timeout(pageTimeout).Do(ctx).Get()
-	switch {
-	case apierrors.IsNotFound(err):
-		return "", false, nil
-	case err != nil:
-		return "", false, a.failure(err, k, "get")
-	}
-	object, is := o.(metav1.Object)
-	if !is {
-		return "", false, fmt.Errorf("the API server sent an unexpected %T", o)
-	}
-	return object.GetResourceVersion(), true, nil
 }

@@ -32,16 +32,27 @@ func (e *CommandError) Error() string {
 	return cmp.Or(e.Text, fmt.Sprintf("exit status %d", e.Status))
 }
 
-// Run runs a command in the pod of an agent, with the rights of the user, and copies its output to out.
-// The standard input of the command has no data and ends with ctx, so that a command that reads it
-// notices the end. If the command has run and failed, the error is a *CommandError.
-func (a *Agents) Run(ctx context.Context, pod AgentPod, command []string, out io.Writer) error {
+// Command is a command to run in a pod.
+type Command struct {
+	Args []string
+	// Input is what the command reads from its standard input. The standard input does not end there, but
+	// when the context of the command ends, so that a command that reads it notices that its client has
+	// gone.
+	Input string
+	Out   io.Writer // receives the standard output
+	// Said, if not nil, receives the first lines of the standard error of a command that succeeds.
+	Said *string
+}
+
+// Run runs a command in the pod of an agent, with the rights of the user. If the command has run and
+// failed, the error is a *CommandError.
+func (a *Agents) Run(ctx context.Context, pod AgentPod, command Command) error {
 	if !pod.Running {
 		return fmt.Errorf("pod %s does not run", pod)
 	}
 	request := a.client.groups[podKind.group].Post().Namespace(pod.Namespace).Resource(podKind.resource).Name(pod.Name).SubResource("exec").
 		Param("container", pod.Container).Param("stdin", "true").Param("stdout", "true").Param("stderr", "true")
-	for _, word := range command {
+	for _, word := range command.Args {
 		request = request.Param("command", word)
 	}
 	executor, err := a.executor(request.URL())
@@ -53,9 +64,14 @@ func (a *Agents) Run(ctx context.Context, pod AgentPod, command []string, out io
 	in, hold := io.Pipe()
 	defer hold.Close()
 	failed := &boundedBuffer{left: maxErrorText}
-	err = executor.StreamWithContext(quiet, remotecommand.StreamOptions{Stdin: in, Stdout: out, Stderr: failed})
+	err = executor.StreamWithContext(quiet, remotecommand.StreamOptions{
+		Stdin: io.MultiReader(strings.NewReader(command.Input), in), Stdout: command.Out, Stderr: failed,
+	})
 	var status exec.CodeExitError
 	switch {
+	case err == nil && command.Said != nil:
+		*command.Said = failed.lines()
+		return nil
 	case err == nil:
 		return nil
 	case errors.As(err, &status):

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sluice/cmd/sluice/agent/status"
+	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter"
 	"sluice/filter/policy"
 )
@@ -162,19 +163,18 @@ func (e *enforced) versions(of []policy.Ref) (v status.Versions) {
 	return v
 }
 
-// serveVersions answers which versions of the policies in the parameters "policy" are in force.
+// serveVersions answers which versions of the policies that the request names are in force.
 func (a *agent) serveVersions(w http.ResponseWriter, r *http.Request) {
-	var of []policy.Ref
-	for _, text := range r.URL.Query()["policy"] {
-		ref, err := status.ParseRef(text)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		of = append(of, ref)
+	of, err := status.ReadVersionsRequest(r.Body)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
 	}
 	v := a.enforced.versions(of)
 	v.Node = a.opts.NodeName
+	s := telemetry.State{Failing: a.manager.Failures()}
+	a.network.addSettings(&s, a.opts.SysctlProblems)
+	v.Unready, v.Bypass = s.NotApplied()
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(v) // fails only if the client has hung up
 }

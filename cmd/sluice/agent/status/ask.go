@@ -40,7 +40,7 @@ func ask(ctx context.Context, path, what string) (*Status, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, askTimeout, fmt.Errorf("it took longer than %v to answer", askTimeout))
 	defer cancel()
 	var s Status
-	body, process, err := open(ctx, path, what)
+	body, process, err := open(ctx, path, http.MethodGet, what, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func ask(ctx context.Context, path, what string) (*Status, error) {
 // If no agent listens there, the error wraps ErrNoAgent. If the answer needs an agent that enforces and
 // this one does not, the error wraps ErrNotEnforcing.
 func Open(ctx context.Context, path, request string) (io.ReadCloser, error) {
-	body, _, err := open(ctx, path, request)
+	body, _, err := open(ctx, path, http.MethodGet, request, nil)
 	return body, err
 }
 
@@ -74,8 +74,9 @@ func (b body) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// open is like Open. It also returns the PID of the agent, as in Status.Process.
-func open(ctx context.Context, path, what string) (answer io.ReadCloser, process int, err error) {
+// open is like Open, with any method and with a body, which may be nil. It also returns the PID of the
+// agent, as in Status.Process.
+func open(ctx context.Context, path, method, what string, content io.Reader) (answer io.ReadCloser, process int, err error) {
 	transport := &http.Transport{ResponseHeaderTimeout: askTimeout, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 		if err == nil {
@@ -83,7 +84,7 @@ func open(ctx context.Context, path, what string) (answer io.ReadCloser, process
 		}
 		return conn, err
 	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+what, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://agent"+what, content)
 	if err != nil {
 		return nil, 0, fmt.Errorf("ask the agent: %w", err)
 	}

@@ -35,7 +35,7 @@ const (
 	// the usual interval of a scrape.
 	idleTimeout = 90 * time.Second
 	// maxHeader and maxBody bound the size of a request, in bytes. Valid requests have a
-	// header of some hundred bytes and no body.
+	// header of some hundred bytes and no body, except for those of policies' versions on the socket.
 	maxHeader, maxBody = 8 << 10, 1 << 10
 )
 
@@ -109,13 +109,13 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	whole := withServers(read, all, bindings...)
 	if opts.Address != "" {
 		group.Go(func() error {
-			address.serve(ctx, newServer(Handler(whole), opts.Logger), listenTCP(node, others))
+			address.serve(ctx, newServer(Handler(whole), maxBody, opts.Logger), listenTCP(node, others))
 			return nil
 		})
 	}
 	if opts.Socket != "" {
 		group.Go(func() error {
-			path.serve(ctx, newServer(socketHandler(opts, whole), opts.Logger), listenUnix(opts, socket))
+			path.serve(ctx, newServer(socketHandler(opts, whole), status.MaxVersionsRequest, opts.Logger), listenUnix(opts, socket))
 			return nil
 		})
 	}
@@ -148,7 +148,7 @@ func socketHandler(opts Options, read func() *State) http.Handler {
 		writeJSON(w, s)
 	})
 	if opts.Versions != nil {
-		mux.HandleFunc("GET /versions", opts.Versions)
+		mux.HandleFunc("POST /versions", opts.Versions)
 	}
 	if opts.Denials != nil {
 		mux.HandleFunc("GET /denials", opts.Denials)
@@ -211,8 +211,9 @@ func warnOfDisplaced(ctx context.Context, log *slog.Logger, all []*slots) {
 	}
 }
 
-// newServer returns a server with a timeout for each part of a request.
-func newServer(handler http.Handler, log *slog.Logger) *http.Server {
+// newServer returns a server with a timeout for each part of a request, and bodies of at most maxBody
+// bytes.
+func newServer(handler http.Handler, maxBody int64, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           http.MaxBytesHandler(markBusy(handler), maxBody),
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,

@@ -343,7 +343,7 @@ func TestServeReportsAddressInUse(t *testing.T) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			p.serve(ctx, newServer(http.NotFoundHandler(), p.log), listenTCP(newSlots(1, 1), newSlots(1, 1)))
+			p.serve(ctx, newServer(http.NotFoundHandler(), maxBody, p.log), listenTCP(newSlots(1, 1), newSlots(1, 1)))
 		}()
 		time.Sleep(2 * listenTimeout)
 		if found := p.problems(); len(found) != 1 || !strings.Contains(found[0].Detail, "in use") {

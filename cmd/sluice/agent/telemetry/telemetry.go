@@ -87,11 +87,8 @@ func (s *State) Unready() string {
 	if s.Ready.IsZero() {
 		return "the rules are not in place yet"
 	}
-	for _, table := range s.Failing {
-		return "rules cannot be kept: " + table
-	}
-	for _, setting := range s.Bypassed {
-		return "packets between pods bypass iptables: " + setting
+	if unready, _ := s.NotApplied(); unready != "" {
+		return unready
 	}
 	for _, w := range s.Watches {
 		if w.Broken != "" && s.Now.Sub(w.Since) > watchTimeout {
@@ -99,6 +96,23 @@ func (s *State) Unready() string {
 		}
 	}
 	return ""
+}
+
+// NotApplied returns why policies in force do not apply to some packets: a reason that makes the agent
+// unready, or otherwise a problem with a kernel setting. Both are empty if there is none.
+func (s *State) NotApplied() (unready, bypass string) {
+	for _, table := range s.Failing {
+		return "rules cannot be kept: " + table, ""
+	}
+	for _, setting := range s.Bypassed {
+		return "packets between pods bypass iptables: " + setting, ""
+	}
+	for _, p := range s.Problems {
+		if p.Kind == "sysctl" {
+			return "", p.String()
+		}
+	}
+	return "", ""
 }
 
 func because(reason string) string {
