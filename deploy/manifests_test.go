@@ -405,3 +405,36 @@ func TestKustomizeBuildsTheBase(t *testing.T) {
 		t.Errorf("kustomize builds\n%s\nand the files are\n%s", yamlOf(t, a), yamlOf(t, b))
 	}
 }
+
+// The objects in README.md with the rights to ask all nodes are valid, and each binding refers to one of the
+// roles.
+func TestRightsToAskInReadme(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "```yaml\n")
+	block, _, _ := strings.Cut(rest, "```")
+	roles, bindings := make(map[rbacv1.RoleRef]bool), make(map[rbacv1.RoleRef]bool)
+	for object := range strings.SplitSeq(block, "---\n") {
+		var role struct {
+			metav1.TypeMeta
+			metav1.ObjectMeta `json:"metadata"`
+			Rules             []rbacv1.PolicyRule
+			RoleRef           rbacv1.RoleRef
+			Subjects          []rbacv1.Subject
+		}
+		if err := sigsyaml.UnmarshalStrict([]byte(object), &role); err != nil {
+			t.Fatalf("%v in\n%s", err, object)
+		}
+		if len(role.Rules) > 0 {
+			roles[rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: role.Kind, Name: role.Name}] = true
+		}
+		if len(role.Subjects) > 0 {
+			bindings[role.RoleRef] = true
+		}
+	}
+	if len(roles) != 2 || !reflect.DeepEqual(roles, bindings) {
+		t.Errorf("the roles are %v, and bindings refer to %v", roles, bindings)
+	}
+}

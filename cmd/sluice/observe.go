@@ -46,8 +46,8 @@ and denies without the agent.
 With -f it prints flows as they happen, until it is interrupted. If the agent ends, or another
 one takes over, it says so and goes on with the next agent; it prints no flow again. Without
 -f, it prints the last flows that the agent has kept. The agent records flows only while a
-command shows them, so that they cost nothing at other times. A line tells for which time
-flows were not recorded. The agent always keeps the last denials: see sluice denied.
+command shows them, so that they cost nothing at other times. A line says when flows were
+not recorded. The agent always keeps the last denials: see sluice denied.
 
 In the text, the first of several equal flows is printed at once, and those that follow within
 a second as one line with their number. In each second, the agent records at most 20,000
@@ -55,7 +55,7 @@ connections that begin, 20,000 that end and 20,000 denied packets. Of the packet
 kernel denies, it records at most 1,000 a second from one source. If there are more, it
 records a part of them, and a line tells how many are missing.
 
-A flow must fulfill all conditions. If a flag is given several times, one of its values must
+A flow must match all conditions. If a flag is given several times, one of its values must
 match. --from and --to take a pod or a workload (web or shop/web), all of a namespace
 (ns/shop), an address or a range, world, host (this node) or remote-node.
 

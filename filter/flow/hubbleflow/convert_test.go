@@ -188,7 +188,7 @@ func TestFilter(t *testing.T) {
 		{`{"destination_fqdn":["example.org"]}`, "destination_fqdn"},
 		{`{"tcp_flags":[{"SYN":true}]}`, "tcp_flags"},
 		{`{"destination_service":["shop/db"]}`, "destination_service"},
-		{`{"experimental":{"cel_expression":["true"]}}`, "experimental"},
+		{`{"experimental":{"cel_expression":["true"]}}`, "experimental.cel_expression: Sluice evaluates no expressions"},
 	} {
 		ff := new(flowpb.FlowFilter)
 		if err := protojson.Unmarshal([]byte(tt.filter), ff); err != nil {

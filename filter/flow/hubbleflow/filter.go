@@ -22,7 +22,7 @@ type Filter struct {
 	denials     bool // see OnlyDenials
 }
 
-// match reports whether a flow fulfills a condition.
+// match reports whether a flow matches a condition.
 type match func(*flowpb.Flow) bool
 
 // NewFilter returns a Filter for two lists. If a filter has a field that Sluice does not support,
@@ -79,10 +79,10 @@ func matchOfFilter(ff *flowpb.FlowFilter) (match, error) {
 	var all []match
 	var errs []error
 	message := ff.ProtoReflect()
-	message.Range(func(field protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+	message.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
 		m, err := matchOfField(string(field.Name()), ff)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("filter %s: %w", field.Name(), err))
+			errs = append(errs, fmt.Errorf("filter %s: %w", nameOf(field, value), err))
 		}
 		all = append(all, m)
 		return true
@@ -93,6 +93,25 @@ func matchOfFilter(ff *flowpb.FlowFilter) (match, error) {
 	return func(f *flowpb.Flow) bool {
 		return !slices.ContainsFunc(all, func(m match) bool { return !m(f) })
 	}, errors.Join(errs...)
+}
+
+// nameOf returns the name of a field. If the value is a message, such as experimental, the names of its
+// own fields follow: users know these from hubble's flags.
+func nameOf(field protoreflect.FieldDescriptor, value protoreflect.Value) string {
+	name := string(field.Name())
+	if field.Message() == nil || field.IsList() || field.IsMap() {
+		return name
+	}
+	var inner []string
+	value.Message().Range(func(f protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		inner = append(inner, name+"."+string(f.Name()))
+		return true
+	})
+	if len(inner) == 0 {
+		return name
+	}
+	slices.Sort(inner)
+	return strings.Join(inner, ", ")
 }
 
 // errNotKnown is the error about a field of which Sluice's flows have no value.
@@ -143,6 +162,8 @@ func matchOfField(field string, ff *flowpb.FlowFilter) (match, error) {
 		return matchEvents(ff.GetEventType())
 	case "node_name":
 		return matchNodes(ff.GetNodeName())
+	case "experimental":
+		return nil, errors.New("Sluice evaluates no expressions: use the other filters") //nolint:staticcheck // a name begins it
 	}
 	return nil, errNotKnown
 }

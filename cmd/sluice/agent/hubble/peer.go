@@ -2,11 +2,13 @@ package hubble
 
 import (
 	"cmp"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	peerpb "github.com/cilium/cilium/api/v1/peer"
@@ -40,6 +42,9 @@ type peer struct {
 	Options
 	calls    chan struct{} // holds a value for each running call of Notify
 	interval time.Duration
+
+	mu      sync.Mutex
+	missing map[string]bool // the nodes without an address that are logged
 }
 
 // Notify sends the nodes of the cluster, and follows their changes until the client has gone.
@@ -80,19 +85,36 @@ func (p *peer) peers(s *policy.Snapshot) map[string]*peerpb.ChangeNotification {
 		out[p.NodeName] = &peerpb.ChangeNotification{Name: p.NodeName, Address: "unix://" + p.Peers.Socket}
 		return out
 	}
+	missing := make(map[string]bool)
 	if s != nil {
 		for n := range s.Nodes() {
 			i := slices.IndexFunc(n.Addrs, func(a netip.Addr) bool { return a.Is4() || !p.Peers.Addr.Is4() })
 			if i < 0 {
-				continue // a node that is being added has no address yet
+				missing[n.Name] = true // also a node that is being added
+				continue
 			}
 			out[n.Name] = p.at(n.Name, n.Addrs[i])
 		}
 	}
 	if a := p.Peers.Addr; out[p.NodeName] == nil && a.IsValid() && !a.IsUnspecified() {
 		out[p.NodeName] = p.at(p.NodeName, a)
+		delete(missing, p.NodeName)
 	}
+	p.logMissing(missing)
 	return out
+}
+
+// logMissing logs each node that clients do not reach because it has no address. It logs a node again only
+// if the node had an address meanwhile.
+func (p *peer) logMissing(missing map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(missing)) {
+		if !p.missing[name] {
+			p.Logger.Warn("hubble-relay does not get the flows of a node: its Node object has no address that agents listen on", "node", name)
+		}
+	}
+	p.missing = missing
 }
 
 func (p *peer) at(node string, addr netip.Addr) *peerpb.ChangeNotification {

@@ -24,12 +24,24 @@ import (
 // authority.
 func call(t *testing.T, a *authority.Authority, address, server string, certified bool) error {
 	t.Helper()
+	if !certified {
+		return callWith(t, a.Path("ca.crt"), TLSFiles{}, address, server)
+	}
+	a.Client("client")
+	return callWith(t, a.Path("ca.crt"), TLSFiles{Cert: a.Path("client.crt"), Key: a.Path("client.key")}, address, server)
+}
+
+// callWith is like call, with the files of the server's authority and of the client's certificate.
+func callWith(t *testing.T, authorityFile string, client TLSFiles, address, server string) error {
+	t.Helper()
 	roots := x509.NewCertPool()
-	roots.AddCert(a.Cert)
+	text, err := os.ReadFile(authorityFile)
+	if err != nil || !roots.AppendCertsFromPEM(text) {
+		t.Fatalf("%s has no certificate: %v", authorityFile, err)
+	}
 	config := &tls.Config{RootCAs: roots, ServerName: server, MinVersion: tls.VersionTLS13}
-	if certified {
-		a.Client("client")
-		cert, err := tls.LoadX509KeyPair(a.Path("client.crt"), a.Path("client.key"))
+	if client != (TLSFiles{}) {
+		cert, err := tls.LoadX509KeyPair(client.Cert, client.Key)
 		if err != nil {
 			t.Fatal(err)
 		}
