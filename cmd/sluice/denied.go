@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -21,7 +22,12 @@ func deniedCommand(e env) *cobra.Command {
 		Short: "Show who was denied last on this node, and by which policy",
 		Long: `Denied asks the agent of this node, over its unix socket, for the last distinct denials: the two
 ends, the port, the policies that deny, the number of packets, and when the first and the last
-packet were denied. The agent always keeps a few hundred denials, including those of the kernel.
+packet were denied. The agent always keeps the last 512 denials since it began, including those
+of the kernel. If there were more, a line below the table says so. To see denials as they
+happen, use sluice observe -f --verdict denied.
+
+A row with "(closed N connections)" is about connections that had begun before: policies have
+changed, and deny them now. They are not new attempts, and their packets are not counted.
 
 If packets of very many addresses outside the cluster are denied, one line counts the packets of
 several addresses, and shows one of them.
@@ -75,17 +81,36 @@ func denied(ctx context.Context, e env, opts observeOptions) error {
 		return err
 	}
 	defer answer.Close()
-	var all, shown []*flow.DenialRecord
+	var all flow.DenialTable
 	if err := json.NewDecoder(answer).Decode(&all); err != nil {
 		return fmt.Errorf("read the answer of the agent on %s: %w", opts.socket, err)
 	}
+	var shown []*flow.DenialRecord
 	now := time.Now()
-	for _, d := range all {
+	for _, d := range all.Denials {
 		if selected.Selects(&d.Record) && (opts.since == 0 || !d.Time.Before(now.Add(-opts.since))) {
 			shown = append(shown, d)
 		}
 	}
-	return writeDenials(e, &opts, shown, now)
+	if err := writeDenials(e, &opts, shown, now); err != nil || opts.format == "json" {
+		return err
+	}
+	sayOfTable(e, &all, len(shown), now)
+	return nil
+}
+
+// sayOfTable prints, below the table, what it does not show.
+func sayOfTable(e env, all *flow.DenialTable, shown int, now time.Time) {
+	since := "since the agent began " + ago(now, all.Since)
+	switch {
+	case len(all.Denials) == 0:
+		fmt.Fprintf(e.stdout, "nothing was denied %s\n", since)
+	case shown == 0:
+		fmt.Fprintf(e.stdout, "no such denial %s: %s not match the conditions\n", since, count(len(all.Denials), "other denial does", "other denials do"))
+	}
+	if all.Displaced > 0 {
+		fmt.Fprintf(e.stdout, "(%d earlier denials are not kept: the agent keeps the last %d)\n", all.Displaced, flow.MaxDenials)
+	}
 }
 
 // writeDenials writes denials in the wanted format and in the given order.
@@ -104,7 +129,6 @@ func writeDenials(e env, opts *observeOptions, shown []*flow.DenialRecord, now t
 // printDenials prints a table of denials. If nodes is true, it has a column for the node.
 func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) error {
 	if len(all) == 0 {
-		fmt.Fprintln(e.stdout, "nothing was denied")
 		return nil
 	}
 	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
@@ -116,7 +140,11 @@ func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) er
 		if nodes {
 			fmt.Fprint(table, r.node, "\t")
 		}
-		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", ago(now, r.last), ago(now, r.first), r.packets, r.from, r.to, r.port, r.why)
+		packets, why := strconv.FormatUint(r.count, 10), r.why
+		if r.revoked {
+			packets, why = "-", fmt.Sprintf("%s (closed %s)", why, count(int(r.count), "connection", "connections"))
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", ago(now, r.last), ago(now, r.first), packets, r.from, r.to, r.port, why)
 	}
 	return table.Flush()
 }
@@ -124,12 +152,15 @@ func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) er
 // denialRow is a row of the table of denials.
 type denialRow struct {
 	denialText
-	packets     uint64
+	count       uint64 // of packets or, if revoked is set, of connections
 	first, last time.Time
 }
 
 // denialText has the texts of a row, without numbers and times.
-type denialText struct{ node, from, to, port, why string }
+type denialText struct {
+	node, from, to, port, why string
+	revoked                   bool
+}
 
 // denialRows returns the rows of the table. Denials with the same texts are one row, such as denials
 // between the same two pods over IPv4 and over IPv6.
@@ -137,13 +168,13 @@ func denialRows(all []*flow.DenialRecord) (rows []*denialRow) {
 	known := make(map[denialText]*denialRow)
 	for _, d := range all {
 		from, to := d.Names()
-		text := denialText{d.Node, from, to, strings.TrimLeft(d.Port(), ": "), d.Why()}
+		text := denialText{d.Node, from, to, strings.TrimLeft(d.Port(), ": "), d.Why(), d.Revoked}
 		r := known[text]
 		if r == nil {
 			r = &denialRow{denialText: text, first: d.First, last: d.Time}
 			known[text], rows = r, append(rows, r)
 		}
-		r.packets += d.Count
+		r.count += d.Count
 		if d.First.Before(r.first) {
 			r.first = d.First
 		}

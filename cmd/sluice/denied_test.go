@@ -69,7 +69,7 @@ func TestDenialRows(t *testing.T) {
 		}
 	}
 	rows := denialRows([]*flow.DenialRecord{denial("10.0.0.1", 80, 3, 5, 9), denial("10.0.0.1", 81, 1, 8, 8), denial("fd00::1", 80, 4, 2, 7)})
-	if len(rows) != 2 || rows[0].packets != 7 || rows[0].first.Second() != 2 || rows[0].last.Second() != 9 || rows[1].packets != 1 {
+	if len(rows) != 2 || rows[0].count != 7 || rows[0].first.Second() != 2 || rows[0].last.Second() != 9 || rows[1].count != 1 {
 		t.Errorf("%+v", rows)
 	}
 }
@@ -94,5 +94,28 @@ func compareTestdata(t *testing.T, name string, got []byte) {
 	}
 	if want := readTestdata(t, name); !bytes.Equal(got, want) {
 		t.Errorf("%s: got\n%swant\n%s", name, got, want)
+	}
+}
+
+// Below the table, denied tells since when there are denials and what the table does not have.
+func TestSayOfTable(t *testing.T) {
+	now := time.Date(2026, 11, 27, 10, 0, 0, 0, time.UTC)
+	one := []*flow.DenialRecord{{}}
+	for _, tt := range []struct {
+		all   flow.DenialTable
+		shown int
+		want  string
+	}{
+		{flow.DenialTable{}, 0, "nothing was denied since the agent began 2.0s ago\n"},
+		{flow.DenialTable{Denials: one}, 0, "no such denial since the agent began 2.0s ago: 1 other denial does not match the conditions\n"},
+		{flow.DenialTable{Denials: one}, 1, ""},
+		{flow.DenialTable{Denials: one, Displaced: 7}, 1, "(7 earlier denials are not kept: the agent keeps the last 512)\n"},
+	} {
+		var out bytes.Buffer
+		tt.all.Since = now.Add(-2 * time.Second)
+		sayOfTable(env{stdout: &out}, &tt.all, tt.shown, now)
+		if out.String() != tt.want {
+			t.Errorf("%+v: %q, want %q", tt.all, out.String(), tt.want)
+		}
 	}
 }

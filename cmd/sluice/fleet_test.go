@@ -105,7 +105,7 @@ func (f *testFleet) addAgent(node string) *testAgent {
 		}
 		return s
 	})
-	answer("GET /denials", func() any { return a.denials })
+	answer("GET /denials", func() any { return flow.DenialTable{Denials: a.denials} })
 	mux.HandleFunc("GET /flows", a.serveFlows)
 	server := &http.Server{Handler: mux}
 	go func() { _ = server.Serve(l) }()

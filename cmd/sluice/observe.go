@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sluice/cmd/sluice/agent/status"
+	"sluice/filter"
 	"sluice/filter/flow"
 	"sluice/filter/flow/hubbleflow"
 )
@@ -55,9 +56,18 @@ connections that begin, 20,000 that end and 20,000 denied packets. Of the packet
 kernel denies, it records at most 1,000 a second from one source. If there are more, it
 records a part of them, and a line tells how many are missing.
 
+If policies change and close a connection that had begun before, it is shown as denied once,
+with the note "(open connection)" or, unless it is TCP, "(open or idle connection)"; in JSON,
+"revoked" is true. It is not a new attempt. A connection that had ended is not shown again.
+
+The duration of a connection needs net.netfilter.nf_conntrack_timestamp=1 on the node, and the
+bytes need net.netfilter.nf_conntrack_acct=1, both from before the connection begins.
+
 A flow must match all conditions. If a flag is given several times, one of its values must
-match. --from and --to take a pod or a workload (web or shop/web), all of a namespace
-(ns/shop), an address or a range, world, host (this node) or remote-node.
+match. --from and --to take a pod or a workload (web, shop/web or deploy/web), labels (app=web
+or shop/app=web), all of a namespace (ns/shop), an address or a range, world, host (this node),
+remote-node or node/NAME. --to and --port also take the address and the port of a Service. If
+one namespace is given with -n, names and labels without one are in this namespace.
 
 With --all-nodes or --context it asks every agent through the Kubernetes API: it executes a
 command in the agent's pod, with the rights of the user. It prints the flows of all nodes in
@@ -87,9 +97,9 @@ nodes again; without -f, the exit status is then 2.`,
 	flags := cmd.Flags()
 	flags.StringVar(&opts.socket, "socket", opts.socket, "`PATH` of the agent's socket")
 	flags.BoolVarP(&opts.follow, "follow", "f", false, "print flows as they happen")
-	flags.Var(newNumberFlag(&opts.last, 0, 1<<20), "last", "how many flows from before to print; without -f, all that the agent has kept unless given")
+	flags.Var(newNumberFlag(&opts.last, 0, 1<<20), "last", "how many flows from before to print that match the conditions; without -f, all that the agent has\nkept unless given; with -f and several nodes, so many of each node")
 	flags.DurationVar(&opts.since, "since", 0, "only flows that are not older, such as 5m")
-	flags.Var(newChoiceFlag(&opts.verdict, "", "allowed", "denied"), "verdict", "allowed or denied")
+	flags.Var(verdictFlag{newChoiceFlag(&opts.verdict, "", "allowed", "denied")}, "verdict", "allowed or denied")
 	flags.StringArrayVarP(&opts.namespaces, "namespace", "n", nil, "flows with an end in this `NAMESPACE`; repeatable")
 	flags.StringArrayVar(&opts.from, "from", nil, "flows from this `END`; repeatable")
 	flags.StringArrayVar(&opts.to, "to", nil, "flows to this `END`; repeatable")
@@ -101,8 +111,26 @@ nodes again; without -f, the exit status is then 2.`,
 	return cmd
 }
 
-// filter returns the conditions that the flags set.
-func (o *observeOptions) filter() (flow.Filter, error) { return o.conditions().Filter() }
+// verdictFlag is a choiceFlag that also takes the words for verdicts in the output of other commands.
+type verdictFlag struct{ *choiceFlag[string] }
+
+func (v verdictFlag) Set(text string) error {
+	switch text {
+	case filter.Allow.String():
+		text = flow.Opened.String()
+	case filter.Deny.String():
+		text = flow.Denied.String()
+	}
+	return v.choiceFlag.Set(text)
+}
+
+// filter returns the conditions that the flags set, but --since.
+func (o *observeOptions) filter() (flow.Filter, error) {
+	if o.since < 0 {
+		return flow.Filter{}, fmt.Errorf("--since %v is in the future: write %v", o.since, -o.since)
+	}
+	return o.conditions().Filter()
+}
 
 func (o *observeOptions) conditions() flow.Conditions {
 	return flow.Conditions{Verdict: o.verdict, Namespaces: o.namespaces, From: o.from, To: o.to, Ports: o.ports, Policies: o.policies}

@@ -336,5 +336,12 @@ func deniedOfAll(ctx context.Context, e env, f fleet, opts observeOptions) error
 	if err := writeDenials(e, &opts, all, time.Now()); err != nil {
 		return err
 	}
+	switch {
+	case len(all) > 0, opts.format == "json", len(silent.names) > 0:
+	case opts.since > 0 || opts.selective():
+		fmt.Fprintln(e.stdout, "no such denial since the agents began")
+	default:
+		fmt.Fprintln(e.stdout, "nothing was denied since the agents began")
+	}
 	return silent.err()
 }

@@ -3,6 +3,8 @@ package flow
 import (
 	"fmt"
 	"net/url"
+
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 // Conditions are the conditions of a Filter, as a user writes them. An empty field sets no condition.
@@ -24,6 +26,11 @@ func (c Conditions) Filter() (f Filter, err error) {
 		return f, fmt.Errorf("verdict: %q is not allowed or denied", c.Verdict)
 	}
 	f = Filter{Event: c.Verdict, Namespaces: c.Namespaces, Policies: c.Policies}
+	for _, n := range c.Namespaces {
+		if len(validation.IsDNS1123Label(n)) > 0 {
+			return f, fmt.Errorf("namespace: %q is not the name of a namespace: write it as in shop", n)
+		}
+	}
 	namespace := ""
 	if len(c.Namespaces) == 1 {
 		namespace = c.Namespaces[0]

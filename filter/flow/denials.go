@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// maxDenials bounds the distinct denials that are kept. All of them together take some 200 KiB.
-	maxDenials = 512
+	// MaxDenials bounds the distinct denials that are kept. All of them together take some 200 KiB.
+	MaxDenials = 512
 	// maxStrangers bounds the denials that have an unowned address of their own, such as an address
 	// outside the cluster. Beyond it, denials of other unowned addresses are counted together, as
 	// Denial.Many, so that a scan from many addresses does not displace the denials between pods.
@@ -25,6 +25,7 @@ type Denials struct {
 	mu        sync.Mutex
 	all       map[denialKey]*Denial
 	strangers int // number of denials that have an unowned address of their own: see maxStrangers
+	displaced uint64
 }
 
 // denialKey identifies equal denials. They have the same addresses, protocol and port, and the same
@@ -36,12 +37,13 @@ type denialKey struct {
 	reason    filter.Reason
 	rule      *filter.Rule
 	isolation *filter.Isolation
+	revoked   bool
 }
 
 // Denial is a set of equal denials.
 type Denial struct {
-	Entry       // of the last packet
-	Packets     uint64
+	Entry              // of the last packet
+	Packets     uint64 // if Entry.Revoked is set, the number of connections
 	First, Last time.Time
 	// Many is set if the denials of many unowned addresses are counted here. Entry has the address of
 	// the last packet.
@@ -86,7 +88,7 @@ func (d *Denials) AddMany(e *Entry, packets uint64, first time.Time) {
 
 // makeRoom removes the denial whose last packet is the oldest, if there is no room for another denial.
 func (d *Denials) makeRoom() {
-	if len(d.all) < maxDenials {
+	if len(d.all) < MaxDenials {
 		return
 	}
 	var oldest denialKey
@@ -100,6 +102,14 @@ func (d *Denials) makeRoom() {
 		d.strangers--
 	}
 	delete(d.all, oldest)
+	d.displaced++
+}
+
+// Displaced returns the number of denials that are no longer kept, because there was no room for them.
+func (d *Denials) Displaced() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.displaced
 }
 
 // All returns the denials, the most recent first.
@@ -118,7 +128,7 @@ func (d *Denials) All() []Denial {
 
 func denialKeyOf(e *Entry) denialKey {
 	side := denying(&e.Verdict)
-	return denialKey{e.Key, e.Verdict.Reason, side.Rule, side.Isolation}
+	return denialKey{e.Key, e.Verdict.Reason, side.Rule, side.Isolation, e.Revoked}
 }
 
 // isStranger reports whether an address of a denial is unowned: it belongs neither to a known pod nor to

@@ -20,6 +20,7 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 	w.text("answer", r.Answer)
 	w.text("reason", r.Reason)
 	w.text("by", r.By)
+	w.flag("revoked", r.Revoked)
 	w.addr("src", r.Src)
 	w.number("sport", uint64(r.SrcPort))
 	w.addr("dst", r.Dst)
@@ -87,6 +88,13 @@ func (w *writer) number(name string, n uint64) {
 	if n != 0 {
 		w.name(name)
 		w.b = strconv.AppendUint(w.b, n, 10)
+	}
+}
+
+func (w *writer) flag(name string, set bool) {
+	if set {
+		w.name(name)
+		w.b = append(w.b, "true"...)
 	}
 }
 

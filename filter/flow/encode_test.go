@@ -18,6 +18,8 @@ func fill(v reflect.Value) {
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
 		fill(v.Elem())
+	case reflect.Bool:
+		v.SetBool(true)
 	case reflect.String:
 		v.SetString("a<b>\"\\\n\u2028é&\xff")
 	case reflect.Uint16, reflect.Uint64:

@@ -48,6 +48,7 @@ func (k Kind) String() string { return kinds[k] }
 type Entry struct {
 	Kind    Kind
 	Kernel  bool // the kernel has denied the packet without a worker
+	Revoked bool // Denied is about a connection that was open, or idle, when the policies changed, not about a new attempt
 	Time    time.Time
 	Key     filter.Key
 	SrcPort uint16

@@ -552,6 +552,7 @@ func TestDenialsOfStrangers(t *testing.T) {
 	if all := d.All(); len(all) > 200 || packets != scan || many != 1 || !slices.ContainsFunc(all, func(o flow.Denial) bool { return o.Key == pods.Key }) {
 		t.Errorf("%d denials with %d packets, %d for many addresses", len(all), packets, many)
 	}
+	before := len(d.All()) // one of them is for port 80
 	for port := range uint16(5000) {
 		e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", port+1)
 		e.Time = start.Add(time.Duration(port) * time.Hour)
@@ -560,6 +561,9 @@ func TestDenialsOfStrangers(t *testing.T) {
 	all := d.All()
 	if len(all) != 512 || all[0].Key.Port != 5000 || all[511].Key.Port != 5000-511 {
 		t.Errorf("%d denials, from port %d to %d", len(all), all[0].Key.Port, all[len(all)-1].Key.Port)
+	}
+	if n := d.Displaced(); n != uint64(before+4999-flow.MaxDenials) {
+		t.Errorf("%d displaced", n)
 	}
 }
 

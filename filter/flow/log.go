@@ -196,6 +196,39 @@ func (l *Log) Watch(last int, connections bool) *Watcher {
 	return w
 }
 
+// Back moves a watcher back, so that Next first returns earlier records: those from the last n flows on
+// that the function selects, or from the oldest record on if there are fewer. It must be called before the
+// first Next. The log is not locked while the function runs, so records may be added meanwhile.
+func (w *Watcher) Back(n int, selects func(*Entry) bool) {
+	some := make([]Entry, 256)
+	for n > 0 {
+		k := w.log.copyBefore(w.at, some)
+		if k == 0 {
+			return
+		}
+		for i := k - 1; i >= 0 && n > 0; i-- {
+			w.at--
+			if e := &some[i]; e.Kind != LeftOut && e.Kind != Unrecorded && selects(e) {
+				n--
+			}
+		}
+	}
+}
+
+// copyBefore copies the last records before the one with the number at, and returns how many it has copied.
+func (l *Log) copyBefore(at uint64, into []Entry) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	oldest := l.next - l.kept()
+	if at > oldest {
+		n = int(min(at-oldest, uint64(len(into))))
+	}
+	for i := range into[:n] {
+		into[i] = l.ring[(at-uint64(n-i))%uint64(l.size)]
+	}
+	return n
+}
+
 // tellUnrecorded adds an Unrecorded about the time until now, if the log has earlier records and something
 // was not watched in this time: denials or, if connections is true, connections.
 func (l *Log) tellUnrecorded(connections bool, now time.Time) {

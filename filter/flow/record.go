@@ -25,6 +25,10 @@ type Record struct {
 	Reason string `json:"reason,omitempty"`
 	// By is kernel if the kernel has denied the packet without the agent, and agent for other denials.
 	By string `json:"by,omitempty"`
+	// Revoked is set if a connection is denied that had begun before, because the policies have changed: it
+	// is not a new attempt to connect. It is set for TCP only if the connection was still open. Whether that
+	// of another protocol was still in use is not known.
+	Revoked bool `json:"revoked,omitempty"`
 
 	Src      netip.Addr `json:"src,omitzero"`
 	SrcPort  uint16     `json:"sport,omitempty"`
@@ -157,7 +161,7 @@ func (d *Describer) describe(r *Record, e *Entry) {
 		return
 	}
 	if e.Kind == Denied {
-		r.By = "agent"
+		r.By, r.Revoked = "agent", e.Revoked
 		if e.Kernel {
 			r.By = "kernel"
 		}
@@ -310,13 +314,21 @@ func (r *Record) Policies() []string {
 }
 
 // DenialRecord is a Denial as "sluice denied -o json" writes it. Time is the time of the last packet, and
-// Count the number of packets.
+// Count the number of packets or, if Revoked is set, the number of connections.
 type DenialRecord struct {
 	Record
 	First time.Time `json:"first"`
 	// Many is set if the denials of many unowned addresses, such as those outside the cluster, are
 	// counted here. Record has the address of the last packet.
 	Many bool `json:"many,omitempty"`
+}
+
+// DenialTable is the answer of an agent that is asked for its last denials.
+type DenialTable struct {
+	Since time.Time `json:"since"` // when the agent began to keep denials
+	// Displaced is the number of older denials that are not kept any more.
+	Displaced uint64          `json:"displaced"`
+	Denials   []*DenialRecord `json:"denials"` // the most recent first
 }
 
 // Denials returns the records of denials, in the order of the denials. If several records read alike, they
@@ -327,12 +339,13 @@ func (d *Describer) Denials(all []Denial) []*DenialRecord {
 		src, dst               netip.Addr
 		from, to, port, answer string
 		reason, why            string
+		revoked                bool
 	}
 	out, known := []*DenialRecord{}, make(map[text]*DenialRecord)
 	for i := range all {
 		r := d.denial(&all[i])
 		from, to := r.Names()
-		k := text{r.Src, r.Dst, from, to, r.Port(), r.Answer, r.Reason, r.Why()}
+		k := text{r.Src, r.Dst, from, to, r.Port(), r.Answer, r.Reason, r.Why(), r.Revoked}
 		same := known[k]
 		if same == nil || r.Many { // the text has only one of the many addresses, so other records may read alike
 			known[k], out = r, append(out, r)

@@ -11,7 +11,7 @@ func TestSizes(t *testing.T) {
 		t.Errorf("a log of the default size takes %d bytes", size)
 	}
 	// A map of Go needs up to twice the room of its keys and values.
-	if size := maxDenials * (int(unsafe.Sizeof(Denial{})) + 2*int(unsafe.Sizeof(denialKey{})+unsafe.Sizeof(&Denial{}))); size > 300<<10 {
+	if size := MaxDenials * (int(unsafe.Sizeof(Denial{})) + 2*int(unsafe.Sizeof(denialKey{})+unsafe.Sizeof(&Denial{}))); size > 300<<10 {
 		t.Errorf("the last denials take %d bytes", size)
 	}
 }

@@ -11,4 +11,5 @@ const (
 	SkipUnknown   Skip = "packets in an unknown direction: requests or replies"
 	SkipNoVerdict Skip = "events without a verdict"
 	SkipLog       Skip = "lines of a log without a flow"
+	SkipRevoked   Skip = "connections from before, which changed policies have closed"
 )

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"sluice/filter"
 )
 
 // Text returns the record as a line that people read, without the time.
@@ -27,12 +29,11 @@ func (r *Record) Text() string {
 	}
 	var b strings.Builder
 	b.WriteString(r.word())
-	fmt.Fprintf(&b, "  %s → %s", r.From.text(r.Src), r.Into.text(r.Dst))
-	b.WriteString(r.Port())
+	fmt.Fprintf(&b, "  %s → %s", r.From.text(r.Src), r.destination())
 	if r.To != "" {
-		b.WriteString(" (by " + r.To + ")")
+		b.WriteString(" (sent to " + r.To + ")")
 	}
-	for _, part := range []string{r.Why(), r.traffic()} {
+	for _, part := range []string{r.Why(), r.before(), r.traffic()} {
 		if part != "" {
 			b.WriteString("  " + part)
 		}
@@ -41,6 +42,15 @@ func (r *Record) Text() string {
 		fmt.Fprintf(&b, "  ×%d", r.Count)
 	}
 	return b.String()
+}
+
+// destination returns the destination with its port. An IPv6 address with a port is in brackets.
+func (r *Record) destination() string {
+	name, port := r.Into.text(r.Dst), r.Port()
+	if r.Dst.Is6() && name == r.Dst.String() && strings.HasPrefix(port, ":") {
+		name = "[" + name + "]"
+	}
+	return name + port
 }
 
 // Names returns the names of both ends as people read them. An end with many addresses outside the
@@ -127,6 +137,17 @@ func quoted(name string) string {
 	return strconv.Quote(name)
 }
 
+// before returns, for a connection that changed policies have revoked, that it is not a new one.
+func (r *Record) before() string {
+	switch {
+	case !r.Revoked:
+		return ""
+	case r.Protocol == filter.TCP.String():
+		return "(open connection)"
+	}
+	return "(open or idle connection)"
+}
+
 // traffic returns the duration of a connection that has ended, and how much its source and its destination
 // have sent.
 func (r *Record) traffic() string {
@@ -158,6 +179,7 @@ type Likeness struct {
 	event, node, protocol, transport, answer, reason, to, why string
 	src, dst                                                  netip.Addr
 	port                                                      uint16
+	revoked                                                   bool
 }
 
 // Likeness returns the likeness of a record. Records with the same likeness differ only in time, source
@@ -169,7 +191,7 @@ func (r *Record) Likeness() (l Likeness, is bool) {
 	}
 	return Likeness{
 		event: r.Event, node: r.Node, protocol: r.Protocol, transport: r.Transport, answer: r.Answer, reason: r.Reason,
-		to: r.To, why: r.Why(), src: r.Src, dst: r.Dst, port: r.DstPort,
+		to: r.To, why: r.Why(), src: r.Src, dst: r.Dst, port: r.DstPort, revoked: r.Revoked,
 	}, true
 }
 

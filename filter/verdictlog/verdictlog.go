@@ -203,6 +203,9 @@ func attrs(e *flow.Entry) []slog.Attr {
 	if v.Reject {
 		attrs = append(attrs, slog.String("answer", filter.Reject.String()))
 	}
+	if e.Revoked {
+		attrs = append(attrs, slog.Bool("revoked", true)) // not a new attempt: see flow.Record
+	}
 	if v.Reason == filter.Malformed && (k.Src == [16]byte{} || k.Dst == [16]byte{}) {
 		return attrs // the addresses are not known
 	}

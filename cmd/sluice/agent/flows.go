@@ -52,7 +52,19 @@ func newFlows(a *agent, size int) *flows {
 	return f
 }
 
-// Observe implements engine.Observer and conntrack.Observer.
+// Marked implements conntrack.Observer. It records the open connections that are denied now, because
+// policies have changed. A connection that has ended for its ends denies them nothing.
+func (f *flows) Marked(c *conntrack.Marked) {
+	if c.Verdict.Action == filter.Allow || c.Closed || c.WasRevoked {
+		return
+	}
+	e := flow.Entry{Kind: flow.Denied, Revoked: true, Time: time.Now(), Key: c.Key, SrcPort: c.SrcPort, Verdict: c.Verdict}
+	f.setOwners(&e, f.published.Snapshot())
+	f.denials.Add(&e)
+	f.log.Add(&e)
+}
+
+// Observe implements engine.Observer.
 func (f *flows) Observe(p packet.Packet, v filter.Verdict) {
 	denied := v.Action != filter.Allow
 	if !denied && (!f.log.Watched().Connections || f.fromTable.Load()) {

@@ -17,6 +17,7 @@ import (
 	"sluice/cache/conntrack"
 	"sluice/filter"
 	"sluice/filter/flow"
+	"sluice/filter/packet"
 	"sluice/filter/policy"
 )
 
@@ -184,4 +185,47 @@ func BenchmarkFlows(b *testing.B) {
 			return n
 		})
 	})
+}
+
+// A connection that changed policies have revoked is recorded as such. It is not recorded if it has ended
+// for its ends, if it is allowed, or if it was revoked before.
+func TestRevokedConnections(t *testing.T) {
+	f := newTestFlows(t, 100)
+	w := f.log.Watch(0, false)
+	defer w.Close()
+	p := packet.Packet{Key: filter.NewKey(flowClient, flowServer, filter.TCP, 81), SrcPort: 40000}
+	deny := filter.Verdict{Action: filter.Deny, Reason: filter.IngressDenied}
+	for _, c := range []conntrack.Marked{
+		{Packet: p, Verdict: deny, Closed: true}, {Packet: p, Verdict: deny, WasRevoked: true}, {Packet: p, Verdict: filter.Verdict{Action: filter.Allow}},
+		{Packet: p, Verdict: deny},
+	} {
+		f.Marked(&c)
+	}
+	into := make([]flow.Entry, 9)
+	if n := w.Next(t.Context(), into, false); n != 1 || into[0].Kind != flow.Denied || !into[0].Revoked || into[0].Dst == nil {
+		t.Errorf("%d records: %+v", n, into[0])
+	}
+	if all := f.denials.All(); len(all) != 1 || !all[0].Revoked {
+		t.Errorf("%+v", all)
+	}
+}
+
+// A request for the last flows with conditions gets the last ones that fulfill them.
+func TestServeLastSelectedFlows(t *testing.T) {
+	f := newTestFlows(t, 100)
+	w := f.log.Watch(0, true)
+	for range 3 {
+		f.denied(&bpf.Event{Key: filter.NewKey(flowClient, flowServer, filter.TCP, 81), Time: time.Now()})
+	}
+	for range 5 {
+		f.connection(newConnection(false))
+	}
+	w.Close()
+	for query, want := range map[string]int{"last=2": 2, "last=2&port=81": 2, "last=9&port=81": 3, "last=1&port=80": 1, "port=81": 0, "last=5&port=82": 0} {
+		answer := httptest.NewRecorder()
+		f.serveFlows(answer, httptest.NewRequest(http.MethodGet, "/flows?"+query, nil))
+		if n := strings.Count(answer.Body.String(), `"dport"`); n != want {
+			t.Errorf("%s: %d flows, want %d", query, n, want)
+		}
+	}
 }

@@ -39,10 +39,21 @@ func (f *flows) serveFlows(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	watcher := f.log.Watch(last, r.FormValue("denied") != "true")
+	watcher := f.watch(last, r.FormValue("denied") != "true", &selected)
 	defer watcher.Close()
 	_ = http.NewResponseController(w).Flush() // tells the client that all flows from now on will be in the stream
 	f.writeFlows(w, &selected, func(into []flow.Entry) int { return watcher.Next(ctx, into, follow) })
+}
+
+// watch watches the log from the last flows on that fulfill the conditions.
+func (f *flows) watch(last int, connections bool, selected *flow.Filter) *flow.Watcher {
+	if selected.IsEmpty() {
+		return f.log.Watch(last, connections)
+	}
+	w := f.log.Watch(0, connections)
+	describer := flow.NewDescriber(f.opts.NodeName, f.published.Snapshot)
+	w.Back(last, func(e *flow.Entry) bool { return selected.Selects(describer.Record(e)) })
+	return w
 }
 
 // burst bounds the records that a stream writes at once. Their entries and their text take some 300 KiB
@@ -82,7 +93,7 @@ func (f *flows) writeFlows(w http.ResponseWriter, selected *flow.Filter, next fu
 // serveDenials lists the last distinct denials, the most recent first.
 func (f *flows) serveDenials(w http.ResponseWriter, _ *http.Request) {
 	describer := flow.NewDescriber(f.opts.NodeName, f.published.Snapshot)
-	all := describer.Denials(f.lastDenials())
+	all := flow.DenialTable{Since: f.started, Denials: describer.Denials(f.lastDenials()), Displaced: f.denials.Displaced()}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(all) // fails only if the client has hung up
 }

@@ -69,6 +69,9 @@ func ours(line []byte) (Flow, bool) {
 		return Flow{}, false
 	}
 	for _, k := range []flow.Kind{flow.Opened, flow.Denied, flow.Ended, flow.LeftOut, flow.Unrecorded} {
+		if r.Event == k.String() && r.Revoked {
+			return Flow{Skip: flow.SkipRevoked}, true
+		}
 		if r.Event == k.String() {
 			return Flow{Record: &r.Record, First: r.First}, true
 		}

@@ -58,6 +58,9 @@ var lines = []struct{ name, line, want string }{
 	{"Hubble, translated", `{"flow":{"verdict":"TRANSLATED","IP":{"source":"10.0.0.2"},"is_reply":false}}`, "skip: events without a verdict"},
 	{"Hubble, lost", `{"lost_events":{"source":"PERF_EVENT_RING_BUFFER","num_events_lost":"5"},"node_name":"n1","time":"2026-11-26T10:00:05Z"}`, "10:00:05 left-out  n1  0: ? to ?, invalid IP"},
 	{"ours, not recorded", `{"time":"2026-11-26T10:00:01Z","event":"unrecorded","missing":"all","seconds":3}`, "10:00:01 unrecorded    0: ? to ?, invalid IP"},
+	{"ours, revoked", `{"time":"2026-11-26T10:00:01Z","event":"denied","revoked":true,"src":"10.0.0.1","dst":"10.0.0.2","dport":80,"proto":"TCP"}`, "skip: connections from before, which changed policies have closed"},
+	{"log, revoked", `{"time":"2026-11-26T10:00:02Z","msg":"verdict","event":"verdict","verdict":"deny","revoked":true,"src":"10.0.0.1","dst":"10.0.0.2","proto":"TCP","dport":80}`, "skip: connections from before, which changed policies have closed"},
+	{"Hubble, revoked, of ours", `{"flow":{"verdict":"DROPPED","emitter":{"name":"Sluice"},"IP":{"source":"10.0.0.1","destination":"10.0.0.2"},"l4":{"UDP":{"destination_port":53}},"event_type":{"type":5}}}`, "skip: connections from before, which changed policies have closed"},
 }
 
 func TestParse(t *testing.T) {

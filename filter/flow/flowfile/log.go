@@ -25,6 +25,7 @@ type logLine struct {
 	Protocol  string      `json:"proto"`
 	Port      json.Number `json:"dport"`
 	Transport string      `json:"transport"`
+	Revoked   bool        `json:"revoked"`
 	From      string      `json:"from"` // the pod with the address Src; empty if no pod has it
 	To        string      `json:"to"`
 }
@@ -44,6 +45,9 @@ func logged(line []byte) (Flow, bool) {
 	}
 	if l.Event != event.Verdict || !l.Src.IsValid() || !l.Dst.IsValid() || l.Transport != "" {
 		return Flow{Skip: flow.SkipLog}, true
+	}
+	if l.Revoked {
+		return Flow{Skip: flow.SkipRevoked}, true
 	}
 	port, _ := strconv.ParseUint(string(l.Port), 10, 16) // 0 for protocols without ports
 	r := &flow.Record{

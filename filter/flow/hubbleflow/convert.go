@@ -23,8 +23,10 @@ import (
 	"sluice/filter/flow"
 )
 
-// Cilium's numbers, which its clients know.
+// Cilium's numbers and labels, which its clients know, and the name of who makes the flows.
 const (
+	emitter = "Sluice"
+
 	policyVerdict = 5 // type of an event: what policies say about a packet
 
 	matchNone   = 0                                  // policy_match_type: no rule matches
@@ -56,7 +58,7 @@ func Response(r *flow.Record) *observerpb.GetFlowsResponse {
 func Flow(r *flow.Record) *flowpb.Flow {
 	f := &flowpb.Flow{
 		Time: timestamppb.New(r.Time), Uuid: uuidOf(r), NodeName: r.Node,
-		Emitter:   &flowpb.Emitter{Name: "Sluice"},
+		Emitter:   &flowpb.Emitter{Name: emitter},
 		Verdict:   flowpb.Verdict_FORWARDED,
 		Type:      flowpb.FlowType_L3_L4,
 		EventType: &flowpb.CiliumEventType{Type: policyVerdict},
@@ -70,6 +72,9 @@ func Flow(r *flow.Record) *flowpb.Flow {
 	if isDenied(r) {
 		f.Verdict, f.DropReasonDesc = flowpb.Verdict_DROPPED, dropReasonOf(r)
 		f.DropReason = uint32(f.DropReasonDesc) //nolint:staticcheck // deprecated, and hubble-ui reads it
+	}
+	if r.Revoked {
+		f.IsReply = nil // the packets that are dropped from now on may have both directions
 	}
 	f.PolicyMatchType = matchOf(r)
 	f.Summary = summaryOf(r) //nolint:staticcheck // deprecated, and hubble prints it

@@ -87,6 +87,9 @@ func skipped(f *flowpb.Flow) flow.Skip {
 	}
 	switch f.Verdict {
 	case flowpb.Verdict_DROPPED:
+		if f.IsReply == nil && f.GetEmitter().GetName() == emitter {
+			return flow.SkipRevoked // Flow knows the direction of all others
+		}
 		return ""
 	case flowpb.Verdict_FORWARDED, flowpb.Verdict_REDIRECTED, flowpb.Verdict_AUDIT:
 		begins := f.L4.GetTCP().GetFlags().GetSYN() || f.GetEventType().GetType() == policyVerdict
