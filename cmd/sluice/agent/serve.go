@@ -87,8 +87,9 @@ func (a *agent) hubbleServices() (all []telemetry.Service) {
 	return all
 }
 
-// certificateProblems returns a problem if the certificates of Hubble's API at an address cannot be read.
-// A rollout does not show this failure, because the agent nevertheless enforces policies and is ready.
+// certificateProblems returns a problem if the certificates of Hubble's API at an address cannot be read, or
+// if the agent's has expired. A rollout does not show this failure, because the agent nevertheless enforces
+// policies and is ready.
 func certificateProblems(address string, failure func() string) []status.Problem {
 	if failure == nil {
 		return nil

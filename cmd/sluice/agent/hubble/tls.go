@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 )
@@ -22,6 +23,7 @@ type TLSFiles struct{ Cert, Key, ClientCA string }
 type Certificates struct {
 	files  TLSFiles
 	logger *slog.Logger
+	now    func() time.Time // time.Now, except in tests
 
 	mu     sync.Mutex
 	last   *tls.Config // nil if the files were never read
@@ -31,7 +33,7 @@ type Certificates struct {
 // NewCertificates reads the files for the first time. If it fails, it logs the error, and the agent starts
 // nevertheless.
 func NewCertificates(files TLSFiles, logger *slog.Logger) *Certificates {
-	c := &Certificates{files: files, logger: logger}
+	c := &Certificates{files: files, logger: logger, now: time.Now}
 	_, _ = c.current() // current logs the error
 	return c
 }
@@ -73,16 +75,19 @@ func (c *Certificates) effect() string {
 	return "the certificate that was read last is used"
 }
 
-// Failure reads the files. If they cannot be read, it returns the reason and the effect; otherwise it
-// returns "".
+// Failure reads the files. If they cannot be read, or if the certificate has expired, it returns the reason
+// and the effect; otherwise it returns "".
 func (c *Certificates) Failure() string {
 	_, _ = c.current() // the error is in c.failed
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.failed == nil {
-		return ""
+	if c.failed != nil {
+		return c.failed.Error() + "; " + c.effect()
 	}
-	return c.failed.Error() + "; " + c.effect()
+	if end := c.last.Certificates[0].Leaf.NotAfter; c.now().After(end) {
+		return fmt.Sprintf("the certificate of Hubble's API expired at %s; clients refuse it", end.Format(time.RFC3339))
+	}
+	return ""
 }
 
 func (c *Certificates) load() (*tls.Config, error) {

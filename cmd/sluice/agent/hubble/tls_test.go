@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	observerpb "github.com/cilium/cilium/api/v1/observer"
 	"google.golang.org/grpc"
@@ -123,6 +124,20 @@ func TestFailure(t *testing.T) {
 	}
 	if n := strings.Count(log.String(), "level=ERROR"); n != 2 || !strings.Contains(log.String(), "can be read again") {
 		t.Errorf("%d errors are logged, want one for each reason:\n%s", n, &log)
+	}
+}
+
+// An expired certificate is a failure: clients refuse it, and the agent does not notice that.
+func TestExpiry(t *testing.T) {
+	a := authority.New(t)
+	a.Server("server", "n1")
+	c := NewCertificates(TLSFiles{Cert: a.Path("server.crt"), Key: a.Path("server.key"), ClientCA: a.Path("ca.crt")}, slog.New(slog.DiscardHandler))
+	if got := c.Failure(); got != "" {
+		t.Errorf("a valid certificate: %q", got)
+	}
+	c.now = func() time.Time { return time.Now().AddDate(1, 0, 0) }
+	if got := c.Failure(); !strings.Contains(got, "expired at 20") {
+		t.Errorf("a year later: %q", got)
 	}
 }
 
