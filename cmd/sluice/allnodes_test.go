@@ -42,7 +42,7 @@ n1    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 n2    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 n3    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 
-3 of 3 nodes enforce the same policies and namespaces.
+All 3 nodes enforce the same policies and namespaces.
 `
 	if exit != 0 || stdout != want || stderr != "" {
 		t.Errorf("exit %d, %s\nwant %s%s", exit, stdout, want, stderr)
@@ -98,7 +98,7 @@ func TestStatusOfNodesThatChange(t *testing.T) {
 		late.status.Enforcing, late.answered = &status.Enforcing{Policies: 1, Digest: "aaaaaaaaaaaaaaaa"}, nil
 	}
 	exit, stdout, stderr := f.command("status", "--all-nodes")
-	if exit != 0 || !strings.Contains(stdout, "\n2 of 2 nodes enforce the same policies and namespaces.\n") {
+	if exit != 0 || !strings.Contains(stdout, "\nBoth nodes enforce the same policies and namespaces.\n") {
 		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
 	}
 	late.enforce("0000000000000000", inForce("web", "13"))
@@ -110,6 +110,73 @@ func TestStatusOfNodesThatChange(t *testing.T) {
 	exit, stdout, stderr = f.command("status", "--all-nodes")
 	if want := "  n2: differs: not known in what: what n2 enforces has changed while the nodes were asked: ask again\n"; exit != exitFindings || !strings.Contains(stdout, want) {
 		t.Errorf("exit %d, %s%s\nwant %s", exit, stdout, stderr, want)
+	}
+}
+
+// If no digest is the most frequent, status names no side as the one that differs, but tells the
+// differences of both.
+func TestStatusOfNodesThatDifferEqually(t *testing.T) {
+	f := newTestFleet(t, "n1", "n2", "n3")
+	f.agent("n1").enforce("aaaaaaaaaaaaaaaa", inForce("web", "12"))
+	f.agent("n2").enforce("bbbbbbbbbbbbbbbb", inForce("web", "11"))
+	f.breakAgent("n3", "broken")
+	exit, stdout, _ := f.command("status", "--all-nodes")
+	for _, want := range []string{
+		"\nThe nodes differ: 2 different digests are on 1 node each, and no digest is on more.\n",
+		"  n1: differs: default/web: version 12; on n2 version 11\n",
+		"  n2: differs: default/web: version 11; on n1 version 12\n",
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("%q is missing in\n%s", want, stdout)
+		}
+	}
+	_, stdout, _ = f.command("status", "--all-nodes", "-o", "json")
+	var all allStatus
+	if err := json.Unmarshal([]byte(stdout), &all); err != nil || exit != exitFindings || all.Digest != "" || len(all.Nodes[0].Lags) != 1 || len(all.Nodes[1].Lags) != 1 {
+		t.Errorf("exit %d, %v, %+v", exit, err, all)
+	}
+}
+
+// The sentence about all nodes is correct English for any number of nodes.
+func TestComparisonOfNodes(t *testing.T) {
+	for digests, want := range map[string]string{
+		"":      "No node enforces policies, as far as is known.",
+		"- -":   "No node enforces policies, as far as is known.",
+		"a":     "One node has an agent, so there is no other node to compare it with.",
+		"a -":   "1 of 2 nodes enforces policies, as far as is known.",
+		"a a":   "Both nodes enforce the same policies and namespaces.",
+		"a a a": "All 3 nodes enforce the same policies and namespaces.",
+		"a b b": "2 of 3 nodes enforce the same policies and namespaces.",
+		"a b":   "The nodes differ: 2 different digests are on 1 node each, and no digest is on more.",
+		"abb b": "The nodes differ: 2 different digests are on 1 node each, and no digest is on more.",
+	} {
+		var all allStatus
+		for _, d := range strings.Fields(digests) {
+			n := nodeStatus{Status: &status.Status{Enforcing: &status.Enforcing{Digest: d}}}
+			if d == "-" {
+				n.Status = nil
+			}
+			all.Nodes = append(all.Nodes, n)
+		}
+		if got := all.comparison(); got != want {
+			t.Errorf("%q: %s, want %s", digests, got, want)
+		}
+	}
+}
+
+// A command in a pod that ends without an answer is reported in words.
+func TestNodeWithoutOutput(t *testing.T) {
+	f := newTestFleet(t, "n1")
+	f.silent = exitFindings
+	exit, stdout, _ := f.command("status", "--all-nodes")
+	if exit != exitFailed || !strings.Contains(stdout, "n1: does not answer: the command in pod kube-system/sluice-n1 has ended without a complete answer: exit status 1\n") {
+		t.Errorf("exit %d, %s", exit, stdout)
+	}
+	for _, flags := range [][]string{{"--all-nodes"}, {}} {
+		exit, _, stderr := f.command(append([]string{"status", "--self"}, flags...)...)
+		if exit != exitFailed || !strings.Contains(stderr, "--self asks the agent in this container, and --all-nodes") {
+			t.Errorf("--self: exit %d, %s", exit, stderr)
+		}
 	}
 }
 
@@ -279,6 +346,22 @@ func TestDeniedOnAllNodes(t *testing.T) {
 	var all []flow.DenialRecord
 	if err := json.Unmarshal([]byte(stdout), &all); err != nil || exit != exitFailed || len(all) != 1 || !strings.Contains(stderr, "n1 does not answer: broken") {
 		t.Errorf("exit %d, %v, %s%s", exit, err, stdout, stderr)
+	}
+}
+
+// If a node has not answered, denied does not say that nothing was denied there.
+func TestNothingDenied(t *testing.T) {
+	f := newTestFleet(t, "n1", "n2")
+	if exit, stdout, _ := f.command("denied"); exit != 0 || stdout != "nothing was denied since the agents began\n" {
+		t.Errorf("exit %d, %s", exit, stdout)
+	}
+	f.breakAgent("n2", "broken")
+	if exit, stdout, _ := f.command("denied"); exit != exitFailed || stdout != "nothing was denied on the nodes that have answered, since their agents began\n" {
+		t.Errorf("one is silent: exit %d, %s", exit, stdout)
+	}
+	f.breakAgent("n1", "broken")
+	if exit, stdout, _ := f.command("denied"); exit != exitFailed || stdout != "" {
+		t.Errorf("all are silent: exit %d, %s", exit, stdout)
 	}
 }
 

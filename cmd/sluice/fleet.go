@@ -120,9 +120,9 @@ func askNode(ctx context.Context, f fleet, pod kube.AgentPod, command []string, 
 	defer stop()
 	in, out := io.Pipe()
 	done := make(chan error, 1)
+	var failed *kube.CommandError // read after done
 	go func() {
 		err := f.Run(ctx, pod, kube.Command{Args: command, Out: out})
-		var failed *kube.CommandError
 		if errors.As(err, &failed) && failed.Status == exitFindings {
 			err = nil
 		}
@@ -134,7 +134,18 @@ func askNode(ctx context.Context, f fleet, pod kube.AgentPod, command []string, 
 	if failed := <-done; failed != nil {
 		return failed
 	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("the command in pod %s has ended without a complete answer%s", pod, saidText(failed))
+	}
 	return err
+}
+
+// saidText returns, after a colon, what a command that has failed has said; empty for nil.
+func saidText(failed *kube.CommandError) string {
+	if failed == nil {
+		return ""
+	}
+	return ": " + failed.Error()
 }
 
 // silentNodes collects the nodes that have not answered.

@@ -40,6 +40,7 @@ type testFleet struct {
 	agents map[string]*testAgent // by the name of the pod
 	broken map[string]string     // by the names of pods in which commands fail: the error that they print
 	runs   []string              // the commands that were run
+	silent int                   // if not 0, all commands end with this status, without output
 
 	running atomic.Int64 // number of commands that run now
 }
@@ -164,6 +165,8 @@ func (f *testFleet) exec(c apiserver.Command) int {
 	case broken != "":
 		fmt.Fprintln(c.Stderr, broken)
 		return 127
+	case f.silent != 0:
+		return f.silent
 	case c.Args[0] != "sluice" || c.Container != "sluice":
 		fmt.Fprintln(c.Stderr, "no such program")
 		return 127
@@ -274,6 +277,10 @@ func TestWaitForOtherKinds(t *testing.T) {
 		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
 	}
 	f.api.Set(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "old"}})
+	empty := filepath.Join(t.TempDir(), "empty.yaml")
+	if err := os.WriteFile(empty, []byte("{apiVersion: v1, kind: Namespace, metadata: {name: a}}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		want string
 		args []string
@@ -282,6 +289,11 @@ func TestWaitForOtherKinds(t *testing.T) {
 		{"NetworkPolicy default/old still exists in the cluster: delete it first", []string{"--for", "default/old", "--deleted"}},
 		{"there is nothing to wait for", nil},
 		{"there is no baseline/platform: the ClusterNetworkPolicy platform is in the tier Admin: write admin/platform", []string{"--for", "baseline/platform"}},
+		{"wait takes no arguments: name policies with --for shop/db", []string{"shop/db"}},
+		{"wait takes no arguments: give manifests with -f policies/", []string{"policies/"}},
+		{"wait takes no arguments: give manifests with -f examples/tiers", []string{"examples/tiers"}},
+		{"there are no policies in " + empty + ": give manifests with the policies to wait for", []string{"-f", empty}},
+		{"--for - and -f - both read the standard input", []string{"-f", "-", "--for", "-"}},
 		{"--timeout -1s is negative", []string{"--for", "default/old", "--timeout", "-1s"}},
 		{`"web" is not the name of a policy`, []string{"--for", "web"}},
 		{"no pod in namespace other has the labels", []string{"--for", "default/old", "--agent-namespace", "other"}},
@@ -317,6 +329,22 @@ func TestWaitOnThisNode(t *testing.T) {
 	}
 	write("b")
 	if exit, _, stderr := sluice(t, here...); exit != exitFindings || !strings.Contains(stderr, "after 100ms: default/web: digest "+wanted[0].Digest[:12]+" is in force, and not") {
+		t.Errorf("exit %d, %q", exit, stderr)
+	}
+	a.versions.Policies = []status.PolicyInForce{{Kind: "ClusterNetworkPolicy", Name: "platform", Tier: "Admin"}}
+	for name, want := range map[string]string{
+		"cnp/platform": "0 admin/platform is in force\n", "admin/platform": "0 admin/platform is in force\n",
+		"baseline/platform": "1 sluice: baseline/platform is not in force, and admin/platform is\n",
+		"baseline/none":     "1 sluice: baseline/none is not in force\n",
+	} {
+		exit, stdout, stderr := sluice(t, "wait", "--socket", a.socket, "--for", name, "--timeout", "0")
+		if got := fmt.Sprint(exit, " ", stdout, stderr); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	if exit, _, stderr := sluice(t, "wait", "--for", "a/b"); exit != exitFailed || !strings.Contains(stderr, "give --kubeconfig FILE, or --socket /run/sluice/sluice.sock to ask only") {
 		t.Errorf("exit %d, %q", exit, stderr)
 	}
 	if exit, _, stderr := sluice(t, "wait", "--socket", filepath.Join(dir, "none"), "--for", "a/b"); exit != exitFailed || !strings.Contains(stderr, "no agent answers") {

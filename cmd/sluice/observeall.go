@@ -336,12 +336,20 @@ func deniedOfAll(ctx context.Context, e env, f fleet, opts observeOptions) error
 	if err := writeDenials(e, &opts, all, time.Now()); err != nil {
 		return err
 	}
-	switch {
-	case len(all) > 0, opts.format == "json", len(silent.names) > 0:
-	case opts.since > 0 || opts.selective():
-		fmt.Fprintln(e.stdout, "no such denial since the agents began")
-	default:
-		fmt.Fprintln(e.stdout, "nothing was denied since the agents began")
+	if len(all) == 0 && opts.format != "json" && len(silent.names) < len(pods) {
+		sayNoDenials(e, &opts, len(silent.names) > 0)
 	}
 	return silent.err()
+}
+
+// sayNoDenials tells that no node has denials to show. If some is true, only some nodes have answered.
+func sayNoDenials(e env, opts *observeOptions, some bool) {
+	what, where := "nothing was denied", "since the agents began"
+	if opts.since > 0 || opts.selective() {
+		what = "no such denial"
+	}
+	if some {
+		where = "on the nodes that have answered, since their agents began"
+	}
+	fmt.Fprintf(e.stdout, "%s %s\n", what, where)
 }

@@ -48,10 +48,13 @@ The digest is the same on all nodes that enforce the same policies and namespace
 
 With --all-nodes it asks every agent through the Kubernetes API: it executes a command in
 the agent's pod, with the rights of the user. It tells which nodes differ from most others,
-and in which policies. It names the nodes that do not answer and those without an agent.
+and in which policies. If no digest is on more nodes than all others, it tells for each of
+the most frequent ones in which policies they differ. It names the nodes that do not answer
+and those without an agent.
 
 The exit status is 0 if the agent is ready and has no problems, 1 if it is not ready or
-has problems, and 2 if no agent answers.
+has problems, and 2 if no agent answers. With --all-nodes, it is 0 if this is true of every
+Linux node and all enforce the same, 1 if not, and 2 if no agent answers.
 
 With --self it prints in one line whether the agent in this container is ready, for a
 readiness probe. It ignores problems in policies, and an agent in another container does
@@ -61,6 +64,9 @@ not count as ready.`,
   sluice status --all-nodes --context production`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opts.self && opts.wanted() {
+				return errors.New("--self asks the agent in this container, and --all-nodes, --context and --kubeconfig a cluster: give one of them")
+			}
 			if opts.wanted() {
 				f, err := opts.open()
 				if err != nil {
@@ -87,7 +93,6 @@ not count as ready.`,
 	cmd.Flags().VarP(newChoiceFlag(&opts.output, statusText, statusWide, statusJSON), "output", "o", "text, wide with all policies and pods, or json with all of them")
 	cmd.Flags().BoolVar(&opts.brief, "brief", false, "leave out the policies")
 	addAllNodesFlag(cmd.Flags(), &opts.fleetOptions)
-	cmd.MarkFlagsMutuallyExclusive("self", "all-nodes")
 	return cmd
 }
 

@@ -147,3 +147,10 @@ func sayInForce(e env, wanted []status.Wanted, where string) {
 		}
 	}
 }
+
+// ended reports whether ctx has ended. It also reports true when the deadline has passed and ctx does not
+// know it yet, because a connection with the same deadline may fail a moment before ctx ends.
+func ended(ctx context.Context) bool {
+	until, has := ctx.Deadline()
+	return ctx.Err() != nil || has && !time.Now().Before(until)
+}

@@ -53,14 +53,14 @@ func waitEverywhere(ctx context.Context, e env, f fleet, opts *waitOptions, want
 	if err != nil {
 		return err
 	}
-	if sayWithoutAgent(ctx, e, f, pods); ctx.Err() != nil {
+	if sayWithoutAgent(ctx, e, f, pods); ended(ctx) {
 		return opts.notInTime(ctx, "the API server has not listed the nodes")
 	}
 	w := fleetWait{env: e, fleet: f, opts: opts, wanted: wanted, done: make(map[string]string)}
 	for len(pods) > 0 {
 		w.all(ctx, pods)
 		// Wait also for agents that have started meanwhile.
-		if pods, err = f.Pods(ctx); err != nil && ctx.Err() == nil {
+		if pods, err = f.Pods(ctx); err != nil && !ended(ctx) {
 			return err
 		}
 		pods = slices.DeleteFunc(pods, func(p kube.AgentPod) bool { _, asked := w.done[p.Node]; return asked })
@@ -78,12 +78,12 @@ func waitEverywhere(ctx context.Context, e env, f fleet, opts *waitOptions, want
 
 // prepareWait sets the versions to wait for, and returns the pods of the agents.
 func prepareWait(ctx context.Context, f fleet, opts *waitOptions, wanted []status.Wanted) (pods []kube.AgentPod, err error) {
-	if err := setVersions(ctx, f, wanted); ctx.Err() != nil {
+	if err := setVersions(ctx, f, wanted); ended(ctx) {
 		return nil, opts.notInTime(ctx, "the API server has not told which versions the policies have")
 	} else if err != nil {
 		return nil, err
 	}
-	if pods, err = opts.pods(ctx, f); ctx.Err() != nil {
+	if pods, err = opts.pods(ctx, f); ended(ctx) {
 		return nil, opts.notInTime(ctx, "the API server has not listed the agents' pods")
 	}
 	return pods, err
@@ -184,7 +184,7 @@ func (w *fleetWait) ask(ctx context.Context, pod kube.AgentPod) (answered bool, 
 			return true, reason
 		}
 		return true, failed.Text
-	case ctx.Err() == nil:
+	case !ended(ctx):
 		return false, "it does not answer: " + err.Error()
 	}
 	return false, ""

@@ -33,7 +33,7 @@ func waitHere(ctx context.Context, e env, opts *waitOptions, wanted []status.Wan
 			return nil
 		case err == nil:
 			why = reasonsText(missing)
-		case ctx.Err() != nil: // why keeps the reasons of the last answer
+		case ended(ctx): // why keeps the reasons of the last answer
 		case first:
 			return err
 		default:

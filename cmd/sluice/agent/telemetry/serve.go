@@ -94,11 +94,11 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	node, others, socket := newSlots(may.node, may.node), newSlots(may.others, may.perSource), newSlots(may.socket, may.socket)
 	all := []*slots{node, others, socket}
 	address := &binding{name: opts.Address, hint: "end the process that listens there, or give another address with --http-address", log: opts.Logger}
-	path := &binding{name: opts.Socket, hint: "free the path, or give another one with --socket", log: opts.Logger, free: opts.Yielded}
+	path := &binding{name: opts.Socket, hint: "end the agent or move the file away, or give another path with --socket", log: opts.Logger, free: opts.Yielded}
 	bindings := []*binding{address, path}
 	var group errgroup.Group
 	for _, s := range opts.Services {
-		b := &binding{name: s.Name, hint: "free it, or give another one with " + s.Flag, log: opts.Logger, further: s.Problems}
+		b := &binding{name: s.Name, hint: "end what uses it, or give another one with " + s.Flag, log: opts.Logger, further: s.Problems}
 		listen := listenTCP(newSlots(may.node, may.node), newSlots(may.others, may.perSource))
 		if s.Unix {
 			listen, b.free = listenUnix(opts, newSlots(may.socket, may.socket)), opts.Yielded
@@ -316,7 +316,7 @@ func (p *binding) report(ctx context.Context, err error) {
 	}
 	if !p.warned && time.Since(p.since) > listenTimeout {
 		p.warned = true
-		p.log.Warn("cannot listen; policies are still enforced", "address", p.name, "err", err)
+		p.log.Warn("cannot listen; policies are still enforced", "address", p.name, "err", err, "hint", p.hint)
 	}
 }
 
