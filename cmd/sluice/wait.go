@@ -45,7 +45,8 @@ answers there, it fails at once. It waits for the policies as the manifests of -
 them, for the resourceVersion in --for NAMESPACE/NAME@VERSION or, without either, for any
 version.
 
-A policy is not in force on a node whose agent is not ready because packets bypass it.
+If an agent is not ready because packets bypass the policies, or because it cannot keep its
+rules in place, no policy counts as in force on its node.
 
 The exit status is 0 if the policies are in force, 1 if they are not in force in time, and
 2 if wait could not do its work. With status 1, wait also prints which nodes lag.`,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -56,7 +57,8 @@ func waitEverywhere(ctx context.Context, e env, f fleet, opts *waitOptions, want
 	if sayWithoutAgent(ctx, e, f, pods); ended(ctx) {
 		return opts.notInTime(ctx, "the API server has not listed the nodes")
 	}
-	w := fleetWait{env: e, fleet: f, opts: opts, wanted: wanted, done: make(map[string]string)}
+	w := fleetWait{env: e, fleet: f, opts: opts, wanted: wanted, done: make(map[string]string), notes: make(map[string][]string)}
+	defer w.sayNotes()
 	for len(pods) > 0 {
 		w.all(ctx, pods)
 		// Wait also for agents that have started meanwhile.
@@ -103,8 +105,9 @@ type fleetWait struct {
 	opts   *waitOptions
 	wanted []status.Wanted
 
-	mu   sync.Mutex
-	done map[string]string // by the names of nodes: why the node lags, or "" if it does not
+	mu    sync.Mutex
+	done  map[string]string   // by the names of nodes: why the node lags, or "" if it does not
+	notes map[string][]string // by what their commands have said although they succeeded: the names of nodes
 }
 
 // all waits for the nodes of the given pods.
@@ -121,6 +124,15 @@ func (w *fleetWait) all(ctx context.Context, pods []kube.AgentPod) {
 	group.Wait()
 }
 
+// sayNotes prints what the commands on nodes have said although they succeeded.
+func (w *fleetWait) sayNotes() {
+	for _, said := range slices.Sorted(maps.Keys(w.notes)) {
+		nodes := w.notes[said]
+		slices.Sort(nodes)
+		w.env.say("%s: %s", listed(nodes, 20), said)
+	}
+}
+
 func (w *fleetWait) lagging() (lines []string) {
 	for node, why := range w.done {
 		if why != "" {
@@ -135,10 +147,14 @@ func (w *fleetWait) lagging() (lines []string) {
 // returns why the node lags. If the node does not answer, for example while its agent is replaced, node
 // asks again.
 func (w *fleetWait) node(ctx context.Context, pod kube.AgentPod) (why string) {
-	for {
+	for said := ""; ; {
 		answered, reason := w.ask(ctx, pod)
 		if answered {
 			return reason
+		}
+		if reason != "" && reason == why && reason != said {
+			said = reason
+			w.say(pod.Node, reason+": asking again")
 		}
 		why = cmp.Or(reason, why, "it has not answered in time")
 		if w.opts.timeout == 0 {
@@ -165,6 +181,13 @@ func (w *fleetWait) node(ctx context.Context, pod kube.AgentPod) (why string) {
 	}
 }
 
+// say prints a line about a node.
+func (w *fleetWait) say(node, text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.env.say("%s: %s", node, text)
+}
+
 // ask waits for the answer of a node. If the node answers, why is the reason why it lags; empty if it does
 // not. If it does not answer, why is the reason for that; empty if ctx has ended.
 func (w *fleetWait) ask(ctx context.Context, pod kube.AgentPod) (answered bool, why string) {
@@ -175,7 +198,7 @@ func (w *fleetWait) ask(ctx context.Context, pod kube.AgentPod) (answered bool, 
 	case err == nil && said != "":
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.env.say("%s: %s", pod.Node, said)
+		w.notes[said] = append(w.notes[said], pod.Node)
 		return true, ""
 	case err == nil:
 		return true, ""

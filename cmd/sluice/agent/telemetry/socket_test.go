@@ -113,7 +113,7 @@ func TestSocketInUseIsLeftAlone(t *testing.T) {
 	path := filepath.Join(dir, "sluice.sock")
 	stopFirst := served(t, Options{Socket: path}, &State{Settings: status.Settings{PID: 1}})
 	answered(t, path)
-	if _, err := listenSocket(path, stranger); err == nil || !strings.Contains(err.Error(), "another agent listens") {
+	if _, err := listenSocket(path, stranger); err == nil || !strings.HasSuffix(err.Error(), "another agent listens on "+path) { // the problem has the hint
 		t.Errorf("a second agent on the same path: %v", err)
 	}
 	served(t, Options{Socket: path}, &State{Settings: status.Settings{PID: 2}})
