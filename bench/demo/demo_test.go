@@ -217,7 +217,7 @@ func TestKept(t *testing.T) {
 		text := shown.seen.String()
 		connect := regexp.MustCompile(`(?m)^  (nsenter .* && echo reached)$`).FindStringSubmatch(text)
 		explain := regexp.MustCompile(`(?m)^  (\S*sluice explain .*)$`).FindStringSubmatch(text)
-		denied := regexp.MustCompile(`(?m)^  (\S*sluice denied .*)$`).FindStringSubmatch(text)
+		denied := regexp.MustCompile(`(?m)^  (\S*sluice denied.*)$`).FindStringSubmatch(text)
 		if connect == nil || explain == nil || denied == nil {
 			t.Errorf("there are no commands in\n%s", text)
 			return
