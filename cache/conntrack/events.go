@@ -28,11 +28,18 @@ type Event struct {
 	// Began is the time of the first packet. It is zero unless net.netfilter.nf_conntrack_timestamp is
 	// set.
 	Began time.Time
+	// Last is the time of the last packet of a connection that has ended. Its entry stays in the table until
+	// a timeout, two minutes for most TCP connections, so Last is computed from the time at which the entry
+	// has left the table, the state and the timeouts. It is zero if Began is, for other protocols than TCP,
+	// UDP and ICMP, and for TCP if the kernel does not report the state of connections that have ended.
+	Last time.Time
 	// Sent counts the packets from the source of the key, and Received the packets from the destination.
 	// Both are valid only if Ended and Counted are set. Counted is set if net.netfilter.nf_conntrack_acct
 	// is 1.
 	Sent, Received Traffic
 	Counted        bool
+
+	assured bool // for UDP: the kernel took it for a stream
 }
 
 // Traffic counts packets and their bytes, IP headers included.
@@ -57,8 +64,9 @@ const (
 // event for each connection that begins or ends, which takes some microseconds. While none is open, the
 // kernel makes no events, unless net.netfilter.nf_conntrack_events is 1.
 type Events struct {
-	fd int // a netlink socket
-	in *burst
+	fd       int // a netlink socket
+	in       *burst
+	timeouts timeouts // at the time of the subscription
 }
 
 // Events subscribes to the connections that begin and end from now on. If a connection has begun before,
@@ -84,7 +92,7 @@ func (k *Netlink) Events() (*Events, error) {
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to connections: %w", err)
 	}
-	return &Events{fd: fd, in: newBurst()}, nil
+	return &Events{fd: fd, in: newBurst(), timeouts: readTimeouts()}, nil
 }
 
 // duplicate returns another file descriptor of a socket.
@@ -127,7 +135,7 @@ func (e *Events) Read(ctx context.Context, report func(*Event)) error {
 			return fmt.Errorf("read connections: %w", err)
 		}
 		for i := range n {
-			if err := readEvents(e.in.datagram(i), &event, report); err != nil {
+			if err := readEvents(e.in.datagram(i), &e.timeouts, &event, report); err != nil {
 				return fmt.Errorf("read connections: %w", err)
 			}
 		}
@@ -149,7 +157,7 @@ func pause(ctx context.Context) {
 }
 
 // readEvents calls report for each event in a datagram.
-func readEvents(b []byte, event *Event, report func(*Event)) error {
+func readEvents(b []byte, t *timeouts, event *Event, report func(*Event)) error {
 	for len(b) > 0 {
 		m, _, rest, err := cutMessage(b)
 		if err != nil {
@@ -158,7 +166,7 @@ func readEvents(b []byte, event *Event, report func(*Event)) error {
 		if b = rest; m.kind != msgConnSet && m.kind != msgConnDelete {
 			continue
 		}
-		if err := parseEvent(m, event); err != nil {
+		if err := parseEvent(m, t, event); err != nil {
 			return err
 		}
 		report(event)
@@ -176,22 +184,33 @@ func (e *Events) Lost() (uint64, error) {
 }
 
 // parseEvent parses an event.
-func parseEvent(m message, e *Event) error {
+func parseEvent(m message, t *timeouts, e *Event) error {
 	*e = Event{Ended: m.kind == msgConnDelete}
 	if err := parseConn(m.body, &e.Conn); err != nil {
 		return err
 	}
+	var stop time.Time
+	var remaining time.Duration
 	for a, rest, ok := cut(m.body[nfgenLen:]); ok; a, rest, ok = cut(rest) {
 		switch a.kind {
 		case ctaTupleOrig:
 			e.To = parseTo(a.value, e.Key.Transport)
 		case ctaTimestamp:
-			e.Began = parseBegin(a.value)
+			e.Began, stop = parseTime(a.value, ctaTimestampStart), parseTime(a.value, ctaTimestampStop)
+		case ctaStatus:
+			e.assured = len(a.value) == 4 && binary.BigEndian.Uint32(a.value)&statusAssured != 0
+		case ctaTimeout:
+			if len(a.value) == 4 {
+				remaining = time.Duration(binary.BigEndian.Uint32(a.value)) * time.Second
+			}
 		case ctaCountersOrig:
 			e.Sent, e.Counted = parseTraffic(a.value), true
 		case ctaCountersReply:
 			e.Received, e.Counted = parseTraffic(a.value), true
 		}
+	}
+	if e.Ended {
+		e.Last = t.last(e, stop, remaining)
 	}
 	return nil
 }
@@ -213,9 +232,9 @@ func parseTo(b []byte, transport filter.Transport) netip.AddrPort {
 	return netip.AddrPortFrom(addr, port)
 }
 
-// parseBegin returns the time in a CTA_TIMESTAMP.
-func parseBegin(b []byte) time.Time {
-	if ns, ok := number64(b, ctaTimestampStart); ok {
+// parseTime returns the time of the given kind in a CTA_TIMESTAMP.
+func parseTime(b []byte, kind uint16) time.Time {
+	if ns, ok := number64(b, kind); ok {
 		return time.Unix(0, int64(ns))
 	}
 	return time.Time{}

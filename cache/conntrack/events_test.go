@@ -116,6 +116,9 @@ func TestEvents(t *testing.T) {
 			if ended.SrcPort != port || ended.To != f.service || !ended.Counted || ended.Began.Before(before.Add(-time.Minute)) || ended.Began.After(time.Now().Add(time.Minute)) {
 				t.Errorf("the end: %+v", ended)
 			}
+			if ended.Last.Before(ended.Began) || ended.Last.Sub(ended.Began) > time.Since(before) {
+				t.Errorf("the last packet: %+v", ended)
+			}
 			// SYN, ACK and data at least; the header of IPv4 with that of TCP has 40 bytes.
 			if s, r := ended.Sent, ended.Received; s.Packets < 3 || s.Bytes < 3*40+5 || r.Packets < 1 || r.Bytes < 40 {
 				t.Errorf("the counts: %+v", ended)

@@ -32,7 +32,8 @@ func (e *Events) SetBuffer(bytes int) error {
 
 // ReadEvents calls report for each event in a datagram.
 func ReadEvents(datagram []byte, event *Event, report func(*Event)) error {
-	return readEvents(datagram, event, report)
+	t := readTimeouts()
+	return readEvents(datagram, &t, event, report)
 }
 
 // AppendEvent appends an event about the end of a TCP connection, with counts and times.

@@ -29,6 +29,8 @@ const (
 
 	ctaTupleOrig   = 1
 	ctaTupleReply  = 2
+	ctaStatus      = 3
+	ctaTimeout     = 7 // in seconds
 	ctaMark        = 8
 	ctaZone        = 18
 	ctaMarkMask    = 21
@@ -53,6 +55,9 @@ const (
 	ctaCountersBytes   = 2
 	ctaTimestamp       = 20
 	ctaTimestampStart  = 1
+	ctaTimestampStop   = 2
+
+	statusAssured = 1 << 2 // IPS_ASSURED
 
 	ctaProtoInfo             = 4
 	ctaProtoInfoTCP          = 1
@@ -191,7 +196,8 @@ func parseProtoInfo(b []byte, c *Conn) {
 		for f, rest, ok := cut(p.value); ok; f, rest, ok = cut(rest) {
 			switch {
 			case f.kind == ctaProtoInfoTCPState && len(f.value) == 1:
-				c.Closed = f.value[0] >= tcpLastAck && f.value[0] <= tcpClose
+				c.tcpState = f.value[0]
+				c.Closed = c.tcpState >= tcpLastAck && c.tcpState <= tcpClose
 			case f.kind == ctaProtoInfoTCPFlagsOrig && len(f.value) > 0:
 				c.MidStream = f.value[0]&tcpLiberal != 0
 				return // the attributes that follow are not needed

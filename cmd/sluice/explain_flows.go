@@ -19,8 +19,12 @@ import (
 	"sluice/filter/policy/near"
 )
 
-// maxFlowLine bounds the length of a line of --flows, in bytes.
-const maxFlowLine = 64 << 10
+// maxHeld bounds the lines of --flows at the beginning that are not JSON objects. After so many, the rest is
+// not read.
+const maxHeld = 100
+
+// flowExample is a flow in --flows.
+const flowExample = `{"from": "default/web", "to": "default/db", "port": 6379}`
 
 // flowLine is a line of --flows.
 type flowLine struct {
@@ -77,7 +81,11 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool,
 		enc.SetEscapeHTML(false)
 		x.answer = jsonAnswers{enc}
 	}
-	if err := x.run(bufio.NewReaderSize(in, maxFlowLine)); err != nil {
+	lines, err := flowfile.Open(in)
+	if err != nil {
+		return false, fmt.Errorf("read flows: %w", err)
+	}
+	if err := x.run(lines); err != nil {
 		return false, err
 	}
 	if x.skipped > 0 {
@@ -101,6 +109,17 @@ type flowExplainer struct {
 	// Counts of all flows, of allowed flows, of flows without an answer, and of lines of agents that are
 	// not an attempt to connect.
 	flows, allowed, failed, skipped int
+	// held are the lines until the first one that is a JSON object. If there is none, the file is not one of
+	// flows, and the user gets one error instead of one for each line.
+	held     []heldLine
+	readable bool // a line is a JSON object
+}
+
+// heldLine is a line that cannot be read.
+type heldLine struct {
+	number int
+	text   []byte
+	err    error
 }
 
 // flowAnswer is the answer about a flow.
@@ -128,7 +147,7 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 		x.line++
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
-			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: line %d is longer than %d bytes: write one flow per line", x.line, maxFlowLine))
+			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: line %d is longer than %d bytes: write one flow per line", x.line, in.Size()))
 		case err != nil && !errors.Is(err, io.EOF):
 			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: %w", err))
 		}
@@ -137,14 +156,37 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 				return fmt.Errorf("write answers: %w", err)
 			}
 		}
-		if err != nil {
+		if err != nil || len(x.held) == maxHeld {
 			break
 		}
 	}
 	if err := x.out.Flush(); err != nil {
 		return fmt.Errorf("write answers: %w", err)
 	}
+	if len(x.held) > 0 {
+		return fmt.Errorf("read flows: line %d is not a JSON object: write a flow as in %s, or give %s", x.held[0].number, flowExample, flowfile.Forms)
+	}
 	return nil
+}
+
+// hold keeps a line that cannot be read until a line is a JSON object, and reports whether it does. At that
+// line, it writes the errors of all lines that are held.
+func (x *flowExplainer) hold(text []byte, why error) (held bool, err error) {
+	switch {
+	case x.readable:
+		return false, nil
+	case !bytes.HasPrefix(text, []byte("{")) || !json.Valid(text):
+		x.held = append(x.held, heldLine{x.line, bytes.Clone(text), why})
+		return true, nil
+	}
+	x.readable = true
+	for _, l := range x.held {
+		if err := x.fail(l.number, l.text, l.err); err != nil {
+			return false, err
+		}
+	}
+	x.held = nil
+	return false, nil
 }
 
 // flow answers one line. It returns an error only if it cannot write.
@@ -153,7 +195,14 @@ func (x *flowExplainer) flow(text []byte) error {
 	var err error
 	if seen, ok := x.parser.Parse(text); !ok {
 		f, err = readFlow(text)
-	} else if f = questionAbout(&seen); f == nil {
+	} else {
+		f = questionAbout(&seen)
+	}
+	if held, broken := x.hold(text, err); held || broken != nil {
+		x.flows, x.failed = x.flows+1, x.failed+1
+		return broken
+	}
+	if f == nil {
 		x.skipped++
 		return nil
 	}
@@ -168,7 +217,7 @@ func (x *flowExplainer) flow(text []byte) error {
 		}
 	}
 	x.failed++
-	return x.fail(text, err)
+	return x.fail(x.line, text, err)
 }
 
 // ask answers a flow. If a pod in a line of an agent does not exist any more, ask uses the other pods of its
@@ -218,7 +267,7 @@ func readFlow(text []byte) (*flowLine, error) {
 			return f, fmt.Errorf("%s: it is %s: write a string", wrong.Field, near.Kind(wrong.Value))
 		}
 		if !bytes.HasPrefix(text, []byte("{")) {
-			return f, errors.New(`it is not a JSON object: write {"from": "default/web", "to": "default/db", "port": 6379}`)
+			return f, errors.New("it is not a JSON object: write " + flowExample)
 		}
 		return f, fmt.Errorf("it cannot be read: %w", err)
 	}
@@ -236,8 +285,8 @@ func readFlow(text []byte) (*flowLine, error) {
 }
 
 // fail writes an error for a flow, with the fields that can be read.
-func (x *flowExplainer) fail(text []byte, err error) error {
-	out := flowError{Line: x.line, Error: err.Error()}
+func (x *flowExplainer) fail(line int, text []byte, err error) error {
+	out := flowError{Line: line, Error: err.Error()}
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(text, &fields) == nil {
 		for name, into := range map[string]*string{"from": &out.From, "to": &out.To, "protocol": &out.Protocol} {

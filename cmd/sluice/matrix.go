@@ -55,8 +55,9 @@ With -n pci there are two tables: what can get into pci, and where it can get ou
 
 With --flows, what agents have seen is laid over it: which open pairs were used (+) and which
 never were, and which closed ones were tried (!). FILE has the output of "sluice observe -o
-json" or "hubble observe -o json", files of Hubble's exporter, or the agent's log in JSON;
-it may be compressed with gzip. Flows are found by the names of pods and workloads, then by
+json", "sluice denied -o json" or "hubble observe -o json", files of Hubble's exporter, or the
+agent's log in JSON; it may be compressed with gzip. Connections that changed policies have
+closed do not count as tried. Flows are found by the names of pods and workloads, then by
 labels, and others by addresses; what is not found is counted and named. Replies do not
 count. Ports whose last flow got another verdict than these policies have are listed: the
 flows may be from another version of them. "Never used" means only: not in these flows.

@@ -73,6 +73,8 @@ func countFlows(e env, t *seen.Tally, file string) error {
 		switch {
 		case errors.Is(err, io.EOF) && known == 0 && wrong != nil:
 			return fmt.Errorf("%s: %w: give %s", name, wrong, flowfile.Forms)
+		case errors.Is(err, io.EOF) && known == 0:
+			return fmt.Errorf("%s: it is empty: give %s", name, flowfile.Forms)
 		case errors.Is(err, io.EOF):
 			return nil
 		case errors.As(err, &line):

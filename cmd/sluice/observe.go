@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,8 +61,10 @@ If policies change and close a connection that had begun before, it is shown as 
 with the note "(open connection)" or, unless it is TCP, "(open or idle connection)"; in JSON,
 "revoked" is true. It is not a new attempt. A connection that had ended is not shown again.
 
-The duration of a connection needs net.netfilter.nf_conntrack_timestamp=1 on the node, and the
-bytes need net.netfilter.nf_conntrack_acct=1, both from before the connection begins.
+The end of a connection is seen when its entry leaves the kernel's table, usually two minutes
+after both ends have closed it. Its duration is the time from the first to the last packet, and
+needs net.netfilter.nf_conntrack_timestamp=1 on the node. How much each end has sent needs
+net.netfilter.nf_conntrack_acct=1. Both must be set before the connection begins.
 
 A flow must match all conditions. If a flag is given several times, one of its values must
 match. --from and --to take a pod or a workload (web, shop/web or deploy/web), labels (app=web
@@ -252,7 +255,7 @@ func readRecords(ctx context.Context, in io.Reader, node string, records chan<- 
 // showRecords prints the selected records, and returns their number.
 func showRecords(e env, opts *observeOptions, selected *flow.Filter, records <-chan *flow.Record) (shown int) {
 	p := recordPrinter{out: e.stdout, format: opts.format, nodes: opts.wanted()}
-	began := time.Now()
+	began, hinted := time.Now(), opts.format != "text"
 	tick := time.NewTicker(mergeInterval / 4)
 	defer tick.Stop()
 	for {
@@ -267,10 +270,30 @@ func showRecords(e env, opts *observeOptions, selected *flow.Filter, records <-c
 			}
 			shown++
 			p.print(r)
+			if settings := unmeasured(r); settings != "" && !hinted {
+				e.say("note: the ends of connections lack a duration or sizes: set %s on the node, for connections that begin from then on", settings)
+				hinted = true
+			}
 		case now := <-tick.C:
 			p.flush(now)
 		}
 	}
+}
+
+// unmeasured returns the settings of the kernel without which the end of a TCP connection has no duration or no
+// sizes. It returns nothing if the record has both, or is about something else.
+func unmeasured(r *flow.Record) string {
+	var settings []string
+	if r.Event != flow.Ended.String() || r.Protocol != filter.TCP.String() {
+		return ""
+	}
+	if r.Seconds+r.Idle == 0 {
+		settings = append(settings, "net.netfilter.nf_conntrack_timestamp=1")
+	}
+	if r.Sent == nil {
+		settings = append(settings, "net.netfilter.nf_conntrack_acct=1")
+	}
+	return strings.Join(settings, " and ")
 }
 
 // mergeInterval is the time within which equal flows after the first are shown as one line.

@@ -42,3 +42,36 @@ func BenchmarkRecordPrinter(b *testing.B) {
 		out.Reset()
 	}
 }
+
+// observe tells once which settings the node lacks for the measures of connections.
+func TestUnmeasured(t *testing.T) {
+	ended := recordAt(0, 80)
+	ended.Event = "ended"
+	measured := recordAt(0, 80)
+	measured.Event, measured.Seconds, measured.Sent = "ended", 1, &flow.Traffic{}
+	counted := recordAt(0, 80)
+	counted.Event, counted.Sent = "ended", &flow.Traffic{}
+	for _, tt := range []struct {
+		format  string
+		records []*flow.Record
+		want    string
+	}{
+		{"text", []*flow.Record{recordAt(0, 80), ended, ended}, "set net.netfilter.nf_conntrack_timestamp=1 and net.netfilter.nf_conntrack_acct=1 on the node"},
+		{"text", []*flow.Record{counted}, "set net.netfilter.nf_conntrack_timestamp=1 on the node"},
+		{"text", []*flow.Record{recordAt(0, 80), measured}, ""},
+		{"json", []*flow.Record{ended}, ""},
+	} {
+		records := make(chan *flow.Record, len(tt.records))
+		for _, r := range tt.records {
+			records <- r
+		}
+		close(records)
+		var out, errs bytes.Buffer
+		if n := showRecords(env{stdout: &out, stderr: &errs}, &observeOptions{format: tt.format}, new(flow.Filter), records); n != len(tt.records) {
+			t.Errorf("%d shown", n)
+		}
+		if text := errs.String(); strings.Count(text, "\n") > 1 || !strings.Contains(text, tt.want) || tt.want == "" && text != "" {
+			t.Errorf("%s: %q, want %q", tt.format, text, tt.want)
+		}
+	}
+}

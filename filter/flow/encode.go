@@ -34,6 +34,7 @@ func (r *Record) AppendJSON(b []byte) ([]byte, error) {
 	w.side("ingress", r.Ingress)
 	w.text("missing", r.Missing)
 	w.seconds("seconds", r.Seconds)
+	w.seconds("idle_seconds", r.Idle)
 	w.traffic("sent", r.Sent)
 	w.traffic("received", r.Received)
 	w.number("count", r.Count)

@@ -63,7 +63,9 @@ type Entry struct {
 	// Duration, Sent and Received describe a connection that has ended. Duration is 0 if it is not known.
 	// Sent and Received are valid only if Counted is set, because the kernel does not always count
 	// packets.
-	Duration       time.Duration
+	Duration time.Duration
+	// Idle is the part of Duration after the last packet of a connection that has ended.
+	Idle           time.Duration
 	Sent, Received Traffic
 	Counted        bool
 	// OnlyConnections may be set if the kind is Unrecorded. Its meaning is described there.

@@ -429,7 +429,7 @@ func TestRecord(t *testing.T) {
 	denied.Kernel = true
 	denied.Verdict = filter.Verdict{Reason: filter.IngressDenied, Reject: true, Ingress: filter.Side{Isolation: isolation}, Egress: filter.Side{Passed: rule}}
 	ended := entry(s, flow.Ended, "192.0.2.2", "10.0.0.2", 80)
-	ended.Duration, ended.Counted, ended.Sent = 1500*time.Millisecond, true, flow.Traffic{Packets: 4, Bytes: 300}
+	ended.Duration, ended.Idle, ended.Counted, ended.Sent = 2*time.Second, 500*time.Millisecond, true, flow.Traffic{Packets: 4, Bytes: 300}
 	ended.To = netip.MustParseAddrPort("10.96.0.1:80")
 	opened := entry(s, flow.Opened, "10.0.0.1", "203.0.113.9", 443)
 	opened.Verdict = filter.Verdict{Action: filter.Allow, Reason: filter.RuleAllows, Egress: filter.Side{Rule: &filter.Rule{Policy: "shop/web", Tier: filter.NetworkPolicyTier, Direction: filter.Egress, Action: filter.RuleAccepts}}}
@@ -452,7 +452,7 @@ func TestRecord(t *testing.T) {
 		{
 			ended,
 			`{"time":"2026-11-27T06:00:00Z","node":"n1","event":"ended","src":"192.0.2.2","sport":40000,"dst":"10.0.0.2","dport":80,"proto":"TCP","to_service":"10.96.0.1:80","from":{"kind":"remote-node","node":"n2"},"to":` + db +
-				`,"seconds":1.5,"sent":{"packets":4,"bytes":300},"received":{"packets":0,"bytes":0}}`,
+				`,"seconds":1.5,"idle_seconds":0.5,"sent":{"packets":4,"bytes":300},"received":{"packets":0,"bytes":0}}`,
 			"",
 		},
 		{

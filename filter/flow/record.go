@@ -49,11 +49,15 @@ type Record struct {
 	// Missing is what was not recorded in the time of length Seconds before Time: all or connections.
 	Missing string `json:"missing,omitempty"`
 
-	// Seconds, Sent and Received describe a connection that has ended. Seconds is missing unless
-	// net.netfilter.nf_conntrack_timestamp is set. Sent and Received are missing unless
-	// net.netfilter.nf_conntrack_acct is set. In an unrecorded record, Seconds is the length of the time
-	// without records.
+	// Seconds, Idle, Sent and Received describe a connection that has ended. Seconds is the time from its
+	// first to its last packet, and Idle the time from then until Time, when its entry has left the kernel's
+	// table: usually two minutes for TCP, and half a minute or two minutes for UDP. If the entry was removed
+	// before its timeout, Seconds may be a second too long. Both are missing unless
+	// net.netfilter.nf_conntrack_timestamp is set, and for other protocols than TCP, UDP and ICMP. Sent and
+	// Received are missing unless net.netfilter.nf_conntrack_acct is set. In an unrecorded record, Seconds is
+	// the length of the time without records.
 	Seconds  float64  `json:"seconds,omitempty"`
+	Idle     float64  `json:"idle_seconds,omitempty"`
 	Sent     *Traffic `json:"sent,omitempty"`
 	Received *Traffic `json:"received,omitempty"`
 
@@ -178,7 +182,7 @@ func (d *Describer) describe(r *Record, e *Entry) {
 	r.From, r.Into = d.end(e.Src, r.Src), d.end(e.Dst, r.Dst)
 	r.Egress, r.Ingress = d.sides.get(v.Egress, sideOf), d.sides.get(v.Ingress, sideOf)
 	if e.Kind == Ended {
-		r.Seconds = e.Duration.Seconds()
+		r.Seconds, r.Idle = (e.Duration - e.Idle).Seconds(), e.Idle.Seconds()
 		if e.Counted {
 			r.Sent, r.Received = &e.Sent, &e.Received
 		}

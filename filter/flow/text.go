@@ -153,7 +153,7 @@ func (r *Record) before() string {
 func (r *Record) traffic() string {
 	var parts []string
 	if r.Seconds > 0 {
-		parts = append(parts, "after "+Rounded(r.duration()))
+		parts = append(parts, "lasted "+Rounded(r.duration()))
 	}
 	if r.Sent != nil && r.Received != nil {
 		parts = append(parts, fmt.Sprintf("sent %s, received %s", size(r.Sent.Bytes), size(r.Received.Bytes)))

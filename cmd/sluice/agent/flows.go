@@ -213,8 +213,9 @@ func (f *flows) connection(c *conntrack.Event) {
 	if c.Ended {
 		e.Counted = c.Counted
 		e.Sent, e.Received = flow.Traffic(c.Sent), flow.Traffic(c.Received)
-		if !c.Began.IsZero() {
+		if !c.Began.IsZero() && !c.Last.IsZero() {
 			e.Duration = max(e.Time.Sub(c.Began), 0)
+			e.Idle = min(max(e.Time.Sub(c.Last), 0), e.Duration)
 		}
 	} else if v := s.DecideBetween(&e.Key, c.Key.SrcAddr(), c.Key.DstAddr(), e.Src, e.Dst); v.Action == filter.Allow {
 		e.Verdict = v

@@ -9,7 +9,6 @@ package flowfile
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -91,15 +90,11 @@ type Reader struct {
 	line   int
 }
 
-// NewReader returns a reader of a file, which may be compressed with gzip.
+// NewReader returns a reader of a file, which may be as Open takes it.
 func NewReader(in io.Reader) (*Reader, error) {
-	b := bufio.NewReaderSize(in, 64<<10)
-	if magic, _ := b.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {
-		z, err := gzip.NewReader(b)
-		if err != nil {
-			return nil, fmt.Errorf("decompress: %w", err)
-		}
-		b = bufio.NewReaderSize(z, 64<<10)
+	b, err := Open(in)
+	if err != nil {
+		return nil, err
 	}
 	return &Reader{in: b, parser: NewParser()}, nil
 }

@@ -144,6 +144,33 @@ func events(t *testing.T, in io.Reader) (got []string) {
 	}
 }
 
+// The elements of an array are lines, whatever lines the file has.
+func TestReaderOfArray(t *testing.T) {
+	for file, want := range map[string]string{
+		"[\n  " + strings.ReplaceAll(lines[0].line, ",", ",\n  ") + ",\n  5, {}]\n": "allowed|line 2 is not a flow in a known form|line 3 is not a flow in a known form",
+		"[]": "",
+	} {
+		if text := strings.Join(events(t, strings.NewReader(file)), "|"); text != want {
+			t.Errorf("%s: %s, want %s", file, text, want)
+		}
+	}
+	for file, want := range map[string]string{
+		"[" + lines[0].line:          "line 2: unexpected EOF",
+		"[" + lines[0].line + ", oh": "line 2: invalid character",
+	} {
+		r, err := flowfile.NewReader(strings.NewReader(file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Next(); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		if _, err := r.Next(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", file, err, want)
+		}
+	}
+}
+
 // A compressed file that breaks off is an error, because flows may be missing.
 func TestReaderOfBrokenGzip(t *testing.T) {
 	var packed bytes.Buffer

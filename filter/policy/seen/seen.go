@@ -125,7 +125,7 @@ func (t *Tally) Add(r *flow.Record, first time.Time) {
 		return
 	}
 	if first.IsZero() {
-		first = r.Time.Add(-time.Duration(r.Seconds * float64(time.Second)))
+		first = r.Time.Add(-time.Duration((r.Seconds + r.Idle) * float64(time.Second)))
 	}
 	t.span.saw(first, r.Time)
 	k, why, example := t.placer.place(r)
