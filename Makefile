@@ -35,7 +35,7 @@ DEMO ?=
 .PHONY: help
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' Makefile | \
-		while IFS=$$'\t' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
+		while IFS=$$'\t' read -r name what; do printf '  make %-18s %s\n' "$$name" "$$what"; done
 
 .PHONY: demo
 demo: ## show policies at work on real packets, in network namespaces (as root, under a minute; DEMO=--help: options)
@@ -58,6 +58,10 @@ test-hubble: ## test Hubble's API with the real hubble and hubble-relay, as root
 	@.ci/setup test
 	SLUICE_TEST_HUBBLE=1 go test -buildvcs=false -count=1 -timeout=30m -v -run '^TestHubble' ./cmd/sluice
 
+.PHONY: test-alerts
+test-alerts: ## test the alerts with the real promtool: each fires when it should (the first run builds it: 2 minutes)
+	SLUICE_TEST_ALERTS=1 go test -buildvcs=false -count=1 -timeout=30m -v -run '^TestAlerts' ./deploy
+
 # The pages in Chromium: a module of its own, so that no build of Sluice needs what drives a browser.
 BROWSER = bench/testbed/browser
 PICTURES = .github/pictures
@@ -75,7 +79,20 @@ pictures: ## take the pictures of README.md in Chromium (as test-browser), into 
 	@.ci/setup pictures
 	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice
 	@mkdir -p $(PICTURES)
-	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' $(SHOP) -o '$(CURDIR)/$(PICTURES)'
+	cd $(BROWSER) && go run . -sluice '$(CURDIR)/bin/sluice' $(SHOP) -flows flows/flows.jsonl -o '$(CURDIR)/$(PICTURES)'
+
+# uPlot draws the lines in Grafana, too. Grafana itself is in no package registry that make uses.
+UPLOT = uplot@1.6.32
+
+.PHONY: picture-dashboard
+picture-dashboard: ## take the pictures of the dashboard, with agents and a real Prometheus under traffic (as root, 5 minutes)
+	@.ci/setup pictures
+	@.ci/setup demo
+	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice ./bench/testbed/dashboard
+	@npm install --silent --no-audit --no-fund --prefix .cache/uplot $(UPLOT)
+	@mkdir -p $(PICTURES)
+	bin/dashboard -sluice bin/sluice -o bin/dashboard-data.json
+	cd $(BROWSER) && go run . -dashboard '$(CURDIR)/bin/dashboard-data.json' -uplot '$(CURDIR)/.cache/uplot/node_modules/uplot' -o '$(CURDIR)/$(PICTURES)'
 
 .PHONY: build
 build: ## build bin/sluice

@@ -31,6 +31,7 @@ const noReference = "-"
 var aims = []aim{
 	{label: "connections/s, never-seen keys", rows: []string{"fresh"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.90, better: result.More},
 	{label: "connections/s, keys seen before", rows: []string{"kernel", "reject"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.97, better: result.More},
+	{label: "connections neither observed nor counted as left out", rows: []string{"observed"}, loads: []string{"tcp-1", "tcp-16", "tcp-64"}, metric: unobserved, against: noReference, better: result.Less, at: 1},
 	{label: "agent CPU per queued packet, of the queue that accepts everything", rows: []string{"fresh", "user"}, loads: []string{"tcp-16", "tcp-64"}, metric: agentPerCPU, against: "accept", want: 0.5, better: result.Less},
 	{label: "throughput of a stream", rows: []string{"user", "kernel", "reject"}, loads: []string{"stream"}, metric: throughput, want: 0.99, better: result.More},
 	{label: "connect p99 while policies change, of that without", rows: []string{"user", "kernel"}, loads: []string{"churn"}, metric: times, against: noReference, want: 1.5, better: result.Less},

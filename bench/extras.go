@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -28,18 +29,20 @@ var extras = []result.Load{
 
 // Figures of the extras.
 var (
-	toReady    = result.Metric{Name: "ready", Unit: "ms", Better: result.Less}
-	denyNew    = result.Metric{Name: "deny new", Unit: "ms", Better: result.Less}
-	denyLive   = result.Metric{Name: "deny live", Unit: "ms", Better: result.Less}
-	allowNew   = result.Metric{Name: "allow new", Unit: "ms", Better: result.Less}
-	quietP99   = result.Metric{Name: "p99 quiet", Unit: "µs", Better: result.Less}
-	changeP99  = result.Metric{Name: "p99 changing", Unit: "µs", Better: result.Less}
-	floodP99   = result.Metric{Name: "p99 flooded", Unit: "µs", Better: result.Less}
-	times      = result.Metric{Name: "ratio of p99", Unit: "×", Better: result.Less}
-	changes    = result.Metric{Name: "changes", Unit: "/s"}
-	floodSent  = result.Metric{Name: "flood", Unit: "packets/s"}
-	quietRate  = result.Metric{Name: "connections quiet", Unit: "/s"}
-	changeRate = result.Metric{Name: "connections", Unit: "/s", Better: result.More}
+	toReady   = result.Metric{Name: "ready", Unit: "ms", Better: result.Less}
+	denyNew   = result.Metric{Name: "deny new", Unit: "ms", Better: result.Less}
+	denyLive  = result.Metric{Name: "deny live", Unit: "ms", Better: result.Less}
+	allowNew  = result.Metric{Name: "allow new", Unit: "ms", Better: result.Less}
+	quietP99  = result.Metric{Name: "p99 quiet", Unit: "µs", Better: result.Less}
+	changeP99 = result.Metric{Name: "p99 changing", Unit: "µs", Better: result.Less}
+	floodP99  = result.Metric{Name: "p99 flooded", Unit: "µs", Better: result.Less}
+	times     = result.Metric{Name: "ratio of p99", Unit: "×", Better: result.Less}
+	changes   = result.Metric{Name: "changes", Unit: "/s"}
+	floodSent = result.Metric{Name: "flood", Unit: "packets/s"}
+	// deniedObserved is the share of a flood's packets that an observer has printed.
+	deniedObserved = result.Metric{Name: "denied observed", Unit: "/packet"}
+	quietRate      = result.Metric{Name: "connections quiet", Unit: "/s"}
+	changeRate     = result.Metric{Name: "connections", Unit: "/s", Better: result.More}
 )
 
 // extrasOf measures the selected extras.
@@ -75,10 +78,16 @@ func (s *testbed) agents() (contenders []*contender) {
 	return contenders
 }
 
+// unobservedOf returns the contenders whose rows are not observed. The extras about the start of an agent
+// and about policies that take effect measure only these.
+func unobservedOf(contenders []*contender) []*contender {
+	return slices.DeleteFunc(contenders, func(t *contender) bool { return t.observed })
+}
+
 // starts measures the start of an agent: it stops the last contender's agent and starts it
 // again, several times.
 func (s *testbed) starts(ctx context.Context, b *bench, r *result.Result) error {
-	agents := s.agents()
+	agents := unobservedOf(s.agents())
 	if len(agents) == 0 {
 		return nil
 	}
@@ -128,7 +137,7 @@ const (
 // versions of the file alternately allow and deny the datagrams that a client keeps sending.
 func (s *testbed) effects(ctx context.Context, b *bench, r *result.Result) error {
 	for round := range b.rounds {
-		for _, t := range s.agents() {
+		for _, t := range unobservedOf(s.agents()) {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -208,7 +217,7 @@ func (s *testbed) churn(ctx context.Context, b *bench, r *result.Result) error {
 			}
 			add := s.adder(r, t, "churn")
 			b.progress.step(2*b.churn, "%s: changes of policy, round %d of %d", t.Label, round+1, b.churnRounds)
-			quiet, _, err := s.window(t, l, b.churn)
+			quiet, _, err := s.window(ctx, t, l, b.churn)
 			if err != nil {
 				return err
 			}
@@ -216,7 +225,7 @@ func (s *testbed) churn(ctx context.Context, b *bench, r *result.Result) error {
 			changing, stop := context.WithCancel(ctx)
 			changed := make(chan error, 1)
 			go func() { changed <- s.change(changing, t) }()
-			busy, used, err := s.window(t, l, b.churn)
+			busy, used, err := s.window(ctx, t, l, b.churn)
 			stop()
 			if e := <-changed; err == nil {
 				err = e
@@ -232,6 +241,9 @@ func (s *testbed) churn(ctx context.Context, b *bench, r *result.Result) error {
 			add(changeRate, busy.Rate())
 			add(quietRate, quiet.Rate())
 			add(queued, float64(used.queued)/float64(busy.Done))
+			if t.observed {
+				recordObserved(add, l, busy, used)
+			}
 			add(dropped, float64(used.dropped))
 			add(failed, float64(busy.Failed))
 			add(late, float64(busy.Late))
@@ -274,11 +286,11 @@ func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error 
 			}
 			add := s.adder(r, t, "flood")
 			b.progress.step(2*b.window+floodLead, "%s: flood, round %d of %d", t.Label, round+1, b.rounds)
-			quiet, _, err := s.window(t, l, b.window)
+			quiet, _, err := s.window(ctx, t, l, b.window)
 			if err != nil {
 				return err
 			}
-			flood, busy, used, err := s.flooded(t, l, b.window)
+			flood, busy, used, err := s.flooded(ctx, t, l, b.window)
 			if err != nil {
 				return err
 			}
@@ -290,6 +302,10 @@ func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error 
 				add(times, float64(busy.P99)/float64(quiet.P99))
 			}
 			add(floodSent, flood.Rate())
+			if t.observed && busy.Done > 0 {
+				recordObserved(add, l, busy, used)
+				add(deniedObserved, float64(used.watched.denied)/float64(flood.Done))
+			}
 			if t.pid != 0 {
 				add(dropped, float64(used.dropped))
 			}
@@ -306,7 +322,7 @@ const floodLead = 200 * time.Millisecond
 
 // flooded runs a load on a contender while its hostile pod floods the server, the other pods of its
 // node, and the whole cluster.
-func (s *testbed) flooded(t *contender, l loadSpec, during time.Duration) (flood, a load.Answer, used usage, err error) {
+func (s *testbed) flooded(ctx context.Context, t *contender, l loadSpec, during time.Duration) (flood, a load.Answer, used usage, err error) {
 	type answer struct {
 		load.Answer
 		err error
@@ -315,15 +331,18 @@ func (s *testbed) flooded(t *contender, l loadSpec, during time.Duration) (flood
 	order := load.Order{Do: "flood", For: during + floodLead, Ranges: []netip.Prefix{
 		netip.PrefixFrom(t.server.IPv4, 32), t.node.Pods4, netip.MustParsePrefix("10.1.0.0/16"),
 	}}
-	go func() {
-		a, err := t.flood.Do(order)
-		answered <- answer{a, err}
-	}()
-	time.Sleep(floodLead)
-	a, used, err = s.window(t, l, during)
-	f := <-answered
-	if err == nil {
-		err = f.err
-	}
-	return f.Answer, a, used, err
+	seen, err := s.observing(ctx, t, l, func() (load.Answer, error) {
+		go func() {
+			a, err := t.flood.Do(order)
+			answered <- answer{a, err}
+		}()
+		time.Sleep(floodLead)
+		var err error
+		a, used, err = s.measure(t, l, during)
+		f := <-answered
+		flood = f.Answer
+		return a, cmp.Or(err, f.err)
+	})
+	used.watched = seen
+	return flood, a, used, err
 }

@@ -44,6 +44,12 @@ var (
 	failed       = result.Metric{Name: "failed", Better: result.Less}
 	late         = result.Metric{Name: "late", Better: result.Less}
 	resident     = result.Metric{Name: "agent RSS", Unit: "MiB", Better: result.Less}
+	recordCPU    = result.Metric{Name: "agent CPU", Unit: "µs/record", Better: result.Less}
+	observerCPU  = result.Metric{Name: "observer CPU", Unit: "µs/conn", Better: result.Less}
+	observed     = result.Metric{Name: "observed", Unit: "/conn"}
+	endsObserved = result.Metric{Name: "ends observed", Unit: "/conn"}
+	leftOut      = result.Metric{Name: "left out", Unit: "/conn"}
+	unobserved   = result.Metric{Name: "not observed", Better: result.Less}
 	streamedCPU  = result.Metric{Name: "all CPU", Unit: "s/GB", Better: result.Less}
 	streamQueued = result.Metric{Name: "queued"}
 )
@@ -58,8 +64,20 @@ func (s *testbed) target(t *contender) load.Target {
 }
 
 // window runs a load on a contender for the given time. It returns the result of the load
+// and its cost. If the row is observed, an observer runs meanwhile.
+func (s *testbed) window(ctx context.Context, t *contender, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
+	seen, err := s.observing(ctx, t, l, func() (load.Answer, error) {
+		var err error
+		a, used, err = s.measure(t, l, during)
+		return a, err
+	})
+	used.watched = seen
+	return a, used, err
+}
+
+// measure runs a load on a contender for the given time. It returns the result of the load
 // and its cost.
-func (s *testbed) window(t *contender, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
+func (s *testbed) measure(t *contender, l loadSpec, during time.Duration) (a load.Answer, used usage, err error) {
 	before, err := t.usage()
 	if err != nil {
 		return a, used, err
@@ -111,6 +129,9 @@ func (s *testbed) record(r *result.Result, t *contender, l loadSpec, a load.Answ
 		add(queued, float64(used.queued)/float64(a.Done))
 		add(dropped, float64(used.dropped))
 	}
+	if t.observed {
+		recordObserved(add, l, a, used)
+	}
 	add(failed, float64(a.Failed))
 	add(late, float64(a.Late))
 	if t.agent == nil {
@@ -119,6 +140,20 @@ func (s *testbed) record(r *result.Result, t *contender, l loadSpec, a load.Answ
 	mib, err := rss(t.pid)
 	add(resident, mib)
 	return err
+}
+
+// recordObserved adds the figures about the observer during a window to the result.
+func recordObserved(add func(result.Metric, float64), l loadSpec, a load.Answer, used usage) {
+	seen, done := used.watched, float64(a.Done)
+	if n := seen.records(); n > 0 {
+		add(recordCPU, float64(used.agent.Nanoseconds())/1000/float64(n))
+	}
+	add(observerCPU, float64(seen.cpu.Nanoseconds())/1000/done)
+	add(observed, float64(seen.allowed)/done)
+	add(endsObserved, float64(seen.ended)/done)
+	add(leftOut, float64(seen.leftOut)/done)
+	want := l.observable(a)
+	add(unobserved, float64(want-min(want, seen.seen())))
 }
 
 // selectLoads returns the loads and extras with the given names, or all of them if there are
@@ -158,7 +193,7 @@ func (s *testbed) rounds(ctx context.Context, b *bench, r *result.Result) error 
 		return nil
 	}
 	for _, t := range s.contenders {
-		if _, _, err := s.window(t, loads[1], warmUp); err != nil {
+		if _, _, err := s.window(ctx, t, loads[1], warmUp); err != nil {
 			return err
 		}
 	}
@@ -177,7 +212,7 @@ func (s *testbed) rounds(ctx context.Context, b *bench, r *result.Result) error 
 					return err
 				}
 				b.progress.step(b.window, "%s: %s, round %d of %d", t.Label, l.Name, round+1, b.rounds)
-				a, used, err := s.window(t, l, b.window)
+				a, used, err := s.window(ctx, t, l, b.window)
 				if err == nil {
 					err = s.record(r, t, l, a, used)
 				}

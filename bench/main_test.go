@@ -124,7 +124,7 @@ func TestRun(t *testing.T) {
 		}
 	}
 	// The number of queued packets per connection shows whether a row enforces as it claims.
-	for row, want := range map[string]float64{"accept": 1, "fresh": 1, "user": 1, "kernel": 0, "reject": 0} {
+	for row, want := range map[string]float64{"accept": 1, "fresh": 1, "user": 1, "kernel": 0, "observed": 0, "reject": 0} {
 		if !slices.ContainsFunc(r.Rows, func(r result.Row) bool { return r.Name == row }) {
 			continue
 		}
@@ -134,6 +134,15 @@ func TestRun(t *testing.T) {
 		if one(row, "tcp-1", agentCPU) < 0 {
 			t.Errorf("%s: the agent's CPU time has decreased", row)
 		}
+	}
+	// The observer has printed each connection, or counted it as left out.
+	for _, load := range []string{"tcp-1", "tcp-16", "tcp-64"} {
+		if all := one("observed", load, observed) + one("observed", load, leftOut); all < 0.999 || one("observed", load, unobserved) != 0 || one("observed", load, observerCPU) <= 0 {
+			t.Errorf("%s: %v of the connections are observed or counted as left out", load, all)
+		}
+	}
+	if one("observed", "udp-16", observed) <= 0 {
+		t.Error("no requests are observed")
 	}
 	last := r.Rows[len(r.Rows)-1].Name // the extra "start" measures a restart of this row's agent
 	if one(last, "start", toReady) <= 0 || one("user", "churn", quietRate) <= 0 || one("none", "flood", floodSent) <= 0 {
@@ -161,6 +170,28 @@ func TestRun(t *testing.T) {
 	stdout.Reset()
 	if status := run(t.Context(), e, []string{"compare", file, file}); status != 0 || !strings.Contains(stdout.String(), ", 0 changed beyond the noise") {
 		t.Errorf("compared with itself: exit status %d\n%s", status, stdout.String())
+	}
+}
+
+// TestSilentObserver checks that the run fails if an observer prints no records or unknown ones, or ends.
+func TestSilentObserver(t *testing.T) {
+	needLab(t)
+	for _, tt := range []struct{ observe, want string }{
+		{"exec sleep 1000", "has printed none of"},
+		{"echo there is no agent >&2; exit 2", "sluice observe has ended: there is no agent"},
+		{"exec yes", "unknown event"},
+	} {
+		wrapper := filepath.Join(t.TempDir(), "sluice")
+		text := fmt.Sprintf("#!/bin/sh\nif [ \"$1\" = observe ]; then %s; fi\nexec %s \"$@\"\n", tt.observe, sluice)
+		if err := os.WriteFile(wrapper, []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var log strings.Builder
+		e, _ := testEnv(t, func(s string) { log.WriteString(s) })
+		status := run(t.Context(), e, []string{"run", "--sluice", wrapper, "--sizes", "10/1", "--rows", "observed", "--loads", "tcp-1", "--rounds", "1", "--for", "20ms"})
+		if status != exitFailed || !strings.Contains(log.String(), tt.want) {
+			t.Errorf("%s: exit status %d, want %q in\n%s", tt.observe, status, tt.want, log.String())
+		}
 	}
 }
 

@@ -26,7 +26,9 @@ type row struct {
 	fresh bool     // no cache still has the key of a connection when the connection begins
 	on    string   // the row whose node this row shares; empty for a node of its own
 	args  []string // arguments of sluice run
-	needs string   // a flag; the row is left out if sluice run does not have it
+	// observed is set if "sluice observe" shows the node's flows during each load.
+	observed bool
+	needs    string // a flag; the row is left out if sluice run does not have it
 }
 
 // rows are the contenders, in the order of the tables.
@@ -62,7 +64,11 @@ var rows = []row{
 		kind: isSluice, args: []string{"--kernel-cache", "on"}, needs: "--kernel-cache",
 	},
 	{
-		Row:  result.Row{Name: "reject", Label: "Sluice, cache in the kernel, denials rejected", Against: "none", About: "as above, with the chain in FORWARD that rejects what is denied"},
+		Row:  result.Row{Name: "observed", Label: "Sluice, cache in the kernel, flows observed", Against: "none", About: "as kernel, while sluice observe -f -o json prints every connection and every denial"},
+		kind: isSluice, args: []string{"--kernel-cache", "on"}, needs: "--flow-buffer", observed: true,
+	},
+	{
+		Row:  result.Row{Name: "reject", Label: "Sluice, cache in the kernel, denials rejected", Against: "none", About: "as kernel, with the chain in FORWARD that rejects what is denied"},
 		kind: isSluice, args: []string{"--kernel-cache", "on", "--deny-with", "reject"}, needs: "--deny-with",
 	},
 }

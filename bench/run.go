@@ -216,8 +216,11 @@ func (b *bench) startTime(s result.Scenario) time.Duration {
 
 // plan returns the expected time of all steps.
 func (b *bench) plan() (total time.Duration) {
-	agents, seen := 0, 0
+	agents, seen, watching := 0, 0, 0
 	for _, r := range b.rows {
+		if r.observed {
+			watching++
+		}
 		if !r.fresh {
 			seen++
 			if r.kind == isSluice {
@@ -234,6 +237,9 @@ func (b *bench) plan() (total time.Duration) {
 				rows = seen
 			}
 			total += n(b.rounds*rows, b.window)
+			if !l.seen {
+				total += n(b.rounds*watching, observedLead)
+			}
 		}
 		for _, x := range []struct {
 			name string

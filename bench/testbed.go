@@ -221,15 +221,17 @@ const agentTimeout = time.Minute
 func (s *testbed) startAgent(ctx context.Context, t *contender) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
-	// Each agent has a socket of its own: agents that share a socket take over from each
-	// other.
-	args := append([]string{"--socket", filepath.Join(s.dir, t.Name+".socket")}, t.args...)
+	args := append([]string{"--socket", s.socket(t)}, t.args...)
 	t.agent, err = agenttest.Start(ctx, agenttest.Options{Sluice: s.sluice, Node: t.node, Dir: t.dir, Args: args})
 	if err == nil {
 		t.pid = t.agent.PID()
 	}
 	return err
 }
+
+// socket returns the path of the socket of a contender's agent. Each agent has a socket of its own:
+// agents that share a socket take over from each other.
+func (s *testbed) socket(t *contender) string { return filepath.Join(s.dir, t.Name+".socket") }
 
 // programs starts the programs that generate and serve traffic.
 func (s *testbed) programs(ctx context.Context, t *contender) error {

@@ -52,6 +52,28 @@ func TestOwnCPU(t *testing.T) {
 	}
 }
 
+// TestCountRecords checks how the records of an observer are counted.
+func TestCountRecords(t *testing.T) {
+	var w watched
+	for _, line := range []string{
+		`{"time":"2026-11-27T06:00:00Z","node":"n","event":"allowed","reason":"rule"}`,
+		`{"time":"2026-11-27T06:00:00Z","event":"allowed","from":{"labels":{"event":"denied"}}}`,
+		`{"event":"denied","answer":"reject"}`, `{"event":"ended","seconds":1}`, `{"event":"left-out","count":7}`, `{"event":"unrecorded","missing":"all"}`,
+	} {
+		if err := w.count([]byte(line)); err != nil {
+			t.Error(err)
+		}
+	}
+	if want := (watched{allowed: 2, denied: 1, ended: 1, leftOut: 7}); w != want || w.seen() != 9 || w.records() != 11 {
+		t.Errorf("%+v, want %+v", w, want)
+	}
+	for _, bad := range []string{``, `{"event":"y"}`, `{"event":"left-out","count":`} {
+		if err := w.count([]byte(bad)); err == nil {
+			t.Errorf("%q is counted", bad)
+		}
+	}
+}
+
 func TestSelectRows(t *testing.T) {
 	names := func(rows []row) (n []string) {
 		for _, r := range rows {

@@ -17,6 +17,7 @@ type usage struct {
 	machine time.Duration // CPU time of the whole machine
 	queued  uint64        // packets that the kernel has put into a queue
 	dropped uint64        // packets that found the queue full, or that could not be delivered to a process
+	watched watched       // counts of what an observer has printed; zero without an observer
 }
 
 // usage reads the counters. Without an agent's process, the agent's CPU time is 0.

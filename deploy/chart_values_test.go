@@ -35,21 +35,30 @@ func TestChartValues(t *testing.T) {
 		values        string
 		want, without []string
 	}{
-		"a digest":                   {"image: {digest: 'sha256:12'}", []string{`image: "localhost/sluice:dev@sha256:12"`}, nil},
-		"a name":                     {"nameOverride: policies", []string{"  name: sluice-policies\n", "app.kubernetes.io/name: policies\n"}, []string{"name: sluice\n  namespace"}},
-		"a name within the release":  {"nameOverride: slu", []string{"  name: sluice\n", "app.kubernetes.io/name: slu\n"}, []string{"sluice-slu"}},
-		"a full name":                {"fullnameOverride: x", []string{"  name: x\n", "serviceAccountName: x\n", "app.kubernetes.io/name: sluice\n"}, []string{"  name: sluice\n"}},
-		"an account of others":       {"serviceAccount: {create: false, name: given}", []string{"serviceAccountName: given\n", "  - kind: ServiceAccount\n    name: given\n"}, []string{"kind: ServiceAccount\nmetadata"}},
-		"the default account":        {"serviceAccount: {create: false}", []string{"serviceAccountName: default\n"}, []string{"kind: ServiceAccount\nmetadata"}},
-		"roles of others":            {"rbac: {create: false}", []string{"kind: ServiceAccount\nmetadata"}, []string{"ClusterRole"}},
-		"update on delete":           {"updateStrategy: {type: OnDelete}", []string{"    type: OnDelete\n"}, []string{"maxSurge", "rollingUpdate"}},
-		"no address":                 {"httpAddress: ''", []string{"- --http-address=\n", "readinessProbe"}, []string{"livenessProbe"}},
-		"no scrapes":                 {"{}", nil, []string{"kind: Service\n", "monitoring.coreos.com", "kind: ConfigMap"}},
-		"a Service":                  {"{httpAddress: ':10301', metrics: {service: {enabled: true}}}", []string{"kind: Service\n", "      port: 10301\n"}, []string{"ServiceMonitor"}},
-		"a ServiceMonitor":           {"{httpAddress: ':10301', metrics: {serviceMonitor: {enabled: true}}}", []string{"kind: Service\n", "kind: ServiceMonitor\n"}, []string{"PrometheusRule"}},
-		"alerts for the given names": {"{fullnameOverride: x, nameOverride: rules, metrics: {prometheusRule: {enabled: true}}}", []string{`daemonset="x"`, `job="rules"`}, []string{`="sluice"`}},
-		"labels that repeat":         {"{commonLabels: {a: common, b: common}, podLabels: {a: pod}}", []string{"        a: pod\n        b: common\n", "    a: common\n    b: common\n"}, nil},
-		"no hubble":                  {"{}", nil, []string{"hubble"}},
+		"a digest":                  {"image: {digest: 'sha256:12'}", []string{`image: "localhost/sluice:dev@sha256:12"`}, nil},
+		"a name":                    {"nameOverride: policies", []string{"  name: sluice-policies\n", "app.kubernetes.io/name: policies\n"}, []string{"name: sluice\n  namespace"}},
+		"a name within the release": {"nameOverride: slu", []string{"  name: sluice\n", "app.kubernetes.io/name: slu\n"}, []string{"sluice-slu"}},
+		"a full name":               {"fullnameOverride: x", []string{"  name: x\n", "serviceAccountName: x\n", "app.kubernetes.io/name: sluice\n"}, []string{"  name: sluice\n"}},
+		"an account of others":      {"serviceAccount: {create: false, name: given}", []string{"serviceAccountName: given\n", "  - kind: ServiceAccount\n    name: given\n"}, []string{"kind: ServiceAccount\nmetadata"}},
+		"the default account":       {"serviceAccount: {create: false}", []string{"serviceAccountName: default\n"}, []string{"kind: ServiceAccount\nmetadata"}},
+		"roles of others":           {"rbac: {create: false}", []string{"kind: ServiceAccount\nmetadata"}, []string{"ClusterRole"}},
+		"update on delete":          {"updateStrategy: {type: OnDelete}", []string{"    type: OnDelete\n"}, []string{"maxSurge", "rollingUpdate"}},
+		"no address":                {"httpAddress: ''", []string{"- --http-address=\n", "readinessProbe"}, []string{"livenessProbe"}},
+		"no scrapes":                {"{}", nil, []string{"kind: Service\n", "monitoring.coreos.com", "kind: ConfigMap"}},
+		"a Service":                 {"{httpAddress: ':10301', metrics: {service: {enabled: true}}}", []string{"kind: Service\n", "      port: 10301\n"}, []string{"ServiceMonitor"}},
+		"a ServiceMonitor":          {"{httpAddress: ':10301', metrics: {serviceMonitor: {enabled: true}}}", []string{"kind: Service\n", "kind: ServiceMonitor\n"}, []string{"PrometheusRule"}},
+		"a PodMonitor": {"{httpAddress: ':10301', metrics: {podMonitor: {enabled: true}}}",
+			[]string{"kind: PodMonitor\n", "          replacement: $1:10301\n", "          targetLabel: node\n"}, []string{"kind: Service\n", "ports:", "port: metrics"}},
+		"a declared port": {"{httpAddress: ':10301', updateStrategy: {rollingUpdate: {maxSurge: 0, maxUnavailable: 1}}, metrics: {declarePort: true, podMonitor: {enabled: true}}}",
+			[]string{"          ports:\n            - name: metrics\n              containerPort: 10301\n", "      port: metrics\n", "          targetLabel: node\n"}, []string{"replacement: $1"}},
+		"a declared port, update on delete": {"{updateStrategy: {type: OnDelete}, metrics: {declarePort: true}}", []string{"              containerPort: 10301\n"}, []string{"monitoring.coreos.com"}},
+		"alerts for all nodes":              {"{httpAddress: ':10301', metrics: {prometheusRule: {enabled: true}}}", []string{" or max(sluice_nodes)) > "}, nil},
+		"alerts for some nodes":             {"{httpAddress: ':10301', nodeSelector: {a: b}, metrics: {prometheusRule: {enabled: true}}}", []string{`sum(kube_daemonset_status_desired_number_scheduled{daemonset="sluice"})) > `}, []string{"sluice_nodes"}},
+		"alerts without tainted nodes":      {"{httpAddress: ':10301', tolerations: [], metrics: {prometheusRule: {enabled: true}}}", nil, []string{"sluice_nodes"}},
+		"alerts for the given names": {"{httpAddress: ':10301', fullnameOverride: x, nameOverride: rules, metrics: {prometheusRule: {enabled: true}}}", []string{`daemonset="x"`, `job="rules"`, "daemonset/x)", "-l app.kubernetes.io/name=rules", "status --all-nodes --agent-selector app.kubernetes.io/name=rules", `the job "rules"`},
+			[]string{`="sluice"`, "daemonset/sluice", "name=sluice", `job "sluice"`, "--agent-namespace"}},
+		"labels that repeat": {"{commonLabels: {a: common, b: common}, podLabels: {a: pod}}", []string{"        a: pod\n        b: common\n", "    a: common\n    b: common\n"}, nil},
+		"no hubble":          {"{}", nil, []string{"hubble"}},
 		"hubble with TLS": {"hubble: {enabled: true, tlsSecret: certs}", []string{
 			"- --hubble-address=:4244\n", "- --hubble-tls-client-ca=/etc/sluice/hubble/ca.crt\n", "secretName: certs\n", "mountPath: /etc/sluice/hubble\n",
 			"  name: hubble-peer\n", "      port: 443\n", "      targetPort: 4244\n"}, []string{"disable-tls"}},
@@ -78,7 +87,7 @@ func TestChartValues(t *testing.T) {
 	}
 }
 
-// The flows are shown to all who reach the nodes only if the values say so.
+// Agents show the flows to every client that can connect to a node only if the values say so.
 func TestHubbleNeedsTLS(t *testing.T) {
 	_, err := renderWith(t, map[string]any{"hubble": map[string]any{"enabled": true}})
 	if err == nil || !strings.Contains(err.Error(), "set hubble.tlsSecret, or hubble.disableTLS if you want that") {
@@ -86,10 +95,56 @@ func TestHubbleNeedsTLS(t *testing.T) {
 	}
 }
 
+// The chart refuses values about Hubble that contradict each other, or that would have no effect.
+func TestHubbleValuesThatConflict(t *testing.T) {
+	for values, want := range map[string]string{
+		"hubble: {enabled: true, tlsSecret: certs, disableTLS: true}": "set only one of them",
+		"hubble: {tlsSecret: certs}":                                  "unless hubble.enabled is true",
+		"hubble: {disableTLS: true}":                                  "unless hubble.enabled is true",
+	} {
+		if _, err := renderWith(t, valuesOf(t, values)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", values, err, want)
+		}
+	}
+}
+
+// The commands in the alerts' runbooks name the namespace of the release.
+func TestRunbooksNameTheNamespace(t *testing.T) {
+	all, data := templates(t, valuesOf(t, "{httpAddress: ':10301', metrics: {prometheusRule: {enabled: true}}}"))
+	data["Release"] = map[string]any{"Name": "sluice", "Namespace": "security", "Service": "Helm"}
+	var out strings.Builder
+	if err := all.ExecuteTemplate(&out, chartDir+"/templates/metrics.yaml", data); err != nil {
+		t.Fatal(err)
+	}
+	text := out.String()
+	for _, want := range []string{"kubectl -n security get pods -l app.kubernetes.io/name=sluice", "kubectl -n security rollout", "sluice denied --all-nodes --agent-namespace security --since"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the runbooks lack %q", want)
+		}
+	}
+	if strings.Contains(text, "kube-system") {
+		t.Errorf("the runbooks name kube-system:\n%s", text)
+	}
+}
+
+// The chart refuses values with which an update would never end, or with which alerts would count agents
+// twice.
+func TestMonitoringValuesThatConflict(t *testing.T) {
+	for values, want := range map[string]string{
+		"metrics: {declarePort: true}":                    "set updateStrategy.rollingUpdate.maxSurge=0 and maxUnavailable=1",
+		"{httpAddress: '', metrics: {declarePort: true}}": "set httpAddress",
+		"{httpAddress: ':10301', metrics: {serviceMonitor: {enabled: true}, podMonitor: {enabled: true}}}": "enable one of them",
+	} {
+		if _, err := renderWith(t, valuesOf(t, values)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", values, err, want)
+		}
+	}
+}
+
 // A scrape over the network needs an agent that listens there.
 func TestMetricsNeedAnAddress(t *testing.T) {
 	for _, address := range []string{"", "127.0.0.1:10301", "localhost:10301", "[::1]:10301"} {
-		for _, what := range []string{"service", "serviceMonitor"} {
+		for _, what := range []string{"service", "serviceMonitor", "podMonitor", "prometheusRule"} {
 			_, err := renderWith(t, map[string]any{"httpAddress": address, "metrics": map[string]any{what: map[string]any{"enabled": true}}})
 			if err == nil || !strings.Contains(err.Error(), "set httpAddress to 0.0.0.0:10301") {
 				t.Errorf("%s with the address %q: error %v, want one with a hint", what, address, err)

@@ -1,10 +1,13 @@
 package deploy
 
 import (
+	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
 	"sluice/bench/testbed/controlplane"
 )
@@ -69,4 +72,55 @@ func TestClusterTakesTheDaemonSets(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A real API server that has the definitions of the Prometheus Operator accepts the monitors and the
+// alerts of the chart and of the kustomize component. The server refuses unknown fields.
+func TestClusterTakesTheMonitors(t *testing.T) {
+	client, err := controlplane.ForTest(t, nil).Client(controlplane.Admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := controlplane.InstallOperator(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	create := func(resource string, object any) error {
+		body, err := json.Marshal(object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return client.Discovery().RESTClient().Post().AbsPath("/apis", controlplane.OperatorGroup, "namespaces/kube-system", resource).
+			Param("dryRun", metav1.DryRunAll).Param("fieldValidation", metav1.FieldValidationStrict).Body(body).Do(t.Context()).Error()
+	}
+	resources := map[string]string{"PodMonitor": "podmonitors", "ServiceMonitor": "servicemonitors", "PrometheusRule": "prometheusrules"}
+	accept := func(t *testing.T, text string, kinds ...string) {
+		t.Helper()
+		o := read(t, []byte(text))
+		for _, kind := range kinds {
+			if err := create(resources[kind], o.others[controlplane.OperatorGroup+" "+kind]); err != nil {
+				t.Errorf("%s: %v", kind, err)
+			}
+		}
+	}
+	accept(t, string(render(t, fullValues)), "ServiceMonitor", "PrometheusRule")
+	for _, values := range []string{
+		"{httpAddress: ':10301', metrics: {podMonitor: {enabled: true}}}",
+		"{httpAddress: ':10301', updateStrategy: {type: OnDelete}, metrics: {declarePort: true, podMonitor: {enabled: true}}}",
+	} {
+		accept(t, manifestsOf(t, values), "PodMonitor")
+	}
+	for file, resource := range map[string]string{"prometheusrule.yaml": "prometheusrules", "servicemonitor.yaml": "servicemonitors"} {
+		var object map[string]any
+		readYAML(t, filepath.Join("kustomize/monitoring", file), &object)
+		if err := create(resource, object); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	var wrong map[string]any
+	if err := yaml.Unmarshal([]byte("{apiVersion: monitoring.coreos.com/v1, kind: PodMonitor, metadata: {name: wrong}, spec: {selector: {}, podMetricsEndpoint: []}}"), &wrong); err != nil {
+		t.Fatal(err)
+	}
+	if err := create("podmonitors", wrong); err == nil {
+		t.Error("a PodMonitor with an unknown field is accepted, so that this test finds nothing")
+	}
 }

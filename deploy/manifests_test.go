@@ -60,7 +60,7 @@ type objects struct {
 func furtherKinds() map[string]any {
 	return map[string]any{
 		"v1 Service": new(corev1.Service), "v1 Service hubble-peer": new(corev1.Service), "v1 Pod": new(corev1.Pod), "v1 ConfigMap": new(corev1.ConfigMap),
-		"monitoring.coreos.com/v1 ServiceMonitor": &map[string]any{}, "monitoring.coreos.com/v1 PrometheusRule": &map[string]any{},
+		"monitoring.coreos.com/v1 ServiceMonitor": &map[string]any{}, "monitoring.coreos.com/v1 PodMonitor": &map[string]any{}, "monitoring.coreos.com/v1 PrometheusRule": &map[string]any{},
 	}
 }
 
@@ -92,7 +92,7 @@ func read(t *testing.T, text []byte) *objects {
 		}
 		name := kind.APIVersion + " " + kind.Kind
 		if kind.Name == "hubble-peer" {
-			name += " " + kind.Name // the other Service
+			name += " " + kind.Name // to tell it from the other Service
 		}
 		target := into[name]
 		if target == nil && o.others[name] == nil {
@@ -403,5 +403,38 @@ func TestKustomizeBuildsTheBase(t *testing.T) {
 	}
 	if a, b := read(t, out), read(t, base(t)); yamlOf(t, a) != yamlOf(t, b) {
 		t.Errorf("kustomize builds\n%s\nand the files are\n%s", yamlOf(t, a), yamlOf(t, b))
+	}
+}
+
+// The objects in README.md with the rights to ask all nodes are valid, and each binding refers to one of the
+// roles.
+func TestRightsToAskInReadme(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "```yaml\n")
+	block, _, _ := strings.Cut(rest, "```")
+	roles, bindings := make(map[rbacv1.RoleRef]bool), make(map[rbacv1.RoleRef]bool)
+	for object := range strings.SplitSeq(block, "---\n") {
+		var role struct {
+			metav1.TypeMeta
+			metav1.ObjectMeta `json:"metadata"`
+			Rules             []rbacv1.PolicyRule
+			RoleRef           rbacv1.RoleRef
+			Subjects          []rbacv1.Subject
+		}
+		if err := sigsyaml.UnmarshalStrict([]byte(object), &role); err != nil {
+			t.Fatalf("%v in\n%s", err, object)
+		}
+		if len(role.Rules) > 0 {
+			roles[rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: role.Kind, Name: role.Name}] = true
+		}
+		if len(role.Subjects) > 0 {
+			bindings[role.RoleRef] = true
+		}
+	}
+	if len(roles) != 2 || !reflect.DeepEqual(roles, bindings) {
+		t.Errorf("the roles are %v, and bindings refer to %v", roles, bindings)
 	}
 }

@@ -73,8 +73,11 @@ func TestMonitoringReadme(t *testing.T) {
 	for _, group := range alerts(t).Groups {
 		for _, r := range group.Rules {
 			a := r.Annotations
-			summary := strings.NewReplacer("{{ $labels.instance }}", "INSTANCE", "{{ $labels.kind }}", "KIND", "{{ $value }}", "N", "{{ $value | humanize }}", "N").Replace
-			fmt.Fprintf(&out, "### %s\n\n%s, after %s. %s %s\n\n%s\n\n", r.Alert, r.Labels["severity"], orDefault(r.For, "the first evaluation"), summary(a["summary"]), summary(a["description"]), a["runbook"])
+			text := strings.NewReplacer(
+				"{{ $labels.tier }}", "TIER", "{{ $labels.policy }}", "POLICY", "{{ $labels.direction }}", "DIRECTION",
+				"{{ $labels.instance }}", "INSTANCE", "{{ $labels.kind }}", "KIND", "{{ $value }}", "N", "{{ $value | humanize }}", "N",
+			).Replace
+			fmt.Fprintf(&out, "### %s\n\n%s, after %s. %s %s\n\n%s\n\n", r.Alert, r.Labels["severity"], orDefault(r.For, "the first evaluation"), text(a["summary"]), text(a["description"]), text(a["runbook"]))
 		}
 	}
 	section(t, filepath.Join(monitoringDir, "README.md"), "alerts", out.String())

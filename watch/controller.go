@@ -46,8 +46,8 @@ type Options struct {
 	// not log such a problem. nil means none.
 	Known func(policy.Problem) bool
 	// Applied is called after the stages have applied a snapshot. If settled is false, verdicts of an
-	// older snapshot may still take effect, and the snapshot will be applied again, or a later one
-	// instead. nil disables it.
+	// older snapshot may still take effect; Run will apply this snapshot again, or a later one instead.
+	// nil disables it.
 	Applied func(s *policy.Snapshot, settled bool)
 }
 

@@ -150,7 +150,7 @@ func TestWrongProbesAreReported(t *testing.T) {
 		}},
 		{"goes on", []string{"--keep-going"}, exitWrong, []string{"in 8 of 8 steps shown.\n"}},
 		{"one step", []string{"--step", "deny-all"}, exitWrong, []string{"── 1/1  deny all", "168 of 272 attempts are wrong"}},
-		{"the one step that needs no agent", []string{"--step", "no-policy"}, 0, []string{"All as expected: 1 steps"}},
+		{"the one step that needs no agent", []string{"--step", "no-policy"}, 0, []string{"All as expected: 1 step"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -211,17 +211,18 @@ func TestKept(t *testing.T) {
 	checkTempDir(t)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	shown := &interrupter{at: "sluice explain"}
+	shown := &interrupter{at: "sluice observe"}
 	shown.stop = func() {
 		defer stop()
 		text := shown.seen.String()
 		connect := regexp.MustCompile(`(?m)^  (nsenter .* && echo reached)$`).FindStringSubmatch(text)
 		explain := regexp.MustCompile(`(?m)^  (\S*sluice explain .*)$`).FindStringSubmatch(text)
-		if connect == nil || explain == nil {
+		denied := regexp.MustCompile(`(?m)^  (\S*sluice denied.*)$`).FindStringSubmatch(text)
+		if connect == nil || explain == nil || denied == nil {
 			t.Errorf("there are no commands in\n%s", text)
 			return
 		}
-		for command, want := range map[string]string{connect[1]: "reached", explain[1]: "allow (rule): default/web (fd"} {
+		for command, want := range map[string]string{connect[1]: "reached", explain[1]: "allow (rule): default/web (fd", denied[1]: "LAST "} {
 			if out, err := exec.Command("bash", "-c", command).CombinedOutput(); err != nil || !strings.HasPrefix(string(out), want) {
 				t.Errorf("%s: %v\n%s", command, err, out)
 			}
@@ -229,7 +230,7 @@ func TestKept(t *testing.T) {
 	}
 	var stderr bytes.Buffer
 	status := run(ctx, env{stdout: shown, stderr: &stderr}, []string{"--sluice", sluice, "--step", "both", "--family", "ipv6", "--keep"})
-	if text := shown.seen.String(); status != 0 || strings.Contains(text, "over IPv4") || !strings.Contains(text, "All as expected: 1 steps, 136 attempts") {
+	if text := shown.seen.String(); status != 0 || strings.Contains(text, "over IPv4") || !strings.Contains(text, "All as expected: 1 step, 136 attempts") {
 		t.Errorf("exit status %d: %s%s", status, text, stderr.String())
 	}
 }

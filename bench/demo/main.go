@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -148,7 +149,14 @@ func runDemo(ctx context.Context, e env, o options) (r result, err error) {
 
 	p := &printer{out: &sharedWriter{w: e.stdout}, colour: e.colour}
 	p.intro(c)
-	s := &runner{cluster: c, dir: dir, printer: p, keepGoing: o.keepGoing}
+	s := &runner{cluster: c, dir: dir, socket: filepath.Join(dir, ".socket"), printer: p, keepGoing: o.keepGoing}
+	if o.keep {
+		var remove func() error
+		if s.socket, remove, err = freeSocket(s.socket); err != nil {
+			return r, err
+		}
+		defer func() { err = errors.Join(err, remove()) }()
+	}
 	selected, _ := selectSteps(o.step) // parse has checked the name
 	if err = s.open(ctx, o.sluice, o.verbose); err == nil {
 		r.wrong, err = s.runSteps(ctx, selected)
@@ -159,7 +167,7 @@ func runDemo(ctx context.Context, e env, o options) (r result, err error) {
 	if err == nil && ctx.Err() == nil {
 		p.summary(s.shown, len(selected), s.probed, r.wrong, time.Since(began))
 		if r.kept = o.keep; r.kept {
-			p.kept(c, dir, o.sluice)
+			p.kept(c, dir, s.socket, o.sluice)
 			<-ctx.Done()
 		}
 	}
@@ -167,6 +175,24 @@ func runDemo(ctx context.Context, e env, o options) (r result, err error) {
 		err = errors.Join(err, s.agent.Stop())
 	}
 	return r, err
+}
+
+// defaultSocket is the socket that commands of sluice use without --socket.
+const defaultSocket = "/run/sluice/sluice.sock"
+
+// freeSocket returns defaultSocket, so that the user need not give --socket, or other if an agent uses
+// defaultSocket or may use it. remove removes the directory that freeSocket has made for it.
+func freeSocket(other string) (path string, remove func() error, err error) {
+	switch err := os.Mkdir(filepath.Dir(defaultSocket), 0o755); {
+	case errors.Is(err, fs.ErrExist):
+		if _, err := os.Lstat(defaultSocket); !errors.Is(err, fs.ErrNotExist) {
+			return other, func() error { return nil }, nil
+		}
+		return defaultSocket, func() error { return nil }, nil
+	case err != nil:
+		return "", nil, fmt.Errorf("make the directory of the agent's socket: %w", err)
+	}
+	return defaultSocket, func() error { return os.Remove(filepath.Dir(defaultSocket)) }, nil
 }
 
 // sharedWriter serializes writes, so that lines of the demo and of the agent's log do not

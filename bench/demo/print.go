@@ -114,7 +114,7 @@ func (c *cluster) familyText() string {
 }
 
 // kept prints how to use the lab, which stays until the interrupt.
-func (p *printer) kept(c *cluster, dir, sluice string) {
+func (p *printer) kept(c *cluster, dir, socket, sluice string) {
 	p.printf("\n%s", p.paint(bold, "The node, the pods and the agent are kept until you press Ctrl-C. In another terminal, as root:"))
 	p.printf("\nChange the policies; they are in force when the file is saved:\n  %s/policies.yaml", dir)
 	p.printf("\nEnter a host:")
@@ -126,6 +126,13 @@ func (p *printer) kept(c *cluster, dir, sluice string) {
 	p.printf("\nConnect from %s to %s, and ask what is allowed and why:", web.name, db.name)
 	p.printf("  nsenter --net=/proc/%d/fd/%d timeout 2 bash -c '</dev/tcp/%s/%d' && echo reached", os.Getpid(), web.NetNS(), addr, db.ports[0])
 	p.printf("  %s explain -f %s --from %s --to %s --port %d", sluice, dir, web.name, db.name, db.ports[0])
+	p.printf("\nSee who was denied last, and what happens from now on:")
+	flag := ""
+	if socket != defaultSocket {
+		flag = " --socket " + socket
+	}
+	p.printf("  %s denied%s", sluice, flag)
+	p.printf("  %s observe -f%s", sluice, flag)
 }
 
 // labels returns the text followed by the labels of a namespace.
@@ -196,8 +203,12 @@ func (p *printer) faults(wrong []fault) {
 func (p *printer) summary(shown, of, probed, wrong int, took time.Duration) {
 	p.printf("")
 	seconds := took.Round(100 * time.Millisecond)
+	steps := fmt.Sprintf("%d steps", shown)
+	if shown == 1 {
+		steps = "1 step"
+	}
 	if wrong == 0 {
-		p.printf("%s", p.paint(bold, fmt.Sprintf("All as expected: %d steps, %d attempts, none wrong, in %v.", shown, probed, seconds)))
+		p.printf("%s", p.paint(bold, fmt.Sprintf("All as expected: %s, %d attempts, none wrong, in %v.", steps, probed, seconds)))
 		return
 	}
 	text := fmt.Sprintf("NOT as expected: %d of %d attempts are wrong, in %d of %d steps shown.", wrong, probed, shown, of)

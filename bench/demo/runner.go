@@ -18,6 +18,7 @@ type runner struct {
 	*cluster
 	*printer
 	dir       string // the agent's directory of manifests
+	socket    string
 	agent     *agenttest.Agent
 	keepGoing bool
 
@@ -36,7 +37,7 @@ func (s *runner) open(ctx context.Context, sluice string, verbose bool) error {
 	}
 	opts := agenttest.Options{
 		Sluice: sluice, Node: s.lab.Nodes[0], Dir: s.dir,
-		Args: []string{"--on-exit", "remove", "--log-verdicts", "all", "--log-verdicts-rate", "0"},
+		Args: []string{"--node-name", nodeName, "--socket", s.socket, "--on-exit", "remove", "--log-verdicts", "all", "--log-verdicts-rate", "0"},
 	}
 	if verbose {
 		opts.Log = logPrinter{s.printer}

@@ -156,8 +156,9 @@ func (c *Cache) load() error {
 	return nil
 }
 
-// loadPrograms makes the maps and programs. If the kernel is old, the programs do not read the
-// clock, which kernels before 5.8 allow only to programs under the GPL, and have no ring buffer.
+// loadPrograms makes the maps and programs. If old is true, it makes them for kernels before 5.8: the
+// programs do not read the clock, which those kernels allow only to programs under the GPL, and use no
+// ring buffer.
 func (c *Cache) loadPrograms(old bool) error {
 	spec, err := loadProgram()
 	if err != nil {
@@ -359,7 +360,7 @@ func (c *Cache) Stats() (Stats, error) {
 	return s, nil
 }
 
-// sumOf returns the sum of a counter of all CPUs.
+// sumOf returns the counter with index i, summed over all CPUs.
 func sumOf(counters *ebpf.Map, i uint32) (sum uint64, err error) {
 	var each []uint64
 	if err := counters.Lookup(i, &each); err != nil {

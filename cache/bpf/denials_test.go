@@ -19,8 +19,8 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// newDenying returns a fixture in which the kernel denies packets to db: from "other" by what it
-// remembers, and to "closed" because its policy allows nothing.
+// newDenying returns a fixture in which the kernel denies two flows. It denies packets from other to db by
+// a remembered verdict, and packets to web because the policy "closed" of web allows nothing.
 func newDenying(t *testing.T) (c *bpf.Cache, p *programs) {
 	t.Helper()
 	c, p, u := newFixture(t, bpf.Options{}, nil)
@@ -32,15 +32,15 @@ func newDenying(t *testing.T) (c *bpf.Cache, p *programs) {
 	return c, p
 }
 
-// from returns a packet with a source port.
+// from returns a copy of a packet with another source port.
 func from(port uint16, data []byte) []byte {
 	data = slices.Clone(data)
 	binary.BigEndian.PutUint16(data[20:], port)
 	return data
 }
 
-// Each flow that the programs deny is counted with its packets, and the flows that they allow or
-// leave to user space are not.
+// Denials lists each flow that the programs deny, with the number of its packets. It does not list flows
+// that they allow or leave to user space.
 func TestDenials(t *testing.T) {
 	c, p := newDenying(t)
 	began := time.Now()
@@ -78,7 +78,7 @@ func TestDenials(t *testing.T) {
 	}
 }
 
-// The times of a denial are those of its first and last packet, of the clock on the wall.
+// The times of a denial are the times of day of its first and its last packet.
 func TestDenialTimes(t *testing.T) {
 	c, p := newDenying(t)
 	p.run(redis(other))
@@ -91,20 +91,20 @@ func TestDenialTimes(t *testing.T) {
 	if err != nil || len(after) != 1 {
 		t.Fatalf("%+v, %v: want one flow", after, err)
 	}
-	const clocks = 10 * time.Millisecond // between the readings of the two clocks
+	const clocks = 10 * time.Millisecond // bounds the time between the readings of the two clocks
 	if d := after[0].First.Sub(before[0].First).Abs(); d > clocks || !after[0].Last.After(before[0].Last.Add(-clocks)) || after[0].Packets != 2 {
 		t.Errorf("%+v after %+v", after[0], before[0])
 	}
 }
 
-// watching is a Watch with what it has reported.
+// watching is a running Watch, with the events that it has reported.
 type watching struct {
 	mu     sync.Mutex
 	events []bpf.Event
 	stop   func() error
 }
 
-// watch begins to watch, and returns when the kernel reports.
+// watch starts a Watch, and returns when the kernel reports to it.
 func watch(t *testing.T, c *bpf.Cache, perSecond uint32) *watching {
 	t.Helper()
 	w := &watching{}
@@ -140,8 +140,8 @@ func (w *watching) of(src netip.Addr) (events []bpf.Event) {
 	return events
 }
 
-// Watch reports each denied packet, up to the rate of its source, and what it leaves out is
-// counted. When it has ended, packets make no events, and another Watch can begin.
+// Watch reports the denied packets of a source up to the rate, and LeftOut counts the others. After the
+// Watch, denied packets make no events, and another Watch can begin.
 func TestWatch(t *testing.T) {
 	c, p := newDenying(t)
 	const limit, packets = 50, 400
@@ -183,7 +183,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// A source beyond its rate does not take away the events of another.
+// A source beyond its rate does not keep the packets of another source from being reported.
 func TestWatchRateIsOfEachSource(t *testing.T) {
 	c, p := newDenying(t)
 	w := watch(t, c, 1)
@@ -202,7 +202,7 @@ func TestWatchRateIsOfEachSource(t *testing.T) {
 	}
 }
 
-// The events and denials of rejected packets say so.
+// A denial tells that its packets were rejected.
 func TestRejectedDenials(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	u := newUser(t, c, nil)

@@ -67,6 +67,10 @@ type Conn struct {
 	// MidStream is set if a later packet than the first of the connection made the entry.
 	// That packet may be a reply, so the source in Key may be the server.
 	MidStream bool
+	// Closed is set if both ends of a TCP connection have closed it, or one has reset it. Its entry stays in
+	// the table for some time, usually two minutes.
+	Closed   bool
+	tcpState uint8 // enum tcp_conntrack; 0 if it is not reported
 	// Malformed is set if no reliable key can be derived from the entry, for example because
 	// an IPv6 entry contains an IPv4-mapped address. Key is then meaningless.
 	Malformed bool

@@ -16,7 +16,7 @@ import (
 	"sluice/filter"
 )
 
-// listening has the events that have been read so far.
+// listening holds the events that listen has read so far.
 type listening struct {
 	t      *testing.T
 	mu     sync.Mutex
@@ -48,7 +48,8 @@ func listen(t *testing.T, e *conntrack.Events) *listening {
 	return l
 }
 
-// await returns the first event of a connection that has ended or not.
+// await returns the first event about the connections with a key. If ended is true, it waits for the event
+// of an end, otherwise for the event of a begin.
 func (l *listening) await(key filter.Key, ended bool) conntrack.Event {
 	l.t.Helper()
 	for deadline := time.Now().Add(testTimeout); ; time.Sleep(time.Millisecond) {
@@ -72,7 +73,7 @@ func (n network) sysctl(name, value string) {
 	}
 }
 
-// flush deletes all connections.
+// flush deletes all connections from the table of the router.
 func (n network) flush() {
 	n.tb.Helper()
 	c, err := timo.Dial(&netlink.Config{NetNS: n.router.NetNS()})
@@ -85,8 +86,8 @@ func (n network) flush() {
 	}
 }
 
-// A connection is reported when it begins, with the address that the client has talked to and the
-// mark of the rules, and when it ends, with what was counted.
+// A connection is reported twice. The event of its begin has the destination before DNAT and the mark that
+// the rules have set. The event of its end has the counts of packets and bytes.
 func TestEvents(t *testing.T) {
 	for _, f := range families {
 		t.Run(f.name, func(t *testing.T) {
@@ -115,6 +116,9 @@ func TestEvents(t *testing.T) {
 			if ended.SrcPort != port || ended.To != f.service || !ended.Counted || ended.Began.Before(before.Add(-time.Minute)) || ended.Began.After(time.Now().Add(time.Minute)) {
 				t.Errorf("the end: %+v", ended)
 			}
+			if ended.Last.Before(ended.Began) || ended.Last.Sub(ended.Began) > time.Since(before) {
+				t.Errorf("the last packet: %+v", ended)
+			}
 			// SYN, ACK and data at least; the header of IPv4 with that of TCP has 40 bytes.
 			if s, r := ended.Sent, ended.Received; s.Packets < 3 || s.Bytes < 3*40+5 || r.Packets < 1 || r.Bytes < 40 {
 				t.Errorf("the counts: %+v", ended)
@@ -126,7 +130,7 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// Without the sysctls that count, an event has neither counts nor times.
+// If the sysctls for counts and times are 0, an event has neither.
 func TestEventsUncounted(t *testing.T) {
 	l := newLive(t)
 	l.sysctl("nf_conntrack_acct", "0")
@@ -146,7 +150,7 @@ func TestEventsUncounted(t *testing.T) {
 	}
 }
 
-// What does not fit into the buffer is counted.
+// Lost counts the events that do not fit into the receive buffer.
 func TestEventsLost(t *testing.T) {
 	l := newLive(t)
 	events, err := l.kernel.Events()

@@ -58,6 +58,15 @@ func (f *Fake) SetMidStream(ref Ref) {
 	}
 }
 
+// SetClosed marks a connection as closed by both ends.
+func (f *Fake) SetClosed(ref Ref) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.conns {
+		c.Closed = c.Closed || c.Ref == ref
+	}
+}
+
 // Remove ends a connection.
 func (f *Fake) Remove(ref Ref) {
 	f.mu.Lock()

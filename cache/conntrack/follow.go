@@ -26,8 +26,9 @@ const (
 // connections of the addresses that the new snapshot changes. That is enough: if a snapshot
 // alters the verdict about a connection, one end of the connection is a changed address.
 type Follower struct {
-	// OnSwept is called after a sweep with the number of the newest snapshot that it covers, also if no
-	// connection was concerned. It must be set before the first Published, if at all.
+	// OnSwept is called after each sweep that succeeds, with the number of the newest snapshot that the
+	// sweep covers, even if no connection was concerned. It may be nil, and must be set before the first
+	// call of Published.
 	OnSwept func(number uint64)
 	// ByIDs is set if a cache answers by the IDs of addresses (see policy.IDKey), as that in the kernel
 	// does. It lets connections begin between addresses that no worker has seen, and TrackedFlows lacks
@@ -136,7 +137,8 @@ func (f *Follower) Sweep(ctx context.Context) error {
 	return err
 }
 
-// sweep sweeps for the changes up to a snapshot. After an error, it puts them back.
+// sweep sweeps for the given changes, which lead to a snapshot. After an error, it puts the changes back
+// for the next sweep.
 func (f *Follower) sweep(ctx context.Context, snapshot *policy.Snapshot, changes map[netip.Addr]change, all, gap bool) error {
 	due := f.due(snapshot, changes, all)
 	if len(due) == 0 && !all {

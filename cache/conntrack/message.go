@@ -29,6 +29,8 @@ const (
 
 	ctaTupleOrig   = 1
 	ctaTupleReply  = 2
+	ctaStatus      = 3
+	ctaTimeout     = 7 // in seconds
 	ctaMark        = 8
 	ctaZone        = 18
 	ctaMarkMask    = 21
@@ -53,15 +55,25 @@ const (
 	ctaCountersBytes   = 2
 	ctaTimestamp       = 20
 	ctaTimestampStart  = 1
+	ctaTimestampStop   = 2
+
+	statusAssured = 1 << 2 // IPS_ASSURED
 
 	ctaProtoInfo             = 4
 	ctaProtoInfoTCP          = 1
+	ctaProtoInfoTCPState     = 1 // enum tcp_conntrack, a byte
 	ctaProtoInfoTCPFlagsOrig = 4 // struct nf_ct_tcp_flags: flags and mask, a byte each
 	// tcpLiberal means that the windows of a connection are not known. The kernel sets it
 	// for both directions of a connection that it picks up in the middle (tcp_new). It
 	// never sets it for the original direction of a connection that it saw begin, unless a
 	// flowtable takes the connection over.
 	tcpLiberal = 0x08 // IP_CT_TCP_FLAG_BE_LIBERAL
+
+	// States of a TCP connection: linux/netfilter/nf_conntrack_tcp.h. In these three, both ends have sent
+	// their FIN, or one its RST.
+	tcpLastAck  = 6 // TCP_CONNTRACK_LAST_ACK
+	tcpTimeWait = 7 // TCP_CONNTRACK_TIME_WAIT
+	tcpClose    = 8 // TCP_CONNTRACK_CLOSE
 )
 
 // errMessage means that the kernel's message does not match its definition.
@@ -149,7 +161,7 @@ func parseConn(body []byte, c *Conn) error {
 		case ctaTupleReply:
 			reply = parseTuple(a.value)
 		case ctaProtoInfo:
-			c.MidStream = parseMidStream(a.value)
+			parseProtoInfo(a.value, c)
 		case ctaMark:
 			if len(a.value) == 4 {
 				c.Mark = binary.BigEndian.Uint32(a.value)
@@ -174,20 +186,24 @@ func parseConn(body []byte, c *Conn) error {
 	return nil
 }
 
-// parseMidStream reports, from a CTA_PROTOINFO, whether a TCP connection was picked up
-// after its beginning. The kernel does not report this for SCTP.
-func parseMidStream(b []byte) bool {
+// parseProtoInfo sets, from the CTA_PROTOINFO of a TCP connection, whether it was picked up after its
+// beginning, and whether it is closed. The kernel does not report the former for SCTP.
+func parseProtoInfo(b []byte, c *Conn) {
 	for p, rest, ok := cut(b); ok; p, rest, ok = cut(rest) {
 		if p.kind != ctaProtoInfoTCP {
 			continue
 		}
 		for f, rest, ok := cut(p.value); ok; f, rest, ok = cut(rest) {
-			if f.kind == ctaProtoInfoTCPFlagsOrig && len(f.value) > 0 {
-				return f.value[0]&tcpLiberal != 0
+			switch {
+			case f.kind == ctaProtoInfoTCPState && len(f.value) == 1:
+				c.tcpState = f.value[0]
+				c.Closed = c.tcpState >= tcpLastAck && c.tcpState <= tcpClose
+			case f.kind == ctaProtoInfoTCPFlagsOrig && len(f.value) > 0:
+				c.MidStream = f.value[0]&tcpLiberal != 0
+				return // the attributes that follow are not needed
 			}
 		}
 	}
-	return false
 }
 
 // add appends an attribute with padding to r, and reports whether there was room.

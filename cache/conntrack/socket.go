@@ -40,11 +40,11 @@ func receive(raw syscall.RawConn, in []byte) (int, error) {
 	return n, err
 }
 
-// memoryInfo is what the kernel counts about the memory of a socket (SO_MEMINFO, linux/sock_diag.h).
+// memoryInfo holds the kernel's counters about the memory of a socket (SO_MEMINFO, linux/sock_diag.h).
 type memoryInfo [9]uint32
 
-// memoryDrops is the index of the messages that did not fit into the receive buffer,
-// SK_MEMINFO_DROPS.
+// memoryDrops is the index, in a memoryInfo, of the number of messages that did not fit into the receive
+// buffer: SK_MEMINFO_DROPS.
 const memoryDrops = 8
 
 func (i *memoryInfo) read(fd int) error {

@@ -27,10 +27,18 @@ const (
 	maxPasses = 5
 )
 
-// Observer is called for every connection whose mark a sweep has rewritten, with its
-// verdict, after the kernel has applied the mark.
+// Observer is called for every connection whose mark a sweep has rewritten, after the kernel has applied
+// the mark.
 type Observer interface {
-	Observe(p packet.Packet, v filter.Verdict)
+	Marked(c *Marked)
+}
+
+// Marked is a connection whose mark a sweep has rewritten. It is valid only during the call.
+type Marked struct {
+	packet.Packet // without content
+	Verdict       filter.Verdict
+	Closed        bool // as in Conn: the verdict concerns no packet, unless another connection follows
+	WasRevoked    bool // an earlier sweep has revoked the connection
 }
 
 // Result reports what a sweep did.
@@ -201,18 +209,17 @@ type sweep struct {
 
 	updates []Update  // updates that are not yet written
 	oldest  time.Time // time at which updates[0] was found
-	pending []verdict // verdicts to report after the write: pending[i] is about updates[i]
+	pending []pending // what to report after the write: pending[i] is about updates[i]
 	result  Result
 
 	evaluated int   // connections of this pass
 	err       error // the first error of this pass
 }
 
-// verdict is what flush counts and reports about an update once it has written the update.
-type verdict struct {
-	packet  packet.Packet
-	verdict filter.Verdict
-	count   *int
+// pending is what flush counts and reports about an update once it has written the update.
+type pending struct {
+	Marked
+	count *int
 	// unjudged is set if Result.Unjudged counts the connection: it had no mark, although the
 	// rules send the packets of such connections to a worker.
 	unjudged bool
@@ -287,7 +294,11 @@ func (w *sweep) visit(c *Conn) {
 		w.oldest = time.Now()
 	}
 	w.updates = append(w.updates, Update{Ref: c.Ref, Mark: want, Mask: w.sweeper.marks.Mask()})
-	w.pending = append(w.pending, verdict{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, count, w.options.gap && had == 0 && !w.isLocal(c.Key.Src) && !w.isLocal(c.Key.Dst)})
+	w.pending = append(w.pending, pending{
+		Marked:   Marked{packet.Packet{Key: c.Key, SrcPort: c.SrcPort}, v, c.Closed, had&w.sweeper.marks.Revoked != 0},
+		count:    count,
+		unjudged: w.options.gap && had == 0 && !w.isLocal(c.Key.Src) && !w.isLocal(c.Key.Dst),
+	})
 	if len(w.updates) == batchSize {
 		w.flush()
 	}
@@ -391,13 +402,14 @@ func (w *sweep) flush() {
 	if w.err = w.sweeper.table.SetMarks(w.ctx, w.updates); w.err != nil {
 		return
 	}
-	for _, p := range w.pending {
+	for i := range w.pending {
+		p := &w.pending[i]
 		*p.count++
 		if p.unjudged {
 			w.result.Unjudged++
 		}
 		if w.sweeper.observer != nil {
-			w.sweeper.observer.Observe(p.packet, p.verdict)
+			w.sweeper.observer.Marked(&p.Marked)
 		}
 	}
 	w.updates, w.pending = w.updates[:0], w.pending[:0]

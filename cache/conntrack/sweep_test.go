@@ -15,7 +15,6 @@ import (
 
 	"sluice/cache/conntrack"
 	"sluice/filter"
-	"sluice/filter/packet"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
 	"sluice/filter/policy/netpol"
@@ -79,8 +78,15 @@ func guard(app string, ports ...int32) *networkingv1.NetworkPolicy {
 // observed is an Observer that records what it observes.
 type observed []string
 
-func (o *observed) Observe(p packet.Packet, v filter.Verdict) {
-	*o = append(*o, p.Key.String()+" "+v.Action.String())
+func (o *observed) Marked(c *conntrack.Marked) {
+	text := c.Key.String() + " " + c.Verdict.Action.String()
+	if c.Closed {
+		text += ", closed"
+	}
+	if c.WasRevoked {
+		text += ", revoked before"
+	}
+	*o = append(*o, text)
 }
 
 // fixture is a sweeper of a fake table.
@@ -151,10 +157,23 @@ func TestRevokedAndRestored(t *testing.T) {
 			}
 			r.want(ref, foreign|allowed)
 			key := filter.NewKey(tc.src, tc.dst, tc.proto, tc.port).String()
-			if got := strings.Join(r.seen, ", "); got != key+" deny, "+key+" allow" {
+			if got := strings.Join(r.seen, ", "); got != key+" deny, "+key+" allow, revoked before" {
 				t.Errorf("observed: %s", got)
 			}
 		})
+	}
+}
+
+// The mark of a closed connection is rewritten, too. The observer learns that the connection is closed.
+func TestClosedConnectionIsReportedAsSuch(t *testing.T) {
+	r := newFixture(t)
+	ref := r.track(web, db, filter.TCP, 6379, allowed)
+	r.table.SetClosed(ref)
+	r.store.SetPolicy(netpol.Read(guard("db", 1)))
+	r.commit(conntrack.ScopeAddresses)
+	r.want(ref, revoked)
+	if got := strings.Join(r.seen, ", "); !strings.HasSuffix(got, " deny, closed") {
+		t.Errorf("observed: %s", got)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"sluice/watch/kube"
 )
 
-// maxLags bounds the differences that the text names of each node.
+// maxLags bounds the lines of details in the text about each node.
 const maxLags = 10
 
 // nodeStatus is the status of a node, as status --all-nodes -o json writes it.
@@ -23,13 +23,15 @@ type nodeStatus struct {
 	Pod    string         `json:"pod"`             // of the agent
 	Error  string         `json:"error,omitempty"` // why the agent has not answered
 	Status *status.Status `json:"status,omitempty"`
-	// Lags are the policies in which the node differs from most others, if its digest does.
+	// Lags describes in which policies the node differs from most others. It is empty if their digests are
+	// equal. If no digest is the most frequent, Lags describes the differences from one node with another of
+	// the most frequent digests.
 	Lags []string `json:"lags,omitempty"`
 }
 
-// allStatus is what status --all-nodes -o json writes.
+// allStatus is the output of status --all-nodes -o json.
 type allStatus struct {
-	// Digest is that of most nodes.
+	// Digest is the most frequent digest. It is empty if several digests are equally frequent.
 	Digest string       `json:"digest"`
 	Nodes  []nodeStatus `json:"nodes"`
 	// Without are the nodes that have no agent.
@@ -42,7 +44,27 @@ func statusOfAll(ctx context.Context, e env, f fleet, opts *statusOptions) error
 	if err != nil {
 		return err
 	}
-	var all allStatus
+	all := askAll(ctx, f, opts, pods)
+	if all.differ() {
+		// A change that comes into force meanwhile reaches the nodes at different moments. So only nodes
+		// that still differ when they are asked again count as different.
+		all = askAll(ctx, f, opts, pods)
+	}
+	all.compare(ctx, f, opts, pods)
+	nodes, err := f.Nodes(ctx)
+	if err != nil {
+		e.say("nodes without an agent cannot be listed: %v", err)
+	}
+	for _, node := range nodes {
+		if !slices.ContainsFunc(pods, func(p kube.AgentPod) bool { return p.Node == node }) {
+			all.Without = append(all.Without, node)
+		}
+	}
+	return all.print(e, opts.output)
+}
+
+// askAll asks all nodes, at about the same time.
+func askAll(ctx context.Context, f fleet, opts *statusOptions, pods []kube.AgentPod) (all allStatus) {
 	all.Nodes = make([]nodeStatus, len(pods))
 	onEach(pods, func(i int, pod kube.AgentPod) {
 		n := nodeStatus{Node: pod.Node, Pod: pod.String()}
@@ -52,18 +74,15 @@ func statusOfAll(ctx context.Context, e env, f fleet, opts *statusOptions) error
 		}
 		all.Nodes[i] = n
 	})
-	all.Digest = all.common()
-	all.compare(ctx, f, opts, pods)
-	nodes, err := f.Nodes(ctx)
-	if err != nil {
-		e.say("nodes without an agent are not found: %v", err)
+	if most := all.mostFrequent(); len(most) == 1 {
+		all.Digest = most[0]
 	}
-	for _, node := range nodes {
-		if !slices.ContainsFunc(pods, func(p kube.AgentPod) bool { return p.Node == node }) {
-			all.Without = append(all.Without, node)
-		}
-	}
-	return all.print(e, opts.output)
+	return all
+}
+
+// differ reports whether nodes enforce different policies or namespaces.
+func (a *allStatus) differ() bool {
+	return slices.ContainsFunc(a.Nodes, func(n nodeStatus) bool { return n.digest() != "" && n.digest() != a.Digest })
 }
 
 // askStatus returns the status of a node.
@@ -78,7 +97,7 @@ func askStatus(ctx context.Context, f fleet, pod kube.AgentPod, command []string
 	return s, nil
 }
 
-// digest returns what the node enforces; empty if it is not known.
+// digest returns the digest of what the node enforces; empty if it is not known.
 func (n *nodeStatus) digest() string {
 	if n.Status == nil || n.Status.Enforcing == nil {
 		return ""
@@ -86,64 +105,90 @@ func (n *nodeStatus) digest() string {
 	return n.Status.Enforcing.Digest
 }
 
-// common returns the digest of most nodes. Of several that are as frequent, it is the one that has come
-// into force last: nodes that lag have an older one.
-func (a *allStatus) common() string {
+// mostFrequent returns the digest that most nodes have, or several that are equally frequent, in the order
+// of the nodes.
+func (a *allStatus) mostFrequent() (digests []string) {
 	count := make(map[string]int)
 	for i := range a.Nodes {
-		count[a.Nodes[i].digest()]++
+		if d := a.Nodes[i].digest(); d != "" {
+			count[d]++
+		}
 	}
-	best := ""
-	var since int64
 	for i := range a.Nodes {
 		d := a.Nodes[i].digest()
-		if d == "" {
+		if d == "" || slices.Contains(digests, d) {
 			continue
 		}
-		at := a.Nodes[i].Status.Enforcing.DigestSince.UnixNano()
-		if best == "" || count[d] > count[best] || count[d] == count[best] && at > since {
-			best, since = d, at
+		if len(digests) > 0 && count[d] > count[digests[0]] {
+			digests = nil
+		}
+		if len(digests) == 0 || count[d] == count[digests[0]] {
+			digests = append(digests, d)
 		}
 	}
-	return best
+	return digests
 }
 
-// compare finds in which policies nodes differ from most others. Only then, it asks for all policies: one
-// of the others, and one node of each other digest.
+// compare sets Lags of the nodes whose digest differs from the most frequent one or, if several are equally
+// frequent, from another one of these. To do so, it asks one node of each digest for all its policies. It
+// asks no node if all digests are equal.
 func (a *allStatus) compare(ctx context.Context, f fleet, opts *statusOptions, pods []kube.AgentPod) {
+	most := a.mostFrequent()
 	policies := make(map[string][]status.PolicyInForce) // by digest
 	failed := make(map[string]error)
 	ask := func(digest string) ([]status.PolicyInForce, error) {
-		if list, asked := policies[digest]; asked || failed[digest] != nil {
-			return list, failed[digest]
+		if _, asked := policies[digest]; !asked && failed[digest] == nil {
+			policies[digest], failed[digest] = a.policiesOf(ctx, f, opts, pods, digest)
 		}
-		i := slices.IndexFunc(a.Nodes, func(n nodeStatus) bool { return n.digest() == digest })
-		s, err := askStatus(ctx, f, pods[i], opts.command())
-		if failed[digest] = err; err == nil {
-			policies[digest] = s.Policies
-		}
-		return policies[digest], err
+		return policies[digest], failed[digest]
 	}
 	for i := range a.Nodes {
 		n := &a.Nodes[i]
 		if n.digest() == "" || n.digest() == a.Digest {
 			continue
 		}
-		want, err := ask(a.Digest)
+		other, where := a.Digest, "elsewhere"
+		if other == "" {
+			other = most[0]
+			if other == n.digest() {
+				other = most[1] // there are several
+			}
+			where = "on " + a.Nodes[a.first(other)].Node
+		}
+		want, err := ask(other)
 		var is []status.PolicyInForce
 		if err == nil {
 			is, err = ask(n.digest())
 		}
 		if err != nil {
-			n.Lags = []string{fmt.Sprintf("its policies are not known: %v", err)}
+			n.Lags = []string{fmt.Sprintf("not known in what: %v", err)}
 			continue
 		}
-		n.Lags = differences(is, want)
+		n.Lags = differences(is, want, where)
 	}
 }
 
-// differences describes in which policies a node differs from others.
-func differences(is, want []status.PolicyInForce) (lags []string) {
+// first returns the index of the first node with a digest.
+func (a *allStatus) first(digest string) int {
+	return slices.IndexFunc(a.Nodes, func(n nodeStatus) bool { return n.digest() == digest })
+}
+
+// policiesOf asks a node with the given digest for all its policies.
+func (a *allStatus) policiesOf(ctx context.Context, f fleet, opts *statusOptions, pods []kube.AgentPod, digest string) ([]status.PolicyInForce, error) {
+	i := a.first(digest)
+	s, err := askStatus(ctx, f, pods[i], opts.command())
+	if err != nil {
+		return nil, err
+	}
+	if now := (&nodeStatus{Status: s}).digest(); now != digest {
+		return nil, fmt.Errorf("what %s enforces has changed while the nodes were asked: ask again", a.Nodes[i].Node)
+	}
+	return s.Policies, nil
+}
+
+// differences describes in which policies a node differs from others. is has the policies of the node, and
+// want the policies of the others. where names the others: "elsewhere", or "on" and a node.
+func differences(is, want []status.PolicyInForce, where string) (lags []string) {
 	have := make(map[string]*status.PolicyInForce, len(is))
 	for i := range is {
 		have[is[i].Title()] = &is[i]
@@ -154,13 +199,13 @@ func differences(is, want []status.PolicyInForce) (lags []string) {
 		delete(have, w.Title())
 		switch {
 		case h == nil:
-			lags = append(lags, fmt.Sprintf("%s is not in force; elsewhere %s", w.Title(), w.VersionText()))
+			lags = append(lags, fmt.Sprintf("%s is not in force; %s %s", w.Title(), where, w.VersionText()))
 		case h.Digest != w.Digest:
-			lags = append(lags, fmt.Sprintf("%s: %s; elsewhere %s", w.Title(), h.VersionText(), w.VersionText()))
+			lags = append(lags, fmt.Sprintf("%s: %s; %s %s", w.Title(), h.VersionText(), where, w.VersionText()))
 		}
 	}
 	for title, h := range have {
-		lags = append(lags, fmt.Sprintf("%s (%s) is in force; elsewhere it is not", title, h.VersionText()))
+		lags = append(lags, fmt.Sprintf("%s (%s) is in force; %s it is not", title, h.VersionText(), where))
 	}
 	if len(lags) == 0 {
 		return []string{"its policies are the same; it knows other namespaces or other labels of them"}
@@ -169,7 +214,7 @@ func differences(is, want []status.PolicyInForce) (lags []string) {
 	return lags
 }
 
-// good reports whether all nodes are ready, without problems and in step.
+// good reports whether all nodes have an agent that is ready, has no problems and has the common digest.
 func (a *allStatus) good() bool {
 	return len(a.Without) == 0 && !slices.ContainsFunc(a.Nodes, func(n nodeStatus) bool {
 		return n.Status == nil || !n.Status.Good() || n.digest() != a.Digest
@@ -197,22 +242,17 @@ func (a *allStatus) print(e env, output statusOutput) error {
 	return nil
 }
 
-// writeText writes a line for each node, and then what differs.
+// writeText writes a line for each node, and then differences and problems.
 func (a *allStatus) writeText(out io.Writer, wide bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NODE\tVERSION\tREADY\tPOLICIES\tDIGEST\tFOR\tPROBLEMS")
-	inStep := 0
 	for i := range a.Nodes {
-		n := &a.Nodes[i]
-		if n.digest() == a.Digest && a.Digest != "" {
-			inStep++
-		}
-		fmt.Fprintln(w, n.row())
+		fmt.Fprintln(w, a.Nodes[i].row())
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\n%d of %s enforce the same policies and namespaces.\n", inStep, nodesText(len(a.Nodes)))
+	fmt.Fprintf(out, "\n%s\n", a.comparison())
 	if len(a.Without) > 0 {
 		fmt.Fprintf(out, "Without an agent: %s.\n", listed(a.Without, 20))
 	}
@@ -222,7 +262,34 @@ func (a *allStatus) writeText(out io.Writer, wide bool) error {
 	return nil
 }
 
-// row is the line of a node in the table.
+// comparison returns a sentence about how many nodes enforce the same.
+func (a *allStatus) comparison() string {
+	most := a.mostFrequent()
+	if len(most) == 0 {
+		return "No node enforces policies, as far as is known."
+	}
+	same := 0
+	for i := range a.Nodes {
+		if a.Nodes[i].digest() == most[0] {
+			same++
+		}
+	}
+	switch {
+	case len(most) > 1:
+		return fmt.Sprintf("The nodes differ: %d different digests are on %s each, and no digest is on more.", len(most), nodesText(same))
+	case len(a.Nodes) == 1:
+		return "One node has an agent, so there is no other node to compare it with."
+	case same == len(a.Nodes) && same == 2:
+		return "Both nodes enforce the same policies and namespaces."
+	case same == len(a.Nodes):
+		return fmt.Sprintf("All %d nodes enforce the same policies and namespaces.", same)
+	case same == 1:
+		return fmt.Sprintf("1 of %d nodes enforces policies, as far as is known.", len(a.Nodes))
+	}
+	return fmt.Sprintf("%d of %d nodes enforce the same policies and namespaces.", same, len(a.Nodes))
+}
+
+// row returns the line of a node in the table.
 func (n *nodeStatus) row() string {
 	s := n.Status
 	if s == nil {
@@ -241,7 +308,8 @@ func (n *nodeStatus) row() string {
 	return strings.Join([]string{n.Node, s.Version, ready, policies, digest, since, fmt.Sprint(len(s.Problems))}, "\t")
 }
 
-// writeDetails writes why a node is not as it should be, if it is not.
+// writeDetails writes what is wrong with a node: no answer, not ready, differences and problems. If wide is
+// false, it writes at most maxLags of these lines.
 func (n *nodeStatus) writeDetails(out io.Writer, wide bool) {
 	var lines []string
 	switch {

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"net/netip"
 	"strings"
@@ -43,7 +42,7 @@ n1    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 n2    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 n3    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 
-3 of 3 nodes enforce the same policies and namespaces.
+All 3 nodes enforce the same policies and namespaces.
 `
 	if exit != 0 || stdout != want || stderr != "" {
 		t.Errorf("exit %d, %s\nwant %s%s", exit, stdout, want, stderr)
@@ -88,7 +87,100 @@ n3    v1       yes    2         aaaaaaaaaaaa  1m0s  0
 	}
 }
 
-// record returns a denial on a node, some seconds after a fixed time.
+// A node that is asked while a change comes into force does not count as different. If policies go on
+// changing, status cannot tell in which policies nodes differ.
+func TestStatusOfNodesThatChange(t *testing.T) {
+	f := newTestFleet(t, "n1", "n2")
+	old, late := f.agent("n1"), f.agent("n2")
+	old.enforce("aaaaaaaaaaaaaaaa", inForce("web", "12"))
+	late.enforce("bbbbbbbbbbbbbbbb", inForce("web", "11"))
+	late.answered = func() {
+		late.status.Enforcing, late.answered = &status.Enforcing{Policies: 1, Digest: "aaaaaaaaaaaaaaaa"}, nil
+	}
+	exit, stdout, stderr := f.command("status", "--all-nodes")
+	if exit != 0 || !strings.Contains(stdout, "\nBoth nodes enforce the same policies and namespaces.\n") {
+		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
+	}
+	late.enforce("0000000000000000", inForce("web", "13"))
+	digests := []string{"1111111111111111", "2222222222222222", "3333333333333333"}
+	late.answered = func() {
+		late.status.Enforcing = &status.Enforcing{Policies: 1, Digest: digests[0]}
+		digests = append(digests[1:], digests[0])
+	}
+	exit, stdout, stderr = f.command("status", "--all-nodes")
+	if want := "  n2: differs: not known in what: what n2 enforces has changed while the nodes were asked: ask again\n"; exit != exitFindings || !strings.Contains(stdout, want) {
+		t.Errorf("exit %d, %s%s\nwant %s", exit, stdout, stderr, want)
+	}
+}
+
+// If no digest is the most frequent, status names no side as the one that differs, but tells the
+// differences of both.
+func TestStatusOfNodesThatDifferEqually(t *testing.T) {
+	f := newTestFleet(t, "n1", "n2", "n3")
+	f.agent("n1").enforce("aaaaaaaaaaaaaaaa", inForce("web", "12"))
+	f.agent("n2").enforce("bbbbbbbbbbbbbbbb", inForce("web", "11"))
+	f.breakAgent("n3", "broken")
+	exit, stdout, _ := f.command("status", "--all-nodes")
+	for _, want := range []string{
+		"\nThe nodes differ: 2 different digests are on 1 node each, and no digest is on more.\n",
+		"  n1: differs: default/web: version 12; on n2 version 11\n",
+		"  n2: differs: default/web: version 11; on n1 version 12\n",
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("%q is missing in\n%s", want, stdout)
+		}
+	}
+	_, stdout, _ = f.command("status", "--all-nodes", "-o", "json")
+	var all allStatus
+	if err := json.Unmarshal([]byte(stdout), &all); err != nil || exit != exitFindings || all.Digest != "" || len(all.Nodes[0].Lags) != 1 || len(all.Nodes[1].Lags) != 1 {
+		t.Errorf("exit %d, %v, %+v", exit, err, all)
+	}
+}
+
+// The sentence about all nodes is correct English for any number of nodes.
+func TestComparisonOfNodes(t *testing.T) {
+	for digests, want := range map[string]string{
+		"":      "No node enforces policies, as far as is known.",
+		"- -":   "No node enforces policies, as far as is known.",
+		"a":     "One node has an agent, so there is no other node to compare it with.",
+		"a -":   "1 of 2 nodes enforces policies, as far as is known.",
+		"a a":   "Both nodes enforce the same policies and namespaces.",
+		"a a a": "All 3 nodes enforce the same policies and namespaces.",
+		"a b b": "2 of 3 nodes enforce the same policies and namespaces.",
+		"a b":   "The nodes differ: 2 different digests are on 1 node each, and no digest is on more.",
+		"abb b": "The nodes differ: 2 different digests are on 1 node each, and no digest is on more.",
+	} {
+		var all allStatus
+		for _, d := range strings.Fields(digests) {
+			n := nodeStatus{Status: &status.Status{Enforcing: &status.Enforcing{Digest: d}}}
+			if d == "-" {
+				n.Status = nil
+			}
+			all.Nodes = append(all.Nodes, n)
+		}
+		if got := all.comparison(); got != want {
+			t.Errorf("%q: %s, want %s", digests, got, want)
+		}
+	}
+}
+
+// A command in a pod that ends without an answer is reported in words.
+func TestNodeWithoutOutput(t *testing.T) {
+	f := newTestFleet(t, "n1")
+	f.silent = exitFindings
+	exit, stdout, _ := f.command("status", "--all-nodes")
+	if exit != exitFailed || !strings.Contains(stdout, "n1: does not answer: the command in pod kube-system/sluice-n1 has ended without a complete answer: exit status 1\n") {
+		t.Errorf("exit %d, %s", exit, stdout)
+	}
+	for _, flags := range [][]string{{"--all-nodes"}, {}} {
+		exit, _, stderr := f.command(append([]string{"status", "--self"}, flags...)...)
+		if exit != exitFailed || !strings.Contains(stderr, "--self asks the agent in this container, and --all-nodes") {
+			t.Errorf("--self: exit %d, %s", exit, stderr)
+		}
+	}
+}
+
+// record returns a denial on a node, at the given number of seconds after a fixed time.
 func record(node, pod string, second int) *flow.Record {
 	return &flow.Record{
 		Time: time.Date(2026, 1, 2, 3, 4, second, 0, time.UTC), Node: node, Event: "denied", Reason: "ingress-denied",
@@ -97,7 +189,7 @@ func record(node, pod string, second int) *flow.Record {
 	}
 }
 
-// pods returns the senders of the records in a JSON stream.
+// podsIn returns the names of the pods that are the sources of the records in a JSON stream.
 func podsIn(t *testing.T, text string) (pods []string) {
 	t.Helper()
 	for d := json.NewDecoder(strings.NewReader(text)); d.More(); {
@@ -110,7 +202,7 @@ func podsIn(t *testing.T, text string) (pods []string) {
 	return pods
 }
 
-// The flows of all nodes are one stream, in the order of their times.
+// observe --all-nodes merges the flows of all nodes in the order of their times.
 func TestObserveAllNodes(t *testing.T) {
 	f := newTestFleet(t, "n1", "node-2")
 	fill := func() {
@@ -125,6 +217,15 @@ func TestObserveAllNodes(t *testing.T) {
 	}
 	fill()
 	if exit, stdout, stderr := f.command("observe", "--last", "2", "-o", "json"); exit != 0 || strings.Join(podsIn(t, stdout), "") != "cd" {
+		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
+	}
+	// --last counts only flows that fulfill the conditions. Records about missing flows are shown, and do
+	// not count.
+	fill()
+	for _, node := range []string{"n1", "node-2"} {
+		f.agent(node).flows <- flow.Gap(node, time.Date(2026, 1, 2, 3, 4, 8, 0, time.UTC), time.Date(2026, 1, 2, 3, 4, 9, 0, time.UTC))
+	}
+	if exit, stdout, stderr := f.command("observe", "--last", "1", "--from", "default/a"); exit != 0 || !strings.Contains(stdout, "default/a") || strings.Count(stdout, "were not recorded") != 2 {
 		t.Errorf("exit %d, %s%s", exit, stdout, stderr)
 	}
 	fill()
@@ -156,41 +257,53 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// A stream that breaks off goes on when the agent answers again, and the node is named. When the command
-// ends, the commands in the pods end, too.
+// If a stream breaks off, observe names the node and reads on when the agent answers again, even in
+// another pod. It does not ask for earlier records again. When observe ends, the commands in the pods
+// end, too.
 func TestObserveFollowsAllNodes(t *testing.T) {
 	f := newTestFleet(t, "n1", "n2")
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	var out, errs syncBuffer
-	done := make(chan int, 1)
-	go func() {
-		e := env{stdout: &out, stderr: &errs, getenv: func(string) string { return "" }}
-		done <- run(ctx, e, []string{"observe", "-f", "-o", "json", "--kubeconfig", f.kubeconfig})
-	}()
-	await := func(what string, ok func() bool) {
-		t.Helper()
-		for end := time.Now().Add(waitTimeout); !ok(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("not %s: %s%s", what, out.String(), errs.String())
-			}
-		}
+	o := startObserve(t, "-o", "json", "--last", "7", "--since", "1000000h", "--kubeconfig", f.kubeconfig)
+	said := func(text string) func() bool {
+		return func() bool { return strings.Contains(o.errs.String(), text) }
 	}
 	f.agent("n2").flows <- record("n2", "late", 9)
 	f.agent("n1").flows <- record("n1", "early", 1)
-	await("both shown", func() bool { return strings.Count(out.String(), "\n") == 2 })
+	o.await("both shown", func() bool { return strings.Count(o.out.String(), "\n") == 2 })
 	f.agent("n1").flows <- nil // the agent ends
-	await("named", func() bool { return strings.Contains(errs.String(), "n1 has ended the flows, connecting again: ") })
+	o.await("named", said("n1 has ended the flows, connecting again: the agent on "))
+	o.await("the gap is told", said("n1 answers again: nothing was seen for "))
 	f.agent("n1").flows <- record("n1", "again", 10)
-	await("connected again", func() bool { return strings.Contains(out.String(), `"again"`) })
-	stop()
-	if exit := <-done; exit != 0 {
-		t.Errorf("exit %d after an interruption: %s", exit, errs.String())
+	o.await("connected again", func() bool { return strings.Contains(o.out.String(), `"again"`) })
+	if strings.Count(o.out.String(), `"node":"n1","event":"unrecorded","missing":"all","seconds":`) != 1 || strings.Contains(o.errs.String(), "n2") {
+		t.Errorf("%s%s", o.out.String(), o.errs.String())
 	}
-	await("ended in the pods", func() bool { return f.running.Load() == 0 })
+
+	// The pod is deleted, and the DaemonSet makes another one.
+	old := f.api.Get(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "sluice-n1"}})
+	f.api.Delete(old)
+	f.breakAgent("n1", "the pod is gone")
+	f.agent("n1").flows <- nil
+	o.await("named again", said("n1 has no agent any more"))
+	f.addPod(f.agent("n1"), "sluice-n1-next", "n1")
+	f.agent("n1").flows <- record("n1", "next", 11)
+	o.await("the next pod is followed", func() bool { return strings.Contains(o.out.String(), `"next"`) })
+	if n := strings.Count(o.errs.String(), "n1 answers again: nothing was seen for "); n != 2 {
+		t.Errorf("the gap is told %d times:\n%s", n, o.errs.String())
+	}
+	o.stop()
+	if exit := <-o.exit; exit != 0 {
+		t.Errorf("exit %d after an interruption: %s", exit, o.errs.String())
+	}
+	o.await("ended in the pods", func() bool { return f.running.Load() == 0 })
+	for i, run := range f.runs {
+		if first := i < 2; strings.Contains(run, "--last=7") != first || strings.Contains(run, "--since=1000000h") != first {
+			t.Errorf("command %d: %s", i, run)
+		}
+	}
 }
 
-// Records are ordered by their times, also if those of one node arrive later than those of another.
+// mergeByTime orders records by their times, even if those of one node arrive later than those of
+// another.
 func TestMergeByTime(t *testing.T) {
 	in, out := make(chan *flow.Record), make(chan *flow.Record)
 	go mergeByTime(in, out)
@@ -236,7 +349,23 @@ func TestDeniedOnAllNodes(t *testing.T) {
 	}
 }
 
-// Without the right to execute commands, the error says which right that is.
+// If a node has not answered, denied does not say that nothing was denied there.
+func TestNothingDenied(t *testing.T) {
+	f := newTestFleet(t, "n1", "n2")
+	if exit, stdout, _ := f.command("denied"); exit != 0 || stdout != "nothing was denied since the agents began\n" {
+		t.Errorf("exit %d, %s", exit, stdout)
+	}
+	f.breakAgent("n2", "broken")
+	if exit, stdout, _ := f.command("denied"); exit != exitFailed || stdout != "nothing was denied on the nodes that have answered, since their agents began\n" {
+		t.Errorf("one is silent: exit %d, %s", exit, stdout)
+	}
+	f.breakAgent("n1", "broken")
+	if exit, stdout, _ := f.command("denied"); exit != exitFailed || stdout != "" {
+		t.Errorf("all are silent: exit %d, %s", exit, stdout)
+	}
+}
+
+// If the user may not list pods, the error names this right.
 func TestAllNodesNeedsRights(t *testing.T) {
 	kubeconfig := liveCluster(t, "examples/tiers", forbidding(func(path string) bool { return !strings.HasSuffix(path, "/pods") }))
 	exit, _, stderr := sluice(t, "status", "--all-nodes", "--kubeconfig", kubeconfig)

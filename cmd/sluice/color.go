@@ -54,6 +54,10 @@ var paints = []struct {
 	{regexp.MustCompile(`^(allow|ok|0 findings)\b`), green},
 	{regexp.MustCompile(`^(deny|FAIL|ERROR|error)\b`), red},
 	{regexp.MustCompile(`^(depends|warning)\b`), yellow},
+	{regexp.MustCompile(`^\d\d:\d\d:\d\d\.\d{3}  (?:\S+ +)??(allow)\b`), green}, // lines of observe about flows, with or without the name of a node
+	{regexp.MustCompile(`^\d\d:\d\d:\d\d\.\d{3}  (?:\S+ +)??(deny|reject)\b`), red},
+	{regexp.MustCompile(`^\d\d:\d\d:\d\d\.\d{3}  (?:\S+ +)??(\(.*\))$`), yellow}, // lines of observe about missing flows
+	{regexp.MustCompile(`^(?:\S+ +)??\S+ ago +\S+ ago +(\d+|-) `), red},          // the number of packets in the table of denied
 	{regexp.MustCompile(`^([1-9]\d* findings?)\b`), red},
 	{regexp.MustCompile(`^(\+ .* → .*)`), green}, // a flow that a diff opens
 	{regexp.MustCompile(`^(- .* → .*)`), red},    // a flow that a diff closes

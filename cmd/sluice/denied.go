@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -20,15 +21,24 @@ func deniedCommand(e env) *cobra.Command {
 		Use:   "denied",
 		Short: "Show who was denied last on this node, and by which policy",
 		Long: `Denied asks the agent of this node, over its unix socket, for the last distinct denials: the two
-ends, the port, the policies that deny, how many packets, and when. The agent always keeps a
-few hundred of them, those of the kernel too.
+ends, the port, the policies that deny, the number of packets, and when the first and the last
+packet were denied. The agent always keeps the last 512 denials since it began, including those
+of the kernel. If there were more, a line below the table says so. To see denials as they
+happen, use sluice observe -f --verdict denied.
 
-If very many addresses outside the cluster are denied, some of them are one line, with one of
-the addresses.
+A row with "(closed N connections)" is about connections that had begun before: policies have
+changed, and deny them now. They are not new attempts, and their packets are not counted.
 
-With --all-nodes or --context it asks every agent through the Kubernetes API, by a command in
-its pod, with the rights of the user. A node that does not answer is named, and the exit status
-is then 2.`,
+If packets of very many addresses outside the cluster are denied, one line counts the packets of
+several addresses, and shows one of them.
+
+When policies change later, a row still names the policies that have denied its packets. The agent
+counts what the kernel denies at least every 10 seconds, and names the policies that are then in
+force.
+
+With --all-nodes or --context it asks every agent through the Kubernetes API: it executes a
+command in the agent's pod, with the rights of the user. It names each node that does not
+answer; the exit status is then 2.`,
 		Example: `  sluice denied
   sluice denied -n shop --since 10m
   sluice denied -o json
@@ -71,20 +81,39 @@ func denied(ctx context.Context, e env, opts observeOptions) error {
 		return err
 	}
 	defer answer.Close()
-	var all, shown []*flow.DenialRecord
+	var all flow.DenialTable
 	if err := json.NewDecoder(answer).Decode(&all); err != nil {
 		return fmt.Errorf("read the answer of the agent on %s: %w", opts.socket, err)
 	}
+	var shown []*flow.DenialRecord
 	now := time.Now()
-	for _, d := range all {
+	for _, d := range all.Denials {
 		if selected.Selects(&d.Record) && (opts.since == 0 || !d.Time.Before(now.Add(-opts.since))) {
 			shown = append(shown, d)
 		}
 	}
-	return writeDenials(e, &opts, shown, now)
+	if err := writeDenials(e, &opts, shown, now); err != nil || opts.format == "json" {
+		return err
+	}
+	sayOfTable(e, &all, len(shown), now)
+	return nil
 }
 
-// writeDenials writes denials, the last one first.
+// sayOfTable prints, below the table, what it does not show.
+func sayOfTable(e env, all *flow.DenialTable, shown int, now time.Time) {
+	since := "since the agent began " + ago(now, all.Since)
+	switch {
+	case len(all.Denials) == 0:
+		fmt.Fprintf(e.stdout, "nothing was denied %s\n", since)
+	case shown == 0:
+		fmt.Fprintf(e.stdout, "no such denial %s: %s not match the conditions\n", since, count(len(all.Denials), "other denial does", "other denials do"))
+	}
+	if all.Displaced > 0 {
+		fmt.Fprintf(e.stdout, "(%d earlier denials are not kept: the agent keeps the last %d)\n", all.Displaced, flow.MaxDenials)
+	}
+}
+
+// writeDenials writes denials in the wanted format and in the given order.
 func writeDenials(e env, opts *observeOptions, shown []*flow.DenialRecord, now time.Time) error {
 	if opts.format == "json" {
 		encoder := json.NewEncoder(e.stdout)
@@ -97,10 +126,9 @@ func writeDenials(e env, opts *observeOptions, shown []*flow.DenialRecord, now t
 	return printDenials(e, shown, now, opts.wanted())
 }
 
-// printDenials prints a table, with the nodes if these are wanted.
+// printDenials prints a table of denials. If nodes is true, it has a column for the node.
 func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) error {
 	if len(all) == 0 {
-		fmt.Fprintln(e.stdout, "nothing was denied")
 		return nil
 	}
 	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
@@ -108,17 +136,57 @@ func printDenials(e env, all []*flow.DenialRecord, now time.Time, nodes bool) er
 		fmt.Fprint(table, "NODE\t")
 	}
 	fmt.Fprintln(table, "LAST\tFIRST\tPACKETS\tFROM\tTO\tPORT\tWHY")
-	for _, d := range all {
-		from, to := d.Names()
+	for _, r := range denialRows(all) {
 		if nodes {
-			fmt.Fprint(table, d.Node, "\t")
+			fmt.Fprint(table, r.node, "\t")
 		}
-		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", ago(now, d.Time), ago(now, d.First), d.Count, from, to, strings.TrimLeft(d.Port(), ": "), d.Why())
+		packets, why := strconv.FormatUint(r.count, 10), r.why
+		if r.revoked {
+			packets, why = "-", fmt.Sprintf("%s (closed %s)", why, count(int(r.count), "connection", "connections"))
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", ago(now, r.last), ago(now, r.first), packets, r.from, r.to, r.port, why)
 	}
 	return table.Flush()
 }
 
-// ago returns how long ago a time is, to a digit that matters.
+// denialRow is a row of the table of denials.
+type denialRow struct {
+	denialText
+	count       uint64 // of packets or, if revoked is set, of connections
+	first, last time.Time
+}
+
+// denialText has the texts of a row, without numbers and times.
+type denialText struct {
+	node, from, to, port, why string
+	revoked                   bool
+}
+
+// denialRows returns the rows of the table. Denials with the same texts are one row, such as denials
+// between the same two pods over IPv4 and over IPv6.
+func denialRows(all []*flow.DenialRecord) (rows []*denialRow) {
+	known := make(map[denialText]*denialRow)
+	for _, d := range all {
+		from, to := d.Names()
+		text := denialText{d.Node, from, to, strings.TrimLeft(d.Port(), ": "), d.Why(), d.Revoked}
+		r := known[text]
+		if r == nil {
+			r = &denialRow{denialText: text, first: d.First, last: d.Time}
+			known[text], rows = r, append(rows, r)
+		}
+		r.count += d.Count
+		if d.First.Before(r.first) {
+			r.first = d.First
+		}
+		if d.Time.After(r.last) {
+			r.last = d.Time
+		}
+	}
+	return rows
+}
+
+// ago returns how long before now a time is. It counts in tenths of a second below 10 s, in seconds below
+// a minute, in minutes below 48 hours, and in days beyond.
 func ago(now, at time.Time) string {
 	d := now.Sub(at)
 	switch {

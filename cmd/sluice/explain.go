@@ -79,12 +79,14 @@ arrive:
 
   {"from": "default/web", "to": "default/db", "port": 6379, "protocol": "TCP"}
 
-The port may be a name, and the protocol is TCP if there is none. A line may also be a
-line of the agent's JSON log: explain takes the flow of each verdict, so that a recorded
-log can be tried with other policies. With -o json each answer is a line with "verdict"
-(allow, deny or depends), "reason", and the policies and rules of "egress" and "ingress".
-A flow that cannot be answered gets a line with "error". If the address families differ,
-the answer is that of the denied one, and "families" has both.
+The port may be a name, and the protocol is TCP if there is none. A line may also be one
+that an agent has written: by "sluice observe -o json", "hubble observe -o json", Hubble's
+exporter, or in the JSON log of Sluice's agent. The file may be compressed with gzip, or be
+the array of "sluice denied -o json". So recorded flows can be tried with other policies, and
+an answer that differs has what was "logged". With -o json each answer is a line with
+"verdict" (allow, deny or depends), "reason", and the policies and rules of "egress" and
+"ingress". A flow that cannot be answered gets a line with "error". If the address families
+differ, the answer is that of the denied one, and "families" has both.
 
 In JSON, a rule has its tier, name and action (accept, deny or pass). If a rule of the tier
 Admin passes the flow on, it is "passed". For one flow, "tiers" has what each tier did:

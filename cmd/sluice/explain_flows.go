@@ -14,12 +14,17 @@ import (
 	kjson "sigs.k8s.io/json"
 
 	"sluice/filter"
+	"sluice/filter/flow/flowfile"
 	"sluice/filter/policy/explain"
 	"sluice/filter/policy/near"
 )
 
-// maxFlowLine bounds the length of a line of --flows, in bytes.
-const maxFlowLine = 64 << 10
+// maxHeld bounds the lines of --flows at the beginning that are not JSON objects. After so many, the rest is
+// not read.
+const maxHeld = 100
+
+// flowExample is a flow in --flows.
+const flowExample = `{"from": "default/web", "to": "default/db", "port": 6379}`
 
 // flowLine is a line of --flows.
 type flowLine struct {
@@ -28,7 +33,7 @@ type flowLine struct {
 	Port     portText `json:"port"`
 	Protocol string   `json:"protocol"`
 
-	logged string // the verdict in the agent's log, if the line is from there
+	logged string // the verdict in the file, if an agent has written the line
 }
 
 // portText is a port in the input: a number or a name.
@@ -69,18 +74,22 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool,
 		defer f.Close() // the file is only read, so an error is harmless
 		in = f
 	}
-	x := flowExplainer{cluster: c, namespace: opts.question.Namespace, out: bufio.NewWriter(e.stdout)}
+	x := flowExplainer{cluster: c, namespace: opts.question.Namespace, parser: flowfile.NewParser(), out: bufio.NewWriter(e.stdout)}
 	x.answer = textAnswers{x.out}
 	if opts.format == "json" {
 		enc := json.NewEncoder(x.out)
 		enc.SetEscapeHTML(false)
 		x.answer = jsonAnswers{enc}
 	}
-	if err := x.run(bufio.NewReaderSize(in, maxFlowLine)); err != nil {
+	lines, err := flowfile.Open(in)
+	if err != nil {
+		return false, fmt.Errorf("read flows: %w", err)
+	}
+	if err := x.run(lines); err != nil {
 		return false, err
 	}
 	if x.skipped > 0 {
-		e.say("note: skipped %s of the log without a flow", count(x.skipped, "line", "lines"))
+		e.say("note: skipped %s without an attempt to connect", count(x.skipped, "line", "lines"))
 	}
 	if x.failed > 0 {
 		return false, fmt.Errorf("%s of %d could not be answered", count(x.failed, "flow", "flows"), x.flows)
@@ -93,18 +102,30 @@ func explainFlows(e env, c *explain.Cluster, opts explainOptions) (allowed bool,
 type flowExplainer struct {
 	cluster   *explain.Cluster
 	namespace string // namespace of names without one
+	parser    *flowfile.Parser
 	out       *bufio.Writer
 	answer    answerWriter
 	line      int // number of the current line
-	// Counts of all flows, of allowed flows, of flows that could not be answered, and of lines of a log
-	// without a flow.
+	// Counts of all flows, of allowed flows, of flows without an answer, and of lines of agents that are
+	// not an attempt to connect.
 	flows, allowed, failed, skipped int
+	// held are the lines until the first one that is a JSON object. If there is none, the file is not one of
+	// flows, and the user gets one error instead of one for each line.
+	held     []heldLine
+	readable bool // a line is a JSON object
+}
+
+// heldLine is a line that cannot be read.
+type heldLine struct {
+	number int
+	text   []byte
+	err    error
 }
 
 // flowAnswer is the answer about a flow.
 type flowAnswer struct {
 	explain.Answer
-	Logged string `json:"logged,omitempty"` // the verdict in the agent's log, if the flow is from there
+	Logged string `json:"logged,omitempty"` // the verdict in the file, if an agent has written the line
 }
 
 // answerWriter writes answers in one format.
@@ -126,7 +147,7 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 		x.line++
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
-			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: line %d is longer than %d bytes: write one flow per line", x.line, maxFlowLine))
+			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: line %d is longer than %d bytes: write one flow per line", x.line, in.Size()))
 		case err != nil && !errors.Is(err, io.EOF):
 			return errors.Join(x.out.Flush(), fmt.Errorf("read flows: %w", err))
 		}
@@ -135,26 +156,55 @@ func (x *flowExplainer) run(in *bufio.Reader) error {
 				return fmt.Errorf("write answers: %w", err)
 			}
 		}
-		if err != nil {
+		if err != nil || len(x.held) == maxHeld {
 			break
 		}
 	}
 	if err := x.out.Flush(); err != nil {
 		return fmt.Errorf("write answers: %w", err)
 	}
+	if len(x.held) > 0 {
+		return fmt.Errorf("read flows: line %d is not a JSON object: write a flow as in %s, or give %s", x.held[0].number, flowExample, flowfile.Forms)
+	}
 	return nil
+}
+
+// hold keeps a line that cannot be read until a line is a JSON object, and reports whether it does. At that
+// line, it writes the errors of all lines that are held.
+func (x *flowExplainer) hold(text []byte, why error) (held bool, err error) {
+	switch {
+	case x.readable:
+		return false, nil
+	case !bytes.HasPrefix(text, []byte("{")) || !json.Valid(text):
+		x.held = append(x.held, heldLine{x.line, bytes.Clone(text), why})
+		return true, nil
+	}
+	x.readable = true
+	for _, l := range x.held {
+		if err := x.fail(l.number, l.text, l.err); err != nil {
+			return false, err
+		}
+	}
+	x.held = nil
+	return false, nil
 }
 
 // flow answers one line. It returns an error only if it cannot write.
 func (x *flowExplainer) flow(text []byte) error {
-	f, isFlow := readLogLine(text)
-	if !isFlow {
+	var f *flowLine
+	var err error
+	if seen, ok := x.parser.Parse(text); !ok {
+		f, err = readFlow(text)
+	} else {
+		f = questionAbout(&seen)
+	}
+	if held, broken := x.hold(text, err); held || broken != nil {
+		x.flows, x.failed = x.flows+1, x.failed+1
+		return broken
+	}
+	if f == nil {
 		x.skipped++
 		return nil
-	}
-	var err error
-	if f == nil {
-		f, err = readFlow(text)
 	}
 	x.flows++
 	if err == nil {
@@ -167,10 +217,10 @@ func (x *flowExplainer) flow(text []byte) error {
 		}
 	}
 	x.failed++
-	return x.fail(text, err)
+	return x.fail(x.line, text, err)
 }
 
-// ask answers a flow. If a pod in a log does not exist any more, ask uses the other pods of its
+// ask answers a flow. If a pod in a line of an agent does not exist any more, ask uses the other pods of its
 // workload, which it finds by the beginning of the name.
 func (x *flowExplainer) ask(f *flowLine) (explain.Answer, error) {
 	q := explain.Question{From: f.From, To: f.To, Port: string(f.Port), Protocol: f.Protocol, Namespace: x.namespace}
@@ -217,7 +267,7 @@ func readFlow(text []byte) (*flowLine, error) {
 			return f, fmt.Errorf("%s: it is %s: write a string", wrong.Field, near.Kind(wrong.Value))
 		}
 		if !bytes.HasPrefix(text, []byte("{")) {
-			return f, errors.New(`it is not a JSON object: write {"from": "default/web", "to": "default/db", "port": 6379}`)
+			return f, errors.New("it is not a JSON object: write " + flowExample)
 		}
 		return f, fmt.Errorf("it cannot be read: %w", err)
 	}
@@ -235,8 +285,8 @@ func readFlow(text []byte) (*flowLine, error) {
 }
 
 // fail writes an error for a flow, with the fields that can be read.
-func (x *flowExplainer) fail(text []byte, err error) error {
-	out := flowError{Line: x.line, Error: err.Error()}
+func (x *flowExplainer) fail(line int, text []byte, err error) error {
+	out := flowError{Line: line, Error: err.Error()}
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(text, &fields) == nil {
 		for name, into := range map[string]*string{"from": &out.From, "to": &out.To, "protocol": &out.Protocol} {

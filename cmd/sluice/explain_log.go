@@ -1,52 +1,47 @@
 package main
 
 import (
-	"encoding/json"
-	"strings"
+	"net/netip"
+	"strconv"
 
 	"sluice/filter"
-	"sluice/filter/event"
+	"sluice/filter/flow"
+	"sluice/filter/flow/flowfile"
 )
 
-// logLine is a line of the agent's log in JSON. A line about another event than a verdict has only the
-// first two fields.
-type logLine struct {
-	Msg       *string    `json:"msg"`
-	Event     event.Name `json:"event"`
-	Verdict   string     `json:"verdict"`
-	Src       string     `json:"src"`
-	Dst       string     `json:"dst"`
-	Protocol  string     `json:"proto"`
-	Port      portText   `json:"dport"`
-	Transport string     `json:"transport"`
-	From      string     `json:"from"` // the pod with the address Src; empty if it is not a pod
-	To        string     `json:"to"`
+// questionAbout returns the question about a flow that an agent has seen. It returns nil if the flow is
+// not an attempt to connect, or if its addresses or its port could not be read. It also returns nil for
+// the end of a connection, whose begin is another line.
+func questionAbout(f *flowfile.Flow) *flowLine {
+	if f.Skip != "" || f.Event != flow.Opened.String() && f.Event != flow.Denied.String() || f.Transport != "" {
+		return nil
+	}
+	q := &flowLine{From: endText(f.From, f.Src), To: endText(f.Into, f.Dst), Protocol: f.Protocol, logged: filter.Deny.String()}
+	if q.From == "" || q.To == "" {
+		return nil
+	}
+	if f.Event == flow.Opened.String() {
+		q.logged = filter.Allow.String()
+	}
+	if f.DstPort != 0 {
+		q.Port = portText(strconv.Itoa(int(f.DstPort)))
+	}
+	if q.Protocol == filter.ICMPv6.String() {
+		q.Protocol = filter.ICMP.String()
+	}
+	return q
 }
 
-// readLogLine returns the flow in a line of the agent's log. isFlow is false if the line is from a log,
-// but has no flow: it is about another event, or about a packet whose addresses or port could not be
-// read. If the line is not from a log, f is nil and isFlow is true.
-func readLogLine(text []byte) (f *flowLine, isFlow bool) {
-	var l logLine
-	if json.Unmarshal(text, &l) != nil || l.Msg == nil {
-		return nil, true
+// endText returns an end in the form of a question: the name of a pod or, if it is not known, of its
+// workload; the address of any other end.
+func endText(e *flow.End, addr netip.Addr) string {
+	switch {
+	case e != nil && e.Pod != "":
+		return e.Namespace + "/" + e.Pod
+	case e != nil && e.Kind == flow.PodEnd && e.Workload != nil:
+		return e.Namespace + "/" + e.Workload.Name
+	case addr.IsValid():
+		return addr.String()
 	}
-	if l.Event != event.Verdict || l.Src == "" || l.Dst == "" || l.Transport != "" {
-		return nil, false
-	}
-	f = &flowLine{From: l.From, To: l.To, Port: l.Port, Protocol: l.Protocol, logged: l.Verdict}
-	if !isPodName(f.From) {
-		f.From = l.Src
-	}
-	if !isPodName(f.To) {
-		f.To = l.Dst
-	}
-	if f.Protocol == filter.ICMPv6.String() {
-		f.Protocol = filter.ICMP.String()
-	}
-	return f, true
+	return ""
 }
-
-// isPodName reports whether a name in the log has the form "namespace/name" of pods. The name of the
-// node does not have it.
-func isPodName(name string) bool { return strings.Count(name, "/") == 1 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,7 +16,7 @@ import (
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
-		if hint := selectorHint(cmd, unknown.GetSpecifiedName()); hint != "" {
+		if hint := cmp.Or(selectorHint(cmd, unknown.GetSpecifiedName()), followHint(cmd, unknown.GetSpecifiedName())); hint != "" {
 			return fmt.Errorf("%w: %s (see: %s --help)", err, hint, cmd.CommandPath())
 		}
 		var names []string
@@ -42,6 +43,15 @@ func selectorHint(cmd *cobra.Command, flag string) string {
 		return ""
 	}
 	return "write labels as an end, as in --from app=web or --to shop/app=web"
+}
+
+// followHint returns what to use instead of following denials with the command denied. It is empty for other
+// flags and commands.
+func followHint(cmd *cobra.Command, flag string) string {
+	if cmd.Name() != "denied" || flag != "f" && flag != "follow" {
+		return ""
+	}
+	return "follow denials with observe -f --verdict denied"
 }
 
 // knownCommand returns an error for an unknown subcommand. The error names the subcommand that

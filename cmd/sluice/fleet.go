@@ -24,14 +24,14 @@ const (
 	maxAsked = 64
 )
 
-// fleet is the agents of a cluster, as the user reaches them through the API server.
+// fleet gives access to the agents of a cluster through the API server. kube.Agents implements it.
 type fleet interface {
 	Pods(ctx context.Context) ([]kube.AgentPod, error)
 	Nodes(ctx context.Context) ([]string, error)
-	// Version returns the resourceVersion that a policy has now.
-	Version(ctx context.Context, ref policy.Ref) (version string, found bool, err error)
+	// Versions returns the current versions of policies. See kube.Agents.Versions.
+	Versions(ctx context.Context, of []policy.Ref) (map[policy.Ref]kube.PolicyVersion, error)
 	// Run runs a command in a pod. See kube.Agents.Run.
-	Run(ctx context.Context, pod kube.AgentPod, command []string, out io.Writer) error
+	Run(ctx context.Context, pod kube.AgentPod, command kube.Command) error
 }
 
 // fleetOptions select the agents to ask.
@@ -48,7 +48,8 @@ func addFleetFlags(fs *pflag.FlagSet, o *fleetOptions) {
 	fs.StringVar(&o.selector, "agent-selector", "app.kubernetes.io/name=sluice", "`LABELS` of the agents' pods")
 }
 
-// addAllNodesFlag adds the flag with which a command asks all agents instead of this node's.
+// addAllNodesFlag adds --all-nodes, with which a command asks all agents instead of the agent of this
+// node, and the flags that select the agents.
 func addAllNodesFlag(fs *pflag.FlagSet, o *fleetOptions) {
 	fs.BoolVar(&o.allNodes, "all-nodes", false, "ask the agents of all nodes through the Kubernetes API, with the rights of the user; --context and --kubeconfig imply it")
 	addFleetFlags(fs, o)
@@ -82,7 +83,7 @@ func (o *fleetOptions) pods(ctx context.Context, f fleet) ([]kube.AgentPod, erro
 func sayWithoutAgent(ctx context.Context, e env, f fleet, pods []kube.AgentPod) {
 	nodes, err := f.Nodes(ctx)
 	if err != nil {
-		e.say("nodes without an agent are not found: %v", err)
+		e.say("nodes without an agent cannot be listed: %v", err)
 		return
 	}
 	without := slices.DeleteFunc(nodes, func(node string) bool {
@@ -93,7 +94,7 @@ func sayWithoutAgent(ctx context.Context, e env, f fleet, pods []kube.AgentPod) 
 	}
 }
 
-// listed writes the first names of a list, and how many more there are.
+// listed returns the first names of a list, at most as many as most says, and the number of the others.
 func listed(names []string, most int) string {
 	if len(names) <= most {
 		return strings.Join(names, ", ")
@@ -101,7 +102,8 @@ func listed(names []string, most int) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 }
 
-// onEach calls f for each pod, for several at the same time, and returns when all calls have.
+// onEach calls f for each pod, at most maxAsked at the same time, and returns when all calls have
+// returned.
 func onEach(pods []kube.AgentPod, f func(i int, pod kube.AgentPod)) {
 	var group errgroup.Group
 	group.SetLimit(maxAsked)
@@ -111,16 +113,16 @@ func onEach(pods []kube.AgentPod, f func(i int, pod kube.AgentPod)) {
 	_ = group.Wait() // the functions return no error
 }
 
-// askNode runs a command in the pod of an agent, and passes its output to read. That it exits with
-// exitFindings is an answer too.
+// askNode runs a command in the pod of an agent, and passes its output to read. If the command exits with
+// exitFindings, its output is an answer as well, and askNode returns no error.
 func askNode(ctx context.Context, f fleet, pod kube.AgentPod, command []string, read func(io.Reader) error) error {
 	ctx, stop := context.WithTimeoutCause(ctx, answerTimeout, fmt.Errorf("it has not answered within %v", answerTimeout))
 	defer stop()
 	in, out := io.Pipe()
 	done := make(chan error, 1)
+	var failed *kube.CommandError // read after done
 	go func() {
-		err := f.Run(ctx, pod, command, out)
-		var failed *kube.CommandError
+		err := f.Run(ctx, pod, kube.Command{Args: command, Out: out})
 		if errors.As(err, &failed) && failed.Status == exitFindings {
 			err = nil
 		}
@@ -128,11 +130,22 @@ func askNode(ctx context.Context, f fleet, pod kube.AgentPod, command []string, 
 		done <- err
 	}()
 	err := read(in)
-	_ = in.CloseWithError(err) // lets the command go on if read has failed
+	_ = in.CloseWithError(err) // so that the command does not wait for a reader
 	if failed := <-done; failed != nil {
 		return failed
 	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("the command in pod %s has ended without a complete answer%s", pod, saidText(failed))
+	}
 	return err
+}
+
+// saidText returns, after a colon, what a command that has failed has said; empty for nil.
+func saidText(failed *kube.CommandError) string {
+	if failed == nil {
+		return ""
+	}
+	return ": " + failed.Error()
 }
 
 // silentNodes collects the nodes that have not answered.
@@ -141,7 +154,7 @@ type silentNodes struct {
 	names []string
 }
 
-// add names a node that has not answered, with the reason.
+// add adds a node that has not answered, and prints its name and the reason.
 func (s *silentNodes) add(e env, node string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -149,7 +162,7 @@ func (s *silentNodes) add(e env, node string, err error) {
 	e.say("%s does not answer: %v", node, err)
 }
 
-// err returns an error if a node has not answered, because the answer is not complete then.
+// err returns an error if a node has not answered, because then the output of the command is incomplete.
 func (s *silentNodes) err() error {
 	if len(s.names) == 0 {
 		return nil

@@ -27,22 +27,25 @@ import (
 	"sluice/filter/flow"
 )
 
-// testFleet is a cluster whose API server executes commands of sluice in the pods of agents. The agents
-// are fakes behind their sockets; the API server, the connections to it and the commands are as ever.
+// testFleet is a cluster whose API server executes commands of sluice in the pods of agents. The commands
+// and the connections are real. The agents are fakes that answer on sockets, and the API server is the
+// stand-in of the testbed.
 type testFleet struct {
 	t          *testing.T
 	api        *apiserver.Server
 	kubeconfig string
+	refuse     func(*http.Request) *metav1.Status // as apiserver.Options.Refuse; may be nil
 
 	mu     sync.Mutex
 	agents map[string]*testAgent // by the name of the pod
-	broken map[string]string     // pods in which no command runs, with what is said instead
+	broken map[string]string     // by the names of pods in which commands fail: the error that they print
 	runs   []string              // the commands that were run
+	silent int                   // if not 0, all commands end with this status, without output
 
-	running atomic.Int64 // commands that run now
+	running atomic.Int64 // number of commands that run now
 }
 
-// testAgent answers on the socket of a node.
+// testAgent is a fake agent that answers on a socket.
 type testAgent struct {
 	mu       sync.Mutex
 	versions status.Versions
@@ -50,13 +53,19 @@ type testAgent struct {
 	denials  []*flow.DenialRecord
 	flows    chan *flow.Record
 	socket   string
+	answered func() // called when the agent answers with its status; may be nil
 }
 
 // newTestFleet starts a cluster with an agent on each of the given nodes.
 func newTestFleet(t *testing.T, nodes ...string) *testFleet {
 	t.Helper()
 	f := &testFleet{t: t, agents: make(map[string]*testAgent), broken: make(map[string]string)}
-	f.api = apiserver.New(apiserver.Options{Exec: f.exec})
+	f.api = apiserver.New(apiserver.Options{Exec: f.exec, Refuse: func(r *http.Request) *metav1.Status {
+		if f.refuse == nil {
+			return nil
+		}
+		return f.refuse(r)
+	}})
 	f.api.Install("v1beta1")
 	server := httptest.NewServer(f.api)
 	t.Cleanup(server.Close)
@@ -83,31 +92,44 @@ func (f *testFleet) addAgent(node string) *testAgent {
 	}
 	mux := http.NewServeMux()
 	answer := func(path string, what func() any) {
-		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			_ = json.NewEncoder(w).Encode(what())
 		})
 	}
-	answer("/versions", func() any { return a.versions })
-	answer("/status", func() any { return a.status })
-	answer("/denials", func() any { return a.denials })
+	answer("POST /versions", func() any { return a.versions })
+	answer("GET /status", func() any {
+		s := a.status
+		if a.answered != nil {
+			a.answered()
+		}
+		return s
+	})
+	answer("GET /denials", func() any { return flow.DenialTable{Denials: a.denials} })
 	mux.HandleFunc("GET /flows", a.serveFlows)
 	server := &http.Server{Handler: mux}
 	go func() { _ = server.Serve(l) }()
 	f.t.Cleanup(func() { server.Close() })
+	f.api.Set(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}})
+	f.addPod(a, "sluice-"+node, node)
+	return a
+}
+
+// addPod adds a pod of an agent.
+func (f *testFleet) addPod(a *testAgent, name, node string) *corev1.Pod {
 	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "sluice-" + node, Labels: map[string]string{"app.kubernetes.io/name": "sluice"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name, Labels: map[string]string{"app.kubernetes.io/name": "sluice"}},
 		Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Name: "sluice"}}}, Status: corev1.PodStatus{Phase: corev1.PodRunning},
 	}
 	f.mu.Lock()
 	f.agents[pod.Name] = a
 	f.mu.Unlock()
-	f.api.Set(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}, pod)
-	return a
+	f.api.Set(pod)
+	return pod
 }
 
-// serveFlows streams records while the request says follow, and otherwise those that are there.
+// serveFlows streams the records that are there and, with follow=true, those that come later.
 func (a *testAgent) serveFlows(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).Flush()
 	for {
@@ -143,6 +165,8 @@ func (f *testFleet) exec(c apiserver.Command) int {
 	case broken != "":
 		fmt.Fprintln(c.Stderr, broken)
 		return 127
+	case f.silent != 0:
+		return f.silent
 	case c.Args[0] != "sluice" || c.Container != "sluice":
 		fmt.Fprintln(c.Stderr, "no such program")
 		return 127
@@ -194,11 +218,11 @@ func TestWaitForAllNodes(t *testing.T) {
 
 	exit, stdout, stderr := f.command("wait", "--for", "default/web", "--timeout", "1s")
 	want := "n2: default/web: version 1 is in force, and not " + version + "\n"
-	if exit != exitFindings || stdout != want || !strings.Contains(stderr, "after 1s: 1 node of 2 lag") || !strings.Contains(stderr, "without an agent: bare") {
+	if exit != exitFindings || stdout != want || !strings.Contains(stderr, "after 1s: not in force on 1 of 2 nodes") || !strings.Contains(stderr, "without an agent: bare") {
 		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
 	}
 
-	// It returns when the last node has it.
+	// wait returns when the last node has the version.
 	done := make(chan string)
 	go func() {
 		exit, stdout, stderr := f.command("wait", "--for", "networkpolicy/default/web", "--timeout", "1m")
@@ -210,7 +234,7 @@ func TestWaitForAllNodes(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 
-	// A later version will do.
+	// wait also accepts a later version.
 	f.agent("n1").set("web@" + version + "0")
 	if exit, _, stderr := f.command("wait", "--for", "default/web", "--timeout", "1m"); exit != 0 {
 		t.Errorf("with a later version: exit %d, %s", exit, stderr)
@@ -228,7 +252,7 @@ func TestWaitNamesNodesThatDoNotAnswer(t *testing.T) {
 	if exit != exitFindings || stdout != "n2: it does not answer: no agent answers on the socket\n" {
 		t.Errorf("exit %d, %q", exit, stdout)
 	}
-	// A node that answers again is asked again.
+	// wait asks a node again that has not answered.
 	done := make(chan int)
 	go func() {
 		exit, _, _ := f.command("wait", "--for", "default/web", "--timeout", "1m")
@@ -242,17 +266,21 @@ func TestWaitNamesNodesThatDoNotAnswer(t *testing.T) {
 
 func TestWaitForOtherKinds(t *testing.T) {
 	f := newTestFleet(t, "n1")
-	o := &v1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "platform"}}
+	o := &v1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "platform"}, Spec: v1beta1.ClusterNetworkPolicySpec{Tier: v1beta1.AdminTier}}
 	f.api.Set(o)
 	version := f.api.Get(o).GetResourceVersion()
 	f.agent("n1").versions.Policies = []status.PolicyInForce{{Kind: "ClusterNetworkPolicy", Name: "platform", Tier: "Admin", Version: version}}
-	if exit, stdout, stderr := f.command("wait", "--for", "admin/platform"); exit != 0 || stdout != "platform (version "+version+") is in force on 1 node\n" {
+	if exit, stdout, stderr := f.command("wait", "--for", "admin/platform"); exit != 0 || stdout != "admin/platform (version "+version+") is in force on 1 node\n" {
 		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
 	}
-	if exit, stdout, stderr := f.command("wait", "--for", "default/gone", "--deleted"); exit != 0 || stdout != "default/gone is not in force any more on 1 node\n" {
+	if exit, stdout, stderr := f.command("wait", "--for", "default/gone", "--deleted"); exit != 0 || stdout != "default/gone is not in force on 1 node\n" {
 		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
 	}
 	f.api.Set(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "old"}})
+	empty := filepath.Join(t.TempDir(), "empty.yaml")
+	if err := os.WriteFile(empty, []byte("{apiVersion: v1, kind: Namespace, metadata: {name: a}}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		want string
 		args []string
@@ -260,6 +288,13 @@ func TestWaitForOtherKinds(t *testing.T) {
 		{"NetworkPolicy default/gone does not exist in the cluster", []string{"--for", "default/gone"}},
 		{"NetworkPolicy default/old still exists in the cluster: delete it first", []string{"--for", "default/old", "--deleted"}},
 		{"there is nothing to wait for", nil},
+		{"there is no baseline/platform: the ClusterNetworkPolicy platform is in the tier Admin: write admin/platform", []string{"--for", "baseline/platform"}},
+		{"wait takes no arguments: name policies with --for shop/db", []string{"shop/db"}},
+		{"wait takes no arguments: give manifests with -f policies/", []string{"policies/"}},
+		{"wait takes no arguments: give manifests with -f examples/tiers", []string{"examples/tiers"}},
+		{"there are no policies in " + empty + ": give manifests with the policies to wait for", []string{"-f", empty}},
+		{"--for - and -f - both read the standard input", []string{"-f", "-", "--for", "-"}},
+		{"--timeout -1s is negative", []string{"--for", "default/old", "--timeout", "-1s"}},
 		{`"web" is not the name of a policy`, []string{"--for", "web"}},
 		{"no pod in namespace other has the labels", []string{"--for", "default/old", "--agent-namespace", "other"}},
 		{"no pod in namespace kube-system has the labels app=x", []string{"--for", "default/old", "--agent-selector", "app=x"}},
@@ -294,6 +329,22 @@ func TestWaitOnThisNode(t *testing.T) {
 	}
 	write("b")
 	if exit, _, stderr := sluice(t, here...); exit != exitFindings || !strings.Contains(stderr, "after 100ms: default/web: digest "+wanted[0].Digest[:12]+" is in force, and not") {
+		t.Errorf("exit %d, %q", exit, stderr)
+	}
+	a.versions.Policies = []status.PolicyInForce{{Kind: "ClusterNetworkPolicy", Name: "platform", Tier: "Admin"}}
+	for name, want := range map[string]string{
+		"cnp/platform": "0 admin/platform is in force\n", "admin/platform": "0 admin/platform is in force\n",
+		"baseline/platform": "1 sluice: baseline/platform is not in force, and admin/platform is\n",
+		"baseline/none":     "1 sluice: baseline/none is not in force\n",
+	} {
+		exit, stdout, stderr := sluice(t, "wait", "--socket", a.socket, "--for", name, "--timeout", "0")
+		if got := fmt.Sprint(exit, " ", stdout, stderr); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	if exit, _, stderr := sluice(t, "wait", "--for", "a/b"); exit != exitFailed || !strings.Contains(stderr, "give --kubeconfig FILE, or --socket /run/sluice/sluice.sock to ask only") {
 		t.Errorf("exit %d, %q", exit, stderr)
 	}
 	if exit, _, stderr := sluice(t, "wait", "--socket", filepath.Join(dir, "none"), "--for", "a/b"); exit != exitFailed || !strings.Contains(stderr, "no agent answers") {

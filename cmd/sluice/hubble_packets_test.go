@@ -26,18 +26,18 @@ import (
 	"sluice/bench/testbed/lab"
 )
 
-// relayAddress is where hubble-relay answers on node-1, and hubblePort where agents do.
+// relayAddress is the address of hubble-relay on node-1, and hubblePort the port of all agents.
 const (
 	relayAddress = "127.0.0.1:4245"
 	hubblePort   = "4244"
 )
 
-// hubbleBed is a testbed with an agent on both nodes, which the real hubble asks.
+// hubbleBed is a testbed with an agent on each of two nodes, and the real hubble as their client.
 type hubbleBed struct {
 	*testbed
 	hubblecli.Programs
 	local string // the socket of the agent on node-1
-	home  string
+	home  string // home directory of the commands
 }
 
 func newHubbleBed(t *testing.T, args ...string) *hubbleBed {
@@ -73,7 +73,7 @@ func newHubbleBed(t *testing.T, args ...string) *hubbleBed {
 	return s
 }
 
-// command returns a command on node-1, which does not read the settings of the user.
+// command returns a command that does not read the settings of the user, to be run on node-1.
 func (s *hubbleBed) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "HOME="+s.home, "XDG_CONFIG_HOME="+s.home, "HUBBLE_CONFIG_DIR="+s.home)
@@ -88,11 +88,12 @@ func (s *hubbleBed) hubble(server string, args ...string) string {
 	if err := s.Nodes[0].Start(cmd); err != nil {
 		s.t.Fatal(err)
 	}
-	_ = cmd.Wait() // what it prints tells
+	_ = cmd.Wait() // tests read the output, which has the error
 	return out.String()
 }
 
-// background starts a command on node-1 and returns what it has printed; it ends with the test.
+// background starts a command on node-1, which ends with the test. The function printed returns the
+// output so far.
 func (s *hubbleBed) background(cmd *exec.Cmd) (printed func() string) {
 	s.t.Helper()
 	out := new(buffer)
@@ -137,7 +138,7 @@ func (s *hubbleBed) connect(from string, port uint16, want lab.Outcome) {
 	}
 }
 
-// lines returns the lines that have all words.
+// lines returns the lines of a text that contain all words.
 func lines(text string, words ...string) (found []string) {
 	for line := range strings.Lines(text) {
 		has := true
@@ -151,7 +152,8 @@ func lines(text string, words ...string) (found []string) {
 	return found
 }
 
-// An agent answers on a socket that only root may open, beside its own.
+// An agent serves Hubble's API on hubble.sock, in the directory of its own socket. Only root may open
+// hubble.sock.
 func TestHubbleSocketOnPackets(t *testing.T) {
 	s := newTestbed(t)
 	s.write("policies.yaml", policies(demo1))
@@ -195,8 +197,8 @@ func TestHubbleSocketOnPackets(t *testing.T) {
 	}
 }
 
-// The real hubble shows what an agent allows and denies over its unix socket, by each kind of filter,
-// with the names of the policies.
+// The real hubble shows, over the unix socket, the flows that an agent allows and denies, with the names
+// of the policies and with each kind of filter.
 func TestHubbleOnPackets(t *testing.T) {
 	s := newHubbleBed(t)
 	if out := s.hubble(s.local, "status"); !strings.Contains(out, "Healthcheck (via "+s.local+"): Ok") {
@@ -225,6 +227,8 @@ func TestHubbleOnPackets(t *testing.T) {
 		{"--to-ip " + s.hosts["default/db"].IPv4.String() + " --traffic-direction ingress", []string{"default/other", "default/web"}, nil},
 		{"-n mine", nil, []string{"->"}},
 		{"--since 1h --drop-reason-desc POLICY_DENIED --not-reply --node-name node-1", []string{"default/other"}, []string{"default/web"}},
+		// the request of hubble-ui for a namespace
+		{`--allowlist {"source_pod":["default/"],"reply":[false]} --denylist {"destination_fqdn":["*.cluster.local*"]}`, []string{"default/other", "default/web"}, nil},
 		{"--http-method GET", []string{"filter http_method: Sluice does not know this"}, []string{"->"}},
 	} {
 		out := s.hubble(s.local, append([]string{"observe", "--all"}, strings.Fields(tt.args)...)...)
@@ -245,7 +249,7 @@ func TestHubbleOnPackets(t *testing.T) {
 	if first := lines(s.hubble(s.local, "observe", "--first", "2"), "->"); len(first) != 2 || first[0] != all[0] {
 		t.Errorf("--first 2: %q, of %q", first, all)
 	}
-	// The same flows from sluice observe, read from a file.
+	// hubble shows the same flows if it reads the output of sluice observe.
 	_, out, _ := sluice(t, "observe", "--socket", s.socket, "-o", "hubble")
 	file := s.command(s.Hubble, "observe", "--input-file", "-", "--print-policy-names", "--all")
 	file.Stdin = strings.NewReader(out)
@@ -255,23 +259,24 @@ func TestHubbleOnPackets(t *testing.T) {
 	}
 }
 
-// The real hubble-relay finds the agents of both nodes by the service Peer and shows the flows of
-// both, over TLS with certificates for clients.
+// The real hubble-relay finds the agents of both nodes by the service Peer, and shows the flows of both.
+// It connects over TLS, with a client certificate.
 func TestHubbleRelayOnPackets(t *testing.T) {
 	a := authority.New(t)
 	a.Server("server", "*.default.hubble-grpc.cilium.io")
 	a.Client("relay")
-	s := newHubbleBed(t, "--hubble-address", "0.0.0.0:"+hubblePort,
-		"--hubble-tls-cert", a.Path("server.crt"), "--hubble-tls-key", a.Path("server.key"), "--hubble-tls-client-ca", a.Path("ca.crt"))
+	args := []string{"--hubble-address", "0.0.0.0:" + hubblePort,
+		"--hubble-tls-cert", a.Path("server.crt"), "--hubble-tls-key", a.Path("server.key"), "--hubble-tls-client-ca", a.Path("ca.crt")}
+	s := newHubbleBed(t, args...)
 	s.background(s.command(s.Relay, "serve", "--gops=false", "--disable-server-tls", "--listen-address", relayAddress,
 		"--peer-service", s.hosts["node-1"].IPv4.String()+":"+hubblePort, "--tls-hubble-server-ca-files", a.Path("ca.crt"),
 		"--tls-hubble-client-cert-file", a.Path("relay.crt"), "--tls-hubble-client-key-file", a.Path("relay.key")))
 	s.eventually(t, "the relay reaches both nodes", func() bool {
-		time.Sleep(100 * time.Millisecond) // each look is a process
+		time.Sleep(100 * time.Millisecond) // each check starts a process
 		out := s.hubble(relayAddress, "list", "nodes")
 		return len(lines(out, "node-1", "Connected")) == 1 && len(lines(out, "node-2", "Connected")) == 1
 	})
-	s.eventually(t, "the relay is healthy", func() bool { // it looks every few seconds
+	s.eventually(t, "the relay is healthy", func() bool { // it checks its nodes every few seconds
 		time.Sleep(100 * time.Millisecond)
 		return strings.Contains(s.hubble(relayAddress, "status"), "Connected Nodes: 2/2")
 	})
@@ -280,19 +285,31 @@ func TestHubbleRelayOnPackets(t *testing.T) {
 	}
 	following := s.background(s.command(s.Hubble, "observe", "-f", "--print-policy-names", "--print-node-name", "--server", relayAddress))
 	by := "DENIED BY access-demo1 (NetworkPolicy)"
-	var sent time.Time
-	s.eventually(t, "the flows of both nodes are shown", func() bool {
-		// The relay sorts, and shows flows when a second has passed without another one.
-		if time.Since(sent) > 5*time.Second {
-			s.connect("default/far", 80, lab.TimedOut)     // node-2 denies it
-			s.connect("default/other", 6379, lab.TimedOut) // node-1 does
-			sent = time.Now()
-		}
-		return len(lines(following(), "[node-2]", "default/far:", "-> default/db:80", by)) > 0 &&
-			len(lines(following(), "[node-1]", "default/other:", "-> default/db:6379", by)) > 0
-	})
+	awaitBoth := func(what string) {
+		t.Helper()
+		var sent time.Time
+		before := len(following())
+		s.eventually(t, what, func() bool {
+			// The relay sorts flows, and passes them on when none has arrived for a second.
+			if time.Since(sent) > 5*time.Second {
+				s.connect("default/far", 80, lab.TimedOut)     // node-2 denies it
+				s.connect("default/other", 6379, lab.TimedOut) // node-1 denies it
+				sent = time.Now()
+			}
+			text := following()[before:]
+			return len(lines(text, "[node-2]", "default/far:", "-> default/db:80", by)) > 0 &&
+				len(lines(text, "[node-1]", "default/other:", "-> default/db:6379", by)) > 0
+		})
+	}
+	awaitBoth("the flows of both nodes are shown")
 	out := s.hubble(relayAddress, "observe", "--all", "--verdict", "DROPPED", "--node-name", "node-2", "--print-node-name")
 	if len(lines(out, "default/far:")) == 0 || strings.Contains(out, "[node-1]") {
 		t.Errorf("of node-2: %s", out)
 	}
+
+	// The agent from which the relay gets the peers is killed. The relay and the command that follows go
+	// on with the next agent.
+	s.agent.Kill()
+	s.start(kernelArgs(append(args, "--node-name", "node-1")...)...)
+	awaitBoth("the flows of the next agent are shown")
 }

@@ -24,6 +24,7 @@ type matrixOptions struct {
 	ports    []string
 	from, to []string // namespaces of --from-namespace and --to-namespace
 	open     bool
+	flows    []string // files of --flows
 }
 
 func matrixCommand(e env) *cobra.Command {
@@ -52,6 +53,15 @@ Service of type LoadBalancer or NodePort is listed, with whether policies let it
 With -n pci there are two tables: what can get into pci, and where it can get out to.
 --from-namespace and --to-namespace limit one side.
 
+With --flows, what agents have seen is laid over it: which open pairs were used (+) and which
+never were, and which closed ones were tried (!). FILE has the output of "sluice observe -o
+json", "sluice denied -o json" or "hubble observe -o json", files of Hubble's exporter, or the
+agent's log in JSON; it may be compressed with gzip. Connections that changed policies have
+closed do not count as tried. Flows are found by the names of pods and workloads, then by
+labels, and others by addresses; what is not found is counted and named. Replies do not
+count. Ports whose last flow got another verdict than these policies have are listed: the
+flows may be from another version of them. "Never used" means only: not in these flows.
+
 The HTML page is a single file that needs no network; point at a cell for the reasons, or
 move to it with the arrow keys. Namespaces open to workloads, and workloads to pods that
 differ. The address of the page keeps the filters, the place and the cell, for links.
@@ -66,7 +76,9 @@ be understood.`,
   sluice matrix -f ./policies -n pci --open
   sluice matrix -f ./policies --by namespace --port 6379 --port 53/udp
   sluice matrix -f ./policies --from-namespace shop --to-namespace pci -o csv
-  sluice matrix -f ./policies -o html > matrix.html`,
+  sluice matrix -f ./policies -o html > matrix.html
+  sluice matrix --flows flows.jsonl --open
+  hubble observe -o json --last 10000 | sluice matrix -f ./policies --flows - -o html > seen.html`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runMatrix(cmd.Context(), e, opts) },
 	}
@@ -79,6 +91,7 @@ be understood.`,
 	flags.StringSliceVarP(&opts.ports, "port", "p", nil, "only this `PORT`, such as 80 or 53/udp (repeatable)")
 	flags.StringSliceVar(&opts.from, "from-namespace", nil, "only flows from this `NAMESPACE` (repeatable)")
 	flags.StringSliceVar(&opts.to, "to-namespace", nil, "only flows to this `NAMESPACE` (repeatable)")
+	flags.StringArrayVar(&opts.flows, "flows", nil, "`FILE` with flows of an agent, to lay over the matrix; - for stdin (repeatable)")
 	flags.BoolVar(&opts.open, "open", false, "only pairs of which something is open; in text, one a line")
 	return cmd
 }
@@ -86,6 +99,9 @@ be understood.`,
 func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 	asked, err := parsePorts(opts.ports)
 	if err != nil {
+		return err
+	}
+	if err := opts.checkFlows(); err != nil {
 		return err
 	}
 	from, err := opts.readMatrix(ctx, e)
@@ -107,6 +123,9 @@ func runMatrix(ctx context.Context, e env, opts matrixOptions) error {
 		return errors.New("there are no pods or workloads in these manifests: add workloads such as Deployments, or Pods, as printed by kubectl get pods -A -o yaml")
 	case m.Size() > matrix.MaxCells:
 		return fmt.Errorf("%d rows and %d columns are too many for a matrix: give --by namespace, or select some with -n", len(m.From), len(m.To))
+	}
+	if err := layFlows(e, m, opts.flows); err != nil {
+		return err
 	}
 	if err := writeMatrix(e.stdout, m, opts.format); err != nil {
 		return fmt.Errorf("write the matrix: %w", err)

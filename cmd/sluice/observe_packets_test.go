@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,19 +11,24 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/gopacket/layers"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"sluice/bench/testbed/lab"
 	"sluice/cmd/sluice/agent/status"
 	"sluice/filter/flow"
+	"sluice/filter/flow/hubbleflow"
+	"sluice/filter/policy/matrix"
 )
 
-// watched reads the records of an agent.
+// watched collects the records that an agent streams.
 type watched struct {
 	t       *testing.T
 	mu      sync.Mutex
@@ -31,7 +37,7 @@ type watched struct {
 	done    chan error
 }
 
-// watch begins to watch the flows of the agent.
+// watch starts to watch the flows of the agent.
 func (s *testbed) watch(t *testing.T) *watched {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -69,7 +75,7 @@ func (w *watched) stop() {
 	}
 }
 
-// count returns the number of records that match, and of those that were left out.
+// count returns how many records match, and how many records were left out.
 func (w *watched) count(match func(*flow.Record) bool) (n, left int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -84,8 +90,8 @@ func (w *watched) count(match func(*flow.Record) bool) (n, left int) {
 	return n, left
 }
 
-// With the kernel's cache, what watches sees every connection and every denied packet once, or is
-// told how many are missing, with the ends and the policies of explain.
+// With the kernel's flow cache, a watcher gets one record for each connection and for each denied packet,
+// or the number of records that are missing. The records have the right pods and policies.
 func TestObserveOnPackets(t *testing.T) {
 	attempts := 10_000
 	if testing.Short() {
@@ -128,22 +134,25 @@ func TestObserveOnPackets(t *testing.T) {
 		t.Errorf("%d allowed and %d denied, of %d each", allowed, denied, attempts)
 	}
 	seen, kernel := make(map[string]bool), 0
+	var all []*flow.Record
 	for _, r := range w.records {
 		if !isAllowed(r) && !isDenied(r) {
 			continue
 		}
 		key := r.Event + netip.AddrPortFrom(r.Src, r.SrcPort).String()
-		if seen[key] && isDenied(r) { // a connection may have the port of one that has ended
+		if seen[key] && isDenied(r) { // a new connection may reuse the port of one that has ended
 			t.Fatalf("twice: %s", key)
 		}
 		seen[key] = true
 		if r.By == "kernel" {
 			kernel++
 		}
+		all = append(all, r)
 		if r.Ingress == nil || strings.Join(r.Policies(), " ") != "default/access-demo1" || r.Egress != nil || (r.Ingress.Action == "accept") != isAllowed(r) {
 			t.Fatalf("%+v: ingress %+v", r, r.Ingress)
 		}
 	}
+	s.checkExplained(t, all)
 	if kernel < denied/2 {
 		t.Errorf("%d of %d denied packets are the kernel's, so that they are not what the test is about", kernel, denied)
 	}
@@ -158,5 +167,49 @@ func TestObserveOnPackets(t *testing.T) {
 	}
 	if len(denials) != 1 || denials[0].Count != uint64(attempts) || denials[0].Why() != "ingress: no rule of default/access-demo1" {
 		t.Errorf("sluice denied: %s", out)
+	}
+	s.checkMatrix(t, w.records, allowed, denied)
+}
+
+// checkMatrix writes records into two files, in Sluice's JSON and in Hubble's. It checks that sluice
+// matrix counts the same flows from each file: the allowed flows at an open port, and the denied flows at
+// a closed port.
+func (s *testbed) checkMatrix(t *testing.T, records []*flow.Record, allowed, denied int) {
+	t.Helper()
+	var ours, hubbles bytes.Buffer
+	encoder := json.NewEncoder(&ours)
+	for _, r := range records {
+		if err := encoder.Encode(r); err != nil {
+			t.Fatal(err)
+		}
+		if answer := hubbleflow.Response(r); answer != nil {
+			line, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(answer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hubbles.Write(append(line, '\n'))
+		}
+	}
+	for name, text := range map[string]string{"sluice": ours.String(), "hubble": hubbles.String()} {
+		file := filepath.Join(t.TempDir(), name+".jsonl")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		exit, out, stderr := sluice(t, "matrix", "-f", s.dir, "--flows", file, "-o", "json", "--from-namespace", "default", "--to-namespace", "default")
+		var m matrix.Matrix
+		if err := json.Unmarshal([]byte(out), &m); err != nil || exit != 0 {
+			t.Fatalf("%s: %v, exit status %d, %s", name, err, exit, stderr)
+		}
+		var got []string
+		for _, c := range m.Flows {
+			for i := 0; c.Seen != nil && c.To == "default/db" && i < len(c.Seen.Ports); i++ {
+				p := c.Seen.Ports[i]
+				got = append(got, fmt.Sprintf("%s %s %s: %d allowed, %d denied", c.From, p.Port, p.Verdict, p.Allowed, p.Denied))
+			}
+		}
+		want := fmt.Sprintf("default/other TCP 6379 deny: 0 allowed, %d denied; default/web TCP 6379 allow: %d allowed, 0 denied", denied, allowed)
+		if text := strings.Join(got, "; "); text != want || m.Seen.Pairs.Changed != 0 {
+			t.Errorf("%s: %s, want %s; %+v", name, text, want, m.Seen)
+		}
 	}
 }

@@ -122,7 +122,7 @@ func (c *choiceFlag[T]) String() string { return string(*c.value) }
 func (c *choiceFlag[T]) Type() string { return strings.Join(c.words(), "|") }
 
 func (c *choiceFlag[T]) Set(text string) error {
-	if !slices.Contains(c.choices, T(text)) {
+	if !slices.Contains(c.words(), text) {
 		return fmt.Errorf("give one of %s", strings.Join(c.words(), ", "))
 	}
 	*c.value = T(text)
@@ -132,7 +132,9 @@ func (c *choiceFlag[T]) Set(text string) error {
 func (c *choiceFlag[T]) words() []string {
 	var words []string
 	for _, choice := range c.choices {
-		words = append(words, string(choice))
+		if choice != "" { // the default of a flag that may be left out
+			words = append(words, string(choice))
+		}
 	}
 	return words
 }

@@ -17,13 +17,13 @@ import (
 
 	"sluice/cmd/sluice/agent"
 	"sluice/cmd/sluice/agent/hubble"
+	"sluice/filter"
 	"sluice/filter/policy"
-	"sluice/filter/verdictlog"
 )
 
 func runCommand(e env) *cobra.Command {
 	opts := runOptions{
-		Options:   agent.Options{OnExit: agent.RemoveRules, Overflow: agent.DropPackets, Verdicts: verdictlog.None},
+		Options:   agent.Options{OnExit: agent.RemoveRules, Overflow: agent.DropPackets, Verdicts: filter.LogNone},
 		logFormat: "text",
 	}
 	cmd := &cobra.Command{

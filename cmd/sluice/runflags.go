@@ -16,6 +16,7 @@ import (
 	"sluice/cmd/sluice/agent"
 	"sluice/cmd/sluice/agent/status"
 	"sluice/cmd/sluice/agent/telemetry"
+	"sluice/filter"
 	"sluice/filter/flow"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
@@ -56,9 +57,8 @@ unready as well`)
 func addKernelFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.KernelCache = agent.KernelCacheAuto
 	fs.Var(newChoiceFlag(&opts.KernelCache, agent.KernelCacheAuto, agent.KernelCacheOn, agent.KernelCacheOff), "kernel-cache", `whether the kernel answers flows that were judged before, and those that no policy
-concerns. The kernel does not log: with --log-verdicts denied it leaves denials to the
-agent. auto is on where the kernel supports it, except with --log-verdicts all, and with
-iptables-legacy, whose tables only programs that see --bpffs could change then`)
+concerns. auto is on where the kernel supports it, except with iptables-legacy, whose tables
+only programs that see --bpffs could change then`)
 	opts.Unattended = bpf.DefaultUnattended
 	fs.DurationVar(&opts.Unattended, "unattended", opts.Unattended, `how long the kernel (--kernel-cache) keeps answering after the agent has ended, for pods
 of this node that share an interface, as on a bridge. Later, other pods may have their
@@ -132,7 +132,8 @@ func addQueueFlags(fs *pflag.FlagSet, opts *runOptions) {
 func addLogFlags(fs *pflag.FlagSet, opts *runOptions) {
 	opts.FlowBuffer = flow.DefaultBuffer
 	fs.Var(newNumberFlag(&opts.FlowBuffer, 1, 1<<20), "flow-buffer", "the number of flows that are kept for sluice observe; they take no memory before it is used")
-	fs.Var(newChoiceFlag(&opts.Verdicts, verdictlog.None, verdictlog.Denied, verdictlog.All), "log-verdicts", "which verdicts to log: none, denied or all")
+	fs.Var((*logLevelFlag)(&opts.Verdicts), "log-verdicts", `which verdicts to log, unless the annotation sluice/log of a policy or a namespace
+decides: none, denied or all`)
 	opts.VerdictsRate = verdictlog.DefaultRate
 	fs.Var(newNumberFlag(&opts.VerdictsRate, 0, 1<<20), "log-verdicts-rate", "the number of verdicts to log per second; 0 for no limit")
 	fs.Var(newChoiceFlag(&opts.logFormat, "text", "json"), "log-format", "text or json")
@@ -146,4 +147,19 @@ func addLimitFlags(fs *pflag.FlagSet, opts *runOptions) {
 limit allows nothing for the pods that it selects, and is reported; 0 for no limit`)
 	fs.Var(newNumberFlag(&opts.policiesMemory, 0, 1<<20), "policies-memory", `the memory of all compiled policies in MiB. Over this limit, the largest policies of the
 namespace that takes the most allow nothing, and are reported; 0 for no limit`)
+}
+
+// logLevelFlag selects verdicts.
+type logLevelFlag filter.LogLevel
+
+func (f *logLevelFlag) String() string { return filter.LogLevel(*f).String() }
+func (f *logLevelFlag) Type() string   { return "none|denied|all" }
+
+func (f *logLevelFlag) Set(text string) error {
+	level, ok := filter.ParseLogLevel(text)
+	if !ok {
+		return errors.New("give one of none, denied, all")
+	}
+	*f = logLevelFlag(level)
+	return nil
 }

@@ -69,7 +69,7 @@ func TestExamplesParse(t *testing.T) {
 			t.Run(strings.TrimSpace(line), func(t *testing.T) {
 				args, ok := exampleArgs(line)
 				if !ok {
-					t.Fatal("the line does not begin with sluice")
+					t.Fatal("no command of the line is sluice")
 				}
 				root := rootCommand(env{})
 				cmd, rest, err := root.Find(args)
@@ -96,16 +96,20 @@ func TestExamplesParse(t *testing.T) {
 	}
 }
 
-// exampleArgs returns the arguments of the command in a line of an example, and whether the
-// command is sluice. It ignores pipes, redirections and the explanation after two spaces.
+// exampleArgs returns the arguments of the first sluice in a line of an example, and whether there is
+// one. It ignores other commands of a pipe, redirections and the explanation after two spaces.
 func exampleArgs(line string) ([]string, bool) {
 	line, _, _ = strings.Cut(strings.TrimSpace(line), "  ")
-	for _, end := range []string{" > ", " | ", " && "} {
-		line, _, _ = strings.Cut(line, end)
+	for command := range strings.SplitSeq(line, " | ") {
+		for _, end := range []string{" > ", " && "} {
+			command, _, _ = strings.Cut(command, end)
+		}
+		fields := strings.Fields(strings.TrimPrefix(command, "sudo "))
+		if fields[0] == "sluice" {
+			return fields[1:], true
+		}
 	}
-	line = strings.TrimPrefix(line, "sudo ")
-	fields := strings.Fields(line)
-	return fields[1:], fields[0] == "sluice"
+	return nil, false
 }
 
 // A program can write a flow and read its answer in turn: sluice explain answers each flow

@@ -28,7 +28,7 @@ type statusOptions struct {
 	brief  bool
 }
 
-// command is the command that asks for the status in the pod of an agent.
+// command returns the command that, in the pod of an agent, prints the status of that agent.
 func (o *statusOptions) command(flags ...string) []string {
 	return append([]string{"sluice", "status", "-o", "json", "--socket", o.socket}, flags...)
 }
@@ -42,16 +42,19 @@ func statusCommand(e env) *cobra.Command {
 when, what it has done, and which problems there are: policies that cannot be
 understood, broken manifests, a Kubernetes API that cannot be followed, rules that
 cannot be kept. It lists the policies that select pods of this node, with the version in
-force and since when. In a cluster: kubectl -n kube-system exec POD -- sluice status.
+force and since when it is. In a cluster: kubectl -n kube-system exec POD -- sluice status.
 
 The digest is the same on all nodes that enforce the same policies and namespaces.
 
-With --all-nodes it asks every agent through the Kubernetes API, by a command in its pod,
-with the rights of the user. It tells which nodes differ from most others and in which
-policies, and names those that do not answer and those without an agent.
+With --all-nodes it asks every agent through the Kubernetes API: it executes a command in
+the agent's pod, with the rights of the user. It tells which nodes differ from most others,
+and in which policies. If no digest is on more nodes than all others, it tells for each of
+the most frequent ones in which policies they differ. It names the nodes that do not answer
+and those without an agent.
 
 The exit status is 0 if the agent is ready and has no problems, 1 if it is not ready or
-has problems, and 2 if no agent answers.
+has problems, and 2 if no agent answers. With --all-nodes, it is 0 if this is true of every
+Linux node and all enforce the same, 1 if not, and 2 if no agent answers.
 
 With --self it prints in one line whether the agent in this container is ready, for a
 readiness probe. It ignores problems in policies, and an agent in another container does
@@ -61,6 +64,9 @@ not count as ready.`,
   sluice status --all-nodes --context production`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opts.self && opts.wanted() {
+				return errors.New("--self asks the agent in this container, and --all-nodes, --context and --kubeconfig a cluster: give one of them")
+			}
 			if opts.wanted() {
 				f, err := opts.open()
 				if err != nil {
@@ -87,7 +93,6 @@ not count as ready.`,
 	cmd.Flags().VarP(newChoiceFlag(&opts.output, statusText, statusWide, statusJSON), "output", "o", "text, wide with all policies and pods, or json with all of them")
 	cmd.Flags().BoolVar(&opts.brief, "brief", false, "leave out the policies")
 	addAllNodesFlag(cmd.Flags(), &opts.fleetOptions)
-	cmd.MarkFlagsMutuallyExclusive("self", "all-nodes")
 	return cmd
 }
 

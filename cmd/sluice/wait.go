@@ -1,30 +1,16 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"slices"
-	"strings"
-	"sync"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"sluice/cmd/sluice/agent/status"
-	"sluice/filter/policy"
 	"sluice/watch/kube"
-	"sluice/watch/manifests"
-)
-
-const (
-	// waitInterval is the time between two questions to an agent on the same node.
-	waitInterval = 20 * time.Millisecond
-	// retryNodeInterval is the time after which a node that has not answered is asked again.
-	retryNodeInterval = time.Second
 )
 
 // waitOptions are the flags of wait.
@@ -43,145 +29,109 @@ func waitCommand(e env) *cobra.Command {
 		Use:   "wait",
 		Short: "Wait until policies are in force on all nodes",
 		Long: `Wait returns when every node enforces the versions that the policies have now in the
-Kubernetes API, or later ones: new connections, the kernel's cache and the connections
-from before are then judged by them. It asks each agent by a command in its pod, with the
-rights of the user. A node without an agent is named, and not waited for.
+Kubernetes API, or later ones. They then apply to new connections, to the kernel's flow
+cache and to the connections from before. Wait asks every agent through the Kubernetes API:
+it executes a command in the agent's pod, with the rights of the user. It names the nodes
+without an agent, and does not wait for them.
 
-The policies are named with --for, or with -f are those of manifests. A name is
-NAMESPACE/NAME, admin/NAME, clusternetworkpolicy/NAME or networkpolicy/NAMESPACE/NAME.
+Name the policies with --for, or give manifests that contain them with -f. A name is
+NAMESPACE/NAME or networkpolicy/NAMESPACE/NAME (netpol/...) of a NetworkPolicy, and
+admin/NAME, baseline/NAME or clusternetworkpolicy/NAME (cnp/NAME) of a
+ClusterNetworkPolicy. With --for - wait reads names from the standard input, one to a
+line, until an empty line or the end.
 
-With --socket, it asks the agent of this node, and needs no cluster: it waits for the
-policies as they are in the manifests of -f, for the resourceVersion in
---for NAMESPACE/NAME@VERSION, or for any version.
+With --socket, it asks only the agent of this node, and needs no cluster. If no agent
+answers there, it fails at once. It waits for the policies as the manifests of -f define
+them, for the resourceVersion in --for NAMESPACE/NAME@VERSION or, without either, for any
+version.
 
-The exit status is 0 if the policies are in force, 1 if they are not in force in time, with
-the nodes that lag, and 2 if wait could not do its work.`,
+If an agent is not ready because packets bypass the policies, or because it cannot keep its
+rules in place, no policy counts as in force on its node.
+
+The exit status is 0 if the policies are in force, 1 if they are not in force in time, and
+2 if wait could not do its work. With status 1, wait also prints which nodes lag.`,
 		Example: `  sluice wait --for default/web
   sluice wait --for default/web --for admin/platform --timeout 1m --context production
   sluice wait --for default/web --deleted
   sluice wait -f policies/
   sluice wait --socket /run/sluice/sluice.sock -f policies/`,
-		Args: noArgs,
+		Args: waitArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return wait(cmd.Context(), e, &opts, cmd.Flags().Changed("socket"))
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringArrayVar(&opts.names, "for", nil, "`POLICY` to wait for, as in default/web or admin/platform (repeatable)")
+	fs.StringArrayVar(&opts.names, "for", nil, "`POLICY` to wait for, as in default/web or admin/platform, or - for names on the standard input (repeatable)")
 	fs.StringArrayVarP(&opts.paths, "filename", "f", nil, "`FILE` or directory of manifests with the policies to wait for, or - for the standard input (repeatable)")
-	fs.DurationVar(&opts.timeout, "timeout", opts.timeout, "how long to wait")
+	fs.DurationVar(&opts.timeout, "timeout", opts.timeout, "how long to wait; 0 checks once")
 	fs.BoolVar(&opts.deleted, "deleted", false, "wait until the policies are not in force any more")
-	fs.StringVar(&opts.socket, "socket", opts.socket, "`PATH` of the agent's socket: ask only the agent of this node")
+	fs.StringVar(&opts.socket, "socket", opts.socket, "`PATH` of the agent's socket, such as "+status.DefaultSocket+": ask only the agent of this node")
+	fs.Lookup("socket").DefValue = "" // without the flag, wait does not ask the agent of this node
 	addFleetFlags(fs, &opts.fleetOptions)
 	return cmd
 }
 
-// wait waits, on this node if here is set, and otherwise on all nodes of a cluster.
+// waitArgs returns an error if there are arguments. It tells how to name a policy or manifests.
+func waitArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	_, missing := os.Stat(args[0])
+	if _, err := status.ParseWanted(args[0]); err == nil && missing != nil {
+		return fmt.Errorf("wait takes no arguments: name policies with --for %s", args[0])
+	}
+	return noArgs(cmd, args)
+}
+
+// wait waits until the policies are in force: on this node if here is true, otherwise on all nodes of a
+// cluster.
 func wait(ctx context.Context, e env, opts *waitOptions, here bool) error {
+	switch {
+	case opts.timeout < 0:
+		return fmt.Errorf("--timeout %v is negative: give the time to wait, or 0 to check once", opts.timeout)
+	case here && opts.given():
+		return errors.New("--socket asks this node, and --context or --kubeconfig a cluster: give one of them")
+	}
+	ctx, stop := opts.bounded(ctx)
+	defer stop()
 	wanted, err := opts.wantedPolicies(e.stdin, here)
 	if err != nil {
 		return err
 	}
-	if here && opts.given() {
-		return errors.New("--socket asks this node, and --context or --kubeconfig a cluster: give one of them")
-	}
 	if here {
-		ctx, stop := context.WithTimeout(ctx, opts.timeout)
-		defer stop()
 		return waitHere(ctx, e, opts, wanted)
 	}
 	f, err := opts.open()
+	if errors.Is(err, kube.ErrNoCluster) {
+		return fmt.Errorf("%w, or --socket %s to ask only the agent of this node", err, status.DefaultSocket)
+	}
 	if err != nil {
 		return err
 	}
 	return waitEverywhere(ctx, e, f, opts, wanted)
 }
 
-// wantedPolicies returns the policies of the flags. On this node, those of manifests have the digests of
-// the files.
-func (o *waitOptions) wantedPolicies(stdin io.Reader, here bool) (all []status.Wanted, err error) {
-	for _, name := range o.names {
-		w, err := status.ParseWanted(name)
-		if err != nil {
-			return nil, fmt.Errorf("--for: %w", err)
-		}
-		all = append(all, w)
+// errTimeout is the cause with which the context of a wait ends after the time of --timeout.
+var errTimeout = errors.New("--timeout is over")
+
+// bounded returns a context that ends with the timeout. A check without a timeout may take answerTimeout.
+func (o *waitOptions) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if o.timeout == 0 {
+		return context.WithTimeoutCause(ctx, answerTimeout, errTimeout)
 	}
-	if len(o.paths) > 0 {
-		in, problems, err := manifests.Input{Paths: o.paths, Stdin: stdin, Command: "sluice wait"}.Read()
-		switch {
-		case err != nil:
-			return nil, err
-		case len(problems) > 0:
-			return nil, fmt.Errorf("the manifests have problems, the first in %s: %s: correct it: an agent would keep what it had", problems[0].File, problems[0].What())
-		}
-		all = ofManifests(all, in.Policies, here)
-	}
-	if len(all) == 0 {
-		return nil, errors.New("there is nothing to wait for: name policies with --for, or give manifests with policies with -f")
-	}
-	for i := range all {
-		all[i].Deleted = o.deleted
-	}
-	return all, nil
+	return context.WithTimeoutCause(ctx, o.timeout, errTimeout)
 }
 
-// ofManifests returns the named policies or, if none are, those of manifests. On this node they have
-// the digests of the manifests.
-func ofManifests(named []status.Wanted, read []*policy.Policy, here bool) []status.Wanted {
-	all := slices.Clone(named)
-	for _, p := range read {
-		i := slices.IndexFunc(all, func(w status.Wanted) bool { return w.Ref == p.Ref })
-		if i < 0 && len(named) > 0 {
-			continue
-		}
-		if i < 0 {
-			i, all = len(all), append(all, status.Wanted{Ref: p.Ref})
-		}
-		if here {
-			all[i].Digest = hex.EncodeToString(p.Digest[:16])
-		}
-	}
-	return all
-}
-
-func refsOf(wanted []status.Wanted) (refs []policy.Ref) {
-	for i := range wanted {
-		refs = append(refs, wanted[i].Ref)
-	}
-	return refs
-}
-
-// waitHere waits for the agent of this node until ctx ends.
-func waitHere(ctx context.Context, e env, opts *waitOptions, wanted []status.Wanted) error {
-	var why []string
-	for first := true; ; first = false {
-		v, err := status.AskVersions(ctx, opts.socket, refsOf(wanted)...)
-		switch {
-		case err == nil:
-			if why = v.Missing(wanted); len(why) == 0 {
-				sayInForce(e, wanted, "")
-				return nil
-			}
-		case first:
-			return err
-		case ctx.Err() == nil:
-			why = []string{err.Error()} // an agent that is replaced answers soon
-		}
-		select {
-		case <-ctx.Done():
-			return notInTime(ctx, opts.timeout, strings.Join(why, "; "))
-		case <-time.After(waitInterval):
-		}
-	}
-}
-
-// notInTime is the error of policies that are not in force in time, or of an interruption.
-func notInTime(ctx context.Context, timeout time.Duration, why string) error {
-	if errors.Is(ctx.Err(), context.Canceled) {
+// notInTime returns the error of a wait that has ended without success. If the wait was interrupted, the
+// error says so. After the timeout or the only check, it gives the reason why.
+func (o *waitOptions) notInTime(ctx context.Context, why string) error {
+	switch cause := context.Cause(ctx); {
+	case cause != nil && !errors.Is(cause, errTimeout):
 		return errors.New("interrupted")
+	case o.timeout == 0:
+		return exitError{exitFindings, errors.New(why)}
 	}
-	return exitError{exitFindings, fmt.Errorf("after %v: %s", timeout, why)}
+	return exitError{exitFindings, fmt.Errorf("after %v: %s", o.timeout, why)}
 }
 
 // sayInForce prints that the policies are in force.
@@ -190,161 +140,18 @@ func sayInForce(e env, wanted []status.Wanted, where string) {
 		w := &wanted[i]
 		switch {
 		case w.Deleted:
-			fmt.Fprintf(e.stdout, "%s is not in force any more%s\n", w.Ref, where)
+			fmt.Fprintf(e.stdout, "%s is not in force%s\n", w.Title(), where)
 		case w.Version != "":
-			fmt.Fprintf(e.stdout, "%s (version %s) is in force%s\n", w.Ref, w.Version, where)
+			fmt.Fprintf(e.stdout, "%s (version %s) is in force%s\n", w.Title(), w.Version, where)
 		default:
-			fmt.Fprintf(e.stdout, "%s is in force%s\n", w.Ref, where)
+			fmt.Fprintf(e.stdout, "%s is in force%s\n", w.Title(), where)
 		}
 	}
 }
 
-// setVersions sets the versions that the policies have now in the Kubernetes API.
-func setVersions(ctx context.Context, f fleet, wanted []status.Wanted) error {
-	for i := range wanted {
-		w := &wanted[i]
-		version, found, err := f.Version(ctx, w.Ref)
-		switch {
-		case err != nil:
-			return err
-		case w.Deleted && found:
-			return fmt.Errorf("%s still exists in the cluster: delete it first", w.Ref.Object())
-		case !w.Deleted && !found:
-			return fmt.Errorf("%s does not exist in the cluster: to wait until it is not in force any more, give --deleted", w.Ref.Object())
-		case !w.Deleted:
-			w.Version = cmp.Or(w.Version, version)
-		}
-	}
-	return nil
-}
-
-// waitEverywhere waits for all agents of a cluster.
-func waitEverywhere(ctx context.Context, e env, f fleet, opts *waitOptions, wanted []status.Wanted) error {
-	if err := setVersions(ctx, f, wanted); err != nil {
-		return err
-	}
-	pods, err := opts.pods(ctx, f)
-	if err != nil {
-		return err
-	}
-	sayWithoutAgent(ctx, e, f, pods)
-	ctx, stop := context.WithTimeout(ctx, opts.timeout)
-	defer stop()
-	w := fleetWait{fleet: f, opts: opts, wanted: wanted, done: make(map[string]string)}
-	for len(pods) > 0 {
-		w.all(ctx, pods)
-		// An agent that has started meanwhile is waited for, too.
-		if pods, err = f.Pods(ctx); err != nil && ctx.Err() == nil {
-			return err
-		}
-		pods = slices.DeleteFunc(pods, func(p kube.AgentPod) bool { _, asked := w.done[p.Node]; return asked })
-	}
-	lagging := w.lagging()
-	if len(lagging) == 0 {
-		sayInForce(e, wanted, fmt.Sprintf(" on %s", nodesText(len(w.done))))
-		return nil
-	}
-	for _, line := range lagging {
-		fmt.Fprintln(e.stdout, line)
-	}
-	return notInTime(ctx, opts.timeout, fmt.Sprintf("%s of %d lag", nodesText(len(lagging)), len(w.done)))
-}
-
-func nodesText(n int) string {
-	if n == 1 {
-		return "1 node"
-	}
-	return fmt.Sprintf("%d nodes", n)
-}
-
-// fleetWait waits for nodes.
-type fleetWait struct {
-	fleet  fleet
-	opts   *waitOptions
-	wanted []status.Wanted
-
-	mu   sync.Mutex
-	done map[string]string // by node, why it lags; empty if it does not
-}
-
-// all waits for the nodes of some pods.
-func (w *fleetWait) all(ctx context.Context, pods []kube.AgentPod) {
-	var group sync.WaitGroup
-	for _, pod := range pods {
-		group.Go(func() {
-			why := w.node(ctx, pod)
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.done[pod.Node] = why
-		})
-	}
-	group.Wait()
-}
-
-func (w *fleetWait) lagging() (lines []string) {
-	for node, why := range w.done {
-		if why != "" {
-			lines = append(lines, node+": "+why)
-		}
-	}
-	slices.Sort(lines)
-	return lines
-}
-
-// node waits for a node, and returns why it lags when ctx has ended. A node that has not answered, as
-// while its agent is replaced, is asked again.
-func (w *fleetWait) node(ctx context.Context, pod kube.AgentPod) (why string) {
-	for {
-		err := w.fleet.Run(ctx, pod, w.command(ctx), io.Discard)
-		var failed *kube.CommandError
-		switch {
-		case err == nil:
-			return ""
-		case errors.As(err, &failed) && failed.Status == exitFindings:
-			_, reason, _ := strings.Cut(failed.Text, ": ") // without the time
-			return cmp.Or(reason, failed.Text)
-		case ctx.Err() == nil:
-			why = "it does not answer: " + err.Error()
-		}
-		select {
-		case <-ctx.Done():
-			return cmp.Or(why, "it has not answered in time")
-		case <-time.After(retryNodeInterval):
-		}
-		pods, err := w.fleet.Pods(ctx)
-		if err != nil {
-			continue
-		}
-		i := slices.IndexFunc(pods, func(p kube.AgentPod) bool { return p.Node == pod.Node })
-		if i < 0 {
-			if nodes, err := w.fleet.Nodes(ctx); err == nil && !slices.Contains(nodes, pod.Node) {
-				return "" // the node is gone
-			}
-			why = "its agent is gone"
-			continue
-		}
-		pod = pods[i]
-	}
-}
-
-// command is the command that waits in the pod of an agent. It gives up a little earlier, so that its
-// answer arrives.
-func (w *fleetWait) command(ctx context.Context) []string {
-	left := w.opts.timeout
-	if until, limited := ctx.Deadline(); limited {
-		left = time.Until(until)
-	}
-	left = max(left-time.Second, left/2).Truncate(time.Millisecond)
-	command := []string{"sluice", "wait", "--socket", w.opts.socket, "--timeout", left.String()}
-	for i := range w.wanted {
-		name := status.RefText(w.wanted[i].Ref)
-		if v := w.wanted[i].Version; v != "" {
-			name += "@" + v
-		}
-		command = append(command, "--for", name)
-	}
-	if w.opts.deleted {
-		command = append(command, "--deleted")
-	}
-	return command
+// ended reports whether ctx has ended. It also reports true when the deadline has passed and ctx does not
+// know it yet, because a connection with the same deadline may fail a moment before ctx ends.
+func ended(ctx context.Context) bool {
+	until, has := ctx.Deadline()
+	return ctx.Err() != nil || has && !time.Now().Before(until)
 }

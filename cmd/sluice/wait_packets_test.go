@@ -6,11 +6,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,8 +21,8 @@ import (
 	"sluice/watch/kube"
 )
 
-// labFleet is the agents of a lab behind a real API server. It knows the policies from the server, and runs
-// the commands for the pod of the agent on this machine, because the lab has no kubelet.
+// labFleet is a fleet with the agent of a lab and a real API server. It asks the server for the versions
+// of policies. The lab has no kubelet, so it runs the commands for the agent's pod in this process.
 type labFleet struct {
 	*kube.Agents
 	node, socket string
@@ -32,17 +32,17 @@ func (f labFleet) Pods(context.Context) ([]kube.AgentPod, error) {
 	return []kube.AgentPod{{Namespace: "kube-system", Name: "sluice-1", Node: f.node, Container: "sluice", Running: true}}, nil
 }
 
-func (f labFleet) Run(ctx context.Context, _ kube.AgentPod, command []string, out io.Writer) error {
+func (f labFleet) Run(ctx context.Context, _ kube.AgentPod, command kube.Command) error {
 	var failed bytes.Buffer
-	e := env{stdout: out, stderr: &failed, getenv: func(string) string { return "" }}
-	if status := run(ctx, e, append(slices.Clone(command[1:]), "--socket", f.socket)); status != 0 {
+	e := env{stdin: strings.NewReader(command.Input), stdout: command.Out, stderr: &failed, getenv: func(string) string { return "" }}
+	if status := run(ctx, e, append(slices.Clone(command.Args[1:]), "--socket", f.socket)); status != 0 {
 		return &kube.CommandError{Status: status, Text: failed.String()}
 	}
 	return nil
 }
 
-// When wait returns, the version that the API server has is in force: the next connection is judged by
-// it, and none by the version before.
+// When wait returns, the agent enforces the version of the policy that the API server has: it judges all
+// later connections by this version.
 func TestClusterWait(t *testing.T) {
 	rounds := 200
 	if testing.Short() {
@@ -61,7 +61,9 @@ func TestClusterWait(t *testing.T) {
 		opts.timeout = waitTimeout
 		wanted, err := opts.wantedPolicies(nil, false)
 		s.must(err)
-		if err := waitEverywhere(t.Context(), env{stdout: &out, stderr: &errs}, f, &opts, wanted); err != nil {
+		ctx, stop := opts.bounded(t.Context())
+		defer stop()
+		if err := waitEverywhere(ctx, env{stdout: &out, stderr: &errs}, f, &opts, wanted); err != nil {
 			t.Fatalf("%s: %v: %s%s", what, err, out.String(), errs.String())
 		}
 	}
@@ -91,7 +93,7 @@ func TestClusterWait(t *testing.T) {
 	}
 }
 
-// saveOnly replaces a file at once, and does not wait for the agent.
+// saveOnly replaces a file atomically, and does not wait until the agent has read it.
 func saveOnly(t *testing.T, path, text string) {
 	t.Helper()
 	next := filepath.Join(t.TempDir(), "next")
@@ -103,7 +105,7 @@ func saveOnly(t *testing.T, path, text string) {
 	}
 }
 
-// When wait returns on a node with manifests, what the file says is in force.
+// When wait returns on a node with manifests, the policy in the file is in force.
 func TestWaitForManifestsOnPackets(t *testing.T) {
 	rounds := 200
 	if testing.Short() {

@@ -7,12 +7,59 @@ import (
 	"sluice/filter"
 )
 
-// maxDenials bounds the number of series that an evaluator counts.
-const maxDenials = 500
+const (
+	// maxCauses bounds the causes that a counter keeps by pointer.
+	maxCauses = 500
+	// MaxPolicies bounds the policies that have series of their own, and maxSeries the series of all these
+	// policies. Most policies have one or two series; a ClusterNetworkPolicy may have one for each rule.
+	MaxPolicies = 1000
+	maxSeries   = 4 * MaxPolicies
+)
 
-// OtherPolicies is Denial.Policy of the series that counts all denials for which there is no
-// series of their own, because an evaluator has maxDenials of them.
+// OtherPolicies is Denial.Policy of the series that count all denials by policies that have no
+// series of their own, one for each tier and direction.
 const OtherPolicies = "(other)"
+
+// Series decides which policies have series of their own: the first MaxPolicies that deny something. A
+// policy keeps its series until Free. All counters of an agent share a Series, so that the bounds hold for
+// all of them together. The zero value is ready for use. Its methods may be called concurrently.
+type Series struct {
+	mu       sync.Mutex
+	policies map[string]bool
+	all      map[Denial]bool
+}
+
+// has reports whether the series d exists. If it does not and there is room for it, has adds it first.
+func (s *Series) has(d Denial) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all[d] {
+		return true
+	}
+	if len(s.all) >= maxSeries || !s.policies[d.Policy] && len(s.policies) >= MaxPolicies {
+		return false
+	}
+	if s.all == nil {
+		s.policies, s.all = make(map[string]bool), make(map[Denial]bool)
+	}
+	s.policies[d.Policy], s.all[d] = true, true
+	return true
+}
+
+// Free removes the series of the given policies, so that other policies can have series. It must be called
+// after all counters have forgotten these policies.
+func (s *Series) Free(policies []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range policies {
+		delete(s.policies, name)
+	}
+	for d := range s.all {
+		if !s.policies[d.Policy] {
+			delete(s.all, d)
+		}
+	}
+}
 
 // Denial identifies a series of denials. Rule is empty if NetworkPolicies isolate the pod and none
 // of their rules allowed the flow.
@@ -70,10 +117,11 @@ func causeOf(v *filter.Verdict) (c cause, ok bool) {
 }
 
 // denialCounter counts the denials of an evaluator. It counts by the pointers in verdicts, which
-// takes 30 ns, and turns these into names only when it is read, or after maxDenials of them: each
+// takes 30 ns, and turns these into names only when it is read, or after maxCauses of them: each
 // compiled policy has new pointers. Only denied packets pay for it.
 type denialCounter struct {
 	mu      sync.Mutex
+	series  *Series          // if nil, the first denial makes one that is not shared
 	causes  map[cause]uint64 // since the last call of fold
 	denials Denials
 }
@@ -89,7 +137,7 @@ func (c *denialCounter) count(v *filter.Verdict, n uint64) {
 		c.causes = make(map[cause]uint64)
 	}
 	c.causes[why] += n
-	if len(c.causes) > maxDenials {
+	if len(c.causes) > maxCauses {
 		c.fold()
 	}
 }
@@ -115,7 +163,10 @@ func (c *denialCounter) add(series Denial, n uint64) {
 	if *all == nil {
 		*all = make(map[Denial]uint64)
 	}
-	if _, known := (*all)[series]; !known && len(*all) >= maxDenials {
+	if c.series == nil {
+		c.series = new(Series)
+	}
+	if _, known := (*all)[series]; !known && !c.series.has(series) {
 		series = Denial{Tier: series.Tier, Direction: series.Direction, Policy: OtherPolicies}
 	}
 	(*all)[series] += n

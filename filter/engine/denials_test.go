@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -64,22 +67,106 @@ func TestDenials(t *testing.T) {
 	check(1)
 }
 
-// The number of series is bounded, and no denial is lost.
+// denyBy counts a denial by a rule of the named policy.
+func denyBy(c *denialCounter, name string, rule int) {
+	c.count(&filter.Verdict{Reason: filter.IngressDenied, Ingress: filter.Side{
+		Rule: &filter.Rule{Policy: name, Tier: filter.BaselineTier, Direction: filter.Ingress, Index: rule},
+	}}, 1)
+}
+
+// policiesOf returns, for the sum of some counters, the number of policies that have series of their own,
+// the number of denials by other policies, and the number of all denials.
+func policiesOf(counters ...*denialCounter) (policies int, other, all uint64) {
+	var sum Denials
+	for _, c := range counters {
+		c.addTo(&sum)
+	}
+	names := make(map[string]bool)
+	for d := range sum.ByPolicy {
+		names[d.Policy] = d.Policy != OtherPolicies
+	}
+	for _, own := range names {
+		if own {
+			policies++
+		}
+	}
+	return policies, sum.ByPolicy[Denial{Tier: filter.BaselineTier, Direction: filter.Ingress, Policy: OtherPolicies}], sum.ByTier[filter.BaselineTier]
+}
+
+// At most MaxPolicies have series in all counters together, and every denial is counted. When policies are
+// deleted, as many others can have series.
 func TestDenialsAreBounded(t *testing.T) {
-	var c denialCounter
-	const n = 5 * maxDenials
+	var shared Series
+	one, two := &denialCounter{series: &shared}, &denialCounter{series: &shared}
+	const n = 3 * MaxPolicies
 	for i := range n {
-		c.count(&filter.Verdict{Reason: filter.IngressDenied, Ingress: filter.Side{Rule: &filter.Rule{Policy: fmt.Sprint(i), Tier: filter.BaselineTier, Direction: filter.Ingress}}}, 1)
-		if len(c.causes) > maxDenials || len(c.denials.ByPolicy) > maxDenials+1 {
-			t.Fatalf("%d causes, %d series", len(c.causes), len(c.denials.ByPolicy))
+		denyBy(one, fmt.Sprint("policy-", i), 0)
+		denyBy(two, fmt.Sprint("policy-", n-i), 0)
+		if len(one.causes) > maxCauses {
+			t.Fatalf("%d causes", len(one.causes))
+		}
+	}
+	if policies, other, all := policiesOf(one, two); policies != MaxPolicies || all != 2*n || other == 0 {
+		t.Errorf("%d policies have series; %d denials of others, %d of all", policies, other, all)
+	}
+	var of Denials
+	one.addTo(&of)
+	gone := slices.Collect(func(yield func(string) bool) {
+		for d := range of.ByPolicy {
+			if d.Policy != OtherPolicies && !yield(d.Policy) {
+				return
+			}
+		}
+	})[:10]
+	for _, c := range []*denialCounter{one, two} {
+		c.forget(gone)
+	}
+	shared.Free(gone)
+	if policies, _, _ := policiesOf(one, two); policies != MaxPolicies-10 {
+		t.Errorf("%d policies have series after 10 were deleted", policies)
+	}
+	for i := range 20 {
+		denyBy(one, fmt.Sprint("later-", i), 0)
+	}
+	if policies, _, _ := policiesOf(one, two); policies != MaxPolicies {
+		t.Errorf("%d policies have series after others have denied", policies)
+	}
+}
+
+// The number of series is bounded even if policies have many rules.
+func TestRulesAreBounded(t *testing.T) {
+	var c denialCounter
+	for i := range MaxPolicies {
+		for rule := range 20 {
+			denyBy(&c, fmt.Sprint(i), rule)
 		}
 	}
 	var got Denials
 	c.addTo(&got)
-	other := got.ByPolicy[Denial{Tier: filter.BaselineTier, Direction: filter.Ingress, Policy: OtherPolicies}]
-	if got.ByTier[filter.BaselineTier] != n || other != n-maxDenials {
-		t.Errorf("%d denials, %d of other policies", got.ByTier[filter.BaselineTier], other)
+	if len(got.ByPolicy) != maxSeries+1 {
+		t.Errorf("%d series, want %d and one for the others", len(got.ByPolicy), maxSeries)
 	}
+}
+
+// Denials by 100,000 policies with long names take less than 2 MiB.
+func TestDenialsAreSmall(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var c denialCounter
+	long := strings.Repeat("n", 63) + "/" + strings.Repeat("p", 253)
+	for i := range 100_000 {
+		denyBy(&c, fmt.Sprint(long, i), 0)
+	}
+	c.addTo(new(Denials))
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if kept := int64(after.HeapAlloc) - int64(before.HeapAlloc); kept > 2<<20 {
+		t.Errorf("they take %d KiB", kept>>10)
+	} else {
+		t.Logf("they take %d KiB", kept>>10)
+	}
+	runtime.KeepAlive(&c)
 }
 
 // The denials of an evaluator end with the deletion of their policy, and not with its replacement.

@@ -66,6 +66,8 @@ type Config struct {
 	// Strangers remembers addresses in other nodes' pod ranges that belong to no pod, so that only
 	// their first packets wait. It may be nil.
 	Strangers *Strangers
+	// Series is shared by the evaluators of an agent. If it is nil, the evaluator has its own.
+	Series *Series
 	// FailOpen allows a packet from or to an address that is expected to belong to a pod of this
 	// node (policy.PendingLocal), if the pod does not become known in time.
 	FailOpen bool
@@ -85,7 +87,9 @@ type Evaluator struct {
 
 // New returns an evaluator that remembers verdicts in flows.
 func New(config Config, flows *cache.Flows) *Evaluator {
-	return &Evaluator{config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
+	e := &Evaluator{config: config, reader: config.Published.NewReader(), decoder: packet.NewDecoder(), flows: flows}
+	e.tally.denials.series = config.Series
+	return e
 }
 
 // Evaluate decides the packet that begins with the IP header at data[0] and was queued at the

@@ -108,9 +108,16 @@ func (t *tally) count(v *filter.Verdict, n uint64) {
 	}
 }
 
-// Counter counts verdicts that no evaluator has given, such as those of the kernel. Its methods may be
+// Counter counts verdicts that come from no evaluator, such as those of the kernel. Its methods may be
 // called concurrently.
 type Counter struct{ tally tally }
+
+// NewCounter returns a counter that shares a Series with other counters.
+func NewCounter(series *Series) *Counter {
+	c := new(Counter)
+	c.tally.denials.series = series
+	return c
+}
 
 // Count counts a verdict on n packets.
 func (c *Counter) Count(v *filter.Verdict, n uint64) { c.tally.count(v, n) }

@@ -28,10 +28,12 @@ const (
 
 // Events about packets.
 const (
-	Verdict        Name = "verdict"
-	PacketHeld     Name = "packet-held"
-	PacketsDropped Name = "packets-dropped"
-	// FlowsIncomplete: those who watch flows do not see all of them.
+	Verdict Name = "verdict"
+	// VerdictsWatched: annotations have changed which verdicts are watched, to be logged.
+	VerdictsWatched Name = "verdicts-watched"
+	PacketHeld      Name = "packet-held"
+	PacketsDropped  Name = "packets-dropped"
+	// FlowsIncomplete: watchers of flows do not see all of them.
 	FlowsIncomplete Name = "flows-incomplete"
 )
 

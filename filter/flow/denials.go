@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// maxDenials bounds the distinct denials that are kept: some 200 KiB.
-	maxDenials = 512
-	// maxStrangers bounds those of them with an address outside the cluster that no other has. Beyond
-	// it, such addresses are one end, so that a scan from many addresses does not displace the denials
-	// between pods.
+	// MaxDenials bounds the distinct denials that are kept. All of them together take some 200 KiB.
+	MaxDenials = 512
+	// maxStrangers bounds the denials that have an unowned address of their own, such as an address
+	// outside the cluster. Beyond it, denials of other unowned addresses are counted together, as
+	// Denial.Many, so that a scan from many addresses does not displace the denials between pods.
 	maxStrangers = 128
 )
 
@@ -24,33 +24,39 @@ const (
 type Denials struct {
 	mu        sync.Mutex
 	all       map[denialKey]*Denial
-	strangers int // denials with an address outside the cluster as an end of its own
+	strangers int // number of denials that have an unowned address of their own: see maxStrangers
+	displaced uint64
 }
 
-// denialKey identifies equal denials: the same addresses, protocol and port, denied for the same reason
-// by the same policies. An address is zero for many addresses outside the cluster. To compare names
-// instead of pointers would cost each denied packet an allocation.
+// denialKey identifies equal denials. They have the same addresses, protocol and port, and the same
+// policies deny them for the same reason. A zero address stands for many unowned addresses, unless the
+// packet itself has no address. The policies are compared by pointer, because to compare their names would
+// cost each denied packet an allocation.
 type denialKey struct {
 	filter.Key
 	reason    filter.Reason
 	rule      *filter.Rule
 	isolation *filter.Isolation
+	revoked   bool
 }
 
 // Denial is a set of equal denials.
 type Denial struct {
-	Entry       // the last one
-	Packets     uint64
+	Entry              // of the last packet
+	Packets     uint64 // if Entry.Revoked is set, the number of connections
 	First, Last time.Time
-	// Many is set if the ends outside the cluster differ: their addresses in Entry are those of one of
-	// them.
+	// Many is set if the denials of many unowned addresses are counted here. Entry has the address of
+	// the last packet.
 	Many bool
+
+	stranger bool // whether the denial is counted in Denials.strangers
 }
 
 // Add counts a denied packet.
 func (d *Denials) Add(e *Entry) { d.AddMany(e, 1, e.Time) }
 
-// AddMany counts denied packets; e is the last of them, and first the time of the first.
+// AddMany counts packets that were denied alike. e describes the last of them, and first is the time of
+// the first.
 func (d *Denials) AddMany(e *Entry, packets uint64, first time.Time) {
 	k := denialKeyOf(e)
 	d.mu.Lock()
@@ -58,16 +64,16 @@ func (d *Denials) AddMany(e *Entry, packets uint64, first time.Time) {
 	if d.all == nil {
 		d.all = make(map[denialKey]*Denial)
 	}
-	known := d.all[k]
+	known, many := d.all[k], false
 	if known == nil && isStranger(e) && d.strangers >= maxStrangers {
-		k = k.withoutStrangers(e)
+		k, many = k.withoutStrangers(e), true
 		known = d.all[k]
 	}
 	if known == nil {
 		d.makeRoom()
-		known = &Denial{First: first, Last: first, Many: k.many()}
+		known = &Denial{First: first, Last: first, Many: many, stranger: isStranger(e) && !many}
 		d.all[k] = known
-		if isStranger(e) && !known.Many {
+		if known.stranger {
 			d.strangers++
 		}
 	}
@@ -80,9 +86,9 @@ func (d *Denials) AddMany(e *Entry, packets uint64, first time.Time) {
 	}
 }
 
-// makeRoom removes the denial that is longest ago, if there is no room for another.
+// makeRoom removes the denial whose last packet is the oldest, if there is no room for another denial.
 func (d *Denials) makeRoom() {
-	if len(d.all) < maxDenials {
+	if len(d.all) < MaxDenials {
 		return
 	}
 	var oldest denialKey
@@ -92,13 +98,21 @@ func (d *Denials) makeRoom() {
 			oldest, at = k, o
 		}
 	}
-	if isStranger(&at.Entry) && !at.Many {
+	if at.stranger {
 		d.strangers--
 	}
 	delete(d.all, oldest)
+	d.displaced++
 }
 
-// All returns the denials, the last one first.
+// Displaced returns the number of denials that are no longer kept, because there was no room for them.
+func (d *Denials) Displaced() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.displaced
+}
+
+// All returns the denials, the most recent first.
 func (d *Denials) All() []Denial {
 	d.mu.Lock()
 	all := make([]Denial, 0, len(d.all))
@@ -112,24 +126,13 @@ func (d *Denials) All() []Denial {
 	return all
 }
 
-// Clone returns a copy, to which the denials of the kernel can be added.
-func (d *Denials) Clone() *Denials {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	out := &Denials{all: make(map[denialKey]*Denial, len(d.all)), strangers: d.strangers}
-	for k, o := range d.all {
-		same := *o
-		out.all[k] = &same
-	}
-	return out
-}
-
 func denialKeyOf(e *Entry) denialKey {
 	side := denying(&e.Verdict)
-	return denialKey{e.Key, e.Verdict.Reason, side.Rule, side.Isolation}
+	return denialKey{e.Key, e.Verdict.Reason, side.Rule, side.Isolation, e.Revoked}
 }
 
-// isStranger reports whether an end of a denial is outside the cluster.
+// isStranger reports whether an address of a denial is unowned: it belongs neither to a known pod nor to
+// this node.
 func isStranger(e *Entry) bool { return e.Src == nil || e.Dst == nil }
 
 func (k denialKey) withoutStrangers(e *Entry) denialKey {
@@ -142,9 +145,7 @@ func (k denialKey) withoutStrangers(e *Entry) denialKey {
 	return k
 }
 
-func (k denialKey) many() bool { return k.Src == [16]byte{} || k.Dst == [16]byte{} }
-
-// denying returns the side of a verdict that denies; the zero Side if no policy denies.
+// denying returns the side of a verdict that denies. If no policy denies, it returns the zero Side.
 func denying(v *filter.Verdict) filter.Side {
 	if !v.Egress.Allows() {
 		return v.Egress

@@ -10,74 +10,18 @@ import (
 	"sluice/filter"
 )
 
-// Filter selects records. Its fields are conditions that must all be fulfilled; an empty one always
-// is. A record of left-out records fulfills all, and one of what was not recorded those that what is missing could fulfill.
+// Filter selects the records that fulfill the conditions of all its fields. An empty field sets no
+// condition. A Filter also selects every LeftOut, and every Unrecorded with one exception: a Filter for
+// denials does not select an Unrecorded that is about connections only.
 type Filter struct {
-	Event      string   // allowed or denied; ended connections are allowed ones
-	Namespaces []string // one of the ends is in one of them
-	From, To   []Name   // the end is one of them
-	Ports      []Port   // the destination port is one of them
+	Event      string   // allowed or denied; allowed also selects the records of connections that have ended
+	Namespaces []string // the source or the destination is in one of them
+	From, To   []Name   // the source has one of the names in From; the destination has one of the names in To
+	Ports      []Port   // the destination port, or that of the Service, is one of them
 	Policies   []string // one of them decides, or passes the flow on
 }
 
-// Name is what the user calls an end.
-type Name struct {
-	text      string
-	prefix    netip.Prefix // for an address or a range
-	namespace string       // empty: any
-	name      string       // of a pod or a workload
-	kind      string       // of the end: world, host or remote-node
-}
-
-// ParseName reads the name of an end: "web" or "shop/web" for a pod or a workload, "ns/shop" for all
-// pods of a namespace, an address or a range, world, host or remote-node. The namespace is that of
-// names without one; empty means any.
-func ParseName(text, namespace string) (Name, error) {
-	n := Name{text: text}
-	if a, err := netip.ParseAddr(text); err == nil {
-		a = a.Unmap().WithZone("")
-		n.prefix = netip.PrefixFrom(a, a.BitLen())
-		return n, nil
-	}
-	if p, err := netip.ParsePrefix(text); err == nil {
-		n.prefix = p.Masked()
-		return n, nil
-	}
-	switch text {
-	case WorldEnd, HostEnd, RemoteNodeEnd:
-		n.kind = text
-		return n, nil
-	}
-	first, rest, qualified := strings.Cut(text, "/")
-	switch {
-	case text == "" || strings.Count(text, "/") > 1 || qualified && (first == "" || rest == ""):
-		return Name{}, fmt.Errorf("%q is not the name of an end: write a pod or a workload, as in shop/web or web, all of a namespace, as in ns/shop, an address or a range, world, host or remote-node", text)
-	case first == "ns" && qualified:
-		n.namespace = rest
-	case qualified:
-		n.namespace, n.name = first, rest
-	default:
-		n.namespace, n.name = namespace, first
-	}
-	return n, nil
-}
-
-// matches reports whether an end has the name.
-func (n *Name) matches(e *End, addr netip.Addr) bool {
-	switch {
-	case n.prefix.IsValid():
-		return n.prefix.Contains(addr)
-	case e == nil:
-		return false
-	case n.kind != "":
-		return e.Kind == n.kind
-	case e.Kind != PodEnd || n.namespace != "" && e.Namespace != n.namespace:
-		return false
-	}
-	return n.name == "" || e.Pod == n.name || e.Workload != nil && e.Workload.Name == n.name || strings.HasPrefix(e.Pod, n.name+"-")
-}
-
-// Port is a destination port, of one protocol or of any.
+// Port is a destination port. If protocol is empty, the port is that of any protocol.
 type Port struct {
 	number   uint16
 	protocol string
@@ -101,6 +45,11 @@ func ParsePort(text string) (Port, error) {
 	return p, nil
 }
 
+// IsEmpty reports whether there are no conditions.
+func (f *Filter) IsEmpty() bool {
+	return f.Event == "" && len(f.Namespaces)+len(f.From)+len(f.To)+len(f.Ports)+len(f.Policies) == 0
+}
+
 // Selects reports whether a record fulfills all conditions.
 func (f *Filter) Selects(r *Record) bool {
 	switch r.Event {
@@ -110,10 +59,30 @@ func (f *Filter) Selects(r *Record) bool {
 		return f.Event != Denied.String() || r.Missing != onlyConnections
 	}
 	return f.selectsEvent(r.Event) && f.selectsNamespace(r) &&
-		selectsEnd(f.From, r.From, r.Src) && selectsEnd(f.To, r.Into, r.Dst) &&
+		selectsEnd(f.From, r.From, r.Src) && f.selectsDestination(r) && f.selectsPolicy(r)
+}
+
+// selectsDestination compares the destination and the port. For a flow to a Service, it also compares the
+// address and the port of the Service: those to which the client has sent.
+func (f *Filter) selectsDestination(r *Record) bool {
+	if len(f.To)+len(f.Ports) == 0 {
+		return true
+	}
+	addr, port := r.sentTo()
+	return (selectsEnd(f.To, r.Into, r.Dst) || addr.IsValid() && selectsEnd(f.To, nil, addr)) &&
 		(len(f.Ports) == 0 || slices.ContainsFunc(f.Ports, func(p Port) bool {
-			return p.number == r.DstPort && (p.protocol == "" || p.protocol == r.Protocol)
-		})) && f.selectsPolicy(r)
+			return (p.number == r.DstPort || p.number == port) && (p.protocol == "" || p.protocol == r.Protocol)
+		}))
+}
+
+// sentTo returns the address and the port of r.To. They are zero if r.To is empty, and the port is 0 if r.To
+// has none.
+func (r *Record) sentTo() (addr netip.Addr, port uint16) {
+	if at, err := netip.ParseAddrPort(r.To); err == nil {
+		return at.Addr(), at.Port()
+	}
+	addr, _ = netip.ParseAddr(r.To)
+	return addr, 0
 }
 
 func (f *Filter) selectsEvent(event string) bool {
@@ -135,8 +104,8 @@ func selectsEnd(names []Name, e *End, addr netip.Addr) bool {
 	return len(names) == 0 || slices.ContainsFunc(names, func(n Name) bool { return n.matches(e, addr) })
 }
 
-// selectsPolicy compares titles, such as "shop/db" and "admin/platform", or names without what stands
-// in front.
+// selectsPolicy reports whether a policy of the record has one of the wanted names. These are titles, such
+// as "shop/db" or "admin/platform", or bare names, such as "db" or "platform".
 func (f *Filter) selectsPolicy(r *Record) bool {
 	if len(f.Policies) == 0 {
 		return true

@@ -1,14 +1,15 @@
-// Package flow records what happens on a node: connections that are allowed, packets that are
-// denied, and connections that end.
+// Package flow keeps records of what happens on a node: of connections that begin, of packets that are
+// denied, and of connections that have ended.
 //
-// Records come from three places, and are the same everywhere: the verdicts of the workers, the
-// events of the connection table, which show what the kernel lets pass without a worker, and those of
-// the kernel's flow cache, which show what it denies without one. The workers' allowed packets are
-// left to the connection table, so that a connection has one record.
+// Records have three sources. The first is the verdicts of the workers. The second is the events of the
+// connection table, which include connections that the kernel allows without a worker. The third is the
+// events of the kernel's flow cache, about packets that it denies without a worker. A worker that allows a
+// packet makes no record while connections are recorded from the connection table. Each connection thus
+// has one record of its begin.
 //
-// A [Log] keeps the last records for those who watch. While nothing watches, it keeps none, and costs
-// a verdict one atomic load. [Denials] counts the last distinct denials, whether anything watches or
-// not.
+// A [Log] keeps the last records, and passes them to watchers. While nothing watches, the log records
+// nothing, and a verdict costs one atomic load more. [Denials] counts the last distinct denials, whether
+// anything watches or not.
 package flow
 
 import (
@@ -32,8 +33,8 @@ const (
 	Ended
 	// LeftOut: records are missing here. Count is their number.
 	LeftOut
-	// Unrecorded: nothing has watched for Duration until now, so that what happened was not recorded.
-	// If OnlyConnections is set, denials were.
+	// Unrecorded: nothing was recorded for Duration until Time, because nothing watched. If
+	// OnlyConnections is set, denials were recorded and connections were not.
 	Unrecorded
 )
 
@@ -42,29 +43,34 @@ var kinds = [...]string{Opened: "allowed", Denied: "denied", Ended: "ended", Lef
 // String returns the kind as in JSON.
 func (k Kind) String() string { return kinds[k] }
 
-// Entry is a record as the log keeps it: with what is in force when it happens, and without the
-// texts, which only those who watch need.
+// Entry is a record as the log keeps it. It points to the pods and policies that were in force at its
+// time. Only for watchers, a Describer converts it to a Record with texts.
 type Entry struct {
 	Kind    Kind
-	Kernel  bool // the kernel has answered without a worker
+	Kernel  bool // the kernel has denied the packet without a worker
+	Revoked bool // Denied is about a connection that was open, or idle, when the policies changed, not about a new attempt
 	Time    time.Time
 	Key     filter.Key
 	SrcPort uint16
-	// Verdict is that of the packet; zero unless the kind is Opened or Denied.
+	// Verdict is the verdict about the packet. It is zero unless the kind is Opened or Denied.
 	Verdict filter.Verdict
-	// Src and Dst are the owners of the addresses; nil outside the cluster.
+	// Src and Dst are the owners of the addresses: a pod or this node. They are nil for other addresses.
 	Src, Dst *policy.Endpoint
-	// To is the destination that the client has talked to, if it is not that of the key: that of a
-	// Service. Otherwise it is invalid.
+	// To is the address and port to which the client has sent, before DNAT. For a Service, it differs from
+	// the destination in Key. It is invalid if it is not known. Its port is 0 if the protocol has no
+	// ports.
 	To netip.AddrPort
-	// Duration, Sent and Received are those of a connection that has ended. Duration is 0 if it is not
-	// known, and Counted reports whether the kernel has counted packets.
-	Duration       time.Duration
+	// Duration, Sent and Received describe a connection that has ended. Duration is 0 if it is not known.
+	// Sent and Received are valid only if Counted is set, because the kernel does not always count
+	// packets.
+	Duration time.Duration
+	// Idle is the part of Duration after the last packet of a connection that has ended.
+	Idle           time.Duration
 	Sent, Received Traffic
 	Counted        bool
-	// OnlyConnections is for Unrecorded.
+	// OnlyConnections may be set if the kind is Unrecorded. Its meaning is described there.
 	OnlyConnections bool
-	// Count is the number of records that LeftOut stands for.
+	// Count is the number of missing records, if the kind is LeftOut.
 	Count uint64
 }
 

@@ -21,15 +21,16 @@ import (
 
 var start = time.Date(2026, 11, 27, 6, 0, 0, 0, time.UTC)
 
-// numbered returns an entry with a number that numberOf finds.
+// numbered returns an entry that has the number n as its source port. drain returns this number.
 func numbered(n int) *flow.Entry {
 	return &flow.Entry{Kind: flow.Opened, Time: start.Add(time.Duration(n) * time.Millisecond), SrcPort: uint16(n)}
 }
 
-// unrecorded stands for a record of what was not recorded.
+// unrecorded is the number that drain returns for an Unrecorded.
 const unrecorded = 1 << 20
 
-// drain returns the numbers of the records that are there; a LeftOut is its negative count.
+// drain reads the records that are there and returns their numbers. The number of a LeftOut is its
+// negative count.
 func drain(w *flow.Watcher) (numbers []int) {
 	var into [3]flow.Entry // fewer than most tests have
 	for {
@@ -50,8 +51,8 @@ func drain(w *flow.Watcher) (numbers []int) {
 	}
 }
 
-// A log records only while something watches, and gives each watcher all records since it began, and
-// the last ones from before.
+// A log records only while something watches. Each watcher gets the last records from before its Watch,
+// and all records after it.
 func TestLog(t *testing.T) {
 	var switched []flow.Watched
 	l := flow.NewLog(8, func(w flow.Watched) { switched = append(switched, w) })
@@ -86,19 +87,20 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// Records from before are followed by how long nothing has watched: connections or anything.
+// A watcher first reads the records from before its Watch. It then reads for how long nothing has watched,
+// or for how long nothing has watched connections.
 func TestUnrecorded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(8, nil)
 		denials := l.Watch(0, false)
 		l.Add(&flow.Entry{Kind: flow.Denied, Time: time.Now()})
 		time.Sleep(5 * time.Second)
-		connections := l.Watch(8, true) // since the begin, only denials were recorded
+		connections := l.Watch(8, true) // until now, only denials were recorded
 		connections.Close()
 		denials.Close()
 		time.Sleep(time.Minute)
 		again := l.Watch(8, false)
-		again.Close()
+		defer again.Close()
 		describer := flow.NewDescriber("node-1", func() *policy.Snapshot { return nil })
 		var got []string
 		for into := make([]flow.Entry, 8); ; {
@@ -117,7 +119,72 @@ func TestUnrecorded(t *testing.T) {
 	})
 }
 
-// A watcher that is too slow is told how many records it has missed.
+// Commands that only read what the log keeps do not fill the log. The times without records between them
+// become one record, unless something has watched for longer than a second in between. Records about such
+// times do not count when a watcher asks for the last flows.
+func TestUnrecordedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := flow.NewLog(8, nil)
+		w := l.Watch(0, true)
+		for n := range 3 {
+			l.Add(numbered(n))
+		}
+		w.Close()
+		for range 20 {
+			time.Sleep(time.Minute)
+			l.Watch(1, true).Close()
+		}
+		w = l.Watch(2, true)
+		var into [8]flow.Entry
+		n := w.Next(t.Context(), into[:], false)
+		w.Close()
+		if n != 3 || into[0].SrcPort != 1 || into[1].SrcPort != 2 || into[2].Kind != flow.Unrecorded || into[2].Duration != 20*time.Minute {
+			t.Errorf("%+v", into[:n])
+		}
+		w = l.Watch(0, true)
+		time.Sleep(time.Minute)
+		w.Close()
+		time.Sleep(time.Second)
+		w = l.Watch(1, true)
+		defer w.Close()
+		if got, want := drain(w), []int{2, unrecorded, unrecorded}; !slices.Equal(got, want) {
+			t.Errorf("after a minute in which something watched: %v, want %v", got, want)
+		}
+	})
+}
+
+// If records are left out while a watcher waits, it gets their number after about a second, even if no
+// record follows. This is so, too, if it got such a number just before.
+func TestMissWhileWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := flow.NewLog(8, nil)
+		w := l.Watch(0, true)
+		defer w.Close()
+		go func() {
+			for n := range uint64(3) {
+				time.Sleep(100 * time.Millisecond)
+				l.Miss(n+1, time.Now())
+			}
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		var counts []uint64
+		for into := make([]flow.Entry, 8); len(counts) < 2; {
+			n := w.Next(ctx, into, true)
+			if n == 0 {
+				t.Fatalf("told %v, and no more", counts)
+			}
+			for _, e := range into[:n] {
+				counts = append(counts, e.Count)
+			}
+		}
+		if counts[0] != 1 || counts[1] != 5 {
+			t.Errorf("told %v, want 1 and 5", counts)
+		}
+	})
+}
+
+// A watcher that is too slow gets the number of records that it has missed.
 func TestSlowWatcher(t *testing.T) {
 	l := flow.NewLog(4, nil)
 	w := l.Watch(0, true)
@@ -133,8 +200,41 @@ func TestSlowWatcher(t *testing.T) {
 	}
 }
 
-// What is beyond the rate, and what sources have missed, is told in the stream, at the latest after a
-// second, and nothing is told twice.
+// A watcher can begin to watch connections and cease to watch them, and reads on from where it was. It
+// gets a record about the time in which connections were not recorded. Close makes Next return.
+func TestWatcherChanges(t *testing.T) {
+	var switched []flow.Watched
+	l := flow.NewLog(8, func(w flow.Watched) { switched = append(switched, w) })
+	w := l.Watch(0, false)
+	l.Add(numbered(1))
+	w.WatchConnections(true)
+	w.WatchConnections(true)
+	l.Add(numbered(2))
+	w.WatchConnections(false)
+	w.WatchConnections(true)
+	if got, want := drain(w), []int{1, unrecorded, 2, unrecorded}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	waiting := make(chan int)
+	go func() { waiting <- w.Next(t.Context(), make([]flow.Entry, 1), true) }()
+	w.Close()
+	if n := <-waiting; n != 0 {
+		t.Errorf("Next returns %d of a closed watcher", n)
+	}
+	other := l.Watch(0, false)
+	l.Add(numbered(3))
+	if got := drain(w); len(got) > 0 {
+		t.Errorf("a closed watcher reads %v", got)
+	}
+	other.Close()
+	denials, both := flow.Watched{Denials: true}, flow.Watched{Denials: true, Connections: true}
+	if want := []flow.Watched{denials, both, denials, both, {}, denials, {}}; !slices.Equal(switched, want) {
+		t.Errorf("switched %v, want %v", switched, want)
+	}
+}
+
+// A watcher gets LeftOuts for the records beyond the rate, and for the records that sources have missed,
+// after at most a second. Each missing record is counted once.
 func TestLeftOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := flow.NewLog(100_000, nil)
@@ -144,7 +244,7 @@ func TestLeftOut(t *testing.T) {
 		for range added {
 			l.Add(&flow.Entry{Kind: flow.Opened, Time: time.Now()})
 		}
-		l.Add(&flow.Entry{Kind: flow.Denied, Time: time.Now()}) // it has a rate of its own
+		l.Add(&flow.Entry{Kind: flow.Denied, Time: time.Now()}) // denials have a rate of their own
 		l.Miss(7, time.Now())
 		records, denied, left := 0, 0, uint64(0)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -171,14 +271,85 @@ func TestLeftOut(t *testing.T) {
 	})
 }
 
-// Watchers come and go while records are added: each watcher reads an unbroken sequence, or is told
-// of the gap.
+// Beyond the rate, the log keeps a part of the records of each second. It adds the number of the others
+// about once a second, even if it keeps and leaves out records in turn. Records that Skip has left out are
+// in these numbers, too.
+func TestSampling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const seconds, perSecond, limit = 10, 40_000, 20_000
+		l := flow.NewLog(1<<20, nil)
+		w := l.Watch(0, true)
+		defer w.Close()
+		for i := range seconds * perSecond {
+			now := time.Now()
+			if i%2 == 0 && l.Skip(flow.Opened, now) {
+				continue
+			}
+			l.Add(&flow.Entry{Kind: flow.Opened, Time: now})
+			time.Sleep(time.Second / perSecond)
+		}
+		time.Sleep(time.Second)
+		l.Miss(1, time.Now()) // makes the log add the rest of the number
+		kept, told, left := 0, 0, uint64(0)
+		for into := make([]flow.Entry, 1000); ; {
+			n := w.Next(t.Context(), into, false)
+			if n == 0 {
+				break
+			}
+			for _, e := range into[:n] {
+				if e.Kind == flow.LeftOut {
+					told++
+					left += e.Count
+				} else {
+					kept++
+				}
+			}
+		}
+		if kept+int(left) != seconds*perSecond+1 || kept < seconds*limit || kept > (seconds+2)*limit || told > 2*seconds+1 {
+			t.Errorf("%d of %d records are kept and %d left out, which %d records tell", kept, seconds*perSecond, left, told)
+		}
+	})
+}
+
+// If a watcher waits, it gets the records of some milliseconds together. If there are records already, it
+// gets them without a delay.
+func TestWatcherGathers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := flow.NewLog(100, nil)
+		w := l.Watch(0, true)
+		defer w.Close()
+		go func() {
+			for n := range 30 {
+				l.Add(numbered(n))
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		into, began := make([]flow.Entry, 100), time.Now()
+		n := w.Next(t.Context(), into, true)
+		if took := time.Since(began); n < 5 || took > 20*time.Millisecond {
+			t.Errorf("%d records after %v", n, took)
+		}
+		time.Sleep(time.Second)
+		began = time.Now()
+		if n += w.Next(t.Context(), into, true); n != 30 || time.Since(began) > 0 {
+			t.Errorf("%d records after %v, want all 30 at once", n, time.Since(began))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if n := w.Next(ctx, into, true); n != 0 {
+			t.Errorf("%d records after all", n)
+		}
+	})
+}
+
+// Watchers come and go while records are added. No watcher counts more records than were added, whether it
+// has read them or they were left out.
 func TestLogConcurrently(t *testing.T) {
 	l := flow.NewLog(64, nil)
 	const writers, each = 4, 3000
 	var writing, reading sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
-	keep := l.Watch(0, true) // so that all is recorded
+	keep := l.Watch(0, true) // so that something always watches
 	defer keep.Close()
 	for range 3 {
 		reading.Go(func() {
@@ -222,7 +393,7 @@ func TestLogConcurrently(t *testing.T) {
 }
 
 // cluster returns a snapshot with the pods shop/web-1 and shop/db-0 and the node n2.
-func cluster(t *testing.T) *policy.Snapshot {
+func cluster(t testing.TB) *policy.Snapshot {
 	t.Helper()
 	w := policy.NewStore()
 	w.SetPod(&policy.Pod{
@@ -258,7 +429,7 @@ func TestRecord(t *testing.T) {
 	denied.Kernel = true
 	denied.Verdict = filter.Verdict{Reason: filter.IngressDenied, Reject: true, Ingress: filter.Side{Isolation: isolation}, Egress: filter.Side{Passed: rule}}
 	ended := entry(s, flow.Ended, "192.0.2.2", "10.0.0.2", 80)
-	ended.Duration, ended.Counted, ended.Sent = 1500*time.Millisecond, true, flow.Traffic{Packets: 4, Bytes: 300}
+	ended.Duration, ended.Idle, ended.Counted, ended.Sent = 2*time.Second, 500*time.Millisecond, true, flow.Traffic{Packets: 4, Bytes: 300}
 	ended.To = netip.MustParseAddrPort("10.96.0.1:80")
 	opened := entry(s, flow.Opened, "10.0.0.1", "203.0.113.9", 443)
 	opened.Verdict = filter.Verdict{Action: filter.Allow, Reason: filter.RuleAllows, Egress: filter.Side{Rule: &filter.Rule{Policy: "shop/web", Tier: filter.NetworkPolicyTier, Direction: filter.Egress, Action: filter.RuleAccepts}}}
@@ -281,7 +452,7 @@ func TestRecord(t *testing.T) {
 		{
 			ended,
 			`{"time":"2026-11-27T06:00:00Z","node":"n1","event":"ended","src":"192.0.2.2","sport":40000,"dst":"10.0.0.2","dport":80,"proto":"TCP","to_service":"10.96.0.1:80","from":{"kind":"remote-node","node":"n2"},"to":` + db +
-				`,"seconds":1.5,"sent":{"packets":4,"bytes":300},"received":{"packets":0,"bytes":0}}`,
+				`,"seconds":1.5,"idle_seconds":0.5,"sent":{"packets":4,"bytes":300},"received":{"packets":0,"bytes":0}}`,
 			"",
 		},
 		{
@@ -308,7 +479,7 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// Denials are counted by ends, port and policies.
+// Denials are counted by source, destination, port and policies.
 func TestDenials(t *testing.T) {
 	s := cluster(t)
 	isolation := &filter.Isolation{Policies: []string{"shop/db"}}
@@ -322,8 +493,7 @@ func TestDenials(t *testing.T) {
 	d.Add(at("10.0.0.1", 80, 1))
 	d.Add(at("10.0.0.1", 81, 2))
 	d.Add(at("10.0.0.1", 80, 5))
-	copied := d.Clone()
-	copied.AddMany(at("10.0.0.1", 80, 4), 10, start)
+	d.AddMany(at("10.0.0.1", 80, 4), 10, start)
 	other := at("10.0.0.1", 80, 3)
 	other.Verdict.Ingress.Isolation = &filter.Isolation{Policies: []string{"shop/other"}}
 	d.Add(other)
@@ -333,16 +503,32 @@ func TestDenials(t *testing.T) {
 		}
 		return all
 	}
-	if got, want := text(&d), []string{"80 2x 1s-5s [shop/db]", "80 1x 3s-3s [shop/other]", "81 1x 2s-2s [shop/db]"}; !slices.Equal(got, want) {
+	if got, want := text(&d), []string{"80 12x 0s-5s [shop/db]", "80 1x 3s-3s [shop/other]", "81 1x 2s-2s [shop/db]"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
-	}
-	if got, want := text(copied), []string{"80 12x 0s-5s [shop/db]", "81 1x 2s-2s [shop/db]"}; !slices.Equal(got, want) {
-		t.Errorf("the copy: %q, want %q", got, want)
 	}
 }
 
-// A scan from many addresses outside the cluster does not displace the denials between pods, and
-// loses no packet of the count.
+// If a policy is updated and denies as before, its denials are still one row.
+func TestDenialsOfUpdatedPolicy(t *testing.T) {
+	s := cluster(t)
+	var d flow.Denials
+	for second, policies := range []string{"shop/db", "shop/other", "shop/db"} {
+		e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", 80)
+		e.Time = start.Add(time.Duration(second) * time.Second)
+		e.Verdict = filter.Verdict{Reason: filter.IngressDenied, Ingress: filter.Side{Isolation: &filter.Isolation{Policies: []string{policies}}}}
+		d.Add(e)
+	}
+	var got []string
+	for _, r := range flow.NewDescriber("node-1", func() *policy.Snapshot { return s }).Denials(d.All()) {
+		got = append(got, fmt.Sprintf("%dx %v-%v %s", r.Count, r.First.Sub(start), r.Time.Sub(start), r.Why()))
+	}
+	if want := []string{"2x 0s-2s ingress: no rule of shop/db", "1x 1s-1s ingress: no rule of shop/other"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// A scan from many addresses outside the cluster does not displace the denials between pods. All packets
+// of the scan are counted.
 func TestDenialsOfStrangers(t *testing.T) {
 	s := cluster(t)
 	var d flow.Denials
@@ -366,6 +552,7 @@ func TestDenialsOfStrangers(t *testing.T) {
 	if all := d.All(); len(all) > 200 || packets != scan || many != 1 || !slices.ContainsFunc(all, func(o flow.Denial) bool { return o.Key == pods.Key }) {
 		t.Errorf("%d denials with %d packets, %d for many addresses", len(all), packets, many)
 	}
+	before := len(d.All()) // one of them is for port 80
 	for port := range uint16(5000) {
 		e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", port+1)
 		e.Time = start.Add(time.Duration(port) * time.Hour)
@@ -375,9 +562,47 @@ func TestDenialsOfStrangers(t *testing.T) {
 	if len(all) != 512 || all[0].Key.Port != 5000 || all[511].Key.Port != 5000-511 {
 		t.Errorf("%d denials, from port %d to %d", len(all), all[0].Key.Port, all[len(all)-1].Key.Port)
 	}
+	if n := d.Displaced(); n != uint64(before+4999-flow.MaxDenials) {
+		t.Errorf("%d displaced", n)
+	}
 }
 
-// To count a denial that is known allocates nothing, and nor does a record.
+// A denied packet comes from an unowned address, which then becomes the address of a known pod, and
+// another packet from it is denied. This does not change how many unowned addresses can have a denial of
+// their own: 128. A packet without addresses does not count as one from many addresses.
+func TestDenialsOfKnownStranger(t *testing.T) {
+	s := cluster(t)
+	var d flow.Denials
+	stranger := func(i int) *flow.Entry {
+		return entry(s, flow.Denied, netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}).String(), "10.0.0.2", 22)
+	}
+	later := stranger(0)
+	d.Add(later)
+	later.Src = s.Endpoint(netip.MustParseAddr("10.0.0.1"))
+	d.Add(later)
+	d.Add(&flow.Entry{Kind: flow.Denied, Time: start})
+	for port := range uint16(512) { // these displace the first ones
+		e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", port+1)
+		e.Time = start.Add(time.Hour)
+		d.Add(e)
+	}
+	for i := range 129 {
+		e := stranger(i)
+		e.Time = start.Add(2 * time.Hour)
+		d.Add(e)
+	}
+	many := 0
+	for _, o := range d.All() {
+		if o.Many {
+			many++
+		}
+	}
+	if many != 1 {
+		t.Errorf("%d denials are about many addresses, want the 129th only", many)
+	}
+}
+
+// Neither counting a denial that is known nor adding a record allocates.
 func TestAllocatesNothing(t *testing.T) {
 	s := cluster(t)
 	e := entry(s, flow.Denied, "10.0.0.1", "10.0.0.2", 80)
@@ -416,4 +641,18 @@ func BenchmarkAdd(b *testing.B) {
 			d.Add(e)
 		}
 	})
+}
+
+// The text about a short time without records has milliseconds, so that the time does not begin and end in
+// the same second.
+func TestTextOfUnrecorded(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	for since, want := range map[time.Duration]string{
+		300 * time.Millisecond: "(flows from 03:04:04.700 to 03:04:05.000 were not recorded)",
+		time.Minute:            "(flows from 03:03:05 to 03:04:05 were not recorded)",
+	} {
+		if got := flow.Gap("n1", at.Add(-since), at).Text(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
 }

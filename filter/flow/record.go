@@ -16,7 +16,7 @@ import (
 // added.
 type Record struct {
 	Time time.Time `json:"time"`
-	// Node is the name of the node that has made the record.
+	// Node is the name of the node whose agent has made the record.
 	Node string `json:"node,omitempty"`
 	// Event is allowed, denied, ended, left-out or unrecorded.
 	Event string `json:"event"`
@@ -25,6 +25,10 @@ type Record struct {
 	Reason string `json:"reason,omitempty"`
 	// By is kernel if the kernel has denied the packet without the agent, and agent for other denials.
 	By string `json:"by,omitempty"`
+	// Revoked is set if a connection is denied that had begun before, because the policies have changed: it
+	// is not a new attempt to connect. It is set for TCP only if the connection was still open. Whether that
+	// of another protocol was still in use is not known.
+	Revoked bool `json:"revoked,omitempty"`
 
 	Src      netip.Addr `json:"src,omitzero"`
 	SrcPort  uint16     `json:"sport,omitempty"`
@@ -33,7 +37,8 @@ type Record struct {
 	Protocol string     `json:"proto,omitempty"`
 	// Transport is opaque if the ports could not be read.
 	Transport string `json:"transport,omitempty"`
-	// To is the address and the port that the client has talked to, where that is a Service's.
+	// To is the address and the port to which the client has sent, if DNAT has replaced them. These are
+	// the address and the port of a Service.
 	To string `json:"to_service,omitempty"`
 
 	From    *End  `json:"from,omitempty"`
@@ -41,40 +46,51 @@ type Record struct {
 	Egress  *Side `json:"egress,omitempty"`
 	Ingress *Side `json:"ingress,omitempty"`
 
-	// Missing is what was not recorded in the Seconds until Time: all or connections.
+	// Missing is what was not recorded in the time of length Seconds before Time: all or connections.
 	Missing string `json:"missing,omitempty"`
 
-	// Seconds, Sent and Received are those of a connection that has ended. They are missing where the
-	// kernel does not count: net.netfilter.nf_conntrack_acct and nf_conntrack_timestamp.
+	// Seconds, Idle, Sent and Received describe a connection that has ended. Seconds is the time from its
+	// first to its last packet, and Idle the time from then until Time, when its entry has left the kernel's
+	// table: usually two minutes for TCP, and half a minute or two minutes for UDP. If the entry was removed
+	// before its timeout, Seconds may be a second too long. Both are missing unless
+	// net.netfilter.nf_conntrack_timestamp is set, and for other protocols than TCP, UDP and ICMP. Sent and
+	// Received are missing unless net.netfilter.nf_conntrack_acct is set. In an unrecorded record, Seconds is
+	// the length of the time without records.
 	Seconds  float64  `json:"seconds,omitempty"`
+	Idle     float64  `json:"idle_seconds,omitempty"`
 	Sent     *Traffic `json:"sent,omitempty"`
 	Received *Traffic `json:"received,omitempty"`
 
-	// Count is the number of packets or connections that the record stands for; 0 means one. For
-	// left-out, it is the number of missing records.
+	// Count is the number of packets or connections that the record stands for; 0 means one. In a left-out
+	// record, it is the number of missing records.
 	Count uint64 `json:"count,omitempty"`
 }
 
 // End is an end of a flow.
 type End struct {
-	// Kind is pod, host (this node), remote-node or world.
+	// Kind is pod, host (the node of the record), remote-node or world.
 	Kind      string            `json:"kind"`
 	Namespace string            `json:"namespace,omitempty"`
 	Pod       string            `json:"pod,omitempty"`
 	Workload  *Workload         `json:"workload,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
-	// Node is the name of the node that the pod runs on, or of the node that the end is.
+	// Node is the name of the pod's node or, if the end is a node itself, the name of this node.
 	Node string `json:"node,omitempty"`
+
+	encoded []byte // the end in JSON, if a Describer has made the end; otherwise nil
 }
 
-// Workload is what made a pod.
+// Workload is the object that has created a pod, such as a Deployment.
 type Workload struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
 }
 
-// onlyConnections is a value of Missing.
-const onlyConnections = "connections"
+// The values of Missing.
+const (
+	everything      = "all"
+	onlyConnections = "connections"
+)
 
 // The kinds of ends.
 const (
@@ -88,14 +104,17 @@ const (
 type Side struct {
 	// Action is accept or deny.
 	Action string `json:"action"`
-	// Policies are the titles of the policies: that of the rule, or those that isolate the pod. There
-	// are none if a rule of the Admin tier has passed the flow on, and nothing else concerns it.
+	// Policies are the titles of the policies that decide: the policy of the rule or, without a rule, the
+	// policies that isolate the pod. There are none if a rule of the Admin tier has passed the flow on and
+	// no policy of a later tier concerns it.
 	Policies []string `json:"policies,omitempty"`
 	Tier     string   `json:"tier,omitempty"`
 	Rule     string   `json:"rule,omitempty"` // the field of the rule, as in "ingress[0]"
 	RuleName string   `json:"rule_name,omitempty"`
-	// Passed is the rule of the Admin tier that has left the flow to the next tiers.
+	// Passed is the rule of the Admin tier that has passed the flow on to the next tiers.
 	Passed *Passed `json:"passed,omitempty"`
+
+	encoded []byte // the side in JSON, as in End
 }
 
 // Passed names a rule.
@@ -105,35 +124,48 @@ type Passed struct {
 	RuleName string `json:"rule_name,omitempty"`
 }
 
-// Describer makes records of entries. It is for use by one goroutine.
+// Describer makes records of entries. It keeps the ends and sides that it has described, and their text in
+// JSON, because records often have the same ends and sides. It is for use by one goroutine.
 type Describer struct {
-	node     string
-	snapshot func() *policy.Snapshot
-	named    *policy.Snapshot // of which names are
-	names    map[netip.Addr]string
+	node      string
+	snapshot  func() *policy.Snapshot
+	described *policy.Snapshot // the snapshot in force at the last record
+	world     *End
+	nodes     map[netip.Addr]*End // the other nodes, by address
+	ends      kept[*policy.Endpoint, *End]
+	sides     kept[filter.Side, *Side]
 }
 
-// NewDescriber returns a describer for the entries of a node. snapshot returns the snapshot in force,
-// or nil.
+// NewDescriber returns a describer for the entries of the node with the given name. snapshot returns the
+// snapshot in force; nil before the first one.
 func NewDescriber(node string, snapshot func() *policy.Snapshot) *Describer {
-	return &Describer{node: node, snapshot: snapshot}
+	return &Describer{node: node, snapshot: snapshot, world: (&End{Kind: WorldEnd}).encode()}
 }
 
-// Record returns the record of an entry.
+// Record returns the record of an entry. Its ends and sides must not be changed, because other records
+// share them.
 func (d *Describer) Record(e *Entry) *Record {
-	r := &Record{Time: e.Time, Node: d.node, Event: e.Kind.String(), Count: e.Count}
-	switch {
-	case e.Kind == LeftOut:
-		return r
-	case e.Kind == Unrecorded:
-		r.Seconds, r.Missing = e.Duration.Seconds(), "all"
+	r := new(Record)
+	d.describe(r, e)
+	return r
+}
+
+// describe sets r to the record of an entry. It is apart from Record, so that the compiler can inline
+// Record. A record that the caller does not keep then needs no allocation.
+func (d *Describer) describe(r *Record, e *Entry) {
+	*r = Record{Time: e.Time, Node: d.node, Event: e.Kind.String(), Count: e.Count}
+	switch e.Kind {
+	case LeftOut:
+		return
+	case Unrecorded:
+		r.Seconds, r.Missing = e.Duration.Seconds(), everything
 		if e.OnlyConnections {
 			r.Missing = onlyConnections
 		}
-		return r
+		return
 	}
 	if e.Kind == Denied {
-		r.By = "agent"
+		r.By, r.Revoked = "agent", e.Revoked
 		if e.Kernel {
 			r.By = "kernel"
 		}
@@ -146,15 +178,25 @@ func (d *Describer) Record(e *Entry) *Record {
 	if e.Kind == Denied && v.Reject {
 		r.Answer = filter.Reject.String()
 	}
+	d.follow()
 	r.From, r.Into = d.end(e.Src, r.Src), d.end(e.Dst, r.Dst)
-	r.Egress, r.Ingress = sideOf(v.Egress), sideOf(v.Ingress)
+	r.Egress, r.Ingress = d.sides.get(v.Egress, sideOf), d.sides.get(v.Ingress, sideOf)
 	if e.Kind == Ended {
-		r.Seconds = e.Duration.Seconds()
+		r.Seconds, r.Idle = (e.Duration - e.Idle).Seconds(), e.Idle.Seconds()
 		if e.Counted {
 			r.Sent, r.Received = &e.Sent, &e.Received
 		}
 	}
-	return r
+}
+
+// IsMissing reports whether the record is about flows that are missing, and not about a flow.
+func (r *Record) IsMissing() bool {
+	return r.Event == LeftOut.String() || r.Event == Unrecorded.String()
+}
+
+// Gap returns a record about a time in which no agent answered: from the time from to the time until.
+func Gap(node string, from, until time.Time) *Record {
+	return &Record{Time: until, Node: node, Event: Unrecorded.String(), Missing: everything, Seconds: until.Sub(from).Seconds()}
 }
 
 // describeKey sets the addresses, ports and protocol, as far as they are known.
@@ -183,21 +225,27 @@ func (d *Describer) end(e *policy.Endpoint, addr netip.Addr) *End {
 	switch {
 	case !addr.IsValid():
 		return nil
-	case e.IsNode():
-		return &End{Kind: HostEnd, Node: d.node}
-	case e == nil:
-		if name, is := d.nodeAt(addr); is {
-			return &End{Kind: RemoteNodeEnd, Node: name}
-		}
-		return &End{Kind: WorldEnd}
+	case e != nil:
+		return d.ends.get(e, d.endOf)
 	}
-	end := &End{Kind: PodEnd, Namespace: e.Namespace, Pod: e.Name, Labels: e.Labels(), Node: e.NodeName()}
-	end.Workload = workloadOf(e)
-	return end
+	if node := d.nodes[addr]; node != nil {
+		return node
+	}
+	return d.world
 }
 
-// workloadOf returns what made a pod; nil if that is not known. What a Deployment has made belongs to
-// a ReplicaSet, whose name is the Deployment's with the hash of its template behind.
+// endOf describes this node or a pod.
+func (d *Describer) endOf(e *policy.Endpoint) *End {
+	end := &End{Kind: HostEnd, Node: d.node}
+	if !e.IsNode() {
+		end = &End{Kind: PodEnd, Namespace: e.Namespace, Pod: e.Name, Labels: e.Labels(), Node: e.NodeName(), Workload: workloadOf(e)}
+	}
+	return end.encode()
+}
+
+// workloadOf returns the workload that has created a pod. It returns nil if the workload is not known. The
+// owner of a Deployment's pod is a ReplicaSet, whose name is the name of the Deployment followed by a
+// hash. For such a pod, workloadOf returns the Deployment.
 func workloadOf(e *policy.Endpoint) *Workload {
 	w := e.Workload()
 	if w.Name == "" {
@@ -211,23 +259,29 @@ func workloadOf(e *policy.Endpoint) *Workload {
 	return &Workload{Kind: w.Kind, Name: w.Name}
 }
 
-// nodeAt returns the name of the node with an address.
-func (d *Describer) nodeAt(addr netip.Addr) (name string, is bool) {
-	if s := d.snapshot(); s != d.named {
-		d.named, d.names = s, make(map[netip.Addr]string)
-		if s != nil {
-			for _, n := range slices.SortedFunc(s.Nodes(), func(a, b *policy.Node) int { return cmp.Compare(b.Name, a.Name) }) {
-				for _, a := range n.Addrs {
-					d.names[a] = n.Name // the first name wins
-				}
-			}
+// follow prepares the describer for the snapshot in force. If the snapshot has changed since the last
+// record, follow forgets the ends and sides that were described, and describes the nodes of the new
+// snapshot.
+func (d *Describer) follow() {
+	s := d.snapshot()
+	if s == d.described && d.nodes != nil {
+		return
+	}
+	d.described, d.nodes = s, make(map[netip.Addr]*End)
+	d.ends.clear() // otherwise they would keep earlier snapshots in memory
+	d.sides.clear()
+	if s == nil {
+		return
+	}
+	for _, n := range slices.SortedFunc(s.Nodes(), func(a, b *policy.Node) int { return cmp.Compare(b.Name, a.Name) }) {
+		end := (&End{Kind: RemoteNodeEnd, Node: n.Name}).encode()
+		for _, a := range n.Addrs {
+			d.nodes[a] = end // in reverse order of the names, so that the first in the alphabet remains
 		}
 	}
-	name, is = d.names[addr]
-	return name, is
 }
 
-// sideOf describes a side; nil if no policy has decided it.
+// sideOf describes a side; it returns nil if no policy concerns the flow in this direction.
 func sideOf(s filter.Side) *Side {
 	var out Side
 	switch r := s.Rule; {
@@ -243,7 +297,7 @@ func sideOf(s filter.Side) *Side {
 	if p := s.Passed; p != nil {
 		out.Passed = &Passed{Policy: p.PolicyTitle(), Rule: p.Field(), RuleName: p.Name}
 	}
-	return &out
+	return out.encode()
 }
 
 // Policies returns the titles of all policies that a record names, sorted, each once.
@@ -263,18 +317,56 @@ func (r *Record) Policies() []string {
 	return slices.Sorted(maps.Keys(all))
 }
 
-// DenialRecord is a Denial as "sluice denied -o json" writes it. Time is that of the last packet, and
-// Count the number of packets.
+// DenialRecord is a Denial as "sluice denied -o json" writes it. Time is the time of the last packet, and
+// Count the number of packets or, if Revoked is set, the number of connections.
 type DenialRecord struct {
 	Record
 	First time.Time `json:"first"`
-	// Many reports that many addresses outside the cluster are counted here; those in Record are one
-	// of them.
+	// Many is set if the denials of many unowned addresses, such as those outside the cluster, are
+	// counted here. Record has the address of the last packet.
 	Many bool `json:"many,omitempty"`
 }
 
-// Denial returns the record of a denial.
-func (d *Describer) Denial(o *Denial) *DenialRecord {
+// DenialTable is the answer of an agent that is asked for its last denials.
+type DenialTable struct {
+	Since time.Time `json:"since"` // when the agent began to keep denials
+	// Displaced is the number of older denials that are not kept any more.
+	Displaced uint64          `json:"displaced"`
+	Denials   []*DenialRecord `json:"denials"` // the most recent first
+}
+
+// Denials returns the records of denials, in the order of the denials. If several records read alike, they
+// become one, in the place of the first. This happens after a change of a policy: the changed policy is
+// another object, so its denials have a Denial of their own, even if it denies as before.
+func (d *Describer) Denials(all []Denial) []*DenialRecord {
+	type text struct {
+		src, dst               netip.Addr
+		from, to, port, answer string
+		reason, why            string
+		revoked                bool
+	}
+	out, known := []*DenialRecord{}, make(map[text]*DenialRecord)
+	for i := range all {
+		r := d.denial(&all[i])
+		from, to := r.Names()
+		k := text{r.Src, r.Dst, from, to, r.Port(), r.Answer, r.Reason, r.Why(), r.Revoked}
+		same := known[k]
+		if same == nil || r.Many { // the text has only one of the many addresses, so other records may read alike
+			known[k], out = r, append(out, r)
+			continue
+		}
+		same.Count += r.Count
+		if r.First.Before(same.First) {
+			same.First = r.First
+		}
+		if r.Time.After(same.Time) {
+			same.Time = r.Time
+		}
+	}
+	return out
+}
+
+func (d *Describer) denial(o *Denial) *DenialRecord {
 	r := &DenialRecord{Record: *d.Record(&o.Entry), First: o.First, Many: o.Many}
 	r.Time, r.Count = o.Last, o.Packets
 	return r

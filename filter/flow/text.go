@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"sluice/filter"
 )
 
 // Text returns the record as a line that people read, without the time.
@@ -19,17 +21,19 @@ func (r *Record) Text() string {
 		if r.Missing == onlyConnections {
 			what = "connections"
 		}
-		since := r.Time.Add(-time.Duration(r.Seconds * float64(time.Second)))
-		return fmt.Sprintf("(%s from %s to %s were not recorded)", what, since.Local().Format(time.TimeOnly), r.Time.Local().Format(time.TimeOnly))
+		since, layout := r.Time.Add(-r.duration()), time.TimeOnly
+		if r.duration() < 10*time.Second {
+			layout = "15:04:05.000"
+		}
+		return fmt.Sprintf("(%s from %s to %s were not recorded)", what, since.Local().Format(layout), r.Time.Local().Format(layout))
 	}
 	var b strings.Builder
 	b.WriteString(r.word())
-	fmt.Fprintf(&b, "  %s → %s", r.From.text(r.Src), r.Into.text(r.Dst))
-	b.WriteString(r.Port())
+	fmt.Fprintf(&b, "  %s → %s", r.From.text(r.Src), r.destination())
 	if r.To != "" {
-		b.WriteString(" (by " + r.To + ")")
+		b.WriteString(" (sent to " + r.To + ")")
 	}
-	for _, part := range []string{r.Why(), r.traffic()} {
+	for _, part := range []string{r.Why(), r.before(), r.traffic()} {
 		if part != "" {
 			b.WriteString("  " + part)
 		}
@@ -40,8 +44,17 @@ func (r *Record) Text() string {
 	return b.String()
 }
 
-// Names returns the names of both ends as people read them. For many addresses outside the cluster,
-// that is "many" with one of them.
+// destination returns the destination with its port. An IPv6 address with a port is in brackets.
+func (r *Record) destination() string {
+	name, port := r.Into.text(r.Dst), r.Port()
+	if r.Dst.Is6() && name == r.Dst.String() && strings.HasPrefix(port, ":") {
+		name = "[" + name + "]"
+	}
+	return name + port
+}
+
+// Names returns the names of both ends as people read them. An end with many addresses outside the
+// cluster has the name "many", followed by one of the addresses.
 func (d *DenialRecord) Names() (from, to string) {
 	name := func(e *End, addr netip.Addr) string {
 		if d.Many && e != nil && e.Kind == WorldEnd {
@@ -52,7 +65,7 @@ func (d *DenialRecord) Names() (from, to string) {
 	return name(d.From, d.Src), name(d.Into, d.Dst)
 }
 
-// word is the verdict, as wide as the longest.
+// word returns the verdict, padded with spaces to the length of the longest verdict.
 func (r *Record) word() string {
 	switch r.Event {
 	case Denied.String():
@@ -66,7 +79,7 @@ func (r *Record) word() string {
 	return "allow "
 }
 
-// Port returns the port and the protocol as they stand behind the destination: ":80/TCP", or " ICMP".
+// Port returns the port and the protocol as a suffix of the destination: ":80/TCP" or " ICMP".
 func (r *Record) Port() string {
 	switch {
 	case r.Protocol == "":
@@ -79,7 +92,7 @@ func (r *Record) Port() string {
 	return " " + r.Protocol
 }
 
-// text is the name of an end, or its address.
+// text returns the name of an end, or its address if it has no name.
 func (e *End) text(addr netip.Addr) string {
 	switch {
 	case e == nil && !addr.IsValid():
@@ -94,7 +107,7 @@ func (e *End) text(addr netip.Addr) string {
 	return strings.TrimSpace(cmp.Or(e.Node, e.Kind) + " (" + addr.String() + ")")
 }
 
-// Why names the policies that have decided, or else the reason.
+// Why returns the policies that have decided or, if there are none, the reason of the verdict.
 func (r *Record) Why() string {
 	denied := r.Event == Denied.String()
 	var parts []string
@@ -124,11 +137,23 @@ func quoted(name string) string {
 	return strconv.Quote(name)
 }
 
-// traffic is what a connection that has ended has sent.
+// before returns, for a connection that changed policies have revoked, that it is not a new one.
+func (r *Record) before() string {
+	switch {
+	case !r.Revoked:
+		return ""
+	case r.Protocol == filter.TCP.String():
+		return "(open connection)"
+	}
+	return "(open or idle connection)"
+}
+
+// traffic returns the duration of a connection that has ended, and how much its source and its destination
+// have sent.
 func (r *Record) traffic() string {
 	var parts []string
 	if r.Seconds > 0 {
-		parts = append(parts, "after "+time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond).String())
+		parts = append(parts, "lasted "+Rounded(r.duration()))
 	}
 	if r.Sent != nil && r.Received != nil {
 		parts = append(parts, fmt.Sprintf("sent %s, received %s", size(r.Sent.Bytes), size(r.Received.Bytes)))
@@ -149,10 +174,40 @@ func size(n uint64) string {
 	return fmt.Sprintf("%.1f %s", v, units[i])
 }
 
-// Same reports whether two records differ in nothing but time, source port and counts, so that they
-// can be shown as one.
-func (r *Record) Same(o *Record) bool {
-	return r.Event == o.Event && r.Event != Ended.String() && r.Event != LeftOut.String() && r.Event != Unrecorded.String() && r.Node == o.Node &&
-		r.Src == o.Src && r.Dst == o.Dst && r.DstPort == o.DstPort && r.Protocol == o.Protocol && r.Transport == o.Transport &&
-		r.Answer == o.Answer && r.Reason == o.Reason && r.To == o.To && r.Why() == o.Why()
+// Likeness is what records have in common if one line can show them. It is comparable.
+type Likeness struct {
+	event, node, protocol, transport, answer, reason, to, why string
+	src, dst                                                  netip.Addr
+	port                                                      uint16
+	revoked                                                   bool
+}
+
+// Likeness returns the likeness of a record. Records with the same likeness differ only in time, source
+// port and counts. The second result is false if a record always has a line of its own.
+func (r *Record) Likeness() (l Likeness, is bool) {
+	switch r.Event {
+	case Ended.String(), LeftOut.String(), Unrecorded.String():
+		return l, false
+	}
+	return Likeness{
+		event: r.Event, node: r.Node, protocol: r.Protocol, transport: r.Transport, answer: r.Answer, reason: r.Reason,
+		to: r.To, why: r.Why(), src: r.Src, dst: r.Dst, port: r.DstPort, revoked: r.Revoked,
+	}, true
+}
+
+func (r *Record) duration() time.Duration { return time.Duration(r.Seconds * float64(time.Second)) }
+
+// Rounded returns a duration with two or three significant digits, as in "1.2ms", "3.4s" or "2m5s".
+func Rounded(d time.Duration) string {
+	switch {
+	case d < 10*time.Millisecond:
+		d = d.Round(100 * time.Microsecond)
+	case d < time.Second:
+		d = d.Round(time.Millisecond)
+	case d < time.Minute:
+		d = d.Round(100 * time.Millisecond)
+	default:
+		d = d.Round(time.Second)
+	}
+	return d.String()
 }

@@ -49,6 +49,7 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		removed:   removed,
 		changed:   w.takeChanged(),
 		digest:    w.versions.digest,
+		logging:   w.logs.commit(),
 		newest:    w.lastEpoch,
 		table:     w.table,
 		prefixes:  w.prefixes.table,
@@ -67,8 +68,8 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 	}, changes
 }
 
-// takeDeleted returns the policies that were deleted since the last Commit and not set again, also by
-// the names that verdicts use.
+// takeDeleted returns the policies that were deleted since the last Commit and not set again: removed has
+// their references, and names the names that verdicts use for them.
 func (w *Store) takeDeleted() (names []string, removed []Ref) {
 	for _, ref := range w.deleted {
 		if w.policies[ref] == nil {

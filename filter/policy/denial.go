@@ -68,9 +68,11 @@ func (p *Policy) Annotate(annotations map[string]string) {
 }
 
 // Annotate calls Policy.Annotate for Form, and makes Source.Read call it for each policy that it
-// reads. The digest then depends on the annotation. Annotate also sets LintIgnore of Form.
+// reads. The digest then depends on the annotation. Annotate also sets Log, and Log and LintIgnore of Form.
 func (e *Encoded) Annotate(annotations map[string]string) {
+	e.Log = ReadLog(e.Ref, annotations)
 	if e.Form != nil {
+		e.Form.Log = e.Log
 		e.Form.LintIgnore = annotations[LintIgnoreAnnotation]
 	}
 	text, has := annotations[DenyWithAnnotation]

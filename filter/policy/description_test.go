@@ -9,8 +9,8 @@ import (
 	"sluice/filter/policy"
 )
 
-// What records say of a pod follows the pod, also where no policy asks for it. Then the verdicts about
-// the pod stay valid.
+// The description of a pod follows changes of the pod, even of labels that no policy selects. In that
+// case the verdicts about the pod stay valid.
 func TestDescriptionFollows(t *testing.T) {
 	w := policy.NewStore()
 	addr := netip.MustParseAddr("10.0.0.1")
@@ -42,7 +42,7 @@ func TestDescriptionFollows(t *testing.T) {
 	}
 }
 
-// Equal pods of a workload share their description.
+// Pods with the same labels and the same workload share their description.
 func TestDescriptionIsShared(t *testing.T) {
 	w := policy.NewStore()
 	addrs := []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")}

@@ -31,7 +31,7 @@ type Draft struct {
 	ref  Ref
 	from Source
 	sum  [sha256.Size]byte
-	// resource is Encoded.Resource.
+	// resource is the resourceVersion of the version: see Encoded.Resource.
 	resource string
 	reach    Reach
 	number   uint64 // position in the order of drafts; a draft takes over the number of the waiting draft that it replaces

@@ -41,15 +41,15 @@ func (e *Endpoint) Hosts() []netip.Addr {
 	return e.host.list()
 }
 
-// description is what records of flows say of a pod, and no decision depends on. Pods of a workload
-// with the same labels share it. It is never changed.
+// description holds those properties of a pod that only records of flows show: no decision depends on
+// them. Pods with the same labels and the same workload share a description. It is never changed.
 type description struct {
 	labels   labels.Set
 	workload Ref
 }
 
 // Labels returns the labels of a pod; nil for this node, and for an address outside the cluster. The
-// map must not be changed.
+// caller must not change the map.
 func (e *Endpoint) Labels() labels.Set {
 	if e == nil || e.about == nil {
 		return nil
@@ -57,7 +57,7 @@ func (e *Endpoint) Labels() labels.Set {
 	return e.about.labels
 }
 
-// Workload returns what made a pod, as Pod.Owner was set; zero if that is not known.
+// Workload returns the object that has created a pod: its Pod.Owner. It is zero if it is not known.
 func (e *Endpoint) Workload() Ref {
 	if e == nil || e.about == nil {
 		return Ref{}
@@ -73,8 +73,8 @@ func (e *Endpoint) NodeName() string {
 	return e.host.node
 }
 
-// SameClass reports whether no policy can tell the two endpoints apart, except by their
-// addresses. Addresses outside the cluster (nil) are of one class, and so are those of this node.
+// SameClass reports whether policies treat both endpoints alike, unless rules name their addresses. All
+// addresses outside the cluster (nil) are in one class, and so are all addresses of this node.
 func (e *Endpoint) SameClass(o *Endpoint) bool {
 	if e == nil || o == nil {
 		return e == o

@@ -48,6 +48,9 @@ type Policy struct {
 	// Denial is how the policy denies packets. If it is unset, namespace and node decide.
 	Denial   filter.Denial
 	Problems []Problem
+	// Log is the setting of LogAnnotation. Its problem is not in Problems, and Digest does not depend
+	// on it.
+	Log LogSetting
 	// LintIgnore is the value of LintIgnoreAnnotation. Digest does not depend on it.
 	LintIgnore string
 	// Digest identifies the version: policies with equal digests are equal. The zero value
@@ -75,6 +78,7 @@ type Encoded struct {
 	Reach  Reach   // set if Form is nil
 	// Resource is the resourceVersion of the object; empty if it is not from the API.
 	Resource string
+	Log      LogSetting // of the object
 }
 
 // Reach describes the pods that a policy isolates, and in which directions.

@@ -341,7 +341,7 @@ type identity struct {
 	stale    bool         // the identity must be matched again with the peer selectors whose scope is a namespace selector
 	staleOwn bool         // if "stale" is set: the identity must also be matched with the peer selectors whose scope is a single namespace
 	recent   *class       // the class that this Commit last determined for a pod of the identity, or nil
-	about    *description // of the pod that was added last
+	about    *description // of the pod for which describe was called last
 }
 
 // gone reports whether the identity has no pods.
@@ -354,8 +354,8 @@ func (k *identity) add(p *pod) {
 	k.describe(p)
 }
 
-// describe makes a pod share its description with the pod that was added before it, if the two have
-// the same workload.
+// describe makes a pod share the description of the last pod that was described, if the two have the
+// same workload.
 func (k *identity) describe(p *pod) {
 	if k.about == nil || k.about.workload != p.about.workload {
 		k.about = &description{k.labels, p.about.workload}

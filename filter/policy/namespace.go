@@ -18,7 +18,7 @@ type namespace struct {
 	identities identitySet
 	policies   int
 	denial     filter.Denial
-	counted    Digest // the summand of the namespace in the digest of the store
+	counted    Digest // the namespace's summand of the store's digest
 	budget     budget
 	scopes     idBits // namespace selectors of subjects that match it
 	matched    idSet  // namespace selectors of peers that match it, as of the last Commit
@@ -45,6 +45,7 @@ func (w *Store) DeleteNamespace(name string) {
 	if ns := w.namespaces[name]; ns != nil {
 		w.declare(ns, false)
 		w.SetNamespaceDenial(name, filter.DenialUnset, nil)
+		w.SetNamespaceLog(name, LogSetting{})
 		w.relabelNamespace(ns, nil)
 		w.countNamespace(ns)
 		w.dropNamespace(ns)

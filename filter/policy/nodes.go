@@ -14,7 +14,7 @@ import (
 type Node struct {
 	Name   string
 	Labels labels.Set
-	Addrs  []netip.Addr   // from its status, of all types; the internal ones first
+	Addrs  []netip.Addr   // addresses of all types in its status, internal ones first
 	Ranges []netip.Prefix // of its pods; see SetNodeRanges
 }
 

@@ -58,19 +58,19 @@ type pod struct {
 	gone     bool      // it has been deleted
 }
 
-// work is a set of what a Commit must do about a pod.
+// work is the set of tasks of the next Commit for a pod.
 type work uint8
 
 const (
 	toCompile work = 1 << iota
 	toRenew        // it needs a new epoch, even if its class stays the same
-	// relabeled: the labels have changed. The pod needs a new epoch, unless the peer selectors that
-	// match it are still the same.
+	// relabeled means that the labels have changed. The pod needs a new epoch, unless the same peer
+	// selectors match it as before.
 	relabeled
 	reselected // the set of policies that select it may have changed
 )
 
-// has reports whether a set has the given work.
+// has reports whether a set contains one of the given tasks.
 func (w work) has(some work) bool { return w&some != 0 }
 
 // host holds the addresses of a node, as the status of its pods reports them. The pods of a

@@ -27,6 +27,7 @@ type Snapshot struct {
 	removed   []Ref
 	changed   []Version
 	digest    Digest
+	logging   *Logging
 }
 
 // Counts holds numbers of objects: of those that a snapshot was compiled from (namespaces,

@@ -51,6 +51,7 @@ type Store struct {
 	drafts   drafts
 	deferred deferred
 	versions versions
+	logs     logs
 	large    int         // policies with more encoded bytes are large
 	dying    []*selector // peer selectors of removed large policies; one entry for each use that is still to be released
 	sweep    *sweep      // nil if none is in progress
@@ -310,11 +311,12 @@ func (w *Store) stale(k *identity) {
 
 // SetPolicy adds or replaces a policy.
 func (w *Store) SetPolicy(form *Policy) {
-	w.SetEncoded(Encoded{Ref: form.Ref, Digest: form.Digest, Source: form.source(), Form: form})
+	w.SetEncoded(Encoded{Ref: form.Ref, Digest: form.Digest, Source: form.source(), Form: form, Log: form.Log})
 }
 
 // SetEncoded adds or replaces a policy that may not have been read yet.
 func (w *Store) SetEncoded(e Encoded) {
+	w.logs.put(e.Ref, e.Log)
 	old := w.policies[e.Ref]
 	known := e.Digest != [sha256.Size]byte{}
 	newest, ok := w.newest(e.Ref)
@@ -378,6 +380,7 @@ func (w *Store) put(ref Ref, old *policy, from Source, read func() *policy) *pol
 
 // DeletePolicy removes a policy. It ignores a policy that is not known.
 func (w *Store) DeletePolicy(ref Ref) {
+	w.logs.put(ref, LogSetting{})
 	w.dropDrafts(ref)
 	if p := w.policies[ref]; p != nil {
 		delete(w.policies, ref)
@@ -426,6 +429,7 @@ func (w *Store) Problems() []Problem {
 	for _, name := range slices.Sorted(maps.Keys(w.faultyNS)) {
 		all = append(all, w.faultyNS[name])
 	}
+	all = append(all, w.logs.problems()...)
 	for p := range w.faulty {
 		all = append(all, p.problems...)
 	}

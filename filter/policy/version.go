@@ -10,25 +10,25 @@ import (
 	"slices"
 )
 
-// Version is a version of a policy that is in a snapshot.
+// Version is the version of a policy in a snapshot.
 type Version struct {
 	Ref  Ref
 	Tier Tier
 	// Resource is the resourceVersion of the object in the Kubernetes API. It is empty for an object
 	// that is from a file.
 	Resource string
-	// Digest is that of the policy: see Policy.Digest. It stays the same while a version of the object
-	// differs from the previous one only in what no decision depends on.
+	// Digest is the digest of the policy's meaning: see Policy.Digest. Versions of the object that differ
+	// only in fields on which no decision depends have the same digest.
 	Digest [sha256.Size]byte
 }
 
-// Digest identifies the policies and namespaces of a snapshot: it is the same in all stores that have
-// the same ones, whatever the order in which they were set. It depends on no pod, and on nothing of
+// Digest identifies the policies and namespaces of a snapshot. All stores that hold the same policies and
+// namespaces have the same Digest, in whatever order they were set. It does not depend on pods, nor on
 // the node.
 //
-// It is the sum of the hashes of all objects, so that a change costs the hash of one object. It
-// finds differences, and is no proof against an author of policies who looks for two sets with equal
-// sums.
+// It is the sum of the hashes of all objects, so that a change costs the hash of one object. It shows
+// accidental differences. It is not safe against an author of policies who constructs two sets with
+// equal sums.
 type Digest [2]uint64
 
 // String returns the digest in hexadecimal digits.
@@ -42,7 +42,7 @@ func (d Digest) String() string {
 func (d *Digest) add(o Digest)      { d[0], d[1] = d[0]+o[0], d[1]+o[1] }
 func (d *Digest) subtract(o Digest) { d[0], d[1] = d[0]-o[0], d[1]-o[1] }
 
-// versions holds what snapshots say about the versions of their objects.
+// versions holds the digest of the store's objects, and which policies have changed.
 type versions struct {
 	digest  Digest
 	changed map[Ref]struct{} // policies with another version than in the last snapshot
@@ -51,21 +51,22 @@ type versions struct {
 // Digest returns the digest of the snapshot's policies and namespaces.
 func (s *Snapshot) Digest() Digest { return s.digest }
 
-// Changed returns the versions of the policies that were set after the previous snapshot, in no
-// particular order.
+// Changed returns the versions of the policies that came into this snapshot since the previous one, in
+// no particular order.
 func (s *Snapshot) Changed() []Version { return s.changed }
 
-// Removed returns the policies that were deleted after the previous snapshot and not set again.
+// Removed returns the policies that were deleted after the previous snapshot was made, and that this
+// snapshot does not have.
 func (s *Snapshot) Removed() []Ref { return s.removed }
 
-// stamp sets the version of a policy that put has just put into the store.
+// stamp sets the digest and the resourceVersion of a policy that put has just put into the store.
 func (w *Store) stamp(p *policy, sum [sha256.Size]byte, resource string) {
 	p.sum = sum
 	w.versions.digest.add(p.digest())
 	w.setResource(p, resource)
 }
 
-// setResource sets the resourceVersion of a policy.
+// setResource sets the resourceVersion of a policy in the store, and marks the policy as changed.
 func (w *Store) setResource(p *policy, resource string) {
 	p.resource = resource
 	if w.versions.changed == nil {
@@ -74,8 +75,8 @@ func (w *Store) setResource(p *policy, resource string) {
 	w.versions.changed[p.ref] = struct{}{}
 }
 
-// setNewest sets the resourceVersion of the newest version of a policy, in force or a draft, whose
-// digest has not changed.
+// setNewest sets the resourceVersion of the newest version of a policy, which is either in force or a
+// draft. The digest of that version stays the same.
 func (w *Store) setNewest(ref Ref, resource string) {
 	d := w.drafts.current
 	switch waiting := w.drafts.waiting[ref]; {
@@ -90,7 +91,8 @@ func (w *Store) setNewest(ref Ref, resource string) {
 	}
 }
 
-// takeChanged returns the versions that have changed since the last Commit.
+// takeChanged returns the versions of the policies that have changed since the last Commit, and forgets
+// which these were.
 func (w *Store) takeChanged() []Version {
 	all := make([]Version, 0, len(w.versions.changed))
 	for ref := range w.versions.changed {
@@ -102,7 +104,7 @@ func (w *Store) takeChanged() []Version {
 	return all
 }
 
-// digest returns the summand of the policy in the digest of the store.
+// digest returns the policy's summand of the store's digest.
 func (p *policy) digest() Digest {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q ", p.ref.Kind, p.ref.Namespace, p.ref.Name)
@@ -110,7 +112,7 @@ func (p *policy) digest() Digest {
 	return summand(h)
 }
 
-// countNamespace brings the digest up to date after a change of a namespace.
+// countNamespace updates the store's digest after a change of a namespace.
 func (w *Store) countNamespace(ns *namespace) {
 	w.versions.digest.subtract(ns.counted)
 	ns.counted = Digest{}

@@ -16,7 +16,7 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// encodedPolicy returns a policy for the pods with the label app=value, in a version.
+// encodedPolicy returns a policy for the pods with the label app=value. Its resourceVersion is resource.
 func encodedPolicy(name, value, resource string) policy.Encoded {
 	e := netpol.Encode(&networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
@@ -26,7 +26,7 @@ func encodedPolicy(name, value, resource string) policy.Encoded {
 	return e
 }
 
-// commitVersions commits, and returns the changed policies with their resourceVersions.
+// commitVersions commits, and returns the resourceVersions of the changed policies by their names.
 func commitVersions(w *policy.Store) (s *policy.Snapshot, changed map[string]string) {
 	s, _ = w.Commit()
 	changed = make(map[string]string)
@@ -36,8 +36,8 @@ func commitVersions(w *policy.Store) (s *policy.Snapshot, changed map[string]str
 	return s, changed
 }
 
-// A snapshot has the resourceVersions of the policies that were set since the previous one, also of
-// those that only have another version.
+// A snapshot has the resourceVersions of the policies that were set since the previous one, even if only
+// the resourceVersion of a policy has changed.
 func TestSnapshotHasVersions(t *testing.T) {
 	w := policy.NewStore()
 	check := func(what string, want map[string]string) *policy.Snapshot {
@@ -73,7 +73,8 @@ func TestSnapshotHasVersions(t *testing.T) {
 	}
 }
 
-// The version of a draft is that of the snapshot in which it comes into force.
+// The version of a draft is in Changed of the snapshot with which the draft comes into force, and not
+// earlier.
 func TestDraftsHaveVersions(t *testing.T) {
 	w := policy.NewStore()
 	w.SetEncoded(encodedPolicy("a", "1", "10"))
@@ -99,8 +100,8 @@ func TestDraftsHaveVersions(t *testing.T) {
 	}
 }
 
-// Stores with the same policies and namespaces have the same digest, in whichever order they have
-// got them, and others do not.
+// Stores with the same policies and namespaces have the same digest, in whichever order these were set.
+// Stores with other policies or namespaces have another digest.
 func TestDigestDependsOnObjectsOnly(t *testing.T) {
 	type change = func(*policy.Store)
 	digest := func(changes ...change) policy.Digest {

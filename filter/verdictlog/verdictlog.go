@@ -1,12 +1,13 @@
-// Package verdictlog logs a line for each verdict, to show why a connection was denied.
+// Package verdictlog logs a line for each verdict, to show why a connection was denied. A flag of the
+// agent and annotations of namespaces and policies select the verdicts (see [policy.Logging]). Verdicts
+// for which none of them asks are not watched, and cost nothing.
 //
-// The rate limit applies before anything is looked up or formatted, so that a flood of
-// denied packets costs little. Suppressed lines are counted, and their number is logged.
+// The rate limit applies before a line is formatted, so that a flood of denied packets costs little.
+// Suppressed lines are counted, and their number is logged.
 package verdictlog
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -21,69 +22,108 @@ import (
 	"sluice/filter/policy"
 )
 
-// Level selects the verdicts that are logged.
-type Level string
-
-// The levels, as the flag accepts them.
-const (
-	None   Level = "none"
-	Denied Level = "denied"
-	All    Level = "all"
-)
-
-// ParseLevel returns the level with the given name, or an error that lists the valid ones.
-func ParseLevel(text string) (Level, error) {
-	switch l := Level(text); l {
-	case None, Denied, All:
-		return l, nil
-	}
-	return None, fmt.Errorf("%q is not a level: give none, denied or all", text)
-}
-
 // DefaultRate is the default limit in lines per second.
 const DefaultRate = 100
 
 // summaryInterval is the time between two reports of the number of suppressed lines.
 const summaryInterval = 5 * time.Second
 
-// Log logs the records of flows: those of the kernel too.
+// Log logs the verdicts of the agent and those of the kernel: it reads both from a flow.Log.
 type Log struct {
-	level      Level
+	level      filter.LogLevel // of the node
+	flows      *flow.Log
 	log        *slog.Logger
 	limit      *rate.Limiter
-	watcher    *flow.Watcher // nil with level None
 	suppressed atomic.Uint64
 	total      atomic.Uint64
+
+	annotations atomic.Pointer[policy.Logging]
+
+	mu       sync.Mutex
+	watching filter.LogLevel // the highest level of node and annotations
+	watcher  *flow.Watcher   // nil while nothing is to be logged
+	changed  chan struct{}   // closed when watcher is replaced
+	ended    bool
 }
 
-// New returns a log of the verdicts of a level. It logs at most perSecond lines a second,
-// with a burst of as many; 0 disables the limit. It watches flows from now on, unless the level is
-// None; Run must be called.
-func New(level Level, perSecond int, flows *flow.Log, logger *slog.Logger) *Log {
+// New returns a log of the verdicts of a level. Annotations may set another level (see Follow). It logs at
+// most perSecond lines a second, with a burst of as many lines. If perSecond is 0, there is no limit.
+// Unless the level is LogNone, it watches flows from now on. The caller must call Run.
+func New(level filter.LogLevel, perSecond int, flows *flow.Log, logger *slog.Logger) *Log {
 	limit := rate.NewLimiter(rate.Inf, 0)
 	if perSecond > 0 {
 		limit = rate.NewLimiter(rate.Limit(perSecond), perSecond)
 	}
-	l := &Log{level: level, log: logger, limit: limit}
-	if level != None {
-		l.watcher = flows.Watch(0, level == All)
-	}
+	l := &Log{level: level.Or(filter.LogNone), watching: filter.LogNone, flows: flows, log: logger, limit: limit, changed: make(chan struct{})}
+	l.watch(l.level)
 	return l
 }
 
-// record logs one record, if the level and the rate allow it.
+// Follow makes the log follow annotations: it watches what the annotations or the level of the node ask
+// for. When Follow returns, the log gets all records about what happens from now on.
+func (l *Log) Follow(annotations *policy.Logging) {
+	if l.annotations.Swap(annotations) == annotations {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	wanted := max(l.level, annotations.Most())
+	if wanted == l.watching || l.ended {
+		return
+	}
+	l.watch(wanted)
+	namespaces, policies := annotations.Annotated()
+	l.log.Info("annotations have changed which verdicts are watched, to be logged", event.VerdictsWatched.Attr(),
+		"watched", wanted.String(), "namespaces", namespaces, "policies", policies)
+}
+
+// watch watches what a level needs: nothing, only denials, or denials and connections. Connections cost
+// the most.
+func (l *Log) watch(level filter.LogLevel) {
+	l.watching = level
+	switch {
+	case level == filter.LogNone && l.watcher != nil:
+		l.watcher.Close()
+		l.replace(nil)
+	case level == filter.LogNone:
+	case l.watcher == nil:
+		l.replace(l.flows.Watch(0, level == filter.LogAll))
+	default:
+		l.watcher.WatchConnections(level == filter.LogAll)
+	}
+}
+
+func (l *Log) replace(w *flow.Watcher) {
+	l.watcher = w
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// current returns the watcher, which may be nil, and a channel that is closed when it is replaced.
+func (l *Log) current() (*flow.Watcher, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.watcher, l.changed
+}
+
+// record logs one record, if its level and the rate allow it.
 func (l *Log) record(e *flow.Entry) {
 	switch {
 	case e.Kind == flow.LeftOut:
 		l.suppress(e.Count)
 		return
-	case e.Kind == flow.Ended, e.Kind == flow.Unrecorded, e.Kind == flow.Opened && l.level != All:
+	case e.Kind == flow.Ended, e.Kind == flow.Unrecorded, !l.wants(e):
 		return
 	case !l.limit.Allow():
 		l.suppress(1)
 		return
 	}
 	l.log.LogAttrs(context.Background(), slog.LevelInfo, "verdict", attrs(e)...)
+}
+
+func (l *Log) wants(e *flow.Entry) bool {
+	level := l.annotations.Load().Level(&e.Verdict, e.Src, e.Dst, l.level)
+	return level == filter.LogAll || level == filter.LogDenied && e.Kind == flow.Denied
 }
 
 func (l *Log) suppress(n uint64) {
@@ -96,25 +136,39 @@ func (l *Log) Suppressed() uint64 { return l.total.Load() }
 
 // Run logs verdicts, and every few seconds the number of suppressed lines, until ctx ends.
 func (l *Log) Run(ctx context.Context) {
-	if l.watcher == nil {
-		<-ctx.Done()
-		return
-	}
 	defer l.reportSuppressed()
 	var summaries sync.WaitGroup
 	defer summaries.Wait()
 	summaries.Go(func() { l.summarize(ctx) })
-	defer l.watcher.Close()
-	for l.next(ctx, true) {
+	for ctx.Err() == nil {
+		w, changed := l.current()
+		for w != nil && l.next(ctx, w, true) {
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		}
 	}
-	for l.next(ctx, false) { // what has come before the end
-	}
+	l.end(ctx)
 }
 
-// next logs the next records, and reports whether there were any.
-func (l *Log) next(ctx context.Context, wait bool) bool {
+// end logs the records that are still to be read, and ends watching.
+func (l *Log) end(ctx context.Context) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+	if l.watcher == nil {
+		return
+	}
+	for l.next(ctx, l.watcher, false) {
+	}
+	l.watch(filter.LogNone)
+}
+
+// next logs the next records of a watcher, and reports whether there were any.
+func (l *Log) next(ctx context.Context, w *flow.Watcher, wait bool) bool {
 	var entries [64]flow.Entry
-	n := l.watcher.Next(ctx, entries[:], wait)
+	n := w.Next(ctx, entries[:], wait)
 	for i := range entries[:n] {
 		l.record(&entries[i])
 	}
@@ -140,14 +194,17 @@ func (l *Log) reportSuppressed() {
 	}
 }
 
-// attrs returns the attributes of a line: the event, the verdict, the reason, the flow, and
-// what appendWhy appends. A line about a malformed packet has only the first three.
+// attrs returns the attributes of a line: the event, the verdict, the reason, the flow, and the attributes
+// that appendWhy appends. A line about a malformed packet has only the first three.
 func attrs(e *flow.Entry) []slog.Attr {
 	v, k := &e.Verdict, &e.Key
 	attrs := make([]slog.Attr, 0, 24)
 	attrs = append(attrs, event.Verdict.Attr(), slog.String("verdict", v.Action.String()), slog.String("reason", v.Reason.String()))
 	if v.Reject {
 		attrs = append(attrs, slog.String("answer", filter.Reject.String()))
+	}
+	if e.Revoked {
+		attrs = append(attrs, slog.Bool("revoked", true)) // not a new attempt: see flow.Record
 	}
 	if v.Reason == filter.Malformed && (k.Src == [16]byte{} || k.Dst == [16]byte{}) {
 		return attrs // the addresses are not known
@@ -170,8 +227,9 @@ func attrs(e *flow.Entry) []slog.Attr {
 	return appendWhy(attrs, *v)
 }
 
-// appendWhy appends the cause of a verdict: for a denial, the direction and all policies
-// that isolate the pod in this direction; for an allowed flow, the rule of each isolated end.
+// appendWhy appends the cause of a verdict. For a denial, this is the direction, and the rule that denies
+// the flow or all policies that isolate the pod in this direction. For an allowed flow, it is the rule
+// that allows the flow, for each end that is isolated.
 func appendWhy(attrs []slog.Attr, v filter.Verdict) []slog.Attr {
 	switch v.Reason {
 	case filter.EgressDenied:

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,16 +27,45 @@ var (
 	db  = netip.MustParseAddr("fd00::2")
 )
 
-// log returns a verdict log and the buffer that it writes to. The lines have no timestamp.
-// logged is a log whose lines a test reads.
+// logged is a verdict log, with the flows that it watches and the lines that it has written.
 type logged struct {
 	*verdictlog.Log
 	flows    *flow.Log
 	snapshot *policy.Snapshot
+	mu       sync.Mutex
 	out      bytes.Buffer
+	settled  int
 }
 
-func log(level verdictlog.Level, perSecond int) *logged {
+// Write implements io.Writer.
+func (l *logged) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.out.Write(line)
+}
+
+func (l *logged) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.out.String()
+}
+
+// settle waits until the log has read all records so far. It adds a record about a missing record, and
+// waits until the log has counted it.
+func (l *logged) settle(t *testing.T) {
+	t.Helper()
+	l.settled++
+	want := l.Suppressed() + 1
+	l.flows.Miss(1, time.Now().Add(time.Duration(l.settled)*time.Hour))
+	for deadline := time.Now().Add(time.Minute); l.Suppressed() < want; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the records are not read")
+		}
+	}
+}
+
+// log returns a verdict log that writes to its field out. The lines have no timestamp.
+func log(level filter.LogLevel, perSecond int) *logged {
 	w := policy.NewStore()
 	w.SetPod(kubepod.Read(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
@@ -43,7 +73,7 @@ func log(level verdictlog.Level, perSecond int) *logged {
 	}))
 	s, _ := w.Commit()
 	l := &logged{flows: flow.NewLog(4096, nil), snapshot: s}
-	handler := slog.NewTextHandler(&l.out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	handler := slog.NewTextHandler(l, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{}
 		}
@@ -63,13 +93,13 @@ func (l *logged) observe(p packet.Packet, v filter.Verdict) {
 	l.flows.Add(&e)
 }
 
-// lines logs what was recorded, and returns it.
+// lines logs the recorded verdicts, and returns all lines.
 func (l *logged) lines(t *testing.T) string {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	l.Run(ctx)
-	return l.out.String()
+	return l.text()
 }
 
 func TestLine(t *testing.T) {
@@ -143,7 +173,7 @@ func TestLine(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			l := log(verdictlog.All, 0)
+			l := log(filter.LogAll, 0)
 			l.observe(tt.p, tt.v)
 			if got := strings.TrimSpace(l.lines(t)); got != "level=INFO msg=verdict event=verdict "+tt.want {
 				t.Errorf("%s\nwant %s", got, tt.want)
@@ -153,7 +183,7 @@ func TestLine(t *testing.T) {
 }
 
 func TestLevels(t *testing.T) {
-	for level, want := range map[verdictlog.Level]int{verdictlog.None: 0, verdictlog.Denied: 1, verdictlog.All: 2} {
+	for level, want := range map[filter.LogLevel]int{filter.LogNone: 0, filter.LogDenied: 1, filter.LogAll: 2} {
 		l := log(level, 0)
 		l.observe(packet.Packet{}, filter.Verdict{Action: filter.Allow})
 		l.observe(packet.Packet{}, filter.Verdict{Action: filter.Deny})
@@ -161,19 +191,81 @@ func TestLevels(t *testing.T) {
 		if got := strings.Count(l.lines(t), "\n"); got != want {
 			t.Errorf("level %s: %d lines, want %d", level, got, want)
 		}
-		if got, err := verdictlog.ParseLevel(string(level)); got != level || err != nil {
-			t.Errorf("level %s reads as %s, %v", level, got, err)
-		}
-	}
-	if _, err := verdictlog.ParseLevel("some"); err == nil || !strings.Contains(err.Error(), "none, denied or all") {
-		t.Errorf("an invalid level: %v", err)
 	}
 }
 
-// Lines over the rate limit, and records that are left out, are suppressed, counted and reported.
+// The log watches only what the level of the node and the annotations ask for. It logs by the annotations
+// that it follows.
+func TestFollow(t *testing.T) {
+	none, denials, all := flow.Watched{}, flow.Watched{Denials: true}, flow.Watched{Denials: true, Connections: true}
+	for _, tt := range []struct {
+		node    filter.LogLevel
+		levels  []string // of the namespace shop, one after the other; empty without the annotation
+		watched []flow.Watched
+		logged  []string // verdicts of shop/web after each
+	}{
+		{filter.LogNone, []string{"denied", "all", "denied", "", "all", "none"}, []flow.Watched{denials, all, denials, none, all, none}, []string{"deny", "allow deny", "deny", "", "allow deny", ""}},
+		{filter.LogDenied, []string{"none", "all", ""}, []flow.Watched{denials, all, denials}, []string{"", "allow deny", "deny"}},
+		{filter.LogAll, []string{"none", "denied", ""}, []flow.Watched{all, all, all}, []string{"", "deny", "allow deny"}},
+	} {
+		l := log(tt.node, 0)
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); l.Run(ctx) }()
+		w := policy.NewStore()
+		w.SetNamespace("shop", nil)
+		for i, level := range tt.levels {
+			annotations := map[string]string{policy.LogAnnotation: level}
+			if level == "" {
+				annotations = nil
+			}
+			w.SetNamespaceLog("shop", policy.ReadNamespaceLog("shop", annotations))
+			s, _ := w.Commit()
+			l.Follow(s.Logging())
+			l.Follow(s.Logging())
+			if got := l.flows.Watched(); got != tt.watched[i] {
+				t.Errorf("%s, %v: watches %+v, want %+v", tt.node, tt.levels[:i+1], got, tt.watched[i])
+			}
+			from := len(l.text())
+			for _, action := range []filter.Action{filter.Allow, filter.Deny} {
+				l.observe(packet.Packet{Key: filter.NewKey(web, db, filter.TCP, uint16(80))}, filter.Verdict{Action: action})
+			}
+			if tt.watched[i] != none {
+				l.settle(t)
+			}
+			if got := verdictsIn(l.text()[from:]); got != tt.logged[i] {
+				t.Errorf("%s, %v: logs %q, want %q", tt.node, tt.levels[:i+1], got, tt.logged[i])
+			}
+		}
+		stop()
+		<-ended
+		if l.flows.Watched() != none {
+			t.Errorf("%s: watches after its end", tt.node)
+		}
+		s, _ := w.Commit()
+		if l.Follow(s.Logging()); l.flows.Watched() != none {
+			t.Errorf("%s: begins to watch after its end", tt.node)
+		}
+	}
+}
+
+// verdictsIn returns the verdicts of the lines, separated by spaces.
+func verdictsIn(lines string) string {
+	var found []string
+	for line := range strings.Lines(lines) {
+		if _, rest, is := strings.Cut(line, " verdict="); is {
+			verdict, _, _ := strings.Cut(rest, " ")
+			found = append(found, verdict)
+		}
+	}
+	return strings.Join(found, " ")
+}
+
+// Lines over the rate limit are suppressed, counted and reported. Records that the flow log has left out
+// are counted with them.
 func TestRate(t *testing.T) {
 	const burst, more, missed = 1000, 500, 7
-	l := log(verdictlog.All, burst)
+	l := log(filter.LogAll, burst)
 	for range burst + more {
 		l.observe(packet.Packet{}, filter.Verdict{Reason: filter.Malformed})
 	}

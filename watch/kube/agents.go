@@ -13,8 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
-
-	"sluice/filter/policy"
 )
 
 // AgentPod is the pod of an agent.
@@ -31,8 +29,8 @@ func (p AgentPod) String() string { return p.Namespace + "/" + p.Name }
 // AgentContainer is the name of the agent's container, as the chart and the kustomization call it.
 const AgentContainer = "sluice"
 
-// Agents are the agents of a cluster, as a user reaches them through the API server: by the rights to
-// list pods and to execute commands in them.
+// Agents gives a user access to the agents of a cluster through the API server. The user needs the
+// rights to list pods and to execute commands in them.
 type Agents struct {
 	client    *client
 	config    *rest.Config
@@ -52,8 +50,8 @@ func NewAgents(config *rest.Config, namespace, selector string) (*Agents, error)
 	return &Agents{client: c, config: config, namespace: namespace, selector: selector}, nil
 }
 
-// Pods returns the pod of each node's agent, by the names of the nodes. While one agent replaces another,
-// it is the one that runs, or the younger one.
+// Pods returns one pod for each node that has agents, sorted by the names of the nodes. If a node has
+// several, because one replaces another, it is the pod that runs or, if several run, the youngest.
 func (a *Agents) Pods(ctx context.Context) ([]AgentPod, error) {
 	on := make(map[string]*corev1.Pod)
 	err := a.each(ctx, podKind, a.namespace, a.selector, func(o runtime.Object) {
@@ -72,7 +70,7 @@ func (a *Agents) Pods(ctx context.Context) ([]AgentPod, error) {
 	return pods, nil
 }
 
-// comparePods orders the pods of a node's agents: the last one is the one to ask.
+// comparePods compares two agents' pods of a node: the greater one is the one to ask.
 func comparePods(a, b *corev1.Pod) int {
 	rank := func(p *corev1.Pod) int {
 		switch {
@@ -95,10 +93,15 @@ func agentPod(o *corev1.Pod) AgentPod {
 	return p
 }
 
-// Nodes returns the names of the Nodes, sorted.
+// Nodes returns the names of the Nodes, sorted, without those whose operating system is not Linux: no agent
+// runs there.
 func (a *Agents) Nodes(ctx context.Context) (names []string, err error) {
 	err = a.each(ctx, nodeKind, "", "", func(o runtime.Object) {
-		if n, is := o.(*corev1.Node); is {
+		n, is := o.(*corev1.Node)
+		if !is {
+			return
+		}
+		if os := n.Labels[corev1.LabelOSStable]; os == "" || os == string(corev1.Linux) {
 			names = append(names, n.Name)
 		}
 	})
@@ -106,7 +109,8 @@ func (a *Agents) Nodes(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
-// each calls f with each object of a kind: of a namespace, or of the cluster.
+// each calls f with each object of a kind: those of a namespace or, if namespace is empty, of the
+// cluster.
 func (a *Agents) each(ctx context.Context, k *kind, namespace, selector string, f func(runtime.Object)) error {
 	for opts := (metav1.ListOptions{Limit: pageSize, LabelSelector: selector}); ; {
 		list, err := a.client.listIn(ctx, k, k.group, namespace, opts)
@@ -125,30 +129,4 @@ func (a *Agents) failure(err error, k *kind, verb string) error {
 		e.Hint = fmt.Sprintf("let this user %s %s of API group %q: see the rights in deploy/README.md", verb, k.resource, k.group.Group)
 	}
 	return e.once()
-}
-
-// Version returns the resourceVersion that a policy has now. found is false if it does not exist.
-func (a *Agents) Version(ctx context.Context, ref policy.Ref) (version string, found bool, err error) {
-	k, group := networkPolicyKind, networkPolicyKind.group
-	if ref.Kind == clusterNetworkPolicyKind.name {
-		k = clusterNetworkPolicyKind
-		if group, err = a.client.discover(ctx, k, true); err != nil {
-			return "", false, newDiscoveryError(err, a.config.Host, k).once()
-		}
-		if group == notServed {
-			return "", false, nil
-		}
-	}
-	o, err := a.client.groups[group].Get().NamespaceIfScoped(ref.Namespace, ref.Namespace != "").Resource(k.resource).Name(ref.Name).Timeout(pageTimeout).Do(ctx).Get()
-	switch {
-	case apierrors.IsNotFound(err):
-		return "", false, nil
-	case err != nil:
-		return "", false, a.failure(err, k, "get")
-	}
-	object, is := o.(metav1.Object)
-	if !is {
-		return "", false, fmt.Errorf("the API server sent an unexpected %T", o)
-	}
-	return object.GetResourceVersion(), true, nil
 }

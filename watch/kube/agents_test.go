@@ -10,18 +10,22 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"sluice/bench/testbed/apiserver"
+	"sluice/filter/policy"
 	"sluice/watch/kube"
 )
 
-// agentPod returns the pod of an agent.
+// agentPod returns the pod of an agent that was created at a Unix time.
 func agentPod(name, node string, phase corev1.PodPhase, created int64) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name, Labels: map[string]string{"app": "sluice"}, CreationTimestamp: metav1.Unix(created, 0)},
@@ -45,7 +49,7 @@ func agentsOf(t *testing.T, opts apiserver.Options, pods ...*corev1.Pod) *kube.A
 	return agents
 }
 
-// Of each node, the pod to ask is the one that runs, and of several the younger one.
+// Pods returns for each node the pod that runs or, if several run, the youngest.
 func TestAgentPods(t *testing.T) {
 	ending := agentPod("a-ending", "a", corev1.PodRunning, 9)
 	ending.DeletionTimestamp = &metav1.Time{Time: time.Unix(10, 0)}
@@ -85,32 +89,32 @@ func TestRunInPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := agents.Run(t.Context(), pods[0], []string{"echo", "a b", "--c=d"}, &out); err != nil || out.String() != "kube-system/p sluice echo|a b|--c=d\n" {
+	if err := agents.Run(t.Context(), pods[0], kube.Command{Args: []string{"echo", "a b", "--c=d"}, Out: &out}); err != nil || out.String() != "kube-system/p sluice echo|a b|--c=d\n" {
 		t.Errorf("%q, %v", out.String(), err)
 	}
 	var failed *kube.CommandError
-	if err := agents.Run(t.Context(), pods[0], []string{"fail"}, io.Discard); !errors.As(err, &failed) || failed.Status != 3 || !strings.HasPrefix(failed.Text, "one; two; x") || len(failed.Text) > 5000 {
+	if err := agents.Run(t.Context(), pods[0], kube.Command{Args: []string{"fail"}, Out: io.Discard}); !errors.As(err, &failed) || failed.Status != 3 || !strings.HasPrefix(failed.Text, "one; two; x") || len(failed.Text) > 5000 {
 		t.Errorf("%.100v", err)
 	}
-	// A command that waits for the end of its input ends with the client.
+	// The input of a command ends when its client ends.
 	ctx, stop := context.WithCancel(t.Context())
 	in, lines := io.Pipe()
 	go func() {
-		_, _ = in.Read(make([]byte, 100)) // it runs
+		_, _ = in.Read(make([]byte, 100)) // returns when the command runs
 		stop()
 	}()
-	if err := agents.Run(ctx, pods[0], []string{"stay"}, lines); !errors.Is(err, context.Canceled) {
+	if err := agents.Run(ctx, pods[0], kube.Command{Args: []string{"stay"}, Out: lines}); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 	<-ended
 	stopped := pods[0]
 	stopped.Running = false
-	if err := agents.Run(t.Context(), stopped, []string{"echo"}, io.Discard); err == nil || !strings.Contains(err.Error(), "does not run") {
+	if err := agents.Run(t.Context(), stopped, kube.Command{Args: []string{"echo"}, Out: io.Discard}); err == nil || !strings.Contains(err.Error(), "does not run") {
 		t.Errorf("%v", err)
 	}
 }
 
-// Errors name the right that is missing.
+// The errors name the right that the user lacks.
 func TestAgentsNeedRights(t *testing.T) {
 	refuse := func(part string) apiserver.Options {
 		return apiserver.Options{Exec: func(apiserver.Command) int { return 0 }, Refuse: func(r *http.Request) *metav1.Status {
@@ -128,7 +132,95 @@ func TestAgentsNeedRights(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := agents.Run(t.Context(), pods[0], []string{"x"}, io.Discard); err == nil || !strings.Contains(err.Error(), "pods/exec") {
+	if err := agents.Run(t.Context(), pods[0], kube.Command{Args: []string{"x"}, Out: io.Discard}); err == nil || !strings.Contains(err.Error(), "pods/exec") {
 		t.Errorf("%v", err)
+	}
+}
+
+// Versions gets few policies, and lists many. If the user may not list them, it gets them as well.
+func TestVersionsOfPolicies(t *testing.T) {
+	var lists, gets int
+	var forbidden string
+	var mu sync.Mutex
+	api := apiserver.New(apiserver.Options{Refuse: func(r *http.Request) *metav1.Status {
+		mu.Lock()
+		defer mu.Unlock()
+		switch path := r.URL.Path; {
+		case forbidden != "" && strings.HasSuffix(path, forbidden):
+			return &metav1.Status{Status: metav1.StatusFailure, Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: "it is forbidden"}
+		case strings.HasSuffix(path, "policies"):
+			lists++
+		case strings.Contains(path, "policies/"):
+			gets++
+		}
+		return nil
+	}})
+	api.Install("v1beta1")
+	server := httptest.NewServer(api)
+	t.Cleanup(server.Close)
+	agents, err := kube.NewAgents(&rest.Config{Host: server.URL, QPS: -1}, "kube-system", "app=sluice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const count = 1200
+	want := make(map[policy.Ref]kube.PolicyVersion)
+	var refs []policy.Ref
+	add := func(o apiserver.Object, ref policy.Ref, tier string) {
+		api.Set(o)
+		refs = append(refs, ref)
+		want[ref] = kube.PolicyVersion{Resource: api.Get(o).GetResourceVersion(), Tier: tier}
+	}
+	o := &v1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "platform"}, Spec: v1beta1.ClusterNetworkPolicySpec{Tier: v1beta1.AdminTier}}
+	add(o, policy.Ref{Kind: "ClusterNetworkPolicy", Name: "platform"}, "Admin")
+	for i := range count {
+		namespace, name := fmt.Sprintf("n%d", i/60), fmt.Sprintf("p%d", i)
+		o := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+		add(o, policy.Ref{Kind: "NetworkPolicy", Namespace: namespace, Name: name}, "")
+	}
+	none := policy.Ref{Kind: "NetworkPolicy", Namespace: "n0", Name: "none"}
+	check := func(name string, of []policy.Ref, wantLists, wantGets int) {
+		t.Helper()
+		lists, gets = 0, 0
+		got, err := agents.Versions(t.Context(), append(slices.Clone(of), none, of[0]))
+		if err != nil || len(got) != len(of) || lists != wantLists || gets != wantGets {
+			t.Fatalf("%s: %d versions, %d lists, %d gets, %v", name, len(got), lists, gets, err)
+		}
+		for _, ref := range of {
+			if got[ref] != want[ref] {
+				t.Errorf("%s: %v is %v, want %v", name, ref, got[ref], want[ref])
+			}
+		}
+	}
+	check("few", refs[:20], 0, 21)
+	check("one namespace", refs[:61], 1, 1)
+	check("20 namespaces", refs, 20, 1)
+	forbidden = "/n3/networkpolicies"
+	check("no right to list in one", refs, 19, 61)
+	forbidden = "/networkpolicies/p7"
+	if _, err := agents.Versions(t.Context(), refs[:20]); err == nil || !strings.Contains(err.Error(), "let this user get networkpolicies") {
+		t.Errorf("%v", err)
+	}
+	forbidden = ""
+	for i := range 10 { // with more namespaces, it lists the policies of the cluster
+		namespace := fmt.Sprintf("m%d", i)
+		add(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "p"}}, policy.Ref{Kind: "NetworkPolicy", Namespace: namespace, Name: "p"}, "")
+	}
+	check("30 namespaces", refs, 3, 1)
+}
+
+// Nodes whose operating system is not Linux need no agent.
+func TestNodesOfAgents(t *testing.T) {
+	api := apiserver.New(apiserver.Options{})
+	for name, os := range map[string]string{"a": "linux", "b": "windows", "c": ""} {
+		api.Set(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelOSStable: os}}})
+	}
+	server := httptest.NewServer(api)
+	t.Cleanup(server.Close)
+	agents, err := kube.NewAgents(&rest.Config{Host: server.URL}, "kube-system", "app=sluice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if nodes, err := agents.Nodes(t.Context()); err != nil || !slices.Equal(nodes, []string{"a", "c"}) {
+		t.Errorf("%q, %v", nodes, err)
 	}
 }

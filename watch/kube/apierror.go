@@ -41,7 +41,8 @@ func (e *APIError) Error() string {
 
 func (e *APIError) Unwrap() error { return e.Cause }
 
-// once returns the error without the hint that sluice retries: the agent does, and commands do not.
+// once removes the hint that sluice retries, which is true of the agent only, and returns the error. It
+// is for commands, which send a request once.
 func (e *APIError) once() *APIError {
 	e.Hint = strings.TrimSuffix(strings.TrimSuffix(e.Hint, "sluice retries"), "; ")
 	return e

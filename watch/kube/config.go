@@ -123,6 +123,8 @@ func kubeconfigTarget(opts ConfigOptions) (*Target, error) {
 		return nil, fmt.Errorf("read the kubeconfig %s: %w: write a kubeconfig as kubectl config view prints one", file, err)
 	case opts.Kubeconfig == "" && opts.Context == "" && clientcmdapi.IsConfigEmpty(&raw):
 		return nil, fmt.Errorf("%w in %s", ErrNoCluster, file)
+	case opts.Kubeconfig == "" && clientcmdapi.IsConfigEmpty(&raw):
+		return nil, fmt.Errorf("there is no kubeconfig in %s, and so no context %q: give --kubeconfig FILE", file, opts.Context)
 	}
 	if err := checkContext(&raw, opts.Context, file); err != nil {
 		return nil, err

@@ -308,6 +308,9 @@ current-context: one
 		t.Errorf("another context: %v, %v", target, err)
 	}
 	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
+	if _, err := FindTarget(ConfigOptions{Context: "foo"}); err == nil || errors.Is(err, ErrNoCluster) || !strings.Contains(err.Error(), `there is no kubeconfig in `+filepath.Join(dir, "none")+`, and so no context "foo"`) {
+		t.Errorf("a context without a kubeconfig: %v", err)
+	}
 	if _, err := FindTarget(ConfigOptions{}); !errors.Is(err, ErrNoCluster) || !strings.Contains(err.Error(), "none") {
 		t.Errorf("no kubeconfig: %v", err)
 	}

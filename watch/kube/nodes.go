@@ -24,8 +24,10 @@ type nodeText struct {
 // The marks of items.
 const (
 	rangeItem = 'r' // a pod range
-	ipItem    = 'i' // an address that must be an IP address, because of its type
-	nameItem  = 'n' // an address that may be a name
+	// An InternalIP and an ExternalIP must be IP addresses. Any other address may be a name.
+	internalItem = 'i'
+	externalItem = 'e'
+	nameItem     = 'n'
 )
 
 func (t *nodeText) reset() { t.labels, t.items = t.labels[:0], t.items[:0] }
@@ -34,12 +36,13 @@ func (t *nodeText) add(mark byte, text []byte) {
 	t.items = append(append(append(t.items, mark), text...), 0)
 }
 
-// addressItem returns the mark of the item for an address with the given type: ipItem for
-// InternalIP and ExternalIP, otherwise nameItem.
+// addressItem returns the mark of the item for an address with the given type.
 func addressItem(addressType []byte) byte {
 	switch corev1.NodeAddressType(addressType) {
-	case corev1.NodeInternalIP, corev1.NodeExternalIP:
-		return ipItem
+	case corev1.NodeInternalIP:
+		return internalItem
+	case corev1.NodeExternalIP:
+		return externalItem
 	}
 	return nameItem
 }
@@ -80,21 +83,31 @@ func (n *nodes) read(o *node) (changed bool) {
 // forget forgets a deleted Node.
 func (n *nodes) forget(name string) { delete(n.known, name) }
 
+// parse reads the text form of a Node. The internal addresses come first, as in kubepod.ReadNode.
 func (n *nodes) parse(o *node) *policy.Node {
 	size, start := binary.Uvarint([]byte(o.text))
 	form := &policy.Node{Name: o.Name, Labels: parseLabels(o.text[start : start+int(size)]).of()}
+	type address struct {
+		mark byte
+		text string
+	}
+	var internal, others []address
 	for items := o.text[start+int(size):]; len(items) > 0; {
 		mark := items[0]
 		item, rest, _ := strings.Cut(items[1:], zero)
 		switch items = rest; mark {
 		case rangeItem:
 			n.parseRange(form, item)
-		case ipItem, nameItem:
-			before := len(form.Addrs)
-			form.Addrs = kubepod.AppendAddr(form.Addrs, item)
-			if mark == ipItem && len(form.Addrs) == before {
-				n.log.Warn("unreadable address of a Node skipped", event.NodeAddressUnreadable.Attr(), "node", o.Name, "field", "status.addresses", "address", item)
-			}
+		case internalItem:
+			internal = append(internal, address{mark, item})
+		default:
+			others = append(others, address{mark, item})
+		}
+	}
+	for _, a := range append(internal, others...) {
+		form.Addrs = kubepod.AppendAddr(form.Addrs, a.text)
+		if _, err := netip.ParseAddr(a.text); err != nil && a.mark != nameItem {
+			n.log.Warn("unreadable address of a Node skipped", event.NodeAddressUnreadable.Attr(), "node", o.Name, "field", "status.addresses", "address", a.text)
 		}
 	}
 	return form

@@ -144,16 +144,18 @@ type namespace struct {
 	labels map[string]string
 	denial filter.Denial
 	wrong  *policy.Problem // of the annotation that denial is from; nil if there is none
+	log    policy.LogSetting
 }
 
 func slimNamespace(o *corev1.Namespace) *namespace {
 	denial, wrong := policy.NamespaceDenial(o.Name, o.Annotations)
-	return &namespace{slimMetaOf(o), o.Labels, denial, wrong}
+	return &namespace{slimMetaOf(o), o.Labels, denial, wrong, policy.ReadNamespaceLog(o.Name, o.Annotations)}
 }
 
 func (n *namespace) put(w *policy.Store) {
 	w.SetNamespace(n.Name, n.labels)
 	w.SetNamespaceDenial(n.Name, n.denial, n.wrong)
+	w.SetNamespaceLog(n.Name, n.log)
 }
 
 // DeepCopyObject returns the object itself, which is immutable.

@@ -18,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	kjson "sigs.k8s.io/json"
 
-	"sluice/filter/policy"
 	"sluice/filter/policy/near"
 )
 
@@ -119,43 +118,6 @@ func keyBelow(value any, path []string) string {
 		}
 	}
 	return ""
-}
-
-// annotations notes annotations that are probably meant for Sluice, and have no effect.
-func (c *checker) annotations(o metav1.Object, kind string) {
-	for _, key := range slices.Sorted(maps.Keys(o.GetAnnotations())) {
-		applies := c.kind != nil || kind == "Namespace"
-		ignores := key == policy.LintIgnoreAnnotation && kind != "Pod" && kind != "Node"
-		if ignores || key == policy.DenyWithAnnotation && applies || !likeDenyWith(key) {
-			continue
-		}
-		detail, hint := "Sluice has no such annotation; it has no effect", "write "+meantAnnotation(key)
-		if !applies {
-			detail, hint = "it has no effect on a "+kind, "annotate the policy or the namespace"
-		}
-		c.p.note(c.object, fmt.Sprintf("%smetadata.annotations[%q]", c.at, key), detail, hint)
-	}
-}
-
-// meantAnnotation returns the annotation of Sluice that was probably meant by an unknown key.
-func meantAnnotation(key string) string {
-	_, name, _ := strings.Cut(key, "/")
-	if _, similar := near.Name(name, []string{"ignore"}); similar {
-		return policy.LintIgnoreAnnotation
-	}
-	return policy.DenyWithAnnotation
-}
-
-// likeDenyWith reports whether the key of an annotation is, or is similar to, that which tells
-// how packets are denied. All keys with the prefix sluice/ count.
-func likeDenyWith(key string) bool {
-	prefix, name, has := strings.Cut(key, "/")
-	if !has {
-		prefix, name = "", key
-	}
-	_, similar := near.Name(strings.NewReplacer("_", "-", ".", "-").Replace(name), []string{"deny-with"})
-	return prefix == "sluice" || similar && (prefix == "" || strings.Contains(strings.ToLower(prefix), "sluice")) ||
-		!has && strings.HasPrefix(strings.ToLower(name), "sluice")
 }
 
 // meta checks the metadata that decisions depend on.

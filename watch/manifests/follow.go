@@ -65,6 +65,7 @@ func (o Objects) Apply(w *policy.Store) {
 		w.SetNamespace(ns.Name, ns.Labels)
 		denial, wrong := policy.NamespaceDenial(ns.Name, ns.Annotations)
 		w.SetNamespaceDenial(ns.Name, denial, wrong)
+		w.SetNamespaceLog(ns.Name, policy.ReadNamespaceLog(ns.Name, ns.Annotations))
 	}
 	for _, pod := range o.Pods {
 		w.SetPod(pod)

@@ -74,6 +74,7 @@ const (
 // problem. Any other problem of a file that was good keeps its last good state in force.
 func TestWhatHoldsAFileBack(t *testing.T) {
 	wrong := `, annotations: {sluice/deny-with: refuse}`
+	wrongLog := `, annotations: {sluice/log: deny}`
 	web := `{action: %s, to: [{domainNames: [www.example.org]}]}`
 	for _, tt := range []struct {
 		name, text string
@@ -83,6 +84,9 @@ func TestWhatHoldsAFileBack(t *testing.T) {
 		{"deny-with of a NetworkPolicy", fmt.Sprintf(holdTeam, wrong, ""), false, "has no effect"},
 		{"deny-with of a ClusterNetworkPolicy", fmt.Sprintf(holdAdmin, wrong, ""), false, "has no effect"},
 		{"deny-with of a Namespace", fmt.Sprintf(holdShop, wrong), false, "has no effect"},
+		{"log of a NetworkPolicy", fmt.Sprintf(holdTeam, wrongLog, ""), false, "has no effect"},
+		{"log of a ClusterNetworkPolicy", fmt.Sprintf(holdAdmin, wrongLog, ""), false, "has no effect"},
+		{"log of a Namespace", fmt.Sprintf(holdShop, wrongLog), false, "has no effect"},
 		{"another annotation", fmt.Sprintf(holdTeam, ", annotations: {sluice/deny_with: reject}", ""), false, ""},
 		{"domain names", fmt.Sprintf(holdAdmin, "", ", egress: ["+fmt.Sprintf(web, "Accept")+"]"), false, "not supported"},
 		{"an unknown field outside of the spec", fmt.Sprintf(holdTeam, ", labelz: {}", ""), false, ""},
@@ -163,6 +167,14 @@ func TestAnnotationsThatHaveNoEffect(t *testing.T) {
 		{fmt.Sprintf(holdTeam, `, annotations: {sluice/ignore: covered}`, ""), "", ""},
 		{fmt.Sprintf(holdTeam, `, annotations: {sluice/ignores: covered}`, ""), `metadata.annotations["sluice/ignores"]`, "write sluice/ignore"},
 		{`{apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {sluice/ignore: covered}}}`, `metadata.annotations["sluice/ignore"]`, "annotate the policy or the namespace"},
+		{fmt.Sprintf(holdTeam, `, annotations: {sluice/log: denied, log: x, logging: x, example.com/log: x, k8s.ovn.org/acl-logging: x}`, ""), "", ""},
+		{fmt.Sprintf(holdAdmin, `, annotations: {sluice/log: all}`, ""), "", ""},
+		{fmt.Sprintf(holdShop, `, annotations: {sluice/log: none}`), "", ""},
+		{fmt.Sprintf(holdShop, `, annotations: {sluice/Log: none}`), `metadata.annotations["sluice/Log"]`, "write sluice/log"},
+		{fmt.Sprintf(holdShop, `, annotations: {sluice/acl_logging: none}`), `metadata.annotations["sluice/acl_logging"]`, "write sluice/log"},
+		{fmt.Sprintf(holdTeam, `, annotations: {sluice.dev/log: all}`, ""), `metadata.annotations["sluice.dev/log"]`, "write sluice/log"},
+		{fmt.Sprintf(holdTeam, `, annotations: {log-verdicts: all}`, ""), `metadata.annotations["log-verdicts"]`, "write sluice/log"},
+		{`{apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {sluice/log: all}}}`, `metadata.annotations["sluice/log"]`, "annotate the policy or the namespace"},
 		{`{apiVersion: v1, kind: Pod, metadata: {name: x, annotations: {sluice/deny-with: drop}}}`, `metadata.annotations["sluice/deny-with"]`, "annotate the policy or the namespace"},
 	} {
 		objects, problems := read(t, map[string]string{"a.yaml": tt.text})

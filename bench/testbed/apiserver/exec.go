@@ -19,19 +19,24 @@ type Command struct {
 	Pod       types.NamespacedName
 	Container string
 	Args      []string
-	// Stdin ends when the client has gone.
+	// Stdin has the data that the client sends. It ends when the client closes the connection or the
+	// stream.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 }
 
-// The channels of the protocol v5.channel.k8s.io: the first byte of each message.
+// The numbers of channels in the protocol v5.channel.k8s.io. The first byte of a message is its channel.
 const (
+	stdinChannel  = 0
 	stdoutChannel = 1
 	stderrChannel = 2
 	errorChannel  = 3
+	// closeChannel closes the channel whose number follows.
+	closeChannel = 255
 )
 
-// exec executes a command in a pod, if Options.Exec is set and the request asks for that.
+// exec answers requests to execute a command in a pod, by Options.Exec. It returns false, without an
+// answer, for other requests and if Options.Exec is nil.
 func (s *Server) exec(w http.ResponseWriter, req *http.Request) bool {
 	path, is := strings.CutSuffix(req.URL.Path, "/exec")
 	parts := strings.Split(strings.TrimPrefix(path, "/api/v1/namespaces/"), "/")
@@ -50,15 +55,9 @@ func (s *Server) exec(w http.ResponseWriter, req *http.Request) bool {
 	}
 	defer conn.Close()
 	var mu sync.Mutex
-	in, gone := io.Pipe()
-	go func() {
-		for {
-			if _, _, err := conn.ReadMessage(); err != nil {
-				gone.Close()
-				return
-			}
-		}
-	}()
+	in, input := io.Pipe()
+	defer in.Close() // so that readInput does not wait for a reader
+	go readInput(conn, input)
 	status := s.opts.Exec(Command{
 		Pod: name, Container: req.FormValue("container"), Args: req.URL.Query()["command"], Stdin: in,
 		Stdout: &channel{conn, &mu, stdoutChannel}, Stderr: &channel{conn, &mu, stderrChannel},
@@ -73,6 +72,22 @@ func (s *Server) exec(w http.ResponseWriter, req *http.Request) bool {
 	return true
 }
 
+// readInput passes the data on that the client sends for the standard input of a command.
+func readInput(conn *websocket.Conn, input *io.PipeWriter) {
+	defer input.Close()
+	for {
+		_, message, err := conn.ReadMessage()
+		switch {
+		case err != nil, len(message) == 2 && message[0] == closeChannel && message[1] == stdinChannel:
+			return
+		case len(message) > 1 && message[0] == stdinChannel:
+			if _, err := input.Write(message[1:]); err != nil {
+				return // the command has ended
+			}
+		}
+	}
+}
+
 func commandStatus(code int) *metav1.Status {
 	if code == 0 {
 		return &metav1.Status{Status: metav1.StatusSuccess}
@@ -83,10 +98,10 @@ func commandStatus(code int) *metav1.Status {
 	}
 }
 
-// channel is a stream to the client.
+// channel is a stream to the client: a Writer that sends messages of one channel.
 type channel struct {
 	conn *websocket.Conn
-	mu   *sync.Mutex // of the connection
+	mu   *sync.Mutex // guards the writes to conn, which all channels share
 	id   byte
 }
 

@@ -69,8 +69,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	s.list(w, req, r, enc, "")
 }
 
-// policyIn returns the kind of policies whose objects are below a path, and the namespace in the path;
-// nil if there is none.
+// policyIn returns the resource of the policies whose objects are below a path, and the namespace in the
+// path. It returns nil if the path is not that of a list of policies.
 func (s *Server) policyIn(path string) (of *resource, namespace string) {
 	const policies = "networkpolicies"
 	rest, below := strings.CutPrefix(path, prefixes[policies]+"namespaces/")
@@ -87,8 +87,8 @@ func (s *Server) policyIn(path string) (of *resource, namespace string) {
 	return nil, ""
 }
 
-// namespaceOf returns the namespace whose objects of a resource a request asks for, or "" if it
-// asks for those of the whole cluster.
+// namespaceOf returns the namespace in a request for the objects of a resource; "" if the request is for
+// the objects of the whole cluster.
 func namespaceOf(resource string, req *http.Request) string {
 	rest, below := strings.CutPrefix(req.URL.Path, prefixes[resource]+"namespaces/")
 	namespace, in := strings.CutSuffix(rest, "/"+resource)

@@ -1,5 +1,5 @@
-// Package authority makes certificates for tests: an authority that signs those of servers and
-// clients, each in files of a directory of the test.
+// Package authority makes certificates for tests: an authority, and certificates of servers and clients
+// that it signs. It writes them to files in a temporary directory of the test.
 package authority
 
 import (
@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// Authority signs certificates. Its own is in ca.crt.
+// Authority signs certificates. The file ca.crt has its own certificate.
 type Authority struct {
 	Cert *x509.Certificate
 
@@ -33,10 +33,10 @@ func New(t testing.TB) *Authority {
 	return a
 }
 
-// Path returns the path of a file.
+// Path returns the path of a file that the authority has written, such as ca.crt.
 func (a *Authority) Path(file string) string { return filepath.Join(a.dir, file) }
 
-// Server signs a certificate with a DNS name, and writes NAME.crt and NAME.key.
+// Server signs the certificate of a server with a DNS name, and writes NAME.crt and NAME.key.
 func (a *Authority) Server(name, dns string) {
 	a.t.Helper()
 	a.sign(name, &x509.Certificate{DNSNames: []string{dns}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})

@@ -51,6 +51,12 @@ type screen struct {
 func desktop() screen { return screen{width: 1360, height: 820, scale: 1} }
 func phone() screen   { return screen{width: 390, height: 780, scale: 2, phone: true} }
 
+// inDark returns the same screen in the dark theme.
+func (s screen) inDark() screen {
+	s.dark = true
+	return s
+}
+
 // use makes a tab emulate the screen.
 func (s screen) use(ctx context.Context) error {
 	if _, err := chromedp.Call(ctx, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: s.width, Height: s.height, DeviceScaleFactor: s.scale, Mobile: s.phone}); err != nil {
@@ -145,10 +151,14 @@ func (t *tab) waitFor(condition string) error {
 	return nil
 }
 
-// picture writes the visible part of the page as a WebP file.
+// picture writes the visible part of the page as a WebP or PNG file, by the ending of its name.
 func (t *tab) picture(file string) error {
 	quality := int64(90)
-	image, err := chromedp.Call(t.ctx, page.CaptureScreenshot, page.CaptureScreenshotParams{Format: page.CaptureScreenshotFormatWebp, Quality: &quality})
+	format := page.CaptureScreenshotParams{Format: page.CaptureScreenshotFormatWebp, Quality: &quality}
+	if filepath.Ext(file) == ".png" {
+		format = page.CaptureScreenshotParams{Format: page.CaptureScreenshotFormatPng}
+	}
+	image, err := chromedp.Call(t.ctx, page.CaptureScreenshot, format)
 	if err != nil {
 		return fmt.Errorf("take the picture %s: %w", file, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 func main() {
@@ -20,10 +21,14 @@ func main() {
 	flag.StringVar(&w.sluice, "sluice", "bin/sluice", "the program `FILE`")
 	flag.StringVar(&w.dir, "in", "", "the `DIR` in which the program runs")
 	var manifests []string
+	flows := flag.String("flows", "", "the `FILE` with flows that the picture of the matrix with flows shows, relative to the directory of -in")
 	flag.Func("f", "the manifests `DIR` that the pictures show, relative to that of -in (repeatable)", func(dir string) error { manifests = append(manifests, dir); return nil })
+	var board dashboardPicture
+	flag.StringVar(&board.data, "dashboard", "", "take only the pictures of the dashboard, with the data in this `FILE`")
+	flag.StringVar(&board.uplot, "uplot", "", "the `DIR` of the package uplot, for -dashboard")
 	out := flag.String("o", "", "the `DIR` of the pictures")
 	flag.Parse()
-	if err := pictures(context.Background(), w, manifests, *out); err != nil {
+	if err := pictures(context.Background(), w, all(manifests, *flows), board, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "pictures:", err)
 		os.Exit(1)
 	}
@@ -31,7 +36,7 @@ func main() {
 
 // picture describes a picture of a page.
 type picture struct {
-	name     string
+	name     string   // with the ending of the format: .webp or .png
 	command  []string // the command of sluice that writes the page
 	fragment string
 	screen   screen
@@ -44,7 +49,7 @@ const (
 )
 
 // all returns the pictures to take: each page in the light and in the dark theme.
-func all(manifests []string) (list []picture) {
+func all(manifests []string, flows string) (list []picture) {
 	var read []string
 	for _, dir := range manifests {
 		read = append(read, "-f", dir)
@@ -53,18 +58,22 @@ func all(manifests []string) (list []picture) {
 		command = append(command, read...)
 		list = append(list, picture{name, command, fragment, s, ready})
 		s.dark = true
-		list = append(list, picture{name + "-dark", command, fragment, s, ready})
+		ending := filepath.Ext(name)
+		list = append(list, picture{strings.TrimSuffix(name, ending) + "-dark" + ending, command, fragment, s, ready})
 	}
 	cell := func(name string) string { return "cell=" + url.QueryEscape(name) }
 	wide := desktop()
 	wide.height = 760
-	add("matrix", wide, matrixDrawn, cell("monitoring/prometheus → shop/payment"), "matrix", "-o", "html")
-	add("report", wide, reportDrawn, "", "report", "-n", "pci", "--date", "2026-11-27", "-o", "html")
-	add("matrix-phone", phone(), matrixDrawn, "from=shop&to=shop&"+cell("shop/checkout → shop/cart"), "matrix", "-o", "html")
+	add("matrix.webp", wide, matrixDrawn, cell("monitoring/prometheus → shop/payment"), "matrix", "-o", "html")
+	add("report.webp", wide, reportDrawn, "", "report", "-n", "pci", "--date", "2026-11-27", "-o", "html")
+	add("matrix-phone.webp", phone(), matrixDrawn, "from=shop&to=shop&"+cell("shop/checkout → shop/cart"), "matrix", "-o", "html")
+	if flows != "" {
+		add("matrix-flows.png", wide, matrixDrawn, cell("shop/recommendations → shop/cart"), "matrix", "--flows", flows, "--from-namespace", "shop", "--to-namespace", "shop,pci", "-o", "html")
+	}
 	return list
 }
 
-func pictures(ctx context.Context, w writer, manifests []string, out string) error {
+func pictures(ctx context.Context, w writer, list []picture, board dashboardPicture, out string) error {
 	b, stop, err := start(ctx)
 	if err != nil {
 		return err
@@ -75,12 +84,15 @@ func pictures(ctx context.Context, w writer, manifests []string, out string) err
 		return err
 	}
 	defer os.RemoveAll(work)
-	for _, p := range all(manifests) {
+	if board.data != "" {
+		return board.pictures(b, work, out)
+	}
+	for _, p := range list {
 		file := filepath.Join(work, p.name+".html")
 		if err := w.write(ctx, file, p.command...); err != nil {
 			return err
 		}
-		if err := b.take(p, file, filepath.Join(out, p.name+".webp")); err != nil {
+		if err := b.take(p, file, filepath.Join(out, p.name)); err != nil {
 			return err
 		}
 	}
@@ -95,7 +107,9 @@ func (b *browser) take(p picture, file, image string) error {
 	}
 	defer stop()
 	if err := t.waitFor(p.ready); err != nil {
-		return err
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return fmt.Errorf("%w; errors of the page: %q", err, t.faults)
 	}
 	return t.picture(image)
 }

@@ -16,11 +16,11 @@ import (
 )
 
 const (
-	// Version is the version of Cilium whose programs are built: that whose API go.mod requires.
+	// Version is the version of Cilium whose programs are built. It is the version that go.mod requires.
 	Version = "v1.20.2"
 	module  = "github.com/cilium/cilium"
 
-	// Enable is the environment variable that enables the tests that need the programs.
+	// Enable is the environment variable that enables the tests with these programs.
 	Enable = "SLUICE_TEST_HUBBLE"
 )
 

@@ -55,6 +55,7 @@ type agent struct {
 	flows       *flows
 	manager     *iptables.Manager
 	evaluators  []*engine.Evaluator
+	series      engine.Series // which policies have metrics of their own
 	strangers   engine.Strangers
 	tracked     *conntrack.TrackedFlows
 	sweeper     *conntrack.Sweeper
@@ -66,6 +67,7 @@ type agent struct {
 	ending    chan struct{} // closed when the agent begins to shut down
 	gaps      chan struct{} // a value means that packets may have passed unjudged; see recordGap
 	handovers chan handover
+	tookOverC chan struct{} // closed when the predecessor has yielded
 
 	lease     io.Closer // while the lease is open, the predecessor yields; if it is closed, the predecessor enforces again; nil without a predecessor
 	rulesStay bool      // rules remain after the agent ends, because of --on-exit keep or because their removal failed
@@ -112,7 +114,7 @@ func newAgent(opts Options, log *slog.Logger) *agent {
 	return &agent{
 		opts: opts, log: log,
 		failed: make(chan error, 1), synced: make(chan struct{}), ending: make(chan struct{}), gaps: make(chan struct{}, 1),
-		handovers: make(chan handover), ruleChanges: newRuleChanges(),
+		handovers: make(chan handover), tookOverC: make(chan struct{}), ruleChanges: newRuleChanges(),
 	}
 }
 
@@ -165,7 +167,7 @@ func (a *agent) wire() error {
 func (a *agent) newEvaluator() queue.Evaluator {
 	config := engine.Config{
 		Published: &a.published, Observer: a.flows, Tracker: a.tracked, Translated: a.ipvs.translated,
-		Rejects: a.manager.Rejects, Strangers: &a.strangers, FailOpen: a.opts.Rules.FailOpen,
+		Rejects: a.manager.Rejects, Strangers: &a.strangers, Series: &a.series, FailOpen: a.opts.Rules.FailOpen,
 	}
 	if a.kernel != nil {
 		config.Memory = a.kernel.NewWriter()

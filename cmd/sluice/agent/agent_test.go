@@ -167,7 +167,7 @@ func TestChangeGoesThroughTheStages(t *testing.T) {
 	for _, s := range f.stages() {
 		names = append(names, s.String())
 	}
-	if got, want := strings.Join(names, ", "), "workers, pending packets, kernel cache, guard, rules, connections"; got != want {
+	if got, want := strings.Join(names, ", "), "verdict log, workers, pending packets, kernel cache, guard, rules, connections"; got != want {
 		t.Errorf("the stages are %s, want %s", got, want)
 	}
 }

@@ -12,12 +12,13 @@ import (
 	"time"
 
 	"sluice/cmd/sluice/agent/status"
+	"sluice/cmd/sluice/agent/telemetry"
 	"sluice/filter"
 	"sluice/filter/policy"
 )
 
-// maxPending bounds the snapshots that wait one by one until they are in force. More than that are
-// recorded together, and come into force together.
+// maxPending bounds the pending snapshots that are recorded separately. Further ones are merged into the
+// last, and come into force together.
 const maxPending = 16
 
 // enforced records which versions of policies are in force. A snapshot is in force when all stages have
@@ -28,7 +29,7 @@ type enforced struct {
 	digest   policy.Digest
 	since    time.Time // when the digest came into force; zero before the first snapshot
 
-	pending        []pendingSnapshot // in their order
+	pending        []pendingSnapshot // in the order of their numbers
 	added          uint64            // number of the last snapshot that was recorded
 	settled, judge uint64            // numbers of the last snapshots that the stages, and a sweep, have applied
 }
@@ -36,12 +37,12 @@ type enforced struct {
 // inForce is a version of a policy in force. With its key, it takes some 190 bytes.
 type inForce struct {
 	resource string
-	digest   [16]byte // the first half: it is compared with others, and not with a forger's
+	digest   [16]byte // the first half of the digest: enough, because it only shows accidental differences
 	tier     policy.Tier
 	since    time.Time
 }
 
-// pendingSnapshot is what a snapshot changes, and is not in force yet.
+// pendingSnapshot holds the changes of a snapshot that is not in force yet, or of several successive ones.
 type pendingSnapshot struct {
 	number uint64
 	digest policy.Digest
@@ -71,7 +72,7 @@ func (e *enforced) swept(number uint64) {
 	e.promote()
 }
 
-// add records what a snapshot changes.
+// add records the changes of a snapshot as pending.
 func (e *enforced) add(s *policy.Snapshot) {
 	if len(e.pending) < maxPending {
 		e.pending = append(e.pending, pendingSnapshot{set: make(map[policy.Ref]policy.Version), gone: make(map[policy.Ref]bool)})
@@ -88,7 +89,7 @@ func (e *enforced) add(s *policy.Snapshot) {
 	}
 }
 
-// promote puts the pending snapshots in force that all parts have applied.
+// promote records those pending snapshots as in force that the stages and a sweep have applied.
 func (e *enforced) promote() {
 	now := time.Now()
 	for len(e.pending) > 0 && e.pending[0].number <= min(e.settled, e.judge) {
@@ -113,7 +114,7 @@ func (e *enforced) promote() {
 	}
 }
 
-// digestNow returns the digest in force and since when; nothing before the first snapshot.
+// digestNow returns the digest in force and since when it is; both are empty before the first snapshot.
 func (e *enforced) digestNow() (digest string, since time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -137,7 +138,7 @@ func (e *enforced) list() []status.PolicyInForce {
 	return all
 }
 
-// of returns the version as the status shows it.
+// of returns v, a version of the policy ref, in the form that the status shows.
 func (v inForce) of(ref policy.Ref) status.PolicyInForce {
 	p := status.PolicyInForce{
 		Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, Version: v.resource, Digest: hex.EncodeToString(v.digest[:]), Since: v.since,
@@ -148,7 +149,8 @@ func (v inForce) of(ref policy.Ref) status.PolicyInForce {
 	return p
 }
 
-// versions returns those of some policies that are in force. enforcing is false before any are.
+// versions returns which versions of the given policies are in force, without policies that are not in
+// force. v.Enforcing is false before the first snapshot is in force.
 func (e *enforced) versions(of []policy.Ref) (v status.Versions) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -161,24 +163,23 @@ func (e *enforced) versions(of []policy.Ref) (v status.Versions) {
 	return v
 }
 
-// serveVersions answers which versions of the policies in the parameters "policy" are in force.
+// serveVersions answers which versions of the policies that the request names are in force.
 func (a *agent) serveVersions(w http.ResponseWriter, r *http.Request) {
-	var of []policy.Ref
-	for _, text := range r.URL.Query()["policy"] {
-		ref, err := status.ParseRef(text)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		of = append(of, ref)
+	of, err := status.ReadVersionsRequest(r.Body)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
 	}
 	v := a.enforced.versions(of)
 	v.Node = a.opts.NodeName
+	s := telemetry.State{Failing: a.manager.Failures()}
+	a.network.addSettings(&s, a.opts.SysctlProblems)
+	v.Unready, v.Bypass = s.NotApplied()
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(v) // fails only if the client has hung up
 }
 
-// policies returns the policies in force, with the pods of this node that they select.
+// policies returns the policies in force, each with the pods of this node that it selects.
 func (a *agent) policies() []status.PolicyInForce {
 	all := a.enforced.list()
 	selected := podsByPolicy(a.published.Snapshot(), a.opts.NodeName)
@@ -188,7 +189,8 @@ func (a *agent) policies() []status.PolicyInForce {
 	return all
 }
 
-// podsByPolicy returns the pods of a node by the titles of the policies that select them, sorted.
+// podsByPolicy returns, for the title of each policy, the sorted names of the pods of a node that the
+// policy selects.
 func podsByPolicy(s *policy.Snapshot, node string) map[string][]string {
 	selected := make(map[string][]string)
 	if s == nil {
@@ -210,13 +212,14 @@ func podsByPolicy(s *policy.Snapshot, node string) map[string][]string {
 	}
 	for title, pods := range selected {
 		slices.Sort(pods)
-		selected[title] = slices.Compact(pods) // a pod has several addresses and directions
+		selected[title] = slices.Compact(pods) // a pod is listed once for each of its addresses and directions
 	}
 	return selected
 }
 
-// onNode reports whether an endpoint is a pod of the node. Pods in manifests need not have the name of
-// their node: those in the ranges of this node's pods, or all without such ranges, are taken for its own.
+// onNode reports whether an endpoint is a pod of the node. Pods in manifests need not name their node.
+// Such a pod counts as a pod of this node if its address is in this node's pod ranges or if the node has
+// no pod ranges.
 func onNode(s *policy.Snapshot, addr netip.Addr, e *policy.Endpoint, node string) bool {
 	if e.IsNode() {
 		return false

@@ -8,7 +8,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// What is kept of each policy in force stays small: less than 300 bytes with 10,000 policies.
+// With 10,000 policies, enforced takes less than 300 bytes for each.
 func TestEnforcedIsSmall(t *testing.T) {
 	const n = 10_000
 	w := policy.NewStore()

@@ -26,7 +26,7 @@ func versioned(name, value, resource string) policy.Encoded {
 	return e
 }
 
-// versionsOf returns "name@version" of the policies in force.
+// versionsOf returns the policies in force, each as "name@version".
 func versionsOf(e *enforced) (all []string) {
 	for _, p := range e.list() {
 		all = append(all, p.Name+"@"+p.Version)
@@ -72,11 +72,11 @@ func TestVersionsComeIntoForce(t *testing.T) {
 	check("applied with the next snapshot, whose sweep runs", "a@3", "b@2")
 	e.swept(three.Number())
 	check("swept", "a@3")
-	e.applied(three, true) // again
+	e.applied(three, true) // a repetition has no effect
 	check("applied twice", "a@3")
 }
 
-// However many snapshots wait for a sweep, what is kept is bounded.
+// The number of pending snapshots is bounded, even if no sweep ends.
 func TestPendingVersionsAreBounded(t *testing.T) {
 	var e enforced
 	w := policy.NewStore()
@@ -100,7 +100,7 @@ func TestPendingVersionsAreBounded(t *testing.T) {
 	}
 }
 
-// The time of a policy is that of its meaning: another version that means the same does not change it.
+// The time since when a policy is in force does not change with a version that has the same meaning.
 func TestVersionsKeepTheirTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var e enforced

@@ -15,11 +15,11 @@ import (
 
 	"sluice/cache/bpf"
 	"sluice/cache/conntrack"
+	"sluice/filter"
 	"sluice/filter/guard"
 	"sluice/filter/iptables"
 	"sluice/filter/policy"
 	"sluice/filter/queue"
-	"sluice/filter/verdictlog"
 	"sluice/watch"
 )
 
@@ -41,6 +41,8 @@ type fixture struct {
 	iptables *iptables.Fake
 	sweptAll atomic.Int64 // number of dumps of all connections
 	ended    chan error
+
+	kernelDenied atomic.Pointer[bpf.Denial] // the flow that fakeKernel reports as denied; nil for none
 }
 
 // Names of the steps that the fakes record.
@@ -61,7 +63,7 @@ const (
 func newFixture(t *testing.T) *fixture {
 	f := &fixture{t: t, in: make(chan watch.Update), hooks: make(map[string]func() error), ended: make(chan error, 1)}
 	opts := Options{
-		Manifests: []string{"a feed"}, Rules: iptables.Defaults, OnExit: RemoveRules, Overflow: DropPackets, Verdicts: verdictlog.None,
+		Manifests: []string{"a feed"}, Rules: iptables.Defaults, OnExit: RemoveRules, Overflow: DropPackets, Verdicts: filter.LogNone,
 	}
 	f.agent = newAgent(opts, slog.New(slog.DiscardHandler))
 	f.iptables = iptables.NewFake(iptables.IPv4)
@@ -245,8 +247,21 @@ func (k fakeKernel) Publish(*policy.Snapshot, policy.Changes) error { return k.f
 func (k fakeKernel) SetStarting([]netip.Prefix) error               { return nil }
 func (k fakeKernel) SetDevices(map[netip.Addr]uint32) error         { return nil }
 func (k fakeKernel) EnsurePins() error                              { return nil }
-func (k fakeKernel) Denials() ([]bpf.Denial, error)                 { return nil, nil }
-func (k fakeKernel) Stats() (bpf.Stats, error)                      { return bpf.Stats{}, nil }
+
+// Denials returns the flow in kernelDenied, if a test has set it.
+func (k fakeKernel) Denials() ([]bpf.Denial, error) {
+	if d := k.f.kernelDenied.Load(); d != nil {
+		return []bpf.Denial{*d}, nil
+	}
+	return nil, nil
+}
+
+func (k fakeKernel) Stats() (s bpf.Stats, err error) {
+	if d := k.f.kernelDenied.Load(); d != nil {
+		s.Denied = d.Packets
+	}
+	return s, nil
+}
 
 type fakeGuard struct{ f *fixture }
 

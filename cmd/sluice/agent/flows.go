@@ -17,40 +17,54 @@ import (
 	"sluice/filter/policy"
 )
 
-// missInterval is the time between two looks at what the kernel could not report.
+// missInterval is the time between two reads of the number of events that the kernel could not report.
 const missInterval = time.Second
 
-// kernelRate bounds the denials that the kernel reports of one source, within a second. Beyond it
-// they are left out, so that one pod that hammers a closed port does not use the records of all
-// others.
+// kernelRate bounds the denials of one source that the kernel reports within a second. The kernel leaves
+// out further ones, so that the records of one pod that retries without pause do not displace all others.
+// The help of "sluice observe" names this number.
 const kernelRate = 1000
 
-// flows records what happens on the node. While something watches, it follows the events of the
-// kernel too: connections that begin and end, and packets that the kernel's flow cache denies.
+// flows records the flows of the node. While something watches, it also follows the events of the
+// kernel: connections that begin and end, and packets that the kernel's flow cache denies.
 type flows struct {
 	*agent
 	log     *flow.Log
 	denials flow.Denials
-	// fromTable is set while the connection table reports allowed connections, so that a worker's
-	// verdict about their first packet makes no second record.
+	// fromTable is set while connections are recorded from the connection table. Meanwhile Observe records
+	// no packets that a worker allows, because each connection would get a second record.
 	fromTable atomic.Bool
 
 	table, denying following
+	tenure         tenure
 
-	kernelDenied engine.Counter
+	kernelDenied *engine.Counter
 	counting     sync.Mutex
-	counted      map[filter.Key]uint64 // the packets of each flow in the kernel that kernelDenied has
+	counted      map[filter.Key]uint64 // the kernel's count of packets of each flow, at the last countKernel
+	countedAt    time.Time             // time of the last countKernel
 	attributed   uint64                // the sum of the packets in kernelDenied
-	forgotten    uint64                // the packets that the kernel has denied and whose flow it has forgotten
+	forgotten    uint64                // denied packets without a verdict: see kernelDenials
 }
 
 func newFlows(a *agent, size int) *flows {
-	f := &flows{agent: a}
+	f := &flows{agent: a, kernelDenied: engine.NewCounter(&a.series), countedAt: time.Now()}
 	f.log = flow.NewLog(size, f.follow)
 	return f
 }
 
-// Observe implements engine.Observer and conntrack.Observer.
+// Marked implements conntrack.Observer. It records the open connections that are denied now, because
+// policies have changed. A connection that has ended for its ends denies them nothing.
+func (f *flows) Marked(c *conntrack.Marked) {
+	if c.Verdict.Action == filter.Allow || c.Closed || c.WasRevoked {
+		return
+	}
+	e := flow.Entry{Kind: flow.Denied, Revoked: true, Time: time.Now(), Key: c.Key, SrcPort: c.SrcPort, Verdict: c.Verdict}
+	f.setOwners(&e, f.published.Snapshot())
+	f.denials.Add(&e)
+	f.log.Add(&e)
+}
+
+// Observe implements engine.Observer.
 func (f *flows) Observe(p packet.Packet, v filter.Verdict) {
 	denied := v.Action != filter.Allow
 	if !denied && (!f.log.Watched().Connections || f.fromTable.Load()) {
@@ -71,23 +85,24 @@ func (f *flows) setOwners(e *flow.Entry, s *policy.Snapshot) {
 	}
 }
 
-// follow begins or ends following the kernel.
+// follow starts or stops following the kernel's events. w is what is watched.
 func (f *flows) follow(w flow.Watched) {
 	f.table.set(w.Connections, f.followTable)
 	f.denying.set(w.Denials && f.kernel != nil, f.followKernel)
 }
 
-// close ends following the kernel.
+// close stops following the kernel's events.
 func (f *flows) close() { f.follow(flow.Watched{}) }
 
-// following is a goroutine that runs while it is set.
+// following is a goroutine that set starts and stops.
 type following struct {
 	mu     sync.Mutex
-	cancel context.CancelFunc // nil while it does not run
+	cancel context.CancelFunc // nil while the goroutine does not run
 	ended  chan struct{}
 }
 
-// set begins run or ends it, and waits for its end. Before set returns, run has called begun.
+// set starts run in a goroutine if on is true, and waits until run has called begun or has returned. If
+// on is false, it ends run, and waits until run has returned.
 func (f *following) set(on bool, run func(ctx context.Context, begun func())) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -109,7 +124,7 @@ func (f *following) set(on bool, run func(ctx context.Context, begun func())) {
 	}()
 	select {
 	case <-begun:
-	case <-ended: // it cannot follow, and has logged why
+	case <-ended: // run has failed, and has logged the error
 	}
 }
 
@@ -151,7 +166,9 @@ func (f *flows) followKernel(ctx context.Context, begun func()) {
 	}
 }
 
-// miss records, at intervals, by how much a count of what is missing has grown.
+// miss calls count at intervals. count returns how many events the kernel could not report so far.
+// Whenever this number has grown, miss adds the difference to the missing records of the log. what names
+// the events in a log line.
 func (f *flows) miss(ctx context.Context, what string, count func() (uint64, error)) {
 	last, err := count()
 	tick := time.NewTicker(missInterval)
@@ -175,7 +192,8 @@ func (f *flows) miss(ctx context.Context, what string, count func() (uint64, err
 	f.agent.log.Warn("cannot count what is missing among the flows", "what", what, "err", err)
 }
 
-// connection records a connection that begins or ends if one end is a pod, or may be one.
+// connection records that a connection has begun or has ended, if its source or its destination is a pod
+// or may be one.
 func (f *flows) connection(c *conntrack.Event) {
 	s := f.published.Snapshot()
 	if s == nil || c.Malformed {
@@ -187,22 +205,30 @@ func (f *flows) connection(c *conntrack.Event) {
 		return
 	}
 	if c.Ended {
-		e.Kind, e.Counted = flow.Ended, c.Counted
+		e.Kind = flow.Ended
+	}
+	if f.log.Skip(e.Kind, e.Time) {
+		return // beyond the rate, a connection costs no decision
+	}
+	if c.Ended {
+		e.Counted = c.Counted
 		e.Sent, e.Received = flow.Traffic(c.Sent), flow.Traffic(c.Received)
-		if !c.Began.IsZero() {
+		if !c.Began.IsZero() && !c.Last.IsZero() {
 			e.Duration = max(e.Time.Sub(c.Began), 0)
+			e.Idle = min(max(e.Time.Sub(c.Last), 0), e.Duration)
 		}
 	} else if v := s.DecideBetween(&e.Key, c.Key.SrcAddr(), c.Key.DstAddr(), e.Src, e.Dst); v.Action == filter.Allow {
 		e.Verdict = v
 	} else {
-		// The policy has changed since, or the fail mode has allowed the packet: what the policies say
-		// now is not why it passed.
+		// The packet has passed, but the policies in force deny it: they have changed in between, or the
+		// fail mode has allowed it. So their verdict does not explain why it passed.
 		e.Verdict.Action = filter.Allow
 	}
 	f.log.Add(&e)
 }
 
-// isPod reports whether an address is a pod's, or is expected to be.
+// isPod reports whether an address belongs to a known pod, or probably belongs to a pod that the API
+// server has not reported yet.
 func isPod(s *policy.Snapshot, e *policy.Endpoint, addr netip.Addr) bool {
 	if e == nil {
 		return s.Pending(addr) != policy.Known
@@ -212,13 +238,16 @@ func isPod(s *policy.Snapshot, e *policy.Endpoint, addr netip.Addr) bool {
 
 // denied records a packet that the kernel's flow cache has denied.
 func (f *flows) denied(k *bpf.Event) {
+	if f.log.Skip(flow.Denied, k.Time) {
+		return
+	}
 	e := flow.Entry{Kind: flow.Denied, Kernel: true, Time: k.Time, Key: k.Key, SrcPort: k.SrcPort}
 	f.decideDenied(&e, k.Rejected)
 	f.log.Add(&e)
 }
 
-// decideDenied sets the verdict of a packet that the kernel has denied, and the owners of its
-// addresses. If the policies would allow it now, the verdict has no reason.
+// decideDenied sets the owners of the addresses and the verdict of a packet that the kernel has denied.
+// If the policies in force would allow the packet, the verdict has no reason.
 func (f *flows) decideDenied(e *flow.Entry, rejected bool) {
 	s := f.published.Snapshot()
 	if s == nil {
@@ -231,12 +260,12 @@ func (f *flows) decideDenied(e *flow.Entry, rejected bool) {
 	e.Verdict.Reject = rejected
 }
 
-// countInterval is the time between two counts of what the kernel has denied. In that time, more than
-// the some 4,000 flows that the kernel keeps may be denied: the packets of the others are counted
-// without a policy.
+// countInterval is the time between two counts of the packets that the kernel has denied. The kernel
+// keeps some 4,000 denied flows. If it denies more flows between two counts, the packets of those that it
+// no longer keeps are counted without a policy.
 const countInterval = 10 * time.Second
 
-// countDenials counts what the kernel denies, at intervals, until ctx ends.
+// countDenials counts the packets that the kernel denies, at intervals, until ctx ends.
 func (f *flows) countDenials(ctx context.Context) {
 	if f.kernel == nil {
 		return
@@ -253,44 +282,62 @@ func (f *flows) countDenials(ctx context.Context) {
 	}
 }
 
-// countKernel counts, by policy, what the kernel has denied since the last call.
+// countKernel counts, by policy, the packets that the kernel has denied since the last call.
 func (f *flows) countKernel() {
 	if f.kernel == nil {
 		return
 	}
 	f.counting.Lock()
 	defer f.counting.Unlock()
-	stats, err := f.kernel.Stats() // before the list: what is denied in between is in the list only
+	stats, err := f.kernel.Stats() // before Denials: so packets denied in between do not count as forgotten
 	var known []bpf.Denial
 	if err == nil {
 		known, err = f.kernel.Denials()
 	}
 	if err != nil {
-		f.agent.log.Debug("cannot count by policy what the kernel has denied", "err", err)
+		f.agent.log.Debug("cannot count what the kernel has denied", "err", err)
 		return
 	}
 	now := make(map[filter.Key]uint64, len(known))
 	for _, k := range known {
 		packets := k.Packets
 		if before := f.counted[k.Key]; before <= packets {
-			packets -= before // otherwise the kernel has forgotten the flow and begun to count again
+			packets -= before // if before is larger, the kernel has forgotten the flow and counts from 0 again
 		}
 		now[k.Key] = k.Packets
 		if packets > 0 {
-			e := flow.Entry{Key: k.Key}
-			f.decideDenied(&e, k.Rejected)
-			f.kernelDenied.Count(&e.Verdict, packets)
-			f.attributed += packets
+			f.countFlow(&k, packets)
 		}
 	}
-	f.counted = now
+	f.counted, f.countedAt = now, time.Now()
 	if all := stats.Denied + stats.Rejected; all > f.attributed {
 		f.forgotten = max(f.forgotten, all-f.attributed)
 	}
 }
 
-// kernelDenials returns the verdicts of what the kernel has denied, and the number of packets whose
-// flow it has forgotten. Neither ever becomes smaller.
+// countFlow counts packets of a flow that the kernel has denied. It assumes that the policies that are in
+// force now have denied them. The denial keeps these policies when policies change later. If the policies
+// in force would allow the packets, no policy can be named, and the packets count as forgotten.
+func (f *flows) countFlow(k *bpf.Denial, packets uint64) {
+	first, last := k.First, k.Last
+	if _, known := f.counted[k.Key]; known || first.IsZero() {
+		first = f.countedAt // earlier packets are already counted
+	}
+	if last.IsZero() { // the programs cannot read the clock
+		last = time.Now()
+	}
+	e := flow.Entry{Kind: flow.Denied, Kernel: true, Time: last, Key: k.Key, SrcPort: k.SrcPort}
+	f.decideDenied(&e, k.Rejected)
+	f.denials.AddMany(&e, packets, first)
+	if e.Verdict.Reason != filter.NoReason {
+		f.kernelDenied.Count(&e.Verdict, packets)
+		f.attributed += packets
+	}
+}
+
+// kernelDenials returns the verdicts on the packets that the kernel has denied. forgotten is the number of
+// the denied packets to which no verdict can be attributed: the kernel has forgotten their flow, or the
+// policies in force would allow them. No count ever becomes smaller.
 func (f *flows) kernelDenials() (known engine.Tally, forgotten uint64) {
 	f.countKernel()
 	f.counting.Lock()
@@ -298,19 +345,8 @@ func (f *flows) kernelDenials() (known engine.Tally, forgotten uint64) {
 	return *f.kernelDenied.Tally(), f.forgotten
 }
 
-// lastDenials returns the last distinct denials, those of the kernel's flow cache too.
+// lastDenials returns the last distinct denials, including those of the kernel's flow cache.
 func (f *flows) lastDenials() []flow.Denial {
-	all := f.denials.Clone()
-	if f.kernel != nil {
-		known, err := f.kernel.Denials()
-		if err != nil {
-			f.agent.log.Warn("cannot list what the kernel has denied", "err", err)
-		}
-		for _, k := range known {
-			e := flow.Entry{Kind: flow.Denied, Kernel: true, Time: k.Last, Key: k.Key, SrcPort: k.SrcPort}
-			f.decideDenied(&e, k.Rejected)
-			all.AddMany(&e, k.Packets, k.First)
-		}
-	}
-	return all.All()
+	f.countKernel()
+	return f.denials.All()
 }

@@ -253,6 +253,7 @@ func (a *agent) yield() bool {
 		return false
 	}
 	a.setPhase(yielded)
+	a.flows.tenure.end()
 	a.manager.Yield()
 	a.yieldGuard()
 	a.follower.Pause()
@@ -273,6 +274,7 @@ func (a *agent) enforceAgain(ctx context.Context) error {
 		a.removePins()
 	}
 	a.setPhase(enforcing)
+	a.flows.tenure.begin()
 	a.judgeAll(conntrack.ScopeAll)
 	return err
 }

@@ -22,7 +22,7 @@ import (
 type host struct {
 	tables      []iptables.Table
 	conntrack   conntrack.Table
-	connections func() (connectionEvents, error) // subscribes to the connections that begin and end
+	connections func() (connectionEvents, error) // subscribes to connections that begin and end
 	kernel      kernelCache                      // nil if the kernel remembers no verdicts
 	guard       interfaceGuard                   // nil if pods' interfaces are not guarded
 	predecessor predecessor                      // nil if no other agent enforces

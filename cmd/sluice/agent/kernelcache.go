@@ -34,7 +34,7 @@ func (a *agent) openKernel() error {
 		a.log.Info("the kernel remembers no verdicts", event.KernelCacheOff.Attr(), "because", why)
 		return nil
 	}
-	// The kernel must not remember denials with --fail open: it would still deny while no agent runs.
+	// With --fail open, the kernel must not remember denials, because it would deny while no agent runs.
 	allowedOnly := a.opts.Rules.FailOpen
 	c, err := bpf.Open(bpf.Options{BPFFS: a.opts.BPFFS, AllowedOnly: allowedOnly, Unattended: a.opts.Unattended, Logger: a.log})
 	switch {

@@ -258,6 +258,17 @@ func join(prefixes []netip.Prefix) string {
 
 // addTo adds the problems of kernel settings and of pods outside of all ranges to s.
 func (n *nodeNetwork) addTo(s *telemetry.State, onSysctl SysctlProblems) {
+	n.addSettings(s, onSysctl)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.outside) > 0 {
+		s.Problems = append(s.Problems, n.outsideProblem())
+		s.PodsOutside = len(n.outside)
+	}
+}
+
+// addSettings adds the problems of kernel settings to s.
+func (n *nodeNetwork) addSettings(s *telemetry.State, onSysctl SysctlProblems) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, p := range n.settings {
@@ -267,8 +278,4 @@ func (n *nodeNetwork) addTo(s *telemetry.State, onSysctl SysctlProblems) {
 		}
 	}
 	s.SysctlProblems = len(n.settings)
-	if len(n.outside) > 0 {
-		s.Problems = append(s.Problems, n.outsideProblem())
-		s.PodsOutside = len(n.outside)
-	}
 }

@@ -172,6 +172,9 @@ func TestSettingsAreReported(t *testing.T) {
 		if why := s.Unready(); (why != "") != unready || unready && !strings.Contains(why, "br_netfilter") {
 			t.Errorf("unready: %q, want a reason: %v", why, unready)
 		}
+		if why, bypass := s.NotApplied(); (why != "") != unready || (bypass != "") == unready || !strings.Contains(why+bypass, "br_netfilter") {
+			t.Errorf("not applied: %q, %q", why, bypass)
+		}
 	}
 	n.setUncheckedSources()
 	if p := n.problems("sysctl"); len(p) != 1 {

@@ -10,7 +10,6 @@ import (
 	"sluice/filter"
 	"sluice/filter/iptables"
 	"sluice/filter/policy"
-	"sluice/filter/verdictlog"
 )
 
 // Options are the settings of an agent.
@@ -51,8 +50,8 @@ type Options struct {
 	Socket      string // path of the socket for sluice status and for the agent that takes over
 
 	Hubble       hubble.Listen
-	FlowBuffer   int // number of records of flows that are kept for those who watch
-	Verdicts     verdictlog.Level
+	FlowBuffer   int             // number of records of flows that the log keeps for watchers
+	Verdicts     filter.LogLevel // of namespaces and policies without the annotation
 	VerdictsRate int
 	Version      string
 }

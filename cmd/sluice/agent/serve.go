@@ -60,7 +60,7 @@ func timeOf(when *atomic.Pointer[time.Time]) time.Time {
 func (a *agent) serve(ctx context.Context) {
 	telemetry.Serve(ctx, telemetry.Options{
 		Address: a.opts.HTTPAddress, Socket: a.opts.Socket, Logger: a.log,
-		HandOver: a.handOver, TookOver: a.tookOver, Flows: a.flows.serveFlows, Denials: a.flows.serveDenials, Policies: a.policies, Versions: a.serveVersions,
+		HandOver: a.handOver, TookOver: a.tookOver, Yielded: a.tookOverC, Flows: a.flows.serveFlows, Denials: a.flows.serveDenials, Policies: a.policies, Versions: a.serveVersions,
 		Services: a.hubbleServices(),
 	}, a.state)
 }
@@ -73,14 +73,35 @@ func (a *agent) hubbleServices() (all []telemetry.Service) {
 	}
 	socket, address := l.Servers(hubble.Options{
 		Log: a.flows.log, Snapshot: a.published.Snapshot, NodeName: a.opts.NodeName, Version: a.opts.Version, Logger: a.log,
+		Within: a.flows.tenure.within,
 	})
 	if l.Socket != "" {
 		all = append(all, telemetry.Service{Name: l.Socket, Unix: true, Flag: "--hubble-socket", Server: socket})
 	}
 	if l.Address != "" {
-		all = append(all, telemetry.Service{Name: l.Address, Flag: "--hubble-address", Server: address})
+		all = append(all, telemetry.Service{
+			Name: l.Address, Flag: "--hubble-address", Server: address,
+			Problems: func() []status.Problem { return certificateProblems(l.Address, address.Failure) },
+		})
 	}
 	return all
+}
+
+// certificateProblems returns a problem if the certificates of Hubble's API at an address cannot be read, or
+// if the agent's has expired. A rollout does not show this failure, because the agent nevertheless enforces
+// policies and is ready.
+func certificateProblems(address string, failure func() string) []status.Problem {
+	if failure == nil {
+		return nil
+	}
+	why := failure()
+	if why == "" {
+		return nil
+	}
+	return []status.Problem{{
+		Kind: "hubble", Where: address, Detail: why,
+		Hint: "correct the files of --hubble-tls-cert, --hubble-tls-key and --hubble-tls-client-ca; in the chart, the Secret of hubble.tlsSecret",
+	}}
 }
 
 // state returns the current state of the agent.
@@ -89,6 +110,7 @@ func (a *agent) state() *telemetry.State {
 		Settings: status.Settings{
 			Version: a.opts.Version, Node: a.opts.NodeName, PID: os.Getpid(), Tables: a.tableNames(), Queues: a.opts.Rules.Queues,
 			Fail: failMode(a.opts.Rules.FailOpen), OnExit: string(a.opts.OnExit), DenyWith: a.opts.Denial.Or(filter.DenialDrop).String(),
+			LogVerdicts: a.opts.Verdicts.Or(filter.LogNone).String(),
 		},
 		Now: time.Now(), Started: a.started, Ready: timeOf(&a.ready),
 		Snapshot: a.published.Snapshot(), Published: timeOf(&a.inForce),
@@ -100,6 +122,7 @@ func (a *agent) state() *telemetry.State {
 		s.Problems = append(s.Problems, status.Problem{Kind: "rules", Where: "of the other backend", Detail: (*left).Error()})
 	}
 	s.Digest, s.DigestSince = a.enforced.digestNow()
+	s.FlowRecords, s.FlowsLeftOut = a.flows.log.Stats()
 	s.Kernel = a.kernelStats()
 	s.KernelDenied, s.KernelUnknown = a.flows.kernelDenials()
 	s.Guard, s.Unguarded = a.guardStats()

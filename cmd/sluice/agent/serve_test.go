@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"sluice/bench/testbed/authority"
+	"sluice/cmd/sluice/agent/hubble"
 	"sluice/filter/policy"
 	"sluice/filter/policy/netpol"
 	"sluice/watch/manifests"
@@ -58,6 +60,35 @@ func TestProblemsAreReportedOnce(t *testing.T) {
 				t.Error("a problem that is not in the manifests is missing")
 			}
 		})
+	}
+}
+
+// While the certificates of Hubble's API cannot be read, the service has a problem that names the file and
+// the flags.
+func TestHubbleCertificateIsAProblem(t *testing.T) {
+	f := newFixture(t)
+	a := authority.New(t)
+	f.opts.Hubble = hubble.Listen{Address: ":4244", TLS: hubble.TLSFiles{Cert: a.Path("s.crt"), Key: a.Path("s.key"), ClientCA: a.Path("ca.crt")}}
+	all := f.hubbleServices()
+	if len(all) != 1 {
+		t.Fatalf("%d services, want one", len(all))
+	}
+	found := all[0].Problems()
+	if len(found) != 1 {
+		t.Fatalf("problems %v, want one", found)
+	}
+	for _, part := range []string{"hubble :4244: ", "s.crt: no such file or directory; all clients are refused", "--hubble-tls-cert", "hubble.tlsSecret"} {
+		if !strings.Contains(found[0].String(), part) {
+			t.Errorf("%q lacks %q", found[0], part)
+		}
+	}
+	a.Server("s", "n1")
+	if found := all[0].Problems(); len(found) > 0 {
+		t.Errorf("with the files: %v", found)
+	}
+	f.opts.Hubble = hubble.Listen{Address: "127.0.0.1:0", DisableTLS: true}
+	if found := f.hubbleServices()[0].Problems(); len(found) > 0 {
+		t.Errorf("without TLS: %v", found)
 	}
 }
 

@@ -10,12 +10,14 @@ import (
 // when its part decides nothing by an older snapshot, except the last one: a sweep may take
 // longer than the next change should wait, so the follower sweeps on its own goroutine.
 //
-// Pending packets come before the kernel cache, so that they do not wait for its stage, which
+// The verdict log comes first, so that it misses no verdict of the new snapshot. It waits for nothing
+// unless an annotation has changed what it watches, and then for some system calls. Pending packets come before the kernel cache, so that they do not wait for its stage, which
 // takes some 10 ms. The guard does not depend on the others. The rules come after both, because
 // iptables may wait for seconds for another program. Connections come last: a sweep is complete
 // only if no verdict of an older snapshot can still create or mark a connection.
 func (a *agent) stages() []watch.Stage {
 	return []watch.Stage{
+		watch.StageFunc{Name: "verdict log", Func: a.watchVerdicts},
 		watch.StageFunc{Name: "workers", Func: a.awaitWorkers},
 		watch.StageFunc{Name: "pending packets", Func: a.judgePending},
 		watch.StageFunc{Name: "kernel cache", Func: a.publishToKernel},
@@ -23,6 +25,12 @@ func (a *agent) stages() []watch.Stage {
 		watch.StageFunc{Name: "rules", Func: a.adaptRules},
 		watch.StageFunc{Name: "connections", Func: a.judgeConnections},
 	}
+}
+
+// watchVerdicts makes the verdict log watch what annotations ask for.
+func (a *agent) watchVerdicts(_ context.Context, c watch.Change) error {
+	a.verdicts.Follow(c.Snapshot.Logging())
+	return nil
 }
 
 // awaitWorkers returns when no worker decides by an older snapshot. From then on, deleted
@@ -37,6 +45,7 @@ func (a *agent) awaitWorkers(ctx context.Context, c watch.Change) error {
 			e.Forget(deleted)
 		}
 		a.flows.kernelDenied.Forget(deleted)
+		a.series.Free(deleted)
 	}
 	return err
 }

@@ -34,6 +34,7 @@ func (a *agent) start(ctx context.Context, background func(part func(context.Con
 	if err := a.applyRules(ctx, first); err != nil {
 		return err
 	}
+	a.flows.tenure.begin()
 	a.removeLeftovers(ctx, background)
 	if err := a.sweepAll(ctx, first); err != nil {
 		return err
@@ -53,6 +54,7 @@ func (a *agent) firstSnapshot(ctx context.Context) (*policy.Snapshot, error) {
 	case first = <-a.controller.First():
 	}
 	markNow(&a.inForce)
+	a.verdicts.Follow(first.Snapshot.Logging())
 	if err := a.publishToKernel(ctx, first); err != nil {
 		return nil, err
 	}
@@ -95,6 +97,9 @@ func (a *agent) takeOver(ctx context.Context) (err error) {
 // applyRules guards the interfaces and puts the rules in place.
 func (a *agent) applyRules(ctx context.Context, s *policy.Snapshot) error {
 	a.setPhase(applying)
+	if a.predecessor != nil {
+		close(a.tookOverC)
+	}
 	a.network.begin(s) // the ranges of starting pods must be known before packets are queued
 	a.ruleChanges.last = a.needs(watch.Change{Snapshot: s})
 	a.setNeeds(ctx, a.ruleChanges.last) // writes nothing yet

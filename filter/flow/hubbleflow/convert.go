@@ -1,9 +1,10 @@
-// Package hubbleflow writes records of flows in the form of Hubble's API, and selects them as
-// Hubble's clients ask. The API is that of github.com/cilium/cilium/api/v1.
+// Package hubbleflow converts records of flows to flows of Hubble's API and back, and implements the
+// filters of that API. The API is that of github.com/cilium/cilium/api/v1.
 //
-// A flow of Hubble has one direction, and a record has both: the flow has the direction that denies
-// or, if it is allowed, that of the end on the node of the record. The policies of both directions
-// are in the flow all the same.
+// A flow of Hubble has one direction, whereas a record has both. A flow that policies deny has the
+// direction that denies. The direction of another flow depends on which end is on the node of the record.
+// It is egress if only the source is on the node, and ingress if only the destination is. The flow always
+// has the policies of both directions.
 package hubbleflow
 
 import (
@@ -11,8 +12,6 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
-	"net/netip"
-	"slices"
 	"strings"
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
@@ -24,22 +23,21 @@ import (
 	"sluice/filter/flow"
 )
 
-// Cilium's numbers, which its clients know.
+// Cilium's numbers and labels, which its clients know, and the name of who makes the flows.
 const (
+	emitter = "Sluice"
+
 	policyVerdict = 5 // type of an event: what policies say about a packet
 
-	matchNone   = 0 // policy_match_type: no rule matches
-	matchL3L4   = 2 // a rule matches
-	matchAll    = 4 // no policy concerns the flow
-	hostID      = 1 // identities
-	worldID     = 2
-	remoteID    = 6
+	matchNone   = 0                                  // policy_match_type: no rule matches
+	matchL3L4   = 2                                  // a rule matches
+	matchAll    = 4                                  // allowed, and no rule matches
 	namespaceOf = "k8s:io.kubernetes.pod.namespace=" // label that Hubble's clients expect
 )
 
-// Response returns a record as Observer.GetFlows answers it and "hubble observe -o jsonpb" prints it.
-// It returns nil for the end of a connection and for what was not recorded, for which Hubble has
-// nothing.
+// Response returns a record in the form in which Observer.GetFlows sends it and "hubble observe -o jsonpb"
+// prints it. It returns nil for a connection that has ended and for an Unrecorded, because Hubble has no
+// form for them.
 func Response(r *flow.Record) *observerpb.GetFlowsResponse {
 	at := timestamppb.New(r.Time)
 	out := &observerpb.GetFlowsResponse{NodeName: r.Node, Time: at}
@@ -60,11 +58,11 @@ func Response(r *flow.Record) *observerpb.GetFlowsResponse {
 func Flow(r *flow.Record) *flowpb.Flow {
 	f := &flowpb.Flow{
 		Time: timestamppb.New(r.Time), Uuid: uuidOf(r), NodeName: r.Node,
-		Emitter:   &flowpb.Emitter{Name: "Sluice"},
+		Emitter:   &flowpb.Emitter{Name: emitter},
 		Verdict:   flowpb.Verdict_FORWARDED,
 		Type:      flowpb.FlowType_L3_L4,
 		EventType: &flowpb.CiliumEventType{Type: policyVerdict},
-		IsReply:   wrapperspb.Bool(false), // missing would mean unknown, and hubble-ui shows no such flow
+		IsReply:   wrapperspb.Bool(false), // nil would mean unknown, and hubble-ui hides such flows
 		IP:        ipOf(r), L4: layer4Of(r),
 		Source: endpointOf(r.From, r.Src), Destination: endpointOf(r.Into, r.Dst),
 		TrafficDirection: directionOf(r),
@@ -75,6 +73,9 @@ func Flow(r *flow.Record) *flowpb.Flow {
 		f.Verdict, f.DropReasonDesc = flowpb.Verdict_DROPPED, dropReasonOf(r)
 		f.DropReason = uint32(f.DropReasonDesc) //nolint:staticcheck // deprecated, and hubble-ui reads it
 	}
+	if r.Revoked {
+		f.IsReply = nil // the packets that are dropped from now on may have both directions
+	}
 	f.PolicyMatchType = matchOf(r)
 	f.Summary = summaryOf(r) //nolint:staticcheck // deprecated, and hubble prints it
 	return f
@@ -82,8 +83,8 @@ func Flow(r *flow.Record) *flowpb.Flow {
 
 func isDenied(r *flow.Record) bool { return r.Event == flow.Denied.String() }
 
-// uuidOf returns the same UUID for the same record, wherever it is converted: a hash in the form of
-// version 8 of RFC 9562.
+// uuidOf returns a UUID of version 8 (RFC 9562): a hash of the record, so that each conversion of the
+// record returns the same UUID.
 func uuidOf(r *flow.Record) string {
 	h := fnv.New128a()
 	for _, part := range []any{r.Time.UnixNano(), r.SrcPort, r.DstPort, r.Src.As16(), r.Dst.As16()} {
@@ -96,7 +97,9 @@ func uuidOf(r *flow.Record) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// directionOf returns the direction of a flow: see the comment of the package.
+// directionOf returns the direction of a flow: see the comment of the package. If both ends are on the
+// node of the record, it is ingress, unless only policies of the source concern the flow. If neither end
+// is, it is ingress if the destination is a pod, and otherwise egress.
 func directionOf(r *flow.Record) flowpb.TrafficDirection {
 	if isDenied(r) {
 		switch {
@@ -109,7 +112,7 @@ func directionOf(r *flow.Record) flowpb.TrafficDirection {
 	from, into := isHere(r.From, r), isHere(r.Into, r)
 	switch {
 	case from && into && r.Ingress == nil && r.Egress != nil:
-		return flowpb.TrafficDirection_EGRESS // only policies of the source concern it
+		return flowpb.TrafficDirection_EGRESS // only policies of the source concern the flow
 	case into:
 		return flowpb.TrafficDirection_INGRESS
 	case from, r.Into == nil, r.Into.Kind != flow.PodEnd:
@@ -120,13 +123,13 @@ func directionOf(r *flow.Record) flowpb.TrafficDirection {
 
 func denies(s *flow.Side) bool { return s != nil && s.Action == filter.RuleDenies.String() }
 
-// isHere reports whether an end is on the node of the record, or is that node.
+// isHere reports whether an end is a pod on the node of the record, or this node itself.
 func isHere(e *flow.End, r *flow.Record) bool {
 	return e != nil && (e.Kind == flow.HostEnd || e.Kind == flow.PodEnd && e.Node != "" && e.Node == r.Node)
 }
 
-// dropReasonOf returns Cilium's name for a reason. POLICY_DENIED is that nothing allows the flow,
-// and POLICY_DENY that a rule denies it.
+// dropReasonOf returns Cilium's name for a reason. POLICY_DENIED means that nothing allows the flow, and
+// POLICY_DENY that a rule denies it.
 func dropReasonOf(r *flow.Record) flowpb.DropReason {
 	for _, s := range []*flow.Side{r.Egress, r.Ingress} {
 		if denies(s) && s.Rule != "" {
@@ -159,7 +162,7 @@ func matchOf(r *flow.Record) uint32 {
 	return matchAll
 }
 
-// summaryOf is what hubble prints in brackets.
+// summaryOf returns the text that hubble prints in brackets.
 func summaryOf(r *flow.Record) string {
 	text := strings.TrimSpace(r.Protocol + " " + r.Transport)
 	if r.Answer != "" {
@@ -198,30 +201,6 @@ func layer4Of(r *flow.Record) *flowpb.Layer4 {
 		return &flowpb.Layer4{Protocol: &flowpb.Layer4_ICMPv6{ICMPv6: &flowpb.ICMPv6{}}}
 	}
 	return nil
-}
-
-// endpointOf describes an end. Only ends that Cilium reserves an identity for have one: pods are
-// known by their workloads, which hubble-ui then makes a card of.
-func endpointOf(e *flow.End, addr netip.Addr) *flowpb.Endpoint {
-	switch {
-	case e == nil && !addr.IsValid():
-		return &flowpb.Endpoint{Labels: []string{"reserved:unknown"}}
-	case e == nil, e.Kind == flow.WorldEnd:
-		return &flowpb.Endpoint{Identity: worldID, Labels: []string{"reserved:world"}}
-	case e.Kind == flow.HostEnd:
-		return &flowpb.Endpoint{Identity: hostID, Labels: []string{"reserved:host"}}
-	case e.Kind == flow.RemoteNodeEnd:
-		return &flowpb.Endpoint{Identity: remoteID, Labels: []string{"reserved:remote-node"}}
-	}
-	out := &flowpb.Endpoint{Namespace: e.Namespace, PodName: e.Pod, Labels: []string{namespaceOf + e.Namespace}}
-	for k, v := range e.Labels {
-		out.Labels = append(out.Labels, "k8s:"+k+"="+v)
-	}
-	slices.Sort(out.Labels)
-	if w := e.Workload; w != nil {
-		out.Workloads = []*flowpb.Workload{{Kind: w.Kind, Name: w.Name}}
-	}
-	return out
 }
 
 // policiesOf returns the policies of a side: those that allow, or those that deny.

@@ -39,7 +39,7 @@ func allowed() *flow.Record {
 	return r
 }
 
-// A line is what hubble prints and reads, to the byte.
+// A record becomes the JSON that hubble prints and reads.
 func TestJSON(t *testing.T) {
 	line, err := json.Marshal(hubbleflow.Response(denied()))
 	if err != nil {
@@ -47,8 +47,8 @@ func TestJSON(t *testing.T) {
 	}
 	want := `{"flow":{"time":"2026-11-27T06:00:00.123456789Z","uuid":"UUID","verdict":"DROPPED","drop_reason":133,` +
 		`"IP":{"source":"10.0.0.1","destination":"10.0.1.2","ipVersion":"IPv4"},"l4":{"TCP":{"source_port":40000,"destination_port":5432}},` +
-		`"source":{"namespace":"shop","labels":["k8s:app=web","k8s:io.kubernetes.pod.namespace=shop"],"pod_name":"web-6d4cf56db6-x2k4q","workloads":[{"name":"web","kind":"Deployment"}]},` +
-		`"destination":{"namespace":"shop","labels":["k8s:app=db","k8s:io.kubernetes.pod.namespace=shop"],"pod_name":"db-0"},` +
+		`"source":{"identity":702776570,"namespace":"shop","labels":["k8s:app=web","k8s:io.kubernetes.pod.namespace=shop"],"pod_name":"web-6d4cf56db6-x2k4q","workloads":[{"name":"web","kind":"Deployment"}]},` +
+		`"destination":{"identity":1276157185,"namespace":"shop","labels":["k8s:app=db","k8s:io.kubernetes.pod.namespace=shop"],"pod_name":"db-0","workloads":[{"kind":"Pod","name":"db-0"}]},` +
 		`"Type":"L3_L4","node_name":"n1","event_type":{"type":5},"traffic_direction":"INGRESS","drop_reason_desc":"POLICY_DENIED","is_reply":false,` +
 		`"emitter":{"name":"Sluice"},"Summary":"TCP","ingress_denied_by":[{"name":"db","namespace":"shop","kind":"NetworkPolicy"},{"name":"default","namespace":"shop","kind":"NetworkPolicy"}]},` +
 		`"node_name":"n1","time":"2026-11-27T06:00:00.123456789Z"}`
@@ -68,7 +68,7 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// Whatever hubble-ui drops a flow for is set: is_reply, both ends, l4.
+// An allowed flow has the fields without which hubble-ui drops it: is_reply, both ends and l4.
 func TestAllowed(t *testing.T) {
 	f := hubbleflow.Flow(allowed())
 	if f.GetVerdict() != flowpb.Verdict_FORWARDED || f.GetIsReply() == nil || f.GetL4().GetTCP() == nil || f.GetIP().GetIpVersion() != flowpb.IPVersion_IPv6 ||
@@ -83,7 +83,8 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
-// An explicit denial, a packet that no policy denies, what was left out, and the end of a connection.
+// The other records have the right form, too: a denial by a rule, a malformed packet, records that were
+// left out, and a connection that has ended.
 func TestOtherRecords(t *testing.T) {
 	r := allowed()
 	r.Event, r.Ingress.Action = "denied", "deny"
@@ -102,7 +103,9 @@ func TestOtherRecords(t *testing.T) {
 	}
 }
 
-// A flow has the direction that denies, or else that of the end on the node.
+// A denied flow has the direction that denies. An allowed flow has the direction egress if only its source
+// is on the node of the record, and ingress if only its destination is. In the other cases, the direction
+// depends on the policies or on the kind of the destination.
 func TestDirection(t *testing.T) {
 	side := func(action string) *flow.Side {
 		return &flow.Side{Action: action, Policies: []string{"a/b"}, Tier: "NetworkPolicy"}
@@ -131,8 +134,8 @@ func TestDirection(t *testing.T) {
 	}
 }
 
-// Each filter selects the flow that it is about, and not another; a filter that Sluice cannot fulfill
-// is an error that names the field.
+// Each filter selects the flow that it describes, and does not select the other flow. For a filter that
+// Sluice does not support, the error names the field.
 func TestFilter(t *testing.T) {
 	drop, pass := hubbleflow.Flow(denied()), hubbleflow.Flow(allowed())
 	for _, tt := range []struct{ filter, want string }{
@@ -154,6 +157,7 @@ func TestFilter(t *testing.T) {
 		{`{"destination_label":["app"]}`, "both"},
 		{`{"source_workload":[{"kind":"Deployment"}]}`, "drop"},
 		{`{"destination_workload":[{"name":"db"}]}`, "none"},
+		{`{"destination_workload":[{"kind":"Pod"}]}`, "both"},
 		{`{"source_identity":[2]}`, "pass"},
 		{`{"destination_identity":[2]}`, "none"},
 		{`{"source_port":["40000"]}`, "both"},
@@ -170,6 +174,7 @@ func TestFilter(t *testing.T) {
 		{`{"event_type":[{"type":4}]}`, "pass"},
 		{`{"event_type":[{"type":5}]}`, "both"},
 		{`{"event_type":[{"type":129}]}`, "event_type"},
+		{`{"event_type":[{"type":129},{"type":1}]}`, "drop"},
 		{`{"node_name":["n1"]}`, "drop"},
 		{`{"node_name":["default/n*"]}`, "both"},
 		{`{"node_name":["other/"]}`, "none"},
@@ -180,9 +185,10 @@ func TestFilter(t *testing.T) {
 		{`{"destination_port":["http"]}`, "destination_port"},
 		{`{"protocol":["dns"]}`, "protocol"},
 		{`{"http_path":["/x"]}`, "http_path"},
+		{`{"destination_fqdn":["example.org"]}`, "destination_fqdn"},
 		{`{"tcp_flags":[{"SYN":true}]}`, "tcp_flags"},
 		{`{"destination_service":["shop/db"]}`, "destination_service"},
-		{`{"experimental":{"cel_expression":["true"]}}`, "experimental"},
+		{`{"experimental":{"cel_expression":["true"]}}`, "experimental.cel_expression: Sluice evaluates no expressions"},
 	} {
 		ff := new(flowpb.FlowFilter)
 		if err := protojson.Unmarshal([]byte(tt.filter), ff); err != nil {
@@ -201,7 +207,8 @@ func TestFilter(t *testing.T) {
 	}
 }
 
-// selected returns which of two flows the lists select, or the field of the error.
+// selected returns which of the two flows the lists select. If the lists are refused, it returns the field
+// that the error names.
 func selected(t *testing.T, drop, pass *flowpb.Flow, allow, deny []*flowpb.FlowFilter) string {
 	t.Helper()
 	f, err := hubbleflow.NewFilter(allow, deny)
@@ -216,7 +223,8 @@ func selected(t *testing.T, drop, pass *flowpb.Flow, allow, deny []*flowpb.FlowF
 	return names[[2]bool{f.Selects(drop), f.Selects(pass)}]
 }
 
-// Only a filter that selects nothing that is allowed lets connections be left out.
+// OnlyDenials is true only for filters that select no allowed flow, so that connections need not be
+// watched.
 func TestOnlyDenials(t *testing.T) {
 	dropped := &flowpb.FlowFilter{Verdict: []flowpb.Verdict{flowpb.Verdict_DROPPED}}
 	for _, tt := range []struct {

@@ -14,26 +14,27 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Filter selects flows as the lists of a GetFlowsRequest do: those that a filter of the first list
-// selects, or any if that list is empty, without those that a filter of the second list selects. A
-// filter selects what all its fields select, and a field what any of its values does.
+// Filter selects flows by the two lists of a GetFlowsRequest. It selects a flow if the list allow is empty
+// or has a filter that matches the flow, and if the list deny has no filter that matches the flow. A
+// filter matches if each of its fields matches. A field matches if one of its values does.
 type Filter struct {
 	allow, deny []match
-	denials     bool
+	denials     bool // see OnlyDenials
 }
 
-// match reports whether a flow fulfills a condition.
+// match reports whether a flow matches a condition.
 type match func(*flowpb.Flow) bool
 
-// NewFilter reads filters. The error names a field that Sluice cannot fulfill: to ignore it would
-// answer another question.
+// NewFilter returns a Filter for two lists. If a filter has a field that Sluice does not support,
+// NewFilter returns an error that names the field. If it ignored the field, the filter would select other
+// flows.
 func NewFilter(allow, deny []*flowpb.FlowFilter) (*Filter, error) {
 	f := &Filter{denials: len(allow) > 0}
 	var err error
 	if f.allow, err = matches(allow); err != nil {
 		return nil, err
 	}
-	if f.deny, err = matches(deny); err != nil {
+	if f.deny, err = matches(withoutNames(deny)); err != nil {
 		return nil, err
 	}
 	for _, a := range allow {
@@ -44,13 +45,22 @@ func NewFilter(allow, deny []*flowpb.FlowFilter) (*Filter, error) {
 	return f, nil
 }
 
-// OnlyDenials reports whether the filter selects nothing that is allowed.
+// OnlyDenials reports whether the filter selects denied flows only.
 func (f *Filter) OnlyDenials() bool { return f.denials }
 
 // Selects reports whether the filter selects a flow.
 func (f *Filter) Selects(fl *flowpb.Flow) bool {
 	in := func(m match) bool { return m(fl) }
 	return (len(f.allow) == 0 || slices.ContainsFunc(f.allow, in)) && !slices.ContainsFunc(f.deny, in)
+}
+
+// withoutNames returns the list deny without the filters about DNS names. These filters match nothing,
+// because flows of Sluice have no DNS names. In the list allow, such a filter is an error. In the list
+// deny it is not, because each request of hubble-ui denies *.cluster.local*.
+func withoutNames(deny []*flowpb.FlowFilter) []*flowpb.FlowFilter {
+	return slices.DeleteFunc(slices.Clone(deny), func(ff *flowpb.FlowFilter) bool {
+		return len(ff.GetSourceFqdn()) > 0 || len(ff.GetDestinationFqdn()) > 0
+	})
 }
 
 func matches(filters []*flowpb.FlowFilter) (out []match, err error) {
@@ -64,15 +74,15 @@ func matches(filters []*flowpb.FlowFilter) (out []match, err error) {
 	return out, nil
 }
 
-// matchOfFilter returns the conjunction of all fields that are set.
+// matchOfFilter returns the conjunction of the conditions of all fields that are set.
 func matchOfFilter(ff *flowpb.FlowFilter) (match, error) {
 	var all []match
 	var errs []error
 	message := ff.ProtoReflect()
-	message.Range(func(field protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+	message.Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
 		m, err := matchOfField(string(field.Name()), ff)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("filter %s: %w", field.Name(), err))
+			errs = append(errs, fmt.Errorf("filter %s: %w", nameOf(field, value), err))
 		}
 		all = append(all, m)
 		return true
@@ -85,7 +95,26 @@ func matchOfFilter(ff *flowpb.FlowFilter) (match, error) {
 	}, errors.Join(errs...)
 }
 
-// errNotKnown is why a field cannot be fulfilled.
+// nameOf returns the name of a field. If the value is a message, such as experimental, the names of its
+// own fields follow: users know these from hubble's flags.
+func nameOf(field protoreflect.FieldDescriptor, value protoreflect.Value) string {
+	name := string(field.Name())
+	if field.Message() == nil || field.IsList() || field.IsMap() {
+		return name
+	}
+	var inner []string
+	value.Message().Range(func(f protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
+		inner = append(inner, name+"."+string(f.Name()))
+		return true
+	})
+	if len(inner) == 0 {
+		return name
+	}
+	slices.Sort(inner)
+	return strings.Join(inner, ", ")
+}
+
+// errNotKnown is the error about a field of which Sluice's flows have no value.
 var errNotKnown = errors.New("Sluice does not know this about a flow: leave it out") //nolint:staticcheck // a name begins it
 
 func matchOfField(field string, ff *flowpb.FlowFilter) (match, error) {
@@ -133,6 +162,8 @@ func matchOfField(field string, ff *flowpb.FlowFilter) (match, error) {
 		return matchEvents(ff.GetEventType())
 	case "node_name":
 		return matchNodes(ff.GetNodeName())
+	case "experimental":
+		return nil, errors.New("Sluice evaluates no expressions: use the other filters") //nolint:staticcheck // a name begins it
 	}
 	return nil, errNotKnown
 }
@@ -141,7 +172,7 @@ func isOneOf[T comparable](values []T, of func(*flowpb.Flow) T) match {
 	return func(f *flowpb.Flow) bool { return slices.Contains(values, of(f)) }
 }
 
-// matchAddrs takes addresses and ranges.
+// matchAddrs compares an address of the flow, which of returns, with addresses and ranges.
 func matchAddrs(texts []string, of func(*flowpb.Flow) string) (match, error) {
 	var ranges []netip.Prefix
 	for _, text := range texts {
@@ -161,8 +192,8 @@ func matchAddrs(texts []string, of func(*flowpb.Flow) string) (match, error) {
 	}, nil
 }
 
-// matchPods takes what Hubble does: the beginning of a pod's name in the namespace default, or
-// "namespace/beginning", both of which may be empty if there is a slash.
+// matchPods takes names as Hubble does. "prefix" means the pods of the namespace default whose names begin
+// with prefix. In "namespace/prefix", each part may be empty, which means any namespace or any pod.
 func matchPods(names []string, of func(*flowpb.Flow) *flowpb.Endpoint) (match, error) {
 	type name struct{ namespace, begin string }
 	var all []name
@@ -194,8 +225,9 @@ func matchWorkloads(want []*flowpb.Workload, of func(*flowpb.Flow) *flowpb.Endpo
 	}
 }
 
-// matchLabels takes selectors with Cilium's sources of labels, such as "k8s:app in (web, db)",
-// "reserved:world" or "app=web", which is about any source.
+// matchLabels takes selectors whose keys may have one of Cilium's sources of labels in front, such as
+// "k8s:app in (web, db)" or "reserved:world". A key without a source, as in "app=web", matches labels of
+// any source.
 func matchLabels(texts []string, of func(*flowpb.Flow) *flowpb.Endpoint) (match, error) {
 	var selectors []labels.Selector
 	for _, text := range texts {
@@ -216,8 +248,8 @@ func matchLabels(texts []string, of func(*flowpb.Flow) *flowpb.Endpoint) (match,
 	}, nil
 }
 
-// withSources writes the source of each key of a selector before a dot, because a key of Kubernetes
-// has no colon.
+// withSources rewrites each key of a selector, such as Cilium's "k8s:app", to "k8s.app", and a key
+// without a source, such as "app", to "any.app", because labels.Parse accepts no colon in a key.
 func withSources(selector string) string {
 	var out []string
 	depth, begin := 0, 0
@@ -294,11 +326,13 @@ func matchProtocols(names []string) (match, error) {
 	return func(f *flowpb.Flow) bool { return slices.ContainsFunc(all, func(m match) bool { return m(f) }) }, nil
 }
 
-// matchEvents takes Cilium's types of events. Where Cilium has several events for a packet, Sluice
-// has one, which all of them select: a drop (1) is what is denied, a trace (4) what is allowed, and a
-// policy verdict (5) both.
+// matchEvents takes Cilium's types of events. Cilium reports several events about a packet, and Sluice
+// one flow. So drop (1) matches denied flows, trace (4) allowed flows, and policy verdict (5) both. Other
+// types match nothing. They are an error only if the filter has none of these three types, because older
+// versions of hubble-ui list all types that they show.
 func matchEvents(types []*flowpb.EventTypeFilter) (match, error) {
 	var all []match
+	var others []string
 	for _, t := range types {
 		number := uint32(t.GetSubType())
 		switch {
@@ -311,14 +345,17 @@ func matchEvents(types []*flowpb.EventTypeFilter) (match, error) {
 		case t.GetType() == policyVerdict && !t.GetMatchSubType():
 			all = append(all, func(*flowpb.Flow) bool { return true })
 		default:
-			return nil, fmt.Errorf("Sluice has no events of type %d, subtype %d: it has drop, trace and policy-verdict", t.GetType(), t.GetSubType()) //nolint:staticcheck // a name begins it
+			others = append(others, fmt.Sprintf("%d, subtype %d", t.GetType(), number))
 		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("Sluice has no events of type %s: it has drop, trace and policy-verdict", strings.Join(others, "; ")) //nolint:staticcheck // a name begins it
 	}
 	return func(f *flowpb.Flow) bool { return slices.ContainsFunc(all, func(m match) bool { return m(f) }) }, nil
 }
 
-// matchNodes takes patterns with asterisks: of the name of a node in any cluster, "cluster/node", or
-// "cluster/" for all nodes. The cluster is named "default".
+// matchNodes takes patterns with asterisks: "node" for the nodes of any cluster, "cluster/node", or
+// "cluster/" for all nodes of a cluster. Sluice's cluster has the name "default".
 func matchNodes(patterns []string) (match, error) {
 	var all []string
 	for _, p := range patterns {

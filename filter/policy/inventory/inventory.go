@@ -136,6 +136,7 @@ func (v *Inventory) compile() {
 		w.SetNamespace(ns.Name, ns.Labels)
 		denial, wrong := policy.NamespaceDenial(ns.Name, ns.Annotations)
 		w.SetNamespaceDenial(ns.Name, denial, wrong)
+		w.SetNamespaceLog(ns.Name, policy.ReadNamespaceLog(ns.Name, ns.Annotations))
 	}
 	for _, n := range v.Nodes {
 		w.SetNodeObject(n)

@@ -129,12 +129,12 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	kind := ""
 	switch len(parts) {
 	case 3: // namespace/kind/name
-		namespace, kind = parts[0], kindOf(parts[1])
+		namespace, kind = parts[0], KindOf(parts[1])
 		if kind == "" {
 			return target{}, fmt.Errorf("%q is not a kind: write one of pod, deploy, sts, ds, rs, rc, job, cronjob, svc, ingress, httproute", parts[1])
 		}
 	case 2:
-		if kind = kindOf(parts[0]); kind == "" || v.hasNamespace(parts[0]) && v.has(parts[0], parts[1]) {
+		if kind = KindOf(parts[0]); kind == "" || v.hasNamespace(parts[0]) && v.has(parts[0], parts[1]) {
 			namespace, kind = parts[0], ""
 		}
 	}
@@ -167,9 +167,9 @@ func (v *Inventory) named(text, namespace string, to bool) (target, error) {
 	return target{}, v.notOfKind(kind, namespace, name)
 }
 
-// kindOf returns the kind that a word stands for, as in "deploy" or "deployments.apps"; empty if it
+// KindOf returns the kind that a word stands for, as in "deploy" or "deployments.apps"; empty if it
 // stands for none.
-func kindOf(word string) string {
+func KindOf(word string) string {
 	word, _, _ = strings.Cut(word, ".")
 	return kinds[strings.ToLower(word)]
 }

@@ -8,7 +8,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// ReadNode converts a Node, with its internal addresses first. It ignores addresses that are names,
+// ReadNode converts a Node, and sorts its internal addresses first. It ignores addresses that are names,
 // and pod ranges that are not CIDRs.
 func ReadNode(o *corev1.Node) *policy.Node {
 	n := &policy.Node{Name: o.Name, Labels: o.Labels}

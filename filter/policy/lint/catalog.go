@@ -36,6 +36,7 @@ func Checks() []About {
 		{Invalid, Error, "a part of a policy that cannot be understood and allows nothing", false},
 		{SameAddress, Error, "an address that several live pods claim", false},
 		{DenyWith, Error, "a value of the annotation sluice/deny-with other than drop and reject", false},
+		{Log, Error, "a value of the annotation sluice/log other than denied, all and none", false},
 		{APIVersion, Warning, "an API version that Kubernetes no longer has", false},
 		{Empty, Warning, "a field that is present and empty in a rule, and so allows everything", false},
 		{NoMatch, Warning, "a selector that matches no pod, no namespace or no node", false},

@@ -34,6 +34,7 @@ const (
 	Shadowed     = "shadowed"         // a rule that never decides, because an earlier one does
 	Unreachable  = "unreachable"      // rules of the tier Baseline for pods that are all isolated
 	DenyWith     = "deny-with"        // an unknown value of the annotation sluice/deny-with
+	Log          = "log"              // an unknown value of the annotation sluice/log
 	Names        = "names"            // domain names as peers, which Sluice does not support
 	OrNotAnd     = "or-not-and"       // two peers of a rule where one peer with both selectors was probably meant
 	Undeclared   = "undeclared-port"  // a port that no container of the selected pods declares
@@ -144,6 +145,8 @@ func (l *linter) problems(v *inventory.Inventory) {
 			check = Names
 		case p.Field == policy.DenyWithField:
 			check = DenyWith
+		case p.Field == policy.LogField:
+			check = Log
 		}
 		l.findings = append(l.findings, Finding{Check: check, Object: p.Policy.Object(), Field: p.Field, Detail: p.What(), Hint: p.Hint})
 	}

@@ -50,6 +50,8 @@ type Cell struct {
 	// Pairs counts the pairs of members by state, for namespaces and for parties with several members;
 	// otherwise it is nil.
 	Pairs map[State]int `json:"pairs,omitempty"`
+	// Seen is what was seen of these flows; nil if nothing is open and nothing was tried.
+	Seen *Seen `json:"seen,omitempty"`
 
 	spans []span
 }

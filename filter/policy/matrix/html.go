@@ -44,6 +44,7 @@ type document struct {
 	Inputs   string
 	LeftOut  []LeftOut
 	NotRead  []string
+	Seen     *documentSeen
 	TooLarge bool // there are too many cells to expand namespaces into workloads
 }
 
@@ -66,7 +67,7 @@ func (m *Matrix) WriteHTML(out io.Writer) error {
 	d := document{
 		CSP:   fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; base-uri 'none'; form-action 'none'", hashOf(style), hashOf(script)),
 		Style: template.CSS(style), Script: template.JS(script), Data: template.HTML(data),
-		About: m.about(), Inputs: m.Inputs, LeftOut: m.LeftOut, TooLarge: below.By == ByNamespace,
+		About: m.about(), Inputs: m.Inputs, LeftOut: m.LeftOut, Seen: below.documentSeen(), TooLarge: below.By == ByNamespace,
 	}
 	if !m.Date.IsZero() {
 		d.Date = m.Date.UTC().Format(time.RFC3339)
@@ -111,6 +112,9 @@ func (m *Matrix) below() *Matrix {
 	all := newMatrix(m.reach, o)
 	if all.Size() > MaxCells {
 		return m
+	}
+	if m.tally != nil {
+		all.Lay(m.tally)
 	}
 	return all
 }

@@ -16,6 +16,7 @@ import (
 	"sluice/filter/policy"
 	"sluice/filter/policy/inventory"
 	"sluice/filter/policy/reach"
+	"sluice/filter/policy/seen"
 )
 
 // MaxCells bounds the cells that New computes: n pods have n*n cells. If there are more, New returns a
@@ -56,10 +57,15 @@ type Matrix struct {
 	LeftOut []LeftOut `json:"leftOut"`
 	// NotRead lists objects that were not read and may change verdicts.
 	NotRead []fmt.Stringer `json:"notRead,omitempty"`
+	// Seen is about the flows that were laid over the matrix; nil without Lay.
+	Seen *Overview `json:"seen,omitempty"`
 
 	options Options
 	reach   *reach.Map
+	builder *builder
+	all     []*Party // the parties of rows and columns, and those that are left out
 	at      map[[2]*Party]*Cell
+	tally   *seen.Tally // what Lay has laid over the matrix
 }
 
 // LeftOut is a pod that has no address of its own.
@@ -98,7 +104,7 @@ func New(v *inventory.Inventory, o Options) *Matrix {
 
 func newMatrix(r *reach.Map, o Options) *Matrix {
 	b := newBuilder(r, o.Ports)
-	m := &Matrix{By: o.By, Flows: []*Cell{}, LeftOut: []LeftOut{}, options: o, reach: r, at: make(map[[2]*Party]*Cell)}
+	m := &Matrix{By: o.By, Flows: []*Cell{}, LeftOut: []LeftOut{}, options: o, reach: r, builder: b, at: make(map[[2]*Party]*Cell)}
 	for _, l := range b.reach.LeftOut {
 		if m.concerns(l.Pod.Namespace, l.Pod.Namespace) || m.concerns(l.Pod.Namespace, "") || m.concerns("", l.Pod.Namespace) {
 			m.LeftOut = append(m.LeftOut, LeftOut{l.Pod.String(), whyLeftOut(l)})
@@ -106,6 +112,7 @@ func newMatrix(r *reach.Map, o Options) *Matrix {
 	}
 	all := partiesOf(b.reach, o.By)
 	exposed(r.Inventory(), all)
+	m.all = all
 	m.From, m.To = chosen(all, o.From), chosen(all, o.To)
 	if len(m.From)*len(m.To) <= MaxCells {
 		m.fill(b)

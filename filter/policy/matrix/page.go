@@ -29,6 +29,9 @@ type page struct {
 	Rows  [][]int    `json:"rows"`  // runs of equal cells; each run has two numbers, the kind and the number of cells
 	RowOf []int      `json:"rowOf"` // for each row, its index in Rows
 	Own   [][3]int   `json:"own"`   // row, column and kind of each cell from a party to itself; in Rows, these cells have the kind of a neighbor
+	// Flows reports that flows were laid over the matrix, and Seen has the cells in which any were seen.
+	Flows bool       `json:"flows,omitempty"`
+	Seen  []pageCell `json:"seen,omitempty"`
 
 	kinds  map[kindKey]int
 	equal  map[string]int // indexes in Kinds by content
@@ -82,7 +85,7 @@ const noKind = 0
 func newPage(m *Matrix) *page {
 	p := &page{
 		By: m.By, Namespaces: m.options.Namespaces, Ports: portsOf(m), Asked: len(m.options.Ports) > 0, Texts: []string{}, Kinds: []pageKind{{Answers: []pageAnswer{}}}, Rows: [][]int{}, RowOf: []int{}, Own: [][3]int{},
-		Parties: []pageParty{}, From: []int{}, To: []int{},
+		Parties: []pageParty{}, From: []int{}, To: []int{}, Flows: m.Seen != nil,
 		kinds: make(map[kindKey]int), equal: make(map[string]int), rows: make(map[string]int), texts: make(map[string]int), owners: make(map[*Party][2]int),
 	}
 	all := m.union()
@@ -111,7 +114,9 @@ func (p *page) addRow(m *Matrix, i int, from *Party) {
 	kinds := make([]int, len(m.To))
 	own := -1
 	for j, to := range m.To {
-		kinds[j] = p.kind(m.at[[2]*Party{from, to}], from, to)
+		c := m.at[[2]*Party{from, to}]
+		kinds[j] = p.kind(c, from, to)
+		p.addSeen(i, j, c)
 		if from == to {
 			p.Own = append(p.Own, [3]int{i, j, kinds[j]})
 			own = j
@@ -165,7 +170,7 @@ func (p *page) kind(c *Cell, from, to *Party) int {
 	}
 	at, known := p.kinds[key]
 	if !known {
-		at = p.newKind(pageKind{c.State, c.text(), p.answers(c.Answers, from, to), p.answers(c.OwnNode, from, to)})
+		at = p.newKind(pageKind{c.State, c.bareText(), p.answers(c.Answers, from, to), p.answers(c.OwnNode, from, to)})
 		p.kinds[key] = at
 	}
 	return at

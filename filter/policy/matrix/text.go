@@ -79,6 +79,9 @@ func (m *Matrix) WriteText(out io.Writer) error {
 		}
 	}
 	b.WriteString(legend + m.marks() + ".\n" + m.ownNodes() + "Pairs: " + m.sumText() + ".\n")
+	for _, line := range m.seenLines() {
+		b.WriteString(line + "\n")
+	}
 	for _, line := range m.outside() {
 		b.WriteString(line + "\n")
 	}
@@ -88,6 +91,10 @@ func (m *Matrix) WriteText(out io.Writer) error {
 
 // writeList writes one line for each pair.
 func (m *Matrix) writeList(b *strings.Builder) {
+	if m.Seen != nil && len(m.Flows) > 0 {
+		m.writeSeenList(b)
+		return
+	}
 	for _, c := range m.Flows {
 		fmt.Fprintf(b, "%s → %s: %s\n", c.From, c.To, c.text())
 	}
@@ -122,6 +129,9 @@ func (m *Matrix) marks() (text string) {
 		if used[mark.verdict] {
 			text += mark.text
 		}
+	}
+	if m.Seen != nil {
+		text += "; +: used in the flows; !: closed ports were tried"
 	}
 	return text
 }
@@ -224,6 +234,33 @@ var markOf = map[string]string{mixed: "*", depends: "?", some: "~"}
 // text lists the open ports, or the closed ones if these are fewer. It returns "" if policies do not
 // decide about the cell.
 func (c *Cell) text() string {
+	text := c.openText()
+	if c != nil && c.Seen != nil && c.Seen.tried() {
+		text += " !"
+	}
+	return text
+}
+
+// bareText returns what text returns, without the marks about flows that were seen. The page adds these
+// marks by itself, so that equal cells share a text.
+func (c *Cell) bareText() string {
+	bare := *c
+	bare.Seen = nil
+	return bare.openText()
+}
+
+// usedMark returns the mark "+" if at least one of the open ports that the function used selects was used.
+// Otherwise it returns "".
+func (c *Cell) usedMark(used func(SeenPort) bool) string {
+	if c.Seen != nil && slices.ContainsFunc(c.Seen.Ports, func(p SeenPort) bool { return p.used() && used(p) }) {
+		return "+"
+	}
+	return ""
+}
+
+// openText returns what text returns, without the mark "!" of closed ports that were tried.
+func (c *Cell) openText() string {
+	anyPort := func(SeenPort) bool { return true }
 	switch {
 	case c == nil:
 		return ""
@@ -232,7 +269,7 @@ func (c *Cell) text() string {
 	case c.State == Closed:
 		return "-"
 	case c.State == Open && c.all():
-		return "all"
+		return "all" + c.usedMark(anyPort)
 	}
 	var open, shut []string
 	marks := make(map[string]bool)
@@ -241,16 +278,16 @@ func (c *Cell) text() string {
 			shut = append(shut, s.text())
 			continue
 		}
-		open = append(open, s.text()+markOf[s.verdict])
+		open = append(open, s.text()+markOf[s.verdict]+c.usedMark(func(p SeenPort) bool { return s.ports().Contains(p.proto, p.number) }))
 		marks[markOf[s.verdict]] = true
 	}
 	switch {
 	case c.State == Declared:
 		return "=" + strings.Join(open, ",")
 	case c.all() && len(shut) == 0 && (len(marks) == 1 || marks["~"]):
-		return "all" + mostDoubtful(marks)
+		return "all" + mostDoubtful(marks) + c.usedMark(anyPort)
 	case c.all() && len(shut) < len(open) && len(marks) == 1 && marks[""]:
-		return "all but " + strings.Join(shut, ",")
+		return "all" + c.usedMark(anyPort) + " but " + strings.Join(shut, ",")
 	}
 	return strings.Join(open, ",")
 }

@@ -14,9 +14,16 @@ import (
 func (m *Matrix) WriteCSV(out io.Writer) error {
 	w := csv.NewWriter(out)
 	lines := [][]string{{"from", "to", "state", "own node", "verdict", "ports", "why"}}
+	if m.Seen != nil {
+		lines[0] = append(lines[0], seenColumns...)
+	}
 	add := func(c *Cell, own string, answers []Answer) {
-		for _, a := range answers {
-			lines = append(lines, []string{c.From, c.To, string(c.State), own, a.Verdict, strings.Join(a.Ports, ", "), a.Why})
+		for i, a := range answers {
+			line := []string{c.From, c.To, string(c.State), own, a.Verdict, strings.Join(a.Ports, ", "), a.Why}
+			if m.Seen != nil {
+				line = append(line, c.seenFields(&answers[i], own != "")...)
+			}
+			lines = append(lines, line)
 		}
 	}
 	for _, c := range m.Flows {
@@ -42,6 +49,7 @@ func (m *Matrix) WriteMarkdown(out io.Writer) error {
 		}
 	}
 	fmt.Fprintf(&b, "%s%s.\n%s\nPairs: %s.\n", legend, reach.Markdown(m.marks()), m.ownNodes(), m.sumText())
+	m.seenMarkdown(&b)
 	if lines := m.outside(); len(lines) > 0 {
 		b.WriteString("\nReached from outside:\n\n")
 		for _, line := range lines {
@@ -78,8 +86,15 @@ func (m *Matrix) stamp() string {
 
 func (m *Matrix) listMarkdown(b *strings.Builder) {
 	rows := [][]string{{"from", "to", "open ports"}}
+	if m.Seen != nil {
+		rows[0] = append(rows[0], "seen")
+	}
 	for _, c := range m.Flows {
-		rows = append(rows, []string{c.From, c.To, c.text()})
+		row := []string{c.From, c.To, c.text()}
+		if m.Seen != nil {
+			row = append(row, m.Seen.cellText(c))
+		}
+		rows = append(rows, row)
 	}
 	writeMarkdownTable(b, rows)
 	b.WriteString("\n")
@@ -98,16 +113,18 @@ func writeMarkdownTable(b *strings.Builder, rows [][]string) {
 }
 
 // WriteDot writes a graph in the language of Graphviz. It has an edge for each pair for which any port
-// is open, with these ports.
+// is open, with these ports. With flows, those that were never used are dashed, and closed ones that were
+// tried are dotted.
 func (m *Matrix) WriteDot(out io.Writer) error {
 	var b strings.Builder
 	b.WriteString("digraph matrix {\n  rankdir=LR\n  node [shape=box]\n")
-	if len(m.NotRead) > 0 {
-		fmt.Fprintf(&b, "  label=%s\n", quoted("not read: "+textOf(m.NotRead)))
+	if text := m.dotLabel(); text != "" {
+		fmt.Fprintf(&b, "  label=%s\n", quoted(text))
 	}
+	edge := func(c *Cell) bool { return c.State.Open() || c.Seen != nil && c.Seen.tried() }
 	seen := make(map[string]bool)
 	for _, c := range m.Flows {
-		if c.State.Open() {
+		if edge(c) {
 			seen[c.From], seen[c.To] = true, true
 		}
 	}
@@ -131,13 +148,28 @@ func (m *Matrix) WriteDot(out io.Writer) error {
 		b.WriteString("  }\n")
 	}
 	for _, c := range m.Flows {
-		if c.State.Open() {
-			fmt.Fprintf(&b, "  %s -> %s [label=%s, color=%s]\n", quoted(c.From), quoted(c.To), quoted(c.text()), colorOf[c.State])
+		switch {
+		case c.State.Open():
+			fmt.Fprintf(&b, "  %s -> %s [label=%s, color=%s%s]\n", quoted(c.From), quoted(c.To), quoted(c.text()), colorOf[c.State], c.seenStyle())
+		case edge(c):
+			fmt.Fprintf(&b, "  %s -> %s [label=%s, color=gray, style=dotted]\n", quoted(c.From), quoted(c.To), quoted(c.triedLabel()))
 		}
 	}
 	b.WriteString("}\n")
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// dotLabel returns what a graph is named by: what is missing in it, and where its flows are from.
+func (m *Matrix) dotLabel() string {
+	var parts []string
+	if len(m.NotRead) > 0 {
+		parts = append(parts, "not read: "+textOf(m.NotRead))
+	}
+	if m.Seen != nil {
+		parts = append(parts, "dashed: open and never used; dotted: closed and tried. "+m.Seen.sourceText())
+	}
+	return strings.Join(parts, "; ")
 }
 
 // colorOf has the colors of edges by state.

@@ -8,20 +8,22 @@ import (
 	"net/netip"
 )
 
-// SocketName is the usual name of the unix socket of Hubble's API, beside that of the agent.
+// SocketName is the default name of the unix socket of Hubble's API, in the directory of the agent's
+// socket.
 const SocketName = "hubble.sock"
 
-// Listen is where the API is served.
+// Listen tells where and how the API is served.
 type Listen struct {
 	Socket  string // path of a unix socket that only root may open; empty disables it
-	Address string // TCP address, which other nodes reach; empty disables it
+	Address string // TCP address, for clients on other nodes; empty disables it
 	TLS     TLSFiles
-	// DisableTLS allows an Address that is not loopback without TLS: all who reach it read the flows.
+	// DisableTLS allows an Address other than loopback without TLS. Then every client that can connect to
+	// it can read the flows.
 	DisableTLS bool
 }
 
-// Check returns an error if the flags contradict each other, or would show the flows to all who reach
-// the address without being told to.
+// Check returns an error if the flags contradict each other, or if Address would show the flows to all
+// clients although DisableTLS is not set.
 func (l Listen) Check() error {
 	given := l.TLS != TLSFiles{}
 	switch {
@@ -46,12 +48,13 @@ func (l Listen) isLoopback() bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
-// Peers returns how the other agents are reached: as this one.
+// Peers returns how clients reach the agents of all nodes. The other agents are reached as this one, at
+// the same port.
 func (l Listen) Peers() Peers {
 	p := Peers{Socket: l.Socket}
 	host, port, err := net.SplitHostPort(l.Address)
 	if err != nil {
-		return p // there is no address
+		return p // l.Address is empty
 	}
 	if n, err := net.LookupPort("tcp", port); err == nil {
 		p.Port = uint16(n)
@@ -59,11 +62,11 @@ func (l Listen) Peers() Peers {
 	if host == "localhost" {
 		host = "127.0.0.1"
 	}
-	p.Addr, _ = netip.ParseAddr(host) // all addresses without
+	p.Addr, _ = netip.ParseAddr(host) // invalid without a host: the agent listens on all addresses
 	return p
 }
 
-// Servers returns the servers of an API: for the socket, and for the address. opts.Peers is set by them.
+// Servers returns two servers of one API: for the socket, and for the address. It sets opts.Peers.
 func (l Listen) Servers(opts Options) (socket, address Server) {
 	opts.Peers = l.Peers()
 	if opts.Logger == nil {
@@ -76,5 +79,7 @@ func (l Listen) Servers(opts Options) (socket, address Server) {
 	certificates := NewCertificates(l.TLS, opts.Logger)
 	opts.Peers.ServerName = certificates.ServerName
 	api := New(opts)
-	return api.NewServer(nil), api.NewServer(certificates.Credentials())
+	address = api.NewServer(certificates.Credentials())
+	address.Failure = certificates.Failure
+	return api.NewServer(nil), address
 }

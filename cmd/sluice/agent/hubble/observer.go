@@ -2,6 +2,7 @@ package hubble
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -20,10 +21,10 @@ type observer struct {
 	observerpb.UnimplementedObserverServer
 	Options
 	started time.Time
-	streams chan struct{} // a value for each call of GetFlows
+	streams chan struct{} // holds a value for each running call of GetFlows
 }
 
-// GetFlows sends flows that were kept from before, and with follow those that happen.
+// GetFlows sends flows that the log has kept. If req has Follow, it also sends the flows from now on.
 func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.Observer_GetFlowsServer) error {
 	q, err := newQuery(req, time.Now())
 	if err != nil {
@@ -35,17 +36,37 @@ func (o *observer) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.O
 	default:
 		return status.Errorf(codes.ResourceExhausted, "%d clients read the flows of %s already: end one of them", maxStreams, o.NodeName)
 	}
+	ctx := stream.Context()
+	if q.follow {
+		var stop context.CancelFunc
+		ctx, stop = o.Within(ctx)
+		defer stop()
+		if ctx.Err() != nil {
+			return errNotEnforcing
+		}
+	}
 	_, _, size := o.Log.Kept()
 	w := o.Log.Watch(q.backlog(size), !q.filter.OnlyDenials())
 	defer w.Close()
-	if err := stream.SendHeader(nil); err != nil { // the client knows now that it watches
+	if err := stream.SendHeader(nil); err != nil { // tells the client that flows are watched from now on
 		return err
 	}
 	s := &sender{query: q, stream: stream, watcher: w, describer: flow.NewDescriber(o.NodeName, o.Snapshot)}
-	return s.run(stream.Context())
+	err = s.run(ctx)
+	if err == nil && ctx.Err() != nil && stream.Context().Err() == nil {
+		return errNotEnforcing
+	}
+	return err
 }
 
-// sender sends the flows of a query to a client.
+// errNotEnforcing is the error of a call that follows the flows of an agent that does not enforce. Clients
+// call again.
+var errNotEnforcing = status.Error(codes.Unavailable, "the agent does not enforce yet, or another one has taken over: ask again")
+
+// errUntil is the cause with which the context of a query ends at the time that the client has set.
+var errUntil = errors.New("the end that the client has asked for")
+
+// sender sends the answer of a query to a client.
 type sender struct {
 	*query
 	stream    observerpb.Observer_GetFlowsServer
@@ -54,11 +75,11 @@ type sender struct {
 	sent      uint64
 }
 
-// run sends until the query is answered, or the client has gone.
+// run sends flows until the query is answered or the client has gone.
 func (s *sender) run(ctx context.Context) error {
 	if !s.until.IsZero() {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, s.until)
+		ctx, cancel = context.WithDeadlineCause(ctx, s.until, errUntil)
 		defer cancel()
 	}
 	send := s.send
@@ -73,11 +94,15 @@ func (s *sender) run(ctx context.Context) error {
 		done := n == 0
 		for i := range entries[:n] {
 			e := &entries[i]
-			if !following && e.Time.After(s.now) {
-				done = true // what is kept from before ends here
-			}
-			if done && !s.follow {
-				break
+			if !following && !done && e.Time.After(s.now) {
+				done = true // the records from before the query end here
+				if !s.follow {
+					break
+				}
+				if err := last.each(s.send); err != nil {
+					return err
+				}
+				send = s.send
 			}
 			if err := s.pass(e, send); err != nil {
 				return err
@@ -89,7 +114,7 @@ func (s *sender) run(ctx context.Context) error {
 		case !done:
 			continue
 		case following:
-			return nil // until has come, or the client has gone
+			return nil // the time s.until has come, or the client has gone
 		}
 		if err := last.each(s.send); err != nil || !s.follow {
 			return err
@@ -98,7 +123,7 @@ func (s *sender) run(ctx context.Context) error {
 	}
 }
 
-// pass gives an entry to send if the query selects it.
+// pass calls send with an entry if the query selects the entry.
 func (s *sender) pass(e *flow.Entry, send func(*flow.Entry) error) error {
 	if e.Time.Before(s.since) || !s.until.IsZero() && e.Time.After(s.until) || e.Kind == flow.Ended || e.Kind == flow.Unrecorded {
 		return nil
@@ -121,7 +146,7 @@ func (s *sender) send(e *flow.Entry) error {
 	return s.stream.Send(answer)
 }
 
-// ServerStatus describes the log of flows.
+// ServerStatus returns the size and the age of the log of flows.
 func (o *observer) ServerStatus(context.Context, *observerpb.ServerStatusRequest) (*observerpb.ServerStatusResponse, error) {
 	kept, oldest, size := o.Log.Kept()
 	seen, _ := o.Log.Stats()
@@ -137,7 +162,7 @@ func (o *observer) ServerStatus(context.Context, *observerpb.ServerStatusRequest
 
 func (o *observer) version() string { return "sluice " + o.Version }
 
-// GetNodes returns this node: a relay knows the others.
+// GetNodes returns this node only. A relay collects the answers of all nodes.
 func (o *observer) GetNodes(ctx context.Context, _ *observerpb.GetNodesRequest) (*observerpb.GetNodesResponse, error) {
 	s, err := o.ServerStatus(ctx, nil)
 	if err != nil {
@@ -149,7 +174,8 @@ func (o *observer) GetNodes(ctx context.Context, _ *observerpb.GetNodesRequest) 
 	}}}, nil
 }
 
-// GetNamespaces returns the namespaces that have pods, with flows or without: hubble-ui offers them.
+// GetNamespaces returns all namespaces that have pods, even those without flows. hubble-ui offers them
+// for selection.
 func (o *observer) GetNamespaces(context.Context, *observerpb.GetNamespacesRequest) (*observerpb.GetNamespacesResponse, error) {
 	names := make(map[string]bool)
 	if s := o.Snapshot(); s != nil {

@@ -38,29 +38,46 @@ type fixture struct {
 	store     *policy.Store
 	conn      *grpc.ClientConn
 	began     time.Time
+
+	path   string
+	peers  Peers
+	server Server
+	within func(context.Context) (context.Context, context.CancelFunc)
 }
 
 func newFixture(t *testing.T, peers Peers) *fixture {
 	t.Helper()
-	f := &fixture{log: flow.NewLog(100, nil), store: policy.NewStore(), began: time.Now().Add(-time.Hour)}
+	return newFixtureWithin(t, peers, nil)
+}
+
+func newFixtureWithin(t *testing.T, peers Peers, within func(context.Context) (context.Context, context.CancelFunc)) *fixture {
+	t.Helper()
+	f := &fixture{within: within, log: flow.NewLog(100, nil), store: policy.NewStore(), began: time.Now().Add(-time.Hour)}
 	f.store.SetPod(&policy.Pod{Namespace: "shop", Name: "web", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
 	f.store.SetPod(&policy.Pod{Namespace: "default", Name: "db", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}})
 	f.publish()
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	api := New(Options{Log: f.log, Snapshot: f.published.Snapshot, NodeName: "n1", Version: "v1", Peers: peers, Logger: slog.New(slog.DiscardHandler)})
-	api.peer.interval = time.Millisecond
-	s := api.NewServer(nil)
-	go s.Serve(l) //nolint:errcheck // it ends with the test
-	t.Cleanup(func() { _ = s.Close() })
-	if f.conn, err = grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+	f.path, f.peers = filepath.Join(t.TempDir(), "s"), peers
+	f.serve(t)
+	var err error
+	if f.conn, err = grpc.NewClient("unix://"+f.path, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.conn.Close() })
 	return f
+}
+
+// serve starts the server, which ends with the test.
+func (f *fixture) serve(t *testing.T) {
+	t.Helper()
+	l, err := net.Listen("unix", f.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := New(Options{Log: f.log, Snapshot: f.published.Snapshot, NodeName: "n1", Version: "v1", Peers: f.peers, Logger: slog.New(slog.DiscardHandler), Within: f.within})
+	api.peer.interval = time.Millisecond
+	f.server = api.NewServer(nil)
+	go func() { _ = f.server.Serve(l) }()
+	t.Cleanup(func() { _ = f.server.Close() })
 }
 
 func (f *fixture) publish() {
@@ -68,7 +85,8 @@ func (f *fixture) publish() {
 	f.published.Publish(s)
 }
 
-// add records a flow from web to port n of db, or that n are missing, n seconds after the beginning.
+// add records a flow from web to port n of db, at n seconds after f.began. If kind is LeftOut, it instead
+// records that n records are missing.
 func (f *fixture) add(kind flow.Kind, n uint16) {
 	e := &flow.Entry{Kind: kind, Time: f.began.Add(time.Duration(n) * time.Second), SrcPort: 40000,
 		Key: filter.NewKey(netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), filter.TCP, n)}
@@ -84,7 +102,8 @@ func (f *fixture) add(kind flow.Kind, n uint16) {
 	f.log.Add(e)
 }
 
-// keep makes the log keep flows 1 to 5, of which 2 and 4 are denied, and an end of a connection.
+// keep makes the log keep flows to the ports 1 to 5, of which 2 and 4 are denied. After each flow, it adds
+// the record of a connection that has ended.
 func (f *fixture) keep() {
 	w := f.log.Watch(0, true)
 	defer w.Close()
@@ -94,7 +113,8 @@ func (f *fixture) keep() {
 	}
 }
 
-// ports calls GetFlows and returns the ports of the flows; what was left out is its negative number.
+// ports calls GetFlows and returns the destination ports of the flows. For an event about lost flows, it
+// returns the negative number of these flows.
 func (f *fixture) ports(ctx context.Context, req *observerpb.GetFlowsRequest) (all []int, err error) {
 	stream, err := observerpb.NewObserverClient(f.conn).GetFlows(ctx, req)
 	if err != nil {
@@ -115,7 +135,7 @@ func (f *fixture) ports(ctx context.Context, req *observerpb.GetFlowsRequest) (a
 	}
 }
 
-// Each kind of request gets the flows of its numbers, times and filters, in their order.
+// Each kind of request gets the flows that its number, times and filters select, in the order of time.
 func TestGetFlows(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -153,7 +173,8 @@ func TestGetFlows(t *testing.T) {
 	}
 }
 
-// A request ends with what was there when it came, so that it ends on a busy node, too.
+// A request without Follow gets only flows from before the request, so that its answer ends even on a
+// busy node.
 func TestGetFlowsEnds(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -168,8 +189,33 @@ func TestGetFlowsEnds(t *testing.T) {
 	}
 }
 
-// A client that follows gets the last flows, those that happen, and how many are missing. While only
-// it watches, and wants denials only, connections are not watched.
+// A client asks for the last flow (Number: 1) and for all that follow. It gets the last flow from before
+// its request. It then gets the flow that is in the log already, but is later than the request.
+func TestFollowAtOnce(t *testing.T) {
+	f := newFixture(t, Peers{})
+	f.keep()
+	w := f.log.Watch(0, true)
+	defer w.Close()
+	f.add(flow.Opened, 7200) // after the request
+	ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
+	defer cancel()
+	stream, err := observerpb.NewObserverClient(f.conn).GetFlows(ctx, &observerpb.GetFlowsRequest{Follow: true, Number: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []uint32{5, 7200} {
+		a, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := a.GetFlow().GetL4().GetTCP().GetDestinationPort(); got != want {
+			t.Errorf("port %d, want %d", got, want)
+		}
+	}
+}
+
+// A client that follows gets the last flows. It then gets new flows, and the number of flows that are
+// missing. If it is the only watcher and wants only denials, connections are not watched.
 func TestFollow(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -206,7 +252,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// Without a number, a client that follows gets nothing from before.
+// A client that follows and sets no Number gets no earlier flows.
 func TestFollowFromNow(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -216,7 +262,7 @@ func TestFollowFromNow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stream.Header(); err != nil { // it watches now
+	if _, err := stream.Header(); err != nil { // arrives when the flows are watched
 		t.Fatal(err)
 	}
 	f.add(flow.Opened, 9)
@@ -225,7 +271,7 @@ func TestFollowFromNow(t *testing.T) {
 	}
 }
 
-// A field mask leaves only its fields.
+// If a request has a field mask, the flows have only the fields in the mask.
 func TestFieldMask(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -246,7 +292,7 @@ func TestFieldMask(t *testing.T) {
 	}
 }
 
-// What cannot be fulfilled is an error that names the field, and too many clients are refused.
+// A request that Sluice cannot fulfill gets an error that names the field. Too many clients are refused.
 func TestRefused(t *testing.T) {
 	f := newFixture(t, Peers{})
 	for field, req := range map[string]*observerpb.GetFlowsRequest{
@@ -276,7 +322,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// What a client asks beside flows: health, status, nodes and namespaces.
+// The calls other than GetFlows are answered: health, status, nodes, namespaces and agent events.
 func TestDescriptions(t *testing.T) {
 	f := newFixture(t, Peers{})
 	f.keep()
@@ -306,7 +352,7 @@ func TestDescriptions(t *testing.T) {
 	}
 }
 
-// A call that panics is an error of that call.
+// A panic in a call becomes an error of this call.
 func TestPanic(t *testing.T) {
 	api := New(Options{Logger: slog.New(slog.DiscardHandler)})
 	_, err := api.recoverCall(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/x"}, func(context.Context, any) (any, error) { panic("boom") })

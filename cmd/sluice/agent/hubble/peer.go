@@ -2,11 +2,13 @@ package hubble
 
 import (
 	"cmp"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	peerpb "github.com/cilium/cilium/api/v1/peer"
@@ -16,20 +18,20 @@ import (
 	"sluice/filter/policy"
 )
 
-// peerInterval is the time between two looks for changes of the nodes, while a client is told of them.
+// peerInterval is the time between two checks for changes of the nodes, while a client follows the peers.
 const peerInterval = time.Second
 
-// Peers is how the agents of the other nodes are reached: as this one is, at the addresses of their
-// nodes.
+// Peers tells how clients reach the agents of all nodes: at the addresses of the nodes, each with the
+// same port and TLS settings as this agent.
 type Peers struct {
-	// Port is the TCP port of all agents. 0 means that there is none: then the only peer is this agent,
-	// at Socket.
+	// Port is the TCP port of all agents. If it is 0, agents have no TCP address, and the only peer is this
+	// agent, at Socket.
 	Port   uint16
 	Socket string
-	// Addr is the address that this agent listens on. If it is not unspecified, it is that of this node
-	// where no Node object is known.
+	// Addr is the address that this agent listens on; invalid or unspecified for all addresses. If no
+	// address of this node is known from a Node object, clients get Addr, unless it means all addresses.
 	Addr netip.Addr
-	// ServerName returns the name in the certificate of a node's agent. nil means that connections are
+	// ServerName returns the name in the certificate of the agent on a node. If it is nil, connections are
 	// not encrypted.
 	ServerName func(node string) string
 }
@@ -38,8 +40,11 @@ type Peers struct {
 type peer struct {
 	peerpb.UnimplementedPeerServer
 	Options
-	calls    chan struct{} // a value for each call of Notify
+	calls    chan struct{} // holds a value for each running call of Notify
 	interval time.Duration
+
+	mu      sync.Mutex
+	missing map[string]bool // the nodes without an address that are logged
 }
 
 // Notify sends the nodes of the cluster, and follows their changes until the client has gone.
@@ -54,7 +59,7 @@ func (p *peer) Notify(_ *peerpb.NotifyRequest, stream peerpb.Peer_NotifyServer) 
 	defer tick.Stop()
 	var told map[string]*peerpb.ChangeNotification
 	for seen, first := (*policy.Snapshot)(nil), true; ; first = false {
-		if s := p.Snapshot(); first || s != seen {
+		if s := p.Snapshot(); first || s != seen || p.Peers.ServerName != nil { // a new certificate may change the names
 			seen = s
 			now := p.peers(s)
 			for _, change := range changes(told, now) {
@@ -72,26 +77,44 @@ func (p *peer) Notify(_ *peerpb.NotifyRequest, stream peerpb.Peer_NotifyServer) 
 	}
 }
 
-// peers returns the peers by name. This node is one of them, also if no Node object is known.
+// peers returns the peers by the names of their nodes. This node is among them if it has an address,
+// either in its Node object or in Peers.Addr.
 func (p *peer) peers(s *policy.Snapshot) map[string]*peerpb.ChangeNotification {
 	out := make(map[string]*peerpb.ChangeNotification)
 	if p.Peers.Port == 0 {
 		out[p.NodeName] = &peerpb.ChangeNotification{Name: p.NodeName, Address: "unix://" + p.Peers.Socket}
 		return out
 	}
+	missing := make(map[string]bool)
 	if s != nil {
 		for n := range s.Nodes() {
 			i := slices.IndexFunc(n.Addrs, func(a netip.Addr) bool { return a.Is4() || !p.Peers.Addr.Is4() })
 			if i < 0 {
-				continue // a node that is being added has no address yet
+				missing[n.Name] = true // also a node that is being added
+				continue
 			}
 			out[n.Name] = p.at(n.Name, n.Addrs[i])
 		}
 	}
 	if a := p.Peers.Addr; out[p.NodeName] == nil && a.IsValid() && !a.IsUnspecified() {
 		out[p.NodeName] = p.at(p.NodeName, a)
+		delete(missing, p.NodeName)
 	}
+	p.logMissing(missing)
 	return out
+}
+
+// logMissing logs each node that clients do not reach because it has no address. It logs a node again only
+// if the node had an address meanwhile.
+func (p *peer) logMissing(missing map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(missing)) {
+		if !p.missing[name] {
+			p.Logger.Warn("hubble-relay does not get the flows of a node: its Node object has no address that agents listen on", "node", name)
+		}
+	}
+	p.missing = missing
 }
 
 func (p *peer) at(node string, addr netip.Addr) *peerpb.ChangeNotification {
@@ -102,7 +125,8 @@ func (p *peer) at(node string, addr netip.Addr) *peerpb.ChangeNotification {
 	return c
 }
 
-// changes returns what to send so that a client that knows the peers was knows the peers now.
+// changes returns the notifications that a client with the peers in was needs in order to have the peers
+// in now.
 func changes(was, now map[string]*peerpb.ChangeNotification) (out []*peerpb.ChangeNotification) {
 	for name, n := range now {
 		switch o := was[name]; {

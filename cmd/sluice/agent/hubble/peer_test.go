@@ -1,9 +1,12 @@
 package hubble
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 
 	peerpb "github.com/cilium/cilium/api/v1/peer"
@@ -11,7 +14,7 @@ import (
 	"sluice/filter/policy"
 )
 
-// A client of Peer is told the nodes at their addresses, and each change.
+// A client of Notify gets the addresses of all nodes. Later, it gets each change of them.
 func TestNotify(t *testing.T) {
 	f := newFixture(t, Peers{Port: 4244, Addr: netip.MustParseAddr("0.0.0.0"), ServerName: func(node string) string { return node + ".x" }})
 	node := func(name string, addrs ...string) {
@@ -51,6 +54,31 @@ func TestNotify(t *testing.T) {
 	f.store.DeleteNodeObject("n1")
 	f.publish()
 	want("PEER_DELETED n1 192.0.2.1:4244 n1.x")
+}
+
+// A node without an address is logged once, and again if it had an address meanwhile. This node is not
+// logged if clients get the address that its agent listens on.
+func TestNodeWithoutAddressIsLogged(t *testing.T) {
+	var log bytes.Buffer
+	store := policy.NewStore()
+	p := &peer{Options: Options{NodeName: "own", Logger: slog.New(slog.NewTextHandler(&log, nil)), Peers: Peers{Port: 4244, Addr: netip.MustParseAddr("192.0.2.1")}}}
+	step := func(want int, n2 ...netip.Addr) {
+		t.Helper()
+		store.SetNodeObject(&policy.Node{Name: "own"})
+		store.SetNodeObject(&policy.Node{Name: "n2", Addrs: n2})
+		s, _ := store.Commit()
+		for range 2 {
+			if all := p.peers(s); all["own"] == nil || (all["n2"] == nil) != (len(n2) == 0 || n2[0].Is6()) {
+				t.Errorf("peers %v", all)
+			}
+		}
+		if got := strings.Count(log.String(), "node=n2\n"); got != want || strings.Contains(log.String(), "node=own") {
+			t.Errorf("n2 is logged %d times, want %d:\n%s", got, want, &log)
+		}
+	}
+	step(1)
+	step(1, netip.MustParseAddr("192.0.2.2"))
+	step(2, netip.MustParseAddr("2001:db8::2")) // the agents listen on an address of IPv4
 }
 
 // Without an address for other nodes, and without Node objects, the agent is its only peer.

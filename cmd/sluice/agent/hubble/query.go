@@ -21,11 +21,11 @@ type query struct {
 	filter       *hubbleflow.Filter
 	mask         mask
 	number       uint64 // 0: no limit
-	first        bool   // number counts from the oldest flow; otherwise it is about the last ones from before
+	first        bool   // whether number is that of the oldest flows; otherwise it is that of the last flows before now
 	follow       bool
 	since, until time.Time // zero: no limit
-	now          time.Time
-	fromNow      bool // nothing from before
+	now          time.Time // when the query began
+	fromNow      bool      // no flows from before now
 }
 
 func newQuery(req *observerpb.GetFlowsRequest, now time.Time) (q *query, err error) {
@@ -38,7 +38,7 @@ func newQuery(req *observerpb.GetFlowsRequest, now time.Time) (q *query, err err
 	case q.first && q.follow:
 		return nil, errors.New("first and follow exclude each other: leave out one")
 	case req.GetExtensions() != nil:
-		return nil, errors.New("extensions: Sluice has none: leave it out") //nolint:staticcheck // a name begins it
+		return nil, errors.New("extensions: Sluice has none: leave it out")
 	}
 	if req.GetSince() != nil {
 		if err := req.GetSince().CheckValid(); err != nil {
@@ -59,7 +59,8 @@ func newQuery(req *observerpb.GetFlowsRequest, now time.Time) (q *query, err err
 	return q, err
 }
 
-// backlog returns how many records from before the query needs, of those that the log can keep.
+// backlog returns the number of earlier records that the query needs. size is the number of records that
+// the log can keep.
 func (q *query) backlog(size int) int {
 	if q.fromNow {
 		return 0
@@ -67,7 +68,7 @@ func (q *query) backlog(size int) int {
 	return size
 }
 
-// lastEntries keeps the last flows, and what was left out between them. The zero value keeps nothing.
+// lastEntries keeps the last max flows, and the LeftOuts between them. The zero value keeps nothing.
 type lastEntries struct {
 	max     uint64
 	entries []flow.Entry
@@ -88,7 +89,7 @@ func (l *lastEntries) add(e *flow.Entry) error {
 	return nil
 }
 
-// each gives the entries to send, and forgets them.
+// each calls send with each entry, and forgets the entries.
 func (l *lastEntries) each(send func(*flow.Entry) error) error {
 	all := l.entries
 	l.entries = nil
@@ -100,8 +101,8 @@ func (l *lastEntries) each(send func(*flow.Entry) error) error {
 	return nil
 }
 
-// mask is the set of fields of a flow that a client wants, each with those of its message. nil means
-// all.
+// mask is the set of fields of a message that a client wants. The value of a field is the mask of the
+// message in this field. A nil mask means all fields.
 type mask map[protoreflect.Name]mask
 
 func newMask(m *fieldmaskpb.FieldMask) (mask, error) {
@@ -112,7 +113,7 @@ func newMask(m *fieldmaskpb.FieldMask) (mask, error) {
 		return nil, fmt.Errorf("field_mask: %s: a flow has no such field", strings.Join(m.GetPaths(), ", "))
 	}
 	whole := &fieldmaskpb.FieldMask{Paths: append([]string{}, m.GetPaths()...)}
-	whole.Normalize() // a field of a field that is there as a whole is left out
+	whole.Normalize() // removes paths below other paths: "source.pod_name" if "source" is there
 	out := make(mask)
 	for _, path := range whole.GetPaths() {
 		at := out
@@ -132,7 +133,7 @@ func newMask(m *fieldmaskpb.FieldMask) (mask, error) {
 	return out, nil
 }
 
-// keep clears all other fields of a message.
+// keep clears all fields of a message that are not in the mask.
 func (m mask) keep(message protoreflect.Message) {
 	if m == nil {
 		return

@@ -1,7 +1,8 @@
-// Package hubble serves the part of Hubble's API that shows flows, so that the clients of Hubble show
-// those of this node: hubble, hubble-relay and hubble-ui.
+// Package hubble serves the part of Hubble's API that shows flows, so that Hubble's clients can show the
+// flows of this node: hubble, hubble-relay and hubble-ui.
 //
-// Nothing is recorded, and nothing is asked of the kernel, until a client calls GetFlows.
+// Only a running call of GetFlows makes the agent watch flows. While there is none, the API costs
+// nothing.
 package hubble
 
 import (
@@ -25,35 +26,42 @@ import (
 )
 
 const (
-	// maxStreams bounds the calls of GetFlows at the same time, in all. Each may hold the records from
-	// before that it has selected: 4 MiB with the usual --flow-buffer.
+	// maxStreams bounds the calls of GetFlows that run at the same time, over all connections. Each call
+	// may hold the earlier records that it has selected. They take up to 4 MiB with the default
+	// --flow-buffer.
 	maxStreams = 16
-	// maxRequest bounds a request, in bytes: lists of filters.
+	// maxRequest bounds the size of a request, in bytes. Most of it are lists of filters.
 	maxRequest = 256 << 10
-	// maxCalls bounds the calls of one connection at the same time, and maxPeers those of Notify in all.
+	// maxCalls bounds the calls that run at the same time on one connection. maxPeers bounds the calls of
+	// Notify that run at the same time, over all connections.
 	maxCalls, maxPeers = 32, 64
-	// handshakeTimeout bounds the time of a connection until it is encrypted.
+	// handshakeTimeout bounds the time of a new connection until its handshakes are complete.
 	handshakeTimeout = 10 * time.Second
-	// keepaliveInterval is the time after which a silent client is asked whether it is there, and
-	// keepaliveTimeout the time that it has to answer.
+	// keepaliveInterval is the time after which the server pings a client that sends nothing.
+	// keepaliveTimeout bounds the wait for the answer.
 	keepaliveInterval, keepaliveTimeout = 30 * time.Second, 10 * time.Second
-	// pingInterval is the least time between two such questions of a client.
+	// pingInterval is the least time between two pings that a client may send.
 	pingInterval = 10 * time.Second
 	// observerService is the name by which hubble asks for the health of the server.
 	observerService = "hubble.server.Observer"
 )
 
-// Options are what the servers answer with.
+// Options are the data of the answers, and where to log.
 type Options struct {
 	Log      *flow.Log
-	Snapshot func() *policy.Snapshot // the one in force; nil before the first
+	Snapshot func() *policy.Snapshot // returns the snapshot in force; nil before the first one
 	NodeName string
 	Version  string
 	Peers    Peers
-	Logger   *slog.Logger
+	// Within returns a context that ends when the given context ends, and also when another agent takes
+	// over: Log does not have the flows about which that agent decides. If this agent does not enforce,
+	// the context has already ended. The caller must call stop. If Within is nil, contexts end for none of
+	// these reasons.
+	Within func(context.Context) (limited context.Context, stop context.CancelFunc)
+	Logger *slog.Logger
 }
 
-// API answers the calls of clients. Its servers share the bounds.
+// API answers the calls of clients. maxStreams and maxPeers apply to all its servers together.
 type API struct {
 	observer *observer
 	peer     *peer
@@ -62,6 +70,9 @@ type API struct {
 
 // New returns an API.
 func New(opts Options) *API {
+	if opts.Within == nil {
+		opts.Within = context.WithCancel
+	}
 	return &API{
 		observer: &observer{Options: opts, started: time.Now(), streams: make(chan struct{}, maxStreams)},
 		peer:     &peer{Options: opts, calls: make(chan struct{}, maxPeers), interval: peerInterval},
@@ -70,7 +81,12 @@ func New(opts Options) *API {
 }
 
 // Server is a server of an API.
-type Server struct{ *grpc.Server }
+type Server struct {
+	*grpc.Server
+	// Failure returns the reason for which clients are refused, or for which their connections have an old
+	// certificate. It returns "" if there is no failure. The field is nil if the server does not encrypt.
+	Failure func() string
+}
 
 // Close ends all calls.
 func (s Server) Close() error {
@@ -78,7 +94,7 @@ func (s Server) Close() error {
 	return nil
 }
 
-// NewServer returns a server. Without credentials, it does not encrypt.
+// NewServer returns a server. If c is nil, the server does not encrypt.
 func (a *API) NewServer(c credentials.TransportCredentials) Server {
 	opts := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(maxCalls), grpc.ConnectionTimeout(handshakeTimeout),
@@ -95,11 +111,11 @@ func (a *API) NewServer(c credentials.TransportCredentials) Server {
 	h := health.NewServer()
 	h.SetServingStatus(observerService, healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(s, h)
-	return Server{s}
+	return Server{Server: s}
 }
 
-// recoverCall and recoverStream answer a call that panics with an error: a mistake here must not end
-// the enforcement of policies.
+// recoverCall and recoverStream recover from a panic in a call, and answer the call with an error, because
+// a mistake in this package must not end the enforcement of policies.
 func (a *API) recoverCall(ctx context.Context, req any, call *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (answer any, err error) {
 	defer a.recovered(call.FullMethod, &err)
 	return handle(ctx, req)

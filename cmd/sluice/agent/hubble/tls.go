@@ -9,33 +9,36 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 )
 
-// TLSFiles are the PEM files of a server that only clients with a certificate may ask.
+// TLSFiles are the paths of the PEM files of a server that requires certificates of its clients.
 type TLSFiles struct{ Cert, Key, ClientCA string }
 
-// Certificates reads TLSFiles again for each connection, so that a renewed certificate is used without
-// a restart. If they cannot be read then, it logs the reason and uses the last ones; without any, it
-// refuses the connection.
+// Certificates reads TLSFiles again for each connection, so that the server uses a renewed certificate
+// without a restart. If it cannot read the files, it logs the reason and uses those that it has read
+// last. If it has never read them, it refuses the connection.
 type Certificates struct {
 	files  TLSFiles
 	logger *slog.Logger
+	now    func() time.Time // time.Now, except in tests
 
 	mu     sync.Mutex
 	last   *tls.Config // nil if the files were never read
-	failed string      // why they could not be read the last time
+	failed error       // the error of the last attempt to read the files; nil if it succeeded
 }
 
-// NewCertificates reads the files for the first time. A failure does not keep the agent from starting.
+// NewCertificates reads the files for the first time. If it fails, it logs the error, and the agent starts
+// nevertheless.
 func NewCertificates(files TLSFiles, logger *slog.Logger) *Certificates {
-	c := &Certificates{files: files, logger: logger}
-	_, _ = c.current() // it has logged the error
+	c := &Certificates{files: files, logger: logger, now: time.Now}
+	_, _ = c.current() // current logs the error
 	return c
 }
 
-// Credentials returns those of a server.
+// Credentials returns the credentials of a server with these certificates.
 func (c *Certificates) Credentials() credentials.TransportCredentials {
 	return credentials.NewTLS(&tls.Config{
 		MinVersion:         tls.VersionTLS13,
@@ -47,17 +50,44 @@ func (c *Certificates) current() (*tls.Config, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, err := c.load()
+	was := c.failed
+	c.failed = err
 	switch {
 	case err == nil:
-		c.last, c.failed = now, ""
-	case err.Error() != c.failed:
-		c.failed = err.Error()
-		c.logger.Error("cannot read the certificates of Hubble's API; policies are still enforced", "err", err)
+		c.last = now
+		if was != nil {
+			c.logger.Info("the certificates of Hubble's API can be read again")
+		}
+	case was == nil || was.Error() != err.Error():
+		c.logger.Error("cannot read the certificates of Hubble's API; policies are still enforced", "err", err, "effect", c.effect())
 	}
 	if c.last == nil {
 		return nil, err
 	}
 	return c.last, nil
+}
+
+// effect returns the effect of a failure to read the files. The caller holds c.mu.
+func (c *Certificates) effect() string {
+	if c.last == nil {
+		return "all clients are refused"
+	}
+	return "the certificate that was read last is used"
+}
+
+// Failure reads the files. If they cannot be read, or if the certificate has expired, it returns the reason
+// and the effect; otherwise it returns "".
+func (c *Certificates) Failure() string {
+	_, _ = c.current() // the error is in c.failed
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed != nil {
+		return c.failed.Error() + "; " + c.effect()
+	}
+	if end := c.last.Certificates[0].Leaf.NotAfter; c.now().After(end) {
+		return fmt.Sprintf("the certificate of Hubble's API expired at %s; clients refuse it", end.Format(time.RFC3339))
+	}
+	return ""
 }
 
 func (c *Certificates) load() (*tls.Config, error) {
@@ -82,9 +112,9 @@ func (c *Certificates) load() (*tls.Config, error) {
 	}, nil
 }
 
-// ServerName returns the name by which a relay verifies the certificate of a node's agent: the first
-// name in this agent's certificate. If that begins with an asterisk, as Cilium's "*.default.hubble-grpc.cilium.io",
-// the name of the node replaces it.
+// ServerName returns the name by which a relay verifies the certificate of the agent on a node: the first
+// DNS name in this agent's certificate. If it begins with an asterisk, as in Cilium's
+// "*.default.hubble-grpc.cilium.io", the name of the node replaces the asterisk.
 func (c *Certificates) ServerName(node string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

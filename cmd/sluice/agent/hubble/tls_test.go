@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	observerpb "github.com/cilium/cilium/api/v1/observer"
 	"google.golang.org/grpc"
@@ -20,15 +21,28 @@ import (
 	"sluice/filter/policy"
 )
 
-// call returns the result of a call with a certificate of the authority, or without one.
+// call calls the server and returns the error. If certified is true, the client has a certificate of the
+// authority.
 func call(t *testing.T, a *authority.Authority, address, server string, certified bool) error {
 	t.Helper()
+	if !certified {
+		return callWith(t, a.Path("ca.crt"), TLSFiles{}, address, server)
+	}
+	a.Client("client")
+	return callWith(t, a.Path("ca.crt"), TLSFiles{Cert: a.Path("client.crt"), Key: a.Path("client.key")}, address, server)
+}
+
+// callWith is like call, with the files of the server's authority and of the client's certificate.
+func callWith(t *testing.T, authorityFile string, client TLSFiles, address, server string) error {
+	t.Helper()
 	roots := x509.NewCertPool()
-	roots.AddCert(a.Cert)
+	text, err := os.ReadFile(authorityFile)
+	if err != nil || !roots.AppendCertsFromPEM(text) {
+		t.Fatalf("%s has no certificate: %v", authorityFile, err)
+	}
 	config := &tls.Config{RootCAs: roots, ServerName: server, MinVersion: tls.VersionTLS13}
-	if certified {
-		a.Client("client")
-		cert, err := tls.LoadX509KeyPair(a.Path("client.crt"), a.Path("client.key"))
+	if client != (TLSFiles{}) {
+		cert, err := tls.LoadX509KeyPair(client.Cert, client.Key)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,8 +59,8 @@ func call(t *testing.T, a *authority.Authority, address, server string, certifie
 	return err
 }
 
-// Only a client with a certificate is answered, a renewed certificate is used without a restart, and
-// broken files leave the last one.
+// The server answers only clients with a certificate of the authority. It uses a renewed certificate
+// without a restart, and keeps the last one if a file is broken.
 func TestTLS(t *testing.T) {
 	a := authority.New(t)
 	a.Server("server", "*.default.hubble-grpc.cilium.io")
@@ -58,7 +72,7 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go server.Serve(l) //nolint:errcheck // it ends with the test
+	go server.Serve(l)
 	address := l.Addr().String()
 	if err := call(t, a, address, "n1.default.hubble-grpc.cilium.io", true); err != nil {
 		t.Errorf("with a certificate: %v", err)
@@ -85,7 +99,49 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// The name of a node's certificate is made of that of this one.
+// While the files cannot be read, Failure returns the reason and the effect. It reads the files at each
+// call, so the failure ends even if no client connects.
+func TestFailure(t *testing.T) {
+	a := authority.New(t)
+	var log bytes.Buffer
+	files := TLSFiles{Cert: a.Path("server.crt"), Key: a.Path("server.key"), ClientCA: a.Path("ca.crt")}
+	_, server := Listen{Address: ":0", TLS: files}.Servers(Options{Log: flow.NewLog(1, nil), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	defer server.Close()
+	for range 2 {
+		if got := server.Failure(); !strings.Contains(got, "server.crt: no such file or directory; all clients are refused") {
+			t.Errorf("without the files: %q", got)
+		}
+	}
+	a.Server("server", "n1")
+	if got := server.Failure(); got != "" {
+		t.Errorf("with the files: %q", got)
+	}
+	if err := os.WriteFile(a.Path("ca.crt"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := server.Failure(); !strings.Contains(got, "ca.crt has no certificate; the certificate that was read last is used") {
+		t.Errorf("with an empty ca.crt: %q", got)
+	}
+	if n := strings.Count(log.String(), "level=ERROR"); n != 2 || !strings.Contains(log.String(), "can be read again") {
+		t.Errorf("%d errors are logged, want one for each reason:\n%s", n, &log)
+	}
+}
+
+// An expired certificate is a failure: clients refuse it, and the agent does not notice that.
+func TestExpiry(t *testing.T) {
+	a := authority.New(t)
+	a.Server("server", "n1")
+	c := NewCertificates(TLSFiles{Cert: a.Path("server.crt"), Key: a.Path("server.key"), ClientCA: a.Path("ca.crt")}, slog.New(slog.DiscardHandler))
+	if got := c.Failure(); got != "" {
+		t.Errorf("a valid certificate: %q", got)
+	}
+	c.now = func() time.Time { return time.Now().AddDate(1, 0, 0) }
+	if got := c.Failure(); !strings.Contains(got, "expired at 20") {
+		t.Errorf("a year later: %q", got)
+	}
+}
+
+// The name of another node's certificate is derived from the name in this node's certificate.
 func TestServerName(t *testing.T) {
 	a := authority.New(t)
 	files := TLSFiles{Cert: a.Path("server.crt"), Key: a.Path("server.key"), ClientCA: a.Path("ca.crt")}
@@ -100,7 +156,8 @@ func TestServerName(t *testing.T) {
 	}
 }
 
-// Flags that contradict each other, or would show the flows to all, are errors with a hint.
+// If flags contradict each other or would show the flows to all clients, Check returns an error with a
+// hint.
 func TestCheck(t *testing.T) {
 	all := TLSFiles{Cert: "c", Key: "k", ClientCA: "a"}
 	for _, tt := range []struct {

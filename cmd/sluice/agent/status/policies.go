@@ -14,13 +14,14 @@ type PolicyInForce struct {
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
 	Tier      string `json:"tier,omitempty"` // Admin or Baseline; empty for a NetworkPolicy
-	// Version is the resourceVersion of the object in the Kubernetes API. It is empty for an object that is
-	// from a file.
+	// Version is the resourceVersion of the object in the Kubernetes API. It is empty for an object from a
+	// file.
 	Version string `json:"resourceVersion,omitempty"`
-	// Digest is that of the policy's meaning: of its spec and of the annotations that change decisions.
+	// Digest is the digest of the policy's meaning: of its spec and of the annotations that change
+	// decisions.
 	Digest string `json:"digest"`
-	// Since is when the node has begun to enforce the policy with this digest: new connections, packets
-	// that wait, what the kernel remembers, and the connections from before are judged by it.
+	// Since is when the node has begun to enforce the policy with this digest. From then on it applies to
+	// new connections, pending packets, the kernel's flow cache and connections from before.
 	Since time.Time `json:"since"`
 	// Pods are the pods of this node that the policy selects, as "namespace/name".
 	Pods []string `json:"pods,omitempty"`
@@ -39,7 +40,7 @@ func (p *PolicyInForce) VersionText() string {
 	return "digest " + ShortDigest(p.Digest)
 }
 
-// ShortDigest returns the first digits of a digest, which suffice to see whether two are equal.
+// ShortDigest returns the first digits of a digest, which are enough for people to compare digests.
 func ShortDigest(digest string) string { return digest[:min(len(digest), 12)] }
 
 const (
@@ -48,8 +49,9 @@ const (
 	maxPods     = 4
 )
 
-// writePolicies writes the policies as text. If all is set, it writes all policies and pods;
-// otherwise, a bounded number of the policies that select pods of the node.
+// writePolicies writes the policies as text. If all is true, it writes all policies and pods. Otherwise it
+// writes a bounded number of the policies that select pods of the node, each with a bounded number of
+// pods.
 func (s *Status) writePolicies(b *strings.Builder, all bool) {
 	here := 0
 	for i := range s.Policies {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// The text has a bounded number of policies that select pods of the node, and a bounded number of pods;
-// wide has all.
+// The text has a bounded number of the policies that select pods of the node, each with a bounded number
+// of pods. The wide text has all policies and pods.
 func TestPoliciesInText(t *testing.T) {
 	now := time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC)
 	s := &Status{Settings: Settings{Node: "node-1"}, Now: now}

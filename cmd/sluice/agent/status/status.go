@@ -20,8 +20,7 @@ type Status struct {
 	Unready string    `json:"unready,omitempty"` // why the agent is not ready
 
 	Enforcing *Enforcing `json:"enforcing,omitempty"` // nil before the first snapshot
-	// Policies are the policies in force, by their names. They are set only if the caller of Ask wants
-	// them.
+	// Policies are the policies in force, sorted by tier and name. They are set by AskAll, and not by Ask.
 	Policies []PolicyInForce `json:"policies,omitempty"`
 	Packets  Packets         `json:"packets"`
 	Kernel   *InKernel       `json:"kernel,omitempty"` // nil if the kernel remembers no verdicts
@@ -31,7 +30,9 @@ type Status struct {
 	Failed   uint64          `json:"ruleRepairFailures"`
 	Watches  []Watch         `json:"watches"`
 	Problems []Problem       `json:"problems"`
-	NotRead  string          `json:"notRead,omitempty"` // objects that the agent does not read, but that may change what is allowed
+	// LogAnnotations is nil if no object has an annotation about which verdicts are logged.
+	LogAnnotations *LogAnnotations `json:"logAnnotations,omitempty"`
+	NotRead        string          `json:"notRead,omitempty"` // objects that the agent does not read, but that may change what is allowed
 
 	Now time.Time `json:"now"`
 	// Process is the PID of the agent in the PID namespace of the caller of Ask. It differs
@@ -51,6 +52,30 @@ type Settings struct {
 	OnExit  string   `json:"onExit"`
 	// DenyWith is how the node denies packets: drop, or reject.
 	DenyWith string `json:"denyWith"`
+	// LogVerdicts is which verdicts the node logs: none, denied or all. Annotations may set another level.
+	LogVerdicts string `json:"logVerdicts"`
+}
+
+// LogAnnotations counts the objects that have an annotation about which verdicts are logged.
+type LogAnnotations struct {
+	Namespaces int `json:"namespaces"`
+	Policies   int `json:"policies"`
+	// Most is the highest level that one of them sets: none, denied or all.
+	Most string `json:"most"`
+}
+
+// verdictLog describes which verdicts the node logs. It returns "" if the flag --log-verdicts is none and
+// no annotation sets a level.
+func (s *Status) verdictLog() string {
+	a := s.LogAnnotations
+	if a == nil && (s.LogVerdicts == "none" || s.LogVerdicts == "") {
+		return ""
+	}
+	text := s.LogVerdicts + " (--log-verdicts)"
+	if a != nil {
+		text += fmt.Sprintf("; up to %s by the annotation of %s and %s", a.Most, count(a.Namespaces, "namespace"), count(a.Policies, "policy"))
+	}
+	return text
 }
 
 // Watch is the state of the watch for one kind of object.
@@ -73,7 +98,7 @@ func (w Watch) Kinds() string { return plural(w.Kind) }
 
 // Problem is a condition that the user should correct.
 type Problem struct {
-	Kind   string `json:"kind"`  // policy, namespace, address, manifest, watch, rules, taint, sysctl, ranges or listen
+	Kind   string `json:"kind"`  // policy, namespace, address, manifest, watch, rules, taint, sysctl, ranges, listen or hubble
 	Where  string `json:"where"` // an object of that kind, and the field in it
 	Detail string `json:"detail"`
 	Hint   string `json:"hint,omitempty"` // how to correct it
@@ -104,8 +129,9 @@ type Enforcing struct {
 
 	Tiers map[string]int `json:"tiers"` // the policies of each tier
 
-	// Digest is the same on all nodes that enforce the same policies and namespaces: see policy.Digest.
-	// It is that of the last snapshot that is in force in every part of the agent, since DigestSince.
+	// Digest is the digest of the last snapshot that every part of the agent has applied, and DigestSince
+	// is since when it is. All nodes that enforce the same policies and namespaces have the same Digest:
+	// see policy.Digest.
 	Digest      string    `json:"digest,omitempty"`
 	DigestSince time.Time `json:"digestSince,omitzero"`
 }
@@ -185,8 +211,8 @@ type Live struct {
 // Good reports whether the agent is ready and has no problems.
 func (s *Status) Good() bool { return s.Ready && len(s.Problems) == 0 }
 
-// WriteText writes the status as text: of the policies, all that are in it or a bounded number of those
-// that select pods of the node.
+// WriteText writes the status as text. If all is true, it writes all policies of the status. Otherwise it
+// writes a bounded number of those that select pods of the node.
 func (s *Status) WriteText(out io.Writer, all bool) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "sluice %s, process %d, %s\n\n", s.Version, s.PID, s.headline())
@@ -211,6 +237,9 @@ func (s *Status) WriteText(out io.Writer, all bool) error {
 	fmt.Fprintf(w, "lost\t%d dropped by a full queue, %d denied after a panic; %s of workers\n", p.Dropped, p.Panics, count(int(p.Restart), "restart"))
 	fmt.Fprintf(w, "live connections\t%d judged after changes: %d unchanged, %d newly allowed, %d revoked, %d restored; %d had passed unjudged\n",
 		s.Live.Judged, s.Live.Unchanged, s.Live.Allowed, s.Live.Revoked, s.Live.Restored, s.Live.Unjudged)
+	if text := s.verdictLog(); text != "" {
+		fmt.Fprintf(w, "verdict log\t%s\n", text)
+	}
 	if s.NotRead != "" {
 		fmt.Fprintf(w, "not read\t%s\n", s.NotRead)
 	}

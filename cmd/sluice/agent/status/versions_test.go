@@ -56,11 +56,11 @@ func TestMissing(t *testing.T) {
 	} {
 		tt.wanted.Ref = ref
 		v := Versions{Enforcing: true, Policies: tt.in}
-		if got := v.Missing([]Wanted{tt.wanted}); !slices.Equal(got, tt.want) {
+		if left, got := v.Missing([]Wanted{tt.wanted}); !slices.Equal(got, tt.want) || len(left) != len(tt.want) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
 	}
-	if got := (&Versions{}).Missing([]Wanted{{Ref: ref, Deleted: true}}); len(got) != 1 {
+	if _, got := (&Versions{}).Missing([]Wanted{{Ref: ref, Deleted: true}}); len(got) != 1 {
 		t.Errorf("before the agent enforces, a policy counts as deleted: %q", got)
 	}
 }

@@ -3,11 +3,14 @@ package telemetry
 import (
 	"math"
 	"runtime"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	corev1 "k8s.io/api/core/v1"
 
+	"sluice/cmd/sluice/agent/status"
 	"sluice/filter"
 	"sluice/filter/engine"
 	"sluice/filter/policy"
@@ -88,6 +91,12 @@ var numbers = []number{
 		func(s *State) uint64 { return s.Connections.Displaced }),
 	gauge("rule_tables_reduced", "Tables whose rules lack a part that cannot be written at present, such as the calls of the kernel's flow cache.",
 		func(s *State) float64 { return float64(len(s.Reduced)) }),
+	gauge("nodes", "Known Nodes of the cluster whose operating system is Linux, by their label kubernetes.io/os. 0 without an API server.",
+		func(s *State) float64 { return s.count(linuxNodes) }),
+	counter("flow_records_total", "Flows that were recorded for those who watch them: sluice observe, Hubble's API and the log of verdicts. Nothing is recorded while nothing watches.",
+		func(s *State) uint64 { return s.FlowRecords }),
+	counter("flow_records_left_out_total", "Flows that something watched and did not get: beyond the rate limits, or because it read too slowly.",
+		func(s *State) uint64 { return s.FlowsLeftOut }),
 	counter("verdicts_unlogged_total", "Verdicts that were not logged because of the rate limit.",
 		func(s *State) uint64 { return s.Unlogged }),
 	counter("queue_overflows_total", "Times that a queue may have been full and let packets pass unjudged (--queue-overflow pass). The kernel does not count these packets.",
@@ -101,11 +110,12 @@ var numbers = []number{
 // Metrics with labels.
 var (
 	buildInfo  = describe("build_info", "1, with the versions of the agent and of Go.", "version", "goversion")
-	verdicts   = describe("verdicts_total", "Verdicts on packets: one for each new connection that is allowed, and one for each packet of a connection that is denied, repetitions included. The direction is the one that decided; for an allowing rule, it is that of the ends about which policies decided. What the kernel allows by itself has the reason kernel: it remembers neither reason nor direction. What it denies is attributed by the policies in force, and has the reason kernel only if its flow is not known any more.", "direction", "verdict", "reason")
+	verdicts   = describe("verdicts_total", "Verdicts of the agent and of the kernel's flow cache: in general one for each connection that is allowed, and one for each packet that is denied. The reason kernel means that the kernel decided, and that neither reason nor direction is known.", "direction", "verdict", "reason")
 	rejects    = describe("rejected_total", "Denied packets that were rejected: their sender got a TCP reset or an ICMP error, as far as the kernel sends one. sluice_verdicts_total includes them, with the verdict deny. The verdict is of the agent, or one that the kernel remembers.", "by")
+	digest     = describe("policies_digest", "The first 12 digits of the digest in sluice status, as a number: it identifies the policies and namespaces in force, and is equal on all nodes that enforce the same ones. There is no series before the first snapshot.")
 	tiers      = describe("tier_policies", "Policies in force, by tier: Admin and Baseline for ClusterNetworkPolicies, NetworkPolicy for the others.", "tier")
-	byTier     = describe("tier_denied_total", "Denied packets by the tier that denied them. sluice_verdicts_total includes them. Denials of the kernel's flow cache are included if their flow is known.", "tier")
-	byPolicy   = describe("policy_denied_total", "The packets of sluice_tier_denied_total by the policy that denied them: of a ClusterNetworkPolicy with the rule that denied, as its field and its name; of NetworkPolicies without one. If several NetworkPolicies isolate a pod, a packet counts for each of them. A policy has no series before its first denial and after its deletion; each worker, and the kernel, counts at most 500 series, and the others as (other).", "tier", "policy", "direction", "rule", "rule_name")
+	byTier     = describe("tier_denied_total", "Denied packets by the tier that denied them. sluice_verdicts_total includes them. Denials of the kernel's flow cache are included, except those with the reason kernel.", "tier")
+	byPolicy   = describe("policy_denied_total", "The packets of sluice_tier_denied_total by the policy that denied them: of a ClusterNetworkPolicy with the rule that denied, as its field and its name; of NetworkPolicies without one. If several NetworkPolicies isolate a pod, a packet counts for each of them. A policy has no series before its first denial and after its deletion. At most 1,000 policies have series, with 4,000 rules at most; all others count as the policy (other).", "tier", "policy", "direction", "rule", "rule_name")
 	decision   = describe("decision_seconds", "Time from the bytes of a packet to its verdict, without the queue. One packet of 64 is timed.")
 	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
 	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed, denied (dropped) or rejected by a remembered verdict. sluice_verdicts_total includes them.", "answer")
@@ -119,11 +129,12 @@ var (
 	events     = describe("watch_events_total", "Objects that were added, changed or deleted.", "kind")
 	restarts   = describe("watch_restarts_total", "Watches that were started again.", "kind")
 	failures   = describe("watch_errors_total", "Requests that failed, and watches that ended with an error.", "kind")
-	withLabels = []*prometheus.Desc{buildInfo, verdicts, rejects, tiers, byTier, byPolicy, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
+	withLabels = []*prometheus.Desc{buildInfo, digest, verdicts, rejects, tiers, byTier, byPolicy, decision, lookups, inKernel, unkept, forged, guarded, rejudged, problems, synced, broken, events, restarts, failures}
 )
 
-// The kernel's flow cache does not store the direction and the reason of a verdict. So what it
-// allows, and denials whose flow is not known, have these values of the labels "direction" (notKnown) and "reason" (byKernel).
+// The kernel's flow cache does not store the direction and the reason of a verdict. So the packets that
+// it allows have these values of the labels "direction" (notKnown) and "reason" (byKernel). The packets
+// that it denies have them only if no verdict can be attributed to them: see State.KernelUnknown.
 const (
 	notKnown = "unknown"
 	byKernel = "kernel"
@@ -133,7 +144,7 @@ const (
 // problemKinds are the kinds of problems that have a series from the start, so that an alert
 // sees the first problem as an increase. Any other kind has a series only while it has
 // problems.
-var problemKinds = []string{"policy", "address", "manifest", "watch", "rules", "sysctl", "ranges", "taint", "listen"}
+var problemKinds = []string{"policy", "address", "manifest", "watch", "rules", "sysctl", "ranges", "taint", "listen", "hubble"}
 
 // collector reads a State for each scrape.
 type collector struct{ read func() *State }
@@ -160,6 +171,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(n.desc, n.kind, n.value(s))
 	}
 	out <- prometheus.MustNewConstMetric(buildInfo, prometheus.GaugeValue, 1, s.Version, runtime.Version())
+	if n, ok := digestNumber(s.Digest); ok {
+		out <- prometheus.MustNewConstMetric(digest, prometheus.GaugeValue, n)
+	}
 	denied := s.denied()
 	for labels, n := range byDirection(&denied.Verdicts) {
 		out <- prometheus.MustNewConstMetric(verdicts, prometheus.CounterValue, float64(n), labels.direction, labels.action.String(), labels.reason.String())
@@ -221,7 +235,25 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// denied returns the verdicts of the agent, and those denials of the kernel whose flow is known.
+// digestNumber returns the digits of a digest that sluice status shows, as a number: a float64 holds them
+// exactly. As a label, the digits would make a new series with each change.
+func digestNumber(digest string) (n float64, ok bool) {
+	bits, err := strconv.ParseUint(status.ShortDigest(digest), 16, 64)
+	return float64(bits), err == nil
+}
+
+// linuxNodes returns the number of Nodes that can have an agent. It counts a Node without the label of the
+// operating system, because old kubelets do not set it.
+func linuxNodes(s *State) (n int) {
+	for node := range s.Snapshot.Nodes() {
+		if os := node.Labels[corev1.LabelOSStable]; os == "" || os == "linux" {
+			n++
+		}
+	}
+	return n
+}
+
+// denied returns the sum of the agent's verdicts and those denials of the kernel that have a verdict.
 func (s *State) denied() *engine.Tally {
 	var sum engine.Tally
 	sum.Add(&s.Tally)

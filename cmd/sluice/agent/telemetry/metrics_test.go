@@ -94,3 +94,16 @@ func TestMetricsFollowConventions(t *testing.T) {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
 }
+
+// The metric of the digest is its first 48 bits, a number that a float64 holds exactly. Before the first
+// snapshot, the metric does not exist.
+func TestDigestNumber(t *testing.T) {
+	for digest, want := range map[string]float64{"ffffffffffff0000": 1<<48 - 1, "000000000001ffff": 1, "7a224f61ae470123": 0x7a224f61ae47} {
+		if n, ok := digestNumber(digest); !ok || n != want {
+			t.Errorf("%s is %v, %v, want %v", digest, n, ok, want)
+		}
+	}
+	if text := string(gathered(t, &State{Now: noon})); strings.Contains(text, "sluice_policies_digest") {
+		t.Error("an agent without a snapshot has a digest")
+	}
+}

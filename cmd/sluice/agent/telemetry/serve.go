@@ -35,7 +35,7 @@ const (
 	// the usual interval of a scrape.
 	idleTimeout = 90 * time.Second
 	// maxHeader and maxBody bound the size of a request, in bytes. Valid requests have a
-	// header of some hundred bytes and no body.
+	// header of some hundred bytes and no body, except for those of policies' versions on the socket.
 	maxHeader, maxBody = 8 << 10, 1 << 10
 )
 
@@ -45,31 +45,37 @@ type Options struct {
 	Socket  string // path of the unix socket for sluice status; empty disables it
 	// HandOver answers an agent that wants to take over. nil rejects such requests.
 	HandOver http.HandlerFunc
-	// Flows streams records of flows, and Denials lists the last denials. nil leaves them out.
+	// Flows streams records of flows, and Denials lists the last denials. nil disables the request.
 	Flows, Denials http.HandlerFunc
-	// Policies returns the policies in force. nil leaves them out of the status.
+	// Policies returns the policies in force. If it is nil, the status does not list them.
 	Policies func() []status.PolicyInForce
-	// Versions tells which versions of some policies are in force. nil leaves it out.
+	// Versions answers which versions of given policies are in force. nil disables the request.
 	Versions http.HandlerFunc
 	// TookOver reports whether this agent has taken over from the agent that listens on the
 	// socket. If so, this agent may replace that agent's socket. nil means that no agent has
 	// yielded.
 	TookOver func() bool
-	// Services are other servers, each on an address or a socket of its own.
+	// Yielded is closed when TookOver becomes true, so that Serve replaces the socket at once. It may be
+	// nil.
+	Yielded <-chan struct{}
+	// Services are further servers. Each has its own address or socket.
 	Services []Service
 	Logger   *slog.Logger // nil discards all log lines
 }
 
-// Service is a server of another protocol, which Serve treats like its own: it listens again if it
-// must, and bounds the connections.
+// Service is a server of another protocol. Serve treats it like its own servers: it reopens the listener
+// when clients can no longer reach it, and bounds the number of connections.
 type Service struct {
 	Name string // address, or path of a unix socket that only root may open
 	Unix bool
-	Flag string // which sets Name
+	Flag string // the flag that sets Name; hints name it
+	// Problems returns the problems of the service, except those of listening. If it is nil, there are
+	// none.
+	Problems func() []status.Problem
 	Server
 }
 
-// Server answers on listeners: *http.Server, for example.
+// Server answers requests that arrive at a listener. An *http.Server is one.
 type Server interface {
 	Serve(net.Listener) error
 	Close() error
@@ -88,14 +94,14 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	node, others, socket := newSlots(may.node, may.node), newSlots(may.others, may.perSource), newSlots(may.socket, may.socket)
 	all := []*slots{node, others, socket}
 	address := &binding{name: opts.Address, hint: "end the process that listens there, or give another address with --http-address", log: opts.Logger}
-	path := &binding{name: opts.Socket, hint: "free the path, or give another one with --socket", log: opts.Logger}
+	path := &binding{name: opts.Socket, hint: "end the agent or move the file away, or give another path with --socket", log: opts.Logger, free: opts.Yielded}
 	bindings := []*binding{address, path}
 	var group errgroup.Group
 	for _, s := range opts.Services {
-		b := &binding{name: s.Name, hint: "free it, or give another one with " + s.Flag, log: opts.Logger}
+		b := &binding{name: s.Name, hint: "end what uses it, or give another one with " + s.Flag, log: opts.Logger, further: s.Problems}
 		listen := listenTCP(newSlots(may.node, may.node), newSlots(may.others, may.perSource))
 		if s.Unix {
-			listen = listenUnix(opts, newSlots(may.socket, may.socket))
+			listen, b.free = listenUnix(opts, newSlots(may.socket, may.socket)), opts.Yielded
 		}
 		bindings = append(bindings, b)
 		group.Go(func() error { b.serve(ctx, s.Server, listen); return nil })
@@ -103,13 +109,13 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 	whole := withServers(read, all, bindings...)
 	if opts.Address != "" {
 		group.Go(func() error {
-			address.serve(ctx, newServer(Handler(whole), opts.Logger), listenTCP(node, others))
+			address.serve(ctx, newServer(Handler(whole), maxBody, opts.Logger), listenTCP(node, others))
 			return nil
 		})
 	}
 	if opts.Socket != "" {
 		group.Go(func() error {
-			path.serve(ctx, newServer(socketHandler(opts, whole), opts.Logger), listenUnix(opts, socket))
+			path.serve(ctx, newServer(socketHandler(opts, whole), status.MaxVersionsRequest, opts.Logger), listenUnix(opts, socket))
 			return nil
 		})
 	}
@@ -119,7 +125,7 @@ func Serve(ctx context.Context, opts Options, read func() *State) {
 
 // withServers wraps the function "read". The function that it returns also sets the servers'
 // connections in the state, and adds a problem for each address on which a server cannot
-// listen.
+// listen, and the problems of Services.
 func withServers(read func() *State, all []*slots, listens ...*binding) func() *State {
 	return func() *State {
 		s := *read()
@@ -142,14 +148,14 @@ func socketHandler(opts Options, read func() *State) http.Handler {
 		writeJSON(w, s)
 	})
 	if opts.Versions != nil {
-		mux.HandleFunc("GET /versions", opts.Versions)
+		mux.HandleFunc("POST /versions", opts.Versions)
 	}
 	if opts.Denials != nil {
 		mux.HandleFunc("GET /denials", opts.Denials)
 	}
 	if opts.Flows != nil {
 		mux.HandleFunc("GET /flows", func(w http.ResponseWriter, r *http.Request) {
-			setDeadlines(w, time.Time{}) // it streams until the client hangs up
+			setDeadlines(w, time.Time{}) // none: the answer lasts until the client hangs up
 			opts.Flows(w, r)
 		})
 	}
@@ -205,8 +211,9 @@ func warnOfDisplaced(ctx context.Context, log *slog.Logger, all []*slots) {
 	}
 }
 
-// newServer returns a server with a timeout for each part of a request.
-func newServer(handler http.Handler, log *slog.Logger) *http.Server {
+// newServer returns a server with a timeout for each part of a request, and bodies of at most maxBody
+// bytes.
+func newServer(handler http.Handler, maxBody int64, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           http.MaxBytesHandler(markBusy(handler), maxBody),
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
@@ -239,6 +246,9 @@ type binding struct {
 	name string
 	hint string // what to do if the agent cannot listen there
 	log  *slog.Logger
+	free <-chan struct{} // closed when another agent has given up the name; may be nil
+	// further returns the problems of the server, except those of listening. It may be nil.
+	further func() []status.Problem
 
 	mu     sync.Mutex
 	failed error     // the reason why the agent does not listen; nil if it does
@@ -254,7 +264,7 @@ func (p *binding) serve(ctx context.Context, server Server, listen listener) {
 	defer server.Close()
 	tick := time.NewTicker(listenInterval)
 	defer tick.Stop()
-	for ctx.Err() == nil {
+	for free := p.free; ctx.Err() == nil; {
 		l, lost, err := listen(ctx, p.name)
 		p.report(ctx, err)
 		var ended chan error
@@ -269,6 +279,8 @@ func (p *binding) serve(ctx context.Context, server Server, listen listener) {
 			case err := <-ended:
 				p.report(ctx, err)
 				ended, lost, waiting = nil, nil, false
+			case <-free:
+				free, waiting = nil, ended != nil
 			case <-tick.C:
 				waiting = ended != nil && !lost()
 			}
@@ -304,16 +316,20 @@ func (p *binding) report(ctx context.Context, err error) {
 	}
 	if !p.warned && time.Since(p.since) > listenTimeout {
 		p.warned = true
-		p.log.Warn("cannot listen; policies are still enforced", "address", p.name, "err", err)
+		p.log.Warn("cannot listen; policies are still enforced", "address", p.name, "err", err, "hint", p.hint)
 	}
 }
 
-// problems returns a problem if the agent has warned that it cannot listen.
-func (p *binding) problems() []status.Problem {
+// problems returns the problems that further returns. If the agent has warned that it cannot listen, it
+// also returns a problem about this.
+func (p *binding) problems() (all []status.Problem) {
+	if p.further != nil {
+		all = p.further()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.failed == nil || !p.warned {
-		return nil
+	if p.failed != nil && p.warned {
+		all = append(all, status.Problem{Kind: "listen", Where: p.name, Detail: p.failed.Error(), Hint: p.hint})
 	}
-	return []status.Problem{{Kind: "listen", Where: p.name, Detail: p.failed.Error(), Hint: p.hint}}
+	return all
 }

@@ -116,7 +116,7 @@ func withServer(t *testing.T, handler http.Handler, f func(dial func() net.Conn)
 	t.Helper()
 	synctest.Test(t, func(*testing.T) {
 		all := make(pipes)
-		server := newServer(handler, slog.New(slog.DiscardHandler))
+		server := newServer(handler, maxBody, slog.New(slog.DiscardHandler))
 		done := make(chan error, 1)
 		go func() { done <- server.Serve(limited{all, unixSlots(newSlots(10, 10))}) }()
 		var clients []net.Conn

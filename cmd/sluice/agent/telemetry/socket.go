@@ -76,14 +76,14 @@ func checkFree(path string, by occupant) error {
 	case err != nil:
 		return fmt.Errorf("check for a stale status socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s exists and is not a socket: move it away, or give another path with --socket", path)
+		return fmt.Errorf("%s exists and is not a socket", path)
 	case by == predecessor:
 		return nil
 	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
 		_ = conn.Close()
-		return fmt.Errorf("another agent listens on %s: end it, or give another path with --socket", path)
+		return fmt.Errorf("another agent listens on %s", path)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("check whether an agent listens on %s: %w", path, err)

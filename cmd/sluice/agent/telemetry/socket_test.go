@@ -113,7 +113,7 @@ func TestSocketInUseIsLeftAlone(t *testing.T) {
 	path := filepath.Join(dir, "sluice.sock")
 	stopFirst := served(t, Options{Socket: path}, &State{Settings: status.Settings{PID: 1}})
 	answered(t, path)
-	if _, err := listenSocket(path, stranger); err == nil || !strings.Contains(err.Error(), "another agent listens") {
+	if _, err := listenSocket(path, stranger); err == nil || !strings.HasSuffix(err.Error(), "another agent listens on "+path) { // the problem has the hint
 		t.Errorf("a second agent on the same path: %v", err)
 	}
 	served(t, Options{Socket: path}, &State{Settings: status.Settings{PID: 2}})
@@ -289,7 +289,7 @@ func (l *lines) String() string {
 
 // After an agent has failed to listen on an address for listenTimeout, it logs one warning and
 // reports a problem, even if the reason changes meanwhile. The problem ends when the agent
-// listens. Shorter failures cause neither.
+// listens. Shorter failures cause neither. The further problems of a service are reported as well.
 func TestBindingFailsForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logged := &lines{first: make(chan struct{})}
@@ -324,6 +324,8 @@ func TestBindingFailsForLong(t *testing.T) {
 		}
 		p.report(t.Context(), nil)
 		check(1, 0)
+		p.further = func() []status.Problem { return []status.Problem{{Kind: "hubble"}} }
+		check(1, 1)
 	})
 }
 
@@ -341,7 +343,7 @@ func TestServeReportsAddressInUse(t *testing.T) {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			p.serve(ctx, newServer(http.NotFoundHandler(), p.log), listenTCP(newSlots(1, 1), newSlots(1, 1)))
+			p.serve(ctx, newServer(http.NotFoundHandler(), maxBody, p.log), listenTCP(newSlots(1, 1), newSlots(1, 1)))
 		}()
 		time.Sleep(2 * listenTimeout)
 		if found := p.problems(); len(found) != 1 || !strings.Contains(found[0].Detail, "in use") {

@@ -52,6 +52,13 @@ func snapshot(t *testing.T) *policy.Snapshot {
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
 		},
 	}))
+	for name, os := range map[string]string{"node-1": "linux", "node-2": "linux", "old": "", "other": "windows"} {
+		n := &policy.Node{Name: name}
+		if os != "" {
+			n.Labels = labels.Set{corev1.LabelOSStable: os}
+		}
+		w.SetNodeObject(n)
+	}
 	for name, tier := range map[string]policy.Tier{"platform": policy.Admin, "closed": policy.Baseline, "open": policy.Baseline} {
 		w.SetPolicy(&policy.Policy{
 			Ref: policy.Ref{Kind: "ClusterNetworkPolicy", Name: name}, Tier: tier,
@@ -59,6 +66,7 @@ func snapshot(t *testing.T) *policy.Snapshot {
 			Rules:   [2][]policy.Rule{filter.Ingress: {{Action: policy.Deny}}},
 		})
 	}
+	w.SetNamespaceLog("default", policy.ReadNamespaceLog("default", map[string]string{policy.LogAnnotation: "denied"}))
 	s, _ := w.Commit()
 	return s
 }
@@ -68,10 +76,12 @@ func busyState(t *testing.T) *State {
 	s := &State{
 		Settings: status.Settings{
 			Version: "v1.2.3", PID: 42, Sources: []string{"manifests ./policies"},
-			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep", DenyWith: "reject",
+			Tables: "iptables-nft, ip6tables-nft", Queues: 4, Fail: "closed", OnExit: "keep", DenyWith: "reject", LogVerdicts: "none",
 		},
 		Now: noon, Started: noon.Add(-3 * time.Hour), Ready: noon.Add(-2*time.Hour - 59*time.Minute),
 		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),
+		Digest: "7a224f61ae470123456789abcdef0123", DigestSince: noon.Add(-95 * time.Second),
+		FlowRecords: 25, FlowsLeftOut: 5,
 		Flows:       cache.Stats{Hits: 70, Misses: 20, Stale: 10, Size: 15},
 		Connections: Connections{Open: 4, Displaced: 8},
 		Kernel:      &bpf.Stats{Open: 500, Allowed: 400, Denied: 300, Rejected: 30, Failed: 2},

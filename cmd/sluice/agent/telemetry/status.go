@@ -58,6 +58,10 @@ func (s *State) Status() *status.Status {
 			Policies: c.Policies, Pods: c.Pods, Namespaces: c.Namespaces, Endpoints: c.Endpoints, Tiers: tierCounts(c),
 			Digest: s.Digest, DigestSince: s.DigestSince,
 		}
+		if l := s.Snapshot.Logging(); l != nil {
+			namespaces, policies := l.Annotated()
+			out.LogAnnotations = &status.LogAnnotations{Namespaces: namespaces, Policies: policies, Most: l.Most().String()}
+		}
 	}
 	return out
 }

@@ -31,15 +31,15 @@ type State struct {
 
 	Snapshot  *policy.Snapshot // the snapshot in force; nil before the first one
 	Published time.Time        // when the snapshot came into force
-	// Digest and DigestSince are those of status.Enforcing.
+	// Digest and DigestSince are the fields of status.Enforcing with these names.
 	Digest      string
 	DigestSince time.Time
 
 	Tally  engine.Tally // sum of all evaluators
 	Flows  cache.Stats  // sum of all evaluators' flow caches
 	Kernel *bpf.Stats   // nil if the kernel remembers no verdicts
-	// KernelDenied has the denials in Kernel whose flow is known, and KernelUnknown is the number of the
-	// others.
+	// KernelDenied counts the kernel's denied packets by verdict, as far as their flow is known and the
+	// policies in force deny it. KernelUnknown is the number of the others.
 	KernelDenied  engine.Tally
 	KernelUnknown uint64
 	Guard         *guard.Stats // nil if pods' interfaces are not guarded
@@ -51,6 +51,9 @@ type State struct {
 	// RepairFailures is the number of repairs that failed.
 	RepairFailures uint64
 	Unlogged       uint64 // verdicts that were not logged because of the rate limit
+
+	FlowRecords  uint64 // flows that were recorded for watchers
+	FlowsLeftOut uint64 // flows that watchers did not get
 
 	Connections Connections // connections of the HTTP server and the socket
 
@@ -84,11 +87,8 @@ func (s *State) Unready() string {
 	if s.Ready.IsZero() {
 		return "the rules are not in place yet"
 	}
-	for _, table := range s.Failing {
-		return "rules cannot be kept: " + table
-	}
-	for _, setting := range s.Bypassed {
-		return "packets between pods bypass iptables: " + setting
+	if unready, _ := s.NotApplied(); unready != "" {
+		return unready
 	}
 	for _, w := range s.Watches {
 		if w.Broken != "" && s.Now.Sub(w.Since) > watchTimeout {
@@ -96,6 +96,23 @@ func (s *State) Unready() string {
 		}
 	}
 	return ""
+}
+
+// NotApplied returns why policies in force do not apply to some packets: a reason that makes the agent
+// unready, or otherwise a problem with a kernel setting. Both are empty if there is none.
+func (s *State) NotApplied() (unready, bypass string) {
+	for _, table := range s.Failing {
+		return "rules cannot be kept: " + table, ""
+	}
+	for _, setting := range s.Bypassed {
+		return "packets between pods bypass iptables: " + setting, ""
+	}
+	for _, p := range s.Problems {
+		if p.Kind == "sysctl" {
+			return "", p.String()
+		}
+	}
+	return "", ""
 }
 
 func because(reason string) string {

@@ -105,11 +105,28 @@ that may do both. */ -}}
 {{ regexFind "[0-9]+$" .Values.httpAddress }}
 {{- end }}
 
-{{- /* Whether something scrapes the metrics over the network. */ -}}
+{{- /* Whether the pods declare the port of the metrics. */ -}}
+{{- define "sluice.declaresPort" -}}
+{{- if .Values.metrics.declarePort -}}
+{{- if not .Values.httpAddress -}}
+{{- fail "metrics.declarePort: set httpAddress, which has the port" -}}
+{{- end -}}
+{{- if and (eq .Values.updateStrategy.type "RollingUpdate") (not (has (printf "%v" .Values.updateStrategy.rollingUpdate.maxSurge) (list "0" "0%"))) -}}
+{{- fail "metrics.declarePort: a second pod with the same port does not fit on a node: set updateStrategy.rollingUpdate.maxSurge=0 and maxUnavailable=1" -}}
+{{- end -}}
+true
+{{- end -}}
+{{- end }}
+
+{{- /* Whether something scrapes the metrics over the network. The alerts need that: without any metrics, they
+report that there is no agent. */ -}}
 {{- define "sluice.scraped" -}}
-{{- if or .Values.metrics.service.enabled .Values.metrics.serviceMonitor.enabled -}}
+{{- if or .Values.metrics.service.enabled .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled .Values.metrics.prometheusRule.enabled -}}
 {{- if or (not .Values.httpAddress) (regexMatch "^(127\\.|localhost:|\\[::1\\]:)" .Values.httpAddress) -}}
 {{- fail (printf "metrics: Prometheus cannot reach httpAddress %q from another node: set httpAddress to 0.0.0.0:10301" .Values.httpAddress) -}}
+{{- end -}}
+{{- if and .Values.metrics.serviceMonitor.enabled .Values.metrics.podMonitor.enabled -}}
+{{- fail "metrics: serviceMonitor and podMonitor would count each agent twice: enable one of them" -}}
 {{- end -}}
 true
 {{- end -}}

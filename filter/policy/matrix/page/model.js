@@ -29,6 +29,9 @@ function includes(ports, port) {
   });
 }
 
+// uses are the bits of what was seen of a cell.
+const uses = {used: 1, unused: 2, tried: 4, changed: 8};
+
 // combined summarizes the states of pairs, as the command does for namespaces.
 function combined(counts) {
   const all = states.reduce((n, s) => n + (s && s !== "self" ? counts[s] : 0), 0);
@@ -45,6 +48,12 @@ class Model {
     this.data = data;
     this.rows = data.rows.map(unrun);
     this.own = new Map(data.own.map(([i, j, kind]) => [i, {j, kind}]));
+    this.seen = data.flows ? new Map() : null; // by row and column: what was seen of the cell
+    for (const cell of data.seen || []) {
+      if (!this.seen.has(cell.r)) this.seen.set(cell.r, new Map());
+      this.seen.get(cell.r).set(cell.c, {never: data.texts[cell.never], ports: cell.ports.map(([port, flags, allowed, denied, first, last]) => (
+        {port: data.texts[port], open: (flags & 1) > 0, own: (flags & 2) > 0, changed: (flags & 4) > 0, allowed, denied, first, last}))});
+    }
     const sizes = new Map(); // leaves by workload
     for (const p of data.parties) {
       p.full = (p.ns ? p.ns + "/" : "") + p.name;
@@ -124,6 +133,47 @@ class Model {
   state(row, column) {
     if (row.leaves.length === 1 && column.leaves.length === 1) return this.states[this.kind(row.leaves[0], column.leaves[0])];
     return combined(this.counts(row, column));
+  }
+
+  // portsOf returns what was seen from leaf i to leaf j, at the port of the view if it has one.
+  portsOf(i, j) {
+    const row = this.seen.get(i), cell = row && row.get(j);
+    return !cell ? [] : this.port ? cell.ports.filter(p => p.port === this.port) : cell.ports;
+  }
+
+  // use returns the bits of what was seen in two lines.
+  use(row, column) {
+    let bits = 0;
+    for (const i of row.leaves) for (const j of column.leaves) {
+      const ports = this.portsOf(i, j), used = ports.some(p => p.open && p.allowed && !p.own);
+      if (used) bits |= uses.used;
+      else if (isOpen(this.states[this.kind(i, j)])) bits |= uses.unused;
+      if (ports.some(p => !p.open)) bits |= uses.tried;
+      if (ports.some(p => p.changed)) bits |= uses.changed;
+    }
+    return bits;
+  }
+
+  // portsSeen returns what was seen in two lines, by port; the most frequent come first.
+  portsSeen(row, column) {
+    const all = new Map();
+    for (const i of row.leaves) for (const j of column.leaves) for (const p of this.portsOf(i, j)) {
+      const key = [p.port, p.open, p.own].join(), o = all.get(key);
+      if (!o) { all.set(key, {...p, pairs: 1}); continue; }
+      const first = [o.first, p.first].filter(t => t);
+      Object.assign(o, {
+        allowed: o.allowed + p.allowed, denied: o.denied + p.denied, changed: o.changed || p.changed, pairs: o.pairs + 1,
+        first: first.length ? Math.min(...first) : 0, last: Math.max(o.last, p.last),
+      });
+    }
+    return [...all.values()].sort((a, b) => b.allowed + b.denied - a.allowed - a.denied);
+  }
+
+  // neverUsed returns the open ports from leaf i to leaf j that were never used, as text.
+  neverUsed(i, j) {
+    const row = this.seen.get(i), cell = row && row.get(j), kind = this.data.kinds[this.kind(i, j)];
+    const all = cell ? cell.never : kind.answers.filter(a => a.verdict !== "deny").map(a => this.data.texts[a.ports]).join(", ");
+    return !this.port || !all ? all : includes(all, this.port) ? this.port : "";
   }
 
   // groups groups the pairs of leaves in two lines by the kind of their cells. Open groups come first.

@@ -15,8 +15,8 @@ const plural = (n, one) => n.toLocaleString("en") + " " + one + (n === 1 ? "" : 
 // the end.
 const short = (s, n) => s.length <= n ? s : s.slice(0, Math.ceil(n / 2) - 1) + "…" + s.slice(-Math.floor(n / 2));
 
-const fields = {by: "", from: "", to: "", fromName: "", toName: "", port: "", open: "", cell: ""};
-let model, grid, view = {...fields}, rows = [], columns = [], cells = [], pointed = "", at = null; // pointed and at: the cell or heading that the panel describes
+const fields = {by: "", from: "", to: "", fromName: "", toName: "", port: "", seen: "", open: "", cell: ""};
+let model, grid, view = {...fields}, rows = [], columns = [], cells = [], seen = [], pointed = "", at = null; // pointed and at: the cell or heading that the panel describes
 
 // The fragment of the page's address contains the view. So a link keeps the view, and the browser's
 // back button restores the one before.
@@ -24,6 +24,7 @@ function load() {
   const given = new URLSearchParams(location.hash.slice(1));
   for (const id in fields) view[id] = given.get(id) || (id === "by" ? model.data.by : "");
   if (!levels.includes(view.by)) view.by = model.data.by;
+  if (!model.seen || !uses[view.seen]) view.seen = "";
 }
 function save(step) {
   const set = new URLSearchParams();
@@ -49,7 +50,7 @@ function fill() {
   const options = (id, all, values) => $(id).replaceChildren(new Option(all, ""), ...values.map(([text, value]) => new Option(text, value)));
   for (const side of ["from", "to"]) options(side, "all namespaces", namespaces(side).concat(view[side].includes("/") ? [[view[side], view[side]]] : []));
   options("port", model.data.asked ? "all of these ports" : "all ports", model.data.ports.map(p => [p, p]));
-  for (const id of ["by", "from", "to", "fromName", "toName", "port"]) if ($(id).value !== view[id]) $(id).value = view[id];
+  for (const id of ["by", "from", "to", "fromName", "toName", "port", "seen"]) if ($(id).value !== view[id]) $(id).value = view[id];
   for (const id of ["from", "to", "port"]) if ($(id).selectedIndex < 0) { $(id).value = ""; view[id] = ""; }
   $("open").checked = view.open !== "";
 }
@@ -61,10 +62,13 @@ function draw() {
   rows = model.lines("from", view);
   columns = model.lines("to", view);
   cells = rows.map(r => columns.map(c => model.state(r, c)));
-  if (view.open) {
-    const keep = columns.map((_, c) => cells.some(line => isOpen(line[c])));
-    rows = rows.filter((_, r) => cells[r].some(isOpen));
-    cells = cells.filter(line => line.some(isOpen)).map(line => line.filter((_, c) => keep[c]));
+  seen = model.seen ? rows.map(r => columns.map(c => model.use(r, c))) : [];
+  if (view.open || view.seen) {
+    const has = rows.map((_, r) => columns.map((_, c) => wanted(r, c)));
+    const keep = columns.map((_, c) => has.some(line => line[c])), kept = line => line.some(x => x);
+    const cut = table => table.filter((_, r) => kept(has[r])).map(line => line.filter((_, c) => keep[c]));
+    rows = rows.filter((_, r) => kept(has[r]));
+    [cells, seen] = [cut(cells), cut(seen)];
     columns = columns.filter((_, c) => keep[c]);
   }
   const sum = {};
@@ -72,12 +76,33 @@ function draw() {
   const empty = !rows.length || !columns.length;
   $("sum").textContent = empty ? "" : plural(rows.length, "row") + ", " + plural(columns.length, "column");
   $("word-open").textContent = told("open");
+  sumSeen();
   for (const s of states) if (s) $("sum-" + s).textContent = (sum[s] || 0).toLocaleString("en");
   grid.kept = null;
   $("scroll").classList.toggle("empty", empty);
   grid.show(table());
   pointed = "";
   restore();
+}
+
+// wanted reports whether the filters by state and by flows select a cell.
+const wanted = (r, c) => (!view.open || isOpen(cells[r][c])) && (!view.seen || (seen[r][c] & uses[view.seen]) > 0);
+
+// mark returns the signs of what was seen, and heard the words for them. What is open in several pairs is
+// used if it is in one of them.
+const mark = use => (use & uses.used ? "✓" : use & uses.unused ? "○" : "") + (use & uses.tried ? "!" : "") + (use & uses.changed ? "≠" : "");
+const heard = use => [use & uses.used ? "used" : use & uses.unused ? "never used in these flows" : "", use & uses.tried ? "closed ports were tried" : "", use & uses.changed ? "another verdict then" : ""].filter(t => t).join(", ");
+const useAt = (r, c) => model.seen ? seen[r][c] : 0;
+function sumSeen() {
+  if (!model.seen) return;
+  const sum = {used: 0, unused: 0, tried: 0, changed: 0};
+  for (const line of seen) for (const use of line) {
+    if (use & uses.used) sum.used++;
+    else if (use & uses.unused) sum.unused++;
+    if (use & uses.tried) sum.tried++;
+    if (use & uses.changed) sum.changed++;
+  }
+  for (const id in sum) $("sum-" + id).textContent = sum[id].toLocaleString("en");
 }
 
 // restore shows the reasons of the cell in the address, or help if the address has no such cell.
@@ -96,7 +121,7 @@ function silent() {
   $("detail").innerHTML = !rows.length || !columns.length ? "<p>Nothing matches the filters.</p>" :
     matchMedia("(pointer: coarse)").matches ? "<p>Touch a cell for the reasons; what is blue opens when you touch it again.</p>" :
     "<p>Point at a cell for the reasons; click to keep them. Namespaces, and workloads whose pods differ, open on a click; with Shift, it keeps their reasons.</p>" +
-    "<p>Keys: arrows move, Enter opens, Space keeps, Escape closes or goes back.</p><p>A cell is blank where policies do not decide, as between two nodes.</p>";
+    (model.seen ? "<p>✓: used in the flows; ○: open, never used in them; !: closed ports were tried; ≠: the last flow got another verdict.</p>" : "") + "<p>Keys: arrows move, Enter opens, Space keeps, Escape closes or goes back.</p><p>A cell is blank where policies do not decide, as between two nodes.</p>";
 }
 
 // The functions below make the heading of a line: its name, after its namespace if the view has
@@ -117,9 +142,9 @@ function table() {
   const [ns, name, topNs, topName] = [several("from") && (small ? 6 : 18), small ? 14 : 30, several("to") && (small ? 6 : 12), small ? 14 : 22];
   pen.font = getComputedStyle(document.body).font;
   const side = Math.ceil(small ? Math.min(150, widest(rows, l => plain(l, ns, name)) + 16) : Math.max(96, widest(rows, l => plain(l, ns, name)) + 40));
-  const texts = rows.length * columns.length > 2000 ? null : rows.map((r, i) => columns.map((c, j) => cells[i][j] === "self" ? "·" : short(model.text(r, c), 18)));
+  const texts = rows.length * columns.length > 2000 ? null : rows.map((r, i) => columns.map((c, j) => (cells[i][j] === "self" ? "·" : short(model.text(r, c), 18)) + (useAt(i, j) ? " " + mark(useAt(i, j)) : "")));
   const fits = width => width * columns.length <= room - side;
-  let width = small ? 34 : 27;
+  let width = model.seen ? 40 : small ? 34 : 27; // room for the signs of flows
   const words = texts && Math.max(width, widest(texts.flat(), t => t) + 12), head = widest(columns, l => plain(l, topNs, topName)) + 16;
   const spoken = texts !== null && fits(words), level = fits(Math.max(spoken ? words : width, head));
   if (spoken) width = words;
@@ -129,8 +154,9 @@ function table() {
     rowHead: r => ({html: label(rows[r], ns, name), title: rows[r].full, class: rows[r].opens ? " opens" : "", first: parted(rows, r)}),
     columnHead: c => ({html: "<span>" + label(columns[c], topNs, topName) + "</span>", title: columns[c].full, class: parted(columns, c) + (level ? " level" : "") + (columns[c].opens ? " opens" : "")}),
     cell: (r, c) => ({
-      html: spoken ? escape(texts[r][c]) : sign[cells[r][c]], title: told(cells[r][c]) + (spoken && isOpen(cells[r][c]) ? ": " + texts[r][c] : ""),
-      class: (cells[r][c] || "none") + parted(columns, c) + (rows[r].opens || columns[c].opens ? " opens" : ""),
+      html: spoken ? escape(texts[r][c]) : sign[cells[r][c]] + mark(useAt(r, c)),
+      title: told(cells[r][c]) + (spoken && isOpen(cells[r][c]) ? ": " + texts[r][c] : "") + (useAt(r, c) ? ", " + heard(useAt(r, c)) : ""),
+      class: (cells[r][c] || "none") + (useAt(r, c) & uses.tried ? " tried" : "") + (view.seen && !wanted(r, c) ? " dim" : "") + parted(columns, c) + (rows[r].opens || columns[c].opens ? " opens" : ""),
     }),
   };
 }
@@ -187,6 +213,26 @@ function manyPairs(groups) {
   return "<dl>" + html.join("") + "</dl>" + (groups.length > mostGroups ? `<p>and ${plural(groups.length - mostGroups, "other reason")}: open the cell to see them.</p>` : "");
 }
 
+// times returns how often and when something was seen. Times are in UTC, as in the text above the table.
+const stamp = t => new Date(t * 1000).toISOString().replace("T", " ").replace(".000Z", "");
+const until = (first, last) => stamp(first) + " to " + (stamp(first).slice(0, 10) === stamp(last).slice(0, 10) ? stamp(last).slice(11) : stamp(last));
+const often = (n, word) => n ? [word + " " + plural(n, "time")] : [];
+const times = p => [...often(p.allowed, "allowed"), ...often(p.denied, "denied"), ...(p.last ? [p.first < p.last ? until(p.first, p.last) : stamp(p.last)] : [])].join(", ");
+
+// seenText returns the HTML of what was seen in a cell.
+const mostPorts = 20;
+function seenText(row, column) {
+  if (!model.seen) return "";
+  const ports = model.portsSeen(row, column), use = model.use(row, column), items = ports.slice(0, mostPorts).map(p => {
+    const what = p.own ? "on the pod's own node" : p.changed ? (p.open ? "open" : "closed") + " now: the flows may be from another version of the policies" : p.open ? "" : "closed, tried";
+    return `<li><b>${(!p.open ? "!" : p.allowed ? "✓" : "") + (p.changed ? "≠" : "")}</b> ${escape(p.port)}: ${times(p)}${p.pairs > 1 ? ", in " + plural(p.pairs, "pair") : ""}${what ? "; " + what : ""}</li>`;
+  });
+  if (ports.length > mostPorts) items.push(`<li>and ${plural(ports.length - mostPorts, "other port")}</li>`);
+  const never = row.leaves.length * column.leaves.length === 1 ? model.neverUsed(row.leaves[0], column.leaves[0]) : use & uses.used ? "" : use & uses.unused ? "anything that is open" : "";
+  if (never) items.push(`<li><b>○</b> never used in these flows: ${escape(never)}</li>`);
+  return items.length ? `<h3>Seen</h3><ul id="seen-list">${items.join("")}</ul>` : "";
+}
+
 // point shows the reasons of a cell, or the description of a heading.
 function point(r, c) {
   const key = (r < 0 ? "" : rows[r].full) + " → " + (c < 0 ? "" : columns[c].full);
@@ -202,7 +248,7 @@ function cellText(row, column) {
   const one = row.leaves.length === 1 && column.leaves.length === 1, groups = one ? [] : model.groups(row, column);
   const state = model.state(row, column), text = model.text(row, column);
   return `<h2>${escape(row.full)} → ${escape(column.full)}</h2><p>${badge(state || "none", sign[state] + " " + told(state))} ${isOpen(state) && text !== "all" && !view.port ? escape(text.replace("=", "")) + (/ of \d+$/.test(text) ? " pairs" : "") : ""}</p>` +
-    (row.opens || column.opens ? '<p><button type="button" id="below">open ▸</button></p>' : "") + (one ? onePair(row.leaves[0], column.leaves[0]) : manyPairs(groups));
+    (row.opens || column.opens ? '<p><button type="button" id="below">open ▸</button></p>' : "") + seenText(row, column) + (one ? onePair(row.leaves[0], column.leaves[0]) : manyPairs(groups));
 }
 function headText(side, line) {
   const p = line.party, list = line.leaves.map(i => model.party(side, i));
@@ -235,7 +281,7 @@ function release() {
 }
 
 function listen() {
-  for (const id of ["by", "from", "to", "port"]) $(id).addEventListener("change", () => go({[id]: $(id).value}, true));
+  for (const id of ["by", "from", "to", "port", "seen"]) $(id).addEventListener("change", () => go({[id]: $(id).value}, true));
   for (const id of ["fromName", "toName"]) $(id).addEventListener("input", () => go({[id]: $(id).value}, false));
   $("open").addEventListener("change", () => go({open: $("open").checked ? "1" : ""}, true));
   $("swap").addEventListener("click", () => go({from: view.to, to: view.from, fromName: view.toName, toName: view.fromName}, true));
@@ -272,7 +318,7 @@ function printAll() {
   for (const notes of document.querySelectorAll(".notes")) notes.open = true;
   if (rows.length * columns.length > mostPrinted) { $("print").innerHTML = "<caption>This table is too large to print: use the filters.</caption>"; return; }
   const html = ["<thead><tr><th>from ↓ to →</th>", ...columns.map(c => `<th><span>${label(c, 18, 30)}</span></th>`), "</tr></thead><tbody>"];
-  rows.forEach((row, r) => html.push(`<tr><th>${label(row, 18, 30)}</th>`, ...columns.map((_, c) => `<td class="${cells[r][c] || "none"}">${sign[cells[r][c]]}</td>`), "</tr>"));
+  rows.forEach((row, r) => html.push(`<tr><th>${label(row, 18, 30)}</th>`, ...columns.map((_, c) => `<td class="${cells[r][c] || "none"}">${sign[cells[r][c]]}${mark(useAt(r, c))}</td>`), "</tr>"));
   $("print").innerHTML = html.join("") + "</tbody>";
 }
 
