@@ -16,9 +16,6 @@ import (
 // The commands denied and observe print them as denied.txt and observe.txt. README.md shows a part of
 // denied.txt.
 func TestDeniedAndObserveText(t *testing.T) {
-	was := time.Local
-	time.Local = time.UTC
-	defer func() { time.Local = was }()
 	now := time.Date(2026, 11, 27, 10, 37, 14, 0, time.UTC)
 	var out bytes.Buffer
 	e := env{stdout: &out}
@@ -43,7 +40,7 @@ func TestDeniedAndObserveText(t *testing.T) {
 	compareTestdata(t, "denied.txt", out.Bytes())
 
 	out.Reset()
-	p := recordPrinter{out: &out, format: "text"}
+	p := recordPrinter{out: &out, format: "text", zone: time.UTC}
 	for d := json.NewDecoder(bytes.NewReader(readTestdata(t, "observe.jsonl"))); d.More(); {
 		r := new(flow.Record)
 		if err := d.Decode(r); err != nil {

@@ -254,7 +254,7 @@ func readRecords(ctx context.Context, in io.Reader, node string, records chan<- 
 
 // showRecords prints the selected records, and returns their number.
 func showRecords(e env, opts *observeOptions, selected *flow.Filter, records <-chan *flow.Record) (shown int) {
-	p := recordPrinter{out: e.stdout, format: opts.format, nodes: opts.wanted()}
+	p := recordPrinter{out: e.stdout, format: opts.format, zone: time.Local, nodes: opts.wanted()}
 	began, hinted := time.Now(), opts.format != "text"
 	tick := time.NewTicker(mergeInterval / 4)
 	defer tick.Stop()
@@ -304,6 +304,7 @@ const mergeInterval = time.Second
 type recordPrinter struct {
 	out    io.Writer
 	format string
+	zone   *time.Location
 	nodes  bool                      // whether lines name the node
 	width  int                       // the length of the longest name of a node so far
 	recent []*recent                 // in the order in which they came
@@ -373,5 +374,5 @@ func (p *recordPrinter) line(r *flow.Record) {
 		p.width = max(p.width, len(r.Node))
 		node = fmt.Sprintf("%-*s  ", p.width, r.Node)
 	}
-	fmt.Fprintf(p.out, "%s  %s%s\n", r.Time.Local().Format("15:04:05.000"), node, r.Text())
+	fmt.Fprintf(p.out, "%s  %s%s\n", r.Time.In(p.zone).Format("15:04:05.000"), node, r.Text())
 }

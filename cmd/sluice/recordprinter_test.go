@@ -21,7 +21,7 @@ func recordAt(at time.Duration, port uint16) *flow.Record {
 // number of the others. The test prints 10 records of each of 3 flows, within 2.4 s.
 func TestRecordPrinterMerges(t *testing.T) {
 	var out bytes.Buffer
-	p := recordPrinter{out: &out, format: "text"}
+	p := recordPrinter{out: &out, format: "text", zone: time.UTC}
 	for i := range 30 {
 		p.print(recordAt(time.Duration(i)*80*time.Millisecond, uint16(80+i%3)))
 	}
@@ -35,7 +35,7 @@ func TestRecordPrinterMerges(t *testing.T) {
 // BenchmarkRecordPrinter measures a record among 10,000 different ones within a second.
 func BenchmarkRecordPrinter(b *testing.B) {
 	var out bytes.Buffer
-	p := recordPrinter{out: &out, format: "text"}
+	p := recordPrinter{out: &out, format: "text", zone: time.UTC}
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		p.print(recordAt(time.Duration(i)*100*time.Microsecond, uint16(i%20_000)))
