@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"sluice/bench/load"
+	"sluice/bench/testbed/syncbuf"
 	"sluice/filter/flow"
 )
 
@@ -51,7 +53,7 @@ func (w watched) since(o watched) watched {
 // observer is a running "sluice observe".
 type observer struct {
 	cmd      *exec.Cmd
-	stderr   *stderrBuffer
+	stderr   *syncbuf.Buffer
 	stopKill func() bool
 	ended    chan struct{} // closed when its output has ended
 
@@ -64,7 +66,7 @@ type observer struct {
 func (s *testbed) startObserver(ctx context.Context, t *contender) (*observer, error) {
 	o := &observer{
 		cmd:    exec.Command(s.sluice, "observe", "--socket", s.socket(t), "--follow", "--output", "json"),
-		stderr: new(stderrBuffer), ended: make(chan struct{}),
+		stderr: new(syncbuf.Buffer), ended: make(chan struct{}),
 	}
 	o.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // see env.start
 	o.cmd.Stderr = o.stderr
@@ -141,7 +143,7 @@ func (o *observer) watched() (watched, error) {
 		if o.err != nil {
 			return w, fmt.Errorf("read what sluice observe prints: %w", o.err)
 		}
-		return w, fmt.Errorf("sluice observe has ended: %s", o.stderr)
+		return w, fmt.Errorf("sluice observe has ended: %s", strings.TrimSpace(o.stderr.String()))
 	default:
 		return w, cpuErr
 	}

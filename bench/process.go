@@ -2,19 +2,18 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"sluice/bench/load"
 	"sluice/bench/testbed/lab"
+	"sluice/bench/testbed/syncbuf"
 )
 
 // ready is the line that the programs of the harness print when they are ready.
@@ -25,14 +24,14 @@ type process struct {
 	cmd      *exec.Cmd
 	in       io.WriteCloser
 	out      io.ReadCloser
-	stderr   *stderrBuffer
+	stderr   *syncbuf.Buffer
 	stopKill func() bool
 }
 
 // start starts this program on a host. The process is killed when ctx ends, even while it
 // executes an order of the driver.
 func (e env) start(ctx context.Context, on *lab.Host, args ...string) (*process, error) {
-	p := &process{cmd: exec.Command(e.self, args...), stderr: new(stderrBuffer)}
+	p := &process{cmd: exec.Command(e.self, args...), stderr: new(syncbuf.Buffer)}
 	// In a process group of its own, the process does not receive a terminal's Ctrl-C. Only
 	// the harness receives it, and cleans up.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -61,7 +60,7 @@ func (e env) startReady(ctx context.Context, on *lab.Host, args ...string) (*pro
 		return p, nil
 	}
 	p.end()
-	return nil, fmt.Errorf("start bench %s on %s: it has ended: %s", args[0], on.Name, p.stderr)
+	return nil, fmt.Errorf("start bench %s on %s: it has ended: %s", args[0], on.Name, strings.TrimSpace(p.stderr.String()))
 }
 
 // driver returns a driver that sends orders to the process.
@@ -72,24 +71,6 @@ func (p *process) end() {
 	p.stopKill()
 	_ = p.cmd.Process.Kill() // an error means that the process has already ended
 	_ = p.cmd.Wait()         // the error only reports the kill
-}
-
-// stderrBuffer collects a process's standard error. It can be read while the process writes.
-type stderrBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (w *stderrBuffer) Write(b []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.buf.Write(b)
-}
-
-func (w *stderrBuffer) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return strings.TrimSpace(w.buf.String())
 }
 
 // ordersCommand returns the command of the client that the harness starts in pods.

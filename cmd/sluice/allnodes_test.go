@@ -3,11 +3,9 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -237,24 +235,6 @@ func TestObserveAllNodes(t *testing.T) {
 	if run := f.runs[len(f.runs)-1]; !strings.Contains(run, "--from=default/a") {
 		t.Errorf("the node does not select the flows: %s", run)
 	}
-}
-
-// syncBuffer is a buffer that a command writes while the test reads it.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // If a stream breaks off, observe names the node and reads on when the agent answers again, even in

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +23,7 @@ import (
 	"sluice/bench/testbed/authority"
 	"sluice/bench/testbed/hubblecli"
 	"sluice/bench/testbed/lab"
+	"sluice/bench/testbed/syncbuf"
 )
 
 // relayAddress is the address of hubble-relay on node-1, and hubblePort the port of all agents.
@@ -96,7 +96,7 @@ func (s *hubbleBed) hubble(server string, args ...string) string {
 // output so far.
 func (s *hubbleBed) background(cmd *exec.Cmd) (printed func() string) {
 	s.t.Helper()
-	out := new(buffer)
+	out := new(syncbuf.Buffer)
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := s.Nodes[0].Start(cmd); err != nil {
 		s.t.Fatal(err)
@@ -109,24 +109,6 @@ func (s *hubbleBed) background(cmd *exec.Cmd) (printed func() string) {
 		}
 	})
 	return out.String
-}
-
-// buffer may be written and read at the same time.
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }
 
 // connect connects to a port of default/db.

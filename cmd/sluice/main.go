@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -27,7 +28,8 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
-	program        string // the name by which the program was called, as in "kubectl sluice"; empty means sluice
+	checkTimeout   time.Duration // bound of wait --timeout 0; 0 means answerTimeout. Tests set it
+	program        string        // the name by which the program was called, as in "kubectl sluice"; empty means sluice
 }
 
 // name returns the name by which the program was called.
@@ -62,7 +64,7 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	status := run(ctx, env{os.Stdin, os.Stdout, os.Stderr, os.Getenv, programName(os.Args[0])}, os.Args[1:])
+	status := run(ctx, env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, program: programName(os.Args[0])}, os.Args[1:])
 	stop()
 	os.Exit(status)
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"sluice/bench/testbed/syncbuf"
 	"sluice/filter/flow"
 )
 
@@ -60,7 +61,7 @@ func (a *socketAgent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // observed is a running sluice observe.
 type observed struct {
 	t         *testing.T
-	out, errs syncBuffer
+	out, errs syncbuf.Buffer
 	stop      func()
 	exit      chan int
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,10 +22,12 @@ type waitOptions struct {
 	socket  string
 	timeout time.Duration
 	deleted bool
+
+	checkTimeout time.Duration // bound of the only check if timeout is 0
 }
 
 func waitCommand(e env) *cobra.Command {
-	opts := waitOptions{socket: status.DefaultSocket, timeout: 30 * time.Second}
+	opts := waitOptions{socket: status.DefaultSocket, timeout: 30 * time.Second, checkTimeout: cmp.Or(e.checkTimeout, answerTimeout)}
 	cmd := &cobra.Command{
 		Use:   "wait",
 		Short: "Wait until policies are in force on all nodes",
@@ -114,10 +117,10 @@ func wait(ctx context.Context, e env, opts *waitOptions, here bool) error {
 // errTimeout is the cause with which the context of a wait ends after the time of --timeout.
 var errTimeout = errors.New("--timeout is over")
 
-// bounded returns a context that ends with the timeout. A check without a timeout may take answerTimeout.
+// bounded returns a context that ends with the timeout or, without a timeout, with that of one check.
 func (o *waitOptions) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	if o.timeout == 0 {
-		return context.WithTimeoutCause(ctx, answerTimeout, errTimeout)
+		return context.WithTimeoutCause(ctx, o.checkTimeout, errTimeout)
 	}
 	return context.WithTimeoutCause(ctx, o.timeout, errTimeout)
 }

@@ -60,7 +60,7 @@ func TestWaitForManyPoliciesOnThisNode(t *testing.T) {
 	}
 	var stdout, stderr bytes.Buffer
 	e := env{stdin: strings.NewReader(names.String() + "\nnot a name"), stdout: &stdout, stderr: &stderr, getenv: func(string) string { return "" }}
-	if exit := run(t.Context(), e, []string{"wait", "--socket", socket, "--for", "-", "--timeout", "1m"}); exit != 0 || strings.Count(stdout.String(), " is in force\n") != manyPolicies {
+	if exit := run(t.Context(), e, []string{"wait", "--socket", socket, "--for", "-", "--timeout", "1h"}); exit != 0 || strings.Count(stdout.String(), " is in force\n") != manyPolicies {
 		t.Fatalf("exit %d, %.500s%.500s", exit, stdout.String(), stderr.String())
 	}
 	// The first answer takes 10 requests, each later one is about the one policy, and the last about all.
@@ -95,12 +95,19 @@ func TestWaitForManyPoliciesOnAllNodes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(manifests.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	exit, stdout, stderr := f.command("wait", "-f", dir, "--timeout", "0")
+	// No part of this test is about time: 1,500 policies take long on a busy machine.
+	wait := func(timeout string) (exit int, stdout, stderr string) {
+		var out, errs bytes.Buffer
+		e := env{stdout: &out, stderr: &errs, getenv: func(string) string { return "" }, checkTimeout: time.Hour}
+		exit = run(t.Context(), e, []string{"wait", "-f", dir, "--timeout", timeout, "--kubeconfig", f.kubeconfig})
+		return exit, out.String(), errs.String()
+	}
+	exit, stdout, stderr := wait("0")
 	if want := "n1: team-0/" + longName(0) + ": version 0 is in force, and not "; exit != exitFindings || !strings.HasPrefix(stdout, want) || !strings.Contains(stderr, "sluice: not in force on 1 of 1 node\n") {
 		t.Errorf("exit %d, %.500q, %.500q", exit, stdout, stderr)
 	}
 	f.agent("n1").versions.Policies[0].Version = fmt.Sprint(1 << 60)
-	if exit, stdout, stderr := f.command("wait", "-f", dir, "--timeout", "1m"); exit != 0 || strings.Count(stdout, " is in force on 1 node\n") != manyPolicies {
+	if exit, stdout, stderr := wait("1h"); exit != 0 || strings.Count(stdout, " is in force on 1 node\n") != manyPolicies {
 		t.Errorf("exit %d, %.500q, %.500q", exit, stdout, stderr)
 	}
 	for _, run := range f.runs {
@@ -109,7 +116,7 @@ func TestWaitForManyPoliciesOnAllNodes(t *testing.T) {
 		}
 	}
 	f.agent("n1").versions.Policies = nil
-	if exit, stdout, _ := f.command("wait", "-f", dir, "--timeout", "0"); exit != exitFindings || !strings.HasSuffix(stdout, fmt.Sprintf("; and %d more policies\n", manyPolicies-maxReasons)) || len(stdout) > 4000 {
+	if exit, stdout, _ := wait("0"); exit != exitFindings || !strings.HasSuffix(stdout, fmt.Sprintf("; and %d more policies\n", manyPolicies-maxReasons)) || len(stdout) > 4000 {
 		t.Errorf("exit %d, %q", exit, stdout)
 	}
 }

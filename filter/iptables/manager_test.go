@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -12,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"sluice/bench/testbed/syncbuf"
 	"sluice/filter/event"
 )
 
@@ -24,27 +24,10 @@ const foreign = `*mangle
 COMMIT`
 
 // logs collects log lines.
-type logs struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
+type logs struct{ syncbuf.Buffer }
 
 func (l *logs) count(level slog.Level) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), "level="+level.String())
-}
-
-func (l *logs) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	return strings.Count(l.String(), "level="+level.String())
 }
 
 // managed is a Manager of two fakes, each with the foreign rules.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"sluice/bench/testbed/lab"
+	"sluice/bench/testbed/syncbuf"
 	"sluice/filter"
 	"sluice/filter/event"
 	"sluice/filter/queue"
@@ -56,30 +57,12 @@ func (e *fakeEvaluator) Enter() {}
 
 func (e *fakeEvaluator) Exit() { e.exits.Add(1) }
 
-// buffer is a log that may be read while it is written.
-type buffer struct {
-	mu sync.Mutex
-	bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.String()
-}
-
 // fixture is a node between a client and a server. The test reads the queues of the node.
 type fixture struct {
 	*testing.T
 	node           *lab.Node
 	client, server *lab.Host
-	log            buffer
+	log            syncbuf.Buffer
 	count          int
 	decide         func([]byte) filter.Action
 	distinct       bool             // see fakeEvaluator

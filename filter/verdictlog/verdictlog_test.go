@@ -1,19 +1,18 @@
 package verdictlog_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"sluice/bench/testbed/syncbuf"
 	"sluice/filter"
 	"sluice/filter/flow"
 	"sluice/filter/packet"
@@ -32,22 +31,8 @@ type logged struct {
 	*verdictlog.Log
 	flows    *flow.Log
 	snapshot *policy.Snapshot
-	mu       sync.Mutex
-	out      bytes.Buffer
+	out      syncbuf.Buffer
 	settled  int
-}
-
-// Write implements io.Writer.
-func (l *logged) Write(line []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.out.Write(line)
-}
-
-func (l *logged) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.out.String()
 }
 
 // settle waits until the log has read all records so far. It adds a record about a missing record, and
@@ -73,7 +58,7 @@ func log(level filter.LogLevel, perSecond int) *logged {
 	}))
 	s, _ := w.Commit()
 	l := &logged{flows: flow.NewLog(4096, nil), snapshot: s}
-	handler := slog.NewTextHandler(l, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	handler := slog.NewTextHandler(&l.out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{}
 		}
@@ -99,7 +84,7 @@ func (l *logged) lines(t *testing.T) string {
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	l.Run(ctx)
-	return l.text()
+	return l.out.String()
 }
 
 func TestLine(t *testing.T) {
@@ -226,14 +211,14 @@ func TestFollow(t *testing.T) {
 			if got := l.flows.Watched(); got != tt.watched[i] {
 				t.Errorf("%s, %v: watches %+v, want %+v", tt.node, tt.levels[:i+1], got, tt.watched[i])
 			}
-			from := len(l.text())
+			from := len(l.out.String())
 			for _, action := range []filter.Action{filter.Allow, filter.Deny} {
 				l.observe(packet.Packet{Key: filter.NewKey(web, db, filter.TCP, uint16(80))}, filter.Verdict{Action: action})
 			}
 			if tt.watched[i] != none {
 				l.settle(t)
 			}
-			if got := verdictsIn(l.text()[from:]); got != tt.logged[i] {
+			if got := verdictsIn(l.out.String()[from:]); got != tt.logged[i] {
 				t.Errorf("%s, %v: logs %q, want %q", tt.node, tt.levels[:i+1], got, tt.logged[i])
 			}
 		}

@@ -139,9 +139,14 @@ func TestAgentsNeedRights(t *testing.T) {
 
 // Versions gets few policies, and lists many. If the user may not list them, it gets them as well.
 func TestVersionsOfPolicies(t *testing.T) {
+	var mu sync.Mutex // guards what the server's goroutines use too
 	var lists, gets int
 	var forbidden string
-	var mu sync.Mutex
+	forbid := func(path string) {
+		mu.Lock()
+		defer mu.Unlock()
+		forbidden = path
+	}
 	api := apiserver.New(apiserver.Options{Refuse: func(r *http.Request) *metav1.Status {
 		mu.Lock()
 		defer mu.Unlock()
@@ -180,8 +185,12 @@ func TestVersionsOfPolicies(t *testing.T) {
 	none := policy.Ref{Kind: "NetworkPolicy", Namespace: "n0", Name: "none"}
 	check := func(name string, of []policy.Ref, wantLists, wantGets int) {
 		t.Helper()
+		mu.Lock()
 		lists, gets = 0, 0
+		mu.Unlock()
 		got, err := agents.Versions(t.Context(), append(slices.Clone(of), none, of[0]))
+		mu.Lock()
+		defer mu.Unlock()
 		if err != nil || len(got) != len(of) || lists != wantLists || gets != wantGets {
 			t.Fatalf("%s: %d versions, %d lists, %d gets, %v", name, len(got), lists, gets, err)
 		}
@@ -194,18 +203,19 @@ func TestVersionsOfPolicies(t *testing.T) {
 	check("few", refs[:20], 0, 21)
 	check("one namespace", refs[:61], 1, 1)
 	check("20 namespaces", refs, 20, 1)
-	forbidden = "/n3/networkpolicies"
+	forbid("/n3/networkpolicies")
 	check("no right to list in one", refs, 19, 61)
-	forbidden = "/networkpolicies/p7"
-	if _, err := agents.Versions(t.Context(), refs[:20]); err == nil || !strings.Contains(err.Error(), "let this user get networkpolicies") {
-		t.Errorf("%v", err)
-	}
-	forbidden = ""
+	forbid("")
 	for i := range 10 { // with more namespaces, it lists the policies of the cluster
 		namespace := fmt.Sprintf("m%d", i)
 		add(&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "p"}}, policy.Ref{Kind: "NetworkPolicy", Namespace: namespace, Name: "p"}, "")
 	}
 	check("30 namespaces", refs, 3, 1)
+	// The last step, because requests may still be on their way when this one fails.
+	forbid("/networkpolicies/p7")
+	if _, err := agents.Versions(t.Context(), refs[:20]); err == nil || !strings.Contains(err.Error(), "let this user get networkpolicies") {
+		t.Errorf("%v", err)
+	}
 }
 
 // Nodes whose operating system is not Linux need no agent.

@@ -15,6 +15,8 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/network-policy-api/apis/v1beta1"
 	"sigs.k8s.io/yaml"
+
+	"sluice/bench/testbed/goprogram"
 )
 
 const (
@@ -78,7 +80,7 @@ func CreatePolicy(ctx context.Context, admin kubernetes.Interface, version strin
 
 // definition reads the CustomResourceDefinition of a channel.
 func definition(ctx context.Context, channel string) (*unstructured.Unstructured, error) {
-	out, err := goCommand(ctx, "", "list", "-m", "-f", "{{.Dir}}", policyModule)
+	out, err := goprogram.Go(ctx, "", "list", "-m", "-f", "{{.Dir}}", policyModule)
 	if err != nil {
 		return nil, err
 	}
