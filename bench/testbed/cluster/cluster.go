@@ -20,14 +20,15 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// replicas is the number of pods of an app, and so the number of pods that a policy selects.
-const replicas = 10
+// defaultReplicas is the usual Options.Replicas.
+const defaultReplicas = 10
 
 // Options are the size of a cluster.
 type Options struct {
 	Pods       int
 	Policies   int
 	Namespaces int  // 0 means 1
+	Replicas   int  // number of pods of an app, and so of the pods that a policy selects; 0 means 10
 	DualStack  bool // every pod also has an IPv6 address
 }
 
@@ -41,11 +42,14 @@ type Cluster struct {
 	maker maker
 }
 
-// New generates a cluster. An app consists of ten pods. Each policy selects one app by two
+// New generates a cluster. An app consists of Options.Replicas pods. Each policy selects one app by two
 // labels, and has two or three rules. The first rule allows the app's clients, which are the
 // pods of another app.
 func New(seed uint64, o Options) *Cluster {
 	o.Namespaces = max(1, o.Namespaces)
+	if o.Replicas == 0 {
+		o.Replicas = defaultReplicas
+	}
 	c := &Cluster{}
 	random := rand.New(rand.NewPCG(seed, 0))
 	for i := range o.Namespaces {
@@ -54,7 +58,7 @@ func New(seed uint64, o Options) *Cluster {
 			Labels: map[string]string{"team": teamName(i), "env": pick(random, environments)},
 		}})
 	}
-	m := maker{random: random, options: o, apps: max(1, o.Pods/replicas)}
+	m := maker{random: random, options: o, apps: max(1, o.Pods/o.Replicas)}
 	c.maker = m
 	for i := range o.Pods {
 		c.Pods = append(c.Pods, m.pod(i))
@@ -91,9 +95,10 @@ func (c *Cluster) Keys(seed uint64, n int) []filter.Key {
 		case 0:
 			src = netip.AddrFrom4([4]byte{203, 0, 113, byte(random.Uint32())})
 		case 1, 2, 3, 4, 5, 6, 7, 8, 9, 10:
+			replicas := c.maker.options.Replicas
 			first := replicas * c.maker.client(c.maker.appOf(dst))
 			src, _ = address(min(first+random.IntN(replicas), len(c.Pods)-1))
-			port = clientPort
+			port = ClientPort
 		}
 		dstAddr, _ := address(dst)
 		keys[i] = filter.NewKey(src, dstAddr, filter.TCP, uint16(port))
@@ -101,8 +106,14 @@ func (c *Cluster) Keys(seed uint64, n int) []filter.Key {
 	return keys
 }
 
-// clientPort is the port on which every app serves its clients.
-const clientPort = 8080
+// Apps returns the number of apps. The pods of app i have the indices from i*Options.Replicas on.
+func (c *Cluster) Apps() int { return c.maker.apps }
+
+// Client returns the app whose pods may open connections to the pods of an app, at ClientPort.
+func (c *Cluster) Client(app int) int { return c.maker.client(app) }
+
+// ClientPort is the port on which every app serves its clients.
+const ClientPort = 8080
 
 var (
 	environments = []string{"production", "staging", "test"}
@@ -133,7 +144,7 @@ type maker struct {
 	apps    int
 }
 
-func (m maker) appOf(pod int) int { return pod / replicas % m.apps }
+func (m maker) appOf(pod int) int { return pod / m.options.Replicas % m.apps }
 
 // namespaceOf returns the namespace of all pods of an app.
 func (m maker) namespaceOf(app int) int { return app % m.options.Namespaces }
@@ -201,7 +212,7 @@ func (m maker) policy(i int) *networkingv1.NetworkPolicy {
 	}
 	p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{
 		From:  []networkingv1.NetworkPolicyPeer{{PodSelector: appSelector(m.client(app))}},
-		Ports: []networkingv1.NetworkPolicyPort{tcpPort(intstr.FromInt32(clientPort))},
+		Ports: []networkingv1.NetworkPolicyPort{tcpPort(intstr.FromInt32(ClientPort))},
 	}}
 	for range 1 + m.random.IntN(2) {
 		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: m.peers(app), Ports: m.ports()})

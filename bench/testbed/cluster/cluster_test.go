@@ -1,12 +1,14 @@
 package cluster_test
 
 import (
+	"net/netip"
 	"reflect"
 	"testing"
 
 	"sluice/bench/testbed/cluster"
 	"sluice/filter"
 	"sluice/filter/policy"
+	"sluice/filter/policy/kubepod"
 )
 
 // TestGeneratedCluster checks what benchmarks rely on: the sizes, valid policies, enough
@@ -18,6 +20,7 @@ func TestGeneratedCluster(t *testing.T) {
 		{Pods: 100, Policies: 10},
 		{Pods: 1000, Policies: 100, Namespaces: 20, DualStack: true},
 		{Pods: 1000, Policies: 250, Namespaces: 7},
+		{Pods: 1000, Policies: 50, Namespaces: 5, Replicas: 20},
 	} {
 		c, w := cluster.New(1, o), policy.NewStore()
 		c.Fill(w)
@@ -28,7 +31,7 @@ func TestGeneratedCluster(t *testing.T) {
 			want.Endpoints *= 2
 		}
 		got := s.Counts()
-		got.Classes, got.PolicySets = 0, 0
+		got.Classes, got.PolicySets, got.Prefixes, got.IDs = 0, 0, 0, 0
 		if got != want {
 			t.Errorf("%+v: %+v, want %+v", o, got, want)
 		}
@@ -65,5 +68,20 @@ func TestClusterDependsOnTheSeedAlone(t *testing.T) {
 	}
 	if !reflect.DeepEqual(a.Keys(1, 10), b.Keys(1, 10)) || reflect.DeepEqual(a.Keys(1, 10), a.Keys(2, 10)) {
 		t.Error("flows do not depend on the seed, or not only on the seed")
+	}
+}
+
+// TestClients checks that the pods of an app may be called by those of its client.
+func TestClients(t *testing.T) {
+	o := cluster.Options{Pods: 400, Policies: 20, Namespaces: 3, Replicas: 20}
+	c, w := cluster.New(1, o), policy.NewStore()
+	c.Fill(w)
+	s, _ := w.Commit()
+	addr := func(app int) netip.Addr { return kubepod.Read(c.Pods[app*o.Replicas]).Addrs[0] }
+	for app := range c.Apps() {
+		k := filter.NewKey(addr(c.Client(app)), addr(app), filter.TCP, cluster.ClientPort)
+		if v := s.Decide(k); !v.Ingress.Allows() {
+			t.Errorf("app %d: its policy denies %s", app, k)
+		}
 	}
 }
