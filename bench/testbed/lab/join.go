@@ -160,6 +160,28 @@ func (h *Host) AddAddr(a netip.Addr) error {
 	return h.routeHere(netip.PrefixFrom(a, a.BitLen()))
 }
 
+// AddRange gives the host all addresses of a range, by one local route, and its router a route to
+// the range through the host. So the host may stand for thousands of pods or outside hosts. Unlike
+// with AddAddr, several hosts of different routers may have the same range. Packets have a source of
+// the range only if their socket is bound to it.
+func (h *Host) AddRange(p netip.Prefix) error {
+	lo, err := h.ns.link.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("on %s: find lo: %w", h.Name, err)
+	}
+	route := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: ipNet(p), Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST}
+	if err := h.ns.link.RouteAdd(route); err != nil {
+		return fmt.Errorf("on %s: add local range %s: %w", h.Name, p, err)
+	}
+	if p.Addr().Is6() {
+		// For IPv6, a local route is not enough to bind a socket.
+		if err := h.Do(func() error { return writeSettings("net/ipv6/ip_nonlocal_bind", "1") }); err != nil {
+			return err
+		}
+	}
+	return h.routeHere(p)
+}
+
 // addAddr adds an address without duplicate address detection, so that it is usable at once.
 func (n *namespace) addAddr(dev netlink.Link, a netip.Addr) error {
 	return n.addPrefix(dev, netip.PrefixFrom(a, a.BitLen()))

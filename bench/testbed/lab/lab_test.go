@@ -1,12 +1,15 @@
 package lab_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -180,6 +183,42 @@ func TestAddresses(t *testing.T) {
 	}
 	if next := addPod(t, l.Nodes[0], "next"); next.IPv4 == fresh.IPv4 || next.IPv6 == fresh.IPv6 {
 		t.Errorf("%s has %v, which fresh has too", next.Name, next.Addrs())
+	}
+}
+
+// TestRanges checks that a pod serves and connects from all addresses of a range, and that a pod of
+// another node may have the same range.
+func TestRanges(t *testing.T) {
+	l := lab.ForTest(t, lab.Options{Nodes: 2})
+	for _, n := range l.Nodes {
+		clients, servers := addPod(t, n, "clients"), addPod(t, n, "servers")
+		serve(t, servers, 80)
+		for _, tt := range []struct{ clients, servers, first, last string }{
+			{"198.18.0.0/15", "10.128.0.0/20", "198.18.0.0", "10.128.15.255"},
+			{"2001:2::/111", "fd00:80::/116", "2001:2::", "fd00:80::fff"},
+		} {
+			if err := errors.Join(clients.AddRange(netip.MustParsePrefix(tt.clients)), servers.AddRange(netip.MustParsePrefix(tt.servers))); err != nil {
+				t.Fatal(err)
+			}
+			var seen netip.AddrPort
+			err := clients.Do(func() error {
+				d := net.Dialer{LocalAddr: &net.TCPAddr{IP: netip.MustParseAddr(tt.first).AsSlice()}, Timeout: attemptTimeout}
+				c, err := d.DialContext(t.Context(), "tcp", addrPort(netip.MustParseAddr(tt.last), 80).String())
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				line, err := bufio.NewReader(c).ReadString('\n')
+				if err == nil {
+					_, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+					seen, err = netip.ParseAddrPort(text)
+				}
+				return err
+			})
+			if err != nil || seen.Addr() != netip.MustParseAddr(tt.first) {
+				t.Errorf("%s: from %s to %s: seen %s: %v", n.Name, tt.first, tt.last, seen, err)
+			}
+		}
 	}
 }
 
