@@ -146,22 +146,22 @@ func (w *clientGroup) close() {
 
 // begin begins the next connection in a slot.
 func (w *clientGroup) begin(i int) error {
-	from, port := w.Key(w.made)
+	from, to, port := w.Key(w.made)
 	w.made++
 	began := time.Now()
-	fd, err := open(w.kind, from, w.To)
+	fd, err := open(w.kind, from, to)
 	if err != nil {
 		return err
 	}
 	w.slots[i] = slot{fd, began}
-	if err := unix.Connect(fd, sockaddr(w.To, port)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-		return fmt.Errorf("connect to %s port %d: %w", w.To, port, err)
+	if err := unix.Connect(fd, sockaddr(to, port)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		return fmt.Errorf("connect to %s port %d: %w", to, port, err)
 	}
 	if w.kind == unix.SOCK_DGRAM {
 		// EPERM means that a firewall on this host has rejected the datagram, which counts as
 		// unanswered.
 		if _, err := unix.Write(fd, []byte("?")); err != nil && !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("send to %s port %d: %w", w.To, port, err)
+			return fmt.Errorf("send to %s port %d: %w", to, port, err)
 		}
 	}
 	// Fd can be any number, which the kernel returns with the event. Here it is the number of

@@ -11,6 +11,7 @@
 package load
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -32,20 +33,55 @@ func (p Ports) Nth(n uint64) uint16 { return p.First + uint16(n%uint64(max(1, p.
 // Target describes the two ends of connections. Consecutive connections use one source after
 // the other. When all sources have been used, the next port follows. So the key of a flow
 // (source, destination, port) repeats only after sources × ports connections.
+//
+// Sources and destinations may also be ranges of addresses, which can be larger than a list. Then
+// source and destination advance together, and after each pass over the sources the destinations
+// are shifted by one. So both ends are new during the first pass, and a pair of ends repeats only
+// after sources × destinations connections.
 type Target struct {
-	To    netip.Addr   `json:"to"`
-	Ports Ports        `json:"ports"`
-	From  []netip.Addr `json:"from,omitempty"` // addresses of this host; if empty, the kernel chooses one
+	To        netip.Addr   `json:"to"`
+	ToRange   netip.Prefix `json:"to_range,omitzero"` // used instead of To if it is valid
+	Ports     Ports        `json:"ports"`
+	From      []netip.Addr `json:"from,omitempty"`      // addresses of this host; if empty, the kernel chooses one
+	FromRange netip.Prefix `json:"from_range,omitzero"` // used instead of From if it is valid; this host has all of its addresses
 }
 
-// Key returns the source and the port of the nth connection. Without sources, the first result
-// is the zero Addr.
-func (t Target) Key(n uint64) (from netip.Addr, port uint16) {
-	if len(t.From) == 0 {
-		return netip.Addr{}, t.Ports.Nth(n)
+// Key returns the source, the destination and the port of the nth connection. Without sources, the
+// first result is the zero Addr.
+func (t Target) Key(n uint64) (from, to netip.Addr, port uint16) {
+	pass := n
+	switch {
+	case t.FromRange.IsValid():
+		from, pass = scattered(t.FromRange, n), n>>hostBits(t.FromRange)
+	case len(t.From) > 0:
+		sources := uint64(len(t.From))
+		from, pass = t.From[n%sources], n/sources
 	}
-	sources := uint64(len(t.From))
-	return t.From[n%sources], t.Ports.Nth(n / sources)
+	if to = t.To; t.ToRange.IsValid() {
+		to = scattered(t.ToRange, n+pass)
+	}
+	return from, to, t.Ports.Nth(pass)
+}
+
+// hostBits returns the number of bits in which the addresses of a range differ.
+func hostBits(p netip.Prefix) int { return p.Addr().BitLen() - p.Bits() }
+
+// scattered returns the nth address of a range, modulo the size of the range, in an order in which
+// consecutive addresses are far apart. So a few addresses are of all parts of the range. The range has
+// less than 2^32 addresses.
+func scattered(p netip.Prefix, n uint64) netip.Addr {
+	// The step is 2^32 divided by the golden ratio: multiples of this ratio are spread most evenly. It
+	// is odd, so that each address appears once. The shift does the same for the range as for 2^32.
+	const step = 2654435769
+	bits := hostBits(p)
+	at := n * (step>>(32-bits) | 1) & (1<<bits - 1)
+	b := p.Masked().Addr().As16()
+	low := b[12:]
+	binary.BigEndian.PutUint32(low, binary.BigEndian.Uint32(low)|uint32(at))
+	if p.Addr().Is4() {
+		return netip.AddrFrom16(b).Unmap()
+	}
+	return netip.AddrFrom16(b)
 }
 
 // Latency is the distribution of the durations of connections or requests.

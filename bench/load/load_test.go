@@ -138,14 +138,52 @@ func TestKeysRepeatLate(t *testing.T) {
 	}
 	seen := make(map[key]bool)
 	for i := range uint64(21) {
-		from, port := to.Key(i)
+		from, _, port := to.Key(i)
 		if port < 65000 || port > 65006 || seen[key{from, port}] {
 			t.Fatalf("connection %d is from %s to %d", i, from, port)
 		}
 		seen[key{from, port}] = true
 	}
-	if from, port := to.Key(21); from != loopback || port != 65000 {
+	if from, _, port := to.Key(21); from != loopback || port != 65000 {
 		t.Errorf("after all keys, the next is %s, %d", from, port)
+	}
+}
+
+// TestPairsRepeatLate checks the order of ends in ranges: both ends are new during the first pass, no
+// pair repeats before all pairs have been used, and a few consecutive addresses are of all parts of a
+// range.
+func TestPairsRepeatLate(t *testing.T) {
+	type pair struct{ from, to netip.Addr }
+	for _, to := range []load.Target{
+		{FromRange: netip.MustParsePrefix("10.9.0.64/27"), ToRange: netip.MustParsePrefix("10.9.1.0/26")},
+		{FromRange: netip.MustParsePrefix("fd00:9::/122"), ToRange: netip.MustParsePrefix("fd00:9:0:1::1:0/122")},
+	} {
+		sources := uint64(1) << (to.FromRange.Addr().BitLen() - to.FromRange.Bits())
+		pods := uint64(1) << (to.ToRange.Addr().BitLen() - to.ToRange.Bits())
+		pairs, ends := make(map[pair]uint64), make(map[netip.Addr]bool)
+		for n := range sources * pods {
+			from, pod, _ := to.Key(n)
+			if before, is := pairs[pair{from, pod}]; is || !to.FromRange.Contains(from) || !to.ToRange.Contains(pod) {
+				t.Fatalf("connections %d and %d are from %s to %s", before, n, from, pod)
+			}
+			if n < sources && (ends[from] || ends[pod]) {
+				t.Fatalf("connection %d is from %s to %s, which both must be new", n, from, pod)
+			}
+			pairs[pair{from, pod}], ends[from], ends[pod] = n, true, true
+		}
+	}
+	parts := make(map[netip.Prefix]bool)
+	to := load.Target{FromRange: netip.MustParsePrefix("198.18.0.0/15"), To: loopback}
+	for n := range uint64(128) {
+		from, server, _ := to.Key(n)
+		if server != loopback {
+			t.Fatalf("connection %d is to %s", n, server)
+		}
+		part, _ := from.Prefix(21)
+		parts[part] = true
+	}
+	if len(parts) != 64 {
+		t.Errorf("128 addresses are of %d of 64 parts", len(parts))
 	}
 }
 

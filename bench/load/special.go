@@ -18,12 +18,12 @@ import (
 // the number of bytes that the kernel has accepted. Some of these bytes, at most one socket
 // buffer, may not have arrived.
 func Stream(ctx context.Context, to Target, during time.Duration) (out Outcome, err error) {
-	from, port := to.Key(0)
+	from, server, port := to.Key(0)
 	d := net.Dialer{}
 	if from.IsValid() {
 		d.LocalAddr = &net.TCPAddr{IP: from.AsSlice()}
 	}
-	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(to.To, port).String())
+	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(server, port).String())
 	if err != nil {
 		return out, fmt.Errorf("open the stream: %w", err)
 	}
@@ -104,8 +104,8 @@ const probeInterval = 200 * time.Microsecond
 // sends one datagram from a new socket and one from a permanent socket. An answered datagram
 // was allowed when it was sent.
 func Probe(ctx context.Context, to Target, during time.Duration) (seen Seen, err error) {
-	from, port := to.Key(0)
-	p := &probe{from: from, to: to.To, port: port, seen: &seen}
+	p := &probe{seen: &seen}
+	p.from, p.to, p.port = to.Key(0)
 	if p.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return seen, fmt.Errorf("open epoll: %w", err)
 	}
