@@ -157,7 +157,7 @@ fuzz-frames: ## send FRAMES random frames (1000000) of SEED (1) in each layout, 
 	SLUICE_FUZZ_FRAMES='$(FRAMES)' SLUICE_FUZZ_SEED='$(SEED)' go test -buildvcs=false -count=1 -timeout=6h -v -run '^TestRandomFrames' ./cmd/sluice
 
 .PHONY: bench
-bench: ## measure what enforcement costs beside other ways, on real packets (as root; an hour, with BENCHFLAGS=--quick 2 minutes)
+bench: ## measure what enforcement costs beside other ways, on real packets (as root; two hours, with BENCHFLAGS=--quick 3 minutes)
 	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./cmd/sluice ./bench
 	@bin/bench run --sluice bin/sluice --out bin/bench.json --html bin/bench.html $(BENCHFLAGS)
 

@@ -31,6 +31,8 @@ const noReference = "-"
 var aims = []aim{
 	{label: "connections/s, never-seen keys", rows: []string{"fresh"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.90, better: result.More},
 	{label: "connections/s, keys seen before", rows: []string{"kernel", "reject"}, loads: []string{"tcp-16", "tcp-64"}, metric: connections, want: 0.97, better: result.More},
+	{label: "connections/s, ends that never talked before", rows: newEnds(), loads: []string{"tcp-1", "tcp-16", "tcp-64"}, metric: connections, want: 0.95, better: result.More},
+	{label: "packets queued after the first of each kind of ends", rows: newEnds(), loads: []string{"tcp-1", "tcp-16", "tcp-64"}, metric: queuedPackets, against: noReference, better: result.Less, at: 1},
 	{label: "connections neither observed nor counted as left out", rows: []string{"observed"}, loads: []string{"tcp-1", "tcp-16", "tcp-64"}, metric: unobserved, against: noReference, better: result.Less, at: 1},
 	{label: "agent CPU per queued packet, of the queue that accepts everything", rows: []string{"fresh", "user"}, loads: []string{"tcp-16", "tcp-64"}, metric: agentPerCPU, against: "accept", want: 0.5, better: result.Less},
 	{label: "throughput of a stream", rows: []string{"user", "kernel", "reject"}, loads: []string{"stream"}, metric: throughput, want: 0.99, better: result.More},
@@ -38,6 +40,17 @@ var aims = []aim{
 	{label: "packets dropped while policies change", rows: []string{"user", "kernel"}, loads: []string{"churn"}, metric: dropped, against: noReference, better: result.Less, at: 1},
 	{label: "policy written to new connections denied, ms at p99", rows: []string{"user", "kernel"}, loads: []string{"effect"}, metric: denyNew, against: noReference, want: 50, better: result.Less, at: 0.99},
 	{label: "connect p99 beside a flood, of that without", rows: []string{"user", "kernel"}, loads: []string{"flood"}, metric: times, against: noReference, want: 3, better: result.Less},
+}
+
+// newEnds returns the names of the rows with an agent whose connections have ends that never talked
+// before.
+func newEnds() (names []string) {
+	for _, r := range rows {
+		if r.kind == isSluice && r.ends != fewPods {
+			names = append(names, r.Name)
+		}
+	}
+	return names
 }
 
 // checkAims compares the measurements of a scenario with the aims.

@@ -71,7 +71,7 @@ func (s *testbed) adder(r *result.Result, t *contender, name string) func(result
 // agents returns the contenders with an agent whose policies can be changed.
 func (s *testbed) agents() (contenders []*contender) {
 	for _, t := range s.contenders {
-		if t.agent != nil && !t.fresh {
+		if t.agent != nil && t.hasExtras() {
 			contenders = append(contenders, t)
 		}
 	}
@@ -97,7 +97,7 @@ func (s *testbed) starts(ctx context.Context, b *bench, r *result.Result) error 
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		b.progress.step(b.startTime(s.Scenario), "%s: start %d of %d", t.Label, i+1, b.rounds)
+		b.progress.step(b.startTime(s.Pods), "%s: start %d of %d", t.Label, i+1, b.rounds)
 		err := t.agent.Stop()
 		t.agent, t.pid = nil, 0
 		if err != nil {
@@ -278,7 +278,7 @@ func (s *testbed) floods(ctx context.Context, b *bench, r *result.Result) error 
 	for round := range b.rounds {
 		for i := range s.contenders {
 			t := s.contenders[(i+round)%len(s.contenders)]
-			if t.fresh {
+			if !t.hasExtras() {
 				continue
 			}
 			if err := ctx.Err(); err != nil {

@@ -52,10 +52,15 @@ var (
 	unobserved   = result.Metric{Name: "not observed", Better: result.Less}
 	streamedCPU  = result.Metric{Name: "all CPU", Unit: "s/GB", Better: result.Less}
 	streamQueued = result.Metric{Name: "queued"}
+	// queuedPackets counts the queued packets of rows whose verdicts the kernel knows.
+	queuedPackets = result.Metric{Name: "queued packets", Better: result.Less}
 )
 
 // target returns the server and ports to which a contender's clients connect.
 func (s *testbed) target(t *contender) load.Target {
+	if t.ends != fewPods {
+		return t.between()
+	}
 	to := load.Target{To: t.server.IPv4, From: t.sources, Ports: load.Ports{First: seenPort}}
 	if t.fresh {
 		to.Ports = freshPorts(s.Scenario)
@@ -128,6 +133,9 @@ func (s *testbed) record(r *result.Result, t *contender, l loadSpec, a load.Answ
 	if t.pid != 0 {
 		add(queued, float64(used.queued)/float64(a.Done))
 		add(dropped, float64(used.dropped))
+		if t.ends != fewPods {
+			add(queuedPackets, float64(used.queued))
+		}
 	}
 	if t.observed {
 		recordObserved(add, l, a, used)
@@ -180,12 +188,45 @@ func selectLoads(names []string) (selected []loadSpec, extra map[string]bool, er
 }
 
 // takesPart reports whether the load runs on a row.
-func (l loadSpec) takesPart(r row) bool { return !l.seen || !r.fresh }
+func (l loadSpec) takesPart(r row) bool {
+	if r.ends != fewPods {
+		return l.do == "tcp"
+	}
+	return !l.seen || !r.fresh
+}
 
-// warmUp is the duration of a load that runs on each contender before the first round.
+// warmUpTime is the duration of a load that runs on each contender before the first round.
 // After it, heaps and tables have grown, and the agents have seen the keys of all loads that use
-// the same keys again and again.
-const warmUp = 200 * time.Millisecond
+// the same keys again and again. On a slow machine, it is repeated until warmUpCount connections
+// have been made: then the agents have seen visitors of all kinds (see visitorBlocks).
+const (
+	warmUpTime  = 200 * time.Millisecond
+	warmUpCount = 1024
+)
+
+// warmUp runs a load on a contender before the first round. An agent must decide about some of its
+// connections: if it never does, it does not enforce the policies, and all figures are wrong.
+func (s *testbed) warmUp(ctx context.Context, t *contender) error {
+	before, err := t.usage()
+	if err != nil {
+		return err
+	}
+	for made := uint64(0); made < warmUpCount; {
+		a, _, err := s.window(ctx, t, loads[1], warmUpTime)
+		if err == nil && a.Done == 0 {
+			err = fmt.Errorf("%s: not one of %d connections was answered before the first round", t.Label, a.Failed)
+		}
+		if err != nil {
+			return err
+		}
+		made += a.Done
+	}
+	after, err := t.usage()
+	if err == nil && t.pid != 0 && after.queued == before.queued {
+		err = fmt.Errorf("%s: no packet was queued before the first round: nothing is enforced", t.Label)
+	}
+	return err
+}
 
 // rounds runs, in each round, each load on one contender after the other.
 func (s *testbed) rounds(ctx context.Context, b *bench, r *result.Result) error {
@@ -193,7 +234,7 @@ func (s *testbed) rounds(ctx context.Context, b *bench, r *result.Result) error 
 		return nil
 	}
 	for _, t := range s.contenders {
-		if _, _, err := s.window(ctx, t, loads[1], warmUp); err != nil {
+		if err := s.warmUp(ctx, t); err != nil {
 			return err
 		}
 	}

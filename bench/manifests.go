@@ -60,21 +60,40 @@ func makeCluster(s result.Scenario) *cluster.Cluster {
 func labNamespace(c *cluster.Cluster) string { return c.Namespaces[0].Name }
 
 // labPods returns the pods of a contender.
-func labPods(namespace string, s *contender) (pods []*corev1.Pod) {
-	add := func(name, role string, a netip.Addr) {
-		pods = append(pods, &corev1.Pod{
-			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": role}},
-			Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main"}}},
-			Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: a.String(), PodIPs: []corev1.PodIP{{IP: a.String()}}},
-		})
+func labPods(namespace string, t *contender) (pods []*corev1.Pod) {
+	pods = append(pods,
+		labPod(namespace, "server", roleServer, t.server.IPv4),
+		labPod(namespace, "hostile", roleHostile, t.hostile.IPv4))
+	for i, a := range t.sources {
+		pods = append(pods, labPod(namespace, fmt.Sprintf("client-%d", i), roleClient, a))
 	}
-	add("server", roleServer, s.server.IPv4)
-	add("hostile", roleHostile, s.hostile.IPv4)
-	for i, a := range s.sources {
-		add(fmt.Sprintf("client-%d", i), roleClient, a)
+	if t.ends != fewPods {
+		pods = append(pods, endPods(namespace, t)...)
 	}
 	return pods
+}
+
+// labPod returns a running pod.
+func labPod(namespace, name, role string, addrs ...netip.Addr) *corev1.Pod {
+	p := &corev1.Pod{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": role}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "main"}}},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: addrs[0].String()},
+	}
+	for _, a := range addrs {
+		p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: a.String()})
+	}
+	return p
+}
+
+// labPolicies returns the policies about a contender's pods.
+func labPolicies(namespace string, s result.Scenario, t *contender) []*networkingv1.NetworkPolicy {
+	policies := []*networkingv1.NetworkPolicy{labPolicy(namespace, s)}
+	if t.ends != fewPods {
+		policies = append(policies, endPolicies(namespace)...)
+	}
+	return policies
 }
 
 // labPolicy returns a policy that lets the lab's clients reach the server.
@@ -93,18 +112,26 @@ func labPolicy(namespace string, s result.Scenario) *networkingv1.NetworkPolicy 
 
 // policyFor returns a policy that lets clients reach the given ports of the server.
 func policyFor(namespace, name string, ports []networkingv1.NetworkPolicyPort) *networkingv1.NetworkPolicy {
+	return ingressPolicy(namespace, name, roleServer, []networkingv1.NetworkPolicyPeer{podsWithRole(roleClient)}, ports)
+}
+
+// ingressPolicy returns a policy that lets peers reach the given ports of the pods with a role.
+// Without peers, everyone may reach them.
+func ingressPolicy(namespace, name, role string, from []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
 		Spec: networkingv1.NetworkPolicySpec{
-			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": roleServer}},
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": role}},
 			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
-			Ingress: []networkingv1.NetworkPolicyIngressRule{{
-				From:  []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": roleClient}}}},
-				Ports: ports,
-			}},
+			Ingress:     []networkingv1.NetworkPolicyIngressRule{{From: from, Ports: ports}},
 		},
 	}
+}
+
+// podsWithRole returns the peer for all pods of the policy's namespace with a role.
+func podsWithRole(role string) networkingv1.NetworkPolicyPeer {
+	return networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": role}}}
 }
 
 func port(protocol corev1.Protocol, number int32) networkingv1.NetworkPolicyPort {
@@ -128,8 +155,13 @@ func writeCluster(dir string, c *cluster.Cluster) error {
 		o.TypeMeta = metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"}
 		objects = append(objects, o)
 	}
+	return writeFilesOf(dir, "cluster", objects)
+}
+
+// writeFilesOf writes files whose names begin with a prefix, with objectsPerFile objects each.
+func writeFilesOf(dir, prefix string, objects []any) error {
 	for i := 0; i < len(objects); i += objectsPerFile {
-		if err := writeObjects(dir, fmt.Sprintf("cluster-%03d.json", i/objectsPerFile), objects[i:min(i+objectsPerFile, len(objects))]...); err != nil {
+		if err := writeObjects(dir, fmt.Sprintf("%s-%03d.json", prefix, i/objectsPerFile), objects[i:min(i+objectsPerFile, len(objects))]...); err != nil {
 			return err
 		}
 	}

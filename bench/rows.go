@@ -23,9 +23,13 @@ const (
 type row struct {
 	result.Row
 	kind  kind
-	fresh bool     // no cache still has the key of a connection when the connection begins
-	on    string   // the row whose node this row shares; empty for a node of its own
-	args  []string // arguments of sluice run
+	fresh bool // no cache still has the key of a connection when the connection begins
+	// ends states between which addresses of which family the connections are. Rows with other ends
+	// than fewPods have only new TCP connections, and no extras.
+	ends   ends
+	family family
+	on     string   // the row whose node this row shares; empty for a node of its own
+	args   []string // arguments of sluice run
 	// observed is set if "sluice observe" shows the node's flows during each load.
 	observed bool
 	needs    string // a flag; the row is left out if sluice run does not have it
@@ -71,7 +75,54 @@ var rows = []row{
 		Row:  result.Row{Name: "reject", Label: "Sluice, cache in the kernel, denials rejected", Against: "none", About: "as kernel, with the chain in FORWARD that rejects what is denied"},
 		kind: isSluice, args: []string{"--kernel-cache", "on", "--deny-with", "reject"}, needs: "--deny-with",
 	},
+	{
+		Row:  result.Row{Name: "none-newcomers", Label: "no agent, newcomers", About: "the node of the first row, with the connections of the next row"},
+		kind: bare, ends: newcomers, on: "none",
+	},
+	{
+		Row:  result.Row{Name: "newcomers", Label: "Sluice, newcomers", Against: "none-newcomers", About: "cache in the kernel; 4,096 pods connect to 4,096 others, and no two of them were ever connected before"},
+		kind: isSluice, ends: newcomers, args: []string{"--kernel-cache", "on"}, needs: "--kernel-cache",
+	},
+	{
+		Row:  result.Row{Name: "none-newcomers6", Label: "no agent, newcomers, IPv6", About: "the same over IPv6"},
+		kind: bare, ends: newcomers, family: ipv6, on: "none",
+	},
+	{
+		Row:  result.Row{Name: "newcomers6", Label: "Sluice, newcomers, IPv6", Against: "none-newcomers6", About: "newcomers over IPv6"},
+		kind: isSluice, ends: newcomers, family: ipv6, on: "newcomers", needs: "--kernel-cache",
+	},
+	{
+		Row:  result.Row{Name: "none-visitors", Label: "no agent, visitors", About: "the node of the first row, with the connections of the next two rows"},
+		kind: bare, ends: visitors, on: "none",
+	},
+	{
+		Row:  result.Row{Name: "visitors", Label: "Sluice, visitors of a pod behind ipBlocks", Against: "none-visitors", About: "the agent of newcomers; 131,072 addresses outside of the cluster, one after the other, connect to a pod with 32 ipBlocks"},
+		kind: isSluice, ends: visitors, on: "newcomers", needs: "--kernel-cache",
+	},
+	{
+		Row:  result.Row{Name: "visitors-all", Label: "Sluice, visitors of a pod open to all", Against: "none-visitors", About: "the same, to a pod whose policy allows all peers"},
+		kind: isSluice, ends: visitorsOfAnyone, on: "newcomers", needs: "--kernel-cache",
+	},
+	{
+		Row:  result.Row{Name: "none-visitors6", Label: "no agent, visitors, IPv6", About: "the node of the first row, with the connections of the next two rows"},
+		kind: bare, ends: visitors, family: ipv6, on: "none",
+	},
+	{
+		Row:  result.Row{Name: "visitors6", Label: "Sluice, visitors of a pod behind ipBlocks, IPv6", Against: "none-visitors6", About: "visitors over IPv6"},
+		kind: isSluice, ends: visitors, family: ipv6, on: "newcomers", needs: "--kernel-cache",
+	},
+	{
+		Row:  result.Row{Name: "visitors-all6", Label: "Sluice, visitors of a pod open to all, IPv6", Against: "none-visitors6", About: "visitors-all over IPv6"},
+		kind: isSluice, ends: visitorsOfAnyone, family: ipv6, on: "newcomers", needs: "--kernel-cache",
+	},
 }
+
+// hasEnds reports whether the row's node has the ends of newcomers and visitors: it is the node of
+// such a row, or of the rows without an agent.
+func (r row) hasEnds() bool { return r.kind == bare || r.ends != fewPods }
+
+// hasExtras reports whether the extras are measured on the row.
+func (r row) hasExtras() bool { return !r.fresh && r.ends == fewPods }
 
 // selectRows returns the rows with the given names, together with their reference rows, or
 // all rows if there are no names. It leaves out rows that this machine or this sluice does
@@ -83,7 +134,7 @@ func selectRows(names []string, help string) (selected []row, notes []string, er
 		if i < 0 {
 			return nil, nil, fmt.Errorf("there is no row %q: give some of %s", name, strings.Join(rowNames(), ", "))
 		}
-		for _, n := range []string{name, rows[i].Against} {
+		for _, n := range []string{name, rows[i].on, rows[i].Against} {
 			wanted[n] = true
 			if j := slices.IndexFunc(rows, func(r row) bool { return r.Name == n }); j >= 0 {
 				wanted[rows[j].on] = true

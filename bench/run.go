@@ -56,7 +56,7 @@ all of them alternately, round after round, and prints tables with ratios to a n
 without an agent. It needs root, and leaves nothing behind, also when it is
 interrupted.
 
---quick ends in about two minutes and shows the orders of magnitude. To compare
+--quick ends in about three minutes and shows the orders of magnitude. To compare
 two versions, measure both with the same flags and use bench compare.`,
 		Example: `  bin/bench run --quick
   bin/bench run --out new.json --html new.html
@@ -78,7 +78,7 @@ two versions, measure both with the same flags and use bench compare.`,
 	f.IntVar(&b.rounds, "rounds", 7, "number of measurements of each")
 	f.DurationVar(&b.window, "for", 1500*time.Millisecond, "duration of each measurement")
 	f.DurationVar(&b.churn, "churn", 20*time.Second, "duration of the measurement while policies change, which runs three times")
-	f.BoolVar(&b.quick, "quick", false, "less of everything, in two minutes: other defaults of --sizes, --rounds, --for and --churn")
+	f.BoolVar(&b.quick, "quick", false, "less of everything, in three minutes: other defaults of --sizes, --rounds, --for and --churn")
 	return cmd
 }
 
@@ -195,7 +195,7 @@ func (b *bench) scenario(ctx context.Context, s result.Scenario, r *result.Resul
 	b.progress.in(fmt.Sprintf("%d/%d/%d", s.Pods, s.Policies, s.Namespaces))
 	t := &testbed{env: b.env, Scenario: s, sluice: b.sluice}
 	defer func() { err = errors.Join(err, t.close()) }()
-	started := func(what string) { b.progress.step(b.startTime(s), "%s", what) }
+	started := func(what string) { b.progress.step(b.startTime(s.Pods), "%s", what) }
 	if err := t.open(ctx, b.rows, started, r.Note); err != nil {
 		return err
 	}
@@ -209,20 +209,17 @@ func (b *bench) scenario(ctx context.Context, s result.Scenario, r *result.Resul
 	return nil
 }
 
-// startTime is the expected time of a contender's start.
-func (b *bench) startTime(s result.Scenario) time.Duration {
-	return 500*time.Millisecond + time.Duration(s.Pods)*200*time.Microsecond
+// startTime is the expected time of the start of a contender in a cluster with this number of pods.
+func (b *bench) startTime(pods int) time.Duration {
+	return 500*time.Millisecond + time.Duration(pods)*200*time.Microsecond
 }
 
 // plan returns the expected time of all steps.
 func (b *bench) plan() (total time.Duration) {
-	agents, seen, watching := 0, 0, 0
+	agents, extra := 0, 0
 	for _, r := range b.rows {
-		if r.observed {
-			watching++
-		}
-		if !r.fresh {
-			seen++
+		if r.hasExtras() {
+			extra++
 			if r.kind == isSluice {
 				agents++
 			}
@@ -230,23 +227,22 @@ func (b *bench) plan() (total time.Duration) {
 	}
 	n := func(count int, each time.Duration) time.Duration { return time.Duration(count) * each }
 	for _, s := range b.scenarios {
-		total += n(len(b.rows), b.startTime(s))
-		for _, l := range b.loads {
-			rows := len(b.rows)
-			if l.seen {
-				rows = seen
-			}
-			total += n(b.rounds*rows, b.window)
-			if !l.seen {
-				total += n(b.rounds*watching, observedLead)
+		for _, r := range b.rows {
+			total += b.loadTime(r)
+			switch {
+			case r.on != "":
+			case r.ends != fewPods:
+				total += b.startTime(s.Pods + newcomerPods)
+			default:
+				total += b.startTime(s.Pods)
 			}
 		}
 		for _, x := range []struct {
 			name string
 			all  time.Duration
 		}{
-			{"start", n(b.rounds*min(1, agents), b.startTime(s))}, {"effect", n(b.rounds*agents, 2*probeTime)},
-			{"churn", n(b.churnRounds*agents, 2*b.churn)}, {"flood", n(b.rounds*seen, 2*b.window+floodLead)},
+			{"start", n(b.rounds*min(1, agents), b.startTime(s.Pods))}, {"effect", n(b.rounds*agents, 2*probeTime)},
+			{"churn", n(b.churnRounds*agents, 2*b.churn)}, {"flood", n(b.rounds*extra, 2*b.window+floodLead)},
 		} {
 			if b.extras[x.name] {
 				total += x.all
@@ -254,6 +250,20 @@ func (b *bench) plan() (total time.Duration) {
 		}
 	}
 	return total
+}
+
+// loadTime returns the expected time of all loads of a row in a cluster.
+func (b *bench) loadTime(r row) (total time.Duration) {
+	for _, l := range b.loads {
+		if !l.takesPart(r) {
+			continue
+		}
+		total += b.window
+		if r.observed && !l.seen {
+			total += observedLead
+		}
+	}
+	return total * time.Duration(b.rounds)
 }
 
 // options returns the flags that determine the measurement, so that it can be repeated.

@@ -41,7 +41,9 @@ type contender struct {
 	node                    *lab.Node
 	server, client, hostile *lab.Host
 	sources                 []netip.Addr
-	dir                     string // the agent's directory of manifests
+	visited                 *lab.Host     // has the two pods for visitors; nil unless the node has the ends of newcomers and visitors
+	openToAnyone            [2]netip.Addr // of the second of these pods, by family
+	dir                     string        // the agent's directory of manifests
 	agent                   *agenttest.Agent
 	pid                     int // PID of the process that reads the queues; 0 if there is none
 	traffic, flood          *load.Driver
@@ -89,11 +91,7 @@ func (s *testbed) open(ctx context.Context, rows []row, progress func(string), n
 // addContender prepares the node of a row.
 func (s *testbed) addContender(ctx context.Context, r row, shared string) error {
 	if r.on != "" {
-		other := *s.contender(r.on)
-		// The rows share a node, and the contender of the row r.on ends its processes.
-		other.row, other.processes = r, nil
-		s.contenders = append(s.contenders, &other)
-		return nil
+		return s.share(ctx, r)
 	}
 	t := &contender{row: r, node: s.lab.Nodes[s.used]}
 	s.used++
@@ -105,6 +103,23 @@ func (s *testbed) addContender(ctx context.Context, r row, shared string) error 
 		return err
 	}
 	return s.programs(ctx, t)
+}
+
+// share adds a contender on the node of another row.
+func (s *testbed) share(ctx context.Context, r row) error {
+	of := s.contender(r.on)
+	if of == nil {
+		return fmt.Errorf("the row %s, whose node it shares, has not started", r.on)
+	}
+	t := *of
+	// The contender of the row r.on ends its processes.
+	t.row, t.processes = r, nil
+	s.contenders = append(s.contenders, &t)
+	if r.ends == fewPods {
+		return nil
+	}
+	// A client of its own, because each client counts the pairs that it has used.
+	return s.driver(ctx, &t, t.client, &t.traffic)
 }
 
 // contender returns the contender that measures the row of the given name, or nil.
@@ -133,6 +148,11 @@ func (s *testbed) pods(t *contender) (err error) {
 			return err
 		}
 		t.sources = append(t.sources, a)
+	}
+	if t.hasEnds() {
+		if err := t.addEnds(); err != nil {
+			return err
+		}
 	}
 	// Let clients use all ports, and let closed connections expire soon. Otherwise ten
 	// seconds of load would fill the conntrack table.
@@ -189,7 +209,10 @@ func (s *testbed) install(ctx context.Context, t *contender, shared string) erro
 	for _, p := range labPods(labNamespace(s.cluster), t) {
 		objects = append(objects, p)
 	}
-	if err := writeObjects(t.dir, "bench.json", append(objects, labPolicy(labNamespace(s.cluster), s.Scenario))...); err != nil {
+	for _, p := range labPolicies(labNamespace(s.cluster), s.Scenario, t) {
+		objects = append(objects, p)
+	}
+	if err := writeFilesOf(t.dir, "bench", objects); err != nil {
 		return err
 	}
 	return s.startAgent(ctx, t)
@@ -239,28 +262,39 @@ func (s *testbed) programs(ctx context.Context, t *contender) error {
 	if t.fresh || t.kind == bare {
 		ports += "," + freshPorts(s.Scenario).String()
 	}
-	// Two servers share the thousands of ports for never-seen keys, because the limit on open
-	// files may be too low for one process.
-	for _, args := range [][]string{
-		{"--tcp", ports, "--udp", fmt.Sprint(probePort), "--stream", fmt.Sprint(streamPort)},
-		{"--tcp", fmt.Sprint(probePort), "--udp", ports, "--stream", "0"},
-	} {
-		server, err := s.startReady(ctx, t.server, append([]string{"server"}, args...)...)
+	servers := []struct {
+		on   *lab.Host
+		args []string
+	}{
+		// Two servers share the thousands of ports for never-seen keys, because the limit on open
+		// files may be too low for one process.
+		{t.server, []string{"--tcp", ports, "--udp", fmt.Sprint(probePort), "--stream", fmt.Sprint(streamPort)}},
+		{t.server, []string{"--tcp", fmt.Sprint(probePort), "--udp", ports, "--stream", "0"}},
+	}
+	if t.hasEnds() {
+		servers = append(servers, servers[0])
+		servers[2].on = t.visited
+	}
+	for _, v := range servers {
+		server, err := s.startReady(ctx, v.on, append([]string{"server"}, v.args...)...)
 		if err != nil {
 			return err
 		}
 		t.processes = append(t.processes, server)
 	}
-	for _, p := range []struct {
-		on     *lab.Host
-		driver **load.Driver
-	}{{t.client, &t.traffic}, {t.hostile, &t.flood}} {
-		orders, err := s.start(ctx, p.on, "orders")
-		if err != nil {
-			return err
-		}
-		t.processes, *p.driver = append(t.processes, orders), orders.driver()
+	if err := s.driver(ctx, t, t.client, &t.traffic); err != nil {
+		return err
 	}
+	return s.driver(ctx, t, t.hostile, &t.flood)
+}
+
+// driver starts the program that generates traffic on a host.
+func (s *testbed) driver(ctx context.Context, t *contender, on *lab.Host, driver **load.Driver) error {
+	orders, err := s.start(ctx, on, "orders")
+	if err != nil {
+		return err
+	}
+	t.processes, *driver = append(t.processes, orders), orders.driver()
 	return nil
 }
 

@@ -86,6 +86,11 @@ func TestSelectRows(t *testing.T) {
 	if err != nil || !slices.Equal(names(got), []string{"none", "none-fresh", "fresh"}) || len(notes) > 0 {
 		t.Errorf("fresh: %v %v %v", names(got), notes, err)
 	}
+	// It also includes the row whose node a row shares.
+	got, _, err = selectRows([]string{"visitors-all6"}, "--kernel-cache")
+	if err != nil || !slices.Equal(names(got), []string{"none", "newcomers", "none-visitors6", "visitors-all6"}) {
+		t.Errorf("visitors-all6: %v %v", names(got), err)
+	}
 	// If the sluice to measure does not have the flag --kernel-cache, selectRows omits the row
 	// "kernel", and the row "user" runs without this flag.
 	got, notes, err = selectRows([]string{"kernel", "user"}, "--cache-size")
@@ -174,6 +179,8 @@ func TestCheckAims(t *testing.T) {
 	add("accept", "tcp-64", agentPerCPU, 40, 40, 40)
 	add("user", "tcp-64", agentPerCPU, 21, 22, 19)
 	add("user", "churn", dropped, 0, 1, 0)
+	add("visitors6", "tcp-1", queuedPackets, 0, 0, 0)
+	add("newcomers", "tcp-64", queuedPackets, 0, 0, 7)
 	add("user", "effect", denyNew, 1, 2, 40)
 	got := make(map[string]result.Aim)
 	for _, a := range checkAims(r, s) {
@@ -182,12 +189,12 @@ func TestCheckAims(t *testing.T) {
 	for name, want := range map[string]struct {
 		value  float64
 		missed bool
-	}{"kernel tcp-16": {0.98, false}, "user tcp-64": {0.525, true}, "user churn": {1, true}, "user effect": {39.24, false}} {
+	}{"kernel tcp-16": {0.98, false}, "user tcp-64": {0.525, true}, "user churn": {1, true}, "visitors6 tcp-1": {0, false}, "newcomers tcp-64": {7, true}, "user effect": {39.24, false}} {
 		if a := got[name]; a.Missed != want.missed || a.Got < want.value-1e-9 || a.Got > want.value+1e-9 {
 			t.Errorf("%s: %+v, want %+v", name, a, want)
 		}
 	}
-	if len(got) != 4 {
+	if len(got) != 6 {
 		t.Errorf("aims without figures: %+v", got)
 	}
 }
