@@ -116,7 +116,7 @@ func policyFor(namespace, name string, ports []networkingv1.NetworkPolicyPort) *
 }
 
 // ingressPolicy returns a policy that lets peers reach the given ports of the pods with a role.
-// Without peers, everyone may reach them.
+// Without peers, all addresses may reach them.
 func ingressPolicy(namespace, name, role string, from []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"},

@@ -16,10 +16,10 @@ import (
 type ends uint8
 
 const (
-	fewPods          ends = iota // a few client pods and the server's pod
-	newcomers                    // thousands of pods at each end; no two of them are connected twice
-	visitors                     // outside addresses, and a pod that ipBlocks let them reach
-	visitorsOfAnyone             // the same, and a pod that everyone may reach
+	fewPods           ends = iota // a few client pods and the server's pod
+	newcomers                     // thousands of pods at each end; no two of them are connected twice
+	visitors                      // outside addresses, and a pod that ipBlocks let them reach
+	visitorsOfOpenPod             // the same, and a pod whose policy allows all peers
 )
 
 // family is a family of addresses: an index of the arrays with an address or range of each.
@@ -38,11 +38,11 @@ const (
 // comes again, a cache of 65,536 addresses has forgotten it.
 var (
 	newcomerRanges = [...]netip.Prefix{netip.MustParsePrefix("10.128.0.0/20"), netip.MustParsePrefix("fd00:80::/116")}
-	welcomeRanges  = [...]netip.Prefix{netip.MustParsePrefix("10.128.16.0/20"), netip.MustParsePrefix("fd00:80:0:1::/116")}
+	backendRanges  = [...]netip.Prefix{netip.MustParsePrefix("10.128.16.0/20"), netip.MustParsePrefix("fd00:80:0:1::/116")}
 	visitorRanges  = [...]netip.Prefix{netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("2001:2::/111")}
 )
 
-// newcomerPods is the number of pods in newcomerRanges and in welcomeRanges, each of which has an
+// newcomerPods is the number of pods in newcomerRanges and in backendRanges, each of which has an
 // address of both families.
 const newcomerPods = 2 * newcomerCount
 
@@ -50,29 +50,29 @@ const newcomerCount = 4096
 
 // Labels of the pods.
 const (
-	roleNewcomer, roleWelcome          = "bench-newcomer", "bench-welcome"
-	roleBehindBlocks, roleOpenToAnyone = "bench-behind-blocks", "bench-open-to-anyone"
+	roleNewcomer, roleBackend       = "bench-newcomer", "bench-backend"
+	roleBehindBlocks, roleOpenToAll = "bench-behind-blocks", "bench-open-to-all"
 )
 
 // addEnds adds the ends to the node of a contender: ranges to the client and to the server, and a host
 // with the two pods for visitors, which has an interface of its own like any pod.
-func (t *contender) addEnds() (err error) {
+func (s *contender) addEnds() (err error) {
 	for f := range newcomerRanges {
 		for _, r := range []struct {
 			host *lab.Host
 			all  netip.Prefix
-		}{{t.client, newcomerRanges[f]}, {t.client, visitorRanges[f]}, {t.server, welcomeRanges[f]}} {
+		}{{s.client, newcomerRanges[f]}, {s.client, visitorRanges[f]}, {s.server, backendRanges[f]}} {
 			if err := r.host.AddRange(r.all); err != nil {
 				return err
 			}
 		}
 	}
-	if t.visited, err = t.node.AddPod("visited"); err != nil {
+	if s.visited, err = s.node.AddPod("visited"); err != nil {
 		return err
 	}
-	for f, a := range t.visited.Addrs() {
-		t.openToAnyone[f] = a.Next()
-		if err := t.visited.AddAddr(t.openToAnyone[f]); err != nil {
+	for f, a := range s.visited.Addrs() {
+		s.openPod[f] = a.Next()
+		if err := s.visited.AddAddr(s.openPod[f]); err != nil {
 			return err
 		}
 	}
@@ -80,15 +80,15 @@ func (t *contender) addEnds() (err error) {
 }
 
 // between returns the target for the ends of a contender's row.
-func (t *contender) between() load.Target {
-	to := load.Target{Ports: load.Ports{First: seenPort}, FromRange: visitorRanges[t.family]}
-	switch t.ends {
+func (s *contender) between() load.Target {
+	to := load.Target{Ports: load.Ports{First: seenPort}, FromRange: visitorRanges[s.family]}
+	switch s.ends {
 	case newcomers:
-		to.FromRange, to.ToRange = newcomerRanges[t.family], welcomeRanges[t.family]
-	case visitorsOfAnyone:
-		to.To = t.openToAnyone[t.family]
+		to.FromRange, to.ToRange = newcomerRanges[s.family], backendRanges[s.family]
+	case visitorsOfOpenPod:
+		to.To = s.openPod[s.family]
 	default:
-		to.To = t.visited.Addrs()[t.family]
+		to.To = s.visited.Addrs()[s.family]
 	}
 	return to
 }
@@ -106,10 +106,10 @@ func endPods(namespace string, t *contender) (pods []*corev1.Pod) {
 	}
 	here := t.node.Addrs()
 	add("behind-blocks", roleBehindBlocks, t.visited.Addrs(), here...)
-	add("open-to-anyone", roleOpenToAnyone, t.openToAnyone[:], here...)
+	add("open-to-all", roleOpenToAll, t.openPod[:], here...)
 	for i := range uint32(newcomerCount) {
 		add(fmt.Sprintf("newcomer-%d", i), roleNewcomer, nthOfEach(newcomerRanges, i))
-		add(fmt.Sprintf("welcome-%d", i), roleWelcome, nthOfEach(welcomeRanges, i), here...)
+		add(fmt.Sprintf("backend-%d", i), roleBackend, nthOfEach(backendRanges, i), here...)
 	}
 	return pods
 }
@@ -118,9 +118,9 @@ func endPods(namespace string, t *contender) (pods []*corev1.Pod) {
 func endPolicies(namespace string) []*networkingv1.NetworkPolicy {
 	ports := []networkingv1.NetworkPolicyPort{port(corev1.ProtocolTCP, seenPort)}
 	return []*networkingv1.NetworkPolicy{
-		ingressPolicy(namespace, "bench-newcomers", roleWelcome, []networkingv1.NetworkPolicyPeer{podsWithRole(roleNewcomer)}, ports),
+		ingressPolicy(namespace, "bench-newcomers", roleBackend, []networkingv1.NetworkPolicyPeer{podsWithRole(roleNewcomer)}, ports),
 		ingressPolicy(namespace, "bench-visitors", roleBehindBlocks, visitorBlocks(), ports),
-		ingressPolicy(namespace, "bench-anyone", roleOpenToAnyone, nil, ports),
+		ingressPolicy(namespace, "bench-open", roleOpenToAll, nil, ports),
 	}
 }
 

@@ -48,7 +48,7 @@ func TestNewEndsAreAllowed(t *testing.T) {
 		}
 		// An address after a range of sources may reach only the pod that is open to all.
 		beyond := nth(of.between().FromRange, 1<<17)
-		if got := decide(beyond, to, port); (got == filter.Allow) != (r.ends == visitorsOfAnyone) {
+		if got := decide(beyond, to, port); (got == filter.Allow) != (r.ends == visitorsOfOpenPod) {
 			t.Errorf("%s: from %s to %s: %s", r.Name, beyond, to, got)
 		}
 	}
@@ -74,7 +74,7 @@ func checkEnds(t *testing.T, s *policy.Snapshot, of *contender) {
 		}
 		known[pair] = true
 	}
-	if want := map[ends]int{newcomers: 1, visitors: 32, visitorsOfAnyone: 32}[of.ends]; len(known) != want {
+	if want := map[ends]int{newcomers: 1, visitors: 32, visitorsOfOpenPod: 32}[of.ends]; len(known) != want {
 		t.Errorf("%s: %d pairs of IDs, want %d", of.Name, len(known), want)
 	}
 }
@@ -86,7 +86,7 @@ func newEndsContender() *contender {
 	t.node = &lab.Node{Host: &lab.Host{IPv4: netip.MustParseAddr("192.0.2.1"), IPv6: netip.MustParseAddr("2001:db8::1")}}
 	t.visited = &lab.Host{IPv4: netip.MustParseAddr("10.77.0.100"), IPv6: netip.MustParseAddr("fd00:77::100")}
 	for f, a := range t.visited.Addrs() {
-		t.openToAnyone[f] = a.Next()
+		t.openPod[f] = a.Next()
 	}
 	return t
 }
@@ -100,7 +100,7 @@ func TestWrongAgentIsSeen(t *testing.T) {
 		status       int
 	}{
 		{`set -- "$@" --kernel-cache off`, "", 0},
-		{`sed -i 's/"matchLabels":{"app":"bench-[wbo]/&-/g' $(echo "$@" | sed 's#.*--manifests \([^ ]*\).*#\1#')/bench-*.json`, "nothing is enforced", exitFailed},
+		{`sed -i 's/"matchLabels":{"app":"bench-[bo]/&-/g' $(echo "$@" | sed 's#.*--manifests \([^ ]*\).*#\1#')/bench-*.json`, "nothing is enforced", exitFailed},
 	} {
 		dir := t.TempDir()
 		wrapper, file := filepath.Join(dir, "sluice"), filepath.Join(dir, "r.json")

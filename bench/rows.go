@@ -101,7 +101,7 @@ var rows = []row{
 	},
 	{
 		Row:  result.Row{Name: "visitors-all", Label: "Sluice, visitors of a pod open to all", Against: "none-visitors", About: "the same, to a pod whose policy allows all peers"},
-		kind: isSluice, ends: visitorsOfAnyone, on: "newcomers", needs: "--kernel-cache",
+		kind: isSluice, ends: visitorsOfOpenPod, on: "newcomers", needs: "--kernel-cache",
 	},
 	{
 		Row:  result.Row{Name: "none-visitors6", Label: "no agent, visitors, IPv6", About: "the node of the first row, with the connections of the next two rows"},
@@ -113,7 +113,7 @@ var rows = []row{
 	},
 	{
 		Row:  result.Row{Name: "visitors-all6", Label: "Sluice, visitors of a pod open to all, IPv6", Against: "none-visitors6", About: "visitors-all over IPv6"},
-		kind: isSluice, ends: visitorsOfAnyone, family: ipv6, on: "newcomers", needs: "--kernel-cache",
+		kind: isSluice, ends: visitorsOfOpenPod, family: ipv6, on: "newcomers", needs: "--kernel-cache",
 	},
 }
 
@@ -130,16 +130,10 @@ func (r row) hasExtras() bool { return !r.fresh && r.ends == fewPods }
 func selectRows(names []string, help string) (selected []row, notes []string, err error) {
 	wanted := make(map[string]bool)
 	for _, name := range names {
-		i := slices.IndexFunc(rows, func(r row) bool { return r.Name == name })
-		if i < 0 {
+		if !slices.Contains(rowNames(), name) {
 			return nil, nil, fmt.Errorf("there is no row %q: give some of %s", name, strings.Join(rowNames(), ", "))
 		}
-		for _, n := range []string{name, rows[i].on, rows[i].Against} {
-			wanted[n] = true
-			if j := slices.IndexFunc(rows, func(r row) bool { return r.Name == n }); j >= 0 {
-				wanted[rows[j].on] = true
-			}
-		}
+		want(wanted, name)
 	}
 	for _, r := range rows {
 		if len(names) > 0 && !wanted[r.Name] {
@@ -152,6 +146,17 @@ func selectRows(names []string, help string) (selected []row, notes []string, er
 		selected = append(selected, r.known(help))
 	}
 	return selected, notes, nil
+}
+
+// want adds a row, the row whose node it shares and its reference row, and the rows that these need.
+func want(wanted map[string]bool, name string) {
+	for _, r := range rows {
+		if r.Name == name && !wanted[name] {
+			wanted[name] = true
+			want(wanted, r.on)
+			want(wanted, r.Against)
+		}
+	}
 }
 
 // known returns the row with the flags that this sluice has: without --kernel-cache, if help

@@ -42,7 +42,7 @@ type contender struct {
 	server, client, hostile *lab.Host
 	sources                 []netip.Addr
 	visited                 *lab.Host     // has the two pods for visitors; nil unless the node has the ends of newcomers and visitors
-	openToAnyone            [2]netip.Addr // of the second of these pods, by family
+	openPod                 [2]netip.Addr // of the second of these pods, by family
 	dir                     string        // the agent's directory of manifests
 	agent                   *agenttest.Agent
 	pid                     int // PID of the process that reads the queues; 0 if there is none
@@ -182,7 +182,7 @@ func setting(h *lab.Host, name, value string) error {
 func (s *testbed) install(ctx context.Context, t *contender, shared string) error {
 	switch t.kind {
 	case bare:
-		return baseline.Baseline().Apply(t.node)
+		return baseline.ApplyBaseline(t.node)
 	case byHand:
 		return s.byHand(t)
 	case accepts:

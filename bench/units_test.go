@@ -86,9 +86,9 @@ func TestSelectRows(t *testing.T) {
 	if err != nil || !slices.Equal(names(got), []string{"none", "none-fresh", "fresh"}) || len(notes) > 0 {
 		t.Errorf("fresh: %v %v %v", names(got), notes, err)
 	}
-	// It also includes the row whose node a row shares.
+	// It also includes the row whose node a row shares, with its reference row.
 	got, _, err = selectRows([]string{"visitors-all6"}, "--kernel-cache")
-	if err != nil || !slices.Equal(names(got), []string{"none", "newcomers", "none-visitors6", "visitors-all6"}) {
+	if err != nil || !slices.Equal(names(got), []string{"none", "none-newcomers", "newcomers", "none-visitors6", "visitors-all6"}) {
 		t.Errorf("visitors-all6: %v %v", names(got), err)
 	}
 	// If the sluice to measure does not have the flag --kernel-cache, selectRows omits the row

@@ -8,11 +8,12 @@
 // policy. The remaining cost is inherent: a packet passes the list of isolated pods and then
 // the list of its pod's rules.
 //
-// The package supports only IPv4. It leaves out cases that benchmarks do not have: pods of
+// The package supports only IPv4, except for ApplyBaseline. It leaves out cases that benchmarks do not have: pods of
 // the host's network, and SCTP if the kernel lacks its match.
 package baseline
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -77,15 +78,21 @@ type Rules struct {
 	In     map[string][]Rule
 }
 
-// Baseline returns the rules of a node that tracks connections but has no agent: only one
+// baseRules returns the rules of a node that tracks connections but has no agent: only one
 // rule, which matches the connection's state. Most firewalls begin with this rule.
-func Baseline() *Rules {
+func baseRules() *Rules {
 	return &Rules{Chains: []string{Root}, In: map[string][]Rule{Root: {{Established: true, Target: Return}}}}
+}
+
+// ApplyBaseline creates the rule of a node that tracks connections but has no agent, for both families.
+func ApplyBaseline(node *lab.Node) error {
+	r := baseRules()
+	return errors.Join(r.restore(node, "iptables-restore"), r.restore(node, "ip6tables-restore"))
 }
 
 // Write returns the rules for the pods with the given addresses.
 func Write(c Cluster, local []netip.Addr) *Rules {
-	w := &writer{Cluster: c, rules: Baseline(), sets: make(map[string]string), namespaces: make(map[string]labels.Set)}
+	w := &writer{Cluster: c, rules: baseRules(), sets: make(map[string]string), namespaces: make(map[string]labels.Set)}
 	for _, n := range c.Namespaces {
 		l := labels.Merge(n.Labels, labels.Set{corev1.LabelMetadataName: n.Name})
 		w.namespaces[n.Name] = l
@@ -393,7 +400,12 @@ func (r *Rules) Apply(node *lab.Node) error {
 			return fmt.Errorf("make the IP sets: %w", err)
 		}
 	}
-	cmd := exec.Command("iptables-restore", "--noflush")
+	return r.restore(node, "iptables-restore")
+}
+
+// restore creates the rules with iptables-restore or, for IPv6, ip6tables-restore.
+func (r *Rules) restore(node *lab.Node, command string) error {
+	cmd := exec.Command(command, "--noflush")
 	cmd.Stdin = strings.NewReader(r.RulesText())
 	if _, err := node.Output(cmd); err != nil {
 		return fmt.Errorf("make the rules: %w", err)

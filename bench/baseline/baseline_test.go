@@ -2,9 +2,12 @@ package baseline_test
 
 import (
 	"net/netip"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -160,5 +163,36 @@ func TestKernelAcceptsRules(t *testing.T) {
 	}
 	if got := strings.Count(out, "\n-A "); got != want {
 		t.Errorf("the kernel has %d rules, want %d", got, want)
+	}
+}
+
+// TestBaselineTracksConnections checks that the node tracks connections of both families: without that,
+// a connection costs less than on any node with an agent.
+func TestBaselineTracksConnections(t *testing.T) {
+	l := lab.ForTest(t, lab.Options{})
+	if err := baseline.ApplyBaseline(l.Nodes[0]); err != nil {
+		t.Fatal(err)
+	}
+	web, err := l.AddPod("web")
+	if err == nil {
+		err = web.Serve("tcp", 80)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, a := range web.Addrs() {
+		if r := l.Outside.Connect(t.Context(), "tcp", netip.AddrPortFrom(a, 80), time.Minute); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		var tracked []byte
+		if err := l.Nodes[0].Do(func() (err error) {
+			tracked, err = os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := strings.TrimSpace(string(tracked)), strconv.Itoa(i+1); got != want {
+			t.Errorf("after a connection to %s, the node tracks %s connections, want %s", a, got, want)
+		}
 	}
 }

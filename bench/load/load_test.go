@@ -155,8 +155,8 @@ func TestKeysRepeatLate(t *testing.T) {
 func TestPairsRepeatLate(t *testing.T) {
 	type pair struct{ from, to netip.Addr }
 	for _, to := range []load.Target{
-		{FromRange: netip.MustParsePrefix("10.9.0.64/27"), ToRange: netip.MustParsePrefix("10.9.1.0/26")},
-		{FromRange: netip.MustParsePrefix("fd00:9::/122"), ToRange: netip.MustParsePrefix("fd00:9:0:1::1:0/122")},
+		{FromRange: netip.MustParsePrefix("10.9.0.64/27"), ToRange: netip.MustParsePrefix("10.9.1.0/24")},
+		{FromRange: netip.MustParsePrefix("fd00:9::/122"), ToRange: netip.MustParsePrefix("fd00:9:0:1::1:0/120")},
 	} {
 		sources := uint64(1) << (to.FromRange.Addr().BitLen() - to.FromRange.Bits())
 		pods := uint64(1) << (to.ToRange.Addr().BitLen() - to.ToRange.Bits())
