@@ -91,6 +91,9 @@ type Stats struct {
 	Failed   uint64 // verdicts that could not be inserted
 	// Published is the duration of the last Publish that changed something.
 	Published time.Duration
+	// Waited is the part of Published in which Publish waited for the programs that were running: an
+	// RCU grace period.
+	Waited time.Duration
 }
 
 // Cache is the flow cache in the kernel. Its methods may be called concurrently.
@@ -116,6 +119,7 @@ type Cache struct {
 
 	failed    atomic.Uint64
 	published atomic.Int64
+	waited    atomic.Int64
 }
 
 // Open makes a cache and pins its programs. The cache answers nothing until Publish. An
@@ -350,7 +354,7 @@ func (c *Cache) SetStarting(addrs []netip.Prefix) error {
 
 // Stats returns the statistics of the cache.
 func (c *Cache) Stats() (Stats, error) {
-	s := Stats{Failed: c.failed.Load(), Published: time.Duration(c.published.Load())}
+	s := Stats{Failed: c.failed.Load(), Published: time.Duration(c.published.Load()), Waited: time.Duration(c.waited.Load())}
 	for i, sum := range []*uint64{&s.Open, &s.Allowed, &s.Denied, &s.Rejected} {
 		var err error
 		if *sum, err = sumOf(c.objs.Answers, uint32(i)); err != nil {

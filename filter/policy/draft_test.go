@@ -8,6 +8,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	madeup "sluice/bench/testbed/cluster"
 	"sluice/filter"
 	"sluice/filter/policy"
 	"sluice/filter/policy/kubepod"
@@ -73,12 +74,12 @@ func TestDroppedDraftLeavesNoPrefixes(t *testing.T) {
 		w := policy.NewStore()
 		w.SetLarge(500)
 		w.UseDrafts()
-		w.SetPolicy(netpol.Read(blockPolicy("a", "large", blocks...)))
+		w.SetPolicy(netpol.Read(madeup.BlockPolicy("a", "large", blocks...)))
 		prepare(t, w)
 		for range pieces {
 			w.Work(func() bool { return false })
 		}
-		w.SetPolicy(netpol.Read(blockPolicy("a", "small", blocks[0], "192.0.2.0/24")))
+		w.SetPolicy(netpol.Read(madeup.BlockPolicy("a", "small", blocks[0], "192.0.2.0/24")))
 		w.Commit()
 		w.DeletePolicy(netpol.Ref("a", "large"))
 		for again := true; again; again, _ = w.Work(func() bool { return false }) {

@@ -1,12 +1,8 @@
 package policy_test
 
 import (
-	"fmt"
 	"net/netip"
 	"testing"
-
-	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	madeup "sluice/bench/testbed/cluster"
 	"sluice/filter/policy"
@@ -14,39 +10,11 @@ import (
 	"sluice/filter/policy/netpol"
 )
 
-// blockPolicy returns a policy for all pods of a namespace, which allows what comes from some blocks.
-func blockPolicy(namespace, name string, cidrs ...string) *networkingv1.NetworkPolicy {
-	o := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
-	var from []networkingv1.NetworkPolicyPeer
-	for _, cidr := range cidrs {
-		from = append(from, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: cidr}})
-	}
-	o.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: from}}
-	return o
-}
-
-// blocks returns 10,000 blocks in 200 policies. Half of them are in 20.0.0.0/8, the others anywhere.
-func blocks(c *madeup.Cluster) (all []*networkingv1.NetworkPolicy) {
-	r := newChance(1)
-	for i := range 200 {
-		var cidrs []string
-		for j := range 50 {
-			if j%2 == 0 {
-				cidrs = append(cidrs, fmt.Sprintf("20.%d.%d.0/24", r.IntN(256), r.IntN(256)))
-			} else {
-				cidrs = append(cidrs, fmt.Sprintf("%d.%d.%d.%d/%d", 11+r.IntN(200), r.IntN(256), r.IntN(256), r.IntN(256), 16+r.IntN(17)))
-			}
-		}
-		all = append(all, blockPolicy(c.Namespaces[i%len(c.Namespaces)].Name, fmt.Sprint("blocks-", i), cidrs...))
-	}
-	return all
-}
-
 // withBlocks returns a store with 100,000 pods, 10,000 policies and 10,000 blocks.
 func withBlocks() (*madeup.Cluster, *policy.Store) {
 	c, w := madeup.New(1, madeup.Options{Pods: 100_000, Policies: 10_000, Namespaces: 2_000}), policy.NewStore()
 	c.Fill(w)
-	for _, p := range blocks(c) {
+	for _, p := range c.Blocks(1, 10_000) {
 		w.SetPolicy(netpol.Read(p))
 	}
 	return c, w
@@ -89,7 +57,7 @@ func BenchmarkCommitBlock(b *testing.B) {
 			b.ReportAllocs()
 			changes := 0
 			for b.Loop() {
-				w.SetPolicy(netpol.Read(blockPolicy(c.Namespaces[0].Name, "lone", of.cidr)))
+				w.SetPolicy(netpol.Read(madeup.BlockPolicy(c.Namespaces[0].Name, "lone", of.cidr)))
 				_, set := w.Commit()
 				w.DeletePolicy(netpol.Ref(c.Namespaces[0].Name, "lone"))
 				_, deleted := w.Commit()
@@ -117,7 +85,7 @@ func BenchmarkCommitPodAmongBlocks(b *testing.B) {
 // BenchmarkMemory measures what 100,000 pods take, and what 10,000 blocks take more.
 func BenchmarkMemory(b *testing.B) {
 	c := madeup.New(1, madeup.Options{Pods: 100_000, Policies: 10_000, Namespaces: 2_000})
-	more := blocks(c)
+	more := c.Blocks(1, 10_000)
 	for b.Loop() {
 		pods := heapOf(c, c.Fill)
 		all := heapOf(c, func(w *policy.Store) {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	madeup "sluice/bench/testbed/cluster"
 	"sluice/filter"
 	"sluice/filter/policy"
 )
@@ -259,7 +260,7 @@ func TestIDsOfManyPrefixes(t *testing.T) {
 				}
 				list = append(list, netip.PrefixFrom(a, 9+h.IntN(24)).Masked().String())
 			}
-			h.setPolicy(blockPolicy("a", "many", list...))
+			h.setPolicy(madeup.BlockPolicy("a", "many", list...))
 			h.advanceDrafts(h.IntN(40))
 			h.commitAndCheck()
 			if h.finishDrafts(); h.oneIn(2) {

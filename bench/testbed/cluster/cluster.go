@@ -82,6 +82,37 @@ func (c *Cluster) Fill(w *policy.Store) {
 	}
 }
 
+// Blocks generates policies with n ipBlocks, 50 in each, from which they allow all packets to the pods of
+// a namespace. Half of the blocks are in 20.0.0.0/8, the others anywhere.
+func (c *Cluster) Blocks(seed uint64, n int) (all []*networkingv1.NetworkPolicy) {
+	random := rand.New(rand.NewPCG(seed, 2))
+	number := func() int { return random.IntN(256) }
+	for i := range (n + 49) / 50 {
+		var cidrs []string
+		for j := range min(50, n-50*i) {
+			if j%2 == 0 {
+				cidrs = append(cidrs, fmt.Sprintf("20.%d.%d.0/24", number(), number()))
+			} else {
+				cidrs = append(cidrs, fmt.Sprintf("%d.%d.%d.%d/%d", 11+random.IntN(200), number(), number(), number(), 16+random.IntN(17)))
+			}
+		}
+		all = append(all, BlockPolicy(c.Namespaces[i%len(c.Namespaces)].Name, fmt.Sprint("blocks-", i), cidrs...))
+	}
+	return all
+}
+
+// BlockPolicy returns a policy that allows all packets from some ipBlocks to the pods of a namespace.
+func BlockPolicy(namespace, name string, cidrs ...string) *networkingv1.NetworkPolicy {
+	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
+	p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+	var from []networkingv1.NetworkPolicyPeer
+	for _, cidr := range cidrs {
+		from = append(from, networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: cidr}})
+	}
+	p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: from}}
+	return p
+}
+
 // Keys generates n flows over TCP and IPv4. Half of them are from an app's clients to the
 // port that the app's policy opens for them. Of the other half, one in ten is from outside
 // the cluster, and the rest are between any two pods.
