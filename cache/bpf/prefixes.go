@@ -156,6 +156,11 @@ func (t *prefixTable) planOne(all edits, s *policy.Snapshot, before previous, p 
 	default:
 		e.first.Host = several
 	}
+	for _, one := range []*entry{&e.first, &e.last} {
+		if one.Pending == 1 {
+			one.ID = 0 // the programs do not need it, so that the ranges in a new prefix stay as they are
+		}
+	}
 	if known && !e.gone && was == e.first && was == e.last || !known && e.gone {
 		return
 	}

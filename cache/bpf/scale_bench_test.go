@@ -107,6 +107,7 @@ func BenchmarkLoneChange(b *testing.B) {
 		{"new CIDR with 256 pods", l.setBlock("10.1.17.0/24"), l.deleteBlock},
 		{"new CIDR with 65536 pods", l.setBlock("10.1.0.0/16"), l.deleteBlock},
 		{"new CIDR with all pods", l.setBlock("10.0.0.0/8"), l.deleteBlock},
+		{"new CIDR with all addresses", l.setBlock("0.0.0.0/0"), l.deleteBlock},
 		{"removed CIDR", l.deleteBlock, l.setBlock("20.77.0.0/17")},
 		{"removed CIDR with 256 pods", l.deleteBlock, l.setBlock("10.1.17.0/24")},
 	} {

@@ -65,6 +65,7 @@ func newHistory(seed uint64) *history {
 	}
 	h.cluster.shape = int(seed % policy.Shapes)
 	h.store.SetShape(h.cluster.shape)
+	h.store.SetFew([]int{0, 2, 512}[seed/2%3])
 	if h.drafts = seed%3 != 0; h.drafts {
 		h.store.UseDrafts()
 		h.store.SetLarge(oneOf(h.chance, 0, 60, 120))
@@ -347,6 +348,9 @@ func (h *history) commitAndCheck() {
 	h.logf("commit")
 	h.forgetOutOfRanges()
 	now, changes := h.store.Commit()
+	if err := h.store.CheckGroups(); err != nil {
+		h.fail(flow{}, err.Error())
+	}
 	whole := h.cluster
 	defer func() { h.cluster = whole }()
 	h.checkStarts(now)

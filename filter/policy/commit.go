@@ -379,7 +379,9 @@ func (w *Store) releasePolicySet(g *policySet) {
 // have changed.
 func (w *Store) commitAddrs() Changes {
 	m := mover{Store: w, was: w.prefixes.table}
-	m.is, m.in = w.prefixes.commit()
+	var set, removed []*prefix
+	m.is, set, removed = w.prefixes.commit()
+	m.in = outermost(m.regroup(set, removed))
 	m.moves = make([]move, 0, len(w.touched)+len(w.dirtyAddrs))
 	for _, p := range w.touched {
 		for _, a := range p.addrs {

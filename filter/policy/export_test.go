@@ -1,6 +1,9 @@
 package policy
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+)
 
 // CostOf returns the memory estimate by which Limits refuse a policy.
 func CostOf(p *Policy) int64 { return costOf(p, noNodes) }
@@ -117,4 +120,36 @@ func (w *Store) Kept() map[string]int {
 		kept["labels of identities"] += len(ns.identities.byLabel)
 	}
 	return kept
+}
+
+// SetFew sets up to how many addresses move to other groups one by one.
+func (w *Store) SetFew(n int) { w.few = n }
+
+// CheckGroups returns an error if the counts of addresses by group or by kind are not those of the
+// address table, or if an address is not in the group of its longest prefix.
+func (w *Store) CheckGroups() error {
+	groups, kinds := make(map[*group]int), make(map[kind]int)
+	for a, e := range w.table.all() {
+		g := w.groups[groupKey{w.prefixes.table.find(a), !a.Is4()}]
+		if g == nil {
+			return fmt.Errorf("%s has no group", a)
+		}
+		k := kind{e.class, g}
+		groups[g]++
+		kinds[k]++
+		if _, id := w.table.find(a); w.kinds[k] == nil || w.kinds[k].id != id {
+			return fmt.Errorf("%s has the ID %d, and its kind %+v", a, id, w.kinds[k])
+		}
+	}
+	for key, g := range w.groups {
+		if g.key != key || g.addrs != groups[g] || g.addrs == 0 {
+			return fmt.Errorf("group %v: %+v, but it has %d addresses", key, *g, groups[g])
+		}
+	}
+	for k, use := range w.kinds {
+		if use.addrs != kinds[k] || use.addrs == 0 {
+			return fmt.Errorf("kind %+v: %+v, but it has %d addresses", k, *use, kinds[k])
+		}
+	}
+	return nil
 }

@@ -46,13 +46,10 @@ func DecidedByIDs(srcAddr, dstAddr netip.Addr, src, dst *Endpoint) bool {
 }
 
 // kind is what the ID of an address with an endpoint stands for: the class of the endpoint, nil for
-// this node, and the ID of the longest prefix with the address. The addresses of a family have kinds of
-// their own, so that their IDs can pass on (see mover.identify) if policies name prefixes of this family
-// only. No packet has addresses of both.
+// this node, and the group of the address.
 type kind struct {
-	class  *class
-	prefix ID
-	v6     bool
+	class *class
+	group *group
 }
 
 // kindUse is the ID of a kind, and the number of addresses that have it.
@@ -71,8 +68,11 @@ func (w *Store) newID() ID {
 // whose endpoint may have changed, then moveInPrefixes and identify once.
 type mover struct {
 	*Store
-	was, is *prefixTable   // as of the last Commit and of this one
-	in      []netip.Prefix // all addresses whose longest prefix is another one are in one of these
+	// was and is are the tables of the last Commit and of this one. regroup changes "was": it has the
+	// prefixes by which addresses are grouped now.
+	was, is *prefixTable
+	in      []netip.Prefix        // all addresses whose longest prefix differs in the tables are in one of these
+	strays  map[netip.Addr]*group // addresses in the group of another prefix; see regroup
 	moves   []move
 	emptied []kind // kinds that no address had at some moment
 }
@@ -90,8 +90,8 @@ type move struct {
 // move counts the kinds of an address, whose owner becomes now.
 func (m *mover) move(a netip.Addr, now *Endpoint) {
 	was, id := m.table.find(a)
-	before, after := m.was.find(a), m.is.find(a)
-	if was == now && (was == nil || before == after) {
+	before, after := m.groupOf(a), m.groupKeyOf(a)
+	if was == now && (was == nil || before == m.groups[after]) {
 		return
 	}
 	m.add(move{entry: entryOf(a, now, 0), was: was, wasID: id, renewed: was.Epoch() != now.Epoch()}, before, after)
@@ -103,12 +103,11 @@ func (m *mover) move(a netip.Addr, now *Endpoint) {
 	}
 }
 
-// add adds a move, and counts the kinds of its address, whose longest prefix was "before" and is
-// "after".
-func (m *mover) add(one move, before, after ID) {
-	v6 := !one.is4()
+// add adds a move, and counts the kinds of its address, which was in the group "before" and is in the
+// one with the key "after".
+func (m *mover) add(one move, before *group, after groupKey) {
 	if one.owner != nil {
-		k := kind{one.owner.class, after, v6}
+		k := kind{one.owner.class, m.useGroup(after)}
 		if one.now = m.kinds[k]; one.now == nil {
 			one.now = new(kindUse)
 			m.kinds[k] = one.now
@@ -116,7 +115,8 @@ func (m *mover) add(one move, before, after ID) {
 		one.now.addrs++
 	}
 	if one.was != nil {
-		k := kind{one.was.class, before, v6}
+		before.addrs--
+		k := kind{one.was.class, before}
 		one.before = m.kinds[k]
 		if one.before.addrs--; one.before.addrs == 0 {
 			m.emptied = append(m.emptied, k)
@@ -125,10 +125,10 @@ func (m *mover) add(one move, before, after ID) {
 	m.moves = append(m.moves, one)
 }
 
-// moveInPrefixes moves the addresses whose longest prefix is another one, except those that were
-// moved before.
+// moveInPrefixes moves the addresses that are not in the group of their longest prefix, except those
+// that were moved before.
 func (m *mover) moveInPrefixes() {
-	if len(m.in) == 0 {
+	if len(m.in)+len(m.strays) == 0 {
 		return
 	}
 	moved := make(map[netip.Addr]struct{}, len(m.moves))
@@ -138,14 +138,24 @@ func (m *mover) moveInPrefixes() {
 	for _, in := range m.in {
 		for p := range m.addrs.Subnets(in) {
 			a := p.Addr()
-			before, after := m.was.find(a), m.is.find(a)
-			if _, is := moved[a]; is || before == after {
-				continue
+			if _, is := m.strays[a]; !is {
+				m.moveToGroup(a, moved)
 			}
-			owner, id := m.table.find(a)
-			m.add(move{entry: entryOf(a, owner, 0), was: owner, wasID: id}, before, after)
 		}
 	}
+	for a := range m.strays {
+		m.moveToGroup(a, moved)
+	}
+}
+
+// moveToGroup moves an address to the group of its longest prefix, unless it is moved already.
+func (m *mover) moveToGroup(a netip.Addr, moved map[netip.Addr]struct{}) {
+	before, after := m.groupOf(a), m.groupKeyOf(a)
+	if _, is := moved[a]; is || before == m.groups[after] {
+		return
+	}
+	owner, id := m.table.find(a)
+	m.add(move{entry: entryOf(a, owner, 0), was: owner, wasID: id}, before, after)
 }
 
 // identify gives an ID to each kind that is new, and returns the addresses whose epoch or ID has
@@ -180,6 +190,7 @@ func (m *mover) identify() Changes {
 		if u := m.kinds[k]; u != nil && u.addrs == 0 {
 			delete(m.kinds, k)
 		}
+		m.releaseGroup(k.group)
 	}
 	return changes
 }

@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -61,6 +62,47 @@ func TestIDChanges(t *testing.T) {
 				t.Errorf("other IDs for %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// A prefix with nearly all addresses of a group takes over the group, and all of its IDs. The others get
+// new IDs.
+func TestGroupPassesOn(t *testing.T) {
+	const far = "192.168.0.8" // a pod that is like those in 10.0.0.0/9
+	r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}
+	r.store = r.cluster.newStore()
+	r.store.SetFew(1)
+	r.apply(step{objects: `{kind: Pod, metadata: {namespace: default, name: far, labels: {role: frontend}}, status: {podIP: ` + far + `}}`})
+	s, _ := r.store.Commit()
+	ids := func() map[string]policy.ID {
+		all := make(map[string]policy.ID)
+		for _, a := range append([]string{far}, slices.Collect(maps.Values(ends))...) {
+			if e, id := s.Identify(netip.MustParseAddr(a)); e != nil && !e.IsNode() {
+				all[a] = id
+			}
+		}
+		return all
+	}
+	first := ids()
+	for _, tt := range []struct {
+		event step
+		same  bool // all have the IDs that they had first
+	}{
+		{step{policies: `absent/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}]}]}`}, false},
+		{step{policies: `absent/p: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/9]}}]}]}`}, false},
+		{step{remove: "NetworkPolicy absent/p"}, true},
+	} {
+		r.apply(tt.event)
+		s, _ = r.store.Commit()
+		if err := r.store.CheckGroups(); err != nil {
+			t.Error(err)
+		}
+		now := ids()
+		for a, id := range first {
+			if want := tt.same || a != far; (now[a] == id) != want {
+				t.Errorf("%+v: %s has the ID %d, and had %d", tt.event, a, now[a], id)
+			}
+		}
 	}
 }
 

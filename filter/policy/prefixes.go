@@ -158,13 +158,11 @@ func (x *prefixes) change(e *prefix) {
 	}
 }
 
-// commit returns the table of the next snapshot, and prefixes with all addresses whose longest prefix
-// is another one than in the table before. None of these is in another one.
-func (x *prefixes) commit() (now *prefixTable, in []netip.Prefix) {
+// commit returns the table of the next snapshot, and how it differs from the one before.
+func (x *prefixes) commit() (now *prefixTable, set, removed []*prefix) {
 	if len(x.changed) == 0 {
-		return x.table, nil
+		return x.table, nil, nil
 	}
-	var set, removed []*prefix
 	for _, e := range x.changed {
 		e.changed = false
 		switch is := e.uses > 0; {
@@ -182,9 +180,8 @@ func (x *prefixes) commit() (now *prefixTable, in []netip.Prefix) {
 	}
 	if len(set)+len(removed) > 0 {
 		x.table = x.table.with(set, removed)
-		in = outermost(append(set, removed...))
 	}
-	return x.table, in
+	return x.table, set, removed
 }
 
 const (
@@ -237,7 +234,10 @@ func (t *prefixTable) list(set, removed []*prefix) {
 // outermost returns those prefixes that are in no other one. If there are many, it returns two
 // prefixes with all addresses instead.
 func outermost(list []*prefix) []netip.Prefix {
-	if len(list) > mostSearched {
+	switch {
+	case len(list) == 0:
+		return nil
+	case len(list) > mostSearched:
 		return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 	}
 	all := make([]netip.Prefix, len(list))

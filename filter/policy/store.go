@@ -81,6 +81,8 @@ type Store struct {
 
 	prefixes prefixes
 	kinds    map[kind]*kindUse
+	groups   map[groupKey]*group
+	few      int       // a set of up to that many addresses is moved to other groups one by one
 	addrs    bart.Lite // the addresses in table
 
 	table    *addrTable              // the owners and IDs of addresses; shared with the last snapshot
@@ -130,6 +132,8 @@ func NewStore() *Store {
 		table:       new(addrTable),
 		prefixes:    newPrefixes(),
 		kinds:       make(map[kind]*kindUse),
+		groups:      make(map[groupKey]*group),
+		few:         fewAddrs,
 		seeds:       [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
 	}
 	w.ids.few = 32
