@@ -169,7 +169,7 @@ type sample struct {
 
 func (n *node) sample(connections int) (sample, error) {
 	s := sample{connections: connections, queued: n.queued, behind: n.behind.Stats().Size, alone: n.alone.Stats().Size}
-	s.decided = int(n.alone.Stats().Misses + n.alone.Stats().Stale)
+	s.decided = int(n.alone.Stats().Misses)
 	var key, value []byte
 	all := n.flows.Iterate()
 	for all.Next(&key, &value) {

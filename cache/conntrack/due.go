@@ -28,15 +28,11 @@ import (
 // With ScopeFlows, the connections of a changed address are evaluated again if one of these
 // holds:
 //
-//   - A tracked flow of the address now has a different answer: allow, drop or reject.
-//   - TrackedFlows does not keep all flows of the address: there are too many, or caches use
-//     verdicts about flows that TrackedFlows has forgotten (see comesBack).
+//   - A tracked flow of the ID that the address had now has a different answer: allow, drop or reject.
+//   - TrackedFlows does not have all flows of the ID that the address had, because they are too many.
 //   - Connections of the address may have begun without a verdict of a worker, because no policy
 //     denied packets of the endpoint or the endpoint was not known. The new policies may deny these
 //     connections.
-//   - Connections of the address may have begun without a verdict of a worker, because a cache
-//     answers by IDs (see Follower.ByIDs). An address without an endpoint has none of these if it is
-//     pending, because only workers answer for it.
 //   - The endpoint is gone, and packets of its address are held for the next endpoint.
 //   - The last sweep of the address failed.
 //
@@ -72,8 +68,8 @@ func widened(scope Scope, before, now *policy.Snapshot) Scope {
 
 // change describes the changes of an address since the last sweep.
 type change struct {
-	snapshot uint64 // number of the last snapshot that changed the address
-	need     need
+	need need
+	id   policy.ID // with needLater: the ID of the address before it lost its endpoint
 }
 
 // need states what a change requires beyond a check of the tracked flows.
@@ -95,24 +91,14 @@ const maxLater = 1024
 
 // record adds the change of an address to the changes since the last sweep.
 func (f *Follower) record(before, now *policy.Snapshot, a netip.Addr, scope Scope) {
-	f.comesBack(before, now, a)
-	n := needSweep
+	next := change{need: needSweep}
 	if scope == ScopeFlows && f.changes[a].need == needNothing {
-		n = f.need(before, now, a)
+		next.need = f.need(before, now, a)
 	}
-	f.changes[a] = change{now.Number(), n}
-}
-
-// comesBack marks the tracked flows of an address as incomplete if the epoch of its endpoint is
-// from an earlier snapshot. In this case, verdicts with that epoch, which caches still remember,
-// are valid again, and TrackedFlows may have forgotten the flows of these verdicts.
-func (f *Follower) comesBack(before, now *policy.Snapshot, a netip.Addr) {
-	if f.tracked == nil || before == nil {
-		return
+	if next.need == needLater {
+		_, next.id = before.Identify(a)
 	}
-	if is := now.Endpoint(a); is != nil && is.Epoch() <= before.NewestEpoch() {
-		f.tracked.lose(a.As16(), now.Number())
-	}
+	f.changes[a] = next
 }
 
 // need returns what the change of an address requires beyond a check of its tracked flows. This
@@ -131,8 +117,6 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 		return needSweep // until now, the rules did not select the packets from the address to the node
 	case isPending != policy.Known:
 		return needLater
-	case f.ByIDs && was != nil:
-		return needSweep
 	}
 	return needNothing
 }
@@ -140,23 +124,51 @@ func (f *Follower) need(before, now *policy.Snapshot, a netip.Addr) need {
 // due returns the changed addresses whose connections must be evaluated now. Addresses with
 // needLater are deferred: due puts them back into f.changes. If there are more than maxLater of
 // those, due returns them too.
-func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, all bool) policy.Changes {
+func (f *Follower) due(s *policy.Snapshot, changes map[netip.Addr]change, steps []step, all bool) policy.Changes {
+	affected := f.affected(changes, steps)
 	due, wait := make(policy.Changes, 0, len(changes)), make(map[netip.Addr]change)
-	evaluate := func(k *filter.Key) filter.Action {
-		v, _ := f.sweeper.evaluate(s, k)
-		return v.Answer()
-	}
 	for a, c := range changes {
 		switch {
-		case all || c.need == needSweep || f.tracked.changed(a.As16(), evaluate):
+		case all || c.need == needSweep || affected[a]:
 			due = append(due, a)
 		case c.need == needLater:
 			wait[a] = c
 		}
 	}
 	if len(wait) > maxLater {
-		return slices.AppendSeq(due, maps.Keys(wait))
+		due, wait = slices.AppendSeq(due, maps.Keys(wait)), nil
 	}
 	f.putBack(wait, false, false)
+	if f.tracked != nil {
+		f.tracked.clean(s, idsOf(wait))
+	}
 	return due
+}
+
+// affected makes TrackedFlows follow the steps, and returns the changed addresses whose connections need
+// a sweep because of that.
+func (f *Follower) affected(changes map[netip.Addr]change, steps []step) map[netip.Addr]bool {
+	affected := make(map[netip.Addr]bool)
+	if f.tracked == nil {
+		return affected
+	}
+	use := idsOf(changes)
+	for _, one := range steps {
+		f.tracked.follow(one, use, affected, func(s *policy.Snapshot, k *filter.Key) filter.Action {
+			v, _ := f.sweeper.evaluate(s, k)
+			return v.Answer()
+		})
+	}
+	return affected
+}
+
+// idsOf returns the IDs that addresses with needLater had when they had an endpoint.
+func idsOf(changes map[netip.Addr]change) map[policy.ID]bool {
+	ids := make(map[policy.ID]bool)
+	for _, c := range changes {
+		if c.need == needLater {
+			ids[c.id] = true
+		}
+	}
+	return ids
 }

@@ -10,20 +10,14 @@ import (
 // DefaultMarks are the marks that tests use.
 var DefaultMarks = Marks{Allowed: 0x10, Revoked: 0x20}
 
-// Limit sets the maximum number of keys of one address and of one shard.
-func (a *TrackedFlows) Limit(perAddr, perShard int) { a.perAddr, a.perShard = perAddr, perShard }
-
-// Keys returns the number of keys in two ways: counted, and as the sum of the totals of the
-// shards. The two must be equal.
-func (a *TrackedFlows) Keys() (counted, sum int) {
-	for i := range a.shards {
-		sum += a.shards[i].total
-		for _, set := range a.shards[i].of {
-			counted += len(set.keys)
-		}
-	}
-	return counted, sum
+// Limit sets the maximum number of keys, and of keys that one publication adds, and the number of entries
+// up to which none is removed.
+func (t *TrackedFlows) Limit(keys, moved, few int) {
+	t.maxKeys, t.maxMoved, t.fewEntries = keys, moved, few
 }
+
+// Keys returns the number of keys.
+func (t *TrackedFlows) Keys() int { return len(t.keys) }
 
 // SetBuffer sets the size of the receive buffer, in bytes.
 func (e *Events) SetBuffer(bytes int) error {

@@ -30,21 +30,17 @@ type Follower struct {
 	// sweep covers, even if no connection was concerned. It may be nil, and must be set before the first
 	// call of Published.
 	OnSwept func(number uint64)
-	// ByIDs is set if a cache answers by the IDs of addresses (see policy.IDKey), as that in the kernel
-	// does. It lets connections begin between addresses that no worker has seen, and TrackedFlows lacks
-	// them. It must be set before the first Published, if at all.
-	ByIDs bool
 
 	sweeper  *Sweeper
 	tracked  *TrackedFlows // if nil, every change is followed by a sweep
 	log      *slog.Logger
 	wake     chan struct{}
 	sweeping sync.Mutex // held during a sweep
-	sweeps   uint64     // number of sweeps
 
 	mu       sync.Mutex
 	snapshot *policy.Snapshot
 	changes  map[netip.Addr]change // the changed addresses since the last sweep
+	steps    []step                // the publications since the last sweep
 	all      bool
 	gap      bool
 	sum      Result
@@ -70,6 +66,12 @@ func (f *Follower) Published(s *policy.Snapshot, changes policy.Changes, scope S
 	f.snapshot, f.all, f.gap = s, f.all || scope >= ScopeAll, f.gap || scope == ScopeGap
 	for _, a := range changes {
 		f.record(before, s, a, scope)
+	}
+	if f.tracked != nil {
+		f.tracked.publish(s)
+		if before != nil {
+			f.steps = append(f.steps, step{before, s, changes})
+		}
 	}
 	f.mu.Unlock()
 	select {
@@ -126,11 +128,11 @@ func (f *Follower) Run(ctx context.Context) {
 func (f *Follower) Sweep(ctx context.Context) error {
 	f.sweeping.Lock()
 	defer f.sweeping.Unlock()
-	snapshot, changes, all, gap := f.take()
+	snapshot, changes, steps, all, gap := f.take()
 	if snapshot == nil {
 		return nil
 	}
-	err := f.sweep(ctx, snapshot, changes, all, gap)
+	err := f.sweep(ctx, snapshot, changes, steps, all, gap)
 	if err == nil && f.OnSwept != nil {
 		f.OnSwept(snapshot.Number())
 	}
@@ -139,16 +141,15 @@ func (f *Follower) Sweep(ctx context.Context) error {
 
 // sweep sweeps for the given changes, which lead to a snapshot. After an error, it puts the changes back
 // for the next sweep.
-func (f *Follower) sweep(ctx context.Context, snapshot *policy.Snapshot, changes map[netip.Addr]change, all, gap bool) error {
-	due := f.due(snapshot, changes, all)
+func (f *Follower) sweep(ctx context.Context, snapshot *policy.Snapshot, changes map[netip.Addr]change, steps []step, all, gap bool) error {
+	due := f.due(snapshot, changes, steps, all)
 	if len(due) == 0 && !all {
 		if len(changes) > 0 {
 			f.log.Debug("no live connection is concerned", event.Swept.Attr(), "snapshot", snapshot.Number(), "changed_addresses", len(changes))
 		}
 		return nil
 	}
-	f.sweeps++
-	res, err := f.sweeper.sweep(ctx, snapshot, due, sweepOptions{all: all, gap: gap, seen: f.tracked, number: f.sweeps})
+	res, err := f.sweeper.sweep(ctx, snapshot, due, sweepOptions{all: all, gap: gap, seen: f.tracked})
 	level := slog.LevelDebug
 	if res.Written() > 0 {
 		level = slog.LevelInfo
@@ -161,28 +162,23 @@ func (f *Follower) sweep(ctx context.Context, snapshot *policy.Snapshot, changes
 	f.sum.add(res)
 	f.mu.Unlock()
 	if err != nil {
-		for a, c := range changes {
-			changes[a] = change{c.snapshot, needSweep}
+		for a := range changes {
+			changes[a] = change{need: needSweep}
 		}
 		f.putBack(changes, all, gap)
-		return err
 	}
-	if f.tracked != nil {
-		for _, a := range due {
-			f.tracked.swept(a.As16(), changes[a].snapshot, f.sweeps)
-		}
-	}
-	return nil
+	return err
 }
 
 // take returns the changes that wait for a sweep, and clears them.
-func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, all, gap bool) {
+func (f *Follower) take() (s *policy.Snapshot, changes map[netip.Addr]change, steps []step, all, gap bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	changes, f.changes = f.changes, make(map[netip.Addr]change)
+	steps, f.steps = f.steps, nil
 	all, f.all = f.all, false
 	gap, f.gap = f.gap, false
-	return f.snapshot, changes, all, gap
+	return f.snapshot, changes, steps, all, gap
 }
 
 // putBack records the changes of a failed sweep again. If Published has recorded a newer change
@@ -193,8 +189,8 @@ func (f *Follower) putBack(changes map[netip.Addr]change, all, gap bool) {
 	defer f.mu.Unlock()
 	f.all, f.gap = f.all || all, f.gap || gap
 	for a, c := range changes {
-		if newer, ok := f.changes[a]; ok {
-			c = change{newer.snapshot, needSweep}
+		if _, newer := f.changes[a]; newer {
+			c = change{need: needSweep}
 		}
 		f.changes[a] = c
 	}

@@ -132,10 +132,9 @@ func (s *Sweeper) Sweep(ctx context.Context, snapshot *policy.Snapshot, changes 
 
 // sweepOptions configure a sweep.
 type sweepOptions struct {
-	all    bool          // evaluate all connections
-	gap    bool          // count connections without a mark in Result.Unjudged; see ScopeGap
-	seen   *TrackedFlows // tracked flows to which the sweep adds its keys; may be nil
-	number uint64        // number of this sweep, which it passes to TrackedFlows.see
+	all  bool          // evaluate all connections
+	gap  bool          // count connections without a mark in Result.Unjudged; see ScopeGap
+	seen *TrackedFlows // tracked flows to which the sweep adds its keys; may be nil
 }
 
 // sweep is Sweep with all its options.
@@ -311,7 +310,7 @@ func (w *sweep) visit(c *Conn) {
 func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	v, known = w.sweeper.evaluate(w.snapshot, &c.Key)
 	if w.options.seen != nil {
-		w.options.seen.see(&c.Key, w.snapshot, &v, w.options.number)
+		w.options.seen.see(w.snapshot, &c.Key, &v)
 	}
 	if !c.MidStream || v.Action == filter.Allow && v.Reason == filter.OwnNode { // what the node sends passes
 		return v, known
@@ -319,7 +318,7 @@ func (w *sweep) decide(c *Conn) (v filter.Verdict, known bool) {
 	reverse := c.Key.Reverse(c.SrcPort)
 	back, _ := w.sweeper.evaluate(w.snapshot, &reverse)
 	if w.options.seen != nil {
-		w.options.seen.see(&reverse, w.snapshot, &back, w.options.number)
+		w.options.seen.see(w.snapshot, &reverse, &back)
 	}
 	if v.Action == filter.Allow && back.Action != filter.Allow {
 		v, known = back, true

@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"maps"
 	"net/netip"
 	"sync"
 
@@ -9,221 +10,207 @@ import (
 )
 
 const (
-	shardCount = 16
-	// maxKeys bounds the keys of one address. With more keys, reading the kernel's table in a
-	// sweep costs less than evaluating the keys one by one.
-	maxKeys = 2048
-	// maxShard bounds the keys of a shard. All shards together then take some 10 MiB.
-	maxShard = 8192
+	// maxKeys bounds the keys of TrackedFlows, which then take some 2 MiB.
+	maxKeys = 32768
+	// maxMoved bounds the keys that one publication adds. Adding as many takes some 50 ms, more than
+	// most sweeps.
+	maxMoved = 1 << 17
+	// fewEntries is the number of entries up to which clean does nothing.
+	fewEntries = 1024
 )
 
-// TrackedFlows are the keys that live connections may have. Each key is stored under the
-// addresses of both of its ends. After a change of policy, the keys of the changed addresses
-// are evaluated again. A sweep is needed only if the verdict about a key has changed, and most
-// changes of policy change none. Evaluating a hundred keys takes 20 µs; a sweep reads the
-// kernel's table, which takes some ten milliseconds, in which the CPU forwards no packet.
+// TrackedFlows are the keys that live connections may have, by the IDs of their addresses. If a
+// change of policy gives an address another ID, the address's connections have other keys, and these
+// are evaluated. A sweep is needed only if a verdict differs, and most changes of policy alter none.
+// Evaluating a hundred keys takes 20 µs; a sweep reads the kernel's table, which takes some ten
+// milliseconds, in which the CPU forwards no packet.
 //
-// TrackedFlows may hold keys that no live connection has, but every live connection must have
-// its key here, unless a cache that answers by IDs has let it begin: see Follower.ByIDs. Two parts of
-// the agent add keys:
+// TrackedFlows may hold keys that no live connection has, but every live connection must have its key
+// here, unless no policy concerns it. When a policy begins to concern such connections, a sweep
+// follows. Three parts of the agent add keys:
 //
-//   - An evaluator adds a key when it allows the key for the first time since an end of the
-//     key changed. No cache that goes by addresses answers for the key before that moment. See Track.
+//   - An evaluator adds a key when it allows the key and no cache had it. All caches go by IDs, so
+//     they answer only for keys that an evaluator has decided. See Track.
 //   - A sweep adds the keys of all connections that it sees.
+//   - A change of IDs adds the new keys that the connections have from then on. See follow.
 //
-// Connections that no policy concerns are not tracked. When a policy begins to concern them, a
-// sweep follows. If an address has more than perAddr keys, they are dropped, and its set is
-// marked as incomplete (see keySet.lost).
+// A pending address has a number of its own here instead of its ID: it belongs to a pod that is not
+// known yet, and this pod will be told apart from others with that ID.
 type TrackedFlows struct {
-	perAddr, perShard int
-	shards            [shardCount]shard
+	maxKeys, maxMoved, fewEntries int
+
+	mu     sync.Mutex
+	latest *policy.Snapshot // the newest that was published
+	keys   map[policy.IDKey]answer
+	// lost holds the IDs that may have keys which are not in the map keys, because it was full. If the ID
+	// of an address is one of them, each change of the address needs a sweep.
+	lost map[policy.ID]struct{}
+	// members has an address of many IDs, with which keys can be evaluated. The address may have another
+	// ID by now.
+	members map[policy.ID]netip.Addr
+	pending map[netip.Addr]policy.ID // the numbers of pending addresses
+	last    policy.ID                // the last of these numbers
+
+	cleaned uint64             // number of the snapshot of the last call of clean
+	missing map[policy.ID]bool // IDs that the snapshot did not have
+	kept    int                // number of other entries
 }
 
-type shard struct {
-	mu    sync.Mutex
-	of    map[[16]byte]*keySet
-	total int // number of keys of all addresses
-}
+// answer is what the marks of a key's live connections express: 1 + the answer of the verdict (see
+// filter.Verdict.Answer).
+type answer uint8
 
-// keySet holds the keys of one address. A nil set has no keys.
-type keySet struct {
-	keys map[filter.Key]trackedFlow
-	// lost is 0 if the map "keys" is complete. Otherwise, it is the number of the latest
-	// snapshot that evaluated a missing key: one that was dropped or not added.
-	lost uint64
-}
+const (
+	// unsure is the answer of a key that could not be evaluated. The next change needs a sweep, unless the
+	// key is added with an answer before that.
+	unsure answer = 0
+	// mixed stands for several answers. Connections that were allowed while their pod was not known can
+	// have it, and packets to addresses of this node that the snapshot does not list.
+	mixed answer = 255
+)
 
-// trackedFlow describes the live connections of one key.
-type trackedFlow struct {
-	snapshot uint64  // number of the last snapshot that evaluated the key
-	sweep    uint64  // number of the last sweep that saw a connection of the key
-	answers  answers // the answers that the marks of the key's live connections may express
-}
+func answerOf(a filter.Action) answer { return 1 + answer(a) }
 
-// answers is a set of answers (see filter.Verdict.Answer), one bit for each.
-type answers uint8
-
-func answersOf(a filter.Action) answers { return 1 << a }
+// pendingBit distinguishes the numbers of pending addresses from IDs.
+const pendingBit policy.ID = 1 << 63
 
 // NewTrackedFlows returns TrackedFlows without keys.
 func NewTrackedFlows() *TrackedFlows {
-	a := &TrackedFlows{perAddr: maxKeys, perShard: maxShard}
-	for i := range a.shards {
-		a.shards[i].of = make(map[[16]byte]*keySet)
+	return &TrackedFlows{
+		maxKeys: maxKeys, maxMoved: maxMoved, fewEntries: fewEntries, keys: make(map[policy.IDKey]answer), lost: make(map[policy.ID]struct{}),
+		members: make(map[policy.ID]netip.Addr), pending: make(map[netip.Addr]policy.ID), last: pendingBit,
 	}
-	return a
 }
 
-func (a *TrackedFlows) shard(addr [16]byte) *shard { return &a.shards[(addr[15]^addr[13])%shardCount] }
+// Track records that a snapshot allows a key. It must be called before the verdict takes effect. Track
+// is safe for concurrent use, and takes some 300 ns.
+func (t *TrackedFlows) Track(s *policy.Snapshot, k filter.Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.record(s, &k, filter.Allow)
+}
 
-// Track records a key that the snapshot with the given number allows. It stores the key under the
-// source if src is set, and under the destination if dst is set. The caller sets them for an
-// address that has an endpoint or is pending, and must call Track before the verdict takes effect.
-// Track is safe for concurrent use, and takes some 200 ns.
-func (a *TrackedFlows) Track(k filter.Key, src, dst bool, snapshot uint64) {
-	now := trackedFlow{snapshot: snapshot, answers: answersOf(filter.Allow)}
-	if src {
-		a.add(k.Src, &k, now)
-	}
-	if dst {
-		a.add(k.Dst, &k, now)
-	}
+// publish records that a snapshot was published. Keys that older snapshots allow from then on belong to
+// connections that have other keys by now.
+func (t *TrackedFlows) publish(s *policy.Snapshot) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.latest = s
 }
 
 // see records a live connection and the verdict that a sweep gives it.
-func (a *TrackedFlows) see(k *filter.Key, by *policy.Snapshot, v *filter.Verdict, sweep uint64) {
-	now := trackedFlow{snapshot: by.Number(), sweep: sweep, answers: answersOf(v.Answer())}
-	for _, addr := range [...]netip.Addr{k.SrcAddr(), k.DstAddr()} {
-		if e, pending := by.Lookup(addr); e != nil || pending != policy.Known {
-			a.add(addr.As16(), k, now)
+func (t *TrackedFlows) see(by *policy.Snapshot, k *filter.Key, v *filter.Verdict) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.record(by, k, v.Answer())
+}
+
+// record adds a key. If the snapshot is out of date, it also adds the key that the connection has now:
+// a change of IDs that was handled before could not add it.
+func (t *TrackedFlows) record(s *policy.Snapshot, k *filter.Key, action filter.Action) {
+	if key, ok := t.key(s, k); ok {
+		t.add(key, answerOf(action))
+	}
+	if t.latest != nil && s.Number() < t.latest.Number() {
+		if key, ok := t.key(t.latest, k); ok {
+			t.add(key, unsure)
 		}
 	}
 }
 
-// add records a key under an address, for a sweep or for a worker. If the set of the address is
-// incomplete, add does not record a worker's key, and only updates keySet.lost. It does record the
-// keys of a sweep: a sweep sees all connections, and so can make the set complete (see swept).
-func (a *TrackedFlows) add(addr [16]byte, k *filter.Key, now trackedFlow) {
-	sweep := now.sweep != 0 // true if a sweep adds the key, false if a worker does
-	s := a.shard(addr)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	set := s.of[addr]
-	if set == nil {
-		set = new(keySet)
-		s.of[addr] = set
+// key returns the key of a flow. It returns false if no policy concerns the flow, or if the verdict
+// depends on the addresses only, and these are not pending.
+func (t *TrackedFlows) key(s *policy.Snapshot, k *filter.Key) (key policy.IDKey, ok bool) {
+	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
+	src, srcID := s.Identify(srcAddr)
+	dst, dstID := s.Identify(dstAddr)
+	srcPending, dstPending := src == nil && s.Pending(srcAddr) != policy.Known, dst == nil && s.Pending(dstAddr) != policy.Known
+	if !srcPending && !dstPending && (src == nil && dst == nil || !policy.DecidedByIDs(srcAddr, dstAddr, src, dst)) {
+		return key, false
 	}
-	if set.lost != 0 && !sweep {
-		set.lost = max(set.lost, now.snapshot)
+	if srcPending {
+		srcID = t.pendingID(srcAddr)
+	}
+	if dstPending {
+		dstID = t.pendingID(dstAddr)
+	}
+	t.members[srcID], t.members[dstID] = srcAddr, dstAddr
+	return policy.NewIDKey(k, srcID, dstID), true
+}
+
+// pendingID returns the number of a pending address.
+func (t *TrackedFlows) pendingID(a netip.Addr) policy.ID {
+	id, ok := t.pending[a]
+	if !ok {
+		t.last++
+		id = t.last
+		t.pending[a] = id
+	}
+	delete(t.missing, id) // unlike an ID, it may be in use again
+	return id
+}
+
+// add adds a key with an answer, or its IDs to lost if there is no room.
+func (t *TrackedFlows) add(k policy.IDKey, a answer) {
+	was, ok := t.keys[k]
+	switch {
+	case !ok && len(t.keys) >= t.maxKeys:
+		t.lost[k.Src], t.lost[k.Dst] = struct{}{}, struct{}{}
+	case !ok, was == unsure:
+		t.keys[k] = a
+	case was != a && a != unsure:
+		t.keys[k] = mixed
+	}
+}
+
+// clean removes what belongs to IDs that no address of the snapshot has, and that are not in use
+// either. IDs are never used again. Workers may already use newer snapshots with new IDs, so an ID must
+// be missing in two snapshots. clean takes some 60 ns for each address of the cluster, so it does nothing
+// until the number of entries has doubled or there is no room for a key.
+func (t *TrackedFlows) clean(s *policy.Snapshot, use map[policy.ID]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if full := len(t.keys) >= t.maxKeys && t.kept < t.maxKeys; t.size() < 2*t.kept+t.fewEntries && !full || s.Number() == t.cleaned {
 		return
 	}
-	if was, ok := set.keys[*k]; ok {
-		// A sweep marks all connections of the key with its own answer, so that answer
-		// replaces the recorded ones. If a newer snapshot than the sweep's has evaluated the
-		// key, the sweep's answer is added to the recorded ones instead.
-		if !sweep || was.snapshot > now.snapshot {
-			now.answers |= was.answers
+	live := t.liveIDs(s)
+	was := t.missing
+	t.missing, t.cleaned, t.kept = make(map[policy.ID]bool), s.Number(), 0
+	gone := func(ids ...policy.ID) bool {
+		missing, gone := false, false
+		for _, id := range ids {
+			if !live[id] && !use[id] {
+				t.missing[id] = true
+				missing, gone = true, gone || was[id]
+			}
 		}
-		now.snapshot, now.sweep = max(was.snapshot, now.snapshot), max(was.sweep, now.sweep)
-		set.keys[*k] = now
-		return
-	}
-	if len(set.keys) >= a.perAddr {
-		s.forget(set, now.snapshot)
-		return
-	}
-	if s.total >= a.perShard {
-		s.evict(set, now.snapshot)
-	}
-	if set.keys == nil {
-		set.keys = make(map[filter.Key]trackedFlow)
-	}
-	set.keys[*k] = now
-	s.total++
-}
-
-// forget drops the keys of an address and marks its set as incomplete: set.lost becomes the
-// given snapshot, unless it is greater already.
-func (s *shard) forget(set *keySet, snapshot uint64) {
-	s.total -= len(set.keys)
-	set.keys, set.lost = nil, max(set.lost, snapshot)
-}
-
-// evict makes room in a shard: it drops the keys of an arbitrary set of the shard. It chooses
-// the set in the parameter "keep" only if all other sets are empty.
-func (s *shard) evict(keep *keySet, snapshot uint64) {
-	for _, set := range s.of {
-		if set != keep && len(set.keys) > 0 {
-			s.forget(set, snapshot)
-			return
+		if !missing {
+			t.kept++
 		}
+		return gone
 	}
-	s.forget(keep, snapshot)
+	maps.DeleteFunc(t.keys, func(k policy.IDKey, _ answer) bool { return gone(k.Src, k.Dst) })
+	maps.DeleteFunc(t.lost, func(id policy.ID, _ struct{}) bool { return gone(id) })
+	maps.DeleteFunc(t.members, func(id policy.ID, _ netip.Addr) bool { return gone(id) })
+	maps.DeleteFunc(t.pending, func(_ netip.Addr, id policy.ID) bool { return gone(id) })
 }
 
-// lose drops the keys of an address and marks its set as incomplete. Call it if a snapshot makes
-// old cached verdicts valid again: the caches may then allow connections with keys that are not
-// tracked. snapshot is the number of that snapshot.
-func (a *TrackedFlows) lose(addr [16]byte, snapshot uint64) {
-	s := a.shard(addr)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.of[addr] == nil {
-		s.of[addr] = new(keySet)
-	}
-	s.forget(s.of[addr], snapshot)
-}
+func (t *TrackedFlows) size() int { return len(t.keys) + len(t.lost) + len(t.members) + len(t.pending) }
 
-// changed reports whether a connection of an address may need another mark: evaluate() returns,
-// for one of the address's keys, an answer that differs from a recorded one. changed also
-// returns true if the keys of the address are incomplete.
-func (a *TrackedFlows) changed(addr [16]byte, evaluate func(*filter.Key) filter.Action) bool {
-	s := a.shard(addr)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	set := s.of[addr]
-	if set == nil {
-		return false
+// liveIDs returns the IDs that addresses of a snapshot have, and the numbers of pending ones.
+func (t *TrackedFlows) liveIDs(s *policy.Snapshot) map[policy.ID]bool {
+	live := map[policy.ID]bool{0: true}
+	for a := range s.Endpoints() {
+		_, id := s.Identify(a)
+		live[id] = true
 	}
-	if set.lost != 0 {
-		return true
+	for _, id := range s.Prefixes() {
+		live[id] = true
 	}
-	for k, was := range set.keys {
-		if answersOf(evaluate(&k)) != was.answers {
-			return true
-		}
-	}
-	return false
-}
-
-// swept updates the set of an address after a sweep that has seen all connections of the address.
-// The parameter "changed" is the number of the snapshot that last changed the address.
-//
-// If this snapshot or a later one evaluated a missing key (see keySet.lost), that key may have
-// a connection that the sweep has not seen. So the set stays incomplete, and swept drops all
-// keys. Otherwise the set is now complete. swept then drops each key of which the sweep saw no
-// connection and which neither this snapshot nor a later one has evaluated: no cache has a
-// valid verdict for such a key.
-func (a *TrackedFlows) swept(addr [16]byte, changed, sweep uint64) {
-	s := a.shard(addr)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	set := s.of[addr]
-	if set == nil {
-		return
-	}
-	if set.lost >= changed {
-		s.forget(set, set.lost)
-		return
-	}
-	set.lost = 0
-	for k, was := range set.keys {
-		if was.sweep != sweep && was.snapshot < changed {
-			delete(set.keys, k)
-			s.total--
+	for a, id := range t.pending {
+		if s.Endpoint(a) == nil && s.Pending(a) != policy.Known {
+			live[id] = true
 		}
 	}
-	if len(set.keys) == 0 {
-		delete(s.of, addr)
-	}
+	return live
 }

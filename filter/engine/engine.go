@@ -30,12 +30,9 @@ type Memory interface {
 // conntrack.TrackedFlows does. Several evaluators call it concurrently. The packet is not
 // released before Track returns.
 type FlowTracker interface {
-	// Track records that the snapshot with the given number allows k. The evaluator calls it before
-	// the verdict takes effect. src reports whether the source address has an endpoint or is
-	// pending; dst reports the same of the destination address. Only a change at such an address
-	// can affect the verdict. If k.Transport is filter.Any, the snapshot allows all packets
-	// between the two addresses.
-	Track(k filter.Key, src, dst bool, snapshot uint64)
+	// Track records that the snapshot allows k. The evaluator calls it before the verdict takes
+	// effect. If k.Transport is filter.Any, the snapshot allows all packets between the two addresses.
+	Track(s *policy.Snapshot, k filter.Key)
 }
 
 // Config configures an evaluator.
@@ -47,12 +44,12 @@ type Config struct {
 	// to a pending address, and none that depend on more than the IDs of the addresses.
 	Memory Memory
 	// Tracker may be nil. It gets the key of each flow that the snapshot allows, unless the
-	// verdict comes from a cache, and the keys of packets that FailOpen allows. Three reasons of
-	// a verdict are exceptions:
+	// verdict comes from a cache, and the keys of all packets from or to pending addresses that are
+	// allowed. Three reasons of a verdict are exceptions:
 	//
 	//   - SameAddress: Tracker gets no key.
 	//   - OwnNode: it gets the key only if policies may deny what the source sends to its node.
-	//   - NotIsolated: it gets the key of every packet from or to a pending address, and no other.
+	//   - NotIsolated: it gets only the keys of packets from or to pending addresses.
 	Tracker FlowTracker
 	// Translated may be nil. Several evaluators call it concurrently. k is the key of a packet
 	// to this node. translated reports whether the kernel will change the packet's destination
@@ -155,17 +152,10 @@ func (e *Evaluator) trackUnknown(p *packet.Packet) {
 	if e.config.Tracker == nil {
 		return
 	}
-	src, dst := e.matters(p.Key.SrcAddr()), e.matters(p.Key.DstAddr())
-	e.config.Tracker.Track(p.Key, src, dst, e.snapshot.Number())
+	e.config.Tracker.Track(e.snapshot, p.Key)
 	if p.MidStream {
-		e.config.Tracker.Track(p.Reverse(), dst, src, e.snapshot.Number())
+		e.config.Tracker.Track(e.snapshot, p.Reverse())
 	}
-}
-
-// matters reports whether an address has an endpoint or is pending.
-func (e *Evaluator) matters(addr netip.Addr) bool {
-	endpoint, pending := e.snapshot.Lookup(addr)
-	return endpoint != nil || pending != policy.Known
 }
 
 // report counts a verdict, passes it to the observer and returns its action. A packet that
@@ -209,7 +199,7 @@ func (e *Evaluator) decide(data []byte, at filter.Hook, p *packet.Packet, v *fil
 	if v.Reason == filter.NamespaceNotKnown {
 		return e.snapshot.UnknownNamespace(&p.Key)
 	}
-	unknown := e.unknown(&p.Key, ends)
+	unknown := unknownOf(ends)
 	if unknown != noneUnknown && !e.snapshot.Final(&p.Key, v, unknown.src, unknown.dst) {
 		if pending = unknown.pending(&p.Key, v); pending.IsValid() && !e.isStranger(p, v, pending) {
 			return pending
@@ -246,7 +236,7 @@ func (e *Evaluator) decideMidStream(p *packet.Packet, v *filter.Verdict, ends ca
 		*v = back
 		v.Reason, v.Pair = filter.MidStream, false
 	}
-	unknown := e.unknown(&p.Key, ends)
+	unknown := unknownOf(ends)
 	if unknown != noneUnknown && !e.finalMidStream(p, &forth, &reverse, &back, unknown) {
 		if pending = unknown.pending(&p.Key, v); pending.IsValid() && !e.isStranger(p, v, pending) {
 			return pending
@@ -277,15 +267,7 @@ type unknownEnds struct{ src, dst policy.Pending }
 
 var noneUnknown = unknownEnds{policy.Known, policy.Known}
 
-func (e *Evaluator) unknown(k *filter.Key, ends cache.Ends) (u unknownEnds) {
-	if ends.Src == 0 {
-		u.src = e.snapshot.Pending(k.SrcAddr())
-	}
-	if ends.Dst == 0 {
-		u.dst = e.snapshot.Pending(k.DstAddr())
-	}
-	return u
-}
+func unknownOf(ends cache.Ends) unknownEnds { return unknownEnds{ends.SrcPending, ends.DstPending} }
 
 // pending is called for a packet whose verdict v is not final (see Snapshot.Final). It returns
 // the address of the unknown pod for which the packet must be held, or an invalid address if
@@ -329,7 +311,7 @@ func (e *Evaluator) record(key *filter.Key, v *filter.Verdict, ends cache.Ends, 
 		k = k.Pair()
 	}
 	if track {
-		e.config.Tracker.Track(k, ends.Src != 0 || unknown.src != policy.Known, ends.Dst != 0 || unknown.dst != policy.Known, e.snapshot.Number())
+		e.config.Tracker.Track(e.snapshot, k)
 	}
 	// Call Remember before the packet is answered. This delays the packet by microseconds, but
 	// even a second connection that follows at once hits the cache.

@@ -293,7 +293,9 @@ func BenchmarkEvaluate(b *testing.B) {
 		published.Publish(s)
 		packets := make([][]byte, 0, 4096)
 		for _, k := range c.Keys(2, cap(packets)) {
-			packets = append(packets, datagram(k))
+			if k.Src != k.Dst { // a verdict about a pod and itself is not cached
+				packets = append(packets, datagram(k))
+			}
 		}
 		for name, size := range map[string]int{"hit": cache.DefaultSize, "miss": 0} {
 			b.Run(fmt.Sprintf("pods=%d/policies=%d/namespaces=%d/%s", o.Pods, o.Policies, o.Namespaces, name), func(b *testing.B) {
@@ -313,8 +315,8 @@ func BenchmarkEvaluate(b *testing.B) {
 					e.Evaluate(packets[i%len(packets)], filter.AtPostrouting)
 					e.Exit()
 				}
-				if now := e.Stats(); name == "hit" && now.Misses+now.Stale != before.Misses+before.Stale {
-					b.Errorf("%d of %d were not hits", now.Misses+now.Stale-before.Misses-before.Stale, b.N)
+				if now := e.Stats(); name == "hit" && now.Misses != before.Misses {
+					b.Errorf("%d of %d were not hits", now.Misses-before.Misses, b.N)
 				}
 			})
 		}

@@ -43,7 +43,7 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 		case e.denyHidden(k, v, true):
 			return pending
 		}
-		e.trackToNode(k, v, src, false)
+		e.trackToNode(k, v, src)
 		return pending
 	}
 	var ends cache.Ends
@@ -58,7 +58,7 @@ func (e *Evaluator) decideToNode(p *packet.Packet, v *filter.Verdict) (pending n
 		return pending // the kernel's cache needs no verdict about such a source; if a policy comes to concern it, a sweep follows
 	}
 	if fresh {
-		e.trackToNode(k, v, src, true)
+		e.trackToNode(k, v, src)
 	}
 	if e.config.Memory != nil && !possible && ends.ByIDs {
 		key := *k
@@ -78,12 +78,11 @@ func (e *Evaluator) translated(k *filter.Key) (translated, possible bool) {
 }
 
 // trackToNode passes an allowed key to Tracker if policies may deny what src sends to its node.
-// dst reports whether the destination has an endpoint.
 //
 // A flow that no rule allows is tracked too, unlike a flow between pods, because a later policy
 // may deny it. A sweep checks all connections of a pod only after the first policy that may deny
 // what the pod sends to its node; later sweeps may check only tracked flows.
-func (e *Evaluator) trackToNode(key *filter.Key, v *filter.Verdict, src *policy.Endpoint, dst bool) {
+func (e *Evaluator) trackToNode(key *filter.Key, v *filter.Verdict, src *policy.Endpoint) {
 	if e.config.Tracker == nil || v.Action != filter.Allow || v.Reason == filter.SameAddress || src.EffectToNode() == policy.Open {
 		return
 	}
@@ -91,5 +90,5 @@ func (e *Evaluator) trackToNode(key *filter.Key, v *filter.Verdict, src *policy.
 	if v.Pair {
 		k = k.Pair()
 	}
-	e.config.Tracker.Track(k, true, dst, e.snapshot.Number())
+	e.config.Tracker.Track(e.snapshot, k)
 }

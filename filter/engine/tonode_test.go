@@ -23,7 +23,7 @@ func (r *recorder) Remember(k policy.IDKey, action filter.Action) {
 	r.remembered = append(r.remembered, fmt.Sprint(k, action))
 }
 
-func (r *recorder) Track(k filter.Key, _, _ bool, _ uint64) {
+func (r *recorder) Track(_ *policy.Snapshot, k filter.Key) {
 	r.tracked = append(r.tracked, k.String())
 }
 

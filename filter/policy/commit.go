@@ -50,7 +50,6 @@ func (w *Store) Commit() (*Snapshot, Changes) {
 		changed:   w.takeChanged(),
 		digest:    w.versions.digest,
 		logging:   w.logs.commit(),
-		newest:    w.lastEpoch,
 		table:     w.table,
 		prefixes:  w.prefixes.table,
 		everyone:  w.everyone,

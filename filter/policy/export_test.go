@@ -153,3 +153,11 @@ func (w *Store) CheckGroups() error {
 	}
 	return nil
 }
+
+// Epoch returns the epoch of an endpoint; 0 for nil.
+func (e *Endpoint) Epoch() uint64 {
+	if e == nil {
+		return 0
+	}
+	return e.epoch
+}

@@ -94,7 +94,7 @@ func (m *mover) move(a netip.Addr, now *Endpoint) {
 	if was == now && (was == nil || before == m.groups[after]) {
 		return
 	}
-	m.add(move{entry: entryOf(a, now, 0), was: was, wasID: id, renewed: was.Epoch() != now.Epoch()}, before, after)
+	m.add(move{entry: entryOf(a, now, 0), was: was, wasID: id, renewed: was == nil || now == nil || was.epoch != now.epoch}, before, after)
 	switch p := netip.PrefixFrom(a, a.BitLen()); {
 	case was == nil:
 		m.addrs.Insert(p)

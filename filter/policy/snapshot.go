@@ -12,7 +12,6 @@ import (
 // of goroutines may use it.
 type Snapshot struct {
 	number    uint64
-	newest    uint64 // the last epoch that was assigned before the snapshot was made
 	table     *addrTable
 	prefixes  *prefixTable
 	everyone  []idSet // by namespace id: the peer selectors that match all its pods
@@ -48,6 +47,8 @@ type Endpoint struct {
 	class *class // nil for the node
 	host  *host
 	about *description
+	// epoch is another number exactly if a verdict about the pod may differ from those about its endpoint in
+	// an earlier snapshot, or if it is another pod. See mover.identify.
 	epoch uint64
 }
 
@@ -96,11 +97,6 @@ func (s *Snapshot) Number() uint64 { return s.number }
 // verdicts use.
 func (s *Snapshot) Deleted() []string { return s.deleted }
 
-// NewestEpoch returns the last epoch that was assigned before the snapshot was made. If the
-// epoch of an endpoint in a later snapshot is not greater, the endpoint already existed in
-// this snapshot, possibly with different addresses.
-func (s *Snapshot) NewestEpoch() uint64 { return s.newest }
-
 // Counts returns the numbers of objects in the snapshot.
 func (s *Snapshot) Counts() Counts { return s.counts }
 
@@ -115,15 +111,6 @@ func (s *Snapshot) Endpoints() iter.Seq2[netip.Addr, *Endpoint] { return s.table
 
 // IsNode reports whether the endpoint is this node rather than a pod.
 func (e *Endpoint) IsNode() bool { return e != nil && e.class == nil }
-
-// Epoch returns a number that changes exactly when a verdict about the endpoint may change.
-// It is 0 for an address outside the cluster. Epochs other than 0 are never assigned twice.
-func (e *Endpoint) Epoch() uint64 {
-	if e == nil {
-		return 0
-	}
-	return e.epoch
-}
 
 // String returns "namespace/name", "node", or "" for an address outside the cluster.
 func (e *Endpoint) String() string {

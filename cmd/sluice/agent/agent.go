@@ -158,7 +158,6 @@ func (a *agent) wire() error {
 	a.sweeper.FailOpen = opts.Rules.FailOpen
 	a.follower = conntrack.Follow(a.sweeper, a.tracked, a.log)
 	a.follower.OnSwept = a.enforced.swept
-	a.follower.ByIDs = a.kernel != nil
 	a.controller = watch.New(store, &a.published, watch.Options{Logger: a.log, Known: a.reportedByManifests, Applied: a.enforced.applied})
 	return nil
 }

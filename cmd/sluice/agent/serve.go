@@ -136,7 +136,6 @@ func (a *agent) state() *telemetry.State {
 		flows := e.Stats()
 		s.Flows.Hits += flows.Hits
 		s.Flows.Misses += flows.Misses
-		s.Flows.Stale += flows.Stale
 		s.Flows.Size += flows.Size
 	}
 	for _, source := range a.sources {

@@ -38,12 +38,13 @@ func writeSnapshot(w http.ResponseWriter, s *State) {
 
 // endpoint is one endpoint as /debug/endpoint shows it.
 type endpoint struct {
-	Endpoint   string       `json:"endpoint"` // "namespace/name", or "node"
-	Addresses  []netip.Addr `json:"addresses"`
-	Epoch      uint64       `json:"epoch"`
-	Egress     []string     `json:"egress"`  // policies that isolate the endpoint in egress; null if there are none
-	Ingress    []string     `json:"ingress"` // policies that isolate the endpoint in ingress; null if there are none
-	NamedPorts []string     `json:"namedPorts"`
+	Endpoint  string       `json:"endpoint"` // "namespace/name", or "node"
+	Addresses []netip.Addr `json:"addresses"`
+	// IDs are the IDs of the addresses. Policies cannot tell addresses with the same ID apart.
+	IDs        []policy.ID `json:"ids"`
+	Egress     []string    `json:"egress"`  // policies that isolate the endpoint in egress; null if there are none
+	Ingress    []string    `json:"ingress"` // policies that isolate the endpoint in ingress; null if there are none
+	NamedPorts []string    `json:"namedPorts"`
 
 	EgressTiers  []tierPolicies `json:"egressTiers"` // in the order of their evaluation
 	IngressTiers []tierPolicies `json:"ingressTiers"`
@@ -87,7 +88,11 @@ func writeEndpoint(w http.ResponseWriter, r *http.Request, s *policy.Snapshot) {
 		return
 	}
 	slices.SortFunc(out.Addresses, netip.Addr.Compare)
-	out.Endpoint, out.Epoch = found.String(), found.Epoch()
+	for _, a := range out.Addresses {
+		_, id := s.Identify(a)
+		out.IDs = append(out.IDs, id)
+	}
+	out.Endpoint = found.String()
 	out.Egress, out.Ingress = found.Policies(filter.Egress, policy.NetworkPolicy), found.Policies(filter.Ingress, policy.NetworkPolicy)
 	out.EgressTiers, out.IngressTiers = tiersOf(found, filter.Egress), tiersOf(found, filter.Ingress)
 	for _, p := range found.NamedPorts() {

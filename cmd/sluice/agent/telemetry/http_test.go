@@ -72,7 +72,7 @@ func TestEndpointPage(t *testing.T) {
 		t.Errorf("the tiers are %v in ingress and %v in egress", got.IngressTiers, got.EgressTiers)
 	}
 	if got.Endpoint != "default/db" || len(got.Addresses) != 2 || got.Addresses[0].String() != "10.0.0.1" ||
-		got.Egress != nil || len(got.Ingress) != 1 || len(got.NamedPorts) != 1 || got.NamedPorts[0] != "redis=6379/TCP" || got.Epoch == 0 {
+		got.Egress != nil || len(got.Ingress) != 1 || len(got.NamedPorts) != 1 || got.NamedPorts[0] != "redis=6379/TCP" || len(got.IDs) != len(got.Addresses) || got.IDs[0] == 0 {
 		t.Errorf("%+v", got)
 	}
 }

@@ -117,7 +117,7 @@ var (
 	byTier     = describe("tier_denied_total", "Denied packets by the tier that denied them. sluice_verdicts_total includes them. Denials of the kernel's flow cache are included, except those with the reason kernel.", "tier")
 	byPolicy   = describe("policy_denied_total", "The packets of sluice_tier_denied_total by the policy that denied them: of a ClusterNetworkPolicy with the rule that denied, as its field and its name; of NetworkPolicies without one. If several NetworkPolicies isolate a pod, a packet counts for each of them. A policy has no series before its first denial and after its deletion. At most 1,000 policies have series, with 4,000 rules at most; all others count as the policy (other).", "tier", "policy", "direction", "rule", "rule_name")
 	decision   = describe("decision_seconds", "Time from the bytes of a packet to its verdict, without the queue. One packet of 64 is timed.")
-	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit, a miss, or a stale verdict that is no longer valid.", "result")
+	lookups    = describe("flow_cache_lookups_total", "Lookups in the agent's flow cache: a hit or a miss.", "result")
 	inKernel   = describe("kernel_cache_packets_total", "Packets that the kernel answered by itself: open because no policy concerns them, or allowed, denied (dropped) or rejected by a remembered verdict. sluice_verdicts_total includes them.", "answer")
 	unkept     = describe("kernel_cache_failures_total", "Verdicts that could not be stored in the kernel.")
 	forged     = describe("forged_dropped_total", "Frames that were dropped because their source is missing or wrong, or because no policy can be applied to them: by the iptables rules (reason rule), or at interfaces (all other reasons).", "reason")
@@ -190,7 +190,6 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	count(rejects, byAgent, s.Tally.Rejected)
 	count(lookups, "hit", s.Flows.Hits)
 	count(lookups, "miss", s.Flows.Misses)
-	count(lookups, "stale", s.Flows.Stale)
 	if k := s.Kernel; k != nil {
 		// The agent counts verdicts about queued packets. The kernel counts the packets that its
 		// flow cache answered, which were not queued. So no packet is in both counts.

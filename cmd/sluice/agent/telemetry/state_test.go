@@ -82,7 +82,7 @@ func busyState(t *testing.T) *State {
 		Snapshot: snapshot(t), Published: noon.Add(-95 * time.Second),
 		Digest: "7a224f61ae470123456789abcdef0123", DigestSince: noon.Add(-95 * time.Second),
 		FlowRecords: 25, FlowsLeftOut: 5,
-		Flows:       cache.Stats{Hits: 70, Misses: 20, Stale: 10, Size: 15},
+		Flows:       cache.Stats{Hits: 70, Misses: 20, Size: 15},
 		Connections: Connections{Open: 4, Displaced: 8},
 		Kernel:      &bpf.Stats{Open: 500, Allowed: 400, Denied: 300, Rejected: 30, Failed: 2},
 		Guard:       &guard.Stats{Dropped: map[string]uint64{"source": 11, "arp": 0, "tag": 1, "router": 2, "tunnel": 0, "link-local": 3, "group": 4, "stray": 5}, Ports: 5, Unknown: 1},
