@@ -44,6 +44,7 @@ type prefixMap interface {
 type prefixTable struct {
 	in      prefixMap
 	written bart.Table[entry]     // what the map has
+	within  bart.Lite             // the entries of written whose ID is that of a shorter prefix, if the programs need it
 	pending *bart.Lite            // ranges of pods, and addresses of starting pods
 	ranges  map[netip.Prefix]bool // the same
 	hosts   *hosts
@@ -62,9 +63,9 @@ type entry struct {
 // allIPv4 is always in the map; see program.c.
 var allIPv4 = netip.MustParsePrefix("0.0.0.0/0")
 
-// usable reports whether a prefix may be in the map. No packet has an address in the others, and their
-// keys would be those of IPv4.
-func usable(p netip.Prefix) bool { return p.IsValid() && !p.Addr().Is4In6() }
+// unusable reports whether a prefix must not be in the map. No packet has an address in it, and its key
+// would be that of a prefix of IPv4.
+func unusable(p netip.Prefix) bool { return !p.IsValid() || p.Addr().Is4In6() }
 
 // edits are changes of the map, by prefix.
 type edits map[netip.Prefix]edit
@@ -87,7 +88,7 @@ func (t *prefixTable) setPending(prefixes []netip.Prefix) (changed []netip.Prefi
 	now := make(map[netip.Prefix]bool, len(prefixes))
 	pending := new(bart.Lite)
 	for _, p := range prefixes {
-		if p = p.Masked(); !usable(p) || now[p] {
+		if p = p.Masked(); unusable(p) || now[p] {
 			continue
 		}
 		now[p] = true
@@ -111,15 +112,16 @@ func (t *prefixTable) setPending(prefixes []netip.Prefix) (changed []netip.Prefi
 // so that shorter ones do not matter to it.
 func (t *prefixTable) plan(s *policy.Snapshot, before previous, named, others []netip.Prefix) edits {
 	all := make(edits)
-	for i, p := range slices.Concat(named, others) {
-		if !usable(p) {
-			continue
-		}
+	for _, p := range slices.DeleteFunc(slices.Clone(named), unusable) {
 		t.planOne(all, s, before, p)
-		for in, e := range t.written.Subnets(p) {
-			if i >= len(named) || !e.named {
-				t.planOne(all, s, before, in)
-			}
+		for in := range t.within.Subnets(p) {
+			t.planOne(all, s, before, in)
+		}
+	}
+	for _, p := range slices.DeleteFunc(slices.Clone(others), unusable) {
+		t.planOne(all, s, before, p)
+		for in := range t.written.Subnets(p) {
+			t.planOne(all, s, before, in)
 		}
 	}
 	return all
@@ -202,6 +204,7 @@ func (t *prefixTable) remove(all edits) error {
 			return fmt.Errorf("remove prefix %s from the kernel's flow cache: %w", p, err)
 		}
 		t.written.Delete(p)
+		t.within.Delete(p)
 		delete(all, p)
 	}
 	return nil
@@ -218,5 +221,10 @@ func (t *prefixTable) set(p netip.Prefix, now entry) error {
 		}
 	}
 	t.written.Insert(p, now)
+	if now.named || now.Pending == 1 {
+		t.within.Delete(p)
+	} else {
+		t.within.Insert(p)
+	}
 	return nil
 }
