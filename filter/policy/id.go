@@ -8,14 +8,15 @@ import (
 )
 
 // ID stands for all that policies can see of an address: the class of the pod that has it, and the
-// prefixes with the address that policies name. Between two IDs, the same packets get the same
-// verdict, whatever the addresses are, now and in all later snapshots of the store: as long as an
+// prefixes with the address that policies name. Between two IDs of one family, the same packets get the
+// same verdict, whatever the addresses are, now and in all later snapshots of the store: as long as an
 // address has the ID, nothing that a verdict depends on changes. DecidedByIDs lists the exceptions.
 // The same holds for the policies and rules of the verdict, and for its reason. Only Verdict.Pair may
 // be false in a later snapshot; if it ever was true, it still holds.
 //
 // A change that alters verdicts about an address gives it another ID. An ID is never used again for
-// something else. It is 0 for an address that has no endpoint and is in no prefix.
+// something else. It is 0 for an address that has no endpoint and is in no prefix. The prefixes of all
+// addresses, 0.0.0.0/0 and ::/0, do not count, because they tell no addresses apart.
 //
 // Why it holds: a rule matches a peer by selectors of pods, by prefixes and, at the destination, by
 // named ports. All pods of a class have the same policy sets, whose rules never change, the same

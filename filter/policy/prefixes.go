@@ -61,7 +61,7 @@ func (t *prefixTable) find(a netip.Addr) ID {
 	return found.id
 }
 
-// Prefixes yields the prefixes that policies name, in no particular order.
+// Prefixes yields the prefixes that policies name, except those of all addresses, in no particular order.
 func (s *Snapshot) Prefixes() iter.Seq2[netip.Prefix, ID] {
 	return func(yield func(netip.Prefix, ID) bool) {
 		for p, v := range s.prefixes.ids.All() {
@@ -111,6 +111,9 @@ func (w *Store) usePrefixes(p *policy, most int) {
 		p.prefixes = make([]*prefix, 0, len(p.named))
 	}
 	for _, is := range p.named[:n] {
+		if is.Bits() == 0 {
+			continue // all addresses of the family are in it, so that it tells none apart
+		}
 		e := x.find(is)
 		if e == nil {
 			e = &prefix{is: is, id: w.newID()}
