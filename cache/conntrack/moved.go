@@ -2,7 +2,6 @@ package conntrack
 
 import (
 	"net/netip"
-	"slices"
 
 	"sluice/filter"
 	"sluice/filter/policy"
@@ -26,6 +25,7 @@ type follower struct {
 	moves    map[policy.ID][]target
 	addrs    map[[2]policy.ID][]netip.Addr // those that moved from one ID to the other
 	by       map[policy.ID][]netip.Addr    // the changed addresses, by the ID that they have now
+	pods     map[policy.ID]*[2]netip.Addr  // up to two addresses with an ID
 	affected map[netip.Addr]bool           // addresses with connections whose answer differs, or may
 }
 
@@ -53,9 +53,12 @@ func (t *TrackedFlows) follow(one step, use map[policy.ID]bool, affected map[net
 	f := &follower{
 		TrackedFlows: t, step: one, evaluate: evaluate, use: use, affected: affected,
 		moves: make(map[policy.ID][]target), addrs: make(map[[2]policy.ID][]netip.Addr), by: make(map[policy.ID][]netip.Addr),
+		pods: make(map[policy.ID]*[2]netip.Addr),
 	}
 	f.affectNodes()
-	for k, was := range f.concerned() {
+	keys := f.concerned()
+	f.findPods(keys)
+	for k, was := range keys {
 		f.move(k, was)
 	}
 }
@@ -123,17 +126,14 @@ func (f *follower) moveAddr(a netip.Addr) {
 	from, known := f.idBefore(a)
 	is, to := f.now.Identify(a)
 	alone := is == nil && f.now.Pending(a) != policy.Known
-	if f.members[from] == a {
-		delete(f.members, from)
-	}
 	switch {
 	case alone:
 		if id, ok := f.pending[a]; ok {
 			f.by[id] = append(f.by[id], a)
 		}
 		to |= aloneBit
-	case f.members[to] == netip.Addr{}:
-		f.members[to] = a
+	case is == nil:
+		f.setOutside(to, a)
 		fallthrough
 	default:
 		f.by[to] = append(f.by[to], a)
@@ -171,16 +171,42 @@ func (f *follower) movePrefixes() {
 	set, removed := f.now.PrefixChanges(f.before)
 	for _, p := range set {
 		was, _ := f.before.LongestPrefix(p.Prefix)
-		to := target{id: p.ID, same: true}
-		if e, id := f.now.Identify(p.Prefix.Addr()); e == nil && id == p.ID {
-			to.member = p.Prefix.Addr()
+		if a := p.Prefix.Addr(); !f.outside[p.ID][familyOf(a)].IsValid() {
+			f.setOutside(p.ID, a) // members finds out if it has the ID
 		}
-		f.between(was.ID, to)
+		f.between(was.ID, target{id: p.ID, same: true})
 	}
 	for _, p := range removed {
 		was, _ := f.before.LongestPrefix(p)
 		is, _ := f.now.LongestPrefix(p)
-		f.between(was.ID, target{id: is.ID, member: f.members[is.ID], same: true})
+		if a := p.Addr(); !f.outside[is.ID][familyOf(a)].IsValid() {
+			f.setOutside(is.ID, a)
+		}
+		f.between(was.ID, target{id: is.ID, same: true})
+	}
+}
+
+// findPods finds addresses with the IDs of keys and with those that their ends have now.
+func (f *follower) findPods(keys map[policy.IDKey]answer) {
+	if len(keys) == 0 {
+		return
+	}
+	for k := range keys {
+		for _, id := range []policy.ID{k.Src, k.Dst} {
+			f.pods[id] = new([2]netip.Addr)
+			for _, to := range f.moves[id] {
+				f.pods[to.id] = new([2]netip.Addr)
+			}
+		}
+	}
+	for a, id := range f.now.IDs() {
+		switch known := f.pods[id]; {
+		case known == nil:
+		case !known[0].IsValid():
+			known[0] = a
+		case !known[1].IsValid():
+			known[1] = a
+		}
 	}
 }
 
@@ -217,22 +243,34 @@ func (f *follower) moveTo(k policy.IDKey, was answer, src, dst target) {
 	if !dst.stays() {
 		next.Dst = dst.id
 	}
-	if next == k {
+	switch {
+	case next == k:
 		return
-	}
-	if k.Src == k.Dst && k.Src&pendingBit != 0 { // an address and itself, which the key of an ID does not stand for
+	case k.Src == k.Dst && k.Src&pendingBit != 0: // an address and itself
 		f.affect(k.Src, next.Src)
 		f.affect(k.Dst, next.Dst)
 		return
+	case f.use[next.Src] || f.use[next.Dst]: // the connection may be one of an address whose pod has gone
+		f.affect(k.Src, next.Src)
+		f.affect(k.Dst, next.Dst)
+	}
+	if src.stays() && !f.lives(k.Src) || dst.stays() && !f.lives(k.Dst) {
+		return
 	}
 	is := f.answerAfter(next, src, dst, was)
-	if is != was || is == unsure || is == mixed || f.use[next.Src] || f.use[next.Dst] {
+	if is != was || is == unsure || is == mixed {
 		f.affect(k.Src, next.Src)
 		f.affect(k.Dst, next.Dst)
 	}
 	if !src.alone && !dst.alone {
 		f.add(next, is)
 	}
+}
+
+// lives reports whether an address may have the ID.
+func (f *follower) lives(id policy.ID) bool {
+	_, outside := f.outside[id]
+	return outside || f.pods[id][0].IsValid()
 }
 
 // answerAfter returns the answer for the key that connections with the answer "was" have now. src and dst
@@ -244,40 +282,62 @@ func (f *follower) answerAfter(k policy.IDKey, src, dst target, was answer) answ
 	if src.stays() && dst.same || dst.stays() && src.same {
 		return was
 	}
-	return f.answer(k, src, dst)
+	for _, srcAddr := range f.members(k.Src, src) {
+		for _, dstAddr := range f.members(k.Dst, dst) {
+			if srcAddr.Is4() == dstAddr.Is4() && policy.DecidedByIDs(srcAddr, dstAddr, f.now.Endpoint(srcAddr), f.now.Endpoint(dstAddr)) {
+				return f.answer(k, srcAddr, dstAddr)
+			}
+		}
+	}
+	return unsure
 }
 
-// answer evaluates a key.
-func (f *follower) answer(k policy.IDKey, src, dst target) answer {
-	srcAddr, ok1 := f.member(k.Src, src)
-	dstAddr, ok2 := f.member(k.Dst, dst)
-	if !ok1 || !ok2 {
-		return unsure
+// members returns addresses with an ID.
+func (f *follower) members(id policy.ID, to target) (list []netip.Addr) {
+	if to.member.IsValid() {
+		list = append(list, to.member)
 	}
-	return answerOf(f.evaluate(f.now, &filter.Key{Src: srcAddr.As16(), Dst: dstAddr.As16(), Port: k.Port, Protocol: k.Protocol, Transport: k.Transport}))
+	for _, a := range f.outside[id] {
+		e, now := f.now.Identify(a)
+		if a.IsValid() && (id&pendingBit != 0 || e == nil && now == id && f.now.Pending(a) == policy.Known) {
+			list = append(list, a)
+		}
+	}
+	if pods := f.pods[id]; pods != nil && pods[0].IsValid() {
+		list = append(list, pods[0])
+		if pods[1].IsValid() {
+			list = append(list, pods[1])
+		}
+	}
+	return list
 }
 
-// member returns an address with an ID, or that of a pending address.
-func (f *follower) member(id policy.ID, to target) (netip.Addr, bool) {
-	a := to.member
-	if to.stays() {
-		a = f.members[id]
-	}
-	if !a.IsValid() || id&pendingBit != 0 {
-		return a, a.IsValid()
-	}
-	e, now := f.now.Identify(a)
-	return a, now == id && (e != nil || f.now.Pending(a) == policy.Known)
+// answer evaluates a key between two addresses.
+func (f *follower) answer(k policy.IDKey, src, dst netip.Addr) answer {
+	return answerOf(f.evaluate(f.now, &filter.Key{Src: src.As16(), Dst: dst.As16(), Port: k.Port, Protocol: k.Protocol, Transport: k.Transport}))
 }
 
 // evaluatePending makes the changed addresses need a sweep that now have one of the IDs of a key, if the
 // answer of the key differs. One end of the key is pending: the fail mode may have allowed it, although
 // policies deny it, and then it is denied at the next change.
 func (f *follower) evaluatePending(k policy.IDKey, was answer) {
-	addrs := append(slices.Clip(f.by[k.Src]), f.by[k.Dst]...)
-	if len(addrs) > 0 && f.answer(k, target{}, target{}) != was {
-		for _, a := range addrs {
-			f.affected[a] = true
+	ends := [2]policy.ID{k.Src, k.Dst}
+	for i, id := range ends {
+		if ends[1-i]&pendingBit == 0 {
+			continue
+		}
+		for _, a := range f.by[id] {
+			other := f.outside[ends[1-i]][familyOf(a)]
+			if !other.IsValid() {
+				continue
+			}
+			src, dst := a, other
+			if i == 1 {
+				src, dst = other, a
+			}
+			if f.answer(k, src, dst) != was {
+				f.affected[a] = true
+			}
 		}
 	}
 }

@@ -45,9 +45,9 @@ type TrackedFlows struct {
 	// lost holds the IDs that may have keys which are not in the map keys, because it was full. If the ID
 	// of an address is one of them, each change of the address needs a sweep.
 	lost map[policy.ID]struct{}
-	// members has an address of many IDs, with which keys can be evaluated. The address may have another
-	// ID by now.
-	members map[policy.ID]netip.Addr
+	// outside has an address without an endpoint for each ID, of such addresses, that a key has: at 0 an
+	// IPv4 address, and at 1 an IPv6 address. The address may have another ID by now.
+	outside map[policy.ID][2]netip.Addr
 	pending map[netip.Addr]policy.ID // the numbers of pending addresses
 	last    policy.ID                // the last of these numbers
 
@@ -78,7 +78,7 @@ const pendingBit policy.ID = 1 << 63
 func NewTrackedFlows() *TrackedFlows {
 	return &TrackedFlows{
 		maxKeys: maxKeys, maxMoved: maxMoved, fewEntries: fewEntries, keys: make(map[policy.IDKey]answer), lost: make(map[policy.ID]struct{}),
-		members: make(map[policy.ID]netip.Addr), pending: make(map[netip.Addr]policy.ID), last: pendingBit,
+		outside: make(map[policy.ID][2]netip.Addr), pending: make(map[netip.Addr]policy.ID), last: pendingBit,
 	}
 }
 
@@ -134,8 +134,28 @@ func (t *TrackedFlows) key(s *policy.Snapshot, k *filter.Key) (key policy.IDKey,
 	if dstPending {
 		dstID = t.pendingID(dstAddr)
 	}
-	t.members[srcID], t.members[dstID] = srcAddr, dstAddr
+	if src == nil {
+		t.setOutside(srcID, srcAddr)
+	}
+	if dst == nil {
+		t.setOutside(dstID, dstAddr)
+	}
 	return policy.NewIDKey(k, srcID, dstID), true
+}
+
+// setOutside stores an address without an endpoint.
+func (t *TrackedFlows) setOutside(id policy.ID, a netip.Addr) {
+	known := t.outside[id]
+	known[familyOf(a)] = a
+	t.outside[id] = known
+}
+
+// familyOf returns 0 for IPv4 and 1 for IPv6.
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
 }
 
 // pendingID returns the number of a pending address.
@@ -191,17 +211,16 @@ func (t *TrackedFlows) clean(s *policy.Snapshot, use map[policy.ID]bool) {
 	}
 	maps.DeleteFunc(t.keys, func(k policy.IDKey, _ answer) bool { return gone(k.Src, k.Dst) })
 	maps.DeleteFunc(t.lost, func(id policy.ID, _ struct{}) bool { return gone(id) })
-	maps.DeleteFunc(t.members, func(id policy.ID, _ netip.Addr) bool { return gone(id) })
+	maps.DeleteFunc(t.outside, func(id policy.ID, _ [2]netip.Addr) bool { return gone(id) })
 	maps.DeleteFunc(t.pending, func(_ netip.Addr, id policy.ID) bool { return gone(id) })
 }
 
-func (t *TrackedFlows) size() int { return len(t.keys) + len(t.lost) + len(t.members) + len(t.pending) }
+func (t *TrackedFlows) size() int { return len(t.keys) + len(t.lost) + len(t.outside) + len(t.pending) }
 
 // liveIDs returns the IDs that addresses of a snapshot have, and the numbers of pending ones.
 func (t *TrackedFlows) liveIDs(s *policy.Snapshot) map[policy.ID]bool {
 	live := map[policy.ID]bool{0: true}
-	for a := range s.Endpoints() {
-		_, id := s.Identify(a)
+	for _, id := range s.IDs() {
 		live[id] = true
 	}
 	for _, id := range s.Prefixes() {

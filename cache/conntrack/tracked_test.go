@@ -537,6 +537,35 @@ func TestNewcomersAreRevoked(t *testing.T) {
 	h.revokes(filter.NewKey(k.SrcAddr(), h.addrs[5], filter.TCP, 80), true)
 }
 
+// A change of a whole namespace that alters no verdict needs no sweep, although both ends of each
+// connection have another ID, and the ends of some have the same one. A later change finds all of them.
+func TestBothEndsMove(t *testing.T) {
+	for name, from := range map[string]int{"a pod with the same ID": 5, "a client": 6} {
+		t.Run(name, func(t *testing.T) {
+			h, k := quiet(t)
+			twin := pod("p0", h.addrs[5])
+			twin.Name = "p1"
+			h.store.SetPod(kubepod.Read(twin))
+			h.store.SetPod(kubepod.Read(pod("p2", h.addrs[6])))
+			h.store.SetPolicy(netpol.Read(guard("p2", 1)))
+			h.publishAndSweep(conntrack.ScopeFlows)
+			ref := h.open(filter.NewKey(h.addrs[from], k.DstAddr(), filter.TCP, 80), false)
+			before, _ := h.table.Uses()
+			for port := range int32(3) {
+				h.store.SetPolicy(netpol.Read(guard("p0", 80, 100+port)))
+				h.store.SetPolicy(netpol.Read(guard("p2", 100+port)))
+				h.publishAndSweep(conntrack.ScopeFlows)
+			}
+			if dumps, _ := h.table.Uses(); dumps != before {
+				t.Errorf("%d dumps", dumps-before)
+			}
+			h.store.SetPolicy(netpol.Read(guard("p0", 81)))
+			h.publishAndSweep(conntrack.ScopeFlows)
+			h.want(ref, revoked)
+		})
+	}
+}
+
 // If there are more keys than the limit, each change needs a sweep. When addresses have other IDs, and the
 // live connections have no more keys than the limit, the keys are complete again.
 func TestManyKeys(t *testing.T) {

@@ -91,11 +91,11 @@ func (t *addrTable) find(a netip.Addr) (*Endpoint, ID) {
 }
 
 // all yields the addresses with their owners, in no particular order.
-func (t *addrTable) all() iter.Seq2[netip.Addr, *Endpoint] {
-	return func(yield func(netip.Addr, *Endpoint) bool) {
+func (t *addrTable) all() iter.Seq2[netip.Addr, *entry] {
+	return func(yield func(netip.Addr, *entry) bool) {
 		for _, c := range t.chapters {
 			for i := range c.slots {
-				if e := &c.slots[i]; e.owner != nil && !yield(e.addr(), e.owner) {
+				if e := &c.slots[i]; e.owner != nil && !yield(e.addr(), e) {
 					return
 				}
 			}

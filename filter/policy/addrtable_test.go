@@ -52,7 +52,7 @@ func TestAddrTable(t *testing.T) {
 
 func same(t *testing.T, table *addrTable, want map[netip.Addr]*Endpoint) {
 	t.Helper()
-	if got := maps.Collect(table.all()); table.size != len(want) || !maps.Equal(got, want) {
+	if got := maps.Collect((&Snapshot{table: table}).Endpoints()); table.size != len(want) || !maps.Equal(got, want) {
 		t.Fatalf("a table of size %d with %d entries, want %d, or the entries differ", table.size, len(got), len(want))
 	}
 	for a, e := range want {

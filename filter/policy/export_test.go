@@ -134,7 +134,7 @@ func (w *Store) CheckGroups() error {
 		if g == nil {
 			return fmt.Errorf("%s has no group", a)
 		}
-		k := kind{e.class, g}
+		k := kind{e.owner.class, g}
 		groups[g]++
 		kinds[k]++
 		if _, id := w.table.find(a); w.kinds[k] == nil || w.kinds[k].id != id {

@@ -107,7 +107,26 @@ func (s *Snapshot) Endpoint(addr netip.Addr) *Endpoint {
 }
 
 // Endpoints yields all addresses that have an owner, in no particular order.
-func (s *Snapshot) Endpoints() iter.Seq2[netip.Addr, *Endpoint] { return s.table.all() }
+func (s *Snapshot) Endpoints() iter.Seq2[netip.Addr, *Endpoint] {
+	return func(yield func(netip.Addr, *Endpoint) bool) {
+		for a, e := range s.table.all() {
+			if !yield(a, e.owner) {
+				return
+			}
+		}
+	}
+}
+
+// IDs yields all addresses that have an owner, with their IDs, in no particular order.
+func (s *Snapshot) IDs() iter.Seq2[netip.Addr, ID] {
+	return func(yield func(netip.Addr, ID) bool) {
+		for a, e := range s.table.all() {
+			if !yield(a, e.id) {
+				return
+			}
+		}
+	}
+}
 
 // IsNode reports whether the endpoint is this node rather than a pod.
 func (e *Endpoint) IsNode() bool { return e != nil && e.class == nil }
