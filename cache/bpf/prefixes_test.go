@@ -3,6 +3,7 @@ package bpf
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -109,7 +110,7 @@ func BenchmarkPlan(b *testing.B) {
 				s, changes := w.Commit()
 				b.StartTimer()
 				set, removed := c.prefixChanges(s)
-				all := c.planPrefixes(s, changes, set, removed)
+				all := c.planPrefixes(s, slices.Collect(owners(s, slices.Values(changes))), set, removed)
 				if err := c.prefixes.begin(all); err != nil {
 					b.Fatal(err)
 				}

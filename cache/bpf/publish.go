@@ -151,7 +151,7 @@ func (c *Cache) SetDevices(devices map[netip.Addr]uint32) error {
 	// programs answer a packet or leave it to user space.
 	for _, table := range []*ebpf.Map{c.tables.read, c.tables.spare} {
 		unknown := func(a netip.Addr) bool { return c.snapshot.Endpoint(a) == nil }
-		if err := c.write(table, c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), unknown))); err != nil {
+		if err := c.write(table, c.snapshot, owners(c.snapshot, slices.Values(slices.DeleteFunc(slices.Clone(changed), unknown)))); err != nil {
 			return errors.Join(fmt.Errorf("update the pods' interfaces in the kernel's flow cache: %w", withHint(err)), c.disable())
 		}
 	}
@@ -196,7 +196,8 @@ func (c *Cache) prefixChanges(s *policy.Snapshot) (set []policy.PrefixID, remove
 // it. As to the rest of an entry: an address is pending, or the node of a pod, from before the swap
 // to after it. If it becomes the node of another pod, it is that of several pods in between.
 func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes, set []policy.PrefixID, removed []netip.Prefix) error {
-	all := c.planPrefixes(s, changes, set, removed)
+	owned := slices.AppendSeq(make([]owner, 0, len(changes)), owners(s, slices.Values(changes)))
+	all := c.planPrefixes(s, owned, set, removed)
 	if c.tables == nil { // no program reads the prefixes: make room first
 		if err := c.prefixes.remove(all); err != nil {
 			return err
@@ -205,7 +206,7 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes, set []policy
 	if err := c.prefixes.begin(all); err != nil {
 		return err
 	}
-	if err := c.publishEndpoints(s, changes); err != nil {
+	if err := c.publishEndpoints(s, owned); err != nil {
 		return err
 	}
 	return c.prefixes.end(all)
@@ -213,7 +214,7 @@ func (c *Cache) publish(s *policy.Snapshot, changes policy.Changes, set []policy
 
 // planPrefixes counts the hosts of all pods, and returns the changes of the map prefixes. If the
 // programs read no table of endpoints, it compares the map with the whole snapshot.
-func (c *Cache) planPrefixes(s *policy.Snapshot, changes policy.Changes, set []policy.PrefixID, removed []netip.Prefix) edits {
+func (c *Cache) planPrefixes(s *policy.Snapshot, owned []owner, set []policy.PrefixID, removed []netip.Prefix) edits {
 	t, before := c.prefixes, previous{c.snapshot, c.prefixes.pending}
 	var named, others []netip.Prefix
 	if c.tables == nil {
@@ -234,8 +235,8 @@ func (c *Cache) planPrefixes(s *policy.Snapshot, changes policy.Changes, set []p
 		for _, p := range set {
 			named = append(named, p.Prefix)
 		}
-		for _, a := range changes {
-			t.hosts.move(a, c.snapshot.Endpoint(a).Hosts(), s.Endpoint(a).Hosts())
+		for _, o := range owned {
+			t.hosts.move(o.addr, c.snapshot.Endpoint(o.addr).Hosts(), o.endpoint.Hosts())
 		}
 	}
 	for a := range t.hosts.take() {
@@ -253,19 +254,19 @@ func (c *Cache) planPrefixes(s *policy.Snapshot, changes policy.Changes, set []p
 	return t.plan(s, before, named, others)
 }
 
-func (c *Cache) publishEndpoints(s *policy.Snapshot, changes policy.Changes) error {
+func (c *Cache) publishEndpoints(s *policy.Snapshot, owned []owner) error {
 	if c.tables == nil || s.Counts().Endpoints > c.tables.room {
 		return c.rebuild(s)
 	}
 	t := c.tables
-	if err := c.write(t.spare, s, slices.Values(changes)); err != nil {
+	if err := c.write(t.spare, s, slices.Values(owned)); err != nil {
 		return err
 	}
 	if err := c.swap(t.spare); err != nil {
 		return err
 	}
 	t.read, t.spare = t.spare, t.read
-	if err := c.write(t.spare, s, slices.Values(changes)); err != nil {
+	if err := c.write(t.spare, s, slices.Values(owned)); err != nil {
 		// This is not an error of Publish: the table that the programs read is complete, and
 		// only the spare one is not. The next Publish makes two new tables.
 		c.log.Warn("a spare table of the kernel's flow cache could not be written; making a new one", "err", err)
@@ -294,7 +295,7 @@ func (c *Cache) rebuild(s *policy.Snapshot) error {
 	for _, table := range []**ebpf.Map{&next.read, &next.spare} {
 		var err error
 		if *table, err = ebpf.NewMap(spec); err == nil {
-			err = c.write(*table, s, addresses(s))
+			err = c.write(*table, s, owners(s, addresses(s)))
 		}
 		if err != nil {
 			return errors.Join(fmt.Errorf("make a table of %d endpoints: %w", s.Counts().Endpoints, err), next.close())
@@ -319,6 +320,25 @@ func addresses(s *policy.Snapshot) iter.Seq[netip.Addr] {
 	}
 }
 
+// owner is the owner of an address in a snapshot, nil if there is none, and the ID of the address.
+type owner struct {
+	addr     netip.Addr
+	endpoint *policy.Endpoint
+	id       policy.ID
+}
+
+// owners yields the owners of some addresses. To look them up takes a tenth of Publish, so that it does so
+// once for all that needs them.
+func owners(s *policy.Snapshot, addrs iter.Seq[netip.Addr]) iter.Seq[owner] {
+	return func(yield func(owner) bool) {
+		for a := range addrs {
+			if e, id := s.Identify(a); !yield(owner{a, e, id}) {
+				return
+			}
+		}
+	}
+}
+
 // endpointTable is a table of endpoints by address: an [ebpf.Map].
 type endpointTable interface {
 	BatchUpdate(keys, values any, opts *ebpf.BatchOptions) (int, error)
@@ -326,13 +346,14 @@ type endpointTable interface {
 	Delete(key any) error
 }
 
-// write writes the endpoints of the given addresses into a table, and deletes the entries of
-// addresses without an endpoint.
-func (c *Cache) write(table endpointTable, s *policy.Snapshot, addrs iter.Seq[netip.Addr]) error {
+// write writes the endpoints of some addresses into a table, and deletes the entries of addresses
+// without an endpoint.
+func (c *Cache) write(table endpointTable, s *policy.Snapshot, owned iter.Seq[owner]) error {
 	var b batch
-	for a := range addrs {
-		if e, id := s.Identify(a); e != nil {
-			b.add(a, endpointOf(s, e, id, c.devices[a], c.prefixes.hosts.number(a, e.Hosts())))
+	for o := range owned {
+		a, e := o.addr, o.endpoint
+		if e != nil {
+			b.add(a, endpointOf(s, e, o.id, c.devices[a], c.prefixes.hosts.number(a, e.Hosts())))
 		} else if err := table.Delete(a.As16()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("delete the endpoint of %s: %w", a, err)
 		}

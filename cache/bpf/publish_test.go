@@ -54,7 +54,7 @@ func TestWriteEndpoints(t *testing.T) {
 	gone, never := netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("10.9.0.2")
 	for _, batches := range []bool{true, false} {
 		table := &fakeTable{batches: batches, entries: map[[16]byte]endpoint{gone.As16(): {}}}
-		if err := (&Cache{prefixes: newPrefixTable()}).write(table, s, slices.Values(append(slices.Clone(changes), gone, never))); err != nil {
+		if err := (&Cache{prefixes: newPrefixTable()}).write(table, s, owners(s, slices.Values(append(slices.Clone(changes), gone, never)))); err != nil {
 			t.Fatal(err)
 		}
 		want := make(map[[16]byte]endpoint)
