@@ -19,7 +19,6 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-	"text/tabwriter"
 
 	"sluice/cache/bpf"
 )
@@ -73,8 +72,7 @@ func measure(ctx context.Context, opts options) (err error) {
 	defer func() { err = errors.Join(err, n.close()) }()
 	fmt.Print(legend)
 	fmt.Printf("%d pods of %d workloads, %d of them on this node; %d policies\n", opts.pods, w.cluster.Apps(), len(w.local), len(w.cluster.Policies))
-	out := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(out, "connections\treplaced\tkernel\tuser\tqueued\tshare\t\talone\tdecided\tshare\t\n")
+	fmt.Println("connections  replaced   kernel     user    queued     share      alone   decided     share")
 	var last sample
 	for count, next := 0, 1000; count < opts.connections && ctx.Err() == nil; {
 		if err := n.connect(w.connection()); err != nil {
@@ -95,10 +93,10 @@ func measure(ctx context.Context, opts options) (err error) {
 		if err != nil {
 			return err
 		}
-		now.print(out, w.replaced, last)
+		now.print(w.replaced, last)
 		last = now
 	}
-	return errors.Join(ctx.Err(), out.Flush())
+	return ctx.Err()
 }
 
 // following returns the next number of the series 1000, 2000, 5000, 10,000 and so on.

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/cilium/ebpf"
@@ -182,10 +181,10 @@ func (n *node) sample(connections int) (sample, error) {
 }
 
 // print prints a row of the table; last is the sample of the previous one.
-func (s sample) print(out io.Writer, replaced int, last sample) {
-	share := func(now, before int) string {
-		return fmt.Sprintf("%.2f %%", 100*float64(now-before)/float64(s.connections-last.connections))
+func (s sample) print(replaced int, last sample) {
+	share := func(now, before int) float64 {
+		return 100 * float64(now-before) / float64(s.connections-last.connections)
 	}
-	fmt.Fprintf(out, "%d\t%d\t%d\t%d\t%d\t%s\t\t%d\t%d\t%s\t\n", s.connections, replaced, s.kernel, s.behind, s.queued, share(s.queued, last.queued),
+	fmt.Printf("%11d %9d %8d %8d %9d %7.2f %% %10d %9d %7.2f %%\n", s.connections, replaced, s.kernel, s.behind, s.queued, share(s.queued, last.queued),
 		s.alone, s.decided, share(s.decided, last.decided))
 }

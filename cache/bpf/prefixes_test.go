@@ -122,7 +122,7 @@ func BenchmarkPlan(b *testing.B) {
 			}
 			step()
 			b.ResetTimer()
-			for i := 0; i < b.N; i++ {
+			for i := range b.N {
 				name("one", []string{cidr, "203.0.114.0/24"}[i%2])
 				step()
 			}

@@ -115,7 +115,7 @@ func BenchmarkLoneChange(b *testing.B) {
 			var sum spent
 			of.undo(-1)
 			l.commit(b)
-			for i := 0; i < b.N; i++ {
+			for i := range b.N {
 				of.change(i)
 				sum.add(l.commit(b))
 				of.undo(i)

@@ -38,9 +38,10 @@ type entry struct {
 	id        ID
 }
 
-func entryOf(a netip.Addr, owner *Endpoint, id ID) entry {
+// entryOf returns an entry without an ID.
+func entryOf(a netip.Addr, owner *Endpoint) entry {
 	b := a.As16()
-	return entry{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), owner, id}
+	return entry{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:]), owner, 0}
 }
 
 // addr returns the address. IPv4 addresses are unmapped.
@@ -50,9 +51,6 @@ func (e *entry) addr() netip.Addr {
 	binary.BigEndian.PutUint64(b[8:], e.low)
 	return netip.AddrFrom16(b).Unmap()
 }
-
-// is4 reports whether the address is an IPv4 address, in its IPv4-mapped form.
-func (e *entry) is4() bool { return e.high == 0 && e.low>>32 == 0xffff }
 
 // hash returns the hash of the address. The low half of the hash selects the chapter, and the
 // high half selects the slot where probing begins. The hash needs no secret seed: only an
@@ -84,7 +82,7 @@ func (t *addrTable) find(a netip.Addr) (*Endpoint, ID) {
 	if t.size == 0 {
 		return nil, 0
 	}
-	e := entryOf(a, nil, 0)
+	e := entryOf(a, nil)
 	hash := e.hash()
 	s := t.chapters[hash&uint64(len(t.chapters)-1)].slot(&e, hash)
 	return s.owner, s.id

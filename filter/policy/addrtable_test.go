@@ -28,7 +28,7 @@ func TestAddrTable(t *testing.T) {
 			if grows := round < 200; random.IntN(4) > 0 != grows {
 				e = nil
 			}
-			changes = append(changes, move{entry: entryOf(a, e, 0)})
+			changes = append(changes, move{entry: entryOf(a, e)})
 			if want[a] = e; e == nil {
 				delete(want, a)
 			}
@@ -42,7 +42,7 @@ func TestAddrTable(t *testing.T) {
 		}
 	}
 	for a := range want {
-		now = now.with([]move{{entry: entryOf(a, nil, 0)}})
+		now = now.with([]move{{entry: entryOf(a, nil)}})
 	}
 	same(t, now, nil)
 	if len(chapters) < 4 || len(now.chapters) != 1 {

@@ -95,7 +95,7 @@ func (m *mover) move(a netip.Addr, now *Endpoint) {
 	if was == now && (was == nil || before == m.groups[after]) {
 		return
 	}
-	m.add(move{entry: entryOf(a, now, 0), was: was, wasID: id, renewed: was == nil || now == nil || was.epoch != now.epoch}, before, after)
+	m.add(move{entry: entryOf(a, now), was: was, wasID: id, renewed: was == nil || now == nil || was.epoch != now.epoch}, before, after)
 	switch p := netip.PrefixFrom(a, a.BitLen()); {
 	case was == nil:
 		m.addrs.Insert(p)
@@ -156,7 +156,7 @@ func (m *mover) moveToGroup(a netip.Addr, moved map[netip.Addr]struct{}) {
 		return
 	}
 	owner, id := m.table.find(a)
-	m.add(move{entry: entryOf(a, owner, 0), was: owner, wasID: id}, before, after)
+	m.add(move{entry: entryOf(a, owner), was: owner, wasID: id}, before, after)
 }
 
 // identify gives an ID to each kind that is new, and returns the addresses whose epoch or ID has

@@ -269,10 +269,10 @@ func prefixesOf(list []netip.Prefix, r addrRange) []netip.Prefix {
 			p = wider
 		}
 		list = append(list, p)
-		if last := lastOf(p); last == r.high {
+		last := lastOf(p)
+		if last == r.high {
 			return list
-		} else {
-			low = last.Next()
 		}
+		low = last.Next()
 	}
 }
