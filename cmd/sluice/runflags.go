@@ -126,7 +126,7 @@ func addQueueFlags(fs *pflag.FlagSet, opts *runOptions) {
 	fs.Var(newNumberFlag(&opts.CopyRange, 64, 65535), "copy-range", "the number of bytes of a packet that are read; IPv6 extension headers beyond them are not understood")
 	fs.Var(newChoiceFlag(&opts.Overflow, agent.DropPackets, agent.PassPackets), "queue-overflow", "what happens to packets if their queue is full: drop, or pass (a flood then opens what policies close)")
 	fs.BoolVar(&opts.GSO, "queue-gso", opts.GSO, "read packets before the kernel splits them to the size of the link")
-	fs.Var(newNumberFlag(&opts.CacheSize, 0, 1<<24), "cache-size", "the number of flows that each worker remembers; 0 disables the cache")
+	fs.Var(newNumberFlag(&opts.CacheSize, 0, 1<<24), "cache-size", "the number of verdicts that each worker remembers; 0 disables the cache")
 }
 
 func addLogFlags(fs *pflag.FlagSet, opts *runOptions) {
