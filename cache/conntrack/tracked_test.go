@@ -566,6 +566,23 @@ func TestBothEndsMove(t *testing.T) {
 	}
 }
 
+// A pod goes away, and its address is pending. Its live connection still follows the policies of the
+// other end.
+func TestConnectionOfAGonePod(t *testing.T) {
+	h, k := quiet(t)
+	local := h.addrs[0]
+	h.store.SetPod(kubepod.Read(pod("p1", local)))
+	h.store.SetPolicy(netpol.Read(guard("p1", 80)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	ref := h.open(filter.NewKey(k.DstAddr(), local, filter.TCP, 80), false)
+	h.store.DeletePod("default", "p0")
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.want(ref, allowed)
+	h.store.SetPolicy(netpol.Read(guard("p1", 81)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.want(ref, revoked)
+}
+
 // If there are more keys than the limit, each change needs a sweep. When addresses have other IDs, and the
 // live connections have no more keys than the limit, the keys are complete again.
 func TestManyKeys(t *testing.T) {
