@@ -570,7 +570,8 @@ func TestBothEndsMove(t *testing.T) {
 // other end.
 func TestConnectionOfAGonePod(t *testing.T) {
 	h, k := quiet(t)
-	local := h.addrs[0]
+	h.store.SetNodeRanges("other", []netip.Prefix{allPods})
+	local := h.addrs[3]
 	h.store.SetPod(kubepod.Read(pod("p1", local)))
 	h.store.SetPolicy(netpol.Read(guard("p1", 80)))
 	h.publishAndSweep(conntrack.ScopeFlows)
