@@ -329,11 +329,12 @@ func TestKernelCacheTakeoverOnPackets(t *testing.T) {
 	s.check(t, []string{otherToDB}, []string{webToDB})
 }
 
-// The test changes policies, labels and addresses as fast as possible while connections open.
+// The test changes all that a verdict depends on as fast as possible while connections open:
+// policies of each tier, the CIDRs that hold an address, labels of pods and namespaces, addresses.
 // After the agent has acknowledged a change, every packet gets the new verdict: the first
 // packets of new connections and the packets of open connections.
 func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
-	const rounds, ports = 4, 3000
+	const rounds, ports = 2, 3000
 	s := newTestbed(t)
 	s.start(kernelArgs()...)
 	web := s.host("default/web")
@@ -341,15 +342,29 @@ func TestNoOldVerdictEscapesTheKernelOnPackets(t *testing.T) {
 	web10 := strings.ReplaceAll(web9, "port: 9", "port: 10")
 	anyPort := db("[{from: [{podSelector: {matchLabels: {role: frontend}}}]}]")
 	s.save("policies.yaml", policies(web9))
+	block := func(more4, more6 string) string {
+		return policies(db(fmt.Sprintf("[{from: [{ipBlock: {cidr: 0.0.0.0/0%s}}, {ipBlock: {cidr: \"::/0\"%s}}]}]", more4, more6)))
+	}
+	ofTeam := db("[{from: [{namespaceSelector: {matchLabels: {team: a}}}]}]")
+	cluster := func(team, without, instead string) string {
+		return strings.Replace(s.cluster(without, instead), "{name: default}", "{name: default, labels: {team: "+team+"}}", 1)
+	}
+	s.save("cluster.yaml", cluster("a", "", ""))
 	webIs := func(name, labels string) string { return s.pod("default/"+name, labels, 0, web.Addrs()...) }
 	// Each entry has a change that denies the flow, and one that allows it again.
 	changes := []struct{ name, file, deny, allow string }{
 		{"policy", "policies.yaml", policies(db("[]")), policies(web9)},
 		{"port", "policies.yaml", policies(web10), policies(anyPort)},
 		{"any port", "policies.yaml", policies(web10), policies(anyPort)},
+		{"except of a CIDR", "policies.yaml", block(fmt.Sprintf(", except: [%s/32]", web.IPv4), fmt.Sprintf(", except: [\"%s/128\"]", web.IPv6)), block("", "")},
+		{"another CIDR", "policies.yaml", policies(db("[{from: [{ipBlock: {cidr: 203.0.113.0/24}}, {ipBlock: {cidr: \"2001:db8:ffff::/48\"}}]}]")), policies(web9)},
+		{"Admin tier", "admin.yaml", clusterPolicies(toAll("{action: Deny, from: [" + anyPods + "]}")), ""},
+		{"Baseline tier", "policies.yaml", clusterPolicies(ofAll("b", "Baseline", 1, "ingress: [{action: Deny, from: ["+anyPods+"]}]")), policies(ofTeam)},
+		{"namespace", "cluster.yaml", cluster("b", "", ""), cluster("a", "", "")},
 		{"policy of the source", "egress.yaml", policies("default/none: {podSelector: {matchLabels: {role: frontend}}, policyTypes: [Egress]}"), ""},
-		{"label", "cluster.yaml", s.cluster("default/web", webIs("web", "role: backend")), s.cluster("", "")},
-		{"address", "cluster.yaml", s.cluster("default/web", webIs("new", "role: new")), s.cluster("", "")},
+		{"policy of the source's label", "policies.yaml", policies(db("[]")), policies(anyPort)},
+		{"label", "cluster.yaml", cluster("a", "default/web", webIs("web", "role: backend")), cluster("a", "", "")},
+		{"address", "cluster.yaml", cluster("a", "default/web", webIs("new", "role: new")), cluster("a", "", "")},
 	}
 	for i, f := range families {
 		t.Run(f.name, func(t *testing.T) {
