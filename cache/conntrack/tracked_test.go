@@ -584,6 +584,24 @@ func TestConnectionOfAGonePod(t *testing.T) {
 	h.want(ref, revoked)
 }
 
+// An address of a node had a pod. Without it, the node reaches its pods, whatever policies say.
+func TestConnectionOfANode(t *testing.T) {
+	h, k := quiet(t)
+	on := pod("p0", k.DstAddr())
+	on.Status.HostIPs = []corev1.HostIP{{IP: "203.0.113.9"}}
+	h.store.SetPod(kubepod.Read(on))
+	src := netip.MustParseAddr("203.0.113.9")
+	h.store.SetPod(kubepod.Read(pod("p1", src)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	ref := h.open(filter.NewKey(src, k.DstAddr(), filter.TCP, 80), false)
+	h.store.SetPolicy(netpol.Read(guard("p0", 81)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.want(ref, revoked)
+	h.store.DeletePod("default", "p1")
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.want(ref, allowed)
+}
+
 // If there are more keys than the limit, each change needs a sweep. When addresses have other IDs, and the
 // live connections have no more keys than the limit, the keys are complete again.
 func TestManyKeys(t *testing.T) {
