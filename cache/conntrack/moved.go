@@ -132,10 +132,10 @@ func (f *follower) moveAddr(a netip.Addr) {
 			f.by[id] = append(f.by[id], a)
 		}
 		to |= aloneBit
-	case is == nil:
-		f.setOutside(to, a)
-		fallthrough
 	default:
+		if is == nil {
+			f.needOutside(to, a)
+		}
 		f.by[to] = append(f.by[to], a)
 	}
 	if !known || from == to {
@@ -171,18 +171,21 @@ func (f *follower) movePrefixes() {
 	set, removed := f.now.PrefixChanges(f.before)
 	for _, p := range set {
 		was, _ := f.before.LongestPrefix(p.Prefix)
-		if a := p.Prefix.Addr(); !f.outside[p.ID][familyOf(a)].IsValid() {
-			f.setOutside(p.ID, a) // members finds out if it has the ID
-		}
+		f.needOutside(p.ID, p.Prefix.Addr()) // members finds out if the address has the ID
 		f.between(was.ID, target{id: p.ID, same: true})
 	}
 	for _, p := range removed {
 		was, _ := f.before.LongestPrefix(p)
 		is, _ := f.now.LongestPrefix(p)
-		if a := p.Addr(); !f.outside[is.ID][familyOf(a)].IsValid() {
-			f.setOutside(is.ID, a)
-		}
+		f.needOutside(is.ID, p.Addr())
 		f.between(was.ID, target{id: is.ID, same: true})
+	}
+}
+
+// needOutside stores an address without an endpoint, unless one is known for the ID.
+func (f *follower) needOutside(id policy.ID, a netip.Addr) {
+	if !f.outside[id][familyOf(a)].IsValid() {
+		f.setOutside(id, a)
 	}
 }
 

@@ -594,6 +594,7 @@ func TestConnectionOfANode(t *testing.T) {
 	h.store.SetPod(kubepod.Read(pod("p1", src)))
 	h.publishAndSweep(conntrack.ScopeFlows)
 	ref := h.open(filter.NewKey(src, k.DstAddr(), filter.TCP, 80), false)
+	h.open(filter.NewKey(netip.MustParseAddr("198.51.100.1"), k.DstAddr(), filter.TCP, 80), false)
 	h.store.SetPolicy(netpol.Read(guard("p0", 81)))
 	h.publishAndSweep(conntrack.ScopeFlows)
 	h.want(ref, revoked)
