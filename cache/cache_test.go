@@ -66,6 +66,25 @@ func TestRemembersAtTheSecondTime(t *testing.T) {
 	}
 }
 
+// The engine holds packets of an address in the pod ranges without a pod. A verdict about it is not
+// remembered: other addresses with its ID would get it although the engine has not recorded it.
+func TestPendingAddressesAreNotRemembered(t *testing.T) {
+	w := policy.NewStore()
+	w.SetPodRanges([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")})
+	w.SetPod(kubepod.Read(pod("a", "10.0.0.1", nil)))
+	s, _ := w.Commit()
+	flows := cache.NewFlows(16)
+	pending, outside := key("10.0.0.9", "10.0.0.1", 80), key("192.0.2.1", "10.0.0.1", 80)
+	for range 3 {
+		if _, ends, fresh := flows.Decide(s, &pending); !fresh || !ends.Pending() {
+			t.Errorf("%+v, %v", ends, fresh)
+		}
+	}
+	if _, ends, fresh := flows.Decide(s, &outside); !fresh || ends.Pending() {
+		t.Errorf("%+v, %v", ends, fresh)
+	}
+}
+
 func denyAll(namespace string) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "deny"},

@@ -570,6 +570,7 @@ func TestBothEndsMove(t *testing.T) {
 // other end.
 func TestConnectionOfAGonePod(t *testing.T) {
 	h, k := quiet(t)
+	h.tracked.Limit(1000, 1000, 1) // keys of IDs that no address has are removed soon, but not those of this pod
 	h.store.SetNodeRanges("other", []netip.Prefix{allPods})
 	local := h.addrs[3]
 	h.store.SetPod(kubepod.Read(pod("p1", local)))
@@ -577,9 +578,47 @@ func TestConnectionOfAGonePod(t *testing.T) {
 	h.publishAndSweep(conntrack.ScopeFlows)
 	ref := h.open(filter.NewKey(k.DstAddr(), local, filter.TCP, 80), false)
 	h.store.DeletePod("default", "p0")
-	h.publishAndSweep(conntrack.ScopeFlows)
-	h.want(ref, allowed)
+	for range 4 {
+		h.publishAndSweep(conntrack.ScopeFlows)
+		h.want(ref, allowed)
+	}
 	h.store.SetPolicy(netpol.Read(guard("p1", 81)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.want(ref, revoked)
+}
+
+// A worker that was stuck allows a connection by a snapshot that is out of date. Later changes concern the
+// connection as well.
+func TestLateVerdict(t *testing.T) {
+	h, k := quiet(t)
+	old := h.published.Snapshot()
+	h.store.SetPolicy(netpol.Read(guard("p0", 80, 81)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.tracked.Track(old, k)
+	ref := h.table.Add(k, 1, netip.AddrPortFrom(k.DstAddr(), k.Port), allowed)
+	h.store.SetPolicy(netpol.Read(guard("p0", 1)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.want(ref, revoked)
+}
+
+// A worker allows a connection by a snapshot that the follower does not know yet, and removes keys that
+// nothing needs. It keeps the key of the connection.
+func TestEarlyVerdict(t *testing.T) {
+	h, k := quiet(t)
+	h.tracked.Limit(1000, 1000, 1)
+	h.store.SetPolicy(netpol.Read(guard("p0", 80, 81)))
+	s, changes := h.store.Commit()
+	h.published.Publish(s)
+	h.follower.Published(s, changes, conntrack.ScopeFlows)
+	h.store.SetPolicy(netpol.Read(guard("p0", 80, 82)))
+	s, changes = h.store.Commit()
+	h.published.Publish(s)
+	ref := h.open(k, false)
+	if err := h.follower.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.follower.Published(s, changes, conntrack.ScopeFlows)
+	h.store.SetPolicy(netpol.Read(guard("p0", 1)))
 	h.publishAndSweep(conntrack.ScopeFlows)
 	h.want(ref, revoked)
 }
