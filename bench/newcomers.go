@@ -31,8 +31,8 @@ const (
 )
 
 // The ranges of these ends. They are the same on all nodes, because only the node routes to them. The
-// sources are behind an interface of their own, as if it led to other machines, and so are the pods that
-// newcomers connect to. The visitors' ranges are those for benchmarks (RFC 2544 and 5180).
+// sources are behind one interface, and the pods that newcomers connect to behind another, as if these led
+// to other machines. The visitors' ranges are those for benchmarks (RFC 2544 and 5180).
 //
 // A node has 4,096 × 4,096 pairs of newcomers, more than a run can use. It has 131,072 visitors; when one
 // comes again, a cache of 65,536 addresses has forgotten it.
@@ -42,8 +42,8 @@ var (
 	visitorRanges  = [...]netip.Prefix{netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("2001:2::/111")}
 )
 
-// newcomerPods is the number of pods in newcomerRanges and in backendRanges, each of which has an
-// address of both families.
+// newcomerPods is the number of pods in newcomerRanges and backendRanges together. Each pod has an IPv4
+// and an IPv6 address.
 const newcomerPods = 2 * newcomerCount
 
 const newcomerCount = 4096

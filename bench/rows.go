@@ -24,8 +24,8 @@ type row struct {
 	result.Row
 	kind  kind
 	fresh bool // no cache still has the key of a connection when the connection begins
-	// ends states between which addresses of which family the connections are. Rows with other ends
-	// than fewPods have only new TCP connections, and no extras.
+	// ends and family select the addresses between which the connections are. Rows with other ends than
+	// fewPods have only new TCP connections, and no extras.
 	ends   ends
 	family family
 	on     string   // the row whose node this row shares; empty for a node of its own

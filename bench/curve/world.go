@@ -27,7 +27,7 @@ type world struct {
 	replicas int
 	addrs    []netip.Addr // of pods, by their index in the cluster
 	local    []int        // the pods of this node
-	free     []int        // by node: the last number of an address that was given out
+	lastByte []int        // by node: the last byte of the address that was given out last
 	taken    map[netip.Addr]bool
 	replaced int // number of pods that were replaced
 	random   *rand.Rand
@@ -39,7 +39,7 @@ func newWorld(opts options) (*world, error) {
 	if opts.apps < 1 || opts.pods < opts.apps || opts.nodes < 1 || opts.nodes > 250 || opts.pods > opts.nodes*maxPodsOfNode {
 		return nil, fmt.Errorf("%d pods of %d workloads on %d nodes: need a pod for each workload, at most 250 nodes, and at most %d pods on each", opts.pods, opts.apps, opts.nodes, maxPodsOfNode)
 	}
-	w := &world{opts: opts, store: policy.NewStore(), replicas: opts.pods / opts.apps, free: make([]int, opts.nodes), taken: make(map[netip.Addr]bool)}
+	w := &world{opts: opts, store: policy.NewStore(), replicas: opts.pods / opts.apps, lastByte: make([]int, opts.nodes), taken: make(map[netip.Addr]bool)}
 	w.cluster = cluster.New(opts.seed, cluster.Options{Pods: opts.apps * w.replicas, Policies: opts.apps, Namespaces: max(1, opts.apps/10), Replicas: w.replicas})
 	w.random = rand.New(rand.NewPCG(opts.seed, 2))
 	w.popular = rand.NewZipf(w.random, 1.1, 1, uint64(opts.apps-1))
@@ -61,13 +61,13 @@ func newWorld(opts options) (*world, error) {
 // nodeOf returns the node of a pod. The pods of an app are on different nodes.
 func (w *world) nodeOf(pod int) int { return pod % w.opts.nodes }
 
-// setAddress gives a pod a free address from the range of its node, which are given out in turn.
+// setAddress gives a pod the next free address in the range of its node.
 func (w *world) setAddress(pod int) {
 	node := w.nodeOf(pod)
 	delete(w.taken, w.addrs[pod])
 	for {
-		w.free[node] = w.free[node]%254 + 1
-		a := netip.AddrFrom4([4]byte{10, 1, byte(node), byte(w.free[node])})
+		w.lastByte[node] = w.lastByte[node]%254 + 1
+		a := netip.AddrFrom4([4]byte{10, 1, byte(node), byte(w.lastByte[node])})
 		if !w.taken[a] && a != w.addrs[pod] {
 			w.taken[a], w.addrs[pod] = true, a
 			break

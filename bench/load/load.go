@@ -67,8 +67,8 @@ func (t Target) Key(n uint64) (from, to netip.Addr, port uint16) {
 func hostBits(p netip.Prefix) int { return p.Addr().BitLen() - p.Bits() }
 
 // scattered returns the nth address of a range, modulo the size of the range, in an order in which
-// consecutive addresses are far apart. So a few addresses are of all parts of the range. The range has
-// less than 2^32 addresses.
+// consecutive addresses are far apart, so that even the first few are spread over the whole range. The
+// range has less than 2^32 addresses.
 func scattered(p netip.Prefix, n uint64) netip.Addr {
 	// The step is 2^32 divided by the golden ratio: multiples of this ratio are spread most evenly. It
 	// is odd, so that each address appears once. The shift does the same for the range as for 2^32.

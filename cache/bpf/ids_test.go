@@ -124,8 +124,8 @@ func TestFamiliesAreApart(t *testing.T) {
 	}
 }
 
-// While the prefixes and the endpoints change one after the other, no packet gets a verdict that is
-// wrong before and after the change. Both policies deny the address. One of them denies it as an
+// The prefixes and the endpoints change one after the other. Meanwhile, every packet gets the verdict of
+// the old state or that of the new one. Both policies deny the address "remote": one of them as an
 // exception of a block, whose other addresses it allows.
 func TestPrefixesChangeInOrder(t *testing.T) {
 	c := newCache(t, bpf.Options{})
@@ -137,7 +137,7 @@ func TestPrefixesChangeInOrder(t *testing.T) {
 		return netpol.Read(n)
 	}
 	policies := []*policy.Policy{block("198.51.100.0/24", remote.String()+"/32"), block("203.0.113.0/24")}
-	// The block is always in use, so that the exception is in it when it is no exception any more.
+	// A second policy always names the block. So when the exception is removed, its address is in the block.
 	kept := letIn("other", "absent")
 	kept.Spec.Ingress[0].From = []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "198.51.100.0/24"}}}
 	u.store.SetPolicy(netpol.Read(kept))

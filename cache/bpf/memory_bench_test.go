@@ -55,7 +55,7 @@ func measureMemory(b *testing.B, c *madeup.Cluster) {
 	flows := cache.NewFlows(cache.DefaultSize)
 	e := engine.New(engine.Config{Published: &u.published, Memory: kernel.NewWriter()}, flows)
 	for _, k := range keys {
-		for range 2 { // the flow cache keeps the second verdict
+		for range 2 { // the flow cache stores a verdict when its key is seen for the second time
 			e.Enter()
 			e.Evaluate(packetOf(k.SrcAddr(), k.DstAddr(), filter.TCP, k.Port, 20), filter.AtPostrouting)
 			e.Exit()

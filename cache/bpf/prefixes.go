@@ -44,7 +44,7 @@ type prefixMap interface {
 type prefixTable struct {
 	in      prefixMap
 	written bart.Table[entry]     // what the map has
-	within  bart.Lite             // the entries of written whose ID is that of a shorter prefix, if the programs need it
+	within  bart.Lite             // prefixes in written that repeat the ID of a shorter prefix; only those of which the programs need the ID
 	pending *bart.Lite            // ranges of pods, and addresses of starting pods
 	ranges  map[netip.Prefix]bool // the same
 	hosts   *hosts
@@ -179,7 +179,8 @@ func (t *prefixTable) begin(all edits) error {
 	return nil
 }
 
-// end makes the second step.
+// end makes the second step of the changes: it removes the entries that are gone, and writes the others
+// as they stay.
 func (t *prefixTable) end(all edits) error {
 	if err := t.remove(all); err != nil {
 		return err
@@ -194,7 +195,7 @@ func (t *prefixTable) end(all edits) error {
 	return nil
 }
 
-// remove deletes the entries that the second step deletes, and takes them out of the changes.
+// remove deletes the entries that are gone from the map, and takes them out of the changes.
 func (t *prefixTable) remove(all edits) error {
 	for p, e := range all {
 		if !e.gone {

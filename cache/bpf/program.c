@@ -52,8 +52,9 @@ struct flow {
 // directions in which policies isolate the endpoint, the directions in which no rule allows anything,
 // and whether the endpoint is this node. "device" is the interface of a pod of this node that has one
 // of its own; otherwise 0. If another pod gets the address while no agent runs, that pod has a
-// different interface, and the programs match none of its packets. "host" is the number of the
-// addresses of the pod's node; 0 if they are not known.
+// different interface, and the programs match none of its packets. "host" stands for the
+// addresses of the pod's node: it is the same number for all pods whose nodes have these addresses, and 0
+// if the addresses are not known.
 struct endpoint {
 	__u64 id;
 	__u32 flags;

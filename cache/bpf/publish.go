@@ -327,8 +327,8 @@ type owner struct {
 	id       policy.ID
 }
 
-// owners yields the owners of some addresses. To look them up takes a tenth of Publish, so that it does so
-// once for all that needs them.
+// owners yields the owners of some addresses. Looking them up takes a tenth of Publish, which therefore
+// does it once, and not for each table.
 func owners(s *policy.Snapshot, addrs iter.Seq[netip.Addr]) iter.Seq[owner] {
 	return func(yield func(owner) bool) {
 		for a := range addrs {

@@ -63,7 +63,7 @@ func (t *TrackedFlows) follow(one step, use map[policy.ID]bool, affected map[net
 	}
 }
 
-// affectNodes makes addresses need a sweep that had a pod, and now are addresses of the node of other pods.
+// affectNodes marks for a sweep the addresses that had a pod and now belong to the node of other pods.
 // IDs do not decide about packets between these (see policy.DecidedByIDs).
 func (f *follower) affectNodes() {
 	unowned := make(map[netip.Addr]bool)
@@ -213,7 +213,7 @@ func (f *follower) findPods(keys map[policy.IDKey]answer) {
 	}
 }
 
-// giveUp makes all moved addresses need sweeps, now and later, because their keys are too many.
+// giveUp marks all moved addresses for a sweep, and their IDs as lost, because their keys are too many.
 func (f *follower) giveUp(concerned map[policy.IDKey]answer) {
 	for from, targets := range f.moves {
 		for _, to := range targets {
@@ -320,9 +320,9 @@ func (f *follower) answer(k policy.IDKey, src, dst netip.Addr) answer {
 	return answerOf(f.evaluate(f.now, &filter.Key{Src: src.As16(), Dst: dst.As16(), Port: k.Port, Protocol: k.Protocol, Transport: k.Transport}))
 }
 
-// evaluatePending makes the changed addresses need a sweep that now have one of the IDs of a key, if the
-// answer of the key differs. One end of the key is pending: the fail mode may have allowed it, although
-// policies deny it, and then it is denied at the next change.
+// evaluatePending evaluates a key with a pending address. It marks for a sweep the changed addresses that
+// are the other end, if the answer differs. The fail mode may have allowed such a connection although
+// policies deny it, and the next change of an end denies it.
 func (f *follower) evaluatePending(k policy.IDKey, was answer) {
 	ends := [2]policy.ID{k.Src, k.Dst}
 	for i, id := range ends {
@@ -345,7 +345,7 @@ func (f *follower) evaluatePending(k policy.IDKey, was answer) {
 	}
 }
 
-// affect makes the addresses that moved between two IDs need a sweep.
+// affect marks for a sweep the addresses that moved from one ID to another.
 func (f *follower) affect(from, to policy.ID) {
 	if from == to {
 		return

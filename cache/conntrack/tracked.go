@@ -45,8 +45,8 @@ type TrackedFlows struct {
 	// lost holds the IDs that may have keys which are not in the map keys, because it was full. If the ID
 	// of an address is one of them, each change of the address needs a sweep.
 	lost map[policy.ID]struct{}
-	// outside has an address without an endpoint for each ID, of such addresses, that a key has: at 0 an
-	// IPv4 address, and at 1 an IPv6 address. The address may have another ID by now.
+	// outside has addresses without an endpoint, by their IDs, with which keys can be evaluated: at 0 an
+	// IPv4 address, and at 1 an IPv6 address. An address may have another ID by now.
 	outside map[policy.ID][2]netip.Addr
 	pending map[netip.Addr]policy.ID // the numbers of pending addresses
 	last    policy.ID                // the last of these numbers
@@ -64,8 +64,8 @@ const (
 	// unsure is the answer of a key that could not be evaluated. The next change needs a sweep, unless the
 	// key is added with an answer before that.
 	unsure answer = 0
-	// mixed stands for several answers. Connections that were allowed while their pod was not known can
-	// have it, and packets to addresses of this node that the snapshot does not list.
+	// mixed stands for several answers. Two kinds of connections may have it: those that were allowed while
+	// their pod was not known, and those to addresses of this node that the snapshot does not list.
 	mixed answer = 255
 )
 
@@ -90,8 +90,8 @@ func (t *TrackedFlows) Track(s *policy.Snapshot, k filter.Key) {
 	t.record(s, &k, filter.Allow)
 }
 
-// publish records that a snapshot was published. Keys that older snapshots allow from then on belong to
-// connections that have other keys by now.
+// publish records that a snapshot was published. If Track gets a key with an older snapshot after that, the
+// connection may already have another key.
 func (t *TrackedFlows) publish(s *policy.Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -118,8 +118,8 @@ func (t *TrackedFlows) record(s *policy.Snapshot, k *filter.Key, action filter.A
 	}
 }
 
-// key returns the key of a flow. It returns false if no policy concerns the flow, or if the verdict
-// depends on the addresses only, and these are not pending.
+// key returns the key of a flow. It returns false if neither address is pending, and either both have no
+// endpoint, or IDs do not decide (see policy.DecidedByIDs).
 func (t *TrackedFlows) key(s *policy.Snapshot, k *filter.Key) (key policy.IDKey, ok bool) {
 	srcAddr, dstAddr := k.SrcAddr(), k.DstAddr()
 	src, srcID := s.Identify(srcAddr)

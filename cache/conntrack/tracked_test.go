@@ -537,8 +537,8 @@ func TestNewcomersAreRevoked(t *testing.T) {
 	h.revokes(filter.NewKey(k.SrcAddr(), h.addrs[5], filter.TCP, 80), true)
 }
 
-// A change of a whole namespace that alters no verdict needs no sweep, although both ends of each
-// connection have another ID, and the ends of some have the same one. A later change finds all of them.
+// A change that alters no verdict needs no sweep, although both ends of the connection get new IDs, also if
+// they share one ID. A later change still finds the connection.
 func TestBothEndsMove(t *testing.T) {
 	for name, from := range map[string]int{"a pod with the same ID": 5, "a client": 6} {
 		t.Run(name, func(t *testing.T) {
@@ -642,8 +642,8 @@ func TestConnectionOfANode(t *testing.T) {
 	h.want(ref, allowed)
 }
 
-// If there are more keys than the limit, each change needs a sweep. When addresses have other IDs, and the
-// live connections have no more keys than the limit, the keys are complete again.
+// If there are more keys than the limit, each change needs a sweep. Once the addresses have new IDs and the
+// keys of the live connections fit, the keys are complete again.
 func TestManyKeys(t *testing.T) {
 	h, k := quiet(t)
 	h.tracked.Limit(6, 1000, 1)

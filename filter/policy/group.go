@@ -145,8 +145,9 @@ func (m *mover) pass(in netip.Prefix, bits int, from groupKey, outside *group, t
 	return true
 }
 
-// outside returns the addresses of a group that are not in a prefix, but in the one with the given number
-// of bits around it. It returns false if it would look at more than a few addresses.
+// outside returns the addresses of a group that are not in the prefix "in", but in the shorter prefix
+// around it that has the given number of bits. It returns false if it would look at more than a few
+// addresses.
 func (m *mover) outside(in netip.Prefix, bits int, g *group) (list []netip.Addr, ok bool) {
 	if g == nil {
 		return nil, true

@@ -12,7 +12,7 @@ import (
 // same verdict, whatever the addresses are, now and in all later snapshots of the store: as long as an
 // address has the ID, nothing that a verdict depends on changes. DecidedByIDs lists the exceptions.
 // The same holds for the policies and rules of the verdict, and for its reason. Only Verdict.Pair may
-// be false in a later snapshot; if it ever was true, it still holds.
+// change, from true to false; a verdict that was stored while it was true stays right.
 //
 // A change that alters verdicts about an address gives it another ID. An ID is never used again for
 // something else. It is 0 for an address that has no endpoint and is in no prefix. The prefixes of all
@@ -20,12 +20,13 @@ import (
 //
 // Why it holds: a rule matches a peer by selectors of pods, by prefixes and, at the destination, by
 // named ports. All pods of a class have the same policy sets, whose rules never change, the same
-// selectors, the same named ports and the same way to deny. The longest prefix with an address tells
-// which other prefixes have it, because prefixes are nested or disjoint. So a verdict can only change
-// while both IDs stay if a selector or a prefix appears or disappears, and then no rule names it that
-// is in force before and after: a policy that names a new one has policy sets of its own, and what
-// nothing names can alter nothing. For the same reason the id of a selector may be used again, and an
-// ID may pass on (see mover.identify).
+// selectors and the same named ports, and they deny in the same way. The longest prefix with an address
+// tells which other prefixes have it, because prefixes are nested or disjoint. So while both IDs stay, a
+// verdict could change only if a selector or a prefix were added or removed. But no rule names it that is
+// in force both before and after that: a policy that names a new selector or prefix gets new policy sets,
+// and with them its pods get new IDs; and a selector or prefix that no rule names affects no verdict. For
+// the same reason the id of a selector may be used again, and all addresses with an ID may take it along
+// when they become another kind of address (see mover.identify).
 type ID uint64
 
 // Identify returns the owner of an address, as Endpoint does, and the ID of the address. It does not

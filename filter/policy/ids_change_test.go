@@ -65,8 +65,8 @@ func TestIDChanges(t *testing.T) {
 	}
 }
 
-// A prefix with nearly all addresses of a group takes over the group, and all of its IDs. The others get
-// new IDs.
+// A prefix with nearly all addresses of a group takes over the group, and all of its IDs. The addresses
+// outside of the prefix get new IDs.
 func TestGroupPassesOn(t *testing.T) {
 	const far = "192.168.0.8" // a pod that is like those in 10.0.0.0/9
 	r := semanticsRun{t: t, cluster: readCluster(t, smallCluster)}

@@ -22,8 +22,8 @@ type ids struct {
 	prefixes map[netip.Prefix]policy.ID // the model of the prefixes, kept by Snapshot.PrefixChanges
 	used     map[policy.ID]netip.Prefix // all IDs of prefixes so far
 	addrs    []netip.Addr
-	// known counts the decisions for which an answer of an earlier commit was remembered, and moved
-	// those of them that were remembered for other addresses.
+	// known is the number of decisions with an answer that was remembered from an earlier commit, and
+	// moved the number of those whose answer was remembered for other addresses.
 	known, moved uint64
 }
 
@@ -159,8 +159,8 @@ func (x *ids) checkVerdict(h *history, f flow, k idKey, a answer) {
 	x.checkPairAnswer(h, f, k, a, pair)
 }
 
-// checkPairAnswer checks that all packets between two IDs get the answer of a verdict with Pair, and
-// that all are allowed if the key of a pair is.
+// checkPairAnswer checks that all packets between two IDs get the answer of a verdict with Pair. It also
+// checks that all are allowed if the key with transport Any is.
 func (x *ids) checkPairAnswer(h *history, f flow, k idKey, a answer, pair bool) {
 	all := x.pairs[[2]policy.ID{k.src, k.dst}]
 	if all == nil {
@@ -242,8 +242,8 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// TestIDsOfManyPrefixes sets a policy with a number of random prefixes, large ones as a draft, which
-// adds them in pieces. The tables of few and of many changes are made in different ways.
+// TestIDsOfManyPrefixes sets a policy with a number of random prefixes. A large policy is a draft, whose
+// prefixes are added in pieces. The tables of few and of many changes are made in different ways.
 func TestIDsOfManyPrefixes(t *testing.T) {
 	for seed := range uint64(6) {
 		h := newHistory(seed + 21_000)

@@ -47,8 +47,8 @@ type Endpoint struct {
 	class *class // nil for the node
 	host  *host
 	about *description
-	// epoch is another number exactly if a verdict about the pod may differ from those about its endpoint in
-	// an earlier snapshot, or if it is another pod. See mover.identify.
+	// epoch changes if and only if a verdict about the pod may differ from that of an earlier snapshot. Two
+	// pods never have the same one. See mover.identify.
 	epoch uint64
 }
 
