@@ -144,9 +144,7 @@ func (f *Follower) Sweep(ctx context.Context) error {
 func (f *Follower) sweep(ctx context.Context, snapshot *policy.Snapshot, changes map[netip.Addr]change, steps []step, all, gap bool) error {
 	due := f.due(snapshot, changes, steps, all)
 	if len(due) == 0 && !all {
-		if len(changes) > 0 {
-			f.log.Debug("no live connection is concerned", event.Swept.Attr(), "snapshot", snapshot.Number(), "changed_addresses", len(changes))
-		}
+		f.log.Debug("no live connection is concerned", event.Swept.Attr(), "snapshot", snapshot.Number(), "changed_addresses", len(changes))
 		return nil
 	}
 	res, err := f.sweeper.sweep(ctx, snapshot, due, sweepOptions{all: all, gap: gap, seen: f.tracked})
