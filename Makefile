@@ -179,7 +179,7 @@ bench-scale: ## measure what it costs to follow 100,000 pods and 10,000 policies
 .PHONY: bench-curve
 bench-curve: ## count the connections of a node that go to user space, over time, in a cluster of 10,000 pods (as root, 2 minutes)
 	@go build -trimpath -buildvcs=false -ldflags='$(STAMP)' -o bin/ ./bench/curve
-	@bin/curve
+	@bin/curve $(BENCHFLAGS)
 
 .PHONY: lint
 lint: ## find probable mistakes in the code (the first run builds golangci-lint: minutes)
