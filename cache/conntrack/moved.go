@@ -13,15 +13,15 @@ type step struct {
 	changes     policy.Changes
 }
 
-// follower handles one step: it finds the IDs that addresses have moved from and to, evaluates the keys
+// transition handles one step: it finds the IDs that addresses have moved from and to, evaluates the keys
 // with these IDs, and adds the keys that the connections have now.
-type follower struct {
+type transition struct {
 	*TrackedFlows
 	step
 	evaluate func(*policy.Snapshot, *filter.Key) filter.Action
-	// use holds the IDs that addresses had before their pods went away. These addresses may still have
+	// gone holds the IDs that addresses had before their pods went away. These addresses may still have
 	// connections, with the keys of these IDs.
-	use      map[policy.ID]bool
+	gone     map[policy.ID]bool
 	moves    map[policy.ID][]target
 	addrs    map[[2]policy.ID][]netip.Addr // those that moved from one ID to the other
 	by       map[policy.ID][]netip.Addr    // the changed addresses, by the ID that they have now
@@ -47,11 +47,11 @@ func (to target) stays() bool { return to == target{} }
 // aloneBit is set in the IDs of targets that are alone. No key has them.
 const aloneBit = pendingBit | 1<<62
 
-// follow handles a step, and adds to affected the changed addresses whose connections need a sweep. use
+// follow handles a step, and adds to affected the changed addresses whose connections need a sweep. gone
 // holds the IDs that addresses with needLater had.
-func (t *TrackedFlows) follow(one step, use map[policy.ID]bool, affected map[netip.Addr]bool, evaluate func(*policy.Snapshot, *filter.Key) filter.Action) {
-	f := &follower{
-		TrackedFlows: t, step: one, evaluate: evaluate, use: use, affected: affected,
+func (t *TrackedFlows) follow(one step, gone map[policy.ID]bool, affected map[netip.Addr]bool, evaluate func(*policy.Snapshot, *filter.Key) filter.Action) {
+	f := &transition{
+		TrackedFlows: t, step: one, evaluate: evaluate, gone: gone, affected: affected,
 		moves: make(map[policy.ID][]target), addrs: make(map[[2]policy.ID][]netip.Addr), by: make(map[policy.ID][]netip.Addr),
 		pods: make(map[policy.ID]*[2]netip.Addr),
 	}
@@ -65,7 +65,7 @@ func (t *TrackedFlows) follow(one step, use map[policy.ID]bool, affected map[net
 
 // affectNodes marks for a sweep the addresses that had a pod and now belong to the node of other pods.
 // IDs do not decide about packets between these (see policy.DecidedByIDs).
-func (f *follower) affectNodes() {
+func (f *transition) affectNodes() {
 	unowned := make(map[netip.Addr]bool)
 	for _, a := range f.changes {
 		if e, pending := f.now.Lookup(a); e == nil && pending == policy.Known {
@@ -86,7 +86,7 @@ func (f *follower) affectNodes() {
 
 // concerned returns the keys with IDs from which addresses have moved. It returns none if there are too
 // many. With 32,768 keys it takes up to 2 ms, for which a worker with a new key waits.
-func (f *follower) concerned() map[policy.IDKey]answer {
+func (f *transition) concerned() map[policy.IDKey]answer {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, a := range f.changes {
@@ -122,7 +122,7 @@ func (f *follower) concerned() map[policy.IDKey]answer {
 }
 
 // moveAddr finds out to which ID an address has moved.
-func (f *follower) moveAddr(a netip.Addr) {
+func (f *transition) moveAddr(a netip.Addr) {
 	from, known := f.idBefore(a)
 	is, to := f.now.Identify(a)
 	alone := is == nil && f.now.Pending(a) != policy.Known
@@ -148,7 +148,7 @@ func (f *follower) moveAddr(a netip.Addr) {
 
 // idBefore returns the ID that an address had. It returns false if no key was tracked for the address: it
 // had no endpoint and was not pending, so that it needs a sweep (see Follower.need).
-func (f *follower) idBefore(a netip.Addr) (policy.ID, bool) {
+func (f *transition) idBefore(a netip.Addr) (policy.ID, bool) {
 	if was, id := f.before.Identify(a); was != nil {
 		return id, true
 	}
@@ -157,7 +157,7 @@ func (f *follower) idBefore(a netip.Addr) (policy.ID, bool) {
 }
 
 // between adds a target, unless the ID already has one with the same ID.
-func (f *follower) between(from policy.ID, to target) {
+func (f *transition) between(from policy.ID, to target) {
 	for _, known := range f.moves[from] {
 		if known.id == to.id {
 			return
@@ -167,7 +167,7 @@ func (f *follower) between(from policy.ID, to target) {
 }
 
 // movePrefixes finds out to which IDs addresses without an endpoint have moved.
-func (f *follower) movePrefixes() {
+func (f *transition) movePrefixes() {
 	set, removed := f.now.PrefixChanges(f.before)
 	for _, p := range set {
 		was, _ := f.before.LongestPrefix(p.Prefix)
@@ -183,14 +183,14 @@ func (f *follower) movePrefixes() {
 }
 
 // needOutside stores an address without an endpoint, unless one is known for the ID.
-func (f *follower) needOutside(id policy.ID, a netip.Addr) {
+func (f *transition) needOutside(id policy.ID, a netip.Addr) {
 	if !f.outside[id][familyOf(a)].IsValid() {
 		f.setOutside(id, a)
 	}
 }
 
 // findPods finds addresses with the IDs of keys and with those that their ends have now.
-func (f *follower) findPods(keys map[policy.IDKey]answer) {
+func (f *transition) findPods(keys map[policy.IDKey]answer) {
 	if len(keys) == 0 {
 		return
 	}
@@ -214,7 +214,7 @@ func (f *follower) findPods(keys map[policy.IDKey]answer) {
 }
 
 // giveUp marks all moved addresses for a sweep, and their IDs as lost, because their keys are too many.
-func (f *follower) giveUp(concerned map[policy.IDKey]answer) {
+func (f *transition) giveUp(concerned map[policy.IDKey]answer) {
 	for from, targets := range f.moves {
 		for _, to := range targets {
 			f.lost[to.id] = struct{}{}
@@ -228,7 +228,7 @@ func (f *follower) giveUp(concerned map[policy.IDKey]answer) {
 
 // move adds the keys that the connections of a key have now, and finds out if their answers differ. It
 // holds the lock for one key only, because workers wait for it.
-func (f *follower) move(k policy.IDKey, was answer) {
+func (f *transition) move(k policy.IDKey, was answer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, src := range append([]target{{}}, f.moves[k.Src]...) {
@@ -238,7 +238,7 @@ func (f *follower) move(k policy.IDKey, was answer) {
 	}
 }
 
-func (f *follower) moveTo(k policy.IDKey, was answer, src, dst target) {
+func (f *transition) moveTo(k policy.IDKey, was answer, src, dst target) {
 	next := k
 	if !src.stays() {
 		next.Src = src.id
@@ -253,7 +253,7 @@ func (f *follower) moveTo(k policy.IDKey, was answer, src, dst target) {
 		f.affect(k.Src, next.Src)
 		f.affect(k.Dst, next.Dst)
 		return
-	case f.use[next.Src] || f.use[next.Dst]: // the connection may be one of an address whose pod has gone
+	case f.gone[next.Src] || f.gone[next.Dst]: // the connection may be one of an address whose pod has gone
 		f.affect(k.Src, next.Src)
 		f.affect(k.Dst, next.Dst)
 	}
@@ -271,14 +271,14 @@ func (f *follower) moveTo(k policy.IDKey, was answer, src, dst target) {
 }
 
 // lives reports whether an address may have the ID.
-func (f *follower) lives(id policy.ID) bool {
+func (f *transition) lives(id policy.ID) bool {
 	_, outside := f.outside[id]
 	return outside || f.pods[id][0].IsValid()
 }
 
 // answerAfter returns the answer for the key that connections with the answer "was" have now. src and dst
 // are the moves of its ends.
-func (f *follower) answerAfter(k policy.IDKey, src, dst target, was answer) answer {
+func (f *transition) answerAfter(k policy.IDKey, src, dst target, was answer) answer {
 	if known, ok := f.keys[k]; ok && known != unsure && known != mixed && (k.Src|k.Dst)&pendingBit == 0 {
 		return known
 	}
@@ -296,7 +296,7 @@ func (f *follower) answerAfter(k policy.IDKey, src, dst target, was answer) answ
 }
 
 // members returns addresses with an ID.
-func (f *follower) members(id policy.ID, to target) (list []netip.Addr) {
+func (f *transition) members(id policy.ID, to target) (list []netip.Addr) {
 	if to.member.IsValid() {
 		list = append(list, to.member)
 	}
@@ -316,14 +316,14 @@ func (f *follower) members(id policy.ID, to target) (list []netip.Addr) {
 }
 
 // answer evaluates a key between two addresses.
-func (f *follower) answer(k policy.IDKey, src, dst netip.Addr) answer {
+func (f *transition) answer(k policy.IDKey, src, dst netip.Addr) answer {
 	return answerOf(f.evaluate(f.now, &filter.Key{Src: src.As16(), Dst: dst.As16(), Port: k.Port, Protocol: k.Protocol, Transport: k.Transport}))
 }
 
 // evaluatePending evaluates a key with a pending address. It marks for a sweep the changed addresses that
 // are the other end, if the answer differs. The fail mode may have allowed such a connection although
 // policies deny it, and the next change of an end denies it.
-func (f *follower) evaluatePending(k policy.IDKey, was answer) {
+func (f *transition) evaluatePending(k policy.IDKey, was answer) {
 	ends := [2]policy.ID{k.Src, k.Dst}
 	for i, id := range ends {
 		if ends[1-i]&pendingBit == 0 {
@@ -346,7 +346,7 @@ func (f *follower) evaluatePending(k policy.IDKey, was answer) {
 }
 
 // affect marks for a sweep the addresses that moved from one ID to another.
-func (f *follower) affect(from, to policy.ID) {
+func (f *transition) affect(from, to policy.ID) {
 	if from == to {
 		return
 	}
