@@ -543,11 +543,7 @@ func BenchmarkPrograms(b *testing.B) {
 	u.commit(b)
 	u.evaluate(redis(web))
 	u.evaluate(redis(remote))
-	for _, bench := range []struct {
-		name    string
-		program *ebpf.Program
-		data    []byte
-	}{
+	benchmarkPrograms(b, []packetCase{
 		{"allow, remembered", p.allow, redis(web)},
 		{"allow, not remembered", p.allow, redis(other)},
 		{"deny, not remembered", p.deny, redis(other)},
@@ -555,10 +551,21 @@ func BenchmarkPrograms(b *testing.B) {
 		{"allow, from outside", p.allow, packetOf(remote, web, filter.TCP, 80, 20)},
 		{"deny, closed", p.deny, packetOf(db, other, filter.TCP, 80, 20)},
 		{"deny, remembered for the pair", p.deny, redis(remote)},
-	} {
-		b.Run(bench.name, func(b *testing.B) {
-			frame := append([]byte{12: 8, 13: 0}, bench.data...)
-			_, took, err := bench.program.Benchmark(frame, b.N, nil)
+	})
+}
+
+// packetCase is a packet whose evaluation by a program is measured.
+type packetCase struct {
+	name    string
+	program *ebpf.Program
+	data    []byte
+}
+
+func benchmarkPrograms(b *testing.B, cases []packetCase) {
+	for _, c := range cases {
+		b.Run(c.name, func(b *testing.B) {
+			frame := append([]byte{12: 8, 13: 0}, c.data...)
+			_, took, err := c.program.Benchmark(frame, b.N, nil)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -579,23 +586,10 @@ func BenchmarkProgramsWithPrefixes(b *testing.B) {
 	u.store.SetPolicy(netpol.Read(many))
 	u.commit(b)
 	u.evaluate(redis(remote))
-	for _, bench := range []struct {
-		name    string
-		program *ebpf.Program
-		data    []byte
-	}{
+	benchmarkPrograms(b, []packetCase{
 		{"allow, no policy", p.allow, packetOf(remote, web, filter.TCP, 80, 20)},
 		{"deny, remembered", p.deny, redis(remote)},
-	} {
-		b.Run(bench.name, func(b *testing.B) {
-			frame := append([]byte{12: 8, 13: 0}, bench.data...)
-			_, took, err := bench.program.Benchmark(frame, b.N, nil)
-			if err != nil {
-				b.Fatal(err)
-			}
-			b.ReportMetric(float64(took.Nanoseconds()), "ns/packet")
-		})
-	}
+	})
 }
 
 // If Publish gets more pod ranges than the map in the kernel can hold, it returns an error,
