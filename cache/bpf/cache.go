@@ -109,6 +109,7 @@ type Cache struct {
 	mu       sync.Mutex
 	tables   *tables // nil while the cache is disabled
 	prefixes *prefixTable
+	owned    *owned
 	// starting holds the addresses of pods that are starting.
 	starting []netip.Prefix
 	// devices holds, by address of a pod of this node, the index of the interface that leads to
@@ -185,7 +186,7 @@ func (c *Cache) loadPrograms(old bool) error {
 	if err := spec.LoadAndAssign(&c.objs, nil); err != nil {
 		return err
 	}
-	c.prefixes.in = c.objs.Prefixes
+	c.prefixes.in, c.owned = c.objs.Prefixes, newOwned(c.objs.Owned)
 	return nil
 }
 
@@ -272,7 +273,9 @@ func pinned(path string, program *ebpf.Program) bool {
 
 // programs returns the programs that are pinned, by path.
 func (c *Cache) programs() map[string]*ebpf.Program {
-	programs := map[string]*ebpf.Program{c.AllowPin(): c.objs.Allow, c.LaterPin(): c.objs.Later}
+	programs := map[string]*ebpf.Program{
+		c.AllowPin(): c.objs.Allow, c.ForwardedPin(): c.objs.Forwarded, c.OthersPin(): c.objs.Others, c.LaterPin(): c.objs.Later,
+	}
 	if !c.opts.AllowedOnly {
 		programs[c.DenyPin()], programs[c.RejectPin()] = c.objs.Deny, c.objs.Reject
 	}
@@ -281,6 +284,13 @@ func (c *Cache) programs() map[string]*ebpf.Program {
 
 // AllowPin returns the path of the program that matches packets that may pass.
 func (c *Cache) AllowPin() string { return filepath.Join(c.pins.dir, "allow") }
+
+// ForwardedPin and OthersPin return the paths of two programs that share the packets of the program at
+// AllowPin: the first matches those that came in at an interface and have ports, the second the others.
+func (c *Cache) ForwardedPin() string { return filepath.Join(c.pins.dir, "forwarded") }
+
+// OthersPin: see ForwardedPin.
+func (c *Cache) OthersPin() string { return filepath.Join(c.pins.dir, "others") }
 
 // DenyPin returns the path of the program that matches packets that must not pass; empty with
 // AllowedOnly.

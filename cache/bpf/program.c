@@ -5,6 +5,9 @@
 // packets that must not pass. A packet that neither matches is queued, as it would be without
 // a cache. There are two programs because a match has only two results.
 //
+// In POSTROUTING, two programs share the work of "allow", so that most packets pass few rules.
+// "forwarded" is for packets that came in at an interface and have ports, "others" for the rest.
+//
 // Two more programs are for the hooks where a denied packet can be rejected. "reject" matches
 // packets that must not pass and are to be rejected. "later" is for FORWARD and matches packets
 // that the first two programs answer in POSTROUTING, except those to reject.
@@ -21,6 +24,8 @@
 #include <linux/in.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+
+#include "../../filter/addrbits/addrbits.h"
 
 // address is an IPv6 address, or an IPv4 address in its mapped form, ::ffff:a.b.c.d.
 struct address {
@@ -127,6 +132,17 @@ struct unowned {
 };
 
 enum { SEVERAL = 0xffffffff };
+
+enum { OWNED_BITS = 20 };
+
+// owned has the bits of the addresses that have an endpoint, or had one since the agent started (see
+// address_bit). So most addresses without an endpoint need no lookup in the large table of endpoints.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << (OWNED_BITS - 6));
+	__type(key, __u32);
+	__type(value, __u64);
+} owned SEC(".maps");
 
 // prefixes holds the prefixes that policies name, the address ranges of pods, and the addresses of
 // nodes with pods. ::ffff:0:0/96 is always there, so that no IPv4 address gets what is said of ::/0.
@@ -439,6 +455,17 @@ static __always_inline int denied(struct __sk_buff *skb, struct key *k, struct u
 	return yes(as);
 }
 
+// endpoint_of returns the endpoint of an address in a table of endpoints, NULL if it has none.
+static __always_inline struct endpoint *endpoint_of(void *table, struct address *a)
+{
+	__u32 bit = address_bit(a->word, OWNED_BITS), at = bit >> 6;
+	__u64 *bits = bpf_map_lookup_elem(&owned, &at);
+
+	if (bits && !(*bits >> (bit & 63) & 1))
+		return 0;
+	return bpf_map_lookup_elem(table, a);
+}
+
 // read_unowned reads the ID and the host of an address without an endpoint. It returns 0 if the
 // address is pending.
 static __always_inline int read_unowned(struct address *a, __u64 *id, __u32 *host)
@@ -532,8 +559,7 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 		return 0;
 	}
 
-	struct endpoint *src = bpf_map_lookup_elem(known, &k.src);
-	struct endpoint *dst = bpf_map_lookup_elem(known, &k.dst);
+	struct endpoint *src = endpoint_of(known, &k.src), *dst = endpoint_of(known, &k.dst);
 	// The later conditions on both ends test these numbers, not src and dst: the compiler may
 	// turn a condition on two pointers into code that needs CAP_PERFMON too.
 	__u64 of_src = 0, of_dst = 0, src_id = 0, dst_id = 0;
@@ -649,6 +675,31 @@ SEC("socket/allow")
 int allow(struct __sk_buff *skb)
 {
 	return evaluate(skb, ALLOW);
+}
+
+// was_forwarded reports whether a packet came in at an interface of the node, and has ports. A packet
+// of the node itself has no such interface, and neither has a fragment that IPv6 makes while forwarding.
+// ICMP is not included, because the kernel takes its errors for packets of other connections.
+static __always_inline int was_forwarded(struct __sk_buff *skb)
+{
+	__u8 version, protocol;
+
+	if (!skb->ingress_ifindex || bpf_skb_load_bytes(skb, 0, &version, 1) ||
+	    bpf_skb_load_bytes(skb, version >> 4 == 4 ? 9 : 6, &protocol, 1))
+		return 0;
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+SEC("socket/forwarded")
+int forwarded(struct __sk_buff *skb)
+{
+	return was_forwarded(skb) && evaluate(skb, ALLOW);
+}
+
+SEC("socket/others")
+int others(struct __sk_buff *skb)
+{
+	return !was_forwarded(skb) && evaluate(skb, ALLOW);
 }
 
 SEC("socket/deny")

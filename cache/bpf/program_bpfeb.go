@@ -16,21 +16,24 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	programMapAnswers   = "answers"
-	programMapDeadline  = "deadline"
-	programMapDenials   = "denials"
-	programMapEndpoints = "endpoints"
-	programMapEvents    = "events"
-	programMapFlows     = "flows"
-	programMapLeftOut   = "left_out"
-	programMapPrefixes  = "prefixes"
-	programMapSources   = "sources"
-	programMapWatch     = "watch"
-	programProgAllow    = "allow"
-	programProgDeny     = "deny"
-	programProgLater    = "later"
-	programProgReject   = "reject"
-	programVarSecrets   = "secrets"
+	programMapAnswers    = "answers"
+	programMapDeadline   = "deadline"
+	programMapDenials    = "denials"
+	programMapEndpoints  = "endpoints"
+	programMapEvents     = "events"
+	programMapFlows      = "flows"
+	programMapLeftOut    = "left_out"
+	programMapOwned      = "owned"
+	programMapPrefixes   = "prefixes"
+	programMapSources    = "sources"
+	programMapWatch      = "watch"
+	programProgAllow     = "allow"
+	programProgDeny      = "deny"
+	programProgForwarded = "forwarded"
+	programProgLater     = "later"
+	programProgOthers    = "others"
+	programProgReject    = "reject"
+	programVarSecrets    = "secrets"
 )
 
 // loadProgram returns the embedded CollectionSpec for program.
@@ -75,10 +78,12 @@ type programSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programProgramSpecs struct {
-	Allow  *ebpf.ProgramSpec `ebpf:"allow"`
-	Deny   *ebpf.ProgramSpec `ebpf:"deny"`
-	Later  *ebpf.ProgramSpec `ebpf:"later"`
-	Reject *ebpf.ProgramSpec `ebpf:"reject"`
+	Allow     *ebpf.ProgramSpec `ebpf:"allow"`
+	Deny      *ebpf.ProgramSpec `ebpf:"deny"`
+	Forwarded *ebpf.ProgramSpec `ebpf:"forwarded"`
+	Later     *ebpf.ProgramSpec `ebpf:"later"`
+	Others    *ebpf.ProgramSpec `ebpf:"others"`
+	Reject    *ebpf.ProgramSpec `ebpf:"reject"`
 }
 
 // programMapSpecs contains maps before they are loaded into the kernel.
@@ -92,6 +97,7 @@ type programMapSpecs struct {
 	Events    *ebpf.MapSpec `ebpf:"events"`
 	Flows     *ebpf.MapSpec `ebpf:"flows"`
 	LeftOut   *ebpf.MapSpec `ebpf:"left_out"`
+	Owned     *ebpf.MapSpec `ebpf:"owned"`
 	Prefixes  *ebpf.MapSpec `ebpf:"prefixes"`
 	Sources   *ebpf.MapSpec `ebpf:"sources"`
 	Watch     *ebpf.MapSpec `ebpf:"watch"`
@@ -131,6 +137,7 @@ type programMaps struct {
 	Events    *ebpf.Map `ebpf:"events"`
 	Flows     *ebpf.Map `ebpf:"flows"`
 	LeftOut   *ebpf.Map `ebpf:"left_out"`
+	Owned     *ebpf.Map `ebpf:"owned"`
 	Prefixes  *ebpf.Map `ebpf:"prefixes"`
 	Sources   *ebpf.Map `ebpf:"sources"`
 	Watch     *ebpf.Map `ebpf:"watch"`
@@ -145,6 +152,7 @@ func (m *programMaps) Close() error {
 		m.Events,
 		m.Flows,
 		m.LeftOut,
+		m.Owned,
 		m.Prefixes,
 		m.Sources,
 		m.Watch,
@@ -162,17 +170,21 @@ type programVariables struct {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programPrograms struct {
-	Allow  *ebpf.Program `ebpf:"allow"`
-	Deny   *ebpf.Program `ebpf:"deny"`
-	Later  *ebpf.Program `ebpf:"later"`
-	Reject *ebpf.Program `ebpf:"reject"`
+	Allow     *ebpf.Program `ebpf:"allow"`
+	Deny      *ebpf.Program `ebpf:"deny"`
+	Forwarded *ebpf.Program `ebpf:"forwarded"`
+	Later     *ebpf.Program `ebpf:"later"`
+	Others    *ebpf.Program `ebpf:"others"`
+	Reject    *ebpf.Program `ebpf:"reject"`
 }
 
 func (p *programPrograms) Close() error {
 	return _ProgramClose(
 		p.Allow,
 		p.Deny,
+		p.Forwarded,
 		p.Later,
+		p.Others,
 		p.Reject,
 	)
 }

@@ -259,6 +259,9 @@ func (c *Cache) publishEndpoints(s *policy.Snapshot, owned []owner) error {
 		return c.rebuild(s)
 	}
 	t := c.tables
+	if err := c.owned.add(owning(owned)); err != nil {
+		return err
+	}
 	if err := c.write(t.spare, s, slices.Values(owned)); err != nil {
 		return err
 	}
@@ -290,6 +293,9 @@ func (c *Cache) rebuild(s *policy.Snapshot) error {
 	spec := c.endpointsSpec.Copy()
 	for int(spec.MaxEntries) < 2*s.Counts().Endpoints {
 		spec.MaxEntries *= 2
+	}
+	if err := c.owned.add(addresses(s)); err != nil {
+		return err
 	}
 	next := &tables{room: int(spec.MaxEntries)}
 	for _, table := range []**ebpf.Map{&next.read, &next.spare} {
@@ -327,6 +333,17 @@ type owner struct {
 	id       policy.ID
 }
 
+// owning yields the addresses that have owners.
+func owning(owned []owner) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for _, o := range owned {
+			if o.endpoint != nil && !yield(o.addr) {
+				return
+			}
+		}
+	}
+}
+
 // owners yields the owners of some addresses. Looking them up takes a tenth of Publish, which therefore
 // does it once, and not for each table.
 func owners(s *policy.Snapshot, addrs iter.Seq[netip.Addr]) iter.Seq[owner] {
@@ -339,8 +356,8 @@ func owners(s *policy.Snapshot, addrs iter.Seq[netip.Addr]) iter.Seq[owner] {
 	}
 }
 
-// endpointTable is a table of endpoints by address: an [ebpf.Map].
-type endpointTable interface {
+// table is a map of the programs, such as a table of endpoints: an [ebpf.Map].
+type table interface {
 	BatchUpdate(keys, values any, opts *ebpf.BatchOptions) (int, error)
 	Update(key, value any, flags ebpf.MapUpdateFlags) error
 	Delete(key any) error
@@ -348,22 +365,22 @@ type endpointTable interface {
 
 // write writes the endpoints of some addresses into a table, and deletes the entries of addresses
 // without an endpoint.
-func (c *Cache) write(table endpointTable, s *policy.Snapshot, owned iter.Seq[owner]) error {
+func (c *Cache) write(in table, s *policy.Snapshot, owned iter.Seq[owner]) error {
 	var b batch
 	for o := range owned {
 		a, e := o.addr, o.endpoint
 		if e != nil {
 			b.add(a, endpointOf(s, e, o.id, c.devices[a], c.prefixes.hosts.number(a, e.Hosts())))
-		} else if err := table.Delete(a.As16()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		} else if err := in.Delete(a.As16()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("delete the endpoint of %s: %w", a, err)
 		}
 		if len(b.addrs) == maxBatch {
-			if err := b.write(table); err != nil {
+			if err := b.write(in); err != nil {
 				return err
 			}
 		}
 	}
-	return b.write(table)
+	return b.write(in)
 }
 
 // maxBatch is the greatest number of entries that one system call writes. With a system call for
@@ -380,23 +397,31 @@ func (b *batch) add(a netip.Addr, e endpoint) {
 	b.addrs, b.endpoints = append(b.addrs, a.As16()), append(b.endpoints, e)
 }
 
-// write writes the entries into a table and empties the batch. A kernel without batches (Linux
-// before 5.6) gets the entries one by one.
-func (b *batch) write(table endpointTable) error {
+// write writes the entries into a table and empties the batch.
+func (b *batch) write(in table) error {
 	if len(b.addrs) == 0 {
 		return nil
 	}
-	_, err := table.BatchUpdate(b.addrs, b.endpoints, nil)
-	if errors.Is(err, ebpf.ErrNotSupported) {
-		err = nil
-		for i := 0; i < len(b.addrs) && err == nil; i++ {
-			err = table.Update(b.addrs[i], b.endpoints[i], ebpf.UpdateAny)
-		}
-	}
-	if err != nil {
+	if err := put(in, b.addrs, b.endpoints); err != nil {
 		return fmt.Errorf("write %d endpoints, from that of %s: %w", len(b.addrs), netip.AddrFrom16(b.addrs[0]).Unmap(), err)
 	}
 	b.addrs, b.endpoints = b.addrs[:0], b.endpoints[:0]
+	return nil
+}
+
+// put writes entries into a map. A kernel without batches (Linux before 5.6) gets them one by one.
+func put[K, V any](in table, keys []K, values []V) error {
+	if len(keys) > 1 {
+		_, err := in.BatchUpdate(keys, values, nil)
+		if !errors.Is(err, ebpf.ErrNotSupported) {
+			return err
+		}
+	}
+	for i := range keys {
+		if err := in.Update(keys[i], values[i], ebpf.UpdateAny); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"sluice/filter/addrbits"
 	"sluice/filter/policy"
 )
 
@@ -67,6 +69,56 @@ func TestWriteEndpoints(t *testing.T) {
 		}
 		if batches && !slices.Equal(table.sizes, []int{maxBatch, maxBatch, 5}) {
 			t.Errorf("batches of %v entries", table.sizes)
+		}
+	}
+}
+
+// failingTable is a map that accepts writes only while fail is false.
+type failingTable struct {
+	table
+	fail  bool
+	words map[uint32]uint64
+}
+
+func (t *failingTable) BatchUpdate(keys, values any, _ *ebpf.BatchOptions) (int, error) {
+	for i, at := range keys.([]uint32) {
+		if t.fail && i == len(keys.([]uint32))/2 {
+			return i, errors.New("no memory")
+		}
+		t.words[at] = values.([]uint64)[i]
+	}
+	return len(keys.([]uint32)), nil
+}
+
+// After an error, the next call writes the bits that may be missing, and no call clears a bit.
+func TestOwnedAfterError(t *testing.T) {
+	in := &failingTable{words: make(map[uint32]uint64)}
+	o := newOwned(in)
+	has := func(a netip.Addr) bool {
+		bit := addrbits.Bit(a, ownedBits)
+		return in.words[bit/64]>>(bit%64)&1 != 0
+	}
+	addrs := make([]netip.Addr, 10_000)
+	for i := range addrs {
+		addrs[i] = netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+	}
+	first, all := addrs[:5000], addrs
+	for _, step := range []struct {
+		add  []netip.Addr
+		fail bool
+	}{{first, false}, {all, true}, {all, false}} {
+		in.fail = step.fail
+		if err := o.add(slices.Values(step.add)); (err != nil) != step.fail {
+			t.Fatal(err)
+		}
+		held := first
+		if !step.fail {
+			held = step.add
+		}
+		for _, a := range held {
+			if !has(a) {
+				t.Fatalf("%s has no bit", a)
+			}
 		}
 	}
 }

@@ -110,6 +110,7 @@ func withPins(o iptables.Options, dir string) iptables.Options {
 		return o
 	}
 	o.AllowPin, o.LaterPin = filepath.Join(dir, "allow"), filepath.Join(dir, "later")
+	o.ForwardedPin, o.OthersPin = filepath.Join(dir, "forwarded"), filepath.Join(dir, "others")
 	if !o.FailOpen {
 		o.DenyPin, o.RejectPin = filepath.Join(dir, "deny"), filepath.Join(dir, "reject")
 	}

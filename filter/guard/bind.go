@@ -124,6 +124,9 @@ const (
 	ofAll    uint32 = 8
 )
 
+// nodeBits is the binary logarithm of the number of bits in the map "node_bits": NODE_BITS in program.c.
+const nodeBits = 14
+
 // place is an address at a port. It is a key of the map "own", laid out as struct place in program.c.
 type place struct {
 	Address [16]byte
@@ -142,11 +145,12 @@ type state struct {
 	ports   map[uint32]portValue
 	own     map[place]uint32
 	known   map[[16]byte]uint32
+	nodes   map[uint32]uint64 // words of the map "node_bits"; only set in what was written
 	tunnels map[uint16]uint32 // set of the UDP ports of tunnels, in network byte order
 }
 
 func newState() state {
-	return state{map[uint32]portValue{}, map[place]uint32{}, map[[16]byte]uint32{}, map[uint16]uint32{}}
+	return state{map[uint32]portValue{}, map[place]uint32{}, map[[16]byte]uint32{}, map[uint32]uint64{}, map[uint16]uint32{}}
 }
 
 // wanted returns the wanted content of the maps.

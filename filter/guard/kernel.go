@@ -4,8 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
+
+	"sluice/filter/addrbits"
 )
 
 // write updates the maps in the kernel to the wanted state, and records in recorded what it
@@ -15,8 +18,24 @@ import (
 func (o *programObjects) write(recorded *state, want state) error {
 	return errors.Join(
 		ensure(o.Own, recorded.own, want.own), ensure(o.Known, recorded.known, want.known),
+		ensure(o.NodeBits, recorded.nodes, nodeWords(want.known)),
 		ensure(o.Tunnels, recorded.tunnels, want.tunnels), ensure(o.Ports, recorded.ports, want.ports),
 	)
+}
+
+// nodeWords returns all words of the map "node_bits" for the given content of the map "known".
+func nodeWords(known map[[16]byte]uint32) map[uint32]uint64 {
+	words := make(map[uint32]uint64)
+	for word := range uint32(1) << nodeBits / 64 {
+		words[word] = 0
+	}
+	for a, flags := range known {
+		if flags&ofNode != 0 {
+			bit := addrbits.Bit(netip.AddrFrom16(a), nodeBits)
+			words[bit/64] |= 1 << (bit % 64)
+		}
+	}
+	return words
 }
 
 // bigEndian returns a number in network byte order, as program.c compares it.

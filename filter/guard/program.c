@@ -19,6 +19,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "../addrbits/addrbits.h"
+
 // allowed_mark is the mark of packets that need no verdict. The loader sets it.
 volatile const __u32 allowed_mark;
 
@@ -93,6 +95,17 @@ struct {
 	__type(key, struct address);
 	__type(value, __u32);
 } known SEC(".maps");
+
+enum { NODE_BITS = 14 };
+
+// node_bits has the bits of the addresses with OF_NODE in the map "known" (see address_bit), so that most packets
+// from outside need no lookup there.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << (NODE_BITS - 6));
+	__type(key, __u32);
+	__type(value, __u64);
+} node_bits SEC(".maps");
 
 // tunnels holds the UDP ports at which this node decapsulates packets.
 struct {
@@ -317,6 +330,15 @@ static __always_inline __u32 whose(struct address *a)
 	return who ? *who : 0;
 }
 
+// is_nodes reports whether an address is this node's.
+static __always_inline int is_nodes(struct address *a)
+{
+	__u32 bit = address_bit(a->word, NODE_BITS), at = bit >> 6;
+	__u64 *bits = bpf_map_lookup_elem(&node_bits, &at);
+
+	return bits && *bits >> (bit & 63) & 1 && whose(a) & OF_NODE;
+}
+
 // for_all reports whether the destination of a packet is a multicast or broadcast address,
 // including the broadcast address of one of this node's networks (such as 10.0.0.255 on
 // 10.0.0.0/24).
@@ -498,7 +520,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
 			return drop(SOURCE);
 		ends[0].word[2] = bpf_htonl(0xffff);
 		ends[0].word[3] = both[0];
-		nodes = loopback4(&ends[0]) || whose(&ends[0]) & OF_NODE;
+		nodes = loopback4(&ends[0]) || is_nodes(&ends[0]);
 	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
 		if (direct && data + ETH_LENGTH + IPV6_LENGTH <= end)
 			__builtin_memcpy(ends, data + ETH_LENGTH + 8, sizeof(ends));
@@ -506,7 +528,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
 			return TC_ACT_UNSPEC;
 		if (same(&ends[0], &ends[1]) && !comes_back(skb, flags))
 			return drop(SOURCE);
-		nodes = local6(&ends[0]) ? owned(&ends[0], skb->ifindex) == NODES : whose(&ends[0]) & OF_NODE;
+		nodes = local6(&ends[0]) ? owned(&ends[0], skb->ifindex) == NODES : is_nodes(&ends[0]);
 	} else {
 		// More tags than any network needs: the packet behind them cannot be checked.
 		return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD) ? drop(TAG) : TC_ACT_UNSPEC;

@@ -18,6 +18,7 @@ import (
 const (
 	programMapDropped        = "dropped"
 	programMapKnown          = "known"
+	programMapNodeBits       = "node_bits"
 	programMapOwn            = "own"
 	programMapPorts          = "ports"
 	programMapTunnels        = "tunnels"
@@ -76,11 +77,12 @@ type programProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programMapSpecs struct {
-	Dropped *ebpf.MapSpec `ebpf:"dropped"`
-	Known   *ebpf.MapSpec `ebpf:"known"`
-	Own     *ebpf.MapSpec `ebpf:"own"`
-	Ports   *ebpf.MapSpec `ebpf:"ports"`
-	Tunnels *ebpf.MapSpec `ebpf:"tunnels"`
+	Dropped  *ebpf.MapSpec `ebpf:"dropped"`
+	Known    *ebpf.MapSpec `ebpf:"known"`
+	NodeBits *ebpf.MapSpec `ebpf:"node_bits"`
+	Own      *ebpf.MapSpec `ebpf:"own"`
+	Ports    *ebpf.MapSpec `ebpf:"ports"`
+	Tunnels  *ebpf.MapSpec `ebpf:"tunnels"`
 }
 
 // programVariableSpecs contains global variables before they are loaded into the kernel.
@@ -110,17 +112,19 @@ func (o *programObjects) Close() error {
 //
 // It can be passed to loadProgramObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programMaps struct {
-	Dropped *ebpf.Map `ebpf:"dropped"`
-	Known   *ebpf.Map `ebpf:"known"`
-	Own     *ebpf.Map `ebpf:"own"`
-	Ports   *ebpf.Map `ebpf:"ports"`
-	Tunnels *ebpf.Map `ebpf:"tunnels"`
+	Dropped  *ebpf.Map `ebpf:"dropped"`
+	Known    *ebpf.Map `ebpf:"known"`
+	NodeBits *ebpf.Map `ebpf:"node_bits"`
+	Own      *ebpf.Map `ebpf:"own"`
+	Ports    *ebpf.Map `ebpf:"ports"`
+	Tunnels  *ebpf.Map `ebpf:"tunnels"`
 }
 
 func (m *programMaps) Close() error {
 	return _ProgramClose(
 		m.Dropped,
 		m.Known,
+		m.NodeBits,
 		m.Own,
 		m.Ports,
 		m.Tunnels,

@@ -158,11 +158,11 @@ func (a arguments) conntrack() ([]byte, error) {
 		unused, size               = 146, 164 // offset of match_flags, and size of the structure
 		matchState, matchDirection = 1 << 0, 1 << 12
 		invalid                    = 1 << 0 // XT_CONNTRACK_STATE_INVALID
-		established, related       = 1 << 1, 1 << 2
+		established, related, new  = 1 << 1, 1 << 2, 1 << 3
 		translated, untracked      = 1 << 7, 1 << 8 // XT_CONNTRACK_STATE_DNAT and _UNTRACKED
 	)
 	info := make([]byte, unused)
-	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related, "DNAT": translated, "INVALID,UNTRACKED": invalid | untracked}
+	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related, "DNAT": translated, "INVALID,UNTRACKED": invalid | untracked, "INVALID,NEW,UNTRACKED": invalid | new | untracked}
 	switch {
 	case a["--ctdir"] == "REPLY": // encoded as an inverted match for the original direction
 		info = append(info, words16(matchDirection, matchDirection)...)

@@ -48,7 +48,7 @@ func (o Options) nodeRules(f Family, last ...string) []string {
 		rules, revoked = []string{o.judgedRejected()}, o.refuseRevoked()
 		refuse = slices.Concat(o.askAboutServices(last), o.refuseRemembered())
 	}
-	rules = slices.Concat(rules, o.markRules(), o.revokedRules(revoked...), o.exemptRules(f), o.cacheRules("-j RETURN", refuse...), last)
+	rules = slices.Concat(rules, o.markRules(), o.revokedRules(revoked...), o.exemptRules(f), o.cacheRules(o.AllowPin, "-j RETURN", refuse...), last)
 	return inChain(nodeChain, rules)
 }
 

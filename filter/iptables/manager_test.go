@@ -258,12 +258,10 @@ func TestPauseAndApply(t *testing.T) {
 }
 
 func TestWithout(t *testing.T) {
-	opts := Defaults
-	opts.AllowPin, opts.DenyPin = "/pins/allow", "/pins/deny"
-	m := newManaged(t, opts)
+	m := newManaged(t, pinnedOptions())
 	m.apply()
-	if got := m.v4.Dump(); strings.Count(got, "-m bpf --object-pinned /pins/") != 2 {
-		t.Fatalf("want both programs in\n%s", got)
+	if got := m.v4.Dump(); strings.Count(got, "-m bpf --object-pinned /pins/") != 3 {
+		t.Fatalf("want three programs in\n%s", got)
 	}
 	for _, less := range []Less{{Overflow: true}, {Pins: true}, {Sources: true}, {Pins: true, Overflow: true, Sources: true}, {}} {
 		m.Without(less)

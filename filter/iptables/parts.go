@@ -37,7 +37,7 @@ const completeInterval = time.Minute
 // without returns a copy of o that omits the given parts.
 func (o Options) without(less Less) Options {
 	if less.Pins {
-		o.AllowPin, o.DenyPin, o.LaterPin, o.RejectPin = "", "", "", ""
+		o.AllowPin, o.DenyPin, o.ForwardedPin, o.OthersPin, o.LaterPin, o.RejectPin = "", "", "", "", "", ""
 	}
 	if less.Overflow {
 		o.SourceShare = 0

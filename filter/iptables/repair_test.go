@@ -19,6 +19,7 @@ import (
 func pinnedOptions() Options {
 	opts := Defaults
 	opts.AllowPin, opts.DenyPin = "/pins/allow", "/pins/deny"
+	opts.ForwardedPin, opts.OthersPin = "/pins/forwarded", "/pins/others"
 	return opts
 }
 

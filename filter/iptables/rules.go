@@ -107,6 +107,10 @@ type Options struct {
 	// the queue: the first matches packets that may pass, the second packets that must not.
 	// Each may be empty; see the package cache/bpf.
 	AllowPin, DenyPin string
+	// ForwardedPin and OthersPin are the paths of two programs that POSTROUTING calls instead of the
+	// one at AllowPin: the first matches those of its packets that came in at an interface and have
+	// ports, the second the rest. They are empty if AllowPin is.
+	ForwardedPin, OthersPin string
 	// LaterPin and RejectPin are the paths of two more programs, for FORWARD and INPUT: the first
 	// matches packets that AllowPin and DenyPin decide in POSTROUTING, the second packets that
 	// must not pass and are rejected. Each may be empty.
@@ -158,7 +162,7 @@ func (o Options) Validate() error {
 	if o.SourceShare < 0 || o.SourceShare > MaxSourceShare {
 		errs = append(errs, fmt.Errorf("--source-share %d: give 1 to %d new connections a second, or 0 for no limit", o.SourceShare, MaxSourceShare))
 	}
-	for _, path := range []string{o.AllowPin, o.DenyPin, o.LaterPin, o.RejectPin} {
+	for _, path := range []string{o.AllowPin, o.DenyPin, o.ForwardedPin, o.OthersPin, o.LaterPin, o.RejectPin} {
 		if strings.ContainsAny(path, " \t\n\"'\\") || len(path) >= maxPinLen {
 			errs = append(errs, fmt.Errorf("the path of a BPF program, %q, is not a word that iptables reads: give one without blanks and quotes, shorter than %d bytes", path, maxPinLen))
 		}

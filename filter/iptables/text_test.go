@@ -50,28 +50,28 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 	}
 }
 
-// The rules that consult the BPF cache are immediately before the queue rules, and stay during a
-// pause.
+// Two of the rules that consult the BPF cache are immediately before the queue rules. The one about
+// forwarded packets follows the rules about allowed packets and connections. All stay during a pause.
 func TestCacheRules(t *testing.T) {
-	o := Defaults
-	o.AllowPin, o.DenyPin = "/sys/fs/bpf/s/allow", "/sys/fs/bpf/s/deny"
-	allow, deny := "-A SLUICE -m bpf --object-pinned /sys/fs/bpf/s/allow -g SLUICE-ALLOW", "-A SLUICE -m bpf --object-pinned /sys/fs/bpf/s/deny -j DROP"
+	forwarded := "-A SLUICE -m conntrack --ctstate INVALID,NEW,UNTRACKED -m bpf --object-pinned /pins/forwarded -g SLUICE-ALLOW"
+	others, deny := "-A SLUICE -m bpf --object-pinned /pins/others -g SLUICE-ALLOW", "-A SLUICE -m bpf --object-pinned /pins/deny -j DROP"
+	o := pinnedOptions()
+	allowedOnly := o
+	allowedOnly.DenyPin, allowedOnly.SourceShare = "", 0
 	for _, f := range Families {
 		plain := Defaults.chains(f)[Chain]
-		before, overflow, queue := plain[:len(plain)-2], plain[len(plain)-2], plain[len(plain)-1]
+		first, before, overflow, queue := plain[:2], plain[2:len(plain)-2], plain[len(plain)-2], plain[len(plain)-1]
 		for _, c := range []struct {
-			opts Options
+			got  map[string][]string
 			last []string
 		}{
-			{o, []string{allow, deny, overflow, queue}},
-			{Options{AllowedMark: o.AllowedMark, RevokedMark: o.RevokedMark, Queues: o.Queues, AllowPin: o.AllowPin}, []string{allow, queue}},
+			{o.chains(f), []string{others, deny, overflow, queue}},
+			{allowedOnly.chains(f), []string{others, queue}},
+			{o.paused(f, DropUnqueued), []string{others, deny, "-A SLUICE -j DROP"}},
 		} {
-			if got, want := c.opts.chains(f)[Chain], slices.Concat(before, c.last); !slices.Equal(got, want) {
+			if got, want := c.got[Chain], slices.Concat(first, []string{forwarded}, before, c.last); !slices.Equal(got, want) {
 				t.Errorf("%s: the chain is\n%s\nand should be\n%s", f, strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
-		}
-		if got, want := o.paused(f, DropUnqueued)[Chain], slices.Concat(before, []string{allow, deny, "-A SLUICE -j DROP"}); !slices.Equal(got, want) {
-			t.Errorf("%s, paused: the chain is\n%s\nand should be\n%s", f, strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 	}
 }

@@ -46,6 +46,7 @@ func (a *agent) openKernel() error {
 	}
 	a.kernel = c // from here on, a.close releases the cache
 	a.opts.Rules.AllowPin, a.opts.Rules.DenyPin = c.AllowPin(), c.DenyPin()
+	a.opts.Rules.ForwardedPin, a.opts.Rules.OthersPin = c.ForwardedPin(), c.OthersPin()
 	a.opts.Rules.LaterPin, a.opts.Rules.RejectPin = c.LaterPin(), c.RejectPin()
 	if err := a.opts.Rules.Validate(); err != nil {
 		return err
