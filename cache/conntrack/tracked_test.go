@@ -623,6 +623,38 @@ func TestEarlyVerdict(t *testing.T) {
 	h.want(ref, revoked)
 }
 
+// An address is pending, then a pod has it, and then it is pending again, by a snapshot that the follower does
+// not know yet. A worker allows a connection of the address by this snapshot. Its key is kept, although two
+// snapshots in a row have a pod with the address.
+func TestPendingAgain(t *testing.T) {
+	h, k := quiet(t)
+	h.tracked.Limit(1000, 1000, -1000) // each sweep removes keys
+	h.store.SetNodeRanges("other", []netip.Prefix{allPods})
+	src, other := h.addrs[5], h.addrs[6]
+	h.store.SetPod(kubepod.Read(pod("p2", other)))
+	h.store.SetPolicy(netpol.Read(guard("p2", 80)))
+	h.publishAndSweep(conntrack.ScopeAll)
+	h.tracked.Track(h.published.Snapshot(), filter.NewKey(src, other, filter.TCP, 80))
+	h.store.SetPod(kubepod.Read(pod("p1", src)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.store.SetPod(kubepod.Read(pod("p3", h.addrs[0])))
+	s, changes := h.store.Commit()
+	h.follower.Published(s, changes, conntrack.ScopeFlows)
+
+	h.store.DeletePod("default", "p1")
+	s, changes = h.store.Commit()
+	k = filter.NewKey(src, k.DstAddr(), filter.TCP, 80)
+	h.tracked.Track(s, k)
+	ref := h.table.Add(k, 1, netip.AddrPortFrom(k.DstAddr(), k.Port), allowed)
+	if err := h.follower.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.follower.Published(s, changes, conntrack.ScopeFlows)
+	h.store.SetPolicy(netpol.Read(guard("p0", 1)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.want(ref, revoked)
+}
+
 // An address of a node had a pod. Without it, the node reaches its pods, whatever policies say.
 func TestConnectionOfANode(t *testing.T) {
 	h, k := quiet(t)
