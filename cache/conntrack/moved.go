@@ -295,14 +295,15 @@ func (f *transition) answerAfter(k policy.IDKey, src, dst target, was answer) an
 	return unsure
 }
 
-// members returns addresses with an ID.
+// members returns addresses with an ID. An address that was stored for an ID may have another one by now, or be
+// pending: then it may be denied, unlike others with the ID, until its pod is known.
 func (f *transition) members(id policy.ID, to target) (list []netip.Addr) {
 	if to.member.IsValid() {
 		list = append(list, to.member)
 	}
 	for _, a := range f.outside[id] {
-		e, now := f.now.Identify(a)
-		if a.IsValid() && (id&pendingBit != 0 || e == nil && now == id && f.now.Pending(a) == policy.Known) {
+		_, now := f.now.Identify(a) // if this is still the ID, no pod has the address: IDs of pods are others
+		if a.IsValid() && (id&pendingBit != 0 || now == id && f.now.Pending(a) == policy.Known) {
 			list = append(list, a)
 		}
 	}
