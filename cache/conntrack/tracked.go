@@ -51,9 +51,10 @@ type TrackedFlows struct {
 	pending map[netip.Addr]policy.ID // the numbers of pending addresses
 	last    policy.ID                // the last of these numbers
 
-	cleaned uint64             // number of the snapshot of the last call of clean
-	missing map[policy.ID]bool // IDs that the snapshot did not have
-	kept    int                // number of other entries
+	newest  uint64               // number of the newest snapshot that keys may be of
+	cleaned uint64               // number of the snapshot of the last call of clean
+	missing map[policy.ID]uint64 // IDs that the snapshot did not have, with the number in newest at that time
+	kept    int                  // number of other entries
 }
 
 // answer is what the marks of a key's live connections express: 1 + the answer of the verdict (see
@@ -95,7 +96,7 @@ func (t *TrackedFlows) Track(s *policy.Snapshot, k filter.Key) {
 func (t *TrackedFlows) publish(s *policy.Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.latest = s
+	t.latest, t.newest = s, max(t.newest, s.Number())
 }
 
 // see records a live connection and the verdict that a sweep gives it.
@@ -108,6 +109,7 @@ func (t *TrackedFlows) see(by *policy.Snapshot, k *filter.Key, v *filter.Verdict
 // record adds a key. If the snapshot is out of date, it also adds the key that the connection has now:
 // a change of IDs that was handled before could not add it.
 func (t *TrackedFlows) record(s *policy.Snapshot, k *filter.Key, action filter.Action) {
+	t.newest = max(t.newest, s.Number())
 	if key, ok := t.key(s, k); ok {
 		t.add(key, answerOf(action))
 	}
@@ -184,9 +186,10 @@ func (t *TrackedFlows) add(k policy.IDKey, a answer) {
 }
 
 // clean removes what belongs to IDs that no address of the snapshot has, and that are not in use
-// either. IDs are never used again. Workers may already use newer snapshots with new IDs, so an ID must
-// be missing in two snapshots. clean takes some 60 ns for each address of the cluster, so it does nothing
-// until the number of entries has doubled or there is no room for a key.
+// either. IDs are never used again. Workers may already use newer snapshots with new IDs, so an ID must be
+// missing twice, the second time in a snapshot that is as new as all keys were the first time. clean takes some
+// 60 ns for each address of the cluster, so it does nothing until the number of entries has doubled or there
+// is no room for a key.
 func (t *TrackedFlows) clean(s *policy.Snapshot, use map[policy.ID]bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -195,14 +198,19 @@ func (t *TrackedFlows) clean(s *policy.Snapshot, use map[policy.ID]bool) {
 	}
 	live := t.liveIDs(s)
 	was := t.missing
-	t.missing, t.cleaned, t.kept = make(map[policy.ID]bool), s.Number(), 0
+	t.missing, t.cleaned, t.kept = make(map[policy.ID]uint64), s.Number(), 0
 	gone := func(ids ...policy.ID) bool {
 		missing, gone := false, false
 		for _, id := range ids {
-			if !live[id] && !use[id] {
-				t.missing[id] = true
-				missing, gone = true, gone || was[id]
+			if live[id] || use[id] {
+				continue
 			}
+			newest, again := was[id]
+			if !again {
+				newest = t.newest
+			}
+			t.missing[id] = newest
+			missing, gone = true, gone || again && newest <= s.Number()
 		}
 		if !missing {
 			t.kept++

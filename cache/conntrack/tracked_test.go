@@ -623,6 +623,38 @@ func TestEarlyVerdict(t *testing.T) {
 	h.want(ref, revoked)
 }
 
+// A worker allows a connection by a snapshot that the follower does not know yet. The sweeps for two older
+// snapshots come later, because they follow a long one, and remove keys that nothing needs. They keep the key
+// of the connection.
+func TestEarlyVerdictBeforeTwoSweeps(t *testing.T) {
+	h, k := quiet(t)
+	h.tracked.Limit(1000, 1000, -1000) // each sweep removes keys
+	type publication struct {
+		*policy.Snapshot
+		policy.Changes
+	}
+	var older []publication
+	for i := range 2 {
+		h.store.SetPod(kubepod.Read(pod(fmt.Sprint("p", 1+i), h.addrs[5+i])))
+		s, changes := h.store.Commit()
+		older = append(older, publication{s, changes})
+	}
+	h.store.SetPolicy(netpol.Read(guard("p0", 80, 81)))
+	s, changes := h.store.Commit()
+	h.published.Publish(s)
+	ref := h.open(k, false)
+	for _, p := range older {
+		h.follower.Published(p.Snapshot, p.Changes, conntrack.ScopeFlows)
+		if err := h.follower.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.follower.Published(s, changes, conntrack.ScopeFlows)
+	h.store.SetPolicy(netpol.Read(guard("p0", 1)))
+	h.publishAndSweep(conntrack.ScopeFlows)
+	h.want(ref, revoked)
+}
+
 // An address is pending, then a pod has it, and then it is pending again, by a snapshot that the follower does
 // not know yet. A worker allows a connection of the address by this snapshot. Its key is kept, although two
 // snapshots in a row have a pod with the address.
