@@ -121,3 +121,22 @@ func TestFollowerPause(t *testing.T) {
 	}
 	r.want(toDB, revoked)
 }
+
+// A sweep of all connections by a snapshot begins before the kernel's flow cache has the snapshot. A connection
+// that the cache allows after the sweep is judged again when the cache has it.
+func TestFollowerSweepsDuringAPublication(t *testing.T) {
+	h, k := quiet(t)
+	h.open(k, false)
+	h.store.SetPolicy(netpol.Read(guard("p0", 1)))
+	s, changes := h.store.Commit()
+	h.follower.Published(s, nil, conntrack.ScopeGap)
+	if err := h.follower.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ref := h.open(filter.NewKey(netip.MustParseAddr("198.51.100.1"), k.DstAddr(), filter.TCP, 80), true)
+	h.follower.Published(s, changes, conntrack.ScopeFlows)
+	if err := h.follower.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.want(ref, revoked)
+}
