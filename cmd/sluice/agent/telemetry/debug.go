@@ -16,7 +16,7 @@ func index(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprint(w, `<!doctype html><title>sluice</title><h1>sluice</h1><ul>
 <li><a href="/debug/status">status</a>: what sluice status shows
 <li><a href="/debug/snapshot">snapshot</a>: how many policies and pods are in force
-<li>/debug/endpoint?ip=ADDRESS or <a href="/debug/endpoint">?pod=NAMESPACE/NAME</a>: the policies that decide about one pod
+<li>/debug/endpoint?ip=ADDRESS or <a href="/debug/endpoint">?pod=NAMESPACE/NAME</a>: the policies that decide about one pod, and the IDs of its addresses or of an address without a pod
 <li><a href="/debug/pprof/">pprof</a>: profiles of the agent
 <li><a href="/metrics">metrics</a>, <a href="/healthz">healthz</a>, <a href="/readyz">readyz</a>
 </ul>
@@ -56,7 +56,25 @@ type tierPolicies struct {
 	Policies []string `json:"policies"` // "default/db", or "admin/platform"
 }
 
-// writeEndpoint writes the endpoint that the query names.
+// outside is an address that no pod has, as /debug/endpoint shows it. It is not an address of this node either.
+type outside struct {
+	Addresses []netip.Addr `json:"addresses"` // the address alone
+	IDs       []policy.ID  `json:"ids"`       // as those of an endpoint
+	Prefix    string       `json:"prefix"`    // the longest prefix with the address that policies name, or ""
+	Pending   bool         `json:"pending"`   // a pod will probably have the address, and packets may be held for it
+}
+
+// outsideOf describes an address without an endpoint.
+func outsideOf(s *policy.Snapshot, a netip.Addr) outside {
+	_, id := s.Identify(a)
+	out := outside{Addresses: []netip.Addr{a}, IDs: []policy.ID{id}, Pending: s.Pending(a) != policy.Known}
+	if longest, ok := s.LongestPrefix(netip.PrefixFrom(a, a.BitLen())); ok {
+		out.Prefix = longest.Prefix.String()
+	}
+	return out
+}
+
+// writeEndpoint writes the endpoint or the address that the query names.
 func writeEndpoint(w http.ResponseWriter, r *http.Request, s *policy.Snapshot) {
 	if s == nil {
 		http.Error(w, "nothing is in force yet", http.StatusServiceUnavailable)
@@ -74,7 +92,11 @@ func writeEndpoint(w http.ResponseWriter, r *http.Request, s *policy.Snapshot) {
 			http.Error(w, "ip: write an IP address, such as 192.0.2.1", http.StatusBadRequest)
 			return
 		}
-		found = s.Endpoint(addr.Unmap())
+		addr = addr.Unmap().WithZone("")
+		if found = s.Endpoint(addr); found == nil {
+			writeJSON(w, outsideOf(s, addr))
+			return
+		}
 	}
 	out := endpoint{Addresses: []netip.Addr{}, NamedPorts: []string{}}
 	for addr, e := range s.Endpoints() {
@@ -84,7 +106,7 @@ func writeEndpoint(w http.ResponseWriter, r *http.Request, s *policy.Snapshot) {
 		}
 	}
 	if found == nil {
-		http.Error(w, fmt.Sprintf("no pod and no node is known as %q", ip+pod), http.StatusNotFound)
+		http.Error(w, fmt.Sprintf("no pod is known as %q", pod), http.StatusNotFound)
 		return
 	}
 	slices.SortFunc(out.Addresses, netip.Addr.Compare)

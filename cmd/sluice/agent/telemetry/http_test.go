@@ -4,10 +4,17 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sluice/filter/policy"
+	"sluice/filter/policy/netpol"
 )
 
 // get requests a page as a caller on this machine.
@@ -36,6 +43,7 @@ func TestPages(t *testing.T) {
 		"/debug/endpoint?pod=default/db":     `"default/access-demo1"`,
 		"/debug/endpoint?ip=10.0.0.1":        `"default/access-demo1"`,
 		"/debug/endpoint?ip=::ffff:10.0.0.2": `"endpoint": "default/web"`,
+		"/debug/endpoint?ip=fe80::1%25eth0":  `"fe80::1"`,
 		"/debug/pprof/goroutine?debug=1":     "goroutine profile",
 		"/debug/pprof/cmdline":               "telemetry.test",
 		"/debug/pprof/":                      "Types of profiles available",
@@ -48,7 +56,6 @@ func TestPages(t *testing.T) {
 		"/debug/endpoint": http.StatusBadRequest,
 		"/debug/endpoint?ip=10.0.0.1&pod=default/web": http.StatusBadRequest,
 		"/debug/endpoint?ip=ten":                      http.StatusBadRequest,
-		"/debug/endpoint?ip=192.0.2.1":                http.StatusNotFound,
 		"/debug/endpoint?pod=default/none":            http.StatusNotFound,
 		"/debug/nothing":                              http.StatusNotFound,
 		"/nothing":                                    http.StatusNotFound,
@@ -74,6 +81,42 @@ func TestEndpointPage(t *testing.T) {
 	if got.Endpoint != "default/db" || len(got.Addresses) != 2 || got.Addresses[0].String() != "10.0.0.1" ||
 		got.Egress != nil || len(got.Ingress) != 1 || len(got.NamedPorts) != 1 || got.NamedPorts[0] != "redis=6379/TCP" || len(got.IDs) != len(got.Addresses) || got.IDs[0] == 0 {
 		t.Errorf("%+v", got)
+	}
+}
+
+// An address without a pod has the ID of the longest prefix with it that policies name, or 0.
+func TestEndpointPageOfOutsideAddresses(t *testing.T) {
+	w := policy.NewStore()
+	w.SetNodeRanges("node-2", []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")})
+	peers := []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/24", Except: []string{"192.0.2.128/25"}}}}
+	w.SetPolicy(netpol.Read(&networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "partners"},
+		Spec:       networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{From: peers}}},
+	}))
+	s, _ := w.Commit()
+	h := Handler(func() *State { return &State{Now: noon, Started: noon, Snapshot: s} })
+	ids := make(map[string]policy.ID)
+	for ip, want := range map[string]outside{
+		"192.0.2.1":        {Prefix: "192.0.2.0/24"},
+		"::ffff:192.0.2.2": {Prefix: "192.0.2.0/24"},
+		"192.0.2.129":      {Prefix: "192.0.2.128/25"},
+		"10.0.1.1":         {Pending: true},
+		"2001:db8::1":      {},
+	} {
+		var got outside
+		if err := json.Unmarshal(get(h, "/debug/endpoint?ip="+ip).Body.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		addr := netip.MustParseAddr(ip).Unmap()
+		_, id := s.Identify(addr)
+		want.Addresses, want.IDs = []netip.Addr{addr}, []policy.ID{id}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, want %+v", ip, got, want)
+		}
+		ids[ip] = id
+	}
+	if ids["192.0.2.1"] == 0 || ids["192.0.2.1"] != ids["::ffff:192.0.2.2"] || ids["192.0.2.1"] == ids["192.0.2.129"] || ids["2001:db8::1"] != 0 {
+		t.Errorf("the IDs are %v", ids)
 	}
 }
 
