@@ -542,13 +542,13 @@ int sluice_from_pod(struct __sk_buff *skb)
 	__u32 index = skb->ifindex;
 	struct port *port = bpf_map_lookup_elem(&ports, &index);
 	__u32 flags = port ? port->flags : 0;
-	struct packet p = {};
-	__u8 link[6] = {};
 
 	if (flags & OUTSIDE)
 		return from_outside(skb, flags);
 	if (port && ordinary(skb, port, 1))
 		return TC_ACT_UNSPEC;
+	struct packet p = {};
+	__u8 link[6] = {};
 
 	// Tagged frames can bypass iptables, even with VLAN ID 0, which the kernel otherwise
 	// treats as no tag.
@@ -621,11 +621,11 @@ int sluice_to_pod(struct __sk_buff *skb)
 {
 	__u32 index = skb->ifindex, from = skb->ingress_ifindex;
 	struct port *port = bpf_map_lookup_elem(&ports, &index);
-	struct packet p = {};
-	__u8 link[6] = {};
 
 	if (!port || !(port->flags & (PRIMARY | ISOLATED_INGRESS)) || ordinary(skb, port, 0))
 		return TC_ACT_UNSPEC;
+	struct packet p = {};
+	__u8 link[6] = {};
 	__u32 flags = port->flags;
 
 	if (from && flags & PRIMARY && flags & ISOLATED_INGRESS && tagged(skb))
