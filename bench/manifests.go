@@ -43,6 +43,18 @@ const (
 // sourceCount returns the number of the lab's client pods in a cluster.
 func sourceCount(s result.Scenario) int { return min(maxSources, s.Pods-2) }
 
+// clientRange has the addresses of the client pods. They are behind one interface of the node, which leads
+// to other nodes.
+var clientRange = netip.MustParsePrefix("10.128.32.0/24")
+
+// sources returns the addresses of the client pods.
+func sources(s result.Scenario) (addrs []netip.Addr) {
+	for i := range uint32(sourceCount(s)) {
+		addrs = append(addrs, nth(clientRange, i+1))
+	}
+	return addrs
+}
+
 // freshPorts returns the server's ports for the keys that freshKeys counts.
 func freshPorts(s result.Scenario) load.Ports {
 	return load.Ports{First: freshPort, Count: freshKeys / sourceCount(s)}

@@ -54,8 +54,8 @@ const (
 	roleBehindBlocks, roleOpenToAll = "bench-behind-blocks", "bench-open-to-all"
 )
 
-// addEnds adds the ends to the node of a contender: ranges to the client and to the server, and a host
-// with the two pods for visitors, which has an interface of its own like any pod.
+// addEnds adds the ends to the node of a contender: ranges to the client and to the server, and the two
+// pods for visitors.
 func (s *contender) addEnds() (err error) {
 	for f := range newcomerRanges {
 		for _, r := range []struct {
@@ -67,12 +67,8 @@ func (s *contender) addEnds() (err error) {
 			}
 		}
 	}
-	if s.visited, err = s.node.AddPod("visited"); err != nil {
-		return err
-	}
-	for f, a := range s.visited.Addrs() {
-		s.openPod[f] = a.Next()
-		if err := s.visited.AddAddr(s.openPod[f]); err != nil {
+	for i, name := range []string{"behind-blocks", "open-to-all"} {
+		if s.visited[i], err = s.node.AddPod(name); err != nil {
 			return err
 		}
 	}
@@ -86,9 +82,9 @@ func (s *contender) between() load.Target {
 	case newcomers:
 		to.FromRange, to.ToRange = newcomerRanges[s.family], backendRanges[s.family]
 	case visitorsOfOpenPod:
-		to.To = s.openPod[s.family]
+		to.To = s.visited[1].Addrs()[s.family]
 	default:
-		to.To = s.visited.Addrs()[s.family]
+		to.To = s.visited[0].Addrs()[s.family]
 	}
 	return to
 }
@@ -105,8 +101,8 @@ func endPods(namespace string, t *contender) (pods []*corev1.Pod) {
 		pods = append(pods, p)
 	}
 	here := t.node.Addrs()
-	add("behind-blocks", roleBehindBlocks, t.visited.Addrs(), here...)
-	add("open-to-all", roleOpenToAll, t.openPod[:], here...)
+	add("behind-blocks", roleBehindBlocks, t.visited[0].Addrs(), here...)
+	add("open-to-all", roleOpenToAll, t.visited[1].Addrs(), here...)
 	for i := range uint32(newcomerCount) {
 		add(fmt.Sprintf("newcomer-%d", i), roleNewcomer, nthOfEach(newcomerRanges, i))
 		add(fmt.Sprintf("backend-%d", i), roleBackend, nthOfEach(backendRanges, i), here...)

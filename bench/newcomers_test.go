@@ -84,9 +84,8 @@ func newEndsContender() *contender {
 	t := newTestContender(netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("10.77.0.2"), 16)
 	t.ends = newcomers
 	t.node = &lab.Node{Host: &lab.Host{IPv4: netip.MustParseAddr("192.0.2.1"), IPv6: netip.MustParseAddr("2001:db8::1")}}
-	t.visited = &lab.Host{IPv4: netip.MustParseAddr("10.77.0.100"), IPv6: netip.MustParseAddr("fd00:77::100")}
-	for f, a := range t.visited.Addrs() {
-		t.openPod[f] = a.Next()
+	for i, a := range []string{"10.77.0.100", "10.77.0.101"} {
+		t.visited[i] = &lab.Host{IPv4: netip.MustParseAddr(a), IPv6: netip.MustParseAddr(fmt.Sprintf("fd00:77::%d", 100+i))}
 	}
 	return t
 }

@@ -34,20 +34,21 @@ type testbed struct {
 	used       int // number of nodes in use
 }
 
-// contender is the node of a row, with its pods: a server, a client that has the addresses
-// of many pods, and a hostile pod.
+// contender is the node of a row, with the pods of a server and of a hostile program, and with a client that
+// has the addresses of many pods of other nodes.
 type contender struct {
 	row
 	node                    *lab.Node
 	server, client, hostile *lab.Host
 	sources                 []netip.Addr
-	visited                 *lab.Host     // has the two pods for visitors; nil unless the node has the ends of newcomers and visitors
-	openPod                 [2]netip.Addr // of the second of these pods, by family
-	dir                     string        // the agent's directory of manifests
-	agent                   *agenttest.Agent
-	pid                     int // PID of the process that reads the queues; 0 if there is none
-	traffic, flood          *load.Driver
-	processes               []*process
+	// visited are the two pods for visitors: behind ipBlocks, and open to all. They are nil unless the node
+	// has the ends of newcomers and visitors.
+	visited        [2]*lab.Host
+	dir            string // the agent's directory of manifests
+	agent          *agenttest.Agent
+	pid            int // PID of the process that reads the queues; 0 if there is none
+	traffic, flood *load.Driver
+	processes      []*process
 }
 
 // open builds a testbed. The caller must close it, also after an error. If a row that needs
@@ -142,13 +143,10 @@ func (s *testbed) pods(t *contender) (err error) {
 			return err
 		}
 	}
-	t.sources = []netip.Addr{t.client.IPv4}
-	for a := t.hostile.IPv4.Next(); len(t.sources) < sourceCount(s.Scenario); a = a.Next() {
-		if err := t.client.AddAddr(a); err != nil {
-			return err
-		}
-		t.sources = append(t.sources, a)
+	if err := t.client.AddRange(clientRange); err != nil {
+		return err
 	}
+	t.sources = sources(s.Scenario)
 	if t.hasEnds() {
 		if err := t.addEnds(); err != nil {
 			return err
@@ -262,18 +260,20 @@ func (s *testbed) programs(ctx context.Context, t *contender) error {
 	if t.fresh || t.kind == bare {
 		ports += "," + freshPorts(s.Scenario).String()
 	}
-	servers := []struct {
+	type program struct {
 		on   *lab.Host
 		args []string
-	}{
+	}
+	servers := []program{
 		// Two servers share the thousands of ports for never-seen keys, because the limit on open
 		// files may be too low for one process.
 		{t.server, []string{"--tcp", ports, "--udp", fmt.Sprint(probePort), "--stream", fmt.Sprint(streamPort)}},
 		{t.server, []string{"--tcp", fmt.Sprint(probePort), "--udp", ports, "--stream", "0"}},
 	}
 	if t.hasEnds() {
-		servers = append(servers, servers[0])
-		servers[2].on = t.visited
+		for _, pod := range t.visited {
+			servers = append(servers, program{pod, []string{"--tcp", fmt.Sprint(seenPort), "--udp", fmt.Sprint(probePort), "--stream", "0"}})
+		}
 	}
 	for _, v := range servers {
 		server, err := s.startReady(ctx, v.on, append([]string{"server"}, v.args...)...)
