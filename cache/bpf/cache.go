@@ -285,11 +285,11 @@ func (c *Cache) programs() map[string]*ebpf.Program {
 // AllowPin returns the path of the program that matches packets that may pass.
 func (c *Cache) AllowPin() string { return filepath.Join(c.pins.dir, "allow") }
 
-// ForwardedPin and OthersPin return the paths of two programs that share the packets of the program at
-// AllowPin: the first matches those that came in at an interface and have ports, the second the others.
+// ForwardedPin returns the path of the program that matches those packets of the program at AllowPin that came
+// in at an interface and have ports.
 func (c *Cache) ForwardedPin() string { return filepath.Join(c.pins.dir, "forwarded") }
 
-// OthersPin: see ForwardedPin.
+// OthersPin returns the path of the program that matches the other packets of the program at AllowPin.
 func (c *Cache) OthersPin() string { return filepath.Join(c.pins.dir, "others") }
 
 // DenyPin returns the path of the program that matches packets that must not pass; empty with
