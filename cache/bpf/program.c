@@ -21,6 +21,7 @@
 // passed through both programs.
 
 #include <linux/bpf.h>
+#include <linux/if_ether.h>
 #include <linux/in.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -293,7 +294,7 @@ static __always_inline int read_ipv4(struct __sk_buff *skb, struct key *k, struc
 {
 	struct ipv4 ip;
 
-	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) || ip.version >> 4 != 4)
 		return 0;
 	map(&k->src, ip.src);
 	map(&k->dst, ip.dst);
@@ -321,7 +322,7 @@ static __always_inline int read_ipv6(struct __sk_buff *skb, struct key *k, struc
 {
 	struct ipv6 ip;
 
-	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) || mapped(&ip.src) || mapped(&ip.dst))
+	if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) || bpf_ntohl(ip.version) >> 28 != 6 || mapped(&ip.src) || mapped(&ip.dst))
 		return 0;
 	k->src = ip.src;
 	k->dst = ip.dst;
@@ -542,22 +543,32 @@ static __always_inline int unattended(void)
 	return !until || bpf_ktime_get_ns() > *until;
 }
 
-static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
+// part is the part of all packets that a program matches. FORWARDED are TCP, UDP and SCTP packets that have
+// arrived on an interface; a packet that the node itself sends has arrived on none. ICMP is in OTHERS, for which
+// the rules that let ICMP errors and neighbor discovery pass come first.
+enum part { ALL, FORWARDED, OTHERS };
+
+static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted, enum part part)
 {
 	struct key k = {};
 	struct upper up = {};
 	__u32 first = 0;
-	__u8 version;
 
-	void *known = bpf_map_lookup_elem(&endpoints, &first);
-	if (!known || bpf_skb_load_bytes(skb, 0, &version, 1))
+	if (part == FORWARDED && !skb->ingress_ifindex)
 		return 0;
-	if (version >> 4 == 4) {
+	void *known = bpf_map_lookup_elem(&endpoints, &first);
+	if (!known)
+		return 0;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		if (!read_ipv4(skb, &k, &up))
 			return 0;
-	} else if (version >> 4 != 6 || !read_ipv6(skb, &k, &up)) {
+	} else if (skb->protocol != bpf_htons(ETH_P_IPV6) || !read_ipv6(skb, &k, &up)) {
 		return 0;
 	}
+	int ports = up.protocol == IPPROTO_TCP || up.protocol == IPPROTO_UDP || up.protocol == IPPROTO_SCTP;
+
+	if (part != ALL && (part == FORWARDED) != (skb->ingress_ifindex && ports))
+		return 0;
 
 	struct endpoint *src = endpoint_of(known, &k.src), *dst = endpoint_of(known, &k.dst);
 	// The later conditions on both ends test these numbers, not src and dst: the compiler may
@@ -676,48 +687,35 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted)
 SEC("socket/allow")
 int allow(struct __sk_buff *skb)
 {
-	return evaluate(skb, ALLOW);
-}
-
-// was_forwarded reports whether a packet came in at an interface of the node, and has ports. A packet
-// of the node itself has no such interface, and neither has a fragment that IPv6 makes while forwarding.
-// ICMP is not included, because the kernel takes its errors for packets of other connections.
-static __always_inline int was_forwarded(struct __sk_buff *skb)
-{
-	__u8 version, protocol;
-
-	if (!skb->ingress_ifindex || bpf_skb_load_bytes(skb, 0, &version, 1) ||
-	    bpf_skb_load_bytes(skb, version >> 4 == 4 ? 9 : 6, &protocol, 1))
-		return 0;
-	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+	return evaluate(skb, ALLOW, ALL);
 }
 
 SEC("socket/forwarded")
 int forwarded(struct __sk_buff *skb)
 {
-	return was_forwarded(skb) && evaluate(skb, ALLOW);
+	return evaluate(skb, ALLOW, FORWARDED);
 }
 
 SEC("socket/others")
 int others(struct __sk_buff *skb)
 {
-	return !was_forwarded(skb) && evaluate(skb, ALLOW);
+	return evaluate(skb, ALLOW, OTHERS);
 }
 
 SEC("socket/deny")
 int deny(struct __sk_buff *skb)
 {
-	return evaluate(skb, DENY);
+	return evaluate(skb, DENY, ALL);
 }
 
 SEC("socket/reject")
 int reject(struct __sk_buff *skb)
 {
-	return evaluate(skb, REJECT);
+	return evaluate(skb, REJECT, ALL);
 }
 
 SEC("socket/later")
 int later(struct __sk_buff *skb)
 {
-	return evaluate(skb, LATER);
+	return evaluate(skb, LATER, ALL);
 }

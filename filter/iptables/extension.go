@@ -162,7 +162,7 @@ func (a arguments) conntrack() ([]byte, error) {
 		translated, untracked      = 1 << 7, 1 << 8 // XT_CONNTRACK_STATE_DNAT and _UNTRACKED
 	)
 	info := make([]byte, unused)
-	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related, "DNAT": translated, "INVALID,UNTRACKED": invalid | untracked, "INVALID,NEW,UNTRACKED": invalid | new | untracked}
+	state := map[string]uint16{"ESTABLISHED": established, "RELATED": related, "DNAT": translated, "INVALID,UNTRACKED": invalid | untracked, "INVALID,NEW,RELATED,UNTRACKED": invalid | new | related | untracked}
 	switch {
 	case a["--ctdir"] == "REPLY": // encoded as an inverted match for the original direction
 		info = append(info, words16(matchDirection, matchDirection)...)

@@ -133,7 +133,7 @@ func (o Options) forwardedRules() []string {
 	if o.ForwardedPin == "" {
 		return nil
 	}
-	return []string{fmt.Sprintf("-m conntrack --ctstate INVALID,NEW,UNTRACKED -m bpf --object-pinned %s -g %s", o.ForwardedPin, allowChain)}
+	return []string{fmt.Sprintf("-m conntrack --ctstate INVALID,NEW,RELATED,UNTRACKED -m bpf --object-pinned %s -g %s", o.ForwardedPin, allowChain)}
 }
 
 // markRules returns the rules about packets and connections that have been allowed.

@@ -53,7 +53,7 @@ func TestWantedFollowsTheOptions(t *testing.T) {
 // Two of the rules that consult the BPF cache are immediately before the queue rules. The one about
 // forwarded packets follows the rules about allowed packets and connections. All stay during a pause.
 func TestCacheRules(t *testing.T) {
-	forwarded := "-A SLUICE -m conntrack --ctstate INVALID,NEW,UNTRACKED -m bpf --object-pinned /pins/forwarded -g SLUICE-ALLOW"
+	forwarded := "-A SLUICE -m conntrack --ctstate INVALID,NEW,RELATED,UNTRACKED -m bpf --object-pinned /pins/forwarded -g SLUICE-ALLOW"
 	others, deny := "-A SLUICE -m bpf --object-pinned /pins/others -g SLUICE-ALLOW", "-A SLUICE -m bpf --object-pinned /pins/deny -j DROP"
 	o := pinnedOptions()
 	allowedOnly := o
