@@ -43,8 +43,8 @@ const (
 // sourceCount returns the number of the lab's client pods in a cluster.
 func sourceCount(s result.Scenario) int { return min(maxSources, s.Pods-2) }
 
-// clientRange has the addresses of the client pods. They are behind one interface of the node, which leads
-// to other nodes.
+// clientRange contains the addresses of the client pods. They are reached through one interface, as if they
+// were on other nodes.
 var clientRange = netip.MustParsePrefix("10.128.32.0/24")
 
 // sources returns the addresses of the client pods.

@@ -34,8 +34,8 @@ type testbed struct {
 	used       int // number of nodes in use
 }
 
-// contender is the node of a row, with the pods of a server and of a hostile program, and with a client that
-// has the addresses of many pods of other nodes.
+// contender is the node of a row. A server and a hostile program run in pods of this node. The client has the
+// addresses of many pods of other nodes.
 type contender struct {
 	row
 	node                    *lab.Node

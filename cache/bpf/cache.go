@@ -1,9 +1,10 @@
 // Package bpf is the flow cache in the kernel. It repeats earlier verdicts without a trip to
 // user space, and lets packets that no policy affects bypass user space.
 //
-// iptables calls two small eBPF programs, program.c, as matches right before the rule that
-// queues: "allow" matches packets that may pass, "deny" packets that must not. A packet that
-// neither matches is queued. Two more programs are for the hooks where packets can be rejected.
+// iptables calls small eBPF programs, program.c, as matches: "allow" matches packets that may
+// pass, "deny" packets that must not. A packet that neither matches is queued. In POSTROUTING, two
+// programs replace "allow" ([Cache.ForwardedPin]). Two more programs are for the hooks where packets
+// can be rejected.
 // A [Cache] loads the programs, pins them where iptables finds them, and fills their maps: the
 // endpoints of the snapshot in force, with their IDs (policy.ID) and isolation; the prefixes that
 // policies name, with their IDs, and the ranges in which unknown addresses are pending; and verdicts by
@@ -109,7 +110,7 @@ type Cache struct {
 	mu       sync.Mutex
 	tables   *tables // nil while the cache is disabled
 	prefixes *prefixTable
-	owned    *owned
+	owned    *ownedFilter
 	// starting holds the addresses of pods that are starting.
 	starting []netip.Prefix
 	// devices holds, by address of a pod of this node, the index of the interface that leads to
@@ -186,7 +187,7 @@ func (c *Cache) loadPrograms(old bool) error {
 	if err := spec.LoadAndAssign(&c.objs, nil); err != nil {
 		return err
 	}
-	c.prefixes.in, c.owned = c.objs.Prefixes, newOwned(c.objs.Owned)
+	c.prefixes.in, c.owned = c.objs.Prefixes, newOwnedFilter(c.objs.Owned)
 	return nil
 }
 
@@ -285,11 +286,12 @@ func (c *Cache) programs() map[string]*ebpf.Program {
 // AllowPin returns the path of the program that matches packets that may pass.
 func (c *Cache) AllowPin() string { return filepath.Join(c.pins.dir, "allow") }
 
-// ForwardedPin returns the path of the program that matches those packets of the program at AllowPin that came
-// in at an interface and have ports.
+// ForwardedPin returns the path of a program that matches like the one at AllowPin, but only TCP, UDP and SCTP
+// packets that arrived on an interface.
 func (c *Cache) ForwardedPin() string { return filepath.Join(c.pins.dir, "forwarded") }
 
-// OthersPin returns the path of the program that matches the other packets of the program at AllowPin.
+// OthersPin returns the path of a program that matches like the one at AllowPin, but only packets that the
+// program at ForwardedPin leaves out.
 func (c *Cache) OthersPin() string { return filepath.Join(c.pins.dir, "others") }
 
 // DenyPin returns the path of the program that matches packets that must not pass; empty with
@@ -301,8 +303,8 @@ func (c *Cache) DenyPin() string {
 	return filepath.Join(c.pins.dir, "deny")
 }
 
-// LaterPin returns the path of the program that matches packets in FORWARD that the programs of
-// AllowPin and DenyPin answer in POSTROUTING.
+// LaterPin returns the path of the program that matches packets in FORWARD that other programs
+// answer in POSTROUTING.
 func (c *Cache) LaterPin() string { return filepath.Join(c.pins.dir, "later") }
 
 // RejectPin returns the path of the program that matches packets that must not pass and are to be

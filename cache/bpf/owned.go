@@ -13,18 +13,18 @@ import (
 // ownedBits is the binary logarithm of the number of bits in the map "owned": OWNED_BITS in program.c.
 const ownedBits = 20
 
-// owned is the map "owned": the set of addresses that have an endpoint, or had one, and of others by
-// chance. Bits are never cleared. So an address whose pod is gone still costs a packet the lookup that
-// the set saves; but pods have addresses from ranges, which are used again.
-type owned struct {
+// ownedFilter is the map "owned": a Bloom filter of the addresses that have or had an endpoint. Bits are never
+// cleared: the addresses of deleted pods keep causing lookups. But pod addresses are reused, so their
+// number stays bounded.
+type ownedFilter struct {
 	in    table
-	words []uint64 // what the map holds for certain
+	words []uint64 // bits that the map has; after an error it may have more
 }
 
-func newOwned(in table) *owned { return &owned{in, make([]uint64, 1<<ownedBits/64)} }
+func newOwnedFilter(in table) *ownedFilter { return &ownedFilter{in, make([]uint64, 1<<ownedBits/64)} }
 
-// add adds addresses. It must return before the programs read a table with endpoints of them.
-func (o *owned) add(addrs iter.Seq[netip.Addr]) error {
+// add adds addresses. It must return before the programs read a table that has endpoints of these addresses.
+func (o *ownedFilter) add(addrs iter.Seq[netip.Addr]) error {
 	changed := make(map[uint32]uint64)
 	for a := range addrs {
 		bit := addrbits.Bit(a, ownedBits)

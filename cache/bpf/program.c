@@ -3,14 +3,14 @@
 // The flow cache in the kernel: programs that iptables calls as matches (-m bpf
 // --object-pinned). "allow" matches packets that may pass without a trip to user space, "deny"
 // packets that must not pass. A packet that neither matches is queued, as it would be without
-// a cache. There are two programs because a match has only two results.
+// a cache. It takes two programs because a match has only two results.
 //
-// In POSTROUTING, two programs share the work of "allow", so that most packets pass few rules.
-// "forwarded" is for packets that came in at an interface and have ports, "others" for the rest.
+// In POSTROUTING, two programs replace "allow", so that the first packets of most connections pass few
+// rules. "forwarded" is for TCP, UDP and SCTP packets that arrived on an interface, "others" for the rest.
 //
 // Two more programs are for the hooks where a denied packet can be rejected. "reject" matches
 // packets that must not pass and are to be rejected. "later" is for FORWARD and matches packets
-// that the first two programs answer in POSTROUTING, except those to reject.
+// that are answered in POSTROUTING, except those to reject.
 //
 // A match always agrees with packet.Decode and policy.Snapshot.DecideBetween. Unusual
 // packets are left to user space: fragments, IPv4 options, IPv6 extension headers, invalid
@@ -18,7 +18,7 @@
 //
 // The data of a packet begins with its IP header. A program takes 110 ns if it needs no
 // remembered verdict and 180 ns if it looks one up. A packet that is queued in the end has
-// passed through both programs.
+// been evaluated for both results.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -136,8 +136,8 @@ enum { SEVERAL = 0xffffffff };
 
 enum { OWNED_BITS = 20 };
 
-// owned has the bits of the addresses that have an endpoint, or had one since the agent started (see
-// address_bit). So most addresses without an endpoint need no lookup in the large table of endpoints.
+// owned is a Bloom filter of the addresses that have an endpoint, or had one since the agent started. Most
+// addresses without an endpoint therefore need no lookup in the table of endpoints.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1 << (OWNED_BITS - 6));
@@ -663,8 +663,8 @@ static __always_inline int evaluate(struct __sk_buff *skb, enum verdict wanted, 
 		return 0;
 	struct flow f = { .src = src_id, .dst = dst_id, .port = k.port, .protocol = k.protocol, .transport = k.transport };
 
-	// Most policies list ports, so the verdict about this port comes first. Each lookup takes 25 ns, and
-	// 100 ns more if the entry was not used lately.
+	// Most policies list ports, so look up the verdict for this port first. A lookup takes 25 ns, or 125 ns
+	// if the entry is not in the processor's caches.
 	if (!remembered(&f, wanted)) {
 		f.port = 0;
 		f.protocol = 0;

@@ -333,7 +333,7 @@ type owner struct {
 	id       policy.ID
 }
 
-// owning yields the addresses that have owners.
+// owning yields the addresses in the list that have an owner.
 func owning(owned []owner) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for _, o := range owned {
@@ -356,7 +356,7 @@ func owners(s *policy.Snapshot, addrs iter.Seq[netip.Addr]) iter.Seq[owner] {
 	}
 }
 
-// table is a map of the programs, such as a table of endpoints: an [ebpf.Map].
+// table has the methods of [ebpf.Map] that write entries.
 type table interface {
 	BatchUpdate(keys, values any, opts *ebpf.BatchOptions) (int, error)
 	Update(key, value any, flags ebpf.MapUpdateFlags) error

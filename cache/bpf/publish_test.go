@@ -73,7 +73,7 @@ func TestWriteEndpoints(t *testing.T) {
 	}
 }
 
-// failingTable is a map that accepts writes only while fail is false.
+// failingTable is a map whose batches stop halfway while fail is set.
 type failingTable struct {
 	table
 	fail  bool
@@ -93,7 +93,7 @@ func (t *failingTable) BatchUpdate(keys, values any, _ *ebpf.BatchOptions) (int,
 // After an error, the next call writes the bits that may be missing, and no call clears a bit.
 func TestOwnedAfterError(t *testing.T) {
 	in := &failingTable{words: make(map[uint32]uint64)}
-	o := newOwned(in)
+	o := newOwnedFilter(in)
 	has := func(a netip.Addr) bool {
 		bit := addrbits.Bit(a, ownedBits)
 		return in.words[bit/64]>>(bit%64)&1 != 0

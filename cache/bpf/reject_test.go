@@ -122,8 +122,8 @@ func TestRejectionAgreesWithUserSpace(t *testing.T) {
 }
 
 // A packet in FORWARD has no output interface yet. So the programs "later" and "reject" do not
-// compare it with the interface of the destination. If "later" lets the packet pass, "allow"
-// makes this comparison in POSTROUTING.
+// compare it with the interface of the destination. If "later" lets the packet pass, POSTROUTING
+// makes this comparison.
 func TestRejectionIgnoresTheOutput(t *testing.T) {
 	c := newCache(t, bpf.Options{})
 	both, p := loadRejection(t, c), load(t, c)

@@ -23,8 +23,8 @@ import (
 // A snapshot with different pod ranges widens the scope to ScopeAll, because the ranges
 // decide which flows the workers track. The first policy that may deny what pods send to their
 // node widens the scope to ScopeAll too: before it, no flow to the node is tracked, not even
-// one from a pending address. So does a snapshot that was passed before: a sweep of all connections
-// may have used it while caches still allowed connections by the snapshot before it.
+// one from a pending address. So does a second call in a row with the same snapshot: the first call
+// may have caused a sweep while caches still allowed connections by the previous snapshot.
 //
 // With ScopeFlows, the connections of a changed address are evaluated again if one of these
 // holds:
@@ -59,7 +59,7 @@ const (
 )
 
 // widened returns the scope, widened to ScopeAll if the pod ranges have changed, if flows from pods
-// to their node begin to be judged, or if the snapshot was passed before.
+// to their node begin to be judged, or if the last call had the same snapshot.
 func widened(scope Scope, before, now *policy.Snapshot) Scope {
 	if before != nil && (before == now || !now.SameRanges(before) || now.JudgesOwnNode() && !before.JudgesOwnNode()) {
 		return max(scope, ScopeAll)

@@ -122,8 +122,8 @@ func TestFollowerPause(t *testing.T) {
 	r.want(toDB, revoked)
 }
 
-// A sweep of all connections by a snapshot begins before the kernel's flow cache has the snapshot. A connection
-// that the cache allows after the sweep is judged again when the cache has it.
+// A sweep evaluates all connections by a snapshot that the kernel's flow cache does not have yet. A connection
+// that the cache then allows by the old snapshot is judged again after the cache has the new one.
 func TestFollowerSweepsDuringAPublication(t *testing.T) {
 	h, k := quiet(t)
 	h.open(k, false)

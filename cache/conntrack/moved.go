@@ -295,14 +295,14 @@ func (f *transition) answerAfter(k policy.IDKey, src, dst target, was answer) an
 	return unsure
 }
 
-// members returns addresses with an ID. An address that was stored for an ID may have another one by now, or be
-// pending: then it may be denied, unlike others with the ID, until its pod is known.
+// members returns addresses that have an ID. A stored address is skipped if it has another ID now. It is also
+// skipped if it is pending, because a pending address may be denied although others with the ID are allowed.
 func (f *transition) members(id policy.ID, to target) (list []netip.Addr) {
 	if to.member.IsValid() {
 		list = append(list, to.member)
 	}
 	for _, a := range f.outside[id] {
-		_, now := f.now.Identify(a) // if this is still the ID, no pod has the address: IDs of pods are others
+		_, now := f.now.Identify(a) // an address that still has this ID has no pod, because pods never have IDs of prefixes
 		if a.IsValid() && (id&pendingBit != 0 || now == id && f.now.Pending(a) == policy.Known) {
 			list = append(list, a)
 		}

@@ -14,7 +14,7 @@ import (
 
 var stranger = netip.MustParseAddr("198.51.100.1") // has no pod, and no policy names it
 
-// guardFrom returns the policy of guard, which also allows TCP to a port from a block of addresses.
+// guardFrom returns guard's policy with one more rule: it allows TCP to a port from a block of addresses.
 func guardFrom(app string, port int32, block string, ports ...int32) *networkingv1.NetworkPolicy {
 	p, from := guard(app, ports...), guard(app, port).Spec.Ingress[0]
 	from.From = []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: block}}}
@@ -29,7 +29,7 @@ func TestOutsideAddressMoves(t *testing.T) {
 	h.store.SetPolicy(netpol.Read(guard("p0", 80, 81)))
 	h.publishAndSweep(conntrack.ScopeFlows)
 	denied := h.open(filter.NewKey(stranger, k.DstAddr(), filter.TCP, 80), false)
-	k.Port = 81 // another key, because the evaluator tracks only keys that no cache has
+	k.Port = 81 // a key that no cache has, so that the evaluator tracks this address last
 	h.open(k, false)
 	k.Port = 80
 	kept := h.open(k, false)
@@ -41,7 +41,7 @@ func TestOutsideAddressMoves(t *testing.T) {
 }
 
 // A policy allows a block of addresses that begins with those of this node's pods. The first address is pending,
-// so that connections of it are denied. A connection of another address of the block, which was revoked before,
+// so that connections from it are denied. A connection from another address of the block, which was revoked before,
 // is allowed again.
 func TestOutsideAddressIsPending(t *testing.T) {
 	h, k := quiet(t)
@@ -55,7 +55,7 @@ func TestOutsideAddressIsPending(t *testing.T) {
 	h.store.SetPolicy(netpol.Read(guard("p0", 81)))
 	h.publishAndSweep(conntrack.ScopeFlows)
 	h.want(ref, revoked)
-	h.open(filter.NewKey(stranger, h.addrs[5], filter.TCP, 80), false) // an address that the block does not have
+	h.open(filter.NewKey(stranger, h.addrs[5], filter.TCP, 80), false) // an address outside the block
 
 	h.store.SetPolicy(netpol.Read(guardFrom("p0", 80, allPods.String())))
 	h.publishAndSweep(conntrack.ScopeFlows)

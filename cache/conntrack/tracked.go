@@ -51,9 +51,9 @@ type TrackedFlows struct {
 	pending map[netip.Addr]policy.ID // the numbers of pending addresses
 	last    policy.ID                // the last of these numbers
 
-	newest  uint64               // number of the newest snapshot that keys may be of
+	newest  uint64               // number of the newest snapshot by which a key was added or that was published
 	cleaned uint64               // number of the snapshot of the last call of clean
-	missing map[policy.ID]uint64 // IDs that the snapshot did not have, with the number in newest at that time
+	missing map[policy.ID]uint64 // IDs that the snapshot of the last clean lacked, and newest when each was first missing
 	kept    int                  // number of other entries
 }
 
@@ -187,8 +187,8 @@ func (t *TrackedFlows) add(k policy.IDKey, a answer) {
 
 // clean removes what belongs to IDs that no address of the snapshot has, and that are not in use
 // either. IDs are never used again. Workers may already use newer snapshots with new IDs, so an ID must be
-// missing twice, the second time in a snapshot that is as new as all keys were the first time. clean takes some
-// 60 ns for each address of the cluster, so it does nothing until the number of entries has doubled or there
+// missing twice, and the second snapshot must not be older than any by which a key had been added when it was
+// missing first. clean takes some 60 ns for each address of the cluster, so it does nothing until the number of entries has doubled or there
 // is no room for a key.
 func (t *TrackedFlows) clean(s *policy.Snapshot, use map[policy.ID]bool) {
 	t.mu.Lock()

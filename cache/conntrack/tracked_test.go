@@ -161,7 +161,7 @@ func (h *history) inKernel(k *filter.Key) (filter.Action, bool) {
 	}
 	_, srcID := h.kernelSnapshot.Identify(k.SrcAddr())
 	_, dstID := h.kernelSnapshot.Identify(k.DstAddr())
-	for _, key := range []filter.Key{k.Pair(), *k} {
+	for _, key := range []filter.Key{*k, k.Pair()} {
 		if action, ok := h.kernel[policy.NewIDKey(&key, srcID, dstID)]; ok {
 			return action, true
 		}
@@ -624,7 +624,7 @@ func TestEarlyVerdict(t *testing.T) {
 }
 
 // A worker allows a connection by a snapshot that the follower does not know yet. The sweeps for two older
-// snapshots come later, because they follow a long one, and remove keys that nothing needs. They keep the key
+// snapshots run after that, because an earlier sweep took long. They remove unneeded keys, but keep the key
 // of the connection.
 func TestEarlyVerdictBeforeTwoSweeps(t *testing.T) {
 	h, k := quiet(t)
@@ -655,9 +655,9 @@ func TestEarlyVerdictBeforeTwoSweeps(t *testing.T) {
 	h.want(ref, revoked)
 }
 
-// An address is pending, then a pod has it, and then it is pending again, by a snapshot that the follower does
-// not know yet. A worker allows a connection of the address by this snapshot. Its key is kept, although two
-// snapshots in a row have a pod with the address.
+// An address is pending, then a pod has it, and then it is pending again in a snapshot that the follower does
+// not know yet. A worker allows a connection from the address by this snapshot. The key of the connection is kept,
+// although two snapshots in a row have a pod with the address.
 func TestPendingAgain(t *testing.T) {
 	h, k := quiet(t)
 	h.tracked.Limit(1000, 1000, -1000) // each sweep removes keys

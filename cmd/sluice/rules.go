@@ -26,8 +26,9 @@ func rulesCommand(e env) *cobra.Command {
 and IPv6, in the format of iptables-restore --noflush. This needs no privilege and
 changes nothing. The rules on a node may differ from this in six ways:
 
-  - With --kernel-cache, one or two rules before those that queue call the programs of the
-    agent. --kernel-cache-pins prints them too.
+  - With --kernel-cache, rules call the programs of the agent: in SLUICE, one after the rule
+    for allowed connections, and one or two before those that queue. --kernel-cache-pins
+    prints them too.
   - If --guard checks the sources of packets at every interface, which needs Linux 6.6,
     the chain SLUICE-SOURCE and the jump to it are missing. --guarded prints the rules
     without them.

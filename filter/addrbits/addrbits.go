@@ -1,10 +1,11 @@
-// Package addrbits computes the bits of addresses in sets with false positives, which BPF programs
-// look into before they look an address up in a hash table. An address whose bit is not set is not in the table.
-// Such a set is small enough for the processor's caches. A lookup in a large table takes some 100 ns
-// if the address was not seen lately, because it waits for memory.
+// Package addrbits hashes addresses for Bloom filters with one hash function. eBPF programs test such a
+// filter before they look up an address in a hash table: if the bit of the address is clear, the table does not
+// have it. The filter fits into the processor's caches, while a lookup in a large table waits some 100 ns for
+// memory if the address was not used recently.
 //
-// addrbits.h has the same function for programs. The bits are not secret: whoever sends packets from
-// addresses whose bits are set only causes the lookups that there would be without the set.
+// addrbits.h has the same function in C. The hash has no secret: an attacker who chooses addresses with set
+// bits causes only the lookups that there would be without the filter. The kernel's own Bloom filters
+// (BPF_MAP_TYPE_BLOOM_FILTER, Linux 5.16) are too new, and a program reaches them only by a call.
 package addrbits
 
 import (
@@ -12,15 +13,14 @@ import (
 	"net/netip"
 )
 
-// The factors are odd, and their bits are mixed, so that addresses that differ in a few bits of any word
-// have different bits.
+// The multipliers are odd and irregular, so that addresses that differ in few places rarely share a bit.
 const (
 	high uint64 = 0x9e3779b97f4a7c15
 	low  uint64 = 0xd1342543de82ef95
 )
 
-// Bit returns the number of the bit of an address in a set of 2^log2 bits. An IPv4 address and its
-// mapped form have the same.
+// Bit returns the number of the bit of an address in a filter of 2^log2 bits. An IPv4 address and its
+// mapped form have the same bit.
 func Bit(a netip.Addr, log2 int) uint32 {
 	b := a.As16()
 	// Programs read the words of an address in the byte order of the machine.

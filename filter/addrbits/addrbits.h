@@ -1,9 +1,9 @@
-// See the package addrbits, which computes the same in Go.
+// See the Go package addrbits, which has the same function.
 
 #define ADDRESS_BIT_HIGH 0x9e3779b97f4a7c15ULL
 #define ADDRESS_BIT_LOW 0xd1342543de82ef95ULL
 
-// address_bit returns the number of the bit of an address, given as its four words, in a set of 2^log2 bits.
+// address_bit returns the number of the bit of an address, given as its four words, in a filter of 2^log2 bits.
 static __always_inline __u32 address_bit(const __u32 *word, int log2)
 {
 	__u64 high = (__u64)word[0] << 32 | word[1], low = (__u64)word[2] << 32 | word[3];

@@ -7,8 +7,7 @@ import (
 	"sluice/filter/addrbits"
 )
 
-// Addresses that follow one another have different bits, in all parts of an address that networks count in.
-// So a set of n addresses has almost n bits set, and few other addresses share them.
+// Few of 4,096 consecutive addresses share a bit, whatever part of the address networks count hosts or subnets in.
 func TestNeighboringAddressesHaveDifferentBits(t *testing.T) {
 	const log2, each = 20, 4096
 	for _, first := range []string{"10.0.0.0", "198.18.0.0", "fd00:10:244::", "2001:db8:1:2:3:4:5:6"} {

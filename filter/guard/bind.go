@@ -145,7 +145,7 @@ type state struct {
 	ports   map[uint32]portValue
 	own     map[place]uint32
 	known   map[[16]byte]uint32
-	nodes   map[uint32]uint64 // words of the map "node_bits"; only set in what was written
+	nodes   map[uint32]uint64 // words of the map "node_bits"; empty in a wanted state, because write derives them from known
 	tunnels map[uint16]uint32 // set of the UDP ports of tunnels, in network byte order
 }
 

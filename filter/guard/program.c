@@ -98,8 +98,8 @@ struct {
 
 enum { NODE_BITS = 14 };
 
-// node_bits has the bits of the addresses with OF_NODE in the map "known" (see address_bit), so that most packets
-// from outside need no lookup there.
+// node_bits is a Bloom filter of the addresses with OF_NODE in the map "known". Most packets from outside
+// therefore need no lookup in "known".
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1 << (NODE_BITS - 6));
@@ -330,8 +330,8 @@ static __always_inline __u32 whose(struct address *a)
 	return who ? *who : 0;
 }
 
-// is_nodes reports whether an address is this node's.
-static __always_inline int is_nodes(struct address *a)
+// is_own reports whether this node has an address.
+static __always_inline int is_own(struct address *a)
 {
 	__u32 bit = address_bit(a->word, NODE_BITS), at = bit >> 6;
 	__u64 *bits = bpf_map_lookup_elem(&node_bits, &at);
@@ -520,7 +520,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
 			return drop(SOURCE);
 		ends[0].word[2] = bpf_htonl(0xffff);
 		ends[0].word[3] = both[0];
-		nodes = loopback4(&ends[0]) || is_nodes(&ends[0]);
+		nodes = loopback4(&ends[0]) || is_own(&ends[0]);
 	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
 		if (direct && data + ETH_LENGTH + IPV6_LENGTH <= end)
 			__builtin_memcpy(ends, data + ETH_LENGTH + 8, sizeof(ends));
@@ -528,7 +528,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, __u32 flags)
 			return TC_ACT_UNSPEC;
 		if (same(&ends[0], &ends[1]) && !comes_back(skb, flags))
 			return drop(SOURCE);
-		nodes = local6(&ends[0]) ? owned(&ends[0], skb->ifindex) == NODES : is_nodes(&ends[0]);
+		nodes = local6(&ends[0]) ? owned(&ends[0], skb->ifindex) == NODES : is_own(&ends[0]);
 	} else {
 		// More tags than any network needs: the packet behind them cannot be checked.
 		return protocol == bpf_htons(ETH_P_8021Q) || protocol == bpf_htons(ETH_P_8021AD) ? drop(TAG) : TC_ACT_UNSPEC;

@@ -37,8 +37,9 @@ func (o Options) nodeSources(f Family) (rules []string) {
 	return inChain(inputChain, rules)
 }
 
-// nodeRules returns the rules of nodeChain. They are those of Chain, with two exceptions. No
-// rule lets packets from the node pass, because inputChain sends only packets from pods here.
+// nodeRules returns the rules of nodeChain. They are those of Chain, with three exceptions. No
+// rule lets packets from the node pass, because inputChain sends only packets from pods here. One program
+// matches all packets that may pass, right before the queue.
 // And a packet that the BPF cache allows does not mark its connection: IPVS translates packets
 // after this chain, and POSTROUTING, which judges them by their real destination, would take
 // the mark for a verdict.

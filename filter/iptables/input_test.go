@@ -49,8 +49,8 @@ func TestWantedTextWithNodeSources(t *testing.T) {
 }
 
 // The main chain and nodeChain change in the same way: reduced rules omit the same parts in
-// both, and during a pause both end with the same target. Instead of the program for packets that may
-// pass, the main chain has two.
+// both, and during a pause both end with the same target. The main chain calls "others" where nodeChain
+// calls "allow".
 func TestNodeRulesWithoutParts(t *testing.T) {
 	o := pinnedOptions()
 	o.NodeSources = nodeSources

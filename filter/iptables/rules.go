@@ -105,14 +105,15 @@ type Options struct {
 	Backend Backend
 	// AllowPin and DenyPin are the paths of pinned BPF programs that the rules call before
 	// the queue: the first matches packets that may pass, the second packets that must not.
+	// In POSTROUTING, the rules call those at ForwardedPin and OthersPin instead of the first.
 	// Each may be empty; see the package cache/bpf.
 	AllowPin, DenyPin string
-	// ForwardedPin and OthersPin are the paths of two programs that POSTROUTING calls instead of the
-	// one at AllowPin: the first matches those of its packets that came in at an interface and have
-	// ports, the second the rest. They are empty if AllowPin is.
+	// ForwardedPin and OthersPin are the paths of two programs that match like the one at AllowPin: the
+	// first only TCP, UDP and SCTP packets that arrived on an interface, the second only the others.
+	// Both are set if AllowPin is.
 	ForwardedPin, OthersPin string
 	// LaterPin and RejectPin are the paths of two more programs, for FORWARD and INPUT: the first
-	// matches packets that AllowPin and DenyPin decide in POSTROUTING, the second packets that
+	// matches packets that other programs decide in POSTROUTING, the second packets that
 	// must not pass and are rejected. Each may be empty.
 	LaterPin, RejectPin string
 }

@@ -98,9 +98,9 @@ func (o Options) chainsWith(f Family, last ...string) map[string][]string {
 }
 
 // mainRules returns the rules of Chain. Most packets belong to allowed connections and leave
-// at the second rule. Most others begin connections that the kernel remembers as allowed, and leave
-// right after that. Both precede the test for the node's own addresses because that test costs
-// a lookup in the routing table, which takes up to 450 ns.
+// at the second rule. Most other packets begin connections that the kernel remembers as allowed, and leave
+// at the rule of forwardedRules. Both rules precede the test for the node's own addresses, because that
+// test is a lookup in the routing table, which takes 170 ns for IPv4 and 450 ns for IPv6.
 func (o Options) mainRules(f Family, last ...string) []string {
 	rules, revoked := o.markRules(), []string(nil)
 	if o.Reject {
@@ -118,17 +118,18 @@ func (o Options) mainRules(f Family, last ...string) []string {
 }
 
 // forwardedRules returns the rule for forwarded packets that the kernel remembers as allowed. It
-// precedes rules that let packets pass or drop them, and changes no verdict:
+// overtakes other rules, but no policy is applied differently:
 //
-//   - A packet from this node's own address has come in at no interface, so the program does not match it.
-//   - A packet in the direction of replies is ESTABLISHED. So a verdict about that direction, which may
-//     differ, is not applied to it, and packets of a revoked connection that has had a reply are
-//     dropped. Without a reply, the connection is dropped until policies allow it again, which the
-//     program knows first.
-//   - The program matches no ICMP.
+//   - The rule for this node's own addresses also lets packets pass. A packet that the node sends has
+//     arrived on no interface, so the program does not match it.
+//   - Packets of a revoked connection that has had a reply are ESTABLISHED. Before the first reply, or if a
+//     conntrack helper has announced the connection, the program matches packets only if the policies now allow
+//     them, and the next sweep would restore the connection too.
+//   - Replies are ESTABLISHED, so that a verdict about the opposite direction is not applied to them.
+//   - The program matches no ICMP errors and no neighbor discovery.
 //
-// RELATED and ESTABLISHED packets of connections without a mark are rare, because a connection that
-// is allowed is marked at its first packet. They go through the queue once.
+// ESTABLISHED packets of forwarded connections without the allowed mark are queued. They are rare, because
+// the first allowed packet marks its connection.
 func (o Options) forwardedRules() []string {
 	if o.ForwardedPin == "" {
 		return nil
@@ -188,10 +189,10 @@ func inChain(chain string, rules []string) []string {
 	return rules
 }
 
-// cacheRules returns the rules that consult the BPF cache. They come right before the queue:
-// packets that leave earlier do not pay for the cache, and a cached verdict cannot override an
-// earlier DROP. pin is the path of the program for packets that may pass, and allow is what happens to
-// a packet that it matches. The rules in refuse are about packets that a program denies and that are
+// cacheRules returns those rules that consult the BPF cache right before the queue (see also
+// forwardedRules): packets that leave earlier do not pay for the cache, and a cached verdict cannot override
+// an earlier DROP. pin is the path of the program for packets that may pass, and allow is the target for
+// packets that it matches. The rules in refuse are about packets that a program denies and that are
 // not simply dropped.
 func (o Options) cacheRules(pin, allow string, refuse ...string) (rules []string) {
 	if pin != "" {

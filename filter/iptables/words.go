@@ -60,7 +60,7 @@ func (o Options) sentences() []sentence {
 		{[]string{"--object-pinned", "-j DROP"}, "drop what the kernel remembers as denied"},
 		{[]string{"--object-pinned", "-g " + refuseChain}, "reject what the kernel remembers as denied by rejecting"},
 		{[]string{"-A " + forwardChain, "--object-pinned"}, "what the kernel remembers otherwise is decided in POSTROUTING"},
-		{[]string{"--ctstate INVALID,NEW,RELATED,UNTRACKED", "--object-pinned"}, "forwarded packets that the kernel remembers as allowed pass, and those that no policy concerns"},
+		{[]string{"--ctstate INVALID,NEW,RELATED,UNTRACKED", "--object-pinned"}, "forwarded packets pass if the kernel remembers them as allowed, or if no policy concerns them"},
 		{[]string{"--object-pinned"}, "what the kernel remembers as allowed passes, and what no policy concerns"},
 		{[]string{"--hashlimit-above"}, "judge the packets of a source over its limit in the overflow queue"},
 		{[]string{"-j NFQUEUE"}, "have the agent judge the packet"},

@@ -16,7 +16,7 @@ func index(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprint(w, `<!doctype html><title>sluice</title><h1>sluice</h1><ul>
 <li><a href="/debug/status">status</a>: what sluice status shows
 <li><a href="/debug/snapshot">snapshot</a>: how many policies and pods are in force
-<li>/debug/endpoint?ip=ADDRESS or <a href="/debug/endpoint">?pod=NAMESPACE/NAME</a>: the policies that decide about one pod, and the IDs of its addresses or of an address without a pod
+<li>/debug/endpoint?ip=ADDRESS or <a href="/debug/endpoint">?pod=NAMESPACE/NAME</a>: the policies and IDs of one pod, or the ID of an address without a pod
 <li><a href="/debug/pprof/">pprof</a>: profiles of the agent
 <li><a href="/metrics">metrics</a>, <a href="/healthz">healthz</a>, <a href="/readyz">readyz</a>
 </ul>
@@ -56,11 +56,11 @@ type tierPolicies struct {
 	Policies []string `json:"policies"` // "default/db", or "admin/platform"
 }
 
-// outside is an address that no pod has, as /debug/endpoint shows it. It is not an address of this node either.
+// outside is an address without an endpoint, as /debug/endpoint shows it: neither a pod nor this node has it.
 type outside struct {
-	Addresses []netip.Addr `json:"addresses"` // the address alone
-	IDs       []policy.ID  `json:"ids"`       // as those of an endpoint
-	Prefix    string       `json:"prefix"`    // the longest prefix with the address that policies name, or ""
+	Addresses []netip.Addr `json:"addresses"` // only this address
+	IDs       []policy.ID  `json:"ids"`       // its ID; a list, as in endpoint
+	Prefix    string       `json:"prefix"`    // the longest prefix that policies name and that contains the address; "" if there is none
 	Pending   bool         `json:"pending"`   // a pod will probably have the address, and packets may be held for it
 }
 

@@ -84,7 +84,7 @@ func TestEndpointPage(t *testing.T) {
 	}
 }
 
-// An address without a pod has the ID of the longest prefix with it that policies name, or 0.
+// An address without a pod has the ID of the longest prefix that policies name and that contains the address, or 0.
 func TestEndpointPageOfOutsideAddresses(t *testing.T) {
 	w := policy.NewStore()
 	w.SetNodeRanges("node-2", []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")})
