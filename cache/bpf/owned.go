@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"math/bits"
 	"net/netip"
 	"slices"
 
@@ -13,15 +14,21 @@ import (
 // ownedBits is the binary logarithm of the number of bits in the map "owned": OWNED_BITS in program.c.
 const ownedBits = 20
 
-// ownedFilter is the map "owned": a Bloom filter of the addresses that have or had an endpoint. Bits are never
-// cleared: the addresses of deleted pods keep causing lookups. But pod addresses are reused, so their
-// number stays bounded.
+// manyBits is the number of set bits up to which the filter needs no cleaning: an eighth of all.
+const manyBits = 1 << ownedBits / 8
+
+// ownedFilter is the map "owned": a Bloom filter of the addresses that have an endpoint, and of others that had one.
+// The addresses of deleted pods keep causing lookups until clean removes them. Usually pod addresses are
+// reused, so that it never has to; but over IPv6 a network plugin may give every pod a new one.
 type ownedFilter struct {
 	in    table
 	words []uint64 // bits that the map has; after an error it may have more
+	set   int      // number of bits in words
 }
 
-func newOwnedFilter(in table) *ownedFilter { return &ownedFilter{in, make([]uint64, 1<<ownedBits/64)} }
+func newOwnedFilter(in table) *ownedFilter {
+	return &ownedFilter{in: in, words: make([]uint64, 1<<ownedBits/64)}
+}
 
 // add adds addresses. It must return before the programs read a table that has endpoints of these addresses.
 func (o *ownedFilter) add(addrs iter.Seq[netip.Addr]) error {
@@ -33,16 +40,51 @@ func (o *ownedFilter) add(addrs iter.Seq[netip.Addr]) error {
 			changed[at] = changed[at] | o.words[at] | mask
 		}
 	}
+	if err := o.put(changed); err != nil {
+		return fmt.Errorf("record addresses that have endpoints: %w", err)
+	}
+	o.know(changed)
+	return nil
+}
+
+// clean removes all addresses but those given, if many others are in the filter. n is the number of those
+// given. No table that the programs read may have endpoints of other addresses.
+func (o *ownedFilter) clean(n int, addrs iter.Seq[netip.Addr]) error {
+	if o.set <= max(manyBits, 2*n) {
+		return nil
+	}
+	words := make([]uint64, len(o.words))
+	for a := range addrs {
+		bit := addrbits.Bit(a, ownedBits)
+		words[bit/64] |= 1 << (bit % 64)
+	}
+	changed := make(map[uint32]uint64)
+	for at, word := range words {
+		if word != o.words[at] {
+			changed[uint32(at)] = word
+		}
+	}
+	o.know(changed)
+	if err := o.put(changed); err != nil {
+		return fmt.Errorf("forget addresses that had endpoints: %w", err)
+	}
+	return nil
+}
+
+// know records that the map has these words.
+func (o *ownedFilter) know(changed map[uint32]uint64) {
+	for at, word := range changed {
+		o.set += bits.OnesCount64(word) - bits.OnesCount64(o.words[at])
+		o.words[at] = word
+	}
+}
+
+// put writes words into the map.
+func (o *ownedFilter) put(changed map[uint32]uint64) error {
 	keys := slices.Sorted(maps.Keys(changed))
 	values := make([]uint64, 0, len(keys))
 	for _, at := range keys {
 		values = append(values, changed[at])
 	}
-	if err := put(o.in, keys, values); err != nil {
-		return fmt.Errorf("record addresses that have endpoints: %w", err)
-	}
-	for at, word := range changed {
-		o.words[at] = word
-	}
-	return nil
+	return put(o.in, keys, values)
 }

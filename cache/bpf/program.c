@@ -136,8 +136,8 @@ enum { SEVERAL = 0xffffffff };
 
 enum { OWNED_BITS = 20 };
 
-// owned is a Bloom filter of the addresses that have an endpoint, or had one since the agent started. Most
-// addresses without an endpoint therefore need no lookup in the table of endpoints.
+// owned is a Bloom filter of the addresses that have an endpoint, and of some that had one. Most addresses
+// without an endpoint therefore need no lookup in the table of endpoints.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1 << (OWNED_BITS - 6));

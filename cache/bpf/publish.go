@@ -275,7 +275,7 @@ func (c *Cache) publishEndpoints(s *policy.Snapshot, owned []owner) error {
 		c.log.Warn("a spare table of the kernel's flow cache could not be written; making a new one", "err", err)
 		t.room = -1
 	}
-	return nil
+	return c.owned.clean(s.Counts().Endpoints, addresses(s))
 }
 
 // swap makes the programs read a table, and returns when no program reads the previous one.

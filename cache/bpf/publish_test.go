@@ -3,7 +3,9 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"testing"
@@ -90,7 +92,7 @@ func (t *failingTable) BatchUpdate(keys, values any, _ *ebpf.BatchOptions) (int,
 	return len(keys.([]uint32)), nil
 }
 
-// After an error, the next call writes the bits that may be missing, and no call clears a bit.
+// After an error, the next call writes the bits that may be missing, and add clears no bit.
 func TestOwnedAfterError(t *testing.T) {
 	in := &failingTable{words: make(map[uint32]uint64)}
 	o := newOwnedFilter(in)
@@ -118,6 +120,51 @@ func TestOwnedAfterError(t *testing.T) {
 		for _, a := range held {
 			if !has(a) {
 				t.Fatalf("%s has no bit", a)
+			}
+		}
+	}
+}
+
+// When many addresses had an endpoint, the filter forgets all but those that still have one. An address that comes
+// back is added again, even if forgetting it failed halfway.
+func TestOwnedForgets(t *testing.T) {
+	for _, fail := range []bool{false, true} {
+		in := &failingTable{words: make(map[uint32]uint64)}
+		o := newOwnedFilter(in)
+		nth := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}) }
+		each := func(from, to int) iter.Seq[netip.Addr] {
+			return func(yield func(netip.Addr) bool) {
+				for i := from; i < to && yield(nth(i)); i++ {
+				}
+			}
+		}
+		count := func() (n int) {
+			for _, word := range in.words {
+				n += bits.OnesCount64(word)
+			}
+			return n
+		}
+		const all, kept = 2 * manyBits, 1000
+		if err := errors.Join(o.add(each(0, 1000)), o.clean(0, each(0, 0))); err != nil || count() < 900 {
+			t.Fatalf("few bits were cleaned: %d are left, error %v", count(), err)
+		}
+		if err := errors.Join(o.add(each(0, all)), o.clean(all, each(0, all))); err != nil || count() != o.set {
+			t.Fatalf("%d bits, counted %d, error %v", count(), o.set, err)
+		}
+		in.fail = fail
+		if err := o.clean(kept, each(0, kept)); (err != nil) != fail {
+			t.Fatal(err)
+		}
+		in.fail = false
+		if n := count(); !fail && (n > kept || n < kept*9/10 || n != o.set) {
+			t.Errorf("%d bits for %d addresses, counted %d", n, kept, o.set)
+		}
+		if err := o.add(each(0, all)); err != nil {
+			t.Fatal(err)
+		}
+		for a := range each(0, all) {
+			if bit := addrbits.Bit(a, ownedBits); in.words[bit/64]>>(bit%64)&1 == 0 {
+				t.Fatalf("%s came back and has no bit", a)
 			}
 		}
 	}

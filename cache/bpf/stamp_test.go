@@ -18,8 +18,8 @@ func (w *stamped) stamp(s *secrets) uint64 {
 	return s.stamp(&k)
 }
 
-// bits is the number of bits of each word that are part of the input.
-var bits = [3]int{64, 64, 32}
+// inputBits is the number of bits of each word that are part of the input.
+var inputBits = [3]int{64, 64, 32}
 
 // flips returns XOR masks for a word of the given number of bits: 0, all masks with one bit,
 // and all masks with two bits.
@@ -40,8 +40,8 @@ func flips(bits int) (masks []uint64) {
 func differ(base stamped, at int, stamp func(*stamped) uint64) error {
 	seen := make(map[uint64]stamped)
 	for _, few := range [][2]int{{at, at + 1}, {at + 1, at}} {
-		for _, two := range flips(bits[few[0]]) {
-			for bit := -1; bit < bits[few[1]]; bit++ {
+		for _, two := range flips(inputBits[few[0]]) {
+			for bit := -1; bit < inputBits[few[1]]; bit++ {
 				in := base
 				in[few[0]] ^= two
 				if bit >= 0 {
@@ -70,7 +70,7 @@ func TestStampsDiffer(t *testing.T) {
 		var base stamped // all words are 0 in the first round: many keys consist mostly of zeros
 		for i := range base {
 			if round > 0 {
-				base[i] = random.Uint64() >> (64 - bits[i])
+				base[i] = random.Uint64() >> (64 - inputBits[i])
 			}
 		}
 		for at := range len(base) - 1 {
