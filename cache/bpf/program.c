@@ -16,8 +16,8 @@
 // packets are left to user space: fragments, IPv4 options, IPv6 extension headers, invalid
 // lengths.
 //
-// The data of a packet begins with its IP header. A program takes 110 ns if it needs no
-// remembered verdict and 180 ns if it looks one up. A packet that is queued in the end has
+// The data of a packet begins with its IP header. A program takes 90 to 120 ns if it needs no
+// remembered verdict and 150 ns if it looks one up. A packet that is queued in the end has
 // been evaluated for both results.
 
 #include <linux/bpf.h>
