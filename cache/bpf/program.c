@@ -459,12 +459,7 @@ static __always_inline int denied(struct __sk_buff *skb, struct key *k, struct u
 // endpoint_of returns the endpoint of an address in a table of endpoints, NULL if it has none.
 static __always_inline struct endpoint *endpoint_of(void *table, struct address *a)
 {
-	__u32 bit = address_bit(a->word, OWNED_BITS), at = bit >> 6;
-	__u64 *bits = bpf_map_lookup_elem(&owned, &at);
-
-	if (bits && !(*bits >> (bit & 63) & 1))
-		return 0;
-	return bpf_map_lookup_elem(table, a);
+	return may_hold(&owned, a->word, OWNED_BITS) ? bpf_map_lookup_elem(table, a) : 0;
 }
 
 // read_unowned reads the ID and the host of an address without an endpoint. It returns 0 if the

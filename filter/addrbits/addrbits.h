@@ -11,3 +11,13 @@ static __always_inline __u32 address_bit(const __u32 *word, int log2)
 
 	return (sum ^ sum >> 32) * ADDRESS_BIT_HIGH >> (64 - log2);
 }
+
+// may_hold reports whether a filter may hold an address. The filter is an array map with 2^log2 bits, in words of
+// 64 bits. If it cannot be read, it may hold any address.
+static __always_inline int may_hold(void *filter, const __u32 *word, int log2)
+{
+	__u32 bit = address_bit(word, log2), at = bit >> 6;
+	__u64 *bits = bpf_map_lookup_elem(filter, &at);
+
+	return !bits || *bits >> (bit & 63) & 1;
+}

@@ -333,10 +333,7 @@ static __always_inline __u32 whose(struct address *a)
 // is_own reports whether this node has an address.
 static __always_inline int is_own(struct address *a)
 {
-	__u32 bit = address_bit(a->word, NODE_BITS), at = bit >> 6;
-	__u64 *bits = bpf_map_lookup_elem(&node_bits, &at);
-
-	return bits && *bits >> (bit & 63) & 1 && whose(a) & OF_NODE;
+	return may_hold(&node_bits, a->word, NODE_BITS) && whose(a) & OF_NODE;
 }
 
 // for_all reports whether the destination of a packet is a multicast or broadcast address,
