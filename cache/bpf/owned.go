@@ -55,8 +55,7 @@ func (o *ownedFilter) clean(n int, addrs iter.Seq[netip.Addr]) error {
 	}
 	words := make([]uint64, len(o.words))
 	for a := range addrs {
-		bit := addrbits.Bit(a, ownedBits)
-		words[bit/64] |= 1 << (bit % 64)
+		addrbits.Set(words, a, ownedBits)
 	}
 	changed := make(map[uint32]uint64)
 	for at, word := range words {

@@ -28,3 +28,9 @@ func Bit(a netip.Addr, log2 int) uint32 {
 	sum := (word(0)<<32|word(1))*high + (word(2)<<32|word(3))*low
 	return uint32((sum ^ sum>>32) * high >> (64 - log2))
 }
+
+// Set sets the bit of an address in the words of a filter of 2^log2 bits.
+func Set(words []uint64, a netip.Addr, log2 int) {
+	bit := Bit(a, log2)
+	words[bit/64] |= 1 << (bit % 64)
+}

@@ -25,17 +25,17 @@ func (o *programObjects) write(recorded *state, want state) error {
 
 // nodeWords returns all words of the map "node_bits" for the given content of the map "known".
 func nodeWords(known map[[16]byte]uint32) map[uint32]uint64 {
-	words := make(map[uint32]uint64)
-	for word := range uint32(1) << nodeBits / 64 {
-		words[word] = 0
-	}
+	words := make([]uint64, 1<<nodeBits/64)
 	for a, flags := range known {
 		if flags&ofNode != 0 {
-			bit := addrbits.Bit(netip.AddrFrom16(a), nodeBits)
-			words[bit/64] |= 1 << (bit % 64)
+			addrbits.Set(words, netip.AddrFrom16(a), nodeBits)
 		}
 	}
-	return words
+	all := make(map[uint32]uint64, len(words))
+	for at, word := range words {
+		all[uint32(at)] = word
+	}
+	return all
 }
 
 // bigEndian returns a number in network byte order, as program.c compares it.
